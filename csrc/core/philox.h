@@ -1,0 +1,51 @@
+// Philox4x32-10, the counter-based generator of Salmon et al., "Parallel random numbers: as easy as
+// 1, 2, 3" (SC 2011), and the counter layout of this package's noise. Torch-free, host and device.
+#pragma once
+
+#include "lane.h"
+
+namespace dxmi {
+
+// What addresses one draw of noise; the int64 pair (seed, draw) of the Python key, each reduced as
+// the noise format says.
+struct NoiseKey {
+  uint32_t seed_low;
+  uint32_t seed_high;
+  uint32_t draw;
+};
+
+DXMI_CORE NoiseKey noise_key(int64_t seed, int64_t draw) {
+  const uint64_t s = static_cast<uint64_t>(seed);
+  return {static_cast<uint32_t>(s), static_cast<uint32_t>(s >> 32), static_cast<uint32_t>(draw)};
+}
+
+// Replaces the counter words x0..x3 by the generator's output under the key words (k0, k1).
+template <class L>
+DXMI_CORE void philox4x32_10(typename L::U& x0, typename L::U& x1, typename L::U& x2,
+                             typename L::U& x3, uint32_t k0, uint32_t k1) {
+  for (int round = 0; round < 10; ++round) {
+    typename L::U hi0, lo0, hi1, lo1;
+    L::mul_wide(x0, 0xD2511F53u, hi0, lo0);
+    L::mul_wide(x2, 0xCD9E8D57u, hi1, lo1);
+    x0 = hi1 ^ x1 ^ k0;
+    x1 = lo1;
+    x2 = hi0 ^ x3 ^ k1;
+    x3 = lo0;
+    k0 += 0x9E3779B9u;
+    k1 += 0xBB67AE85u;
+  }
+}
+
+// The four words that serve elements 4 * group .. 4 * group + 3 of one row at one step. `sample` is the
+// global row (sample_offset + n). This layout is part of the format of saved runs.
+template <class L>
+DXMI_CORE void noise_words(const NoiseKey& key, typename L::U group, typename L::U sample,
+                           typename L::U timestep, typename L::U words[4]) {
+  words[0] = group;
+  words[1] = sample;
+  words[2] = timestep;
+  words[3] = typename L::U{} + key.draw;
+  philox4x32_10<L>(words[0], words[1], words[2], words[3], key.seed_low, key.seed_high);
+}
+
+}  // namespace dxmi

@@ -1,0 +1,23 @@
+// The module dxmi_ext._C. Importing it registers the ops; it tells how it was built and what runs.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <string>
+#include <vector>
+
+#include "cpu/backend.h"
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "Compiled half of dxmi_ext: importing it registers the torch ops.";
+  dxmi::cpu::kernels();  // a bad DXMI_CPU_VARIANT is an error here, not in the middle of a run
+  m.def("cpu_variants", [] {
+    std::vector<std::string> names;
+    for (const dxmi::cpu::Kernels* variant : dxmi::cpu::usable_kernels())
+      names.emplace_back(variant->name);
+    return names;
+  });
+  m.def("cpu_variant", [] { return std::string(dxmi::cpu::kernels().name); });
+  m.attr("torch_headers") = DXMI_TORCH_VERSION;
+  m.attr("compiler") = DXMI_COMPILER;
+  m.attr("cuda") = DXMI_CUDA_BUILD;
+}
