@@ -7,7 +7,7 @@ from typing import NoReturn
 import torch
 
 try:
-    from dxmi_ext import _C
+    from dxmi_ext import _C  # type: ignore[attr-defined]
 except ImportError as error:
     raise ImportError(
         "dxmi_ext has no compiled module. If this is its source folder, run from another one after "

@@ -57,9 +57,9 @@ def noise_key(
     """Makes a noise key (seed, draw = 0).
 
     Args:
-        seed: in [-2**63, 2**64); None draws one from ``generator``, or from torch's generator of the device.
+        seed: in [-2**63, 2**64); None draws one from ``generator``, else from torch's own.
         generator: source of the seed when ``seed`` is None.
-        device: of the key; it must be that of the samples. Default: the generator's device, or torch's default.
+        device: of the key, and so of the samples. Default: the generator's device, or torch's default.
 
     Returns:
         int64 [2].
@@ -175,8 +175,8 @@ def transition_log_prob(
 ) -> Tensor:
     """Scores a given transition: mean over D of log N(next_sample; mean, exp(log_std[t])^2), [N].
 
-    Differentiable in next_sample, sample, model_output and log_std. Where `sampler_step`'s log_prob moves with
-    the sample it drew, this one holds next_sample fixed, as policy gradients need (GCD, arXiv 2312.03397).
+    Differentiable in next_sample, sample, model_output and log_std. Where `sampler_step`'s log_prob moves
+    with the sample it drew, this one holds it fixed, as policy gradients need (GCD, arXiv 2312.03397).
     A step with std 0 has no density; its rows are not finite. Arguments as in `sampler_step`.
     """
     if sample is next_sample:
@@ -299,7 +299,7 @@ class _FirstOrderOnly(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
         name = ctx.op.__name__.removesuffix("_bwd")
         raise NotImplementedError(
-            f"dxmi_ext.ops.{name}: second derivatives are not supported; its gradient was differentiated again"
+            f"dxmi_ext.ops.{name}: second derivatives are not supported, its gradient has none"
         )
 
 
@@ -331,9 +331,7 @@ class _SamplerStep(torch.autograd.Function):
         needed = (needs[0], needs[1], needs[5])
         if all(g is None for g in grads):
             return (None,) * 8
-        result = _run_backward(
-            _ops.sampler_step_bwd, *grads, *ctx.saved_tensors, ctx.sample_offset, *needed
-        )
+        result = _run_backward(_ops.sampler_step_bwd, *grads, *ctx.saved_tensors, ctx.sample_offset, *needed)
         grad_sample, grad_output, grad_log_std = _wanted(result, needed)
         return grad_sample, grad_output, None, None, None, grad_log_std, None, None
 
@@ -452,7 +450,9 @@ def _(out: Tensor, key: Tensor, timestep: int, sample_offset: int) -> None:
 
 
 @_fake("sampler_step_fwd")
-def _(sample: Tensor, model_output: Tensor, timestep: Tensor, a: Tensor, b: Tensor, log_std: Tensor, *_: Any) -> Any:
+def _(
+    sample: Tensor, model_output: Tensor, timestep: Tensor, a: Tensor, b: Tensor, log_std: Tensor, *_: Any
+) -> Any:
     return torch.empty_like(sample), _rows(log_std, sample), _rows(log_std, sample)
 
 

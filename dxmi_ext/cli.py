@@ -1,0 +1,161 @@
+"""The command `dxmi`: train, pretrain, sample, evaluate, info. Imports what a command needs when it runs."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit status. Mistakes of the user are one line on stderr."""
+    options = _parser().parse_args(arguments)
+    from dxmi_ext.checkpoint import CheckpointError
+    from dxmi_ext.config import ConfigError
+
+    try:
+        options.run(options)
+    except (ConfigError, CheckpointError) as error:
+        print(f"dxmi {options.command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; with the same output=DIR it goes on from its last checkpoint", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="dxmi", description="Train few-step samplers and energies by DxMI.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, run: Callable[[argparse.Namespace], None], help: str, target: str = "") -> None:
+        # The settings are part of the help, so argparse's own would be half of it.
+        sub = commands.add_parser(name, help=help, description=help, add_help=False)
+        sub.add_argument("-h", "--help", action="store_true", help="show this help and every setting")
+        if target:
+            sub.add_argument("target", metavar=target.split(":")[0], nargs="?", help=target.split(": ")[1])
+            sub.add_argument("settings", nargs="*", metavar="key=value")
+        sub.set_defaults(run=run, parser=sub)
+
+    recipe = "RECIPE: name of a recipe, or the path of a yaml file"
+    command("train", _train, "Run a recipe: its pretraining first, then DxMI.", recipe)
+    command("pretrain", _train, "Run a recipe's pretraining alone.", recipe)
+    command("sample", _sample, "Draw samples from a run's sampler.", "RUN: folder of a finished run")
+    command("evaluate", _evaluate, "Compute a run's numbers again.", "RUN: folder of a finished run")
+    command("info", _info, "Tell versions, and which kernels run here.")
+    return parser
+
+
+def _train(options: argparse.Namespace) -> None:
+    from dxmi_ext import config, recipes
+
+    if options.target is None:
+        _show_help(options, "recipes: " + ", ".join(recipes.names()))
+        return
+    path = recipes.find(options.target)
+    task = recipes.task_of(path)
+    if options.help:
+        _show_help(options, "settings:\n" + config.describe(config.load(task.Config, path)))
+        return
+    cfg = config.load(task.Config, path, options.settings)
+    (task.train if options.command == "train" else task.pretrain)(cfg)
+
+
+def _sample(options: argparse.Namespace) -> None:
+    from dxmi_ext import config
+    from dxmi_ext.config import Settings, setting
+
+    @dataclasses.dataclass
+    class SampleSettings(Settings):
+        n: int = setting(10_000, "number of samples", minimum=1)
+        output: str | None = setting(None, "file to write; null: RUN/samples.npz")
+        seed: int = setting(0, "seed of the noise", minimum=0)
+        batch_size: int = setting(4096, "rows that the network sees at a time", minimum=1)
+        device: str = setting("auto", "auto, cpu, cuda or cuda:N")
+
+    if options.help or options.target is None:
+        _show_help(options, "settings:\n" + config.describe(SampleSettings()))
+        return
+    import numpy as np
+
+    from dxmi_ext.run import choose_device
+
+    folder, task = _finished_run(options)
+    cfg = config.load(SampleSettings, None, options.settings)
+    output = Path(cfg.output) if cfg.output else folder / "samples.npz"
+    if output.suffix != ".npz":
+        raise config.ConfigError(f"output: got {str(output)!r}, wants a file name that ends in .npz")
+    samples = task.sample(folder, cfg.n, cfg.seed, cfg.batch_size, choose_device(cfg.device))
+    output.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(output, samples=samples.cpu().numpy())
+    print(f"{output}: samples {list(samples.shape)}")
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    from dxmi_ext import config
+    from dxmi_ext.config import Settings, setting
+
+    @dataclasses.dataclass
+    class EvaluateSettings(Settings):
+        output: str | None = setting(None, "json file to write the numbers to; null: none")
+        seed: int = setting(0, "seed of samples and data", minimum=0)
+        device: str = setting("auto", "auto, cpu, cuda or cuda:N")
+
+    if options.help or options.target is None:
+        _show_help(options, "settings:\n" + config.describe(EvaluateSettings()))
+        return
+    from dxmi_ext.run import choose_device
+    from dxmi_ext.runlog import write_json
+
+    folder, task = _finished_run(options)
+    cfg = config.load(EvaluateSettings, None, options.settings)
+    numbers, table = task.evaluate(folder, cfg.seed, choose_device(cfg.device))
+    print(table)
+    if cfg.output:
+        write_json(cfg.output, numbers)
+
+
+def _info(options: argparse.Namespace) -> None:
+    if options.help:
+        _show_help(options)
+        return
+    import platform
+
+    import torch
+
+    from dxmi_ext import __version__, _native
+
+    facts = {
+        "dxmi_ext": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        **_native.build_info(),
+        "CUDA of torch": torch.version.cuda or "none",
+        "CUDA devices": ", ".join(
+            torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())
+        ) or "none",
+        "threads": str(torch.get_num_threads()),
+    }  # fmt: skip
+    width = max(map(len, facts))
+    for name, value in facts.items():
+        print(f"{name:<{width}}  {value}")
+
+
+def _finished_run(options: argparse.Namespace) -> tuple[Path, ModuleType]:
+    from dxmi_ext import config, recipes
+
+    folder = Path(options.target)
+    if not (folder / "config.yaml").is_file():
+        raise config.ConfigError(f"RUN: got {options.target!r}, wants the folder of a run (with config.yaml)")
+    return folder, recipes.task_of(folder / "config.yaml")
+
+
+def _show_help(options: argparse.Namespace, more: str = "") -> None:
+    print(options.parser.format_help() + (f"\n{more}" if more else ""))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

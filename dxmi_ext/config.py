@@ -1,0 +1,174 @@
+"""Settings of a recipe: dataclasses read from yaml and from ``key=value`` on the command line.
+
+Imports the standard library alone; OmegaConf (extra ``train``) is imported where yaml is read or written.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import inspect
+import json
+import re
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+C = TypeVar("C", bound="Settings")
+
+
+class ConfigError(ValueError):
+    """A setting that is unknown, of the wrong type or out of range."""
+
+
+def setting(
+    default: Any, help: str, *, choices: Sequence[Any] | None = None, minimum: float | None = None
+) -> Any:
+    """Declare one key of a ``Settings``.
+
+    Args:
+        default: its value where neither the yaml nor the command line gives one.
+        help: its meaning in one line, shown by ``--help``.
+        choices: the only values allowed.
+        minimum: the smallest value allowed. ``None`` is allowed whatever ``choices`` and ``minimum`` say.
+    """
+    metadata = {"help": help, "choices": choices, "minimum": minimum}
+    if isinstance(default, list):
+        return dataclasses.field(default_factory=default.copy, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclasses.dataclass
+class Settings:
+    """A group of settings, checked when made.
+
+    Raises:
+        ConfigError: a value is not among its choices or is below its minimum.
+    """
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            choices, minimum = field.metadata["choices"], field.metadata["minimum"]
+            if value is None:
+                continue
+            if choices is not None and value not in choices:
+                raise ConfigError(f"{field.name}: got {value!r}, wants one of {', '.join(map(str, choices))}")
+            if minimum is not None and not value >= minimum:  # ``not >=`` also refuses nan
+                raise ConfigError(f"{field.name}: got {value!r}, wants {minimum} or more")
+
+
+@dataclasses.dataclass
+class RunConfig(Settings):
+    """The keys that every recipe has; a recipe adds its own by inheritance."""
+
+    recipe: str = setting("", "name of the recipe")
+    task: str = setting("two_d", "what kind of recipe: the module of dxmi_ext.recipes that runs it")
+    output: str | None = setting(None, "folder of the run; null: runs/RECIPE-TIME")
+    seed: int = setting(0, "seed of every random choice", minimum=0)
+    iterations: int = setting(1000, "iterations of DxMI", minimum=0)
+    pretrain_iterations: int = setting(1000, "iterations of pretraining", minimum=0)
+    pretrained: bool = setting(True, "false: skip pretraining and train from scratch")
+    batch_size: int = setting(256, "global batch size; the number of ranks must divide it", minimum=1)
+    checkpoint_every: int = setting(1000, "iterations between checkpoints", minimum=1)
+    keep_checkpoints: int = setting(2, "number of checkpoints kept", minimum=1)
+    log_every: int = setting(50, "iterations between lines of metrics.jsonl", minimum=1)
+    device: str = setting("auto", "auto, cpu, cuda or cuda:N")
+    resume: str = setting("auto", "auto, never or the path of a checkpoint")
+    tensorboard: bool = setting(True, "also log to tb/ for tensorboard")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
+            raise ConfigError(f"device: got {self.device!r}, wants auto, cpu, cuda or cuda:N")
+
+
+def load(cls: type[C], yaml_path: str | Path | None, overrides: Sequence[str] = ()) -> C:
+    """Read settings: the class's defaults, then the yaml over them, then the overrides in their order.
+
+    Args:
+        cls: the recipe's settings.
+        yaml_path: a mapping of keys to values; None: the defaults stand.
+        overrides: ``key=value``, the value in yaml's notation; for a key that holds text, as it stands.
+
+    Raises:
+        ConfigError: names the key, what it got and what it wants (an unknown key: the nearest known one).
+    """
+    omegaconf = _import_omegaconf()
+    types = typing.get_type_hints(cls)
+    settings = omegaconf.OmegaConf.structured(cls)
+    pairs = _read_yaml(yaml_path) if yaml_path else []
+    for key, value in [*pairs, *(_read_override(text, types) for text in overrides)]:
+        if key not in types:
+            nearest = difflib.get_close_matches(str(key), types, n=1, cutoff=0.4)
+            hint = f"did you mean {nearest[0]}?" if nearest else f"the keys are {', '.join(types)}"
+            raise ConfigError(f"{key}: unknown key; {hint}")
+        try:
+            omegaconf.OmegaConf.update(settings, key, value)
+            _ = settings[key]  # reading resolves a ${reference}
+        except omegaconf.errors.OmegaConfBaseException as error:
+            wanted = inspect.formatannotation(types[key])
+            raise ConfigError(f"{key}: got {value!r}, wants {wanted}") from error
+    return cls(**omegaconf.OmegaConf.to_container(settings, resolve=True))
+
+
+def peek(yaml_path: str | Path, key: str, default: Any = None) -> Any:
+    """One key of a yaml file, before its class of settings is known."""
+    return dict(_read_yaml(yaml_path)).get(key, default)
+
+
+def save(cfg: Settings, path: str | Path) -> None:
+    """Write the resolved settings as yaml, keys in the order of their declaration."""
+    conf = _import_omegaconf().OmegaConf
+    Path(path).write_text(conf.to_yaml(conf.structured(cfg)), encoding="utf-8")
+
+
+def describe(cfg: Settings) -> str:
+    """List every key with its meaning, the values in ``cfg`` being the defaults; one aligned line a key."""
+    rows = []
+    for field in dataclasses.fields(cfg):
+        value, choices = getattr(cfg, field.name), field.metadata["choices"]
+        shown = value if isinstance(value, str) else json.dumps(value)
+        allowed = f" ({' | '.join(map(str, choices))})" if choices else ""
+        rows.append((f"{field.name}={shown}", field.metadata["help"] + allowed))
+    width = max(len(left) for left, _ in rows)
+    return "\n".join(f"  {left:<{width}}  {right}" for left, right in rows)
+
+
+def _import_omegaconf() -> Any:
+    try:
+        import omegaconf
+    except ImportError as error:
+        raise ConfigError("reading settings needs OmegaConf: pip install 'dxmi_ext[train]'") from error
+    return omegaconf
+
+
+def _read_yaml(path: str | Path) -> list[tuple[Any, Any]]:
+    """The (key, value) pairs of a yaml file that holds one mapping."""
+    from yaml import YAMLError
+
+    conf = _import_omegaconf().OmegaConf
+    try:
+        content = conf.to_container(conf.load(path))
+    except (OSError, UnicodeDecodeError, YAMLError) as error:
+        raise ConfigError(f"{path}: cannot be read as yaml: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: got a {type(content).__name__}, wants a mapping of keys to values")
+    return list(content.items())
+
+
+def _read_override(override: str, types: dict[str, Any]) -> tuple[str, Any]:
+    """Split ``key=value``; text stays as typed (007 is no number there), the rest is yaml."""
+    import yaml
+
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"{override}: wants key=value")
+    wanted = types.get(key)
+    if str in (wanted, *typing.get_args(wanted)) and text not in ("", "null"):
+        return key, text
+    try:
+        return key, yaml.safe_load(text)
+    except yaml.YAMLError:
+        return key, text  # the type check will say what is wanted

@@ -1,0 +1,1 @@
+"""How good samples and energies are; used by recipes and by ``dxmi evaluate``."""

@@ -1,0 +1,160 @@
+"""Pictures of a 2D run, drawn from points and numbers alone; no network enters here.
+
+Imports torch and numpy; matplotlib (extra ``train``) is imported where used, and needs no display.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_EXTENT = 4.0  # energies and the uniform points of AUROC live on [-4, 4]^2
+_MARGIN = 4.6  # what is shown: samples stray beyond
+_INK, _DATA, _SAMPLES, _ACCENT = "#1f2933", "#52606d", "#1673b8", "#d1571f"
+_PHASES = (_SAMPLES, _ACCENT, "#2f8f5b", "#7b4fa3")
+_STYLE: dict[Any, Any] = {
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.titlepad": 6,
+    "axes.edgecolor": "#9aa5b1",
+    "axes.linewidth": 0.6,
+    "axes.labelcolor": _INK,
+    "text.color": _INK,
+    "xtick.color": _DATA,
+    "ytick.color": _DATA,
+    "xtick.labelsize": 7.5,
+    "ytick.labelsize": 7.5,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "xtick.major.size": 2.5,
+    "ytick.major.size": 2.5,
+    "legend.frameon": False,
+}
+
+
+def samples(path: str | Path, data: Tensor, samples: Tensor) -> None:
+    """Data and samples, both [n, 2], side by side."""
+    with _figure(path, 1, 2, width=2.9, height=2.9) as axes:
+        for axis, points, title, colour in zip(
+            axes, (data, samples), ("data", "samples"), (_DATA, _SAMPLES), strict=True
+        ):
+            _scatter(axis, points, colour)
+            _plane(axis, title)
+
+
+def grid(size: int = 200) -> Tensor:
+    """The points [size * size, 2] over [-4, 4]^2 whose energies ``energy`` takes, in that order."""
+    line = torch.linspace(-_EXTENT, _EXTENT, size)
+    return torch.cartesian_prod(line, line)
+
+
+def energy(path: str | Path, energies: Tensor, data: Tensor) -> None:
+    """The energy as a filled contour, with a few data points on top.
+
+    Args:
+        energies: [size * size], at the points of ``grid(size)``.
+        data: [n, 2].
+    """
+    size = round(energies.numel() ** 0.5)
+    line = np.linspace(-_EXTENT, _EXTENT, size)
+    with _figure(path, 1, 1, width=3.9, height=3.3) as axes:
+        values = _numpy(energies).reshape(size, size).T
+        filled = axes[0].contourf(line, line, values, levels=40, cmap="viridis_r")
+        axes[0].contour(line, line, values, levels=10, colors="white", linewidths=0.3, alpha=0.5)
+        _scatter(axes[0], data[:300], "white", size=2.5, alpha=0.9)
+        _plane(axes[0], "energy", extent=_EXTENT)
+        bar = axes[0].figure.colorbar(filled, ax=axes[0], shrink=0.9, pad=0.03, aspect=25)
+        bar.outline.set_visible(False)
+        bar.locator = _ticker().MaxNLocator(5)
+        bar.update_ticks()
+
+
+def paths(path: str | Path, trajectory: Tensor, *, lines: int = 50) -> None:
+    """The way of the particles from noise to data: one panel a step, thin lines where they have been.
+
+    Args:
+        trajectory: [T + 1, n, 2].
+        lines: number of particles whose way is drawn.
+    """
+    way = _numpy(trajectory[:, :lines])
+    with _figure(path, 1, len(way), width=1.75, height=1.95) as axes:
+        for t, axis in enumerate(axes):
+            _scatter(axis, trajectory[t], _SAMPLES, size=1.5, alpha=0.3)
+            axis.plot(way[: t + 1, :, 0], way[: t + 1, :, 1], color=_ACCENT, lw=0.35, alpha=0.6)
+            _scatter(axis, trajectory[t, :lines], _ACCENT, size=2.5, alpha=1.0)
+            _plane(axis, f"$t = {t}$", ticks=False)
+
+
+def curves(path: str | Path, metrics_jsonl: str | Path) -> None:
+    """Learning curves of a run: one panel a metric and phase; faint as logged, bold a running mean.
+
+    Makes no picture where nothing was logged.
+    """
+    series: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    for text in Path(metrics_jsonl).read_text(encoding="utf-8").splitlines():
+        row = json.loads(text)
+        phase, iteration = row.pop("phase"), row.pop("iteration")
+        for name, value in row.items():
+            series.setdefault((phase, name), []).append((iteration, np.nan if value is None else value))
+    if not series:
+        return
+    phases = list(dict.fromkeys(phase for phase, _ in series))
+    columns = min(4, len(series))
+    rows = -(-len(series) // columns)
+    with _figure(path, rows, columns, width=2.3, height=1.6) as axes:
+        for axis, ((phase, name), points) in zip(axes, series.items(), strict=False):
+            iterations, values = np.array(points).T
+            colour = _PHASES[phases.index(phase) % len(_PHASES)]
+            axis.plot(iterations, values, color=colour, lw=0.6, alpha=0.3)
+            axis.plot(iterations, _smooth(values), color=colour, lw=1.3)
+            axis.set_title(f"{phase}: {name}")
+            axis.xaxis.set_major_locator(_ticker().MaxNLocator(4))
+            axis.yaxis.set_major_locator(_ticker().MaxNLocator(4))
+            axis.spines[["top", "right"]].set_visible(False)
+        for axis in axes[len(series) :]:
+            axis.set_visible(False)
+
+
+@contextmanager
+def _figure(path: str | Path, rows: int, columns: int, *, width: float, height: float) -> Iterator[list[Any]]:
+    """Panels of width x height inches; written to ``path`` at the end. No pyplot: no state, no display."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(columns * width, rows * height), dpi=200, layout="constrained")
+        yield list(figure.subplots(rows, columns, squeeze=False).flat)
+        figure.savefig(path, bbox_inches="tight", pad_inches=0.06)
+
+
+def _scatter(axis: Any, points: Tensor, colour: str, *, size: float = 2.0, alpha: float = 0.35) -> None:
+    axis.scatter(*_numpy(points).T, s=size, c=colour, alpha=alpha, linewidths=0)
+
+
+def _plane(axis: Any, title: str, *, extent: float = _MARGIN, ticks: bool = True) -> None:
+    axis.set(title=title, xlim=(-extent, extent), ylim=(-extent, extent), aspect="equal")
+    axis.set(xticks=[-4, -2, 0, 2, 4] if ticks else [], yticks=[-4, -2, 0, 2, 4] if ticks else [])
+
+
+def _smooth(values: np.ndarray) -> np.ndarray:
+    """Mean over a window of a fiftieth of the curve."""
+    window = max(1, len(values) // 50)
+    padded = np.pad(values, (window // 2, window - 1 - window // 2), mode="edge")
+    return np.convolve(padded, np.full(window, 1 / window), mode="valid")
+
+
+def _ticker() -> Any:
+    from matplotlib import ticker
+
+    return ticker
+
+
+def _numpy(x: Tensor) -> np.ndarray:
+    return x.detach().float().cpu().numpy()

@@ -1,0 +1,61 @@
+"""Denoising pretraining of a sampler's network (DDPM objective). Imports torch and ``dxmi_ext``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dxmi_ext import noise, ops
+from dxmi_ext.sampler import GaussianSampler
+from dxmi_ext.schedules import Schedule
+from dxmi_ext.trainer import LearningRates, descend
+
+
+class Pretrainer:
+    """Teaches the network to predict the noise in signal[t] x + noise[t] eps, at the sampler's own T steps.
+
+    Args:
+        sampler: its network is trained, its log sigma is not.
+        schedule: signal and noise levels.
+        lr: learning rate, decayed to 0 over the run.
+        iterations: length of the run.
+        seed: of every random choice, each keyed by the row.
+    """
+
+    def __init__(
+        self, sampler: GaussianSampler, schedule: Schedule, *, lr: float, iterations: int, seed: int
+    ) -> None:
+        self.network, self.iteration = sampler.network, 0
+        device = sampler.log_std.device
+        self._signal = schedule.signal.float().to(device)
+        self._noise = schedule.noise.float().to(device)
+        self._optimizer = torch.optim.Adam(self.network.parameters(), lr=lr, fused=True)
+        self._learning_rates = LearningRates([self._optimizer], "linear", iterations)
+        self._draws = noise.Draws(seed, "pretrain", ["timestep", "noise"], device)
+
+    def step(self, data: Tensor) -> dict[str, Tensor]:
+        """One iteration on a minibatch [B, *]."""
+        self._learning_rates.at(self.iteration)
+        keys = self._draws.at(self.iteration)
+        timestep = noise.randint(len(self._signal), len(data), keys["timestep"])
+        eps = ops.normal(data.shape, keys["noise"])
+        level = (-1, *[1] * (data.ndim - 1))
+        noisy = self._signal[timestep].view(level) * data + self._noise[timestep].view(level) * eps
+        loss = nn.functional.mse_loss(self.network(noisy, timestep), eps)
+        descend(loss, self._optimizer, self.network.parameters())
+        self.iteration += 1
+        return {"loss": loss.detach()}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "iteration": self.iteration,
+            "network": self.network.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.iteration = state["iteration"]
+        self.network.load_state_dict(state["network"])
+        self._optimizer.load_state_dict(state["optimizer"])

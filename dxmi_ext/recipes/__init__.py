@@ -1,0 +1,43 @@
+"""Recipes by name: a yaml of settings each, and the task that runs it.
+
+A task is a module of this package with ``Config`` (its settings), ``train``, ``pretrain``, ``sample`` and
+``evaluate``. Imports tasks where they are wanted.
+"""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from types import ModuleType
+
+from dxmi_ext import config
+
+TASKS = ("two_d",)
+_FOLDER = Path(__file__).parent
+
+
+def names() -> list[str]:
+    """The recipes that come with the package."""
+    return sorted(path.stem for path in _FOLDER.glob("*.yaml"))
+
+
+def find(recipe: str) -> Path:
+    """The yaml of a recipe, by name or path.
+
+    Raises:
+        config.ConfigError: there is none.
+    """
+    path = _FOLDER / f"{recipe}.yaml" if recipe in names() else Path(recipe)
+    if path.suffix not in (".yaml", ".yml") or not path.is_file():
+        raise config.ConfigError(
+            f"recipe: got {recipe!r}, wants one of {', '.join(names())} or the path of a yaml file"
+        )
+    return path
+
+
+def task_of(path: Path) -> ModuleType:
+    """The task that a recipe's or a run's yaml names."""
+    name = config.peek(path, "task", default=TASKS[0])
+    if name not in TASKS:
+        raise config.ConfigError(f"{path}: task: got {name!r}, wants one of {', '.join(TASKS)}")
+    return importlib.import_module(f"{__name__}.{name}")

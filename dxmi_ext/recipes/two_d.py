@@ -1,0 +1,178 @@
+"""2D recipes: DDPM pretraining, DxMI, then pictures and a row of the paper's Table 1.
+
+Imports torch and ``dxmi_ext``; POT, scikit-learn and matplotlib where they are used.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dxmi_ext import checkpoint, config, noise, ops, plots, schedules
+from dxmi_ext.config import setting
+from dxmi_ext.data import two_d as data_two_d
+from dxmi_ext.metrics import two_d as metrics_two_d
+from dxmi_ext.models.mlp import SamplerMLP, ValueMLP
+from dxmi_ext.pretrain import Pretrainer
+from dxmi_ext.run import Run
+from dxmi_ext.sampler import GaussianSampler
+from dxmi_ext.trainer import DxMISettings, DxMITrainer, Networks
+
+PAPER = {  # DxMI, Table 1: (pretrained, tau) -> SW, its deviation, AUC; 8 Gaussians, T = 5
+    (True, 0.0): (0.074, 0.018, 0.707),
+    (True, 0.01): (0.074, 0.017, 0.751),
+    (True, 0.1): (0.068, 0.004, 0.898),
+    (True, 1.0): (1.030, 0.004, 0.842),
+    (False, 0.1): (0.076, 0.011, 0.883),
+}
+
+
+@dataclasses.dataclass
+class Config(DxMISettings, config.RunConfig):
+    """Settings of a 2D run."""
+
+    data: str = setting("8gaussians", "density", choices=tuple(data_two_d.DENSITIES))
+    steps: int = setting(5, "T, steps of the sampler", minimum=2)
+    sampler_width: int = setting(128, "width of the sampler's hidden layers", minimum=1)
+    sampler_depth: int = setting(3, "hidden layers of the sampler", minimum=1)
+    value_width: int = setting(128, "width of the value's hidden layers", minimum=1)
+    value_depth: int = setting(3, "hidden layers of the value", minimum=1)
+    sigma_max: float = setting(3.0, "noise level of the sampler's first step", minimum=0)
+    sigma_min: float = setting(0.4, "noise level of its last step", minimum=0)
+    min_std: float = setting(0.05, "lower bound of the initial sigma of a step", minimum=0)
+    pretrain_lr: float = setting(2e-3, "learning rate of pretraining, decayed to 0", minimum=0)
+
+
+def train(cfg: Config) -> dict[str, Any]:
+    """Runs the recipe to its end and returns the summary."""
+    run = Run(cfg)
+    if run.finished():
+        print(f"{run.directory} holds this run already, finished; nothing to do")
+        return {}
+    with run:
+        networks, schedule = build(cfg, run.device)
+        if cfg.pretrained and not run.past("pretrain"):
+            _pretrain(run, cfg, networks.sampler, schedule)
+        trainer = DxMITrainer(networks, cfg, iterations=cfg.iterations, seed=cfg.seed)
+        done = ("pretrain",) if cfg.pretrained else ()
+        run.phase("dxmi", trainer, cfg.iterations, _batches(cfg, "dxmi", run.device), done=done)
+        _save_model(run.directory / "model", trainer.averaged, cfg)
+        numbers = evaluate_networks(cfg, trainer.averaged, seed=cfg.seed)
+        draw_pictures(run.directory, cfg, trainer.averaged)
+        summary = run.summarize(numbers)
+    print(table(cfg, numbers))
+    print(f"{run.directory}: summary.json, model/, pictures; {summary['wall_seconds']} s")
+    return summary
+
+
+def pretrain(cfg: Config) -> None:
+    """Runs the pretraining alone; training with the same output goes on from it."""
+    with Run(cfg) as run:
+        networks, schedule = build(cfg, run.device)
+        if run.past("pretrain"):
+            print(f"{run.directory} is past its pretraining; nothing to do")
+            return
+        _pretrain(run, cfg, networks.sampler, schedule)
+        _save_model(run.directory / "model", networks, cfg)
+        print(f"{run.directory}: pretrained; `dxmi train` with output={run.directory} goes on from here")
+
+
+def sample(directory: Path, n: int, seed: int, batch_size: int, device: torch.device) -> Tensor:
+    """Samples [n, 2] of a run's final sampler; row i is the same whatever n and batch_size."""
+    _, networks = load(directory, device)
+    return networks.sampler.sample(n, ops.noise_key(seed, device=device), batch_size=batch_size)
+
+
+def evaluate(directory: Path, seed: int, device: torch.device) -> tuple[dict[str, float], str]:
+    """The numbers of a run's final networks and their table, with noise and data of a seed of one's own."""
+    cfg, networks = load(directory, device)
+    numbers = evaluate_networks(cfg, networks, seed=seed)
+    return numbers, table(cfg, numbers)
+
+
+def build(cfg: Config, device: torch.device) -> tuple[Networks, schedules.Schedule]:
+    """The networks, their weights drawn from the seed, and the sampler's schedule."""
+    schedule = schedules.variance_exploding(
+        cfg.steps, sigma_max=cfg.sigma_max, sigma_min=cfg.sigma_min, min_std=cfg.min_std
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(cfg.seed)
+        network = SamplerMLP(2, cfg.steps, cfg.sampler_width, cfg.sampler_depth)
+        value = ValueMLP(2, cfg.steps, cfg.value_width, cfg.value_depth)
+    sampler = GaussianSampler(network, schedule, (2,))
+    return Networks(sampler, value).to(device), schedule
+
+
+def load(directory: Path, device: torch.device) -> tuple[Config, Networks]:
+    """A run's settings and final networks.
+
+    Raises:
+        checkpoint.CheckpointError: there are none, or they are damaged.
+    """
+    tensors, _ = checkpoint.load_model_state(directory / "model", device)
+    cfg = config.load(Config, directory / "config.yaml")
+    networks, _ = build(cfg, device)
+    networks.load_state_dict(tensors)
+    return cfg, networks.eval()
+
+
+def evaluate_networks(cfg: Config, networks: Networks, *, seed: int) -> dict[str, float]:
+    """Sliced Wasserstein and AUROC by the paper's protocol."""
+    sampler = networks.sampler
+    draws = noise.Draws(seed, "evaluate", ["sample", "data"], sampler.log_std.device)
+    return metrics_two_d.evaluate(
+        lambda n, draw: sampler.sample(n, draws.at(draw)["sample"]),
+        lambda n, draw: data_two_d.sample(cfg.data, n, draws.at(draw)["data"]),
+        torch.no_grad()(networks.energy),
+        seed=seed,
+    )
+
+
+def draw_pictures(directory: Path, cfg: Config, networks: Networks) -> None:
+    """samples.png, energy.png, paths.png and curves.png."""
+    device = networks.sampler.log_std.device
+    keys = noise.Draws(cfg.seed, "pictures", ["sample", "data"], device).at(0)
+    data = data_two_d.sample(cfg.data, 5000, keys["data"])
+    path = networks.sampler.rollout(5000, keys["sample"])
+    energies = torch.no_grad()(networks.energy)(plots.grid().to(device))
+    plots.samples(directory / "samples.png", data, path.samples[-1])
+    plots.energy(directory / "energy.png", energies, data)
+    plots.paths(directory / "paths.png", path.samples[:, :1000])
+    plots.curves(directory / "curves.png", directory / "metrics.jsonl")
+
+
+def table(cfg: Config, numbers: dict[str, float]) -> str:
+    """The run's row, the paper's beside it where it has one."""
+    start = "pretrained" if cfg.pretrained else "from scratch"
+    rows = [f"{cfg.data}, T = {cfg.steps}, tau = {cfg.tau:g}, {start}", f"{'':12}{'SW':>16}{'AUROC':>16}"]
+    sw, auroc = numbers["sliced_wasserstein"], numbers["auroc"]
+    rows.append(
+        f"{'this run':12}{sw:8.3f} ± {numbers['sliced_wasserstein_std']:.3f}"
+        f"{auroc:8.3f} ± {numbers['auroc_std']:.3f}"
+    )
+    if cfg.data == "8gaussians" and cfg.steps == 5 and (cfg.pretrained, cfg.tau) in PAPER:
+        paper_sw, deviation, paper_auroc = PAPER[cfg.pretrained, cfg.tau]
+        rows.append(f"{'the paper':12}{paper_sw:8.3f} ± {deviation:.3f}{paper_auroc:8.3f}")
+    rows.append(f"{'data itself':12}{numbers['sliced_wasserstein_floor']:8.3f}")
+    return "\n".join(rows)
+
+
+def _pretrain(run: Run, cfg: Config, sampler: GaussianSampler, schedule: schedules.Schedule) -> None:
+    pretrainer = Pretrainer(
+        sampler, schedule, lr=cfg.pretrain_lr, iterations=cfg.pretrain_iterations, seed=cfg.seed
+    )
+    run.phase("pretrain", pretrainer, cfg.pretrain_iterations, _batches(cfg, "pretrain", run.device))
+
+
+def _batches(cfg: Config, phase: str, device: torch.device) -> Any:
+    draws = noise.Draws(cfg.seed, f"data of {phase}", ["data"], device)
+    return lambda iteration: data_two_d.sample(cfg.data, cfg.batch_size, draws.at(iteration)["data"])
+
+
+def _save_model(path: Path, networks: Networks, cfg: Config) -> None:
+    shape = ("data", "steps", "sampler_width", "sampler_depth", "value_width", "value_depth")
+    checkpoint.save_model(path, networks, {"task": cfg.task} | {key: getattr(cfg, key) for key in shape})

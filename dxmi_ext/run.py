@@ -1,0 +1,198 @@
+"""One run in its folder: phases of iterations, logged, checkpointed and resumed exactly.
+
+Imports torch and ``dxmi_ext``; knows nothing of what the phases train.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import platform
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+from torch import Tensor
+
+from dxmi_ext import __version__, checkpoint, config
+from dxmi_ext.runlog import RunLog, write_json
+from dxmi_ext.trainer import Stepper
+
+# Settings that may change when a run goes on; all others belong to what it is.
+_MAY_CHANGE = {"output", "iterations", "device", "resume", "tensorboard"}
+_MAY_CHANGE |= {"checkpoint_every", "keep_checkpoints", "log_every"}
+
+
+def choose_device(name: str) -> torch.device:
+    """The device that a setting names.
+
+    Raises:
+        config.ConfigError: a CUDA device is wanted and there is none.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise config.ConfigError(f"device: got {name!r}, but torch sees no CUDA device; use device=cpu")
+    return torch.device(name)
+
+
+class Run:
+    """A run in ``cfg.output``; a context manager, and the only writer of that folder.
+
+    Args:
+        cfg: its settings. ``cfg.resume``: ``auto`` goes on from the folder's last checkpoint if there is one,
+            ``never`` empties the folder of an earlier run first, a path goes on from that checkpoint.
+
+    Raises:
+        config.ConfigError: the folder holds a run of other settings.
+        checkpoint.CheckpointError: the checkpoint to resume from is missing or damaged.
+    """
+
+    def __init__(self, cfg: config.RunConfig) -> None:
+        self.cfg = cfg
+        self.directory = Path(cfg.output or f"runs/{cfg.recipe}-{time.strftime('%Y%m%d-%H%M%S')}")
+        self.device = choose_device(cfg.device)
+        self.log = RunLog(self.directory, tensorboard=cfg.tensorboard)
+        self.resumed_from: list[int] = []
+        self._state: dict[str, Any] | None = None
+        self._earlier_seconds = 0.0
+        self._started = time.monotonic()
+        if cfg.resume == "never":
+            self._clear()
+        self._check_settings()
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.directory / "checkpoints"
+
+    @property
+    def wall_seconds(self) -> float:
+        """Spent on this run, in all its sessions."""
+        return self._earlier_seconds + time.monotonic() - self._started
+
+    def finished(self) -> bool:
+        """Whether the folder holds this run already, finished."""
+        summary = self.directory / "summary.json"
+        if self.cfg.resume != "auto" or not summary.is_file():
+            return False
+        return json.loads(summary.read_text(encoding="utf-8"))["iterations"] >= self.cfg.iterations
+
+    def __enter__(self) -> Run:
+        self.log.__enter__()
+        config.save(self.cfg, self.directory / "config.yaml")
+        source = Path(self.cfg.resume) if self.cfg.resume not in ("auto", "never") else None
+        if source is None and self.cfg.resume == "auto":
+            source = checkpoint.latest(self.checkpoints)
+        if source is None:
+            self.log.truncate(0)
+            return self
+        self._state = checkpoint.load(source)
+        self._earlier_seconds = self._state["wall_seconds"]
+        self.resumed_from = [*self._state["resumed_from"], self._state["step"]]
+        self.log.truncate(self._state["log_position"])
+        self.log.note(
+            f"resuming {self._state['phase']} at iteration {self._state['iteration']} from {source}"
+        )
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self.log.__exit__(*exception)
+
+    def past(self, phase: str) -> bool:
+        """Whether the run to resume has left this phase behind."""
+        return self._state is not None and phase in self._state["phases_done"]
+
+    def phase(
+        self,
+        name: str,
+        stepper: Stepper,
+        iterations: int,
+        batch: Callable[[int], Tensor],
+        *,
+        done: tuple[str, ...] = (),
+    ) -> None:
+        """Runs a phase to its last iteration, from where a resumed run stood in it.
+
+        Args:
+            name: of the phase.
+            stepper: what it repeats.
+            iterations: its length.
+            batch: iteration -> data [B, *].
+            done: names of the phases before this one.
+        """
+        if self._state is not None and self._state["phase"] == name:
+            stepper.load_state_dict(self._state["stepper"])
+            self._state = None
+        with self.log.progress(name, iterations, stepper.iteration) as bar:
+            while stepper.iteration < iterations:
+                metrics = stepper.step(batch(stepper.iteration))
+                logged = stepper.iteration % self.cfg.log_every == 0 or stepper.iteration == iterations
+                if logged:
+                    numbers = {key: value.float().mean().item() for key, value in metrics.items()}
+                    self.log.log(name, stepper.iteration, numbers)
+                    losses = {key: round(value, 4) for key, value in numbers.items() if key.endswith("loss")}
+                    bar.update(1, **losses)
+                else:
+                    bar.update()
+                if stepper.iteration % self.cfg.checkpoint_every == 0 or stepper.iteration == iterations:
+                    self._save(name, stepper, done)
+
+    def _save(self, phase: str, stepper: Stepper, done: tuple[str, ...]) -> None:
+        step = stepper.iteration + (self.cfg.pretrain_iterations if done else 0)
+        state = {
+            "phase": phase,
+            "phases_done": list(done),
+            "iteration": stepper.iteration,
+            "step": step,
+            "stepper": stepper.state_dict(),
+            "log_position": self.log.position(),
+            "resumed_from": self.resumed_from,
+            "wall_seconds": self.wall_seconds,
+        }
+        checkpoint.save(self.checkpoints, step, state, keep=self.cfg.keep_checkpoints)
+
+    def summarize(self, numbers: dict[str, Any]) -> dict[str, Any]:
+        """Writes summary.json, which makes the run a finished one."""
+        summary = {
+            "recipe": self.cfg.recipe,
+            "seed": self.cfg.seed,
+            "device": str(self.device),
+            "world_size": 1,
+            "batch_size_per_rank": self.cfg.batch_size,
+            "iterations": self.cfg.iterations,
+            "resumed_from": self.resumed_from,
+            "wall_seconds": round(self.wall_seconds, 1),
+            **numbers,
+            "versions": {
+                "dxmi_ext": __version__,
+                "torch": torch.__version__,
+                "numpy": numpy.__version__,
+                "python": platform.python_version(),
+            },
+        }
+        write_json(self.directory / "summary.json", summary)
+        return summary
+
+    def _check_settings(self) -> None:
+        """A folder's checkpoints and metrics belong to the settings in its config.yaml."""
+        path = self.directory / "config.yaml"
+        if not path.is_file():
+            return
+        earlier = config.load(type(self.cfg), path)
+        for field in dataclasses.fields(self.cfg):
+            was, wanted = getattr(earlier, field.name), getattr(self.cfg, field.name)
+            if field.name not in _MAY_CHANGE and was != wanted:
+                raise config.ConfigError(
+                    f"{field.name}: got {wanted!r}, but {self.directory} holds a run with {was!r}; choose "
+                    "another output, or resume=never to overwrite it"
+                )
+
+    def _clear(self) -> None:
+        for name in ("checkpoints", "model", "tb"):
+            shutil.rmtree(self.directory / name, ignore_errors=True)
+        for name in ("config.yaml", "metrics.jsonl", "summary.json"):
+            (self.directory / name).unlink(missing_ok=True)

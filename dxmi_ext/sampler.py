@@ -1,0 +1,117 @@
+"""The few-step sampler: a network, a schedule's tables and a trainable log sigma.
+
+Imports torch, ``dxmi_ext.ops`` and ``dxmi_ext.schedules``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from dxmi_ext import ops
+from dxmi_ext.schedules import Schedule
+
+
+class Trajectory(NamedTuple):
+    """A rollout of B particles over T steps. Row results are kept, so that training on the path reads
+    [T, B] scalars only."""
+
+    samples: Tensor
+    """[T + 1, B, *]: x_0 .. x_T."""
+    log_prob: Tensor
+    """[T, B]"""
+    sq_displacement: Tensor
+    """[T, B]"""
+
+
+class GaussianSampler(nn.Module):
+    """x_{t+1} = sample_coef[t] x_t + output_coef[t] network(x_t, t) + exp(log_std[t]) z (DxMI, sec. 1).
+
+    Args:
+        network: (x [N, *], timestep int64 [N]) -> [N, *].
+        schedule: its log_std is where the trainable one starts.
+        data_shape: (*).
+    """
+
+    def __init__(self, network: nn.Module, schedule: Schedule, data_shape: Sequence[int]) -> None:
+        super().__init__()
+        self.network = network
+        self.data_shape = tuple(data_shape)
+        self.initial_std = schedule.initial_std
+        self.log_std = nn.Parameter(schedule.log_std.float())
+        self.sample_coef: Tensor
+        self.output_coef: Tensor
+        self.register_buffer("sample_coef", schedule.sample_coef.float())
+        self.register_buffer("output_coef", schedule.output_coef.float())
+        self.timesteps: Tensor
+        self.register_buffer("timesteps", torch.arange(len(self.log_std)), persistent=False)
+
+    @property
+    def steps(self) -> int:
+        """T."""
+        return len(self.log_std)
+
+    def timestep(self, t: int, n: int) -> Tensor:
+        """Step t for n rows: int64 [n], without a copy."""
+        return self.timesteps[t].expand(n)
+
+    def initial(self, n: int, key: Tensor, *, sample_offset: int = 0) -> Tensor:
+        """x_0 [n, *]."""
+        return self.initial_std * ops.normal((n, *self.data_shape), key, sample_offset=sample_offset)
+
+    def forward(
+        self, sample: Tensor, timestep: Tensor, key: Tensor, *, sample_offset: int = 0
+    ) -> ops.StepOutput:
+        """One reparametrised step.
+
+        Args:
+            sample: x_t [N, *].
+            timestep: int64 [N].
+            key: its noise; `ops.noise_key`.
+            sample_offset: global index of the first row.
+        """
+        return ops.sampler_step(
+            sample,
+            self.network(sample, timestep),
+            timestep,
+            self.sample_coef,
+            self.output_coef,
+            self.log_std,
+            key,
+            sample_offset=sample_offset,
+        )
+
+    @torch.no_grad()
+    def rollout(self, n: int, key: Tensor, *, sample_offset: int = 0) -> Trajectory:
+        """The whole path of n particles, on the key's device; one key serves all its noise."""
+        start = self.initial(n, key, sample_offset=sample_offset)
+        samples = start.new_empty((self.steps + 1, *start.shape))
+        rows = start.new_empty((2, self.steps, n))
+        path = Trajectory(samples, rows[0], rows[1])
+        samples[0] = start
+        for t in range(self.steps):
+            step = self(samples[t], self.timestep(t, n), key, sample_offset=sample_offset)
+            samples[t + 1] = step.next_sample
+            path.log_prob[t] = step.log_prob
+            path.sq_displacement[t] = step.sq_displacement
+        return path
+
+    @torch.no_grad()
+    def sample(self, n: int, key: Tensor, *, sample_offset: int = 0, batch_size: int = 4096) -> Tensor:
+        """Samples x_T [n, *]; row i depends on (key, sample_offset + i) alone, up to the rounding of the
+        network's matrix products.
+
+        Args:
+            batch_size: rows that the network sees at a time.
+        """
+        batches = []
+        for first in range(0, n, batch_size):
+            count, offset = min(batch_size, n - first), sample_offset + first
+            x = self.initial(count, key, sample_offset=offset)
+            for t in range(self.steps):
+                x = self(x, self.timestep(t, count), key, sample_offset=offset).next_sample
+            batches.append(x)
+        return torch.cat(batches) if batches else self.initial(0, key)

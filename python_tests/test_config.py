@@ -1,0 +1,139 @@
+"""Settings: precedence, types, and errors that say what is wrong."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from dxmi_ext import config
+from dxmi_ext.config import ConfigError, RunConfig, setting
+
+pytest.importorskip("omegaconf")
+pytestmark = pytest.mark.filterwarnings("error")
+
+
+@dataclass
+class ToyConfig(RunConfig):
+    data: str = setting("8gaussians", "density to learn", choices=("8gaussians", "2spirals"))
+    sampler_lr: float = setting(3e-4, "learning rate of the sampler", minimum=0)
+    widths: list[int] = setting([128, 128], "hidden widths")  # noqa: RUF009
+    clip: float | None = setting(None, "gradient norm; null: none", minimum=0)
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "toy.yaml"
+    path.write_text("recipe: toy\niterations: 70\nsampler_lr: 1e-2\n")
+    return path
+
+
+def test_yaml_goes_over_defaults_and_overrides_over_yaml(recipe: Path) -> None:
+    cfg = config.load(ToyConfig, recipe, ["iterations=80", "widths=[3, 4]", "iterations=90", "clip=1"])
+    assert (cfg.recipe, cfg.iterations, cfg.sampler_lr, cfg.batch_size) == ("toy", 90, 1e-2, 256)
+    assert (cfg.widths, cfg.clip) == ([3, 4], 1.0)
+    assert type(cfg) is ToyConfig
+
+
+@pytest.mark.parametrize(
+    ("override", "value"),
+    [
+        ("output=007", "007"),
+        ("output=a=b", "a=b"),
+        ("output=1e3", "1e3"),
+        ("output=null", None),
+        ("output=", None),
+        ("sampler_lr=1e-4", 1e-4),
+        ("pretrained=false", False),
+        ("clip=null", None),
+        ("device=cuda:1", "cuda:1"),
+    ],
+)
+def test_override_values(recipe: Path, override: str, value: object) -> None:
+    cfg = config.load(ToyConfig, recipe, [override])
+    assert getattr(cfg, override.partition("=")[0]) == value
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("iteration=3", "iteration: unknown key; did you mean iterations?"),
+        ("a.b=3", "a.b: unknown key"),
+        ("iterations=many", "iterations: got 'many', wants int"),
+        ("iterations=1.5", "iterations: got 1.5, wants int"),
+        ("iterations=", "iterations: got None, wants int"),
+        ("iterations=[1", "iterations: got '[1', wants int"),
+        ("iterations=${nothing}", "iterations: got '${nothing}', wants int"),
+        ("pretrained=maybe", "pretrained: got 'maybe', wants bool"),
+        ("clip=big", "clip: got 'big', wants float | None"),
+        ("widths=[a]", "widths: got ['a'], wants list[int]"),
+        ("data=9gaussians", "data: got '9gaussians', wants one of 8gaussians, 2spirals"),
+        ("batch_size=0", "batch_size: got 0, wants 1 or more"),
+        ("sampler_lr=nan", "sampler_lr: got nan, wants 0 or more"),
+        ("device=gpu", "device: got 'gpu', wants auto, cpu, cuda or cuda:N"),
+        ("iterations", "iterations: wants key=value"),
+    ],
+)
+def test_bad_override(recipe: Path, override: str, says: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        config.load(ToyConfig, recipe, [override])
+    assert str(error.value).startswith(says)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("iteratons: 3", "did you mean iterations?"),
+        ("seed: x", "seed: got 'x', wants int"),
+        ("- seed", "got a list, wants a mapping"),
+        ("seed: [", "cannot be read as yaml"),
+    ],
+)
+def test_bad_yaml(tmp_path: Path, text: str, says: str) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as error:
+        config.load(ToyConfig, path)
+    assert says in str(error.value)
+
+
+def test_missing_yaml_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"nowhere\.yaml"):
+        config.load(ToyConfig, tmp_path / "nowhere.yaml")
+
+
+def test_save_and_load_give_the_same_settings_and_bytes(tmp_path: Path, recipe: Path) -> None:
+    cfg = config.load(ToyConfig, recipe, ["output=007", "widths=[5]", "clip=.1"])
+    config.save(cfg, tmp_path / "a.yaml")
+    again = config.load(ToyConfig, tmp_path / "a.yaml")
+    config.save(again, tmp_path / "b.yaml")
+    assert again == cfg
+    assert (tmp_path / "a.yaml").read_bytes() == (tmp_path / "b.yaml").read_bytes()
+
+
+def test_describe_lists_every_key_aligned(recipe: Path) -> None:
+    lines = config.describe(config.load(ToyConfig, recipe)).splitlines()
+    assert [line.split("=")[0].strip() for line in lines] == list(ToyConfig.__dataclass_fields__)
+    by_key = {line.split("=")[0].strip(): line for line in lines}
+    assert by_key["iterations"].split() == ["iterations=70", "iterations", "of", "DxMI"]
+    assert by_key["data"].endswith("density to learn (8gaussians | 2spirals)")
+    assert "pretrained=true" in by_key["pretrained"] and "clip=null" in by_key["clip"]
+    columns = {
+        line.index(field.metadata["help"])
+        for line, field in zip(lines, ToyConfig.__dataclass_fields__.values(), strict=True)
+    }
+    assert len(columns) == 1
+
+
+def test_without_omegaconf_the_error_says_what_to_install() -> None:
+    code = (
+        "import sys; sys.modules['omegaconf'] = None\n"
+        "from dxmi_ext import config\n"
+        "try: config.load(config.RunConfig, 'x.yaml')\n"
+        "except config.ConfigError as error: print(error)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "pip install 'dxmi_ext[train]'" in run.stdout

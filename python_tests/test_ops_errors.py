@@ -1,0 +1,171 @@
+"""Bad input: one error that names the op and the argument; never a crash, never silence."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from cases import OPERATORS, T, arguments, call, recorded_calls
+from dxmi_ext import ops
+
+REFUSALS = (TypeError, ValueError, RuntimeError)
+
+
+def _filled(value: float) -> Callable[[Tensor], Tensor]:
+    """One bad value, at index 1 (a step some row is at)."""
+    return lambda x: x.index_fill(0, torch.tensor([1]), value)
+
+
+# Ways to spoil a valid argument.
+SPOIL: dict[str, Callable[[Any], Any]] = {
+    "none": lambda x: None,
+    "list": lambda x: x.tolist(),
+    "text": lambda x: "text",
+    "fraction": lambda x: 1.5,
+    "scalar": lambda x: x.sum(),
+    "extra_dim": lambda x: x[None],
+    "longer": lambda x: torch.cat([x, x[-1:]]),
+    "shorter": lambda x: x[:-1],
+    "wider": lambda x: torch.cat([x, x[:, -1:]], dim=1),
+    "empty": lambda x: x[..., :0],
+    "int32": lambda x: x.to(torch.int32),
+    "int64": lambda x: x.to(torch.int64),
+    "float32": lambda x: x.to(torch.float32),
+    "float64": lambda x: x.to(torch.float64),
+    "bfloat16": lambda x: x.to(torch.bfloat16),
+    "complex64": lambda x: x.to(torch.complex64),
+    "meta": lambda x: x.to("meta"),
+    "negative": _filled(-1),
+    "zero": _filled(0),
+    "nan": _filled(torch.nan),
+    "too_large": _filled(T),
+    "below": lambda x: -1,
+    "above": lambda x: T + 1,
+}
+FIRST_TABLE = "none extra_dim float64 int64 meta"  # its length is T
+TABLE = f"{FIRST_TABLE} longer shorter"
+ROWS = "list extra_dim int64 meta"
+TIMESTEP = "list extra_dim longer shorter int32 float32 meta negative too_large"
+KEY = "none list extra_dim longer shorter int32 float32 meta"
+VARIANCE = f"{TABLE} zero negative nan"
+BAD: dict[str, dict[str, str]] = {  # op -> argument -> names in SPOIL
+    "sampler_step": {
+        "sample": "none list scalar int64 complex64 empty",
+        "model_output": "none longer wider extra_dim float64 bfloat16 meta",
+        "timestep": TIMESTEP,
+        "sample_coef": FIRST_TABLE,
+        "output_coef": TABLE,
+        "log_std": TABLE,
+        "key": KEY,
+        "sample_offset": "text fraction",
+    },
+    "transition_log_prob": {
+        "next_sample": "none list scalar int64 complex64 empty",
+        "sample": "none longer wider extra_dim float64 bfloat16 meta",
+        "model_output": "none longer wider extra_dim float64 bfloat16 meta",
+        "timestep": TIMESTEP,
+        "sample_coef": FIRST_TABLE,
+        "output_coef": TABLE,
+        "log_std": TABLE,
+    },
+    "running_cost": {
+        "sq_displacement": f"{ROWS} scalar complex64 bfloat16",
+        "timestep": TIMESTEP,
+        "log_std": FIRST_TABLE,
+        "velocity_var": VARIANCE,
+        "tau_entropy": "text none",
+        "tau_velocity": "text none",
+        "skip_last": "text fraction below above",
+    },
+    "td_target": {
+        "next_value": "list extra_dim longer float64 int64 complex64 meta",
+        "sq_displacement": ROWS,
+        "timestep": TIMESTEP,
+        "log_std": FIRST_TABLE,
+        "velocity_var": VARIANCE,
+        "time_cost": TABLE,
+        "tau_entropy": "text none",
+        "tau_velocity": "text none",
+        "skip_last": "text fraction below above",
+    },
+    "energy_loss": {
+        "energy_data": "none list scalar extra_dim int64 complex64 empty",
+        "energy_sample": "none list scalar extra_dim float64 int64 complex64 empty meta",
+        "gamma": "text none",
+    },
+    "update_velocity_var_": {
+        "velocity_var": "none list scalar extra_dim int64 bfloat16",
+        "sq_displacement": "none list extra_dim longer shorter empty float64 int64 meta",
+        "decay": "text none below above",
+    },
+    "next_key": {"key": "none list extra_dim longer shorter int32 float32"},
+    "normal": {"key": "none list extra_dim longer shorter int32 float32", "sample_offset": "text fraction"},
+}
+
+
+def refuses(op: str, argument: str, function: Callable[[], Any]) -> None:
+    """The call raises, and the message names the op (as the user called it) and the argument."""
+    with pytest.raises(REFUSALS) as caught:
+        function()
+    message = str(caught.value)
+    assert re.search(rf"\b{op}\b", message) and re.search(rf"\b{argument}\b", message), message
+
+
+@pytest.mark.parametrize(
+    ("op", "argument", "how"),
+    [(op, name, how) for op, table in BAD.items() for name, hows in table.items() for how in hows.split()],
+)
+def test_bad_argument(op: str, argument: str, how: str) -> None:
+    args = arguments(op)
+    refuses(op, argument, lambda: call(op, args | {argument: SPOIL[how](args[argument])}))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize(
+    ("op", "argument"), [(op, name) for op, table in BAD.items() for name in table if "meta" in table[name]]
+)
+def test_argument_on_another_device(op: str, argument: str) -> None:
+    args = arguments(op, device="cuda")
+    refuses(op, argument, lambda: call(op, args | {argument: args[argument].cpu()}))
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        ("timestep", -1),
+        ("timestep", 2**32),
+        ("timestep", "text"),
+        ("shape", ()),
+        ("shape", (-1, 3)),
+        ("shape", (2.5, 3)),
+        ("dtype", torch.int64),
+    ],
+)
+def test_bad_argument_of_normal(argument: str, value: Any) -> None:
+    refuses("normal", argument, lambda: ops.normal(**arguments("normal") | {argument: value}))
+
+
+@pytest.mark.parametrize("seed", ["text", 1.5, 2**64])
+def test_bad_seed(seed: Any) -> None:
+    refuses("noise_key", "seed", lambda: ops.noise_key(seed))
+
+
+@pytest.mark.parametrize("operator", sorted(OPERATORS))
+def test_operators_called_directly_check_every_tensor(operator: str) -> None:
+    """Also the operators behind the functions, backward ones included, refuse any spoilt tensor."""
+    function, args, kwargs = recorded_calls()[operator]
+    schema = function._schema.arguments
+    for i, value in enumerate(args):
+        if isinstance(value, Tensor):
+            for how in ("complex64", "extra_dim", "meta"):
+                if (operator, how) == ("normal_", "extra_dim"):
+                    continue
+                with pytest.raises(REFUSALS):
+                    function(*args[:i], SPOIL[how](value), *args[i + 1 :], **kwargs)
+                    pytest.fail(f"{operator} took {schema[i].name} spoilt by {how}")

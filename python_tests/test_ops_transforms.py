@@ -1,0 +1,189 @@
+"""Ops under gradcheck, opcheck, torch.compile and torch.func; second derivatives are refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from cases import (
+    DIFFERENTIABLE,
+    OPERATORS,
+    PARAMETERS,
+    TWICE,
+    T,
+    arguments,
+    call,
+    recorded_calls,
+    with_leaves,
+)
+from dxmi_ext import ops
+
+ARGUMENTS = [(op, name) for op, names in DIFFERENTIABLE.items() for name in names]
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler() -> Iterator[None]:
+    torch.compiler.reset()
+    yield
+
+
+def linear(outputs: tuple[Tensor, ...]) -> Tensor:
+    return torch.stack([y.float().mean() for y in outputs]).sum()
+
+
+def square(outputs: tuple[Tensor, ...]) -> Tensor:
+    return torch.stack([(y.float() ** 2).mean() for y in outputs]).sum()
+
+
+def results(function: Callable[..., Any], args: dict[str, Any], op: str) -> list[Tensor]:
+    """Outputs of `function(op, args)` and, where the op is differentiable, gradients of their squares."""
+    args, leaves = with_leaves(args, DIFFERENTIABLE.get(op, ()))
+    outputs = function(op, args)
+    gradients = torch.autograd.grad(square(outputs), list(leaves.values())) if leaves else ()
+    return [*outputs, *gradients]
+
+
+def assert_same(actual: list[Tensor], wanted: list[Tensor]) -> None:
+    for a, w in zip(actual, wanted, strict=True):
+        assert a.stride() == w.stride() and torch.equal(a, w)
+
+
+@pytest.mark.parametrize("op", DIFFERENTIABLE)
+@pytest.mark.parametrize("twice", [False, True])
+def test_gradcheck(op: str, twice: bool, device: torch.device) -> None:
+    args = arguments(op, (T, 5), torch.float64, device)
+    if twice:
+        args |= dict.fromkeys(TWICE[op], args[TWICE[op][0]])
+    args, leaves = with_leaves(args, DIFFERENTIABLE[op])
+    position = {
+        name: [leaf is args[name] for leaf in leaves.values()].index(True) for name in DIFFERENTIABLE[op]
+    }
+
+    def function(*inputs: Tensor) -> tuple[Tensor, ...]:
+        return call(op, args | {name: inputs[i] for name, i in position.items()})
+
+    assert torch.autograd.gradcheck(function, list(leaves.values()))
+
+
+def test_every_operator_is_recorded() -> None:
+    assert set(recorded_calls()) == OPERATORS
+
+
+@pytest.mark.parametrize("operator", sorted(OPERATORS))
+def test_opcheck(operator: str, device: torch.device) -> None:
+    function, args, kwargs = recorded_calls(device)[operator]
+    torch.library.opcheck(function, args, kwargs)
+
+
+@pytest.mark.parametrize("shape", [(5, 6), (2, 3, 4, 5), (0, 3)])
+@pytest.mark.parametrize("op", sorted(PARAMETERS.keys() - {"noise_key", "next_key", "energy_loss"}))
+def test_meta_tensors_have_the_shapes_and_dtypes(op: str, shape: tuple[int, ...]) -> None:
+    if op == "update_velocity_var_" and 0 in shape:
+        pytest.skip("an empty mean is an error")
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        args = arguments(op, shape, dtype)
+        meta = {k: v.to("meta") if isinstance(v, Tensor) else v for k, v in args.items()}
+        for actual, wanted in zip(call(op, meta), call(op, args), strict=True):
+            assert actual.is_meta and actual.dtype == wanted.dtype
+            assert actual.shape == wanted.shape and actual.stride() == wanted.stride()
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("op", [op for op in PARAMETERS if op != "noise_key"])
+def test_compile(op: str, dynamic: bool, device: torch.device) -> None:
+    """fullgraph, forward and backward, over two batch sizes: the same bits as without."""
+    compiled = torch.compile(call, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+    for shape in ((5, 2, 3, 4), (7, 2, 3, 4)):
+        assert_same(*(results(f, arguments(op, shape, device=device), op) for f in (compiled, call)))
+
+
+@pytest.mark.parametrize("op", TWICE)
+def test_compile_one_tensor_given_twice(op: str, device: torch.device) -> None:
+    args = arguments(op, (T, 5), device=device)
+    args |= dict.fromkeys(TWICE[op], args[TWICE[op][0]])
+    compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
+    assert_same(results(compiled, args, op), results(call, args, op))
+
+
+@torch._inductor.config.patch({"cpp.vec_isa_ok": False})  # or it compiles probes of the CPU for 20 s
+def test_inductor(device: torch.device) -> None:
+    """A step, its cost and an energy loss in one graph of the default backend, forward and backward."""
+
+    def loss(step: dict[str, Any], cost: dict[str, Any]) -> Tensor:
+        output = ops.sampler_step(**step | {"key": ops.next_key(step["key"])})
+        costs = ops.running_cost(**cost | {"sq_displacement": output.sq_displacement})
+        value: Tensor = ops.energy_loss(costs + output.next_sample.flatten(1).mean(1), output.log_prob, 0.5)
+        return value
+
+    step = arguments("sampler_step", (5, 3, 4, 4), device=device)
+    cost = arguments("running_cost", device=device)
+    found = []
+    for function in (loss, torch.compile(loss, fullgraph=True)):
+        args, leaves = with_leaves(step, DIFFERENTIABLE["sampler_step"])
+        value = function(args, cost)
+        found.append([value.detach(), *torch.autograd.grad(value, list(leaves.values()))])
+    for actual, wanted in zip(*found, strict=True):
+        torch.testing.assert_close(actual, wanted)
+
+
+@pytest.mark.parametrize("op", DIFFERENTIABLE)
+def test_func_grad_equals_autograd(op: str, device: torch.device) -> None:
+    args = arguments(op, device=device)
+    leaves = {name: args[name] for name in DIFFERENTIABLE[op]}
+    gradients = torch.func.grad(lambda leaves: square(call(op, args | leaves)))(leaves)
+    wanted = results(call, args, op)[-len(gradients) :]
+    assert all(torch.equal(g, w) for g, w in zip(gradients.values(), wanted, strict=True))
+
+
+def test_compiled_func_grad_is_right_or_refused() -> None:
+    """Dynamo looks inside an autograd.Function under torch.func and could find a gradient of zero there."""
+    args = arguments("energy_loss")
+    gradient = torch.func.grad(lambda x: ops.energy_loss(x, args["energy_sample"], args["gamma"]))
+    try:
+        compiled = torch.compile(gradient, fullgraph=True, backend="aot_eager")(args["energy_data"])
+    except Exception:
+        return
+    assert torch.equal(compiled, gradient(args["energy_data"]))
+
+
+def assert_refused(second: Callable[[], Tensor], may_be_zero: bool) -> None:
+    """`second` raises the error of second derivatives, or is zero where that is right."""
+    try:
+        value = second()
+    except (RuntimeError, NotImplementedError) as error:
+        assert "second derivative" in str(error)
+    else:
+        assert may_be_zero and not value.any()
+
+
+@pytest.mark.parametrize("loss", [linear, square])
+@pytest.mark.parametrize(("op", "name"), ARGUMENTS)
+def test_second_derivatives_are_refused(
+    op: str, name: str, loss: Callable[[tuple[Tensor, ...]], Tensor], device: torch.device
+) -> None:
+    args, leaves = with_leaves(arguments(op, device=device), [name])
+    (wanted,) = torch.autograd.grad(loss(call(op, args)), leaves[name])
+    (first,) = torch.autograd.grad(loss(call(op, args)), leaves[name], create_graph=True)
+    assert torch.equal(first, wanted)  # the first derivative does not mind create_graph
+
+    def penalised() -> Tensor:
+        (first.sum() + leaves[name].sum()).backward()
+        assert leaves[name].grad is not None
+        return leaves[name].grad - 1
+
+    assert_refused(penalised, may_be_zero=op == "running_cost" and loss is linear)
+
+
+@pytest.mark.parametrize("loss", [linear, square])
+@pytest.mark.parametrize(("op", "name"), ARGUMENTS)
+def test_second_derivatives_are_refused_by_func(
+    op: str, name: str, loss: Callable[[tuple[Tensor, ...]], Tensor], device: torch.device
+) -> None:
+    args = arguments(op, device=device)
+    first = torch.func.grad(lambda x: loss(call(op, args | {name: x})))
+    second = torch.func.grad(lambda x: first(x).sum())
+    assert_refused(lambda: second(args[name]), may_be_zero=op == "running_cost" and loss is linear)

@@ -1,0 +1,109 @@
+"""2D data, its metrics and pictures: known values."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from dxmi_ext import ops, plots
+from dxmi_ext.data import two_d as data
+from dxmi_ext.metrics import two_d as metrics
+
+
+@pytest.mark.parametrize("name", data.DENSITIES)
+def test_rows_depend_on_key_and_global_row_alone(name: str) -> None:
+    key = ops.noise_key(3)
+    whole = data.sample(name, 1001, key)
+    assert whole.shape == (1001, 2) and whole.dtype == torch.float32
+    parts = [data.sample(name, n, key, sample_offset=start) for start, n in ((0, 1), (1, 513), (514, 487))]
+    assert torch.equal(torch.cat(parts), whole)
+    assert not torch.equal(data.sample(name, 1001, ops.next_key(key)), whole)
+    assert whole.abs().max() < 5 and (whole.abs() < 4).float().mean() > 0.99
+
+
+def test_eight_gaussians_has_its_moments() -> None:
+    x = data.sample("8gaussians", 40_000, ops.noise_key(0))
+    sector = (torch.atan2(x[:, 1], x[:, 0]) / (math.pi / 4)).round().long() % 8
+    for k in range(8):
+        mode = x[sector == k]
+        centre = 4 / 1.414 * torch.tensor([math.cos(k * math.pi / 4), math.sin(k * math.pi / 4)])
+        assert abs(len(mode) / len(x) - 1 / 8) < 0.01
+        assert torch.allclose(mode.mean(dim=0), centre, atol=0.03)
+        assert torch.allclose(mode.std(dim=0), torch.tensor(0.5 / 1.414), atol=0.02)
+
+
+def test_checkerboard_fills_the_dark_squares_evenly() -> None:
+    x = data.sample("checkerboard", 40_000, ops.noise_key(0))
+    column, row = ((x + 4) / 2).floor().long().T
+    counts = torch.bincount(4 * column + row, minlength=16) / len(x)
+    dark = torch.tensor([(c + r) % 2 == 0 for c in range(4) for r in range(4)])
+    assert torch.allclose(counts, dark / 8, atol=0.01)
+
+
+def test_two_spirals_lie_on_their_arms() -> None:
+    x = data.sample("2spirals", 10_000, ops.noise_key(0)).double()
+    angle = torch.linspace(0, 3 * math.pi, 2000, dtype=torch.float64)
+    arm = torch.stack([angle.cos(), angle.sin()], dim=1) * angle[:, None] / 3
+    first, second = torch.cdist(x, arm).amin(dim=1), torch.cdist(x, -arm).amin(dim=1)
+    assert torch.minimum(first, second).square().mean().sqrt() < 0.11
+    assert abs((first < second).double().mean() - 0.5) < 0.02
+
+
+def test_unknown_density_lists_the_known() -> None:
+    with pytest.raises(ValueError, match=r"9gaussians.*8gaussians, 2spirals, checkerboard"):
+        data.sample("9gaussians", 1, ops.noise_key(0))
+
+
+def test_sliced_wasserstein_known_values() -> None:
+    pytest.importorskip("ot")
+    x = torch.randn(60, 2, generator=torch.Generator().manual_seed(0))
+    assert metrics.sliced_wasserstein(x, x.flip(0)) == pytest.approx(0, abs=1e-9)
+    # each direction sees the shift's projection, whose mean square is |shift|^2 / D
+    shifted = metrics.sliced_wasserstein(x, x + torch.tensor([3.0, 4.0]), projections=10_000)
+    assert shifted == pytest.approx(5 / 2**0.5, rel=0.02)
+    assert metrics.sliced_wasserstein(x, x + 1, seed=1) == metrics.sliced_wasserstein(x, x + 1, seed=1)
+
+
+def test_energy_auroc_known_values() -> None:
+    pytest.importorskip("sklearn")
+    low, high = torch.linspace(0, 1, 10), torch.linspace(2, 3, 20)
+    assert metrics.energy_auroc(low, high) == 1
+    assert metrics.energy_auroc(high, low) == 0
+    assert metrics.energy_auroc(torch.zeros(10), torch.zeros(20)) == 0.5
+
+
+def test_evaluate_a_perfect_model_reaches_the_papers_ceiling() -> None:
+    """DxMI, Table 1: a perfect sampler stays at the floor, the true density's AUROC is about .902."""
+    pytest.importorskip("ot")
+    pytest.importorskip("sklearn")
+    angles = torch.arange(8) * math.pi / 4
+    centres = 4 / 1.414 * torch.stack([angles.cos(), angles.sin()], dim=1)
+
+    def true_energy(x: torch.Tensor) -> torch.Tensor:
+        return -torch.logsumexp(-torch.cdist(x, centres).square() / (2 * (0.5 / 1.414) ** 2), dim=1)
+
+    def draws(seed: int) -> metrics.Draws:
+        return lambda n, draw: data.sample("8gaussians", n, torch.tensor([seed, draw]))
+
+    result = metrics.evaluate(draws(0), draws(1), true_energy, n=2000, projections=50)
+    assert result["auroc"] == pytest.approx(0.902, abs=0.01) and 0 < result["auroc_std"] < 0.02
+    assert result["sliced_wasserstein"] < 2 * result["sliced_wasserstein_floor"]
+    worse = metrics.evaluate(lambda n, _: torch.zeros(n, 2), draws(1), true_energy, n=500, projections=50)
+    assert worse["sliced_wasserstein"] > 5 * worse["sliced_wasserstein_floor"]
+
+
+def test_pictures_are_drawn(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    x = torch.randn(50, 2)
+    log = [{"phase": "dxmi", "iteration": i, "loss": None if i == 3 else 1 / (i + 1)} for i in range(9)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in log))
+    plots.samples(tmp_path / "samples.png", x, x)
+    plots.energy(tmp_path / "energy.png", plots.grid(20).square().sum(dim=1), x)
+    plots.paths(tmp_path / "paths.png", torch.randn(3, 50, 2))
+    plots.curves(tmp_path / "curves.png", tmp_path / "metrics.jsonl")
+    assert {path.stem for path in tmp_path.glob("*.png")} == {"samples", "energy", "paths", "curves"}
+    assert all(path.stat().st_size > 1000 for path in tmp_path.glob("*.png"))
