@@ -158,8 +158,16 @@ def sampler_step(
     if log_std is sample_coef or log_std is output_coef:
         log_std = _alias(log_std)
     return StepOutput(
-        *_SamplerStep.apply(
-            sample, model_output, timestep, sample_coef, output_coef, log_std, key, sample_offset
+        *_call(
+            _SamplerStep,
+            sample,
+            model_output,
+            timestep,
+            sample_coef,
+            output_coef,
+            log_std,
+            key,
+            sample_offset,
         )
     )
 
@@ -187,8 +195,8 @@ def transition_log_prob(
         output_coef = _alias(output_coef)
     if log_std is sample_coef or log_std is output_coef:
         log_std = _alias(log_std)
-    return _TransitionLogProb.apply(
-        next_sample, sample, model_output, timestep, sample_coef, output_coef, log_std
+    return _call(
+        _TransitionLogProb, next_sample, sample, model_output, timestep, sample_coef, output_coef, log_std
     )
 
 
@@ -218,8 +226,8 @@ def running_cost(
     """
     if velocity_var is log_std:
         velocity_var = _alias(velocity_var)
-    return _RunningCost.apply(
-        sq_displacement, timestep, log_std, velocity_var, tau_entropy, tau_velocity, skip_last
+    return _call(
+        _RunningCost, sq_displacement, timestep, log_std, velocity_var, tau_entropy, tau_velocity, skip_last
     )
 
 
@@ -262,7 +270,7 @@ def energy_loss(energy_data: Tensor, energy_sample: Tensor, gamma: float) -> Ten
     """
     if energy_sample is energy_data:
         energy_sample = _alias(energy_sample)
-    return _EnergyLoss.apply(_widened(energy_data), _widened(energy_sample), gamma)
+    return _call(_EnergyLoss, _widened(energy_data), _widened(energy_sample), gamma)
 
 
 def update_velocity_var_(velocity_var: Tensor, sq_displacement: Tensor, decay: float) -> Tensor:
@@ -301,6 +309,11 @@ class _FirstOrderOnly(torch.autograd.Function):
         raise NotImplementedError(
             f"dxmi_ext.ops.{name}: second derivatives are not supported, its gradient has none"
         )
+
+
+def _call(function: type[torch.autograd.Function], *args: Any) -> Any:
+    # Where nothing records, as in a rollout, apply's overhead is more than that of the op.
+    return function.apply(*args) if torch.is_grad_enabled() else function.forward(*args)
 
 
 def _run_backward(op: Callable[..., Any], *args: Any) -> Any:

@@ -44,7 +44,7 @@ class Pretrainer:
         level = (-1, *[1] * (data.ndim - 1))
         noisy = self._signal[timestep].view(level) * data + self._noise[timestep].view(level) * eps
         loss = nn.functional.mse_loss(self.network(noisy, timestep), eps)
-        descend(loss, self._optimizer, self.network.parameters())
+        descend(loss, self._optimizer)
         self.iteration += 1
         return {"loss": loss.detach()}
 

@@ -138,7 +138,7 @@ class DxMITrainer:
         n = len(data)
         energies = self.networks.energy(torch.cat((data, samples)))
         loss = ops.energy_loss(energies[:n], energies[n:], self.settings.gamma)
-        descend(loss, self.value_optimizer, self.value.parameters(), self.settings.value_clip)
+        descend(loss, self.value_optimizer, self.settings.value_clip)
         energies = energies.detach()
         return {"energy_loss": loss.detach(), "energy_data": energies[:n], "energy_sample": energies[n:]}
 
@@ -161,7 +161,7 @@ class DxMITrainer:
                 self.tau,
             )
             loss = nn.functional.mse_loss(self.value(path.samples[t], timestep), target)
-            descend(loss, self.value_optimizer, self.value.parameters(), self.settings.value_clip)
+            descend(loss, self.value_optimizer, self.settings.value_clip)
             losses.append(loss.detach())
         return torch.stack(losses)
 
@@ -230,14 +230,12 @@ class LearningRates:
                 group["lr"] = rate * factor[self._decay]
 
 
-def descend(
-    loss: Tensor, optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter], clip: float = 0.0
-) -> None:
+def descend(loss: Tensor, optimizer: torch.optim.Optimizer, clip: float = 0.0) -> None:
     """One optimizer step on a loss, its gradient norm clipped to ``clip`` unless that is 0."""
     optimizer.zero_grad()
     loss.backward()
     if clip:
-        nn.utils.clip_grad_norm_(parameters, clip)
+        nn.utils.clip_grad_norm_((p for g in optimizer.param_groups for p in g["params"]), clip)
     optimizer.step()
 
 

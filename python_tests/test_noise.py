@@ -193,7 +193,6 @@ def test_neighbouring_counters_are_uncorrelated(change: str, device: torch.devic
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_cuda_draws_the_bits_of_the_cpu() -> None:
     cpu, cuda = (ops.normal((37, 4099), ops.noise_key(SEED, device=device)) for device in ("cpu", "cuda"))
     assert torch.equal(cpu, cuda.cpu())
