@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol, cast
 
@@ -185,7 +185,7 @@ class DxMITrainer:
                     self.tau,
                 )
                 loss = (self.value(redrawn.next_sample, timestep + 1) + cost).mean()
-                descend(loss, self.sampler_optimizer, self.sampler.parameters(), self.settings.sampler_clip)
+                descend(loss, self.sampler_optimizer, self.settings.sampler_clip)
                 losses.append(loss.detach())
         return torch.stack(losses)
 
