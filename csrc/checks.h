@@ -15,8 +15,8 @@
 
 namespace dxmi {
 
-using torch::stable::Tensor;
 using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
 
 inline std::string to_text(const Tensor& t) {
   std::ostringstream text;
@@ -63,6 +63,7 @@ class Checks {
  public:
   Checks(const char* op, const char* lead_name, const Tensor& lead, bool on_cuda)
       : op_(op), lead_name_(lead_name), lead_(lead) {
+    defined(lead_name, lead);
     if (on_cuda ? !lead.is_cuda() : !lead.is_cpu())
       fail(lead_name, std::string("must be on ") + (on_cuda ? "a CUDA device" : "the CPU") +
                           " like the other arguments, got " + device_text(lead));
@@ -74,6 +75,18 @@ class Checks {
     text << "dxmi_ext.ops." << op_ << ": " << argument << " ";
     ((text << parts), ...);
     throw std::runtime_error(text.str());
+  }
+
+  void device(const char* name, const Tensor& t) const {
+    defined(name, t);
+    if (t.is_cpu() != lead_.is_cpu() || t.get_device_index() != lead_.get_device_index())
+      fail(name, "must be on ", device_text(lead_), " like ", lead_name_, ", got ", device_text(t));
+  }
+
+  void dtype(const char* name, const Tensor& t, ScalarType want, const char* other) const {
+    if (t.scalar_type() != want)
+      fail(name, "must be ", to_text(want), other ? std::string(" like ") + other : std::string(),
+           ", got ", to_text(t.scalar_type()));
   }
 
   // A sample-shaped tensor [N, *] of a sample dtype.
@@ -132,8 +145,7 @@ class Checks {
   }
 
   int64_t skip_last(int64_t value, int64_t steps) const {
-    if (value < 0 || value > steps)
-      fail("skip_last", "must be in 0..", steps, " (T), got ", value);
+    if (value < 0 || value > steps) fail("skip_last", "must be in 0..", steps, " (T), got ", value);
     return value;
   }
 
@@ -165,7 +177,8 @@ class Checks {
         continue;
       }
       if (dims == View::kMaxDims)
-        fail(name, "has more than ", View::kMaxDims, " data dimensions that do not merge; make it "
+        fail(name, "has more than ", View::kMaxDims,
+             " data dimensions that do not merge; make it "
              "contiguous");
       sizes[dims] = size;
       strides[dims++] = stride;
@@ -194,15 +207,8 @@ class Checks {
   }
 
  private:
-  void device(const char* name, const Tensor& t) const {
-    if (t.is_cpu() != lead_.is_cpu() || t.get_device_index() != lead_.get_device_index())
-      fail(name, "must be on ", device_text(lead_), " like ", lead_name_, ", got ", device_text(t));
-  }
-
-  void dtype(const char* name, const Tensor& t, ScalarType want, const char* other) const {
-    if (t.scalar_type() != want)
-      fail(name, "must be ", to_text(want), other ? std::string(" like ") + other : std::string(),
-           ", got ", to_text(t.scalar_type()));
+  void defined(const char* name, const Tensor& t) const {
+    if (!t.defined()) fail(name, "must be a tensor, got None");
   }
 
   const char* op_;

@@ -22,9 +22,10 @@ struct Entries {
                      check.key(key), timestep, sample_offset, check.view("out", out)});
   }
 
-  static std::tuple<Tensor, Tensor, Tensor> sampler_step_fwd(
-      Tensor sample, Tensor model_output, Tensor timestep, Tensor sample_coef, Tensor output_coef,
-      Tensor log_std, Tensor key, int64_t sample_offset) {
+  static std::tuple<Tensor, Tensor, Tensor> sampler_step_fwd(Tensor sample, Tensor model_output,
+                                                             Tensor timestep, Tensor sample_coef,
+                                                             Tensor output_coef, Tensor log_std,
+                                                             Tensor key, int64_t sample_offset) {
     const Checks check("sampler_step", "sample", sample, Backend::kCuda);
     const StepProblem problem = step_problem(check, sample, model_output, timestep, sample_coef,
                                              output_coef, log_std, key, sample_offset);
@@ -79,9 +80,9 @@ struct Entries {
   }
 
   static std::tuple<Tensor, Tensor, Tensor, Tensor> transition_log_prob_bwd(
-      Tensor grad_log_prob, Tensor next_sample, Tensor sample, Tensor model_output,
-      Tensor timestep, Tensor sample_coef, Tensor output_coef, Tensor log_std, bool want_next,
-      bool want_sample, bool want_output, bool want_log_std) {
+      Tensor grad_log_prob, Tensor next_sample, Tensor sample, Tensor model_output, Tensor timestep,
+      Tensor sample_coef, Tensor output_coef, Tensor log_std, bool want_next, bool want_sample,
+      bool want_output, bool want_log_std) {
     const Checks check("transition_log_prob_bwd", "sample", sample, Backend::kCuda);
     const LogProbProblem problem = log_prob_problem(check, next_sample, sample, model_output,
                                                     timestep, sample_coef, output_coef, log_std);
@@ -104,9 +105,9 @@ struct Entries {
                                  Tensor velocity_var, double tau_entropy, double tau_velocity,
                                  int64_t skip_last) {
     const Checks check("running_cost", "sq_displacement", sq_displacement, Backend::kCuda);
-    const CostProblem problem = cost_problem(check, "sq_displacement", sq_displacement, timestep,
-                                             log_std, velocity_var, tau_entropy, tau_velocity,
-                                             skip_last);
+    const CostProblem problem =
+        cost_problem(check, "sq_displacement", sq_displacement, timestep, log_std, velocity_var,
+                     tau_entropy, tau_velocity, skip_last);
     Tensor cost = rows(sq_displacement, problem.rows);
     Backend::running_cost(problem, Checks::values(cost));
     return cost;
@@ -115,8 +116,7 @@ struct Entries {
   static std::tuple<Tensor, Tensor> running_cost_bwd(Tensor grad, Tensor timestep, Tensor log_std,
                                                      Tensor velocity_var, double tau_entropy,
                                                      double tau_velocity, int64_t skip_last,
-                                                     bool want_sq_displacement,
-                                                     bool want_log_std) {
+                                                     bool want_sq_displacement, bool want_log_std) {
     const Checks check("running_cost_bwd", "grad", grad, Backend::kCuda);
     const CostProblem problem = cost_problem(check, "grad", grad, timestep, log_std, velocity_var,
                                              tau_entropy, tau_velocity, skip_last);
@@ -130,12 +130,12 @@ struct Entries {
   }
 
   static Tensor td_target(Tensor next_value, Tensor sq_displacement, Tensor timestep,
-                          Tensor log_std, Tensor velocity_var, Tensor time_cost,
-                          double tau_entropy, double tau_velocity, int64_t skip_last) {
+                          Tensor log_std, Tensor velocity_var, Tensor time_cost, double tau_entropy,
+                          double tau_velocity, int64_t skip_last) {
     const Checks check("td_target", "sq_displacement", sq_displacement, Backend::kCuda);
-    const CostProblem problem = cost_problem(check, "sq_displacement", sq_displacement, timestep,
-                                             log_std, velocity_var, tau_entropy, tau_velocity,
-                                             skip_last);
+    const CostProblem problem =
+        cost_problem(check, "sq_displacement", sq_displacement, timestep, log_std, velocity_var,
+                     tau_entropy, tau_velocity, skip_last);
     check.vector("next_value", next_value, sq_displacement.scalar_type(), problem.rows, "N");
     check.table("time_cost", time_cost, sq_displacement.scalar_type(), problem.steps);
     Tensor target = rows(sq_displacement, problem.rows);
@@ -156,10 +156,9 @@ struct Entries {
                                                     Tensor energy_sample, double gamma) {
     const Checks check("energy_loss_bwd", "energy_data", energy_data, Backend::kCuda);
     const EnergyProblem problem = energy_problem(check, energy_data, energy_sample, gamma);
-    if (grad.dim() != 0 || grad.scalar_type() != energy_data.scalar_type() ||
-        grad.is_cpu() != energy_data.is_cpu())
-      check.fail("grad", "must be a scalar of energy_data's dtype and device, got shape ",
-                 to_text(grad), " ", to_text(grad.scalar_type()), " on ", device_text(grad));
+    check.device("grad", grad);
+    check.dtype("grad", grad, energy_data.scalar_type(), "energy_data");
+    if (grad.dim() != 0) check.fail("grad", "must be a scalar, got shape ", to_text(grad));
     Tensor grad_data = rows(energy_data, problem.data_rows);
     Tensor grad_sample = rows(energy_data, problem.sample_rows);
     Backend::energy_loss_grad(problem, Checks::values(grad), Checks::values(grad_data),
@@ -172,19 +171,14 @@ struct Entries {
     check.rows_type("velocity_var", velocity_var);
     const ScalarType type = velocity_var.scalar_type();
     const int64_t steps = check.table("velocity_var", velocity_var, type);
+    check.device("sq_displacement", sq_displacement);
+    check.dtype("sq_displacement", sq_displacement, type, "velocity_var");
     if (sq_displacement.dim() != 2 || sq_displacement.size(0) != steps)
       check.fail("sq_displacement", "must have shape [", steps, ", B], got ",
                  to_text(sq_displacement));
     if (sq_displacement.size(1) == 0)
       check.fail("sq_displacement", "has no rows to take a mean over: shape ",
                  to_text(sq_displacement));
-    if (sq_displacement.scalar_type() != type)
-      check.fail("sq_displacement", "must be ", to_text(type), " like velocity_var, got ",
-                 to_text(sq_displacement.scalar_type()));
-    if (sq_displacement.is_cpu() != velocity_var.is_cpu() ||
-        sq_displacement.get_device_index() != velocity_var.get_device_index())
-      check.fail("sq_displacement", "must be on ", device_text(velocity_var), ", got ",
-                 device_text(sq_displacement));
     if (!(decay >= 0 && decay <= 1)) check.fail("decay", "must be in [0, 1], got ", decay);
     Backend::update_velocity_var({type == ScalarType::Double, steps, sq_displacement.size(1),
                                   Checks::values(velocity_var), sq_displacement.data_ptr(),
@@ -233,8 +227,7 @@ struct Entries {
   static StepProblem step_problem(const Checks& check, const Tensor& sample,
                                   const Tensor& model_output, const Tensor& timestep,
                                   const Tensor& sample_coef, const Tensor& output_coef,
-                                  const Tensor& log_std, const Tensor& key,
-                                  int64_t sample_offset) {
+                                  const Tensor& log_std, const Tensor& key, int64_t sample_offset) {
     return {transition_problem(check, sample, model_output, timestep, sample_coef, output_coef,
                                log_std),
             check.key(key), sample_offset};
@@ -244,8 +237,8 @@ struct Entries {
                                          const Tensor& sample, const Tensor& model_output,
                                          const Tensor& timestep, const Tensor& sample_coef,
                                          const Tensor& output_coef, const Tensor& log_std) {
-    const TransitionProblem transition = transition_problem(
-        check, sample, model_output, timestep, sample_coef, output_coef, log_std);
+    const TransitionProblem transition = transition_problem(check, sample, model_output, timestep,
+                                                            sample_coef, output_coef, log_std);
     check.same("next_sample", next_sample, "sample", sample);
     return {transition, check.view("next_sample", next_sample)};
   }
@@ -292,12 +285,8 @@ struct Entries {
     if (energy_data.size(0) == 0) check.fail("energy_data", "is empty: its mean is not defined");
     if (energy_sample.size(0) == 0)
       check.fail("energy_sample", "is empty: its mean is not defined");
-    return {type == ScalarType::Double,
-            energy_data.size(0),
-            energy_sample.size(0),
-            Checks::values(energy_data),
-            Checks::values(energy_sample),
-            gamma};
+    return {type == ScalarType::Double,  energy_data.size(0),           energy_sample.size(0),
+            Checks::values(energy_data), Checks::values(energy_sample), gamma};
   }
 };
 

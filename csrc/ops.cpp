@@ -12,8 +12,8 @@ namespace {
 // The bare generator, for its known-answer test: rows of four counter words to rows of four outputs.
 Tensor philox(Tensor counters, int64_t key0, int64_t key1) {
   const Checks check("philox", "counters", counters, false);
-  if (counters.dim() != 2 || counters.size(1) != 4 ||
-      counters.scalar_type() != ScalarType::Long || !counters.is_contiguous())
+  if (counters.dim() != 2 || counters.size(1) != 4 || counters.scalar_type() != ScalarType::Long ||
+      !counters.is_contiguous())
     check.fail("counters", "must be contiguous int64 [N, 4], got ", to_text(counters.scalar_type()),
                " ", to_text(counters));
   Tensor result = torch::stable::empty_like(counters);
@@ -69,8 +69,7 @@ STABLE_TORCH_LIBRARY(dxmi_ext, m) {
   m.def(
       "energy_loss_bwd(Tensor grad, Tensor energy_data, Tensor energy_sample, float gamma) "
       "-> (Tensor grad_energy_data, Tensor grad_energy_sample)");
-  m.def(
-      "update_velocity_var_(Tensor(a!) velocity_var, Tensor sq_displacement, float decay) -> ()");
+  m.def("update_velocity_var_(Tensor(a!) velocity_var, Tensor sq_displacement, float decay) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(dxmi_ext, CPU, m) {

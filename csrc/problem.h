@@ -15,7 +15,9 @@ struct Vector {
 #ifdef __CUDACC__
   __host__ __device__
 #endif
-  T& operator[](int64_t i) const { return data[i * stride]; }
+      T& operator[](int64_t i) const {
+    return data[i * stride];
+  }
 };
 
 // A Vector of float or double: which one, the samples' dtype says.
@@ -68,10 +70,10 @@ struct StepResult {
 };
 
 struct StepGradients {
-  View grad_next;                                // may be absent
+  View grad_next;                                 // may be absent
   AnyVector grad_log_prob, grad_sq_displacement;  // data may be null
-  View grad_sample, grad_output;                 // may be unwanted
-  AnyVector grad_log_std;                        // [T]; data may be null
+  View grad_sample, grad_output;                  // may be unwanted
+  AnyVector grad_log_std;                         // [T]; data may be null
 };
 
 struct LogProbProblem : TransitionProblem {

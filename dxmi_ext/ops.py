@@ -42,6 +42,8 @@ __all__ = [
 INITIAL_TIMESTEP = 2**32 - 1
 """The timestep that addresses x_0's noise; no step of a sampler has it."""
 
+SAMPLE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
 _ops = torch.ops.dxmi_ext
 
 
@@ -107,6 +109,10 @@ def normal(
         dtype: z is float32, then converted.
     """
     _check_key("normal", key)
+    if dtype not in SAMPLE_DTYPES:
+        raise TypeError(f"dxmi_ext.ops.normal: dtype must be one of {SAMPLE_DTYPES}, got {dtype}")
+    if not shape or any(isinstance(size, float) or size < 0 for size in shape):
+        raise ValueError(f"dxmi_ext.ops.normal: shape must be (N, *), of integers >= 0, got {tuple(shape)}")
     out = torch.empty(tuple(shape), dtype=dtype, device=key.device)
     _ops.normal_(out, key, timestep, sample_offset)
     return out
@@ -151,12 +157,6 @@ def sampler_step(
         key: int64 [2], from `noise_key`.
         sample_offset: global index of the first row.
     """
-    if model_output is sample:
-        model_output = _alias(model_output)
-    if output_coef is sample_coef:
-        output_coef = _alias(output_coef)
-    if log_std is sample_coef or log_std is output_coef:
-        log_std = _alias(log_std)
     return StepOutput(
         *_call(
             _SamplerStep,
@@ -187,14 +187,6 @@ def transition_log_prob(
     with the sample it drew, this one holds it fixed, as policy gradients need (GCD, arXiv 2312.03397).
     A step with std 0 has no density; its rows are not finite. Arguments as in `sampler_step`.
     """
-    if sample is next_sample:
-        sample = _alias(sample)
-    if model_output is next_sample or model_output is sample:
-        model_output = _alias(model_output)
-    if output_coef is sample_coef:
-        output_coef = _alias(output_coef)
-    if log_std is sample_coef or log_std is output_coef:
-        log_std = _alias(log_std)
     return _call(
         _TransitionLogProb, next_sample, sample, model_output, timestep, sample_coef, output_coef, log_std
     )
@@ -224,8 +216,6 @@ def running_cost(
         log_std, velocity_var: [T]; velocity_var is s_t^2, positive.
         skip_last: how many of the last steps carry no cost.
     """
-    if velocity_var is log_std:
-        velocity_var = _alias(velocity_var)
     return _call(
         _RunningCost, sq_displacement, timestep, log_std, velocity_var, tau_entropy, tau_velocity, skip_last
     )
@@ -247,17 +237,20 @@ def td_target(
 
     Builds no graph. A bfloat16 or float16 next_value is widened to sq_displacement's dtype.
     """
-    return _ops.td_target(
-        _widened(next_value).detach(),
-        sq_displacement.detach(),
-        timestep,
-        log_std.detach(),
-        velocity_var.detach(),
-        time_cost.detach(),
-        tau_entropy,
-        tau_velocity,
-        skip_last,
-    )
+    if isinstance(sq_displacement, Tensor):
+        next_value = _widened(next_value, sq_displacement.dtype)
+    with torch.no_grad():
+        return _ops.td_target(
+            next_value,
+            sq_displacement,
+            timestep,
+            log_std,
+            velocity_var,
+            time_cost,
+            tau_entropy,
+            tau_velocity,
+            skip_last,
+        )
 
 
 def energy_loss(energy_data: Tensor, energy_sample: Tensor, gamma: float) -> Tensor:
@@ -268,8 +261,6 @@ def energy_loss(energy_data: Tensor, energy_sample: Tensor, gamma: float) -> Ten
         energy_sample: [M], likewise.
         gamma: weight of the squares, 1 throughout the paper.
     """
-    if energy_sample is energy_data:
-        energy_sample = _alias(energy_sample)
     return _call(_EnergyLoss, _widened(energy_data), _widened(energy_sample), gamma)
 
 
@@ -284,7 +275,10 @@ def update_velocity_var_(velocity_var: Tensor, sq_displacement: Tensor, decay: f
     Returns:
         velocity_var.
     """
-    _ops.update_velocity_var_(velocity_var, sq_displacement.detach(), decay)
+    with torch.no_grad():
+        _ops.update_velocity_var_(velocity_var, sq_displacement, decay)
+    if not torch.compiler.is_compiling():  # which counts the write by itself
+        torch.autograd.graph.increment_version(velocity_var)
     return velocity_var
 
 
@@ -292,39 +286,68 @@ def update_velocity_var_(velocity_var: Tensor, sq_displacement: Tensor, decay: f
 # torch.autograd.Function over *_fwd and *_bwd ops is about half the overhead of library.register_autograd.
 
 
-class _FirstOrderOnly(torch.autograd.Function):
-    """Runs a backward op so that differentiating it again is an error, not silently zero."""
-
-    @staticmethod
-    def forward(op: Callable[..., Any], *args: Any) -> Any:
-        return op(*args)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.op = inputs[0]
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> Any:
-        name = ctx.op.__name__.removesuffix("_bwd")
-        raise NotImplementedError(
-            f"dxmi_ext.ops.{name}: second derivatives are not supported, its gradient has none"
-        )
-
-
 def _call(function: type[torch.autograd.Function], *args: Any) -> Any:
+    if torch.compiler.is_compiling():  # which refuses an autograd.Function that is given one tensor twice
+        args = tuple(
+            a.view_as(a) if isinstance(a, Tensor) and any(a is b for b in args[:i]) else a
+            for i, a in enumerate(args)
+        )
     # Where nothing records, as in a rollout, apply's overhead is more than that of the op.
     return function.apply(*args) if torch.is_grad_enabled() else function.forward(*args)
 
 
-def _run_backward(op: Callable[..., Any], *args: Any) -> Any:
-    # Grad mode is off in a plain backward pass. torch.compile refuses double backward by itself.
-    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        return _FirstOrderOnly.apply(op, *args)
-    return op(*args)
+class _Gradients(NamedTuple):
+    """What an op's backward pass knows of its inputs."""
+
+    op: str
+    inputs: tuple[str, ...]
+    differentiable: tuple[int, ...]
+    """Positions of the inputs that have a gradient; the backward op returns them in this order."""
+
+    def needed(self, ctx: Any) -> tuple[bool, ...]:
+        """Which of the differentiable inputs want a gradient; an error if another one does."""
+        for i, needs in enumerate(ctx.needs_input_grad):
+            if needs and i not in self.differentiable:
+                raise NotImplementedError(
+                    f"dxmi_ext.ops.{self.op}: {self.inputs[i]} requires grad but has no gradient here; "
+                    "give it detached"
+                )
+        return tuple(ctx.needs_input_grad[i] for i in self.differentiable)
+
+    def run(self, ctx: Any, op: Callable[..., Any], *args: Any) -> tuple[Tensor | None, ...]:
+        """Runs a backward op and puts its results where the inputs they belong to stand."""
+        # Grad mode is off in a plain backward pass. torch.compile refuses double backward by itself.
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            results = _FirstOrderOnly.apply(op, self.op, *args)
+        else:
+            results = op(*args)
+        placed: list[Tensor | None] = [None] * len(ctx.needs_input_grad)
+        for i, gradient in zip(self.differentiable, results, strict=True):
+            placed[i] = gradient if ctx.needs_input_grad[i] else None
+        return tuple(placed)
 
 
-def _wanted(gradients: Sequence[Tensor], needed: Sequence[bool]) -> list[Tensor | None]:
-    return [g if need else None for g, need in zip(gradients, needed, strict=True)]
+class _FirstOrderOnly(torch.autograd.Function):
+    """Runs a backward op so that differentiating it again is an error, not silently zero."""
+
+    @staticmethod
+    def forward(op: Callable[..., Any], name: str, *args: Any) -> Any:
+        return op(*args)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.name = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> Any:
+        raise NotImplementedError(f"dxmi_ext.ops.{ctx.name}: second derivatives are not supported")
+
+
+_STEP = _Gradients(
+    "sampler_step",
+    ("sample", "model_output", "timestep", "sample_coef", "output_coef", "log_std", "key"),
+    (0, 1, 5),
+)
 
 
 class _SamplerStep(torch.autograd.Function):
@@ -340,13 +363,17 @@ class _SamplerStep(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
-        needs = ctx.needs_input_grad
-        needed = (needs[0], needs[1], needs[5])
+        needed = _STEP.needed(ctx)
         if all(g is None for g in grads):
-            return (None,) * 8
-        result = _run_backward(_ops.sampler_step_bwd, *grads, *ctx.saved_tensors, ctx.sample_offset, *needed)
-        grad_sample, grad_output, grad_log_std = _wanted(result, needed)
-        return grad_sample, grad_output, None, None, None, grad_log_std, None, None
+            return (None,) * len(ctx.needs_input_grad)
+        return _STEP.run(ctx, _ops.sampler_step_bwd, *grads, *ctx.saved_tensors, ctx.sample_offset, *needed)
+
+
+_LOG_PROB = _Gradients(
+    "transition_log_prob",
+    ("next_sample", "sample", "model_output", "timestep", "sample_coef", "output_coef", "log_std"),
+    (0, 1, 2, 6),
+)
 
 
 class _TransitionLogProb(torch.autograd.Function):
@@ -360,11 +387,15 @@ class _TransitionLogProb(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        needs = ctx.needs_input_grad
-        needed = (*needs[:3], needs[6])
-        result = _run_backward(_ops.transition_log_prob_bwd, grad, *ctx.saved_tensors, *needed)
-        grad_next, grad_sample, grad_output, grad_log_std = _wanted(result, needed)
-        return grad_next, grad_sample, grad_output, None, None, None, grad_log_std
+        needed = _LOG_PROB.needed(ctx)
+        return _LOG_PROB.run(ctx, _ops.transition_log_prob_bwd, grad, *ctx.saved_tensors, *needed)
+
+
+_COST = _Gradients(
+    "running_cost",
+    ("sq_displacement", "timestep", "log_std", "velocity_var"),
+    (0, 2),
+)
 
 
 class _RunningCost(torch.autograd.Function):
@@ -380,10 +411,15 @@ class _RunningCost(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        needed = (ctx.needs_input_grad[0], ctx.needs_input_grad[2])
-        result = _run_backward(_ops.running_cost_bwd, grad, *ctx.saved_tensors, *ctx.settings, *needed)
-        grad_sq_displacement, grad_log_std = _wanted(result, needed)
-        return grad_sq_displacement, None, grad_log_std, None, None, None, None
+        needed = _COST.needed(ctx)
+        return _COST.run(ctx, _ops.running_cost_bwd, grad, *ctx.saved_tensors, *ctx.settings, *needed)
+
+
+_ENERGY = _Gradients(
+    "energy_loss",
+    ("energy_data", "energy_sample"),
+    (0, 1),
+)
 
 
 class _EnergyLoss(torch.autograd.Function):
@@ -398,19 +434,15 @@ class _EnergyLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        return *_run_backward(_ops.energy_loss_bwd, grad, *ctx.saved_tensors, ctx.gamma), None
+        return _ENERGY.run(ctx, _ops.energy_loss_bwd, grad, *ctx.saved_tensors, ctx.gamma)
 
 
 # --- helpers -----------------------------------------------------------------------------------------
 
 
-def _alias(tensor: Tensor) -> Tensor:
-    """The same tensor as another object: under fullgraph an autograd.Function refuses one given twice."""
-    return tensor.view_as(tensor)
-
-
-def _widened(rows: Tensor) -> Tensor:
-    return rows.float() if rows.dtype in (torch.bfloat16, torch.float16) else rows
+def _widened(rows: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    low = isinstance(rows, Tensor) and rows.dtype in (torch.bfloat16, torch.float16)
+    return rows.to(dtype) if low else rows
 
 
 def _check_key(op: str, key: Tensor) -> None:
@@ -429,16 +461,21 @@ def _fake(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Registers an op's shape function, which first checks that no tensor is on another device."""
 
     def register(shapes: Callable[..., Any]) -> Callable[..., Any]:
+        op = getattr(_ops, name).default
+        arguments = [argument.name for argument in op._schema.arguments]
+
         def checked(*args: Any) -> Any:
-            devices = {a.device for a in args if isinstance(a, Tensor)}
-            if len(devices) > 1:
-                raise RuntimeError(
-                    f"dxmi_ext.ops.{name.removesuffix('_fwd')}: all tensors must be on one device, got "
-                    f"{', '.join(sorted(map(str, devices)))}"
-                )
+            tensors = [(n, a) for n, a in zip(arguments, args, strict=True) if isinstance(a, Tensor)]
+            lead, first = tensors[0]
+            for argument, tensor in tensors:
+                if tensor.device != first.device:
+                    raise RuntimeError(
+                        f"dxmi_ext.ops.{name.removesuffix('_fwd')}: {argument} must be on {first.device} "
+                        f"like {lead}, got {tensor.device}"
+                    )
             return shapes(*args)
 
-        torch.library.register_fake(f"dxmi_ext::{name}", checked)
+        torch.library.register_fake(op, checked)
         return shapes
 
     return register

@@ -44,7 +44,7 @@ OPERATORS = {
 # Differentiable arguments that may be one and the same tensor (of T rows, for running_cost).
 TWICE = {
     "sampler_step": ("sample", "model_output"),
-    "transition_log_prob": ("next_sample", "sample", "model_output"),
+    "transition_log_prob": ("next_sample", "model_output"),
     "running_cost": ("sq_displacement", "log_std"),
     "energy_loss": ("energy_data", "energy_sample"),
 }

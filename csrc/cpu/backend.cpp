@@ -69,9 +69,10 @@ struct Input {
   const T* at(int64_t row, int64_t start, int64_t n) {
     if (!view.data) return scratch;
     if (view.dense) return static_cast<const T*>(view.data) + row * view.row_stride + start;
-    for_runs<const T>(view, row, start, n, [&](const T* p, int64_t stride, int64_t count, int64_t i) {
-      for (int64_t j = 0; j < count; ++j) scratch[i + j] = p[j * stride];
-    });
+    for_runs<const T>(view, row, start, n,
+                      [&](const T* p, int64_t stride, int64_t count, int64_t i) {
+                        for (int64_t j = 0; j < count; ++j) scratch[i + j] = p[j * stride];
+                      });
     return scratch;
   }
 };
@@ -106,7 +107,8 @@ class Noise {
     groups_ = groups_of(n);
     const Vector<const int64_t> timestep{timestep_.data + first_row * timestep_.stride,
                                          timestep_.stride};
-    kernels().fill_normals({key_, sample_offset_ + first_row, timestep, rows, start / 4, groups_}, z_);
+    kernels().fill_normals({key_, sample_offset_ + first_row, timestep, rows, start / 4, groups_},
+                           z_);
   }
   void zero() { std::fill_n(z_, kSegment, 0.0f); }
   const float* row(int64_t row) const { return z_ + 4 * groups_ * (row - first_row_); }
@@ -128,13 +130,14 @@ template <class MakeWorker>
 void for_pieces(int64_t rows, int64_t dim, const MakeWorker& make_worker) {
   const int64_t segments = segments_of(dim);
   if (segments > 1) {
-    parallel_for(0, rows * segments, kElementsPerThread / kSegment, [&](int64_t begin, int64_t end) {
-      auto work = make_worker();
-      for (int64_t i = begin; i < end; ++i) {
-        const int64_t start = i % segments * kSegment;
-        work(i / segments, int64_t{1}, start, std::min(kSegment, dim - start));
-      }
-    });
+    parallel_for(0, rows * segments, kElementsPerThread / kSegment,
+                 [&](int64_t begin, int64_t end) {
+                   auto work = make_worker();
+                   for (int64_t i = begin; i < end; ++i) {
+                     const int64_t start = i % segments * kSegment;
+                     work(i / segments, int64_t{1}, start, std::min(kSegment, dim - start));
+                   }
+                 });
   } else {
     const int64_t block = std::max<int64_t>(1, kSegment / std::max<int64_t>(4, 4 * groups_of(dim)));
     const int64_t blocks = (rows + block - 1) / block;
@@ -269,11 +272,10 @@ void CpuBackend::sampler_step_grad(const StepProblem& p, const StepGradients& g)
         for (int64_t row = first_row; row < first_row + rows; ++row) {
           const R grad_displacement_sq =
               grad_sq.data ? static_cast<R>(2.0 * grad_sq[row] / static_cast<double>(p.dim)) : R(0);
-          kernels().of<T>().step_grad(n, tables.at(row), grad_displacement_sq,
-                                      sample.at(row, start, n), output.at(row, start, n),
-                                      noise.row(row), grad_next.at(row, start, n),
-                                      grad_sample.at(row, start), grad_output.at(row, start),
-                                      grad_std.segment(row, start));
+          kernels().of<T>().step_grad(
+              n, tables.at(row), grad_displacement_sq, sample.at(row, start, n),
+              output.at(row, start, n), noise.row(row), grad_next.at(row, start, n),
+              grad_sample.at(row, start), grad_output.at(row, start), grad_std.segment(row, start));
           grad_sample.done(row, start, n);
           grad_output.done(row, start, n);
         }
@@ -295,9 +297,8 @@ void CpuBackend::transition_log_prob(const LogProbProblem& p, AnyVector log_prob
     const Tables<R> tables(p);
     RowSums<1> sums(p.rows, p.dim);
     for_pieces(p.rows, p.dim, [&] {
-      return [&, next = Input<T>(p.next), sample = Input<T>(p.sample),
-              output = Input<T>(p.output)](int64_t first_row, int64_t rows, int64_t start,
-                                           int64_t n) mutable {
+      return [&, next = Input<T>(p.next), sample = Input<T>(p.sample), output = Input<T>(p.output)](
+                 int64_t first_row, int64_t rows, int64_t start, int64_t n) mutable {
         for (int64_t row = first_row; row < first_row + rows; ++row)
           kernels().of<T>().log_prob(n, tables.at(row), tables.inverse_std(row),
                                      next.at(row, start, n), sample.at(row, start, n),
@@ -307,8 +308,8 @@ void CpuBackend::transition_log_prob(const LogProbProblem& p, AnyVector log_prob
     const Vector<R> out = log_prob.as<R>();
     for (int64_t row = 0; row < p.rows; ++row) {
       const double log_std = tables.log_std[p.timestep[row]];
-      out[row] = static_cast<R>(
-          log_prob_row(sums.total(row, 0), static_cast<double>(p.dim), log_std));
+      out[row] =
+          static_cast<R>(log_prob_row(sums.total(row, 0), static_cast<double>(p.dim), log_std));
     }
   });
 }
@@ -322,10 +323,10 @@ void CpuBackend::transition_log_prob_grad(const LogProbProblem& p, const LogProb
     const Vector<const R> grad = g.grad_log_prob.as<const R>();
     RowSums<1> sums(p.rows, p.dim);
     for_pieces(p.rows, p.dim, [&] {
-      return [&, next = Input<T>(p.next), sample = Input<T>(p.sample),
-              output = Input<T>(p.output), grad_next = Output<T>(g.grad_next),
-              grad_sample = Output<T>(g.grad_sample), grad_output = Output<T>(g.grad_output)](
-                 int64_t first_row, int64_t rows, int64_t start, int64_t n) mutable {
+      return [&, next = Input<T>(p.next), sample = Input<T>(p.sample), output = Input<T>(p.output),
+              grad_next = Output<T>(g.grad_next), grad_sample = Output<T>(g.grad_sample),
+              grad_output = Output<T>(g.grad_output)](int64_t first_row, int64_t rows,
+                                                      int64_t start, int64_t n) mutable {
         for (int64_t row = first_row; row < first_row + rows; ++row) {
           const R inverse_std = tables.inverse_std(row);
           const R scale = static_cast<R>(static_cast<double>(grad[row]) * inverse_std / dim);

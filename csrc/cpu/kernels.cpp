@@ -141,8 +141,8 @@ void step(int64_t n, const Transition<WideT<T>>& p, const T* sample, const T* ou
 
 template <class T>
 void step_grad(int64_t n, const Transition<WideT<T>>& p, WideT<T> grad_displacement_sq,
-               const T* sample, const T* output, const float* z, const T* grad_next,
-               T* grad_sample, T* grad_output, double* grad_std) {
+               const T* sample, const T* output, const float* z, const T* grad_next, T* grad_sample,
+               T* grad_output, double* grad_std) {
   using L = Lanes<T>;
   Sum<L> std_sum;
   for_packs(
@@ -169,8 +169,8 @@ void log_prob(int64_t n, const Transition<WideT<T>>& p, WideT<T> inverse_std, co
       n,
       [&](const T* y, const T* x, const T* o) {
         for_registers<L>([&](int i, int r) {
-          const typename L::F z = dxmi::standardised<L>(p, inverse_std, L::load(y + i),
-                                                        L::load(x + i), L::load(o + i));
+          const typename L::F z =
+              dxmi::standardised<L>(p, inverse_std, L::load(y + i), L::load(x + i), L::load(o + i));
           sum.part[r] = L::fma(z, z, sum.part[r]);
         });
       },
@@ -179,17 +179,17 @@ void log_prob(int64_t n, const Transition<WideT<T>>& p, WideT<T> inverse_std, co
 }
 
 template <class T>
-void log_prob_grad(int64_t n, const Transition<WideT<T>>& p, WideT<T> inverse_std,
-                   WideT<T> scale, const T* next, const T* sample, const T* output, T* grad_next,
-                   T* grad_sample, T* grad_output, double* noise_sq) {
+void log_prob_grad(int64_t n, const Transition<WideT<T>>& p, WideT<T> inverse_std, WideT<T> scale,
+                   const T* next, const T* sample, const T* output, T* grad_next, T* grad_sample,
+                   T* grad_output, double* noise_sq) {
   using L = Lanes<T>;
   Sum<L> sum;
   for_packs(
       n,
       [&](const T* y, const T* x, const T* o, T* gy, T* gx, T* go) {
         for_registers<L>([&](int i, int r) {
-          const typename L::F z = dxmi::standardised<L>(p, inverse_std, L::load(y + i),
-                                                        L::load(x + i), L::load(o + i));
+          const typename L::F z =
+              dxmi::standardised<L>(p, inverse_std, L::load(y + i), L::load(x + i), L::load(o + i));
           typename L::F grad_y, grad_x, grad_o;
           dxmi::log_prob_grad<L>(p, z, scale, grad_y, grad_x, grad_o);
           sum.part[r] = L::fma(z, z, sum.part[r]);

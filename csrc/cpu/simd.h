@@ -77,12 +77,8 @@ struct Simd {
   }
   DXMI_CORE F unpack_low(F a, F b) { return _mm512_unpacklo_ps(a, b); }
   DXMI_CORE F unpack_high(F a, F b) { return _mm512_unpackhi_ps(a, b); }
-  DXMI_CORE F low_pairs(F a, F b) {
-    return (F)_mm512_unpacklo_pd((__m512d)a, (__m512d)b);
-  }
-  DXMI_CORE F high_pairs(F a, F b) {
-    return (F)_mm512_unpackhi_pd((__m512d)a, (__m512d)b);
-  }
+  DXMI_CORE F low_pairs(F a, F b) { return (F)_mm512_unpacklo_pd((__m512d)a, (__m512d)b); }
+  DXMI_CORE F high_pairs(F a, F b) { return (F)_mm512_unpackhi_pd((__m512d)a, (__m512d)b); }
 #elif defined(__AVX2__)
   DXMI_CORE F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
   DXMI_CORE F sqrt(F a) { return _mm256_sqrt_ps(a); }
@@ -104,12 +100,8 @@ struct Simd {
   }
   DXMI_CORE F unpack_low(F a, F b) { return _mm256_unpacklo_ps(a, b); }
   DXMI_CORE F unpack_high(F a, F b) { return _mm256_unpackhi_ps(a, b); }
-  DXMI_CORE F low_pairs(F a, F b) {
-    return (F)_mm256_unpacklo_pd((__m256d)a, (__m256d)b);
-  }
-  DXMI_CORE F high_pairs(F a, F b) {
-    return (F)_mm256_unpackhi_pd((__m256d)a, (__m256d)b);
-  }
+  DXMI_CORE F low_pairs(F a, F b) { return (F)_mm256_unpacklo_pd((__m256d)a, (__m256d)b); }
+  DXMI_CORE F high_pairs(F a, F b) { return (F)_mm256_unpackhi_pd((__m256d)a, (__m256d)b); }
 #else  // correctness on any processor, not speed
   typedef uint64_t U64 __attribute__((vector_size(8 * kWidth)));
 

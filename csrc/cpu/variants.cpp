@@ -39,8 +39,8 @@ const Kernels& choose() {
     if (std::string(variant->name) == wanted) return *variant;
     names += std::string(names.empty() ? "" : ", ") + variant->name;
   }
-  throw std::runtime_error("DXMI_CPU_VARIANT must be one of " + names + " on this processor, got '" +
-                           wanted + "'");
+  throw std::runtime_error("DXMI_CPU_VARIANT must be one of " + names +
+                           " on this processor, got '" + wanted + "'");
 }
 
 }  // namespace
