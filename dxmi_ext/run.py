@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import platform
 import shutil
 import time
@@ -53,6 +54,8 @@ class Run:
     """
 
     def __init__(self, cfg: config.RunConfig) -> None:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # rather than as many unsynchronised runs
+            raise config.ConfigError("this version trains on one rank; start it without torchrun")
         self.cfg = cfg
         self.directory = Path(cfg.output or f"runs/{cfg.recipe}-{time.strftime('%Y%m%d-%H%M%S')}")
         self.device = choose_device(cfg.device)

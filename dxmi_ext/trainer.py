@@ -37,17 +37,17 @@ class DxMISettings(Settings):
     tau: float = setting(0.1, "temperature of entropy and running cost", minimum=0)
     gamma: float = setting(1.0, "weight of the squared energies in the energy loss", minimum=0)
     cost_reduction: str = setting(
-        "sum", "costs over data dimensions; sum multiplies tau by D", choices=("mean", "sum")
+        "mean", "of costs over data dimensions; sum multiplies tau by D", choices=("mean", "sum")
     )
     velocity_decay: float = setting(0.99, "alpha of adaptive velocity regularisation", minimum=0)
-    sampler_steps: int = setting(1, "sampler steps an iteration; T of them use the whole path", minimum=1)
-    sampler_lr: float = setting(3e-4, "learning rate of the sampler's network", minimum=0)
-    log_std_lr: float = setting(3e-4, "learning rate of log sigma", minimum=0)
+    sampler_steps: int = setting(2, "sampler steps an iteration; T of them use the whole path", minimum=1)
+    sampler_lr: float = setting(5e-4, "learning rate of the sampler's network", minimum=0)
+    log_std_lr: float = setting(1.5e-3, "learning rate of log sigma", minimum=0)
     value_lr: float = setting(1e-3, "learning rate of the value, and so of the energy", minimum=0)
     lr_decay: str = setting("linear", "learning rates over the run", choices=("constant", "linear", "cosine"))
     sampler_clip: float = setting(0.1, "largest gradient norm of the sampler; 0: any", minimum=0)
     value_clip: float = setting(0.0, "largest gradient norm of the value; 0: any", minimum=0)
-    ema_decay: float = setting(0.999, "decay of the averaged networks, used for evaluation", minimum=0)
+    ema_decay: float = setting(0.995, "decay of the averaged networks, used for evaluation", minimum=0)
 
 
 class Networks(nn.Module):

@@ -33,8 +33,16 @@ PAPER = {  # DxMI, Table 1: (pretrained, tau) -> SW, its deviation, AUC; 8 Gauss
 
 @dataclasses.dataclass
 class Config(DxMISettings, config.RunConfig):
-    """Settings of a 2D run."""
+    """Settings of a 2D run; the defaults are those of the recipes.
 
+    Costs are means over dimensions. With sums, tau = .1 and gamma = 1, the energy's range of 1 / gamma is too
+    small against tau for samples to become as narrow as the data.
+    """
+
+    iterations: int = setting(5000, "iterations of DxMI", minimum=0)
+    pretrain_iterations: int = setting(600, "iterations of pretraining", minimum=0)
+    batch_size: int = setting(128, "global batch size", minimum=1)
+    log_every: int = setting(20, "iterations between lines of metrics.jsonl", minimum=1)
     data: str = setting("8gaussians", "density", choices=tuple(data_two_d.DENSITIES))
     steps: int = setting(5, "T, steps of the sampler", minimum=2)
     sampler_width: int = setting(128, "width of the sampler's hidden layers", minimum=1)
