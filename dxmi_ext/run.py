@@ -61,12 +61,20 @@ class Run:
         self.device = choose_device(cfg.device)
         self.log = RunLog(self.directory, tensorboard=cfg.tensorboard)
         self.resumed_from: list[int] = []
-        self._state: dict[str, Any] | None = None
+        self.past: list[str] = []  # phases that are over
+        self._steps_past = 0  # their iterations
         self._earlier_seconds = 0.0
         self._started = time.monotonic()
         if cfg.resume == "never":
             self._clear()
         self._check_settings()
+        path = Path(cfg.resume)
+        self._source = {"auto": checkpoint.latest(self.checkpoints), "never": None}.get(cfg.resume, path)
+        self._state = checkpoint.load(self._source) if self._source else None
+        if self._state:
+            self._earlier_seconds = self._state["wall_seconds"]
+            self.resumed_from = [*self._state["resumed_from"], self._state["step"]]
+            self.past, self._steps_past = self._state["past"], self._state["steps_past"]
 
     @property
     def checkpoints(self) -> Path:
@@ -87,69 +95,49 @@ class Run:
     def __enter__(self) -> Run:
         self.log.__enter__()
         config.save(self.cfg, self.directory / "config.yaml")
-        source = Path(self.cfg.resume) if self.cfg.resume not in ("auto", "never") else None
-        if source is None and self.cfg.resume == "auto":
-            source = checkpoint.latest(self.checkpoints)
-        if source is None:
-            self.log.truncate(0)
-            return self
-        self._state = checkpoint.load(source)
-        self._earlier_seconds = self._state["wall_seconds"]
-        self.resumed_from = [*self._state["resumed_from"], self._state["step"]]
-        self.log.truncate(self._state["log_position"])
-        self.log.note(
-            f"resuming {self._state['phase']} at iteration {self._state['iteration']} from {source}"
-        )
+        (self.directory / "summary.json").unlink(missing_ok=True)  # a run that goes on is not finished
+        self.log.truncate(self._state["log_position"] if self._state else 0)
+        if self._source:
+            self.log.note(f"resuming from {self._source}")
         return self
 
     def __exit__(self, *exception: Any) -> None:
         self.log.__exit__(*exception)
 
-    def past(self, phase: str) -> bool:
-        """Whether the run to resume has left this phase behind."""
-        return self._state is not None and phase in self._state["phases_done"]
-
-    def phase(
-        self,
-        name: str,
-        stepper: Stepper,
-        iterations: int,
-        batch: Callable[[int], Tensor],
-        *,
-        done: tuple[str, ...] = (),
-    ) -> None:
-        """Runs a phase to its last iteration, from where a resumed run stood in it.
+    def phase(self, name: str, stepper: Stepper, iterations: int, batch: Callable[[int], Tensor]) -> None:
+        """Runs a phase to its last iteration, from where a resumed run stood; not at all if it was past.
 
         Args:
             name: of the phase.
             stepper: what it repeats.
             iterations: its length.
             batch: iteration -> data [B, *].
-            done: names of the phases before this one.
         """
+        if name in self.past:
+            return
         if self._state is not None and self._state["phase"] == name:
             stepper.load_state_dict(self._state["stepper"])
             self._state = None
         with self.log.progress(name, iterations, stepper.iteration) as bar:
             while stepper.iteration < iterations:
                 metrics = stepper.step(batch(stepper.iteration))
-                logged = stepper.iteration % self.cfg.log_every == 0 or stepper.iteration == iterations
-                if logged:
+                losses = {}
+                if stepper.iteration % self.cfg.log_every == 0 or stepper.iteration == iterations:
                     numbers = {key: value.float().mean().item() for key, value in metrics.items()}
                     self.log.log(name, stepper.iteration, numbers)
                     losses = {key: round(value, 4) for key, value in numbers.items() if key.endswith("loss")}
-                    bar.update(1, **losses)
-                else:
-                    bar.update()
+                bar.update(1, **losses)
                 if stepper.iteration % self.cfg.checkpoint_every == 0 or stepper.iteration == iterations:
-                    self._save(name, stepper, done)
+                    self._save(name, stepper)
+        self.past.append(name)
+        self._steps_past += iterations
 
-    def _save(self, phase: str, stepper: Stepper, done: tuple[str, ...]) -> None:
-        step = stepper.iteration + (self.cfg.pretrain_iterations if done else 0)
+    def _save(self, phase: str, stepper: Stepper) -> None:
+        step = self._steps_past + stepper.iteration
         state = {
             "phase": phase,
-            "phases_done": list(done),
-            "iteration": stepper.iteration,
+            "past": self.past,
+            "steps_past": self._steps_past,
             "step": step,
             "stepper": stepper.state_dict(),
             "log_position": self.log.position(),

@@ -63,11 +63,10 @@ def train(cfg: Config) -> dict[str, Any]:
         return {}
     with run:
         networks, schedule = build(cfg, run.device)
-        if cfg.pretrained and not run.past("pretrain"):
+        if cfg.pretrained:
             _pretrain(run, cfg, networks.sampler, schedule)
         trainer = DxMITrainer(networks, cfg, iterations=cfg.iterations, seed=cfg.seed)
-        done = ("pretrain",) if cfg.pretrained else ()
-        run.phase("dxmi", trainer, cfg.iterations, _batches(cfg, "dxmi", run.device), done=done)
+        run.phase("dxmi", trainer, cfg.iterations, _batches(cfg, "dxmi", run.device))
         _save_model(run.directory / "model", trainer.averaged, cfg)
         numbers = evaluate_networks(cfg, trainer.averaged, seed=cfg.seed)
         draw_pictures(run.directory, cfg, trainer.averaged)
@@ -81,7 +80,7 @@ def pretrain(cfg: Config) -> None:
     """Runs the pretraining alone; training with the same output goes on from it."""
     with Run(cfg) as run:
         networks, schedule = build(cfg, run.device)
-        if run.past("pretrain"):
+        if "pretrain" in run.past:
             print(f"{run.directory} is past its pretraining; nothing to do")
             return
         _pretrain(run, cfg, networks.sampler, schedule)
