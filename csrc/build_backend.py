@@ -15,11 +15,14 @@ from functools import wraps
 
 from scikit_build_core import build as _core
 
-_PROBE = "import importlib.util as u; s = u.find_spec('torch'); print(s.submodule_search_locations[0] if s else '')"
+_PROBE = (
+    "import importlib.util as u; torch = u.find_spec('torch'); "
+    "print(torch.submodule_search_locations[0] if torch else '')"
+)
 
 
 def _installed_torch() -> str:
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONNOUSERSITE")}
     return subprocess.run(
         [sys.executable, "-c", _PROBE], env=environment, cwd="/", check=True, text=True, capture_output=True
     ).stdout.strip()
@@ -37,8 +40,8 @@ def _build(hook):
     @wraps(hook)
     def wrapped(wheel_directory, config_settings=None, metadata_directory=None):
         settings = dict(config_settings or {})
-        if torch := _installed_torch():
-            settings.setdefault("cmake.define.DXMI_TORCH_DIR", torch)
+        # Empty: CMake asks the build environment, whatever an earlier build left in its cache.
+        settings.setdefault("cmake.define.DXMI_TORCH_DIR", _installed_torch())
         return hook(wheel_directory, settings, metadata_directory)
 
     return wrapped

@@ -3,6 +3,8 @@
 // returned as an empty tensor.
 #pragma once
 
+#include <torch/csrc/stable/library.h>
+
 #include <tuple>
 
 #include "checks.h"
@@ -18,8 +20,8 @@ struct Entries {
     check.samples("out", out);
     if (timestep < 0 || timestep >= (int64_t{1} << 32))
       check.fail("timestep", "must be in 0..2**32 - 1, got ", timestep);
-    Backend::normal({dtype_of(out.scalar_type()), out.size(0), Checks::data_dim(out),
-                     check.key(key), timestep, sample_offset, check.view("out", out)});
+    Backend(key).normal({dtype_of(out.scalar_type()), out.size(0), Checks::data_dim(out),
+                         check.key(key), timestep, sample_offset, check.view("out", out)});
   }
 
   static std::tuple<Tensor, Tensor, Tensor> sampler_step_fwd(Tensor sample, Tensor model_output,
@@ -31,8 +33,9 @@ struct Entries {
                                              output_coef, log_std, key, sample_offset);
     Tensor next = torch::stable::empty_like(sample);
     Tensor log_prob = rows(log_std, problem.rows), sq_displacement = rows(log_std, problem.rows);
-    Backend::sampler_step(problem, {check.view("next_sample", next), Checks::values(log_prob),
-                                    Checks::values(sq_displacement)});
+    Backend(sample).sampler_step(problem,
+                                 {check.view("next_sample", next), Checks::values(log_prob),
+                                  Checks::values(sq_displacement)});
     return {next, log_prob, sq_displacement};
   }
 
@@ -64,7 +67,7 @@ struct Entries {
     if (want_sample) gradients.grad_sample = check.view("grad_sample", grad_sample);
     if (want_output) gradients.grad_output = check.view("grad_model_output", grad_output);
     if (want_log_std) gradients.grad_log_std = Checks::values(grad_log_std);
-    Backend::sampler_step_grad(problem, gradients);
+    Backend(sample).sampler_step_grad(problem, gradients);
     return {grad_sample, grad_output, grad_log_std};
   }
 
@@ -75,7 +78,7 @@ struct Entries {
     const LogProbProblem problem = log_prob_problem(check, next_sample, sample, model_output,
                                                     timestep, sample_coef, output_coef, log_std);
     Tensor log_prob = rows(log_std, problem.rows);
-    Backend::transition_log_prob(problem, Checks::values(log_prob));
+    Backend(sample).transition_log_prob(problem, Checks::values(log_prob));
     return log_prob;
   }
 
@@ -97,7 +100,7 @@ struct Entries {
     if (want_sample) gradients.grad_sample = check.view("grad_sample", grad_sample);
     if (want_output) gradients.grad_output = check.view("grad_model_output", grad_output);
     if (want_log_std) gradients.grad_log_std = Checks::values(grad_log_std);
-    Backend::transition_log_prob_grad(problem, gradients);
+    Backend(sample).transition_log_prob_grad(problem, gradients);
     return {grad_next, grad_sample, grad_output, grad_log_std};
   }
 
@@ -109,7 +112,7 @@ struct Entries {
         cost_problem(check, "sq_displacement", sq_displacement, timestep, log_std, velocity_var,
                      tau_entropy, tau_velocity, skip_last);
     Tensor cost = rows(sq_displacement, problem.rows);
-    Backend::running_cost(problem, Checks::values(cost));
+    Backend(sq_displacement).running_cost(problem, Checks::values(cost));
     return cost;
   }
 
@@ -125,7 +128,7 @@ struct Entries {
     CostGradients gradients{Checks::values(grad), {}, {}};
     if (want_sq_displacement) gradients.grad_sq_displacement = Checks::values(grad_sq);
     if (want_log_std) gradients.grad_log_std = Checks::values(grad_log_std);
-    Backend::running_cost_grad(problem, gradients);
+    Backend(grad).running_cost_grad(problem, gradients);
     return {grad_sq, grad_log_std};
   }
 
@@ -139,8 +142,9 @@ struct Entries {
     check.vector("next_value", next_value, sq_displacement.scalar_type(), problem.rows, "N");
     check.table("time_cost", time_cost, sq_displacement.scalar_type(), problem.steps);
     Tensor target = rows(sq_displacement, problem.rows);
-    Backend::td_target(problem, Checks::values(next_value), Checks::values(time_cost),
-                       Checks::values(target));
+    Backend(sq_displacement)
+        .td_target(problem, Checks::values(next_value), Checks::values(time_cost),
+                   Checks::values(target));
     return target;
   }
 
@@ -148,7 +152,7 @@ struct Entries {
     const Checks check("energy_loss", "energy_data", energy_data, Backend::kCuda);
     const EnergyProblem problem = energy_problem(check, energy_data, energy_sample, gamma);
     Tensor loss = empty(energy_data, {});
-    Backend::energy_loss(problem, Checks::values(loss));
+    Backend(energy_data).energy_loss(problem, Checks::values(loss));
     return loss;
   }
 
@@ -161,8 +165,9 @@ struct Entries {
     if (grad.dim() != 0) check.fail("grad", "must be a scalar, got shape ", to_text(grad));
     Tensor grad_data = rows(energy_data, problem.data_rows);
     Tensor grad_sample = rows(energy_data, problem.sample_rows);
-    Backend::energy_loss_grad(problem, Checks::values(grad), Checks::values(grad_data),
-                              Checks::values(grad_sample));
+    Backend(energy_data)
+        .energy_loss_grad(problem, Checks::values(grad), Checks::values(grad_data),
+                          Checks::values(grad_sample));
     return {grad_data, grad_sample};
   }
 
@@ -180,9 +185,10 @@ struct Entries {
       check.fail("sq_displacement", "has no rows to take a mean over: shape ",
                  to_text(sq_displacement));
     if (!(decay >= 0 && decay <= 1)) check.fail("decay", "must be in [0, 1], got ", decay);
-    Backend::update_velocity_var({type == ScalarType::Double, steps, sq_displacement.size(1),
-                                  Checks::values(velocity_var), sq_displacement.data_ptr(),
-                                  sq_displacement.stride(0), sq_displacement.stride(1), decay});
+    Backend(velocity_var)
+        .update_velocity_var({type == ScalarType::Double, steps, sq_displacement.size(1),
+                              Checks::values(velocity_var), sq_displacement.data_ptr(),
+                              sq_displacement.stride(0), sq_displacement.stride(1), decay});
   }
 
  private:
@@ -211,7 +217,7 @@ struct Entries {
     check.table("output_coef", output_coef, wide, steps);
     check.table("log_std", log_std, wide, steps);
     const Vector<const int64_t> t = Checks::ints(timestep);
-    if constexpr (!Backend::kCuda) check.timestep_values(t, count, steps);
+    if constexpr (Backend::kReadsValues) check.timestep_values(t, count, steps);
     return {dtype_of(sample.scalar_type()),
             count,
             dim,
@@ -264,7 +270,7 @@ struct Entries {
                               tau_entropy,
                               tau_velocity,
                               check.skip_last(skip_last, steps)};
-    if constexpr (!Backend::kCuda) {
+    if constexpr (Backend::kReadsValues) {
       check.timestep_values(problem.timestep, count, steps);
       if (problem.wide)
         check.positive_values("velocity_var", problem.velocity_var.template as<double>(),
@@ -289,5 +295,21 @@ struct Entries {
             Checks::values(energy_data), Checks::values(energy_sample), gamma};
   }
 };
+
+template <class Backend>
+void register_entries(torch::stable::detail::StableLibrary& m) {
+  using E = Entries<Backend>;
+  m.impl("normal_", TORCH_BOX(&E::normal_));
+  m.impl("sampler_step_fwd", TORCH_BOX(&E::sampler_step_fwd));
+  m.impl("sampler_step_bwd", TORCH_BOX(&E::sampler_step_bwd));
+  m.impl("transition_log_prob_fwd", TORCH_BOX(&E::transition_log_prob_fwd));
+  m.impl("transition_log_prob_bwd", TORCH_BOX(&E::transition_log_prob_bwd));
+  m.impl("running_cost_fwd", TORCH_BOX(&E::running_cost_fwd));
+  m.impl("running_cost_bwd", TORCH_BOX(&E::running_cost_bwd));
+  m.impl("td_target", TORCH_BOX(&E::td_target));
+  m.impl("energy_loss_fwd", TORCH_BOX(&E::energy_loss_fwd));
+  m.impl("energy_loss_bwd", TORCH_BOX(&E::energy_loss_bwd));
+  m.impl("update_velocity_var_", TORCH_BOX(&E::update_velocity_var_));
+}
 
 }  // namespace dxmi

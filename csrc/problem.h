@@ -3,6 +3,12 @@
 
 #include <cstdint>
 
+#ifdef __CUDACC__
+#define DXMI_HOST_DEVICE __host__ __device__
+#else
+#define DXMI_HOST_DEVICE
+#endif
+
 namespace dxmi {
 
 enum class Dtype { kFloat32, kBFloat16, kFloat16, kFloat64 };
@@ -12,12 +18,7 @@ template <class T>
 struct Vector {
   T* data;
   int64_t stride;
-#ifdef __CUDACC__
-  __host__ __device__
-#endif
-      T& operator[](int64_t i) const {
-    return data[i * stride];
-  }
+  DXMI_HOST_DEVICE T& operator[](int64_t i) const { return data[i * stride]; }
 };
 
 // A Vector of float or double: which one, the samples' dtype says.
@@ -25,7 +26,7 @@ struct AnyVector {
   void* data;
   int64_t stride;
   template <class R>
-  Vector<R> as() const {
+  DXMI_HOST_DEVICE Vector<R> as() const {
     return {static_cast<R*>(data), stride};
   }
 };

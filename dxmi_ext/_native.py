@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import NoReturn
 
 import torch
 
 try:
-    from dxmi_ext import _C  # type: ignore[attr-defined]
-except ImportError as error:
+    import dxmi_ext._C as _C
+except ModuleNotFoundError as error:
     raise ImportError(
         "dxmi_ext has no compiled module. If this is its source folder, run from another one after "
         "`pip install .`, or install it with `pip install -e .`"
     ) from error
-
-NO_CUDA_HALF = (
-    "dxmi_ext was built without its CUDA half, so its ops run on CPU tensors only. Move the tensors to the "
-    "CPU, or use a version of dxmi_ext that has CUDA kernels and build it where nvcc is installed"
-)
+except ImportError as error:
+    raise ImportError(
+        f"dxmi_ext's compiled module does not load with torch {torch.__version__}: {error}. It needs "
+        "torch >= 2.10 and the C++ runtime libraries it was built with"
+    ) from error
 
 
 def cpu_variants() -> list[str]:
@@ -30,26 +31,43 @@ def cpu_variant() -> str:
     return _C.cpu_variant()
 
 
-def cuda_build() -> str:
-    """What the CUDA half was built for; empty if there is none."""
-    return _C.cuda
+def cuda_status() -> str:
+    """Why the ops do not run on CUDA tensors; empty if they do."""
+    return _cuda_status
 
 
 def build_info() -> dict[str, str]:
     """How the compiled half was built, for `dxmi info` and bug reports."""
+    built = _C.cuda or "none"
     return {
         "built with torch": _C.torch_headers,
         "compiler": _C.compiler,
         "CPU kernels": f"{cpu_variant()} (usable here: {', '.join(cpu_variants())})",
-        "CUDA kernels": cuda_build() or f"none: {NO_CUDA_HALF}",
+        "CUDA kernels": f"{built}; not in use: {_cuda_status}" if _cuda_status else built,
     }
+
+
+def _load_cuda_half() -> str:
+    """Loads the CUDA kernels where torch has CUDA; tells why not."""
+    if not _C.cuda:
+        return (
+            "dxmi_ext was built without CUDA kernels. Move the tensors to the CPU, or build it again with "
+            "DXMI_CUDA=ON where nvcc is installed (experimental: no GPU has run these kernels yet)"
+        )
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is a CPU build; install one with CUDA"
+    try:
+        torch.ops.load_library(str(Path(_C.__file__).with_name("_cuda.so")))
+    except OSError as error:
+        return f"the CUDA kernels could not be loaded: {error.__cause__ or error}"
+    return ""
 
 
 def _refuse_cuda_tensors() -> torch.library.Library:
     """Answers a CUDA tensor with a remedy, at no cost to calls on the CPU."""
 
     def refuse(*args: object, **kwargs: object) -> NoReturn:
-        raise RuntimeError(NO_CUDA_HALF)
+        raise RuntimeError(f"dxmi_ext has no kernels for CUDA tensors: {_cuda_status}")
 
     library = torch.library.Library("dxmi_ext", "IMPL", "CUDA")
     for name in torch._C._dispatch_get_all_op_names():
@@ -58,4 +76,5 @@ def _refuse_cuda_tensors() -> torch.library.Library:
     return library
 
 
-_cuda_refusals = None if cuda_build() else _refuse_cuda_tensors()
+_cuda_status = _load_cuda_half()
+_cuda_refusals = _refuse_cuda_tensors() if _cuda_status else None

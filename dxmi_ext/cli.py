@@ -13,6 +13,8 @@ from types import ModuleType
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status. Mistakes of the user are one line on stderr."""
     options = _parser().parse_args(arguments)
+    if options.command != "info" and options.target is None and not options.help:
+        options.parser.error(f"what to {options.command} is missing; see dxmi {options.command} --help")
     from dxmi_ext.checkpoint import CheckpointError
     from dxmi_ext.config import ConfigError
 
@@ -53,7 +55,8 @@ def _train(options: argparse.Namespace) -> None:
     from dxmi_ext import config, recipes
 
     if options.target is None:
-        _show_help(options, "recipes: " + ", ".join(recipes.names()))
+        common = config.describe(config.RunConfig(recipe="RECIPE"))
+        _show_help(options, f"recipes: {', '.join(recipes.names())}\n\nsettings of every recipe:\n{common}")
         return
     path = recipes.find(options.target)
     task = recipes.task_of(path)

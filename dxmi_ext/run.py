@@ -63,18 +63,12 @@ class Run:
         self.resumed_from: list[int] = []
         self.past: list[str] = []  # phases that are over
         self._steps_past = 0  # their iterations
+        self._state: dict[str, Any] | None = None  # to resume from, until its phase has taken it
         self._earlier_seconds = 0.0
         self._started = time.monotonic()
         if cfg.resume == "never":
             self._clear()
         self._check_settings()
-        path = Path(cfg.resume)
-        self._source = {"auto": checkpoint.latest(self.checkpoints), "never": None}.get(cfg.resume, path)
-        self._state = checkpoint.load(self._source) if self._source else None
-        if self._state:
-            self._earlier_seconds = self._state["wall_seconds"]
-            self.resumed_from = [*self._state["resumed_from"], self._state["step"]]
-            self.past, self._steps_past = self._state["past"], self._state["steps_past"]
 
     @property
     def checkpoints(self) -> Path:
@@ -93,12 +87,20 @@ class Run:
         return json.loads(summary.read_text(encoding="utf-8"))["iterations"] >= self.cfg.iterations
 
     def __enter__(self) -> Run:
+        source = self._source()
+        if source:
+            self._state = checkpoint.load(source)
+            self._earlier_seconds = self._state["wall_seconds"]
+            self.resumed_from = [*self._state["resumed_from"], self._state["step"]]
+            self.past, self._steps_past = self._state["past"], self._state["steps_past"]
         self.log.__enter__()
         config.save(self.cfg, self.directory / "config.yaml")
         (self.directory / "summary.json").unlink(missing_ok=True)  # a run that goes on is not finished
         self.log.truncate(self._state["log_position"] if self._state else 0)
-        if self._source:
-            self.log.note(f"resuming from {self._source}")
+        if self._state and source:
+            self.log.note(f"resuming from {source}")
+            # Of a run taken back, the later checkpoints go: no resume may find them.
+            self._keep(self._state | {"log_position": self.log.position()})
         return self
 
     def __exit__(self, *exception: Any) -> None:
@@ -133,18 +135,26 @@ class Run:
         self._steps_past += iterations
 
     def _save(self, phase: str, stepper: Stepper) -> None:
-        step = self._steps_past + stepper.iteration
         state = {
             "phase": phase,
             "past": self.past,
             "steps_past": self._steps_past,
-            "step": step,
+            "step": self._steps_past + stepper.iteration,
             "stepper": stepper.state_dict(),
             "log_position": self.log.position(),
             "resumed_from": self.resumed_from,
             "wall_seconds": self.wall_seconds,
         }
-        checkpoint.save(self.checkpoints, step, state, keep=self.cfg.keep_checkpoints)
+        self._keep(state)
+
+    def _keep(self, state: dict[str, Any]) -> None:
+        checkpoint.save(self.checkpoints, state["step"], state, keep=self.cfg.keep_checkpoints)
+
+    def _source(self) -> Path | None:
+        """The checkpoint to resume from."""
+        if self.cfg.resume == "auto":
+            return checkpoint.latest(self.checkpoints)
+        return None if self.cfg.resume == "never" else Path(self.cfg.resume)
 
     def summarize(self, numbers: dict[str, Any]) -> dict[str, Any]:
         """Writes summary.json, which makes the run a finished one."""

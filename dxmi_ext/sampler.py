@@ -60,7 +60,8 @@ class GaussianSampler(nn.Module):
 
     def initial(self, n: int, key: Tensor, *, sample_offset: int = 0) -> Tensor:
         """x_0 [n, *]."""
-        return self.initial_std * ops.normal((n, *self.data_shape), key, sample_offset=sample_offset)
+        shape, dtype = (n, *self.data_shape), self.log_std.dtype
+        return self.initial_std * ops.normal(shape, key, sample_offset=sample_offset, dtype=dtype)
 
     def forward(
         self, sample: Tensor, timestep: Tensor, key: Tensor, *, sample_offset: int = 0

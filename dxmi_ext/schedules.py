@@ -29,6 +29,9 @@ def ddpm(betas: Tensor, *, min_std: float = 0.05) -> Schedule:
         betas: [T], in the order of the forward diffusion.
         min_std: lower bound of the posterior's standard deviation, which is 0 at the last step.
     """
+    if betas.ndim != 1 or not ((betas > 0) & (betas < 1)).all():
+        raise ValueError(f"betas: got {betas}, wants a vector within (0, 1)")
+    _check_min_std(min_std)
     betas = betas.double()
     alphas = 1 - betas
     alpha_bar = alphas.cumprod(0)
@@ -58,6 +61,7 @@ def variance_exploding(steps: int, *, sigma_max: float, sigma_min: float, min_st
         raise ValueError(
             f"sigma_min, sigma_max: got {sigma_min}, {sigma_max}, wants 0 < sigma_min < sigma_max"
         )
+    _check_min_std(min_std)
     levels = torch.linspace(math.log(sigma_max), math.log(sigma_min), steps, dtype=torch.float64).exp()
     following = torch.cat((levels[1:], levels.new_zeros(1)))
     removed_var = levels**2 - following**2
@@ -70,3 +74,8 @@ def variance_exploding(steps: int, *, sigma_max: float, sigma_min: float, min_st
         noise=levels,
         initial_std=sigma_max,
     )
+
+
+def _check_min_std(min_std: float) -> None:
+    if not min_std > 0:  # log sigma is trained, so it must be finite
+        raise ValueError(f"min_std: got {min_std}, wants more than 0")

@@ -5,18 +5,32 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dxmi_ext import _native
+import emulation
+from dxmi_ext import _native, ops
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("gpu"):
         if not torch.cuda.is_available():
             pytest.skip("needs a CUDA device")
-        if not _native.cuda_build():
-            pytest.skip("dxmi_ext was built without its CUDA half")
+        if reason := _native.cuda_status():
+            pytest.skip(reason)
 
 
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def device(request: pytest.FixtureRequest) -> torch.device:
-    """Every device that has kernels: a test taking it runs once on each."""
-    return torch.device(request.param)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A test that takes `device` runs on every device that has kernels; in a module that says EMULATED = True
+    also on the CUDA kernels emulated on the CPU."""
+    if "device" in metafunc.fixturenames:
+        emulated = getattr(metafunc.module, "EMULATED", False) and "set_threads" not in metafunc.fixturenames
+        names = ["cpu", *["emulated"] * emulated, pytest.param("cuda", marks=pytest.mark.gpu)]
+        metafunc.parametrize("device", names, indirect=True)
+
+
+@pytest.fixture
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> torch.device:
+    """Where the test's tensors lie. "emulated" puts the emulated ops under the public functions."""
+    if request.param != "emulated":
+        return torch.device(request.param)
+    emulation.load(request.config.cache.mkdir("emulator"))
+    monkeypatch.setattr(ops, "_ops", torch.ops.dxmi_emulated)
+    return torch.device("cpu")

@@ -18,6 +18,8 @@ from torch import Tensor
 from cases import DIFFERENTIABLE, LAYOUTS, PARAMETERS, TWICE, T, arguments, call, expected, with_leaves
 from dxmi_ext import ops
 
+EMULATED = True  # run these on the emulated CUDA kernels too
+
 ERROR = {torch.float32: 2e-6, torch.float64: 1e-13}
 FLOATS = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 SAMPLE_OPS = ["sampler_step", "transition_log_prob"]

@@ -9,6 +9,10 @@ namespace dxmi {
 
 struct CpuBackend {
   static constexpr bool kCuda = false;
+  static constexpr bool kReadsValues = true;  // of timesteps and velocities, to check them
+
+  template <class Tensor>
+  explicit CpuBackend(const Tensor& /*lead*/) {}
 
   static void normal(const NormalProblem& p);
   static void sampler_step(const StepProblem& p, const StepResult& result);

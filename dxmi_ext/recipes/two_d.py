@@ -35,8 +35,8 @@ PAPER = {  # DxMI, Table 1: (pretrained, tau) -> SW, its deviation, AUC; 8 Gauss
 class Config(DxMISettings, config.RunConfig):
     """Settings of a 2D run; the defaults are those of the recipes.
 
-    Costs are means over dimensions. With sums, tau = .1 and gamma = 1, the energy's range of 1 / gamma is too
-    small against tau for samples to become as narrow as the data.
+    Costs are means over dimensions, as in the authors' code. ``cost_reduction=sum`` makes tau twice as large:
+    the 8 Gaussians then end at SW .094, AUROC .900.
     """
 
     iterations: int = setting(5000, "iterations of DxMI", minimum=0)
@@ -78,7 +78,11 @@ def train(cfg: Config) -> dict[str, Any]:
 
 def pretrain(cfg: Config) -> None:
     """Runs the pretraining alone; training with the same output goes on from it."""
-    with Run(cfg) as run:
+    run = Run(cfg)
+    if run.finished():
+        print(f"{run.directory} holds this run already, finished; nothing to do")
+        return
+    with run:
         networks, schedule = build(cfg, run.device)
         if "pretrain" in run.past:
             print(f"{run.directory} is past its pretraining; nothing to do")

@@ -1,0 +1,28 @@
+// The CUDA half's entries and kernels, compiled for the emulator: the ops torch.ops.dxmi_emulated.* take CPU
+// tensors and run csrc/cuda on them.
+#include "cuda/backend.h"
+#include "entries.h"
+#include "schemas.h"
+
+#include <memory>
+#include <vector>
+
+namespace dxmi {
+
+struct CudaBackend::Torch {
+  std::vector<std::unique_ptr<char[]>> workspaces;
+};
+
+CudaBackend::CudaBackend(const Tensor&) : torch_(new Torch), stream_(nullptr) {}
+CudaBackend::~CudaBackend() = default;
+
+void* CudaBackend::workspace(size_t bytes) {
+  torch_->workspaces.emplace_back(
+      new char[bytes]);  // of just this size, so that a sanitizer sees its ends
+  return torch_->workspaces.back().get();
+}
+
+}  // namespace dxmi
+
+STABLE_TORCH_LIBRARY(dxmi_emulated, m) { dxmi::define_schemas(m); }
+STABLE_TORCH_LIBRARY_IMPL(dxmi_emulated, CPU, m) { dxmi::register_entries<dxmi::CudaBackend>(m); }

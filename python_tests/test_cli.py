@@ -1,0 +1,343 @@
+"""The command line and a run's folder: files, resuming, refusals, sample, evaluate, info and help.
+
+Runs are tiny, evaluated on few points and, but for one, not drawn.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dxmi_ext import cli
+from dxmi_ext.data import two_d as data
+from dxmi_ext.metrics import two_d as metrics
+from dxmi_ext.recipes import two_d
+
+for library in ("matplotlib", "omegaconf", "ot", "sklearn", "tensorboard"):
+    pytest.importorskip(library)
+
+PRETRAIN, DXMI = 4, 6  # iterations; a checkpoint every 2
+SETTINGS = [
+    *(f"pretrain_iterations={PRETRAIN}", f"iterations={DXMI}", "batch_size=16", "device=cpu"),
+    *("checkpoint_every=2", "log_every=1", "tensorboard=false"),
+]
+SCORES = ("sliced_wasserstein", "sliced_wasserstein_std", "sliced_wasserstein_floor", "auroc", "auroc_std")
+FEW_POINTS = functools.partial(metrics.evaluate, n=100, repeats=2, projections=10)
+DRAW_PICTURES, SAMPLE_DATA = two_d.draw_pictures, data.sample
+
+
+@pytest.fixture(autouse=True)
+def fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics, "evaluate", FEW_POINTS)
+    monkeypatch.setattr(two_d, "draw_pictures", lambda *_: None)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An uninterrupted run, drawn; not to be changed."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(metrics, "evaluate", FEW_POINTS)
+        patch.setattr(two_d, "draw_pictures", DRAW_PICTURES)
+        assert train(folder, "tensorboard=true") == 0
+    return folder
+
+
+@pytest.fixture
+def copy(finished: Path, tmp_path: Path) -> Path:
+    """The same run, free to be changed."""
+    return shutil.copytree(finished, tmp_path / "copy")
+
+
+def train(folder: Path, *settings: str, recipe: str = "8gaussians", command: str = "train") -> int:
+    return cli.main([command, recipe, f"output={folder}", *SETTINGS, *settings])
+
+
+def interrupt(patch: pytest.MonkeyPatch, step: int) -> None:
+    """Makes the next run fail as by Ctrl-C when it asks for data at a step, counted over all phases."""
+
+    def sample(name: str, n: int, key: Any) -> Any:
+        nonlocal step
+        step -= 1
+        if step < 0:
+            raise KeyboardInterrupt
+        return SAMPLE_DATA(name, n, key)
+
+    patch.setattr(data, "sample", sample)
+
+
+def contents(folder: Path) -> dict[str, tuple[int, bytes]]:
+    """Modification time and bytes of every file."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    return {str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
+
+
+def model(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (folder / "model").iterdir()}
+
+
+def read(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content
+
+
+def assert_same_run(folder: Path, other: Path) -> None:
+    assert model(folder) == model(other)
+    assert (folder / "metrics.jsonl").read_bytes() == (other / "metrics.jsonl").read_bytes()
+    assert [read(folder / "summary.json")[key] for key in SCORES] == [
+        read(other / "summary.json")[key] for key in SCORES
+    ]
+
+
+# --- a run's folder ----------------------------------------------------------------------------------
+
+
+def test_folder_of_a_run(finished: Path) -> None:
+    assert {path.name for path in finished.iterdir()} == {
+        *("config.yaml", "metrics.jsonl", "summary.json", "checkpoints", "model", "tb"),
+        *("samples.png", "energy.png", "paths.png", "curves.png"),
+    }
+    assert "iterations: 6\n" in (finished / "config.yaml").read_text()
+    assert sorted(path.name for path in (finished / "checkpoints").iterdir()) == [
+        *("step_00000008", "step_00000010")
+    ]
+    assert model(finished).keys() == {"model.safetensors", "config.json"}
+    rows = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    assert [(row["phase"], row["iteration"]) for row in rows] == [
+        *(("pretrain", i + 1) for i in range(PRETRAIN)),
+        *(("dxmi", i + 1) for i in range(DXMI)),
+    ]
+
+
+def test_summary_has_the_contracts_keys(finished: Path) -> None:
+    summary = read(finished / "summary.json")
+    told = {key: summary[key] for key in ("seed", "device", "world_size", "batch_size_per_rank")}
+    assert told == {"seed": 0, "device": "cpu", "world_size": 1, "batch_size_per_rank": 16}
+    assert summary["resumed_from"] == [] and summary["wall_seconds"] > 0
+    assert summary["versions"].keys() >= {"dxmi_ext", "torch", "python"}
+    assert all(isinstance(summary[key], float) for key in SCORES)
+
+
+def test_default_folder_and_a_yaml_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine.yaml").write_text("recipe: mine\ndata: checkerboard\nsteps: 3\npretrained: false\n")
+    assert cli.main(["train", "mine.yaml", *SETTINGS]) == 0
+    (folder,) = Path("runs").iterdir()
+    assert folder.name.startswith("mine-") and read(folder / "summary.json")["recipe"] == "mine"
+    shape = read(folder / "model" / "config.json")
+    assert (shape["data"], shape["steps"]) == ("checkerboard", 3)
+    assert "pretrain" not in (folder / "metrics.jsonl").read_text()
+
+
+# --- resuming ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("interruptions", "resumed_from"),
+    [
+        ([1], []),  # before the first checkpoint
+        ([3], [2]),  # in pretraining
+        ([4], [4]),  # between the phases
+        ([9], [8]),  # in DxMI
+        ([10], [10]),  # in the evaluation
+        ([3, 4], [2, 6]),  # twice: the second run starts at 2 and fails at 6
+    ],
+)
+def test_interrupted_run_ends_as_an_uninterrupted_one(
+    finished: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    interruptions: list[int],
+    resumed_from: list[int],
+) -> None:
+    for step in interruptions:
+        interrupt(monkeypatch, step)
+        assert train(tmp_path) == 130
+        assert "interrupted" in capsys.readouterr().err
+        assert not (tmp_path / "summary.json").exists()
+    monkeypatch.setattr(data, "sample", SAMPLE_DATA)
+    assert train(tmp_path) == 0
+    assert_same_run(tmp_path, finished)
+    assert read(tmp_path / "summary.json")["resumed_from"] == resumed_from
+
+
+def test_train_goes_on_from_the_command_pretrain(finished: Path, tmp_path: Path) -> None:
+    assert train(tmp_path, command="pretrain") == 0
+    assert not (tmp_path / "summary.json").exists() and model(tmp_path) != model(finished)
+    assert train(tmp_path) == 0
+    assert_same_run(tmp_path, finished)
+
+
+def test_finished_run_says_so_and_changes_nothing(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = contents(copy)
+    assert train(copy) == 0
+    assert "finished; nothing to do" in capsys.readouterr().out
+    assert contents(copy) == before
+
+
+def test_pretrain_changes_nothing_in_a_finished_run(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = contents(copy)
+    assert train(copy, command="pretrain") == 0
+    assert "finished; nothing to do" in capsys.readouterr().out
+    assert contents(copy) == before
+
+
+def test_finished_run_goes_on_to_more_iterations(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupt(monkeypatch, 1)
+    assert train(copy, "iterations=8") == 130
+    assert not (copy / "summary.json").exists()  # no longer finished
+    monkeypatch.setattr(data, "sample", SAMPLE_DATA)
+    assert train(copy, "iterations=8") == 0
+    summary = read(copy / "summary.json")
+    assert (summary["iterations"], summary["resumed_from"]) == (8, [PRETRAIN + DXMI])
+    assert len((copy / "metrics.jsonl").read_text().splitlines()) == PRETRAIN + 8
+
+
+def test_run_goes_on_from_a_checkpoint_by_path(finished: Path, copy: Path) -> None:
+    assert train(copy, f"resume={copy}/checkpoints/step_00000008") == 0
+    assert_same_run(copy, finished)
+    assert read(copy / "summary.json")["resumed_from"] == [8]
+
+
+def test_run_taken_back_and_interrupted_goes_on_from_there(
+    finished: Path, copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupt(monkeypatch, 1)
+    assert train(copy, f"resume={copy}/checkpoints/step_00000008") == 130
+    monkeypatch.setattr(data, "sample", SAMPLE_DATA)
+    assert train(copy) == 0
+    assert_same_run(copy, finished)
+    assert set(read(copy / "summary.json")["resumed_from"]) == {8}
+
+
+def test_resume_never_starts_afresh(finished: Path, copy: Path) -> None:
+    assert train(copy, "resume=never", "tau=0.2") == 0
+    assert read(copy / "summary.json")["resumed_from"] == []
+    assert len((copy / "metrics.jsonl").read_text().splitlines()) == PRETRAIN + DXMI
+    assert model(copy) != model(finished)
+    assert train(copy, "resume=never") == 0
+    assert_same_run(copy, finished)
+
+
+# --- mistakes of the user ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ("tau=0.2", "tau: got 0.2, but"),
+        ("seed=1", "seed: got 1, but"),
+        ("batch_size=8", "batch_size: got 8, but"),
+        ("pretrain_iterations=5", "pretrain_iterations: got 5, but"),
+        ("resume=nowhere", "nowhere"),
+    ],
+)
+def test_refused_in_the_folder_of_a_run(
+    copy: Path, capsys: pytest.CaptureFixture[str], setting: str, says: str
+) -> None:
+    before = contents(copy)
+    assert train(copy, setting) == 2
+    assert says in capsys.readouterr().err
+    assert contents(copy) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["train", "8gaussians", "iteration=3"], "iteration: unknown key; did you mean iterations?"),
+        (["train", "8gaussians", "iterations=many"], "iterations: got 'many', wants int"),
+        (["train", "9gaussians"], "recipe: got '9gaussians', wants one of 2spirals, 8gaussians"),
+        (["train", "8gaussians", "tau=-1"], "tau: got -1.0, wants 0 or more"),
+        (["sample", "nowhere"], "RUN: got 'nowhere', wants the folder of a run"),
+        (["evaluate", "nowhere"], "RUN: got 'nowhere', wants the folder of a run"),
+    ],
+)
+def test_mistake_is_one_line(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    says: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert err.startswith(f"dxmi {arguments[0]}: {says}") and err.count("\n") == 1 and out == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- sample, evaluate, info, help --------------------------------------------------------------------
+
+
+def draw(folder: Path, output: Path, *settings: str) -> np.ndarray:
+    assert cli.main(["sample", str(folder), f"output={output}", "device=cpu", *settings]) == 0
+    with np.load(output) as file:
+        assert file.files == ["samples"]
+        samples: np.ndarray = file["samples"]
+    return samples
+
+
+def test_sample_is_keyed_by_seed_and_index(finished: Path, tmp_path: Path) -> None:
+    samples = draw(finished, tmp_path / "a.npz", "n=50")
+    assert samples.shape == (50, 2) and samples.dtype == np.float32
+    again = draw(finished, tmp_path / "new" / "b.npz", "n=20", "batch_size=7")
+    np.testing.assert_allclose(again, samples[:20], rtol=1e-5, atol=1e-6)
+    assert not np.allclose(draw(finished, tmp_path / "c.npz", "n=50", "seed=1"), samples, atol=0.1)
+
+
+def test_sample_refuses_another_format(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["sample", str(finished), "output=samples.csv", "device=cpu"]) == 2
+    assert "output: got 'samples.csv', wants a file name that ends in .npz" in capsys.readouterr().err
+
+
+def test_evaluate_gives_the_runs_own_numbers(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "numbers.json"
+    assert cli.main(["evaluate", str(finished), f"output={output}", "device=cpu"]) == 0
+    summary = read(finished / "summary.json")
+    assert read(output) == pytest.approx({key: summary[key] for key in SCORES})
+    table = capsys.readouterr().out
+    assert "8gaussians, T = 5, tau = 0.1, pretrained" in table and "the paper" in table
+    assert f"{summary['sliced_wasserstein']:.3f}" in table and f"{summary['auroc']:.3f}" in table
+
+
+def test_info_tells_versions_and_kernels(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["info"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert {line.split("  ")[0] for line in lines} >= {"dxmi_ext", "torch", "CPU kernels", "CUDA kernels"}
+
+
+def test_help_lists_every_key_with_meaning_and_default(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["train", "8gaussians", "--help"]) == 0
+    out = capsys.readouterr().out
+    for name, field in two_d.Config.__dataclass_fields__.items():
+        assert f"  {name}=" in out and field.metadata["help"] in out
+    assert "recipe=8gaussians" in out
+    for command, key in (("sample", "batch_size=4096"), ("evaluate", "seed=0"), ("pretrain", "8gaussians")):
+        assert cli.main([command, "--help"]) == 0
+        assert key in capsys.readouterr().out
+
+
+def test_module_as_a_command(finished: Path, tmp_path: Path) -> None:
+    """In processes of their own: exit statuses, and the same samples."""
+
+    def dxmi(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "dxmi_ext.cli", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+
+    mistake = dxmi("train", "8gaussians", "iteration=3")
+    assert (mistake.returncode, mistake.stdout) == (2, "") and "did you mean iterations?" in mistake.stderr
+    sample = dxmi("sample", str(finished), "n=5", "output=a.npz", "device=cpu")
+    assert sample.returncode == 0, sample.stderr
+    with np.load(tmp_path / "a.npz") as file:
+        np.testing.assert_allclose(file["samples"], draw(finished, tmp_path / "b.npz", "n=5"), rtol=1e-5)

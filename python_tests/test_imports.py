@@ -1,0 +1,42 @@
+"""What modules may import, told by fresh processes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+TRAIN_EXTRA = ("omegaconf", "ot", "sklearn", "matplotlib", "tensorboard", "safetensors", "tqdm")
+REFUSED = ("omegaconf", "ot", "sklearn", "matplotlib", "tensorboard", "diffusers")
+
+
+def run(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_ops_load_nothing_of_the_train_extra() -> None:
+    """Beyond what torch itself loads."""
+    code = f"""
+import sys, numpy, torch
+before = set(sys.modules)
+import dxmi_ext.ops
+print(*({{name.partition(".")[0] for name in sys.modules.keys() - before}} & set({TRAIN_EXTRA})))
+"""
+    assert run(code).split() == []
+
+
+def test_training_needs_no_library_of_config_metrics_or_pictures() -> None:
+    code = f"""
+import sys
+
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {REFUSED}:
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, Refuse())
+from dxmi_ext import checkpoint, pretrain, run, sampler, schedules, trainer
+from dxmi_ext.data import two_d
+"""
+    run(code)
