@@ -31,6 +31,6 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> t
     """Where the test's tensors lie. "emulated" puts the emulated ops under the public functions."""
     if request.param != "emulated":
         return torch.device(request.param)
-    emulation.load(request.config.cache.mkdir("emulator"))
+    emulation.load()
     monkeypatch.setattr(ops, "_ops", torch.ops.dxmi_emulated)
     return torch.device("cpu")

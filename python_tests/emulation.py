@@ -17,8 +17,10 @@ TORCH = Path(torch.__file__).parent
 
 
 @cache
-def load(folder: Path) -> None:
-    """Builds the emulated ops, unless these sources have been built before, and registers them."""
+def load() -> None:
+    """Registers the emulated ops; builds them into build/ unless these very sources have been."""
+    folder = HERE.parent / "build" / "emulator"
+    folder.mkdir(parents=True, exist_ok=True)
     sources = sorted(p for p in [*CSRC.rglob("*"), *(HERE / "emulator").iterdir()] if p.is_file())
     sanitize = os.environ.get("DXMI_SANITIZE", "")
     digest = hashlib.sha256(sanitize.encode() + torch.__version__.encode())
