@@ -5,6 +5,11 @@ ops, noise, schedules, sampler, trainer, recipes, cli.
 """
 
 from importlib.metadata import PackageNotFoundError, version
+from pkgutil import extend_path
+
+# In a checkout, which Python's -m and -c put first on the path, the compiled module is that of the installed
+# package.
+__path__ = extend_path(__path__, __name__)
 
 try:
     __version__ = version("dxmi_ext")

@@ -11,8 +11,8 @@ try:
     import dxmi_ext._C as _C
 except ModuleNotFoundError as error:
     raise ImportError(
-        "dxmi_ext has no compiled module. If this is its source folder, run from another one after "
-        "`pip install .`, or install it with `pip install -e .`"
+        "dxmi_ext has no compiled module. If this is its source folder, install it: `pip install .`, or "
+        "`pip install -e .` to work on it"
     ) from error
 except ImportError as error:
     raise ImportError(

@@ -18,11 +18,13 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from dxmi_ext.errors import UserError
+
 _CHECKPOINT = ("tensors.safetensors", "state.json")
 _MODEL = ("model.safetensors", "config.json")
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(UserError, RuntimeError):
     """A checkpoint or model that is missing, torn or of an unknown format."""
 
 

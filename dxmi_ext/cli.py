@@ -9,19 +9,23 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 
+from dxmi_ext.errors import UserError
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status. Mistakes of the user are one line on stderr."""
     options = _parser().parse_args(arguments)
     if options.command != "info" and options.target is None and not options.help:
         options.parser.error(f"what to {options.command} is missing; see dxmi {options.command} --help")
-    from dxmi_ext.checkpoint import CheckpointError
-    from dxmi_ext.config import ConfigError
-
     try:
         options.run(options)
-    except (ConfigError, CheckpointError) as error:
+    except UserError as error:
         print(f"dxmi {options.command}: {error}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith(("dxmi_ext", "torch")):
+            raise
+        print(f"dxmi {options.command} needs {error.name}: pip install 'dxmi_ext[train]'", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted; with the same output=DIR it goes on from its last checkpoint", file=sys.stderr)

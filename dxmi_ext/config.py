@@ -1,6 +1,7 @@
 """Settings of a recipe: dataclasses read from yaml and from ``key=value`` on the command line.
 
-Imports the standard library alone; OmegaConf (extra ``train``) is imported where yaml is read or written.
+Imports the standard library and ``dxmi_ext.errors``; OmegaConf (extra ``train``) where yaml is
+read or written.
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from dxmi_ext.errors import UserError
+
 C = TypeVar("C", bound="Settings")
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError, ValueError):
     """A setting that is unknown, of the wrong type or out of range."""
 
 

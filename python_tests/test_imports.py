@@ -40,3 +40,16 @@ from dxmi_ext import checkpoint, pretrain, run, sampler, schedules, trainer
 from dxmi_ext.data import two_d
 """
     run(code)
+
+
+def test_command_line_without_the_train_extra() -> None:
+    """`dxmi info` works; `dxmi train` names what to install."""
+    code = f"""
+import sys
+for name in {TRAIN_EXTRA}:
+    sys.modules[name] = None
+from dxmi_ext import cli
+assert cli.main(["info"]) == 0
+assert cli.main(["train", "8gaussians"]) == 2
+"""
+    assert "CPU kernels" in run(code)

@@ -40,8 +40,10 @@ void launch(const char* op, void (*kernel)(Parameters...), int64_t blocks, int t
 #ifdef DXMI_EMULATE
   emulate(blocks, threads, [&] { kernel(arguments...); });
 #else
-  kernel<<<static_cast<unsigned>(blocks), threads, 0, static_cast<cudaStream_t>(stream)> > >(
-      arguments...);
+  const unsigned grid = static_cast<unsigned>(blocks);
+  // clang-format off: it takes the brackets for templates
+  kernel<<<grid, threads, 0, static_cast<cudaStream_t>(stream)>>>(arguments...);
+  // clang-format on
 #endif
   check(cudaGetLastError(), op);
 }
