@@ -78,6 +78,7 @@ class RunConfig(Settings):
     keep_checkpoints: int = setting(2, "number of checkpoints kept", minimum=1)
     log_every: int = setting(50, "iterations between lines of metrics.jsonl", minimum=1)
     device: str = setting("auto", "auto, cpu, cuda or cuda:N")
+    threads: int = setting(0, "CPU threads of torch; 0: its own choice", minimum=0)
     resume: str = setting("auto", "auto, never or the path of a checkpoint")
     tensorboard: bool = setting(True, "also log to tb/ for tensorboard")
 

@@ -24,7 +24,7 @@ from dxmi_ext.runlog import RunLog, write_json
 from dxmi_ext.trainer import Stepper
 
 # Settings that may change when a run goes on; all others belong to what it is.
-_MAY_CHANGE = {"output", "iterations", "device", "resume", "tensorboard"}
+_MAY_CHANGE = {"output", "iterations", "device", "threads", "resume", "tensorboard"}
 _MAY_CHANGE |= {"checkpoint_every", "keep_checkpoints", "log_every"}
 
 
@@ -66,6 +66,7 @@ class Run:
         self._state: dict[str, Any] | None = None  # to resume from, until its phase has taken it
         self._earlier_seconds = 0.0
         self._started = time.monotonic()
+        self._threads = torch.get_num_threads()  # to be restored
         if cfg.resume == "never":
             self._clear()
         self._check_settings()
@@ -93,6 +94,8 @@ class Run:
             self._earlier_seconds = self._state["wall_seconds"]
             self.resumed_from = [*self._state["resumed_from"], self._state["step"]]
             self.past, self._steps_past = self._state["past"], self._state["steps_past"]
+        if self.cfg.threads:
+            torch.set_num_threads(self.cfg.threads)
         self.log.__enter__()
         config.save(self.cfg, self.directory / "config.yaml")
         (self.directory / "summary.json").unlink(missing_ok=True)  # a run that goes on is not finished
@@ -105,6 +108,7 @@ class Run:
 
     def __exit__(self, *exception: Any) -> None:
         self.log.__exit__(*exception)
+        torch.set_num_threads(self._threads)
 
     def phase(self, name: str, stepper: Stepper, iterations: int, batch: Callable[[int], Tensor]) -> None:
         """Runs a phase to its last iteration, from where a resumed run stood; not at all if it was past.

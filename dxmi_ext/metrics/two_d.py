@@ -6,6 +6,7 @@ Imports torch and numpy; POT and scikit-learn (extra ``train``) are imported whe
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -34,7 +35,7 @@ def sliced_wasserstein(x: Tensor, y: Tensor, *, projections: int = 1000, seed: i
         distance = ot.sliced_wasserstein_distance(*points, projections=chunk, p=2)
         return float(distance) ** 2 * chunk.shape[1]
 
-    with ThreadPoolExecutor(torch.get_num_threads()) as threads:  # in cache and in parallel: 4 times as fast
+    with ThreadPoolExecutor(os.cpu_count()) as threads:  # in cache and in parallel: 4 times as fast
         return math.sqrt(sum(threads.map(squared, chunks)) / projections)
 
 

@@ -43,6 +43,7 @@ class Config(DxMISettings, config.RunConfig):
     pretrain_iterations: int = setting(600, "iterations of pretraining", minimum=0)
     batch_size: int = setting(128, "global batch size", minimum=1)
     log_every: int = setting(20, "iterations between lines of metrics.jsonl", minimum=1)
+    threads: int = setting(1, "CPU threads of torch; networks of this size gain nothing from more", minimum=0)
     data: str = setting("8gaussians", "density", choices=tuple(data_two_d.DENSITIES))
     steps: int = setting(5, "T, steps of the sampler", minimum=2)
     sampler_width: int = setting(128, "width of the sampler's hidden layers", minimum=1)
