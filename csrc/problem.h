@@ -13,6 +13,30 @@ namespace dxmi {
 
 enum class Dtype { kFloat32, kBFloat16, kFloat16, kFloat64 };
 
+struct BFloat16 {
+  uint16_t bits;
+};
+struct Half {
+  uint16_t bits;
+};
+
+// body(T{}) for the sample type T that a dtype stands for.
+template <class Body>
+void with_dtype(Dtype dtype, const Body& body) {
+  switch (dtype) {
+    case Dtype::kFloat32: return body(float{});
+    case Dtype::kBFloat16: return body(BFloat16{});
+    case Dtype::kFloat16: return body(Half{});
+    case Dtype::kFloat64: return body(double{});
+  }
+}
+
+// body(R{}) for row results of float64 or float32.
+template <class Body>
+void with_rows(bool wide, const Body& body) {
+  wide ? body(double{}) : body(float{});
+}
+
 // One value a row, or one a timestep; `stride` is in elements and may be 0.
 template <class T>
 struct Vector {

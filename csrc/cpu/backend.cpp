@@ -19,21 +19,6 @@ constexpr int64_t kRowsPerThread = 16384;
 
 int64_t groups_of(int64_t elements) { return (elements + 3) / 4; }
 
-template <class Body>
-void with_dtype(Dtype dtype, const Body& body) {
-  switch (dtype) {
-    case Dtype::kFloat32: return body(float{});
-    case Dtype::kBFloat16: return body(BFloat16{});
-    case Dtype::kFloat16: return body(Half{});
-    case Dtype::kFloat64: return body(double{});
-  }
-}
-
-template <class Body>
-void with_rows(bool wide, const Body& body) {
-  wide ? body(double{}) : body(float{});
-}
-
 NoiseKey read_key(const Vector<const int64_t>& key) { return noise_key(key[0], key[1]); }
 
 // Visits the elements [start, start + n) of a row: f(pointer, stride, count, position) for each run.

@@ -12,13 +12,6 @@ namespace dxmi::cpu {
 // Elements in a segment: its noise and operands stay in L1, and its sums are short enough for float32.
 inline constexpr int64_t kSegment = 1024;
 
-struct BFloat16 {
-  uint16_t bits;
-};
-struct Half {
-  uint16_t bits;
-};
-
 // The type of tables and row results for samples of type T, and of the arithmetic.
 template <class T>
 struct Wide {

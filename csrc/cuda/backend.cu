@@ -16,21 +16,6 @@ constexpr int kThreads = 256;         // of a block of short rows or row results
 constexpr int64_t kUnitsOfTeam = 8;   // of each thread of a team, at most
 constexpr int64_t kUnitsOfBlock = 4;  // of each thread of a block, before its row is split
 
-template <class Body>
-void with_dtype(Dtype dtype, const Body& body) {
-  switch (dtype) {
-    case Dtype::kFloat32: return body(float{});
-    case Dtype::kBFloat16: return body(BFloat16{});
-    case Dtype::kFloat16: return body(Half{});
-    case Dtype::kFloat64: return body(double{});
-  }
-}
-
-template <class Body>
-void with_rows(bool wide, const Body& body) {
-  wide ? body(double{}) : body(float{});
-}
-
 int64_t blocks_for(int64_t count, int64_t per_block) { return (count + per_block - 1) / per_block; }
 
 template <class T>

@@ -50,13 +50,6 @@ void launch(const char* op, void (*kernel)(Parameters...), int64_t blocks, int t
 
 // --- sample types ----------------------------------------------------------------------------------------
 
-struct BFloat16 {
-  uint16_t bits;
-};
-struct Half {
-  uint16_t bits;
-};
-
 // The lane policy of samples of type T: the type of their tables, row results and arithmetic.
 template <class T>
 struct Lane {
