@@ -19,7 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.parser.error(f"what to {options.command} is missing; see dxmi {options.command} --help")
     try:
         options.run(options)
-    except UserError as error:
+    except (UserError, OSError) as error:
         print(f"dxmi {options.command}: {error}", file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:

@@ -122,7 +122,10 @@ class Run:
         if name in self.past:
             return
         if self._state is not None and self._state["phase"] == name:
-            stepper.load_state_dict(self._state["stepper"])
+            try:
+                stepper.load_state_dict(self._state["stepper"])
+            except (KeyError, RuntimeError, ValueError) as error:
+                raise checkpoint.CheckpointError(f"the checkpoint is of other settings: {error}") from error
             self._state = None
         with self.log.progress(name, iterations, stepper.iteration) as bar:
             while stepper.iteration < iterations:

@@ -239,6 +239,7 @@ def test_resume_never_starts_afresh(finished: Path, copy: Path) -> None:
         ("batch_size=8", "batch_size: got 8, but"),
         ("pretrain_iterations=5", "pretrain_iterations: got 5, but"),
         ("resume=nowhere", "nowhere"),
+        ("sigma_min=4", "sigma_min: got 4.0, wants"),
     ],
 )
 def test_refused_in_the_folder_of_a_run(

@@ -52,8 +52,15 @@ class Config(DxMISettings, config.RunConfig):
     value_depth: int = setting(3, "hidden layers of the value", minimum=1)
     sigma_max: float = setting(3.0, "noise level of the sampler's first step", minimum=0)
     sigma_min: float = setting(0.4, "noise level of its last step", minimum=0)
-    min_std: float = setting(0.05, "lower bound of the initial sigma of a step", minimum=0)
+    min_std: float = setting(0.05, "lower bound of the initial sigma of a step", minimum=1e-6)
     pretrain_lr: float = setting(2e-3, "learning rate of pretraining, decayed to 0", minimum=0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.sigma_min < self.sigma_max:
+            raise config.ConfigError(
+                f"sigma_min: got {self.sigma_min!r}, wants a value between 0 and sigma_max={self.sigma_max!r}"
+            )
 
 
 def train(cfg: Config) -> dict[str, Any]:
