@@ -29,6 +29,7 @@ struct Grid {
   Plan plan;
   int64_t blocks;
   int threads;
+  bool vector;  // chooses the kernel
 };
 
 template <class T>
@@ -38,18 +39,19 @@ Grid grid_for(int64_t rows, int64_t dim, std::initializer_list<const View*> view
   plan.dim = dim;
   plan.units = blocks_for(dim, kUnit<T>);
   plan.splits = 1;
-  plan.vector = dim % kUnit<T> == 0 && std::all_of(views.begin(), views.end(),
-                                                   [](const View* v) { return aligned<T>(*v); });
+  const bool vector =
+      dim % kUnit<T> == 0 &&
+      std::all_of(views.begin(), views.end(), [](const View* v) { return aligned<T>(*v); });
   if (plan.units <= kWarp * kUnitsOfTeam) {
     plan.team = 1;
     while (plan.team < kWarp && plan.team < plan.units) plan.team *= 2;
-    return {plan, blocks_for(rows * plan.team, kThreads), kThreads};
+    return {plan, blocks_for(rows * plan.team, kThreads), kThreads, vector};
   }
   const int threads =
       static_cast<int>(std::min<int64_t>(kMaxThreads, blocks_for(plan.units, kWarp) * kWarp));
   plan.units_per_split = threads * kUnitsOfBlock;
   plan.splits = blocks_for(plan.units, plan.units_per_split);
-  return {plan, rows * plan.splits, threads};
+  return {plan, rows * plan.splits, threads, vector};
 }
 
 }  // namespace
@@ -59,7 +61,8 @@ void CudaBackend::normal(const NormalProblem& p) {
   with_dtype(p.dtype, [&](auto tag) {
     using T = decltype(tag);
     const Grid grid = grid_for<T>(p.rows, p.dim, {&p.out});
-    launch("normal", normal_kernel<T>, grid.blocks, grid.threads, stream_, p, grid.plan);
+    launch("normal", grid.vector ? normal_kernel<T, true> : normal_kernel<T, false>, grid.blocks,
+           grid.threads, stream_, p, grid.plan);
   });
 }
 
@@ -71,8 +74,8 @@ void CudaBackend::sampler_step(const StepProblem& p, const StepResult& result) {
     R* partial = nullptr;
     unsigned* arrived = nullptr;
     if (grid.plan.splits > 1) split_workspace(p.rows, 2 * grid.plan.splits, partial, arrived);
-    launch("sampler_step", step_kernel<T>, grid.blocks, grid.threads, stream_, p, result, grid.plan,
-           partial, arrived);
+    launch("sampler_step", grid.vector ? step_kernel<T, true> : step_kernel<T, false>, grid.blocks,
+           grid.threads, stream_, p, result, grid.plan, partial, arrived);
   });
 }
 
@@ -86,7 +89,8 @@ void CudaBackend::sampler_step_grad(const StepProblem& p, const StepGradients& g
     const int64_t splits = grid.plan.splits;
     R* const grad_std =
         g.grad_log_std.data ? static_cast<R*>(workspace(p.rows * splits * sizeof(R))) : nullptr;
-    launch(op, step_grad_kernel<T>, grid.blocks, grid.threads, stream_, p, g, grid.plan, grad_std);
+    launch(op, grid.vector ? step_grad_kernel<T, true> : step_grad_kernel<T, false>, grid.blocks,
+           grid.threads, stream_, p, g, grid.plan, grad_std);
     if (g.grad_log_std.data)
       launch(op, step_table_kernel<R>, p.steps, kMaxThreads, stream_, p, g, grad_std, splits);
   });
@@ -100,8 +104,9 @@ void CudaBackend::transition_log_prob(const LogProbProblem& p, AnyVector log_pro
     R* partial = nullptr;
     unsigned* arrived = nullptr;
     if (grid.plan.splits > 1) split_workspace(p.rows, grid.plan.splits, partial, arrived);
-    launch("transition_log_prob", log_prob_kernel<T>, grid.blocks, grid.threads, stream_, p,
-           log_prob, grid.plan, partial, arrived);
+    launch("transition_log_prob",
+           grid.vector ? log_prob_kernel<T, true> : log_prob_kernel<T, false>, grid.blocks,
+           grid.threads, stream_, p, log_prob, grid.plan, partial, arrived);
   });
 }
 
@@ -116,8 +121,8 @@ void CudaBackend::transition_log_prob_grad(const LogProbProblem& p, const LogPro
     const int64_t splits = grid.plan.splits;
     R* const noise_sq =
         g.grad_log_std.data ? static_cast<R*>(workspace(p.rows * splits * sizeof(R))) : nullptr;
-    launch(op, log_prob_grad_kernel<T>, grid.blocks, grid.threads, stream_, p, g, grid.plan,
-           noise_sq);
+    launch(op, grid.vector ? log_prob_grad_kernel<T, true> : log_prob_grad_kernel<T, false>,
+           grid.blocks, grid.threads, stream_, p, g, grid.plan, noise_sq);
     if (g.grad_log_std.data)
       launch(op, log_prob_table_kernel<R>, p.steps, kMaxThreads, stream_, p, g, noise_sq, splits);
   });

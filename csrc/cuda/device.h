@@ -30,7 +30,7 @@ inline void check(cudaError_t error, const char* op) {
                              ": CUDA: " + cudaGetErrorString(error));
 }
 
-#define DXMI_KERNEL __global__ void __launch_bounds__(dxmi::cuda::kMaxThreads)
+#define DXMI_KERNEL __global__ void __launch_bounds__(dxmi::cuda::kMaxThreads, 1)
 
 // Launches a kernel and reports what the launch itself gets wrong; nothing waits for it to run.
 template <class... Parameters, class... Arguments>

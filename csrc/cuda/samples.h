@@ -6,14 +6,14 @@
 
 namespace dxmi::cuda {
 
-// How rows are laid over threads.
+// How rows are laid over threads. Kernels are templates over kVector: whether all tensors are dense, aligned
+// for 16-byte accesses, and their rows whole units.
 struct Plan {
   int64_t rows, dim;
   int64_t units;   // of a row, kUnit elements each; the last may be partial
   int team;        // threads of a short row, a power of two; 0: rows have blocks of their own
   int64_t splits;  // blocks of a long row
   int64_t units_per_split;
-  bool vector;  // all tensors are dense and aligned for 16-byte accesses
 };
 
 // This thread's part of a row.
@@ -46,7 +46,8 @@ __device__ R row_sum(const Plan& plan, R value) {
   return plan.team > 0 ? team_sum(value, plan.team) : block_sum(value);
 }
 
-__device__ inline int64_t offset_of(const View& view, int64_t i) {
+// A call, not inlined: its divisions, eight times over, would push sums out of registers.
+__device__ __noinline__ int64_t offset_of(const View& view, int64_t i) {
   if (view.dense) return i;
   int64_t offset = 0;
   for (int d = view.dims - 1; d >= 0; --d) {
@@ -57,14 +58,14 @@ __device__ inline int64_t offset_of(const View& view, int64_t i) {
 }
 
 // A unit of a row, widened; zeros beyond the row's end and for an absent tensor.
-template <class T>
+template <class T, bool kVector>
 __device__ void load(const View& view, const Plan& plan, int64_t row, int64_t unit,
                      WideT<T> out[kUnit<T>]) {
   constexpr int n = kUnit<T>;
   const T* const base = static_cast<const T*>(view.data) + row * view.row_stride;
   if (view.data == nullptr) {
     for (int i = 0; i < n; ++i) out[i] = 0;
-  } else if (plan.vector) {
+  } else if constexpr (kVector) {
     const Unit<T> values = *reinterpret_cast<const Unit<T>*>(base + unit * n);
     DXMI_UNROLL
     for (int i = 0; i < n; ++i) out[i] = widen(values.values[i]);
@@ -74,13 +75,13 @@ __device__ void load(const View& view, const Plan& plan, int64_t row, int64_t un
   }
 }
 
-template <class T>
+template <class T, bool kVector>
 __device__ void store(const View& view, const Plan& plan, int64_t row, int64_t unit,
                       const WideT<T> values[kUnit<T>]) {
   constexpr int n = kUnit<T>;
   if (view.data == nullptr) return;
   T* const base = static_cast<T*>(view.data) + row * view.row_stride;
-  if (plan.vector) {
+  if constexpr (kVector) {
     Unit<T> out;
     DXMI_UNROLL
     for (int i = 0; i < n; ++i) narrow(values[i], out.values[i]);
@@ -92,7 +93,7 @@ __device__ void store(const View& view, const Plan& plan, int64_t row, int64_t u
 }
 
 // The normals of a unit; zeros beyond the row's end, where they would enter sums.
-template <class T>
+template <class T, bool kVector>
 __device__ void noise(const NoiseKey& key, const Plan& plan, int64_t unit, uint32_t sample,
                       uint32_t timestep, WideT<T> z[kUnit<T>]) {
   constexpr int n = kUnit<T>;
@@ -106,7 +107,7 @@ __device__ void noise(const NoiseKey& key, const Plan& plan, int64_t unit, uint3
     DXMI_UNROLL
     for (int i = 0; i < 4; ++i) {
       const int e = 4 * group + i;
-      z[e] = plan.vector || unit * n + e < plan.dim ? normals[i] : 0.0f;
+      z[e] = kVector || unit * n + e < plan.dim ? normals[i] : 0.0f;
     }
   }
 }
@@ -138,21 +139,21 @@ __device__ RowTables<R> row_tables(const TransitionProblem& p, const Part& part)
 
 // --- kernels -----------------------------------------------------------------------------------------------
 
-template <class T>
+template <class T, bool kVector>
 DXMI_KERNEL normal_kernel(NormalProblem p, Plan plan) {
   const Part part = part_of(plan);
   const NoiseKey key = read_key(p.key);
   for (int64_t unit = part.first; unit < part.end; unit += part.stride) {
     WideT<T> z[kUnit<T>];
-    noise<T>(key, plan, unit, static_cast<uint32_t>(p.sample_offset + part.row),
-             static_cast<uint32_t>(p.timestep), z);
-    store<T>(p.out, plan, part.row, unit, z);
+    noise<T, kVector>(key, plan, unit, static_cast<uint32_t>(p.sample_offset + part.row),
+                      static_cast<uint32_t>(p.timestep), z);
+    store<T, kVector>(p.out, plan, part.row, unit, z);
   }
 }
 
 // partial: [rows, splits, 2] sums and arrived: [rows] zeros, if rows are split. The last block of a row to
 // arrive adds its splits up in order, so the result does not depend on which one that is.
-template <class T>
+template <class T, bool kVector>
 DXMI_KERNEL step_kernel(StepProblem p, StepResult result, Plan plan, WideT<T>* partial,
                         unsigned* arrived) {
   using L = LaneOf<T>;
@@ -164,14 +165,14 @@ DXMI_KERNEL step_kernel(StepProblem p, StepResult result, Plan plan, WideT<T>* p
   R noise_sq = 0, displacement_sq = 0;
   for (int64_t unit = part.first; unit < part.end; unit += part.stride) {
     R x[n], output[n], z[n];
-    load<T>(p.sample, plan, part.row, unit, x);
-    load<T>(p.output, plan, part.row, unit, output);
-    noise<T>(key, plan, unit, static_cast<uint32_t>(p.sample_offset + part.row),
-             static_cast<uint32_t>(row.timestep), z);
+    load<T, kVector>(p.sample, plan, part.row, unit, x);
+    load<T, kVector>(p.output, plan, part.row, unit, output);
+    noise<T, kVector>(key, plan, unit, static_cast<uint32_t>(p.sample_offset + part.row),
+                      static_cast<uint32_t>(row.timestep), z);
     DXMI_UNROLL
     for (int i = 0; i < n; ++i)
       x[i] = step<L>(row.transition, x[i], output[i], z[i], noise_sq, displacement_sq);
-    store<T>(result.next, plan, part.row, unit, x);
+    store<T, kVector>(result.next, plan, part.row, unit, x);
   }
   R sums[2] = {row_sum(plan, noise_sq), row_sum(plan, displacement_sq)};
   if (!part.active || !leads(plan)) return;
@@ -195,7 +196,7 @@ DXMI_KERNEL step_kernel(StepProblem p, StepResult result, Plan plan, WideT<T>* p
 }
 
 // grad_std: [rows, splits] sums of the gradient of std.
-template <class T>
+template <class T, bool kVector>
 DXMI_KERNEL step_grad_kernel(StepProblem p, StepGradients g, Plan plan, WideT<T>* grad_std) {
   using L = LaneOf<T>;
   using R = WideT<T>;
@@ -211,18 +212,18 @@ DXMI_KERNEL step_grad_kernel(StepProblem p, StepGradients g, Plan plan, WideT<T>
   R sum = 0;
   for (int64_t unit = part.first; unit < part.end; unit += part.stride) {
     R x[n], output[n], z[n] = {}, grad_next[n], grad_x[n], grad_output[n];
-    load<T>(p.sample, plan, part.row, unit, x);
-    load<T>(p.output, plan, part.row, unit, output);
-    load<T>(g.grad_next, plan, part.row, unit, grad_next);
+    load<T, kVector>(p.sample, plan, part.row, unit, x);
+    load<T, kVector>(p.output, plan, part.row, unit, output);
+    load<T, kVector>(g.grad_next, plan, part.row, unit, grad_next);
     if (needs_noise)
-      noise<T>(key, plan, unit, static_cast<uint32_t>(p.sample_offset + part.row),
-               static_cast<uint32_t>(row.timestep), z);
+      noise<T, kVector>(key, plan, unit, static_cast<uint32_t>(p.sample_offset + part.row),
+                        static_cast<uint32_t>(row.timestep), z);
     DXMI_UNROLL
     for (int i = 0; i < n; ++i)
       step_grad<L>(row.transition, x[i], output[i], z[i], grad_next[i], grad_sq, grad_x[i],
                    grad_output[i], sum);
-    store<T>(g.grad_sample, plan, part.row, unit, grad_x);
-    store<T>(g.grad_output, plan, part.row, unit, grad_output);
+    store<T, kVector>(g.grad_sample, plan, part.row, unit, grad_x);
+    store<T, kVector>(g.grad_output, plan, part.row, unit, grad_output);
   }
   if (g.grad_log_std.data == nullptr) return;
   sum = row_sum(plan, sum);
@@ -230,7 +231,7 @@ DXMI_KERNEL step_grad_kernel(StepProblem p, StepGradients g, Plan plan, WideT<T>
 }
 
 // partial and arrived as in step_kernel, with one sum a split.
-template <class T>
+template <class T, bool kVector>
 DXMI_KERNEL log_prob_kernel(LogProbProblem p, AnyVector log_prob, Plan plan, WideT<T>* partial,
                             unsigned* arrived) {
   using L = LaneOf<T>;
@@ -242,13 +243,13 @@ DXMI_KERNEL log_prob_kernel(LogProbProblem p, AnyVector log_prob, Plan plan, Wid
   R sum = 0;
   for (int64_t unit = part.first; unit < part.end; unit += part.stride) {
     R next[n], x[n], output[n];
-    load<T>(p.next, plan, part.row, unit, next);
-    load<T>(p.sample, plan, part.row, unit, x);
-    load<T>(p.output, plan, part.row, unit, output);
+    load<T, kVector>(p.next, plan, part.row, unit, next);
+    load<T, kVector>(p.sample, plan, part.row, unit, x);
+    load<T, kVector>(p.output, plan, part.row, unit, output);
     DXMI_UNROLL
     for (int i = 0; i < n; ++i) {
       const R z = standardised<L>(row.transition, inverse_std, next[i], x[i], output[i]);
-      if (plan.vector || unit * n + i < plan.dim) sum = L::fma(z, z, sum);
+      if (kVector || unit * n + i < plan.dim) sum = L::fma(z, z, sum);
     }
   }
   sum = row_sum(plan, sum);
@@ -266,7 +267,7 @@ DXMI_KERNEL log_prob_kernel(LogProbProblem p, AnyVector log_prob, Plan plan, Wid
 }
 
 // noise_sq: [rows, splits] sums of z^2.
-template <class T>
+template <class T, bool kVector>
 DXMI_KERNEL log_prob_grad_kernel(LogProbProblem p, LogProbGradients g, Plan plan,
                                  WideT<T>* noise_sq) {
   using L = LaneOf<T>;
@@ -280,18 +281,18 @@ DXMI_KERNEL log_prob_grad_kernel(LogProbProblem p, LogProbGradients g, Plan plan
   R sum = 0;
   for (int64_t unit = part.first; unit < part.end; unit += part.stride) {
     R next[n], x[n], output[n];
-    load<T>(p.next, plan, part.row, unit, next);
-    load<T>(p.sample, plan, part.row, unit, x);
-    load<T>(p.output, plan, part.row, unit, output);
+    load<T, kVector>(p.next, plan, part.row, unit, next);
+    load<T, kVector>(p.sample, plan, part.row, unit, x);
+    load<T, kVector>(p.output, plan, part.row, unit, output);
     DXMI_UNROLL
     for (int i = 0; i < n; ++i) {
       const R z = standardised<L>(row.transition, inverse_std, next[i], x[i], output[i]);
-      if (plan.vector || unit * n + i < plan.dim) sum = L::fma(z, z, sum);
+      if (kVector || unit * n + i < plan.dim) sum = L::fma(z, z, sum);
       log_prob_grad<L>(row.transition, z, scale, next[i], x[i], output[i]);
     }
-    store<T>(g.grad_next, plan, part.row, unit, next);
-    store<T>(g.grad_sample, plan, part.row, unit, x);
-    store<T>(g.grad_output, plan, part.row, unit, output);
+    store<T, kVector>(g.grad_next, plan, part.row, unit, next);
+    store<T, kVector>(g.grad_sample, plan, part.row, unit, x);
+    store<T, kVector>(g.grad_output, plan, part.row, unit, output);
   }
   if (g.grad_log_std.data == nullptr) return;
   sum = row_sum(plan, sum);

@@ -20,8 +20,9 @@
 
 #define __global__
 #define __device__
+#define __noinline__ inline
 #define __shared__ static  // blocks run one at a time, so a static is shared by one block's threads
-#define __launch_bounds__(threads)
+#define __launch_bounds__(threads, blocks)
 
 using cudaError_t = int;
 using cudaStream_t = void*;
