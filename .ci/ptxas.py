@@ -1,0 +1,23 @@
+"""Reads ptxas' report from a build log: prints registers of each kernel, fails where one spills."""
+
+import collections
+import re
+import sys
+
+registers: dict[str, dict[str, int]] = collections.defaultdict(dict)
+spills = []
+kernel = arch = ""
+for line in open(sys.argv[1]):
+    if match := re.search(r"Compiling entry function '(\S+)' for '(\w+)'", line):
+        kernel = re.sub(r"^_ZN4dxmi4cuda\d+|EEv.*$", "", match[1])
+        arch = match[2]
+    elif (match := re.search(r"(\d+) bytes spill stores", line)) and int(match[1]):
+        spills.append(f"{kernel} {arch}: {line.strip()}")
+    elif match := re.search(r"Used (\d+) registers", line):
+        registers[kernel][arch] = int(match[1])
+architectures = sorted({arch for row in registers.values() for arch in row})
+print(f"{'registers':44}", *(f"{arch:>8}" for arch in architectures))
+for kernel, row in sorted(registers.items()):
+    print(f"{kernel:44}", *(f"{row.get(arch, '-'):>8}" for arch in architectures))
+if len(architectures) < 3 or spills:
+    sys.exit(f"architectures: {architectures}, wants 3; spills: {spills}")
