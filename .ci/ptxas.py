@@ -1,13 +1,14 @@
 """Reads ptxas' report from a build log: prints registers of each kernel, fails where one spills."""
 
 import collections
+import pathlib
 import re
 import sys
 
 registers: dict[str, dict[str, int]] = collections.defaultdict(dict)
 spills = []
 kernel = arch = ""
-for line in open(sys.argv[1]):
+for line in pathlib.Path(sys.argv[1]).read_text().splitlines():
     if match := re.search(r"Compiling entry function '(\S+)' for '(\w+)'", line):
         kernel = re.sub(r"^_ZN4dxmi4cuda\d+|EEv.*$", "", match[1])
         arch = match[2]
