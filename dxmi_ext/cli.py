@@ -73,7 +73,7 @@ def _train(options: argparse.Namespace) -> None:
 
 def _sample(options: argparse.Namespace) -> None:
     from dxmi_ext import config
-    from dxmi_ext.config import Settings, setting
+    from dxmi_ext.config import Settings, device_setting, setting
 
     @dataclasses.dataclass
     class SampleSettings(Settings):
@@ -81,7 +81,7 @@ def _sample(options: argparse.Namespace) -> None:
         output: str | None = setting(None, "file to write; null: RUN/samples.npz")
         seed: int = setting(0, "seed of the noise", minimum=0)
         batch_size: int = setting(4096, "rows that the network sees at a time", minimum=1)
-        device: str = setting("auto", "auto, cpu, cuda or cuda:N")
+        device: str = device_setting()
 
     if options.help or options.target is None:
         _show_help(options, "settings:\n" + config.describe(SampleSettings()))
@@ -103,13 +103,13 @@ def _sample(options: argparse.Namespace) -> None:
 
 def _evaluate(options: argparse.Namespace) -> None:
     from dxmi_ext import config
-    from dxmi_ext.config import Settings, setting
+    from dxmi_ext.config import Settings, device_setting, setting
 
     @dataclasses.dataclass
     class EvaluateSettings(Settings):
         output: str | None = setting(None, "json file to write the numbers to; null: none")
         seed: int = setting(0, "seed of samples and data", minimum=0)
-        device: str = setting("auto", "auto, cpu, cuda or cuda:N")
+        device: str = device_setting()
 
     if options.help or options.target is None:
         _show_help(options, "settings:\n" + config.describe(EvaluateSettings()))

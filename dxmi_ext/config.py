@@ -26,7 +26,12 @@ class ConfigError(UserError, ValueError):
 
 
 def setting(
-    default: Any, help: str, *, choices: Sequence[Any] | None = None, minimum: float | None = None
+    default: Any,
+    help: str,
+    *,
+    choices: Sequence[Any] | None = None,
+    minimum: float | None = None,
+    pattern: str | None = None,
 ) -> Any:
     """Declare one key of a ``Settings``.
 
@@ -35,8 +40,9 @@ def setting(
         help: its meaning in one line, shown by ``--help``.
         choices: the only values allowed.
         minimum: the smallest value allowed. ``None`` is allowed whatever ``choices`` and ``minimum`` say.
+        pattern: a regular expression that the whole text must match; ``help`` says what that means.
     """
-    metadata = {"help": help, "choices": choices, "minimum": minimum}
+    metadata = {"help": help, "choices": choices, "minimum": minimum, "pattern": pattern}
     if isinstance(default, list):
         return dataclasses.field(default_factory=default.copy, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -47,19 +53,26 @@ class Settings:
     """A group of settings, checked when made.
 
     Raises:
-        ConfigError: a value is not among its choices or is below its minimum.
+        ConfigError: a value is not among its choices, below its minimum or not of its pattern.
     """
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            choices, minimum = field.metadata["choices"], field.metadata["minimum"]
+            choices, minimum, pattern = (field.metadata[k] for k in ("choices", "minimum", "pattern"))
             if value is None:
                 continue
             if choices is not None and value not in choices:
                 raise ConfigError(f"{field.name}: got {value!r}, wants one of {', '.join(map(str, choices))}")
             if minimum is not None and not value >= minimum:  # ``not >=`` also refuses nan
                 raise ConfigError(f"{field.name}: got {value!r}, wants {minimum} or more")
+            if pattern is not None and not re.fullmatch(pattern, value):
+                raise ConfigError(f"{field.name}: got {value!r}, wants {field.metadata['help']}")
+
+
+def device_setting() -> Any:
+    """The key ``device``, the same for every command."""
+    return setting("auto", "auto, cpu, cuda or cuda:N", pattern=r"auto|cpu|cuda(:\d+)?")
 
 
 @dataclasses.dataclass
@@ -77,15 +90,10 @@ class RunConfig(Settings):
     checkpoint_every: int = setting(1000, "iterations between checkpoints", minimum=1)
     keep_checkpoints: int = setting(2, "number of checkpoints kept", minimum=1)
     log_every: int = setting(50, "iterations between lines of metrics.jsonl", minimum=1)
-    device: str = setting("auto", "auto, cpu, cuda or cuda:N")
+    device: str = device_setting()
     threads: int = setting(0, "CPU threads of torch; 0: its own choice", minimum=0)
     resume: str = setting("auto", "auto, never or the path of a checkpoint")
     tensorboard: bool = setting(True, "also log to tb/ for tensorboard")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
-            raise ConfigError(f"device: got {self.device!r}, wants auto, cpu, cuda or cuda:N")
 
 
 def load(cls: type[C], yaml_path: str | Path | None, overrides: Sequence[str] = ()) -> C:

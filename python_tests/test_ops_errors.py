@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from cases import OPERATORS, T, arguments, call, recorded_calls
-from dxmi_ext import ops
+from dxmi_ext import _native, ops
 
 REFUSALS = (TypeError, ValueError, RuntimeError)
 
@@ -171,3 +171,13 @@ def test_operators_called_directly_check_every_tensor(operator: str) -> None:
                 with pytest.raises(REFUSALS):
                     function(*args[:i], spoilt, *args[i + 1 :], **kwargs)
                     pytest.fail(f"{operator} took {parameter.name} spoilt by {how}")
+
+
+@pytest.mark.skipif(not _native.cuda_status(), reason="the ops have CUDA kernels here")
+@pytest.mark.parametrize("operator", sorted(OPERATORS))
+def test_without_the_cuda_half_a_cuda_tensor_meets_a_remedy(operator: str) -> None:
+    """Called as the dispatcher would for CUDA tensors, which need no device this way."""
+    function, args, kwargs = recorded_calls()[operator]
+    cuda = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
+    with pytest.raises(RuntimeError, match=r"no kernels for CUDA tensors: .*CPU"):
+        function.redispatch(cuda, *args, **kwargs)
