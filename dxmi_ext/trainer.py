@@ -5,15 +5,16 @@ The energy is V^T, the last step of a time-dependent value network, so one netwo
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from dxmi_ext import noise, ops
 from dxmi_ext.config import Settings, setting
@@ -104,14 +105,11 @@ class DxMITrainer:
         self._learning_rates = LearningRates(
             [self.sampler_optimizer, self.value_optimizer], settings.lr_decay, iterations
         )
-        self.ema = AveragedModel(self.networks, multi_avg_fn=get_ema_multi_avg_fn(settings.ema_decay))
+        # An exponential moving average, for evaluation. torch's AveragedModel would wait for the device.
+        self.averaged = copy.deepcopy(networks).requires_grad_(False)
+        self._average = get_ema_multi_avg_fn(settings.ema_decay)
         redraws = [f"redraw{i}" for i in range(settings.sampler_steps)]
         self._draws = noise.Draws(seed, "dxmi", ["rollout", "choice", *redraws], log_std.device)
-
-    @property
-    def averaged(self) -> Networks:
-        """The exponential moving average of the networks, for evaluation."""
-        return cast(Networks, self.ema.module)
 
     def step(self, data: Tensor) -> dict[str, Tensor]:
         """One iteration of Algorithm 1.
@@ -129,7 +127,7 @@ class DxMITrainer:
         metrics["value_loss"] = self._value_steps(path)
         metrics["sampler_loss"] = self._sampler_steps(path, keys)
         ops.update_velocity_var_(self.velocity_var, path.sq_displacement, self.settings.velocity_decay)
-        self.ema.update_parameters(self.networks)
+        self._average([*self.averaged.parameters()], [*self.networks.parameters()], None)
         self.iteration += 1
         return metrics | {"std": self.sampler.log_std.detach().exp(), "velocity_var": self.velocity_var}
 
@@ -194,7 +192,7 @@ class DxMITrainer:
         return {
             "iteration": self.iteration,
             "networks": self.networks.state_dict(),
-            "ema": self.ema.state_dict(),
+            "averaged": self.averaged.state_dict(),
             "sampler_optimizer": self.sampler_optimizer.state_dict(),
             "value_optimizer": self.value_optimizer.state_dict(),
             "velocity_var": self.velocity_var,
@@ -203,7 +201,7 @@ class DxMITrainer:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.iteration = state["iteration"]
         self.networks.load_state_dict(state["networks"])
-        self.ema.load_state_dict(state["ema"])
+        self.averaged.load_state_dict(state["averaged"])
         self.sampler_optimizer.load_state_dict(state["sampler_optimizer"])
         self.value_optimizer.load_state_dict(state["value_optimizer"])
         self.velocity_var.copy_(state["velocity_var"])

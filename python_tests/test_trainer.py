@@ -131,7 +131,7 @@ def algorithm_1(networks: Networks, settings: DxMISettings) -> dict[str, Tensor]
             descend(loss, sampler_adam, settings.sampler_clip)
 
         variance = settings.velocity_decay * variance + (1 - settings.velocity_decay) * displacement
-        keep = settings.ema_decay if iteration else 0
+        keep = settings.ema_decay
         with torch.no_grad():
             for mean, p in zip(average.parameters(), networks.parameters(), strict=True):
                 mean.copy_(keep * mean + (1 - keep) * p)
