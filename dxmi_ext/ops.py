@@ -80,8 +80,9 @@ def noise_key(
         raise TypeError(f"dxmi_ext.ops.noise_key: seed must be an int or None, got {type(seed).__name__}")
     if not -(2**63) <= seed < 2**64:
         raise ValueError(f"dxmi_ext.ops.noise_key: seed must be in [-2**63, 2**64), got {seed}")
-    signed = seed - 2**64 if seed >= 2**63 else seed
-    return torch.tensor([signed, 0], dtype=torch.int64, device=device)
+    key = torch.zeros(2, dtype=torch.int64, device=device)
+    key[:1].fill_(seed - 2**64 if seed >= 2**63 else seed)  # no copy from the host, so no sync
+    return key
 
 
 def next_key(key: Tensor) -> Tensor:

@@ -18,12 +18,14 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """A test that takes `device` runs on every device that has kernels; in a module that says EMULATED = True
-    also on the CUDA kernels emulated on the CPU."""
+    """A test that takes `device` runs on its module's DEVICES, by default every device that has kernels;
+    "emulated" are the CUDA kernels on the CPU."""
     if "device" in metafunc.fixturenames:
-        emulated = getattr(metafunc.module, "EMULATED", False) and "set_threads" not in metafunc.fixturenames
-        names = ["cpu", *["emulated"] * emulated, pytest.param("cuda", marks=pytest.mark.gpu)]
-        metafunc.parametrize("device", names, indirect=True)
+        names = list(getattr(metafunc.module, "DEVICES", ("cpu", "cuda")))
+        if "set_threads" in metafunc.fixturenames:
+            names.remove("emulated")
+        gpu = pytest.param("cuda", marks=pytest.mark.gpu)
+        metafunc.parametrize("device", [gpu if n == "cuda" else n for n in names], indirect=True)
 
 
 @pytest.fixture

@@ -37,7 +37,7 @@ def build(library: Path, sanitize: str) -> None:
     unfinished = library.with_suffix(f".{os.getpid()}")
     command = [
         *(os.environ.get("CXX", "g++"), "-std=gnu++17", "-O1", "-ffp-contract=off", "-fPIC", "-shared"),
-        *("-fvisibility=hidden", "-Wall", "-Wextra", "-Werror", "-DDXMI_EMULATE"),
+        *("-fvisibility=hidden", "-Wall", "-Wextra", "-Werror", "-DDXMI_EMULATE", "-DNDEBUG"),
         *("-DTORCH_TARGET_VERSION=0x020a000000000000ULL", f"-I{CSRC}", f"-I{HERE / 'emulator'}"),
         *(f"-isystem{TORCH / 'include'}", str(HERE / "emulator" / "module.cpp"), "-xc++"),
         *(str(CSRC / "cuda" / "backend.cu"), f"-L{TORCH / 'lib'}", "-ltorch", "-ltorch_cpu"),

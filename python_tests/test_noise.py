@@ -13,7 +13,7 @@ import reference
 from cases import LAYOUTS, SEED, arguments
 from dxmi_ext import ops
 
-EMULATED = True  # run these on the emulated CUDA kernels too
+DEVICES = ("cpu", "emulated", "cuda")
 
 FORMAT_TOLERANCE = 2e-6  # of float32 z against its float64 evaluation, by contract
 MAX = 0xFFFFFFFF

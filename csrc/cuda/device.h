@@ -11,6 +11,7 @@
 #define DXMI_UNROLL _Pragma("unroll")
 #endif
 
+#include <cassert>
 #include <cstddef>
 #include <cstdint>
 #include <stdexcept>

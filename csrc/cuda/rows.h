@@ -6,11 +6,15 @@
 
 namespace dxmi::cuda {
 
-// A value the host could not check: no cost is better than a wrong one.
+// Values the host could not check: no cost is better than a wrong one. A debug build stops at them.
 template <class R>
 __device__ bool valid(const CostProblem& p, int64_t timestep) {
-  return timestep >= 0 && timestep < p.steps &&
-         (timestep >= p.steps - p.skip_last || p.velocity_var.as<const R>()[timestep] > R(0));
+  const bool in_range = timestep >= 0 && timestep < p.steps;
+  assert(in_range && "dxmi_ext: timestep must be in 0..T-1");
+  const bool valid = in_range && (timestep >= p.steps - p.skip_last ||
+                                  p.velocity_var.as<const R>()[timestep] > R(0));
+  assert(valid && "dxmi_ext: velocity_var must be positive");
+  return valid;
 }
 
 template <class R>

@@ -117,7 +117,7 @@ __device__ inline NoiseKey read_key(const Vector<const int64_t>& key) {
 }
 
 // The row's timestep and transition. A timestep outside 0..T-1 makes a row of NaN rather than a read
-// beyond the tables.
+// beyond the tables; a debug build stops at it.
 template <class R>
 struct RowTables {
   Transition<R> transition;
@@ -128,6 +128,7 @@ struct RowTables {
 template <class R>
 __device__ RowTables<R> row_tables(const TransitionProblem& p, const Part& part) {
   const int64_t t = part.active ? p.timestep[part.row] : 0;
+  assert(t >= 0 && t < p.steps && "dxmi_ext: timestep must be in 0..T-1");
   if (t < 0 || t >= p.steps) {
     const R nan = static_cast<R>(NAN);
     return {{nan, nan, nan}, nan, t};

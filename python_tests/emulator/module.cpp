@@ -1,6 +1,7 @@
 // The CUDA half's entries and kernels, compiled for the emulator: the ops torch.ops.dxmi_emulated.* take CPU
 // tensors and run csrc/cuda on them.
 #include "cuda/backend.h"
+#include "cuda/device.h"
 #include "entries.h"
 #include "schemas.h"
 
@@ -24,5 +25,15 @@ void* CudaBackend::workspace(size_t bytes) {
 
 }  // namespace dxmi
 
-STABLE_TORCH_LIBRARY(dxmi_emulated, m) { dxmi::define_schemas(m); }
+namespace {
+void fail_next_launch() { emulated_error = 1; }
+}  // namespace
+
+STABLE_TORCH_LIBRARY(dxmi_emulated, m) {
+  dxmi::define_schemas(m);
+  m.def("fail_next_launch() -> ()");
+}
 STABLE_TORCH_LIBRARY_IMPL(dxmi_emulated, CPU, m) { dxmi::register_entries<dxmi::CudaBackend>(m); }
+STABLE_TORCH_LIBRARY_IMPL(dxmi_emulated, CompositeExplicitAutograd, m) {
+  m.impl("fail_next_launch", TORCH_BOX(&fail_next_launch));
+}
