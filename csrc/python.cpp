@@ -19,5 +19,9 @@ PYBIND11_MODULE(_C, m) {
   m.def("cpu_variant", [] { return std::string(dxmi::cpu::kernels().name); });
   m.attr("torch_headers") = DXMI_TORCH_VERSION;
   m.attr("compiler") = DXMI_COMPILER;
-  m.attr("cuda") = DXMI_CUDA_BUILD;
+#ifdef DXMI_NVCC
+  m.attr("nvcc") = DXMI_NVCC;
+  m.attr("cuda_architectures") = DXMI_CUDA_ARCHITECTURES;
+#endif
+  m.attr("cuda_left_out") = DXMI_CUDA_LEFT_OUT;  // why there are no CUDA kernels, or empty
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from pathlib import Path
 from typing import NoReturn
 
@@ -36,26 +37,44 @@ def cuda_status() -> str:
     return _cuda_status
 
 
+def driver_cuda() -> str:
+    """The newest CUDA that the installed driver runs, e.g. "13.0"; empty where there is no driver."""
+    version = ctypes.c_int()
+    try:
+        failed = ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version))
+    except OSError:
+        return ""
+    return "" if failed else f"{version.value // 1000}.{version.value % 1000 // 10}"
+
+
 def build_info() -> dict[str, str]:
-    """How the compiled half was built, for `dxmi info` and bug reports."""
-    built = _C.cuda or "none"
+    """How the compiled half was built and what it meets here, for `dxmi info` and bug reports."""
+    kernels = "none" if _C.cuda_left_out else f"nvcc {_C.nvcc}, architectures {_C.cuda_architectures}"
     return {
         "built with torch": _C.torch_headers,
         "compiler": _C.compiler,
         "CPU kernels": f"{cpu_variant()} (usable here: {', '.join(cpu_variants())})",
-        "CUDA kernels": f"{built}; not in use: {_cuda_status}" if _cuda_status else built,
+        "CUDA kernels": f"{kernels}; not in use: {_cuda_status}" if _cuda_status else kernels,
+        "CUDA of torch": torch.version.cuda or "none",
+        "CUDA of the driver": driver_cuda() or "none",
     }
 
 
 def _load_cuda_half() -> str:
     """Loads the CUDA kernels where torch has CUDA; tells why not."""
-    if not _C.cuda:
+    if _C.cuda_left_out:
         return (
-            "dxmi_ext was built without CUDA kernels. Move the tensors to the CPU, or build it again with "
-            "DXMI_CUDA=ON where nvcc is installed (experimental: no GPU has run these kernels yet)"
+            f"dxmi_ext was built without CUDA kernels ({_C.cuda_left_out}). Move the tensors to the CPU, or "
+            "install dxmi_ext again where torch has CUDA and nvcc is on PATH"
         )
     if torch.version.cuda is None:
         return f"torch {torch.__version__} is a CPU build; install one with CUDA"
+    driver = driver_cuda()
+    if driver and int(driver.split(".")[0]) < int(_C.nvcc.split(".")[0]):
+        return (
+            f"dxmi_ext was built by nvcc {_C.nvcc}, but the driver runs CUDA {driver} at most. Update the "
+            "driver, or install dxmi_ext again with an older nvcc"
+        )
     try:
         torch.ops.load_library(str(Path(_C.__file__).with_name("_cuda.so")))
     except OSError as error:

@@ -140,7 +140,6 @@ def _info(options: argparse.Namespace) -> None:
         "python": platform.python_version(),
         "torch": torch.__version__,
         **_native.build_info(),
-        "CUDA of torch": torch.version.cuda or "none",
         "CUDA devices": ", ".join(
             torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())
         ) or "none",
