@@ -1,5 +1,5 @@
-"""What only the CUDA half does. Also emulated on the CPU: unaligned accesses, NaN rows for values that no host
-sees, launch errors. On a GPU: streams, graphs, syncs, huge tensors, several devices."""
+"""What only the CUDA half does. Also emulated on the CPU: unaligned accesses, NaN rows, launch errors. On a
+GPU: streams, graphs, syncs, huge tensors, several devices."""
 
 from __future__ import annotations
 
