@@ -11,8 +11,12 @@ Noise comes from a key, not from torch's generators: element i of row n at step 
 replays it, so none is stored.
 
 Every op works under autograd, ``torch.compile(fullgraph=True)`` and ``torch.func.grad``. Second derivatives
-are refused with an error. Bad input raises RuntimeError naming the op and the argument. On the CPU, values
-are checked too (``timestep`` in 0..T-1, ``velocity_var`` > 0).
+are refused with an error. Bad input raises RuntimeError naming the op and the argument. Values
+(``timestep`` in 0..T-1, ``velocity_var`` > 0) are checked on the CPU; on CUDA, where that would wait for the
+device, bad ones make rows of NaN.
+
+On CUDA, ops run on the current stream and wait for nothing, so they may be captured in a CUDA graph: once warmed
+up, with a key that advances within the graph, ``key.copy_(next_key(key))`` after the backward pass.
 """
 
 from __future__ import annotations
