@@ -4,7 +4,7 @@
 //   L::F, L::U, L::I               float32, uint32 and int32 values (one each, or a vector of them)
 //   L::of(x)                       the scalar x in every lane
 //   L::fma(a, b, c)                a * b + c, rounded once
-//   L::sqrt(a)                     correctly rounded
+//   L::sqrt(a)                     correctly rounded, for 0 and a in [2^-90, 2^90]
 //   L::to_float(u), L::to_float(i) nearest float32
 //   L::bits(f), L::from_bits(u)    bit casts
 //   L::mul_wide(u, m, hi, lo)      the 64-bit product of u and a scalar m
@@ -36,7 +36,13 @@ struct ScalarLane {
 
 #ifdef __CUDA_ARCH__
   DXMI_CORE F fma(F a, F b, F c) { return __fmaf_rn(a, b, c); }
-  DXMI_CORE F sqrt(F a) { return __fsqrt_rn(a); }
+  // What __fsqrt_rn comes to in this range, without its branch to the rest.
+  DXMI_CORE F sqrt(F a) {
+    F inverse;
+    asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(fmaxf(a, 0x1p-90f)));
+    const F root = a * inverse;
+    return fma(fma(-root, root, a), 0.5f * inverse, root);
+  }
   DXMI_CORE F to_float(U u) { return __uint2float_rn(u); }
   DXMI_CORE F to_float(I i) { return __int2float_rn(i); }
   DXMI_CORE U bits(F f) { return __float_as_uint(f); }

@@ -6,6 +6,7 @@
 #include "emulator.h"
 #define DXMI_UNROLL
 #else
+#include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 #define DXMI_UNROLL _Pragma("unroll")
@@ -68,31 +69,21 @@ using WideT = typename LaneOf<T>::F;
 __device__ inline float widen(float x) { return x; }
 __device__ inline double widen(double x) { return x; }
 __device__ inline float widen(BFloat16 x) { return ScalarLane::from_bits(uint32_t{x.bits} << 16); }
-__device__ inline float widen(Half x) {
-#ifdef DXMI_EMULATE
-  return half_to_float(x.bits);
-#else
-  return __half2float(__ushort_as_half(x.bits));
-#endif
-}
-
 __device__ inline void narrow(float x, float& out) { out = x; }
 __device__ inline void narrow(double x, double& out) { out = x; }
+#ifdef DXMI_EMULATE
+inline float widen(Half x) { return half_to_float(x.bits); }
+inline void narrow(float x, BFloat16& out) { out.bits = float_to_bfloat16(x); }
+inline void narrow(float x, Half& out) { out.bits = float_to_half(x); }
+#else
+__device__ inline float widen(Half x) { return __half2float(__ushort_as_half(x.bits)); }
 __device__ inline void narrow(float x, BFloat16& out) {
-  const uint32_t b = ScalarLane::bits(x);
-  // Round to nearest even; a NaN stays one.
-  out.bits =
-      static_cast<uint16_t>(x != x ? (b >> 16) | 0x40u : (b + 0x7FFFu + ((b >> 16) & 1u)) >> 16);
+  out.bits = __bfloat16_as_ushort(__float2bfloat16_rn(x));
 }
 __device__ inline void narrow(float x, Half& out) {
-#ifdef DXMI_EMULATE
-  out.bits = float_to_half(x);
-#else
   out.bits = __half_as_ushort(__float2half_rn(x));
-#endif
 }
-
-// --- vector accesses ---------------------------------------------------------------------------------------
+#endif
 
 // The elements that a thread takes at a time: whole noise groups, in accesses of 16 bytes.
 template <class T>
@@ -102,6 +93,18 @@ template <class T>
 struct alignas(16) Unit {
   T values[kUnit<T>];
 };
+
+template <class T>
+__device__ void widen(const Unit<T>& unit, WideT<T> out[kUnit<T>]) {
+  DXMI_UNROLL
+  for (int i = 0; i < kUnit<T>; ++i) out[i] = widen(unit.values[i]);
+}
+
+template <class T>
+__device__ void narrow(const WideT<T> values[kUnit<T>], Unit<T>& out) {
+  DXMI_UNROLL
+  for (int i = 0; i < kUnit<T>; ++i) narrow(values[i], out.values[i]);
+}
 
 // --- reductions --------------------------------------------------------------------------------------------
 

@@ -16,11 +16,13 @@ struct Plan {
   int64_t units_per_split;
 };
 
-// This thread's part of a row.
+// The part of a row that a team or block works on, and of its units those that this thread does. They are
+// few, so that loops count in 32 bits.
 struct Part {
   int64_t row;
-  int64_t first, end, stride;  // its units
-  bool active;                 // the row exists
+  int64_t begin;             // the part's first unit
+  int first, count, stride;  // units begin + first, begin + first + stride .. below begin + count
+  bool active;               // the row exists
 };
 
 __device__ inline Part part_of(const Plan& plan) {
@@ -28,12 +30,14 @@ __device__ inline Part part_of(const Plan& plan) {
     const int64_t thread = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
     const int64_t row = thread / plan.team;
     const bool active = row < plan.rows;
-    return {row, thread % plan.team, active ? plan.units : 0, plan.team, active};
+    const int first = static_cast<int>(threadIdx.x) & (plan.team - 1);
+    return {row, 0, first, active ? static_cast<int>(plan.units) : 0, plan.team, active};
   }
-  const int64_t row = blockIdx.x / plan.splits, split = blockIdx.x % plan.splits;
-  const int64_t first = split * plan.units_per_split;
-  const int64_t end = first + plan.units_per_split;
-  return {row, first + threadIdx.x, end < plan.units ? end : plan.units, blockDim.x, true};
+  const int64_t row = blockIdx.x / plan.splits;
+  const int64_t begin = (blockIdx.x - row * plan.splits) * plan.units_per_split;
+  const int64_t left = plan.units - begin;
+  const int count = static_cast<int>(left < plan.units_per_split ? left : plan.units_per_split);
+  return {row, begin, static_cast<int>(threadIdx.x), count, static_cast<int>(blockDim.x), true};
 }
 
 // Whether this thread writes what its team or block has summed.
@@ -57,57 +61,71 @@ __device__ __noinline__ int64_t offset_of(const View& view, int64_t i) {
   return offset;
 }
 
-// A unit of a row, widened; zeros beyond the row's end and for an absent tensor.
+// Unit `unit` of the part, widened; zeros beyond the row's end.
 template <class T, bool kVector>
-__device__ void load(const View& view, const Plan& plan, int64_t row, int64_t unit,
+__device__ void load(const View& view, const Plan& plan, const Part& part, int unit,
                      WideT<T> out[kUnit<T>]) {
   constexpr int n = kUnit<T>;
-  const T* const base = static_cast<const T*>(view.data) + row * view.row_stride;
-  if (view.data == nullptr) {
-    for (int i = 0; i < n; ++i) out[i] = 0;
-  } else if constexpr (kVector) {
-    const Unit<T> values = *reinterpret_cast<const Unit<T>*>(base + unit * n);
-    DXMI_UNROLL
-    for (int i = 0; i < n; ++i) out[i] = widen(values.values[i]);
+  const T* const row = static_cast<const T*>(view.data) + part.row * view.row_stride;
+  if constexpr (kVector) {
+    Unit<T> values = reinterpret_cast<const Unit<T>*>(row + part.begin * n)[unit];
+    widen(values, out);
   } else {
+    const int64_t first = (part.begin + unit) * n;
     for (int i = 0; i < n; ++i)
-      out[i] = unit * n + i < plan.dim ? widen(base[offset_of(view, unit * n + i)]) : WideT<T>(0);
+      out[i] = first + i < plan.dim ? widen(row[offset_of(view, first + i)]) : WideT<T>(0);
+  }
+}
+
+// An absent tensor reads as zeros.
+template <class T, bool kVector>
+__device__ void load_if_given(const View& view, const Plan& plan, const Part& part, int unit,
+                              WideT<T> out[kUnit<T>]) {
+  if (view.data != nullptr)
+    load<T, kVector>(view, plan, part, unit, out);
+  else
+    for (int i = 0; i < kUnit<T>; ++i) out[i] = 0;
+}
+
+template <class T, bool kVector>
+__device__ void store(const View& view, const Plan& plan, const Part& part, int unit,
+                      const WideT<T> values[kUnit<T>]) {
+  constexpr int n = kUnit<T>;
+  T* const row = static_cast<T*>(view.data) + part.row * view.row_stride;
+  if constexpr (kVector) {
+    Unit<T> out;
+    narrow(values, out);
+    reinterpret_cast<Unit<T>*>(row + part.begin * n)[unit] = out;
+  } else {
+    const int64_t first = (part.begin + unit) * n;
+    for (int i = 0; i < n && first + i < plan.dim; ++i)
+      narrow(values[i], row[offset_of(view, first + i)]);
   }
 }
 
 template <class T, bool kVector>
-__device__ void store(const View& view, const Plan& plan, int64_t row, int64_t unit,
-                      const WideT<T> values[kUnit<T>]) {
-  constexpr int n = kUnit<T>;
-  if (view.data == nullptr) return;
-  T* const base = static_cast<T*>(view.data) + row * view.row_stride;
-  if constexpr (kVector) {
-    Unit<T> out;
-    DXMI_UNROLL
-    for (int i = 0; i < n; ++i) narrow(values[i], out.values[i]);
-    *reinterpret_cast<Unit<T>*>(base + unit * n) = out;
-  } else {
-    for (int i = 0; i < n && unit * n + i < plan.dim; ++i)
-      narrow(values[i], base[offset_of(view, unit * n + i)]);
-  }
+__device__ void store_if_wanted(const View& view, const Plan& plan, const Part& part, int unit,
+                                const WideT<T> values[kUnit<T>]) {
+  if (view.data != nullptr) store<T, kVector>(view, plan, part, unit, values);
 }
 
 // The normals of a unit; zeros beyond the row's end, where they would enter sums.
 template <class T, bool kVector>
-__device__ void noise(const NoiseKey& key, const Plan& plan, int64_t unit, uint32_t sample,
-                      uint32_t timestep, WideT<T> z[kUnit<T>]) {
+__device__ void noise(const NoiseKey& key, const Plan& plan, const Part& part, int unit,
+                      int64_t sample_offset, int64_t timestep, WideT<T> z[kUnit<T>]) {
   constexpr int n = kUnit<T>;
+  const uint32_t sample = static_cast<uint32_t>(sample_offset + part.row);
+  const uint32_t first = static_cast<uint32_t>(part.begin * (n / 4)) + unit * (n / 4);
   DXMI_UNROLL
   for (int group = 0; group < n / 4; ++group) {
     uint32_t words[4];
     float normals[4];
-    noise_words<ScalarLane>(key, static_cast<uint32_t>(unit * (n / 4) + group), sample, timestep,
-                            words);
+    noise_words<ScalarLane>(key, first + group, sample, static_cast<uint32_t>(timestep), words);
     box_muller<ScalarLane>(words, normals);
     DXMI_UNROLL
     for (int i = 0; i < 4; ++i) {
       const int e = 4 * group + i;
-      z[e] = kVector || unit * n + e < plan.dim ? normals[i] : 0.0f;
+      z[e] = kVector || (part.begin + unit) * n + e < plan.dim ? normals[i] : 0.0f;
     }
   }
 }
@@ -144,16 +162,38 @@ template <class T, bool kVector>
 DXMI_KERNEL normal_kernel(NormalProblem p, Plan plan) {
   const Part part = part_of(plan);
   const NoiseKey key = read_key(p.key);
-  for (int64_t unit = part.first; unit < part.end; unit += part.stride) {
+  for (int unit = part.first; unit < part.count; unit += part.stride) {
     WideT<T> z[kUnit<T>];
-    noise<T, kVector>(key, plan, unit, static_cast<uint32_t>(p.sample_offset + part.row),
-                      static_cast<uint32_t>(p.timestep), z);
-    store<T, kVector>(p.out, plan, part.row, unit, z);
+    noise<T, kVector>(key, plan, part, unit, p.sample_offset, p.timestep, z);
+    store<T, kVector>(p.out, plan, part, unit, z);
   }
 }
 
-// partial: [rows, splits, 2] sums and arrived: [rows] zeros, if rows are split. The last block of a row to
-// arrive adds its splits up in order, so the result does not depend on which one that is.
+// Completes the K sums of a split row: every block leaves its own in `partial` [rows, splits, K], and the last
+// to arrive (counted from zero in `arrived` [rows]) adds all of them up, in an order that does not depend on
+// which block that is. True in that block, and where rows are not split.
+template <int K, class R>
+__device__ bool sum_splits(const Plan& plan, const Part& part, R (&sums)[K], R* partial,
+                           unsigned* arrived) {
+  if (plan.splits == 1) return true;
+  __shared__ bool last;
+  if (threadIdx.x == 0) {
+    for (int k = 0; k < K; ++k) partial[static_cast<int64_t>(blockIdx.x) * K + k] = sums[k];
+    __threadfence();
+    last = atomicAdd(arrived + part.row, 1u) + 1 == plan.splits;
+  }
+  __syncthreads();
+  if (!last) return false;
+  __threadfence();
+  const volatile R* const all = partial + part.row * plan.splits * K;  // not from a stale cache
+  R mine[K] = {};
+  for (int64_t s = threadIdx.x; s < plan.splits; s += blockDim.x)
+    for (int k = 0; k < K; ++k) mine[k] += all[s * K + k];
+  for (int k = 0; k < K; ++k) sums[k] = block_sum(mine[k]);
+  return true;
+}
+
+// partial and arrived: for sum_splits.
 template <class T, bool kVector>
 DXMI_KERNEL step_kernel(StepProblem p, StepResult result, Plan plan, WideT<T>* partial,
                         unsigned* arrived) {
@@ -164,33 +204,18 @@ DXMI_KERNEL step_kernel(StepProblem p, StepResult result, Plan plan, WideT<T>* p
   const RowTables<R> row = row_tables<R>(p, part);
   const NoiseKey key = read_key(p.key);
   R noise_sq = 0, displacement_sq = 0;
-  for (int64_t unit = part.first; unit < part.end; unit += part.stride) {
+  for (int unit = part.first; unit < part.count; unit += part.stride) {
     R x[n], output[n], z[n];
-    load<T, kVector>(p.sample, plan, part.row, unit, x);
-    load<T, kVector>(p.output, plan, part.row, unit, output);
-    noise<T, kVector>(key, plan, unit, static_cast<uint32_t>(p.sample_offset + part.row),
-                      static_cast<uint32_t>(row.timestep), z);
+    load<T, kVector>(p.sample, plan, part, unit, x);
+    load<T, kVector>(p.output, plan, part, unit, output);
+    noise<T, kVector>(key, plan, part, unit, p.sample_offset, row.timestep, z);
     DXMI_UNROLL
     for (int i = 0; i < n; ++i)
       x[i] = step<L>(row.transition, x[i], output[i], z[i], noise_sq, displacement_sq);
-    store<T, kVector>(result.next, plan, part.row, unit, x);
+    store<T, kVector>(result.next, plan, part, unit, x);
   }
   R sums[2] = {row_sum(plan, noise_sq), row_sum(plan, displacement_sq)};
-  if (!part.active || !leads(plan)) return;
-  if (plan.splits > 1) {
-    R* const mine = partial + 2 * blockIdx.x;
-    mine[0] = sums[0];
-    mine[1] = sums[1];
-    __threadfence();
-    if (atomicAdd(arrived + part.row, 1u) + 1 != plan.splits) return;
-    __threadfence();
-    sums[0] = sums[1] = 0;
-    const volatile R* const all = partial + 2 * part.row * plan.splits;
-    for (int64_t s = 0; s < plan.splits; ++s) {
-      sums[0] += all[2 * s];
-      sums[1] += all[2 * s + 1];
-    }
-  }
+  if (!sum_splits(plan, part, sums, partial, arrived) || !part.active || !leads(plan)) return;
   const R dim = static_cast<R>(plan.dim);
   result.log_prob.as<R>()[part.row] = log_prob_row(sums[0], dim, row.log_std);
   result.sq_displacement.as<R>()[part.row] = sums[1] / dim;
@@ -211,27 +236,25 @@ DXMI_KERNEL step_grad_kernel(StepProblem p, StepGradients g, Plan plan, WideT<T>
                                           : R(0);
   const bool needs_noise = has_sq || g.grad_log_std.data != nullptr;
   R sum = 0;
-  for (int64_t unit = part.first; unit < part.end; unit += part.stride) {
+  for (int unit = part.first; unit < part.count; unit += part.stride) {
     R x[n], output[n], z[n] = {}, grad_next[n], grad_x[n], grad_output[n];
-    load<T, kVector>(p.sample, plan, part.row, unit, x);
-    load<T, kVector>(p.output, plan, part.row, unit, output);
-    load<T, kVector>(g.grad_next, plan, part.row, unit, grad_next);
-    if (needs_noise)
-      noise<T, kVector>(key, plan, unit, static_cast<uint32_t>(p.sample_offset + part.row),
-                        static_cast<uint32_t>(row.timestep), z);
+    load<T, kVector>(p.sample, plan, part, unit, x);
+    load<T, kVector>(p.output, plan, part, unit, output);
+    load_if_given<T, kVector>(g.grad_next, plan, part, unit, grad_next);
+    if (needs_noise) noise<T, kVector>(key, plan, part, unit, p.sample_offset, row.timestep, z);
     DXMI_UNROLL
     for (int i = 0; i < n; ++i)
       step_grad<L>(row.transition, x[i], output[i], z[i], grad_next[i], grad_sq, grad_x[i],
                    grad_output[i], sum);
-    store<T, kVector>(g.grad_sample, plan, part.row, unit, grad_x);
-    store<T, kVector>(g.grad_output, plan, part.row, unit, grad_output);
+    store_if_wanted<T, kVector>(g.grad_sample, plan, part, unit, grad_x);
+    store_if_wanted<T, kVector>(g.grad_output, plan, part, unit, grad_output);
   }
   if (g.grad_log_std.data == nullptr) return;
   sum = row_sum(plan, sum);
   if (part.active && leads(plan)) grad_std[plan.team > 0 ? part.row : blockIdx.x] = sum;
 }
 
-// partial and arrived as in step_kernel, with one sum a split.
+// partial and arrived: for sum_splits.
 template <class T, bool kVector>
 DXMI_KERNEL log_prob_kernel(LogProbProblem p, AnyVector log_prob, Plan plan, WideT<T>* partial,
                             unsigned* arrived) {
@@ -242,29 +265,20 @@ DXMI_KERNEL log_prob_kernel(LogProbProblem p, AnyVector log_prob, Plan plan, Wid
   const RowTables<R> row = row_tables<R>(p, part);
   const R inverse_std = dxmi::exp(-row.log_std);
   R sum = 0;
-  for (int64_t unit = part.first; unit < part.end; unit += part.stride) {
+  for (int unit = part.first; unit < part.count; unit += part.stride) {
     R next[n], x[n], output[n];
-    load<T, kVector>(p.next, plan, part.row, unit, next);
-    load<T, kVector>(p.sample, plan, part.row, unit, x);
-    load<T, kVector>(p.output, plan, part.row, unit, output);
+    load<T, kVector>(p.next, plan, part, unit, next);
+    load<T, kVector>(p.sample, plan, part, unit, x);
+    load<T, kVector>(p.output, plan, part, unit, output);
     DXMI_UNROLL
     for (int i = 0; i < n; ++i) {
       const R z = standardised<L>(row.transition, inverse_std, next[i], x[i], output[i]);
-      if (kVector || unit * n + i < plan.dim) sum = L::fma(z, z, sum);
+      if (kVector || (part.begin + unit) * n + i < plan.dim) sum = L::fma(z, z, sum);
     }
   }
-  sum = row_sum(plan, sum);
-  if (!part.active || !leads(plan)) return;
-  if (plan.splits > 1) {
-    partial[blockIdx.x] = sum;
-    __threadfence();
-    if (atomicAdd(arrived + part.row, 1u) + 1 != plan.splits) return;
-    __threadfence();
-    sum = 0;
-    const volatile R* const all = partial + part.row * plan.splits;
-    for (int64_t s = 0; s < plan.splits; ++s) sum += all[s];
-  }
-  log_prob.as<R>()[part.row] = log_prob_row(sum, static_cast<R>(plan.dim), row.log_std);
+  R sums[1] = {row_sum(plan, sum)};
+  if (!sum_splits(plan, part, sums, partial, arrived) || !part.active || !leads(plan)) return;
+  log_prob.as<R>()[part.row] = log_prob_row(sums[0], static_cast<R>(plan.dim), row.log_std);
 }
 
 // noise_sq: [rows, splits] sums of z^2.
@@ -280,20 +294,20 @@ DXMI_KERNEL log_prob_grad_kernel(LogProbProblem p, LogProbGradients g, Plan plan
   const R grad = part.active ? g.grad_log_prob.as<const R>()[part.row] : R(0);
   const R scale = grad * inverse_std / static_cast<R>(plan.dim);
   R sum = 0;
-  for (int64_t unit = part.first; unit < part.end; unit += part.stride) {
+  for (int unit = part.first; unit < part.count; unit += part.stride) {
     R next[n], x[n], output[n];
-    load<T, kVector>(p.next, plan, part.row, unit, next);
-    load<T, kVector>(p.sample, plan, part.row, unit, x);
-    load<T, kVector>(p.output, plan, part.row, unit, output);
+    load<T, kVector>(p.next, plan, part, unit, next);
+    load<T, kVector>(p.sample, plan, part, unit, x);
+    load<T, kVector>(p.output, plan, part, unit, output);
     DXMI_UNROLL
     for (int i = 0; i < n; ++i) {
       const R z = standardised<L>(row.transition, inverse_std, next[i], x[i], output[i]);
-      if (kVector || unit * n + i < plan.dim) sum = L::fma(z, z, sum);
+      if (kVector || (part.begin + unit) * n + i < plan.dim) sum = L::fma(z, z, sum);
       log_prob_grad<L>(row.transition, z, scale, next[i], x[i], output[i]);
     }
-    store<T, kVector>(g.grad_next, plan, part.row, unit, next);
-    store<T, kVector>(g.grad_sample, plan, part.row, unit, x);
-    store<T, kVector>(g.grad_output, plan, part.row, unit, output);
+    store_if_wanted<T, kVector>(g.grad_next, plan, part, unit, next);
+    store_if_wanted<T, kVector>(g.grad_sample, plan, part, unit, x);
+    store_if_wanted<T, kVector>(g.grad_output, plan, part, unit, output);
   }
   if (g.grad_log_std.data == nullptr) return;
   sum = row_sum(plan, sum);

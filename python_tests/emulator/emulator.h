@@ -208,6 +208,12 @@ inline unsigned atomicAdd(unsigned* p, unsigned value) {
   return before;
 }
 
+inline uint16_t float_to_bfloat16(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  if (x != x) return 0x7FFF;
+  return static_cast<uint16_t>((bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16);  // nearest even
+}
 inline float half_to_float(uint16_t bits) {
   _Float16 half;
   std::memcpy(&half, &bits, sizeof half);
