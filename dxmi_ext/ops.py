@@ -15,8 +15,8 @@ are refused with an error. Bad input raises RuntimeError naming the op and the a
 (``timestep`` in 0..T-1, ``velocity_var`` > 0) are checked on the CPU; on CUDA, where that would wait for the
 device, bad ones make rows of NaN.
 
-On CUDA, ops run on the current stream and wait for nothing, so they may be captured in a CUDA graph: once warmed
-up, with a key that advances within the graph, ``key.copy_(next_key(key))`` after the backward pass.
+On CUDA, ops run on the current stream and wait for nothing, so they may be captured in a CUDA graph: once
+warmed up, with a key that advances within the graph, ``key.copy_(next_key(key))`` after the backward pass.
 """
 
 from __future__ import annotations

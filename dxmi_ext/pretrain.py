@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from dxmi_ext import noise, ops
+from dxmi_ext.optim import LearningRates, descend
 from dxmi_ext.sampler import GaussianSampler
 from dxmi_ext.schedules import Schedule
-from dxmi_ext.trainer import LearningRates, descend
 
 
 class Pretrainer:

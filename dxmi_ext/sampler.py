@@ -6,13 +6,30 @@ Imports torch, ``dxmi_ext.ops`` and ``dxmi_ext.schedules``.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from dxmi_ext import ops
 from dxmi_ext.schedules import Schedule
+
+
+class Guide(Protocol):
+    """(x [N, *], timestep int64 [N] that x has reached, labels [N] or None) -> the samples to go on from."""
+
+    def __call__(self, x: Tensor, timestep: Tensor, labels: Tensor | None) -> Tensor: ...
+
+
+class Transition(NamedTuple):
+    """One step of N particles."""
+
+    sample: Tensor
+    """x_t [N, *]"""
+    next_sample: Tensor
+    """x_{t+1} [N, *]"""
+    sq_displacement: Tensor
+    """[N]"""
 
 
 class Trajectory(NamedTuple):
@@ -26,12 +43,25 @@ class Trajectory(NamedTuple):
     sq_displacement: Tensor
     """[T, B]"""
 
+    def step(self, t: int) -> Transition:
+        """Every particle's step t; views."""
+        return Transition(self.samples[t], self.samples[t + 1], self.sq_displacement[t])
+
+    def at(self, timestep: Tensor) -> Transition:
+        """Each particle's step at its own timestep, int64 [B]; gathered."""
+        rows = torch.arange(len(timestep), device=timestep.device)
+        return Transition(
+            self.samples[timestep, rows],
+            self.samples[timestep + 1, rows],
+            self.sq_displacement[timestep, rows],
+        )
+
 
 class GaussianSampler(nn.Module):
     """x_{t+1} = sample_coef[t] x_t + output_coef[t] network(x_t, t) + exp(log_std[t]) z (DxMI, sec. 1).
 
     Args:
-        network: (x [N, *], timestep int64 [N]) -> [N, *].
+        network: (x [N, *], timestep int64 [N]) -> [N, *], or with labels [N] as a third argument.
         schedule: its log_std is where the trainable one starts.
         data_shape: (*).
     """
@@ -64,7 +94,13 @@ class GaussianSampler(nn.Module):
         return self.initial_std * ops.normal(shape, key, sample_offset=sample_offset, dtype=dtype)
 
     def forward(
-        self, sample: Tensor, timestep: Tensor, key: Tensor, *, sample_offset: int = 0
+        self,
+        sample: Tensor,
+        timestep: Tensor,
+        key: Tensor,
+        labels: Tensor | None = None,
+        *,
+        sample_offset: int = 0,
     ) -> ops.StepOutput:
         """One reparametrised step.
 
@@ -72,21 +108,25 @@ class GaussianSampler(nn.Module):
             sample: x_t [N, *].
             timestep: int64 [N].
             key: its noise; `ops.noise_key`.
+            labels: [N], for a network that takes them.
             sample_offset: global index of the first row.
         """
-        return ops.sampler_step(
-            sample,
-            self.network(sample, timestep),
-            timestep,
-            self.sample_coef,
-            self.output_coef,
-            self.log_std,
-            key,
-            sample_offset=sample_offset,
-        )
+        output = conditioned(self.network, sample, timestep, labels)
+        tables = self.sample_coef, self.output_coef, self.log_std
+        return ops.sampler_step(sample, output, timestep, *tables, key, sample_offset=sample_offset)
+
+    def log_prob(
+        self, sample: Tensor, next_sample: Tensor, timestep: Tensor, labels: Tensor | None = None
+    ) -> Tensor:
+        """Scores given transitions: the mean over D of log pi(next_sample | sample), [N]."""
+        output = conditioned(self.network, sample, timestep, labels)
+        tables = self.sample_coef, self.output_coef, self.log_std
+        return ops.transition_log_prob(next_sample, sample, output, timestep, *tables)
 
     @torch.no_grad()
-    def rollout(self, n: int, key: Tensor, *, sample_offset: int = 0) -> Trajectory:
+    def rollout(
+        self, n: int, key: Tensor, labels: Tensor | None = None, *, sample_offset: int = 0
+    ) -> Trajectory:
         """The whole path of n particles, on the key's device; one key serves all its noise."""
         start = self.initial(n, key, sample_offset=sample_offset)
         samples = start.new_empty((self.steps + 1, *start.shape))
@@ -94,25 +134,45 @@ class GaussianSampler(nn.Module):
         path = Trajectory(samples, rows[0], rows[1])
         samples[0] = start
         for t in range(self.steps):
-            step = self(samples[t], self.timestep(t, n), key, sample_offset=sample_offset)
+            step = self(samples[t], self.timestep(t, n), key, labels, sample_offset=sample_offset)
             samples[t + 1] = step.next_sample
             path.log_prob[t] = step.log_prob
             path.sq_displacement[t] = step.sq_displacement
         return path
 
     @torch.no_grad()
-    def sample(self, n: int, key: Tensor, *, sample_offset: int = 0, batch_size: int = 4096) -> Tensor:
+    def sample(
+        self,
+        n: int,
+        key: Tensor,
+        labels: Tensor | None = None,
+        *,
+        guide: Guide | None = None,
+        sample_offset: int = 0,
+        batch_size: int = 4096,
+    ) -> Tensor:
         """Samples x_T [n, *]; row i depends on (key, sample_offset + i) alone, up to the rounding of the
         network's matrix products.
 
         Args:
+            labels: [n], for a network that takes them.
+            guide: moves samples after each step, as value guidance does.
             batch_size: rows that the network sees at a time.
         """
         batches = []
         for first in range(0, n, batch_size):
             count, offset = min(batch_size, n - first), sample_offset + first
+            classes = None if labels is None else labels[first : first + count]
             x = self.initial(count, key, sample_offset=offset)
             for t in range(self.steps):
-                x = self(x, self.timestep(t, count), key, sample_offset=offset).next_sample
+                timestep = self.timestep(t, count)
+                x = self(x, timestep, key, classes, sample_offset=offset).next_sample
+                if guide is not None:
+                    x = guide(x, timestep + 1, classes)
             batches.append(x)
         return torch.cat(batches) if batches else self.initial(0, key)
+
+
+def conditioned(network: nn.Module, x: Tensor, timestep: Tensor, labels: Tensor | None) -> Tensor:
+    """The network's output; labels are passed on where there are any."""
+    return network(x, timestep) if labels is None else network(x, timestep, labels)

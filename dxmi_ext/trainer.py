@@ -1,15 +1,11 @@
-"""DxMI's training iteration (DxMI, Alg. 1). Imports torch, ``dxmi_ext.ops`` and what lies between.
-
-The energy is V^T, the last step of a time-dependent value network, so one network serves both.
-"""
+"""DxMI's training iteration (DxMI, Alg. 1 and 2). Imports torch, ``dxmi_ext.ops`` and what lies between."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 import torch
@@ -18,7 +14,9 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from dxmi_ext import noise, ops
 from dxmi_ext.config import Settings, setting
-from dxmi_ext.sampler import GaussianSampler, Trajectory
+from dxmi_ext.networks import Networks, frozen
+from dxmi_ext.optim import LearningRates, descend
+from dxmi_ext.sampler import Trajectory, Transition, conditioned
 
 
 class Stepper(Protocol):
@@ -26,53 +24,76 @@ class Stepper(Protocol):
 
     iteration: int
 
-    def step(self, data: Tensor) -> dict[str, Tensor]: ...
+    def step(self, batch: Any) -> dict[str, Tensor]: ...
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
 @dataclasses.dataclass
 class DxMISettings(Settings):
-    """Settings of the algorithm, in the paper's symbols."""
+    """Settings of the algorithm, in the paper's symbols. The defaults are Algorithm 1.
+
+    Algorithm 2 is ``costs_in=sampler time_cost=sigmoid`` with a value network that does not see the timestep.
+    """
 
     tau: float = setting(0.1, "temperature of entropy and running cost", minimum=0)
+    tau_entropy: float | None = setting(None, "of the entropy alone (tau_1); null: tau", minimum=0)
+    tau_velocity: float | None = setting(None, "of the running cost alone (tau_2); null: tau", minimum=0)
     gamma: float = setting(1.0, "weight of the squared energies in the energy loss", minimum=0)
     cost_reduction: str = setting(
         "mean", "of costs over data dimensions; sum multiplies tau by D", choices=("mean", "sum")
     )
+    costs_in: str = setting(
+        "both",
+        "what entropy and running cost enter: both losses, or one",
+        choices=("both", "value", "sampler"),
+    )
+    time_cost: str = setting(
+        "none", "R(t) in the value's target: linear is .05 a step", choices=("none", "linear", "sigmoid")
+    )
+    skip_last: int = setting(0, "how many of the last steps carry no entropy and no running cost", minimum=0)
+    td_order: str = setting(
+        "backward",
+        "steps that the value learns from in turn; shuffled: each row its own, from a random one on",
+        choices=("backward", "shuffled"),
+    )
+    td_redraw: bool = setting(False, "redraw x_{t+1} from the current sampler for the value's target")
     velocity_decay: float = setting(0.99, "alpha of adaptive velocity regularisation", minimum=0)
+    sampler_update: str = setting(
+        "dxdp",
+        "of the sampler: dynamic programming, or the policy gradient of GCD",
+        choices=("dxdp", "policy_gradient"),
+    )
     sampler_steps: int = setting(2, "sampler steps an iteration; T of them use the whole path", minimum=1)
+    train_last_std: bool = setting(True, "false: the last step keeps its sigma")
     sampler_lr: float = setting(5e-4, "learning rate of the sampler's network", minimum=0)
     log_std_lr: float = setting(1.5e-3, "learning rate of log sigma", minimum=0)
-    value_lr: float = setting(1e-3, "learning rate of the value, and so of the energy", minimum=0)
+    value_lr: float = setting(
+        1e-3, "learning rate of the value, and of an energy that is part of it", minimum=0
+    )
+    energy_lr: float = setting(1e-3, "learning rate of an energy network of its own", minimum=0)
     lr_decay: str = setting("linear", "learning rates over the run", choices=("constant", "linear", "cosine"))
     sampler_clip: float = setting(0.1, "largest gradient norm of the sampler; 0: any", minimum=0)
     value_clip: float = setting(0.0, "largest gradient norm of the value; 0: any", minimum=0)
+    energy_clip: float = setting(0.0, "largest gradient norm of an energy of its own; 0: any", minimum=0)
     ema_decay: float = setting(0.995, "decay of the averaged networks, used for evaluation", minimum=0)
 
 
-class Networks(nn.Module):
-    """What DxMI trains together, averages, checkpoints and exports.
-
-    Args:
-        sampler: pi.
-        value: V, (x [N, *], timestep int64 [N], 0..T) -> [N]; V^T is the energy.
-    """
-
-    def __init__(self, sampler: GaussianSampler, value: nn.Module) -> None:
-        super().__init__()
-        self.sampler, self.value = sampler, value
-
-    def energy(self, x: Tensor) -> Tensor:
-        """E(x) = V^T(x), [N]; low where data is likely."""
-        return self.value(x, torch.full((len(x),), self.sampler.steps, device=x.device))
+def time_costs(kind: str, steps: int) -> Tensor:
+    """R(t), [T]: the fixed costs of Algorithm 2 (DxMI, sec. 4). sigmoid sums to about 1 over the path."""
+    t = torch.arange(steps, dtype=torch.float64)
+    return {
+        "none": torch.zeros_like(t),
+        "linear": torch.full_like(t, 0.05),
+        "sigmoid": torch.sigmoid(steps / 2 - t) - torch.sigmoid(steps / 2 - t - 1),
+    }[kind]
 
 
 class DxMITrainer:
-    """Trains a sampler and a value together.
+    """Trains a sampler, a value and an energy together.
 
     Args:
-        networks: both of them.
+        networks: all of them.
         settings: of the algorithm.
         iterations: length of the run, over which learning rates decay.
         seed: of every random choice; each is keyed by the row, so none depends on the batch's split.
@@ -91,9 +112,11 @@ class DxMITrainer:
         self.iterations, self.iteration = iterations, 0
         log_std = sampler.log_std.detach()
         self.velocity_var = (2 * log_std).exp()  # s_t^2 starts at sigma_t^2
-        self.time_cost = torch.zeros_like(log_std)  # Alg. 2's; none in Alg. 1
-        dim = math.prod(sampler.data_shape) if settings.cost_reduction == "sum" else 1
-        self.tau = settings.tau * dim
+        self.time_cost = time_costs(settings.time_cost, sampler.steps).to(log_std)
+        self._dim = math.prod(sampler.data_shape)
+        # An exponential moving average, for evaluation. torch's AveragedModel would wait for the device.
+        self.averaged = copy.deepcopy(networks).requires_grad_(False)
+        self._average = get_ema_multi_avg_fn(settings.ema_decay)
         self.sampler_optimizer = torch.optim.Adam(
             [
                 {"params": list(sampler.network.parameters()), "lr": settings.sampler_lr},
@@ -102,90 +125,162 @@ class DxMITrainer:
             fused=True,
         )
         self.value_optimizer = torch.optim.Adam(value.parameters(), lr=settings.value_lr, fused=True)
-        self._learning_rates = LearningRates(
-            [self.sampler_optimizer, self.value_optimizer], settings.lr_decay, iterations
-        )
-        # An exponential moving average, for evaluation. torch's AveragedModel would wait for the device.
-        self.averaged = copy.deepcopy(networks).requires_grad_(False)
-        self._average = get_ema_multi_avg_fn(settings.ema_decay)
-        redraws = [f"redraw{i}" for i in range(settings.sampler_steps)]
-        self._draws = noise.Draws(seed, "dxmi", ["rollout", "choice", *redraws], log_std.device)
+        self.energy_optimizer, self._energy_clip = self.value_optimizer, settings.value_clip
+        if networks.energy_network is not None:
+            weights = networks.energy_network.parameters()
+            self.energy_optimizer = torch.optim.Adam(weights, lr=settings.energy_lr, fused=True)
+            self._energy_clip = settings.energy_clip
+        if not settings.train_last_std:
+            trained = torch.ones_like(log_std)
+            trained[-1] = 0
+            sampler.log_std.register_hook(lambda grad: grad * trained)
+        self._learning_rates = LearningRates(list(self._optimizers().values()), settings.lr_decay, iterations)
+        uses = ["rollout", "choice", *(f"redraw{i}" for i in range(settings.sampler_steps))]
+        uses += ["td_choice"] * (settings.td_order == "shuffled") + ["td_redraw"] * settings.td_redraw
+        self._draws = noise.Draws(seed, "dxmi", uses, log_std.device)
 
-    def step(self, data: Tensor) -> dict[str, Tensor]:
-        """One iteration of Algorithm 1.
+    def step(self, batch: Tensor | tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+        """One iteration of Algorithm 1 or 2.
 
         Args:
-            data: [B, *], a minibatch.
+            batch: data [B, *], or data and labels [B].
 
         Returns:
             What to log, on the device and not yet reduced.
         """
+        data, labels = batch if isinstance(batch, tuple) else (batch, None)
         self._learning_rates.at(self.iteration)
         keys = self._draws.at(self.iteration)
-        path = self.sampler.rollout(len(data), keys["rollout"])
-        metrics = self._energy_step(data, path.samples[-1])
-        metrics["value_loss"] = self._value_steps(path)
-        metrics["sampler_loss"] = self._sampler_steps(path, keys)
+        path = self.sampler.rollout(len(data), keys["rollout"], labels)
+        metrics = self._energy_step(data, path.samples[-1], labels)
+        metrics["value_loss"] = self._value_steps(path, labels, keys)
+        metrics["sampler_loss"] = self._sampler_steps(path, labels, keys)
         ops.update_velocity_var_(self.velocity_var, path.sq_displacement, self.settings.velocity_decay)
         self._average([*self.averaged.parameters()], [*self.networks.parameters()], None)
         self.iteration += 1
         return metrics | {"std": self.sampler.log_std.detach().exp(), "velocity_var": self.velocity_var}
 
-    def _energy_step(self, data: Tensor, samples: Tensor) -> dict[str, Tensor]:
+    def _energy_step(self, data: Tensor, samples: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
         """Lowers the energy of data, raises that of samples."""
         n = len(data)
-        energies = self.networks.energy(torch.cat((data, samples)))
+        twice = None if labels is None else torch.cat((labels, labels))
+        energies = self.networks.energy(torch.cat((data, samples)), twice)
         loss = ops.energy_loss(energies[:n], energies[n:], self.settings.gamma)
-        descend(loss, self.value_optimizer, self.settings.value_clip)
+        descend(loss, self.energy_optimizer, self._energy_clip)
         energies = energies.detach()
         return {"energy_loss": loss.detach(), "energy_data": energies[:n], "energy_sample": energies[n:]}
 
-    def _value_steps(self, path: Trajectory) -> Tensor:
-        """Temporal differences, backward in time: each step learns from the value just updated."""
-        steps, n = path.sq_displacement.shape
+    def _value_steps(self, path: Trajectory, labels: Tensor | None, keys: dict[str, Tensor]) -> Tensor:
+        """Temporal differences: each step learns from the value just updated."""
         losses = []
-        for t in reversed(range(steps)):
-            timestep = self.sampler.timestep(t, n)
+        for timestep, step in self._td_steps(path, keys):
+            _, following, sq_displacement = step
             with torch.no_grad():
-                next_value = self.value(path.samples[t + 1], timestep + 1)
+                if self.settings.td_redraw:
+                    following, _, sq_displacement = self.sampler(
+                        step.sample, timestep, keys["td_redraw"], labels
+                    )
+                next_value = self.networks.value_at(following, timestep + 1, labels)
             target = ops.td_target(
                 next_value,
-                path.sq_displacement[t],
+                sq_displacement,
                 timestep,
                 self.sampler.log_std,
                 self.velocity_var,
                 self.time_cost,
-                self.tau,
-                self.tau,
+                *self._taus("value"),
+                skip_last=self.settings.skip_last,
             )
-            loss = nn.functional.mse_loss(self.value(path.samples[t], timestep), target)
+            loss = nn.functional.mse_loss(conditioned(self.value, step.sample, timestep, labels), target)
             descend(loss, self.value_optimizer, self.settings.value_clip)
             losses.append(loss.detach())
         return torch.stack(losses)
 
-    def _sampler_steps(self, path: Trajectory, keys: dict[str, Tensor]) -> Tensor:
-        """Redraws single steps from random places of the path. No gradient crosses steps."""
+    def _td_steps(self, path: Trajectory, keys: dict[str, Tensor]) -> Iterator[tuple[Tensor, Transition]]:
+        """The timesteps [B] and transitions that the value learns from, in turn; each of the path once."""
         steps, n = path.sq_displacement.shape
-        rows = torch.arange(n, device=path.samples.device)
+        if self.settings.td_order == "backward":
+            for t in reversed(range(steps)):
+                yield self.sampler.timestep(t, n), path.step(t)
+        else:
+            first = noise.randint(steps, n, keys["td_choice"])
+            for i in range(steps):
+                timestep = (first + i) % steps
+                yield timestep, path.at(timestep)
+
+    def _sampler_steps(self, path: Trajectory, labels: Tensor | None, keys: dict[str, Tensor]) -> Tensor:
+        """Improves single steps at random places of the path. No gradient crosses steps."""
+        steps, n = path.sq_displacement.shape
         first = noise.randint(steps, n, keys["choice"])  # where each particle's steps start
         losses = []
-        with frozen(self.value):
+        with frozen(self.value, self.networks.energy_network):
+            if self.settings.sampler_update == "policy_gradient":
+                advantage = self._advantages(path, labels)
             for i in range(self.settings.sampler_steps):
                 timestep = (first + i) % steps
-                sample = path.samples[timestep, rows]
-                redrawn = self.sampler(sample, timestep, keys[f"redraw{i}"])
-                cost = ops.running_cost(
-                    redrawn.sq_displacement,
-                    timestep,
-                    self.sampler.log_std,
-                    self.velocity_var,
-                    self.tau,
-                    self.tau,
-                )
-                loss = (self.value(redrawn.next_sample, timestep + 1) + cost).mean()
+                step = path.at(timestep)
+                if self.settings.sampler_update == "dxdp":
+                    loss = self._dxdp_loss(step, timestep, labels, keys[f"redraw{i}"])
+                else:
+                    mine = advantage.gather(0, timestep[None])[0]
+                    loss = self._policy_gradient_loss(step, timestep, labels, mine)
                 descend(loss, self.sampler_optimizer, self.settings.sampler_clip)
                 losses.append(loss.detach())
         return torch.stack(losses)
+
+    def _dxdp_loss(self, step: Transition, timestep: Tensor, labels: Tensor | None, key: Tensor) -> Tensor:
+        """The value of a redrawn step and its cost; the gradient goes through the step (DxMI, sec. 2)."""
+        redrawn = self.sampler(step.sample, timestep, key, labels)
+        value = self.networks.value_at(redrawn.next_sample, timestep + 1, labels)
+        return (value + self._sampler_cost(redrawn.sq_displacement, timestep)).mean()
+
+    def _policy_gradient_loss(
+        self, step: Transition, timestep: Tensor, labels: Tensor | None, advantage: Tensor
+    ) -> Tensor:
+        """The score of the step taken, weighted by what it led to (GCD, arXiv 2312.03397)."""
+        log_prob = self.sampler.log_prob(step.sample, step.next_sample, timestep, labels)
+        # The entropy bound depends on sigma itself, not only through where the step led.
+        cost = self._sampler_cost(step.sq_displacement, timestep)
+        return (advantage * self._dim * log_prob + cost).mean()
+
+    @torch.no_grad()
+    def _advantages(self, path: Trajectory, labels: Tensor | None) -> Tensor:
+        """[T, B]: the energy that each particle reached and the costs from step t on, less V^t(x_t)."""
+        steps, n = path.sq_displacement.shape
+        timesteps = [self.sampler.timestep(t, n) for t in range(steps)]
+        values = [self.networks.value_at(path.samples[t], timesteps[t], labels) for t in range(steps)]
+        costs = [self._sampler_cost(path.sq_displacement[t], timesteps[t]) for t in range(steps)]
+        remaining = torch.stack(costs).flip(0).cumsum(0).flip(0)
+        return self.networks.energy(path.samples[-1], labels) + remaining - torch.stack(values)
+
+    def _sampler_cost(self, sq_displacement: Tensor, timestep: Tensor) -> Tensor:
+        return ops.running_cost(
+            sq_displacement,
+            timestep,
+            self.sampler.log_std,
+            self.velocity_var,
+            *self._taus("sampler"),
+            skip_last=self.settings.skip_last,
+        )
+
+    def _taus(self, loss: str) -> tuple[float, float]:
+        """The temperatures of entropy and running cost in a loss."""
+        s = self.settings
+        if s.costs_in not in ("both", loss):
+            return 0.0, 0.0
+        dim = self._dim if s.cost_reduction == "sum" else 1
+        entropy = s.tau if s.tau_entropy is None else s.tau_entropy
+        velocity = s.tau if s.tau_velocity is None else s.tau_velocity
+        return entropy * dim, velocity * dim
+
+    def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        optimizers: dict[str, torch.optim.Optimizer] = {
+            "sampler_optimizer": self.sampler_optimizer,
+            "value_optimizer": self.value_optimizer,
+        }
+        if self.energy_optimizer is not self.value_optimizer:
+            optimizers["energy_optimizer"] = self.energy_optimizer
+        return optimizers
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that resuming needs; noise keys follow from the iteration."""
@@ -193,58 +288,14 @@ class DxMITrainer:
             "iteration": self.iteration,
             "networks": self.networks.state_dict(),
             "averaged": self.averaged.state_dict(),
-            "sampler_optimizer": self.sampler_optimizer.state_dict(),
-            "value_optimizer": self.value_optimizer.state_dict(),
             "velocity_var": self.velocity_var,
+            **{name: optimizer.state_dict() for name, optimizer in self._optimizers().items()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.iteration = state["iteration"]
         self.networks.load_state_dict(state["networks"])
         self.averaged.load_state_dict(state["averaged"])
-        self.sampler_optimizer.load_state_dict(state["sampler_optimizer"])
-        self.value_optimizer.load_state_dict(state["value_optimizer"])
         self.velocity_var.copy_(state["velocity_var"])
-
-
-class LearningRates:
-    """Scales the optimizers' rates over a run; a function of the iteration, so it has no state.
-
-    Args:
-        optimizers: with the rates to start from.
-        decay: constant, linear (to 0) or cosine (to 0).
-        iterations: length of the run.
-    """
-
-    def __init__(self, optimizers: Sequence[torch.optim.Optimizer], decay: str, iterations: int) -> None:
-        self._optimizers, self._decay, self._iterations = optimizers, decay, iterations
-        self._initial = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
-
-    def at(self, iteration: int) -> None:
-        done = iteration / self._iterations
-        factor = {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}
-        for optimizer, rates in zip(self._optimizers, self._initial, strict=True):
-            for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate * factor[self._decay]
-
-
-def descend(loss: Tensor, optimizer: torch.optim.Optimizer, clip: float = 0.0) -> None:
-    """One optimizer step on a loss, its gradient norm clipped to ``clip`` unless that is 0."""
-    optimizer.zero_grad()
-    loss.backward()
-    if clip:
-        nn.utils.clip_grad_norm_((p for g in optimizer.param_groups for p in g["params"]), clip)
-    optimizer.step()
-
-
-@contextmanager
-def frozen(module: nn.Module) -> Iterator[None]:
-    """Gradients pass through the module to its input; its weights get none, and none is computed."""
-    weights = [p for p in module.parameters() if p.requires_grad]
-    for p in weights:
-        p.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for p in weights:
-            p.requires_grad_(True)
+        for name, optimizer in self._optimizers().items():
+            optimizer.load_state_dict(state[name])

@@ -17,8 +17,9 @@ import reference
 from cases import DIFFERENTIABLE, OPERATORS, PARAMETERS, SEED, T, arguments, call, recorded_calls, with_leaves
 from dxmi_ext import ops, schedules
 from dxmi_ext.models.mlp import SamplerMLP, ValueMLP
+from dxmi_ext.networks import Networks
 from dxmi_ext.sampler import GaussianSampler
-from dxmi_ext.trainer import DxMISettings, DxMITrainer, Networks
+from dxmi_ext.trainer import DxMISettings, DxMITrainer
 
 DEVICES = ("emulated", "cuda")
 

@@ -1,9 +1,10 @@
-"""Training: the trainer against Algorithm 1 written out in plain torch, gradients, resuming, pretraining."""
+"""Training: both algorithms written out in plain torch, gradients, guidance, resuming, pretraining."""
 
 from __future__ import annotations
 
 import copy
-from itertools import product
+import dataclasses
+import math
 from typing import Any
 
 import pytest
@@ -12,44 +13,69 @@ from torch import Tensor, nn
 
 from dxmi_ext import noise, ops, schedules
 from dxmi_ext.data import two_d
-from dxmi_ext.models.mlp import SamplerMLP, ValueMLP
+from dxmi_ext.models.mlp import EnergyMLP, SamplerMLP, ValueMLP
+from dxmi_ext.networks import Networks, TimeIndependent
 from dxmi_ext.pretrain import Pretrainer
 from dxmi_ext.sampler import GaussianSampler
-from dxmi_ext.trainer import DxMISettings, DxMITrainer, Networks
+from dxmi_ext.trainer import DxMISettings, DxMITrainer
 
 B, D, T = 7, 3, 4  # batch, data dimensions, steps
+CLASSES = 3
 ITERATIONS = 3
 SEED = 5
 SCHEDULE = schedules.variance_exploding(T, sigma_max=2.0, sigma_min=0.4)
 
 
-def make_networks(seed: int = 0) -> Networks:
+class Labelled(nn.Module):
+    """A network that shifts its input by class."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network, self.shift = network, nn.Embedding(CLASSES, D)
+
+    def forward(self, x: Tensor, *rest: Tensor) -> Tensor:
+        return self.network(x + self.shift(rest[-1]), *rest[:-1])
+
+
+def make_networks(seed: int = 0, kind: str = "per_step", labelled: bool = False) -> Networks:
     generator = torch.Generator().manual_seed(seed)
-    network, value = SamplerMLP(D, T, width=8, depth=2), ValueMLP(D, T, width=8, depth=2)
-    for p in (*network.parameters(), *value.parameters()):
-        nn.init.normal_(p, std=0.4, generator=generator)  # no head starts at zero
-    return Networks(GaussianSampler(network, SCHEDULE, (D,)), value).double()
+    network: nn.Module = SamplerMLP(D, T, width=8, depth=2)
+    value: nn.Module = ValueMLP(D, T, width=8, depth=2)
+    energy: nn.Module | None = EnergyMLP(D, width=8, depth=2)
+    if kind == "time_independent":
+        value, energy = TimeIndependent(energy), None
+    elif kind == "per_step":
+        energy = None
+    if labelled:
+        network, value, energy = Labelled(network), Labelled(value), Labelled(energy) if energy else None
+    for module in filter(None, (network, value, energy)):
+        for p in module.parameters():
+            nn.init.normal_(p, std=0.4, generator=generator)  # no head starts at zero
+    return Networks(GaussianSampler(network, SCHEDULE, (D,)), value, energy).double()
 
 
-def make_settings(cost_reduction: str = "sum", sampler_steps: int = T, clip: bool = True) -> DxMISettings:
+def make_settings(**changes: Any) -> DxMISettings:
     """Every number differs from the others and from its default; both clips bite."""
-    return DxMISettings(
+    settings = DxMISettings(
         tau=0.3,
         gamma=0.7,
-        cost_reduction=cost_reduction,
+        cost_reduction="sum",
         velocity_decay=0.9,
-        sampler_steps=sampler_steps,
+        sampler_steps=T,
         sampler_lr=1e-2,
         log_std_lr=3e-2,
         value_lr=2e-2,
-        sampler_clip=0.2 if clip else 0,
-        value_clip=0.4 if clip else 0,
+        energy_lr=4e-2,
+        sampler_clip=0.2,
+        value_clip=0.4,
+        energy_clip=0.6,
         ema_decay=0.8,
     )
+    return dataclasses.replace(settings, **changes)
 
 
-def make_trainer(settings: DxMISettings, seed: int = 0) -> DxMITrainer:
-    return DxMITrainer(make_networks(seed), settings, iterations=ITERATIONS, seed=SEED)
+def make_trainer(settings: DxMISettings, seed: int = 0, **kinds: Any) -> DxMITrainer:
+    return DxMITrainer(make_networks(seed, **kinds), settings, iterations=ITERATIONS, seed=SEED)
 
 
 def batch(iteration: int) -> Tensor:
@@ -63,12 +89,20 @@ def state(networks: Networks, averaged: Networks, velocity_var: Tensor) -> dict[
     return now | mean | {"velocity_var": velocity_var.clone()}
 
 
-# --- Algorithm 1 in plain torch ----------------------------------------------------------------------
+# --- the algorithms in plain torch -------------------------------------------------------------------
 
 
-def descend(loss: Tensor, optimizer: torch.optim.Optimizer, clip: float) -> None:
+def logistic(x: float) -> float:
+    return 1 / (1 + math.exp(-x))
+
+
+def descend(loss: Tensor, optimizer: torch.optim.Optimizer, clip: float, fixed: Tensor | None = None) -> None:
+    """`fixed`: a vector whose last element is not to move."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    gradients = torch.autograd.grad(loss, parameters)
+    gradients = list(torch.autograd.grad(loss, parameters, materialize_grads=True))
+    for i, p in enumerate(parameters):
+        if p is fixed:
+            gradients[i][-1] = 0
     norm = torch.cat([gradient.flatten() for gradient in gradients]).norm().item()
     scale = clip / (norm + 1e-6) if 0 < clip < norm else 1.0  # 1e-6: torch's guard against a norm of 0
     for p, gradient in zip(parameters, gradients, strict=True):
@@ -76,35 +110,66 @@ def descend(loss: Tensor, optimizer: torch.optim.Optimizer, clip: float) -> None
     optimizer.step()
 
 
-def algorithm_1(networks: Networks, settings: DxMISettings) -> dict[str, Tensor]:
-    """DxMI, Alg. 1, as the paper states it; noise and random choices are those of the trainer."""
-    sampler, value = networks.sampler, networks.value
+def plain_dxmi(networks: Networks, settings: DxMISettings, labels: Tensor | None = None) -> dict[str, Tensor]:
+    """DxMI, Alg. 1 and 2, as the paper states them; noise and random choices are those of the trainer."""
+    sampler, value, own_energy = networks.sampler, networks.value, networks.energy_network
     net, log_std, a, b = sampler.network, sampler.log_std, sampler.sample_coef, sampler.output_coef
+    classes = () if labels is None else (labels,)
     groups: list[dict[str, Any]] = [{"params": net.parameters()}, {"params": [log_std]}]
     sampler_adam = torch.optim.Adam(groups, foreach=False, fused=False)
-    value_adam = torch.optim.Adam(value.parameters(), foreach=False, fused=False)
+    value_adam = energy_adam = torch.optim.Adam(value.parameters(), foreach=False, fused=False)
+    energy_lr, energy_clip = settings.value_lr, settings.value_clip
+    if own_energy:
+        energy_adam = torch.optim.Adam(own_energy.parameters(), foreach=False, fused=False)
+        energy_lr, energy_clip = settings.energy_lr, settings.energy_clip
     variance = log_std.detach().exp() ** 2  # s_t^2
     average = copy.deepcopy(networks)
-    redraws = [f"redraw{i}" for i in range(settings.sampler_steps)]
-    draws = noise.Draws(SEED, "dxmi", ["rollout", "choice", *redraws])
+    uses = ["rollout", "choice", *(f"redraw{i}" for i in range(settings.sampler_steps))]
+    uses += ["td_choice"] if settings.td_order == "shuffled" else []
+    uses += ["td_redraw"] if settings.td_redraw else []
+    draws = noise.Draws(SEED, "dxmi", uses)
+    every = [torch.full((B,), t) for t in range(T + 1)]
+    time_cost = {
+        "none": torch.zeros(T),
+        "linear": torch.full((T,), 0.05),
+        "sigmoid": torch.tensor([logistic(T / 2 - t) - logistic(T / 2 - t - 1) for t in range(T)]),
+    }[settings.time_cost].double()
+
+    def mean_std(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        column = (B, 1)
+        mean = a[t].view(column) * x + b[t].view(column) * net(x, t, *classes)
+        return mean, log_std[t].view(column).exp()
 
     def transition(x: Tensor, t: Tensor, key: Tensor) -> Tensor:
         drawn = torch.stack([ops.normal((B, D), key, timestep=step) for step in range(T)]).double()
-        z, column = drawn[t, torch.arange(B)], (B, 1)
-        mean = a[t].view(column) * x + b[t].view(column) * net(x, t)
-        return mean + log_std[t].view(column).exp() * z
+        mean, std = mean_std(x, t)
+        return mean + std * drawn[t, torch.arange(B)]
 
-    def cost(x: Tensor, following: Tensor, t: Tensor) -> Tensor:
-        """tau (log pi + |following - x|^2 / 2 s_t^2), log pi being -log sigma in each dimension."""
-        terms = (following - x) ** 2 / (2 * variance[t, None]) - log_std[t, None]
-        return settings.tau * (terms.sum(1) if settings.cost_reduction == "sum" else terms.mean(1))
+    def energy(x: Tensor) -> Tensor:
+        return own_energy(x, *classes) if own_energy else value(x, every[T], *classes)
+
+    def value_at(x: Tensor, t: Tensor) -> Tensor:
+        if not own_energy:
+            return value(x, t, *classes)
+        steps = [value(x, every[s], *classes) for s in range(T)] + [energy(x)]
+        return torch.stack(steps)[t, torch.arange(B)]
+
+    def cost(x: Tensor, following: Tensor, t: Tensor, loss: str) -> Tensor:
+        """tau_1 log pi + tau_2 |following - x|^2 / 2 s_t^2, log pi being -log sigma in each dimension."""
+        if settings.costs_in not in ("both", loss):
+            return torch.zeros(B).double()
+        tau_1 = settings.tau if settings.tau_entropy is None else settings.tau_entropy
+        tau_2 = settings.tau if settings.tau_velocity is None else settings.tau_velocity
+        terms = tau_2 * (following - x) ** 2 / (2 * variance[t, None]) - tau_1 * log_std[t, None]
+        terms = terms * (t < T - settings.skip_last)[:, None]
+        return terms.sum(1) if settings.cost_reduction == "sum" else terms.mean(1)
 
     for iteration in range(ITERATIONS):
         data, keys, remaining = batch(iteration), draws.at(iteration), 1 - iteration / ITERATIONS
         sampler_adam.param_groups[0]["lr"] = settings.sampler_lr * remaining
         sampler_adam.param_groups[1]["lr"] = settings.log_std_lr * remaining
         value_adam.param_groups[0]["lr"] = settings.value_lr * remaining
-        every = [torch.full((B,), t) for t in range(T + 1)]
+        energy_adam.param_groups[0]["lr"] = energy_lr * remaining
 
         path = [SCHEDULE.initial_std * ops.normal((B, D), keys["rollout"]).double()]
         with torch.no_grad():
@@ -112,42 +177,102 @@ def algorithm_1(networks: Networks, settings: DxMISettings) -> dict[str, Tensor]
                 path.append(transition(path[t], every[t], keys["rollout"]))
             displacement = torch.stack([((path[t + 1] - path[t]) ** 2).mean() for t in range(T)])
 
-        of_data, of_samples = value(data, every[T]), value(path[T], every[T])
+        of_data, of_samples = energy(data), energy(path[T])
         squares = (of_data**2).mean() + (of_samples**2).mean()
         loss = of_data.mean() - of_samples.mean() + settings.gamma * squares
-        descend(loss, value_adam, settings.value_clip)
+        descend(loss, energy_adam, energy_clip)
 
-        for t in reversed(range(T)):
-            target = value(path[t + 1], every[t + 1]) + cost(path[t], path[t + 1], every[t])
-            loss = ((target.detach() - value(path[t], every[t])) ** 2).mean()
+        def at(t: Tensor, path: list[Tensor] = path) -> Tensor:
+            return torch.stack(path)[t, torch.arange(B)]
+
+        places = list(reversed(every[:T]))
+        if settings.td_order == "shuffled":
+            places = [(noise.randint(T, B, keys["td_choice"]) + i) % T for i in range(T)]
+        for place in places:
+            x, following = at(place), at(place + 1)
+            with torch.no_grad():
+                if settings.td_redraw:
+                    following = transition(x, place, keys["td_redraw"])
+                target = (
+                    value_at(following, place + 1) + cost(x, following, place, "value") + time_cost[place]
+                )
+            loss = ((target - value(x, place, *classes)) ** 2).mean()
             descend(loss, value_adam, settings.value_clip)
 
+        with torch.no_grad():
+            to_go = energy(path[T])
+            advantage = []
+            for t in reversed(range(T)):
+                to_go = to_go + cost(path[t], path[t + 1], every[t], "sampler")
+                advantage.insert(0, to_go - value_at(path[t], every[t]))
         first = noise.randint(T, B, keys["choice"])
-        for i, redraw in enumerate(redraws):
+        for i in range(settings.sampler_steps):
             place = (first + i) % T
-            x = torch.stack(path)[place, torch.arange(B)]
-            redrawn = transition(x, place, keys[redraw])
-            loss = (value(redrawn, place + 1) + cost(x, redrawn, place)).mean()
-            descend(loss, sampler_adam, settings.sampler_clip)
+            x = at(place)
+            if settings.sampler_update == "dxdp":
+                following = transition(x, place, keys[f"redraw{i}"])
+                loss = (value_at(following, place + 1) + cost(x, following, place, "sampler")).mean()
+            else:
+                log_pi = torch.distributions.Normal(*mean_std(x, place)).log_prob(at(place + 1)).sum(1)
+                weight = torch.stack(advantage)[place, torch.arange(B)]
+                loss = (weight * log_pi + cost(x, at(place + 1), place, "sampler")).mean()
+            fixed = None if settings.train_last_std else log_std
+            descend(loss, sampler_adam, settings.sampler_clip, fixed)
 
         variance = settings.velocity_decay * variance + (1 - settings.velocity_decay) * displacement
-        keep = settings.ema_decay
         with torch.no_grad():
             for mean, p in zip(average.parameters(), networks.parameters(), strict=True):
-                mean.copy_(keep * mean + (1 - keep) * p)
+                mean.copy_(settings.ema_decay * mean + (1 - settings.ema_decay) * p)
     return state(networks, average, variance)
 
 
+ALGORITHM_2 = {"costs_in": "sampler", "time_cost": "sigmoid", "tau_entropy": 0.2, "tau_velocity": 0.05}
+UNCLIPPED = {"sampler_clip": 0, "value_clip": 0, "energy_clip": 0}
+
+
 @pytest.mark.parametrize(
-    ("cost_reduction", "sampler_steps", "clip"), [*product(["sum", "mean"], [1, T], [True, False])]
+    ("kind", "changes"),
+    [
+        *(("per_step", {"cost_reduction": r, "sampler_steps": n}) for r in ("sum", "mean") for n in (1, T)),
+        ("per_step", {"cost_reduction": "mean", **UNCLIPPED}),
+        ("time_independent", ALGORITHM_2),
+        ("time_independent", {**ALGORITHM_2, "time_cost": "linear", "skip_last": 1, "train_last_std": False}),
+        ("separate", {"skip_last": 2}),
+        ("separate", {"costs_in": "value", "td_order": "shuffled", "td_redraw": True}),
+        ("per_step", {"td_order": "shuffled"}),
+        ("per_step", {"td_redraw": True, "time_cost": "linear"}),
+        ("per_step", {"sampler_update": "policy_gradient"}),
+        ("separate", {"sampler_update": "policy_gradient", "sampler_steps": 1, **UNCLIPPED}),
+    ],
 )
-def test_trainer_follows_algorithm_1(cost_reduction: str, sampler_steps: int, clip: bool) -> None:
-    settings = make_settings(cost_reduction, sampler_steps, clip)
-    trainer = make_trainer(settings)
+@pytest.mark.parametrize("labelled", [False, True])
+def test_trainer_follows_the_algorithms(kind: str, changes: dict[str, Any], labelled: bool) -> None:
+    settings = make_settings(**changes)
+    trainer = make_trainer(settings, kind=kind, labelled=labelled)
+    labels = torch.arange(B) % CLASSES if labelled else None
     for iteration in range(ITERATIONS):
-        trainer.step(batch(iteration))
+        trainer.step(batch(iteration) if labels is None else (batch(iteration), labels))
     actual = state(trainer.networks, trainer.averaged, trainer.velocity_var)
-    torch.testing.assert_close(actual, algorithm_1(make_networks(), settings), rtol=1e-9, atol=1e-10)
+    wanted = plain_dxmi(make_networks(kind=kind, labelled=labelled), settings, labels)
+    torch.testing.assert_close(actual, wanted, rtol=1e-8, atol=1e-9)
+
+
+def test_value_guidance_goes_down_the_value() -> None:
+    """x - guidance sigma_t grad V(x), with the paper's sign: samples end at lower energies."""
+    networks = make_networks(kind="time_independent")
+    x, timestep = batch(0), torch.arange(B) % T + 1
+    leaf = x.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(networks.value(leaf, timestep).sum(), leaf)
+    std = networks.sampler.log_std.detach().exp()[timestep - 1][:, None]
+    moved = networks.guide(0.3)(x, timestep, None)
+    torch.testing.assert_close(moved, x - 0.3 * std * slope)
+    key = ops.noise_key(1)
+    plain, guided = (
+        networks.sampler.sample(200, key),
+        networks.sampler.sample(200, key, guide=networks.guide(0.3)),
+    )
+    assert networks.energy(guided).mean() < networks.energy(plain).mean()
+    assert all(p.requires_grad for p in networks.parameters())
 
 
 # --- gradients ---------------------------------------------------------------------------------------
@@ -188,8 +313,8 @@ def test_value_targets_build_no_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     had_graphs = []
     td_target = ops.td_target
 
-    def spy(next_value: Tensor, *args: Any) -> Tensor:
-        target = td_target(next_value, *args)
+    def spy(next_value: Tensor, *args: Any, **settings: Any) -> Tensor:
+        target = td_target(next_value, *args, **settings)
         had_graphs.append(next_value.requires_grad or target.requires_grad)
         return target
 

@@ -59,6 +59,18 @@ class ValueMLP(nn.Module):
         return values.gather(1, timestep[:, None])[:, 0]
 
 
+class EnergyMLP(nn.Module):
+    """E(x): (x [N, D]) -> [N]. Arguments as in `ValueMLP`."""
+
+    def __init__(self, dim: int, width: int, depth: int, extent: float = 4.0) -> None:
+        super().__init__()
+        layers = _first_layer(dim, width, extent), _hidden_layers(width, depth), nn.Linear(width, 1)
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)[:, 0]
+
+
 def _plus_later(heads: Tensor) -> Tensor:
     """Each head plus those of later steps, which get no gradient here."""
     fixed = heads.detach()

@@ -10,17 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dxmi_ext import checkpoint, config, noise, ops, plots, schedules
 from dxmi_ext.config import setting
 from dxmi_ext.data import two_d as data_two_d
 from dxmi_ext.metrics import two_d as metrics_two_d
-from dxmi_ext.models.mlp import SamplerMLP, ValueMLP
+from dxmi_ext.models.mlp import EnergyMLP, SamplerMLP, ValueMLP
+from dxmi_ext.networks import Networks, TimeIndependent
 from dxmi_ext.pretrain import Pretrainer
 from dxmi_ext.run import Run
 from dxmi_ext.sampler import GaussianSampler
-from dxmi_ext.trainer import DxMISettings, DxMITrainer, Networks
+from dxmi_ext.trainer import DxMISettings, DxMITrainer
 
 PAPER = {  # DxMI, Table 1: (pretrained, tau) -> SW, its deviation, AUC; 8 Gaussians, T = 5
     (True, 0.0): (0.074, 0.018, 0.707),
@@ -48,6 +49,12 @@ class Config(DxMISettings, config.RunConfig):
     steps: int = setting(5, "T, steps of the sampler", minimum=2)
     sampler_width: int = setting(128, "width of the sampler's hidden layers", minimum=1)
     sampler_depth: int = setting(3, "hidden layers of the sampler", minimum=1)
+    value_kind: str = setting(
+        "per_step",
+        "V: a head a step, the last the energy; time_independent: V^t = E at every step (Algorithm 2); "
+        "separate: beside an energy network of its own",
+        choices=("per_step", "time_independent", "separate"),
+    )
     value_width: int = setting(128, "width of the value's hidden layers", minimum=1)
     value_depth: int = setting(3, "hidden layers of the value", minimum=1)
     sigma_max: float = setting(3.0, "noise level of the sampler's first step", minimum=0)
@@ -61,6 +68,8 @@ class Config(DxMISettings, config.RunConfig):
             raise config.ConfigError(
                 f"sigma_min: got {self.sigma_min!r}, wants a value between 0 and sigma_max={self.sigma_max!r}"
             )
+        if self.skip_last > self.steps:
+            raise config.ConfigError(f"skip_last: got {self.skip_last}, wants at most steps={self.steps}")
 
 
 def train(cfg: Config) -> dict[str, Any]:
@@ -121,9 +130,15 @@ def build(cfg: Config, device: torch.device) -> tuple[Networks, schedules.Schedu
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cfg.seed)
         network = SamplerMLP(2, cfg.steps, cfg.sampler_width, cfg.sampler_depth)
-        value = ValueMLP(2, cfg.steps, cfg.value_width, cfg.value_depth)
+        size = cfg.value_width, cfg.value_depth
+        value: nn.Module
+        if cfg.value_kind == "time_independent":
+            value, energy = TimeIndependent(EnergyMLP(2, *size)), None
+        else:
+            value = ValueMLP(2, cfg.steps, *size)
+            energy = EnergyMLP(2, *size) if cfg.value_kind == "separate" else None
     sampler = GaussianSampler(network, schedule, (2,))
-    return Networks(sampler, value).to(device), schedule
+    return Networks(sampler, value, energy).to(device), schedule
 
 
 def load(directory: Path, device: torch.device) -> tuple[Config, Networks]:

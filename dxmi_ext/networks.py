@@ -1,0 +1,78 @@
+"""The networks that DxMI trains together. Imports torch and ``dxmi_ext.sampler``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from dxmi_ext.sampler import GaussianSampler, Guide, conditioned
+
+
+class Networks(nn.Module):
+    """What DxMI trains together, averages, checkpoints and exports.
+
+    Networks take labels [N] as a last argument where the data have them.
+
+    Args:
+        sampler: pi.
+        value: V^t, (x [N, *], timestep int64 [N]) -> [N]; t = 0..T, or 0..T - 1 beside an energy of its own.
+        energy: E = V^T, (x [N, *]) -> [N]; None: the value's last step.
+    """
+
+    def __init__(self, sampler: GaussianSampler, value: nn.Module, energy: nn.Module | None = None) -> None:
+        super().__init__()
+        self.sampler, self.value, self.energy_network = sampler, value, energy
+
+    def energy(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
+        """E(x), [N]; low where data is likely."""
+        if self.energy_network is not None:
+            return self.energy_network(x) if labels is None else self.energy_network(x, labels)
+        last = torch.full((len(x),), self.sampler.steps, device=x.device)
+        return conditioned(self.value, x, last, labels)
+
+    def value_at(self, x: Tensor, timestep: Tensor, labels: Tensor | None = None) -> Tensor:
+        """V^t(x), [N], for t = 0..T; V^T is the energy."""
+        if self.energy_network is None:
+            return conditioned(self.value, x, timestep, labels)
+        last = self.sampler.steps
+        values = conditioned(self.value, x, timestep.clamp(max=last - 1), labels)
+        return torch.where(timestep == last, self.energy(x, labels), values)
+
+    def guide(self, guidance: float) -> Guide:
+        """Value guidance for `GaussianSampler.sample`: x - guidance sigma_t grad V^{t+1}(x), after step t."""
+
+        def move(x: Tensor, timestep: Tensor, labels: Tensor | None) -> Tensor:
+            with torch.enable_grad(), frozen(self):
+                x = x.detach().requires_grad_()
+                (slope,) = torch.autograd.grad(self.value_at(x, timestep, labels).sum(), x)
+            std = self.sampler.log_std.detach().exp()[timestep - 1]
+            return (x - guidance * std.view(-1, *[1] * (x.ndim - 1)) * slope).detach()
+
+        return move
+
+
+class TimeIndependent(nn.Module):
+    """An energy as a value that is the same at every step: V^t = E (DxMI, Alg. 2)."""
+
+    def __init__(self, energy: nn.Module) -> None:
+        super().__init__()
+        self.energy = energy
+
+    def forward(self, x: Tensor, timestep: Tensor, *labels: Tensor) -> Tensor:
+        return self.energy(x, *labels)
+
+
+@contextmanager
+def frozen(*modules: nn.Module | None) -> Iterator[None]:
+    """Gradients pass through the modules to their inputs; their weights get none, and none is computed."""
+    weights = [p for m in modules if m is not None for p in m.parameters() if p.requires_grad]
+    for p in weights:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in weights:
+            p.requires_grad_(True)
