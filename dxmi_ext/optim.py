@@ -3,10 +3,56 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+
+class Adam(torch.optim.Adam):
+    """Fused Adam that clips, and moves no weight where the loss or a gradient is not finite.
+
+    The decision is taken on the device: nothing waits for it.
+
+    Args:
+        params: weights, or groups of them.
+        lr: learning rate of groups without one of their own.
+        clip: largest norm of the gradient; 0: any.
+
+    Attributes:
+        failures: steps in a row that moved nothing, a float32 scalar on the weights' device.
+    """
+
+    def __init__(self, params: Iterable[Any], lr: float, clip: float = 0.0) -> None:
+        super().__init__(params, lr=lr, fused=True)
+        self.clip = clip
+        self.failures = torch.zeros((), device=self._weights()[0].device)
+        self.found_inf: Tensor  # torch's fused optimizers skip a step where it is 1
+
+    def descend(self, loss: Tensor) -> None:
+        """One step on a loss."""
+        self.zero_grad()
+        # A loss that is not finite makes every gradient so, also where gradients meet those of other ranks.
+        loss.backward(torch.where(loss.detach().isfinite(), 1.0, torch.nan).to(loss.dtype))
+        weights = self._weights()
+        norm = nn.utils.get_total_norm([p.grad for p in weights if p.grad is not None])
+        if self.clip:
+            nn.utils.clip_grads_with_norm_(weights, self.clip, norm)
+        self.found_inf = 1 - norm.isfinite().float()
+        self.failures = (self.failures + 1) * self.found_inf
+        self.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "failures": self.failures}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        state = dict(state_dict)
+        self.failures.copy_(state.pop("failures"))
+        super().load_state_dict(state)
+
+    def _weights(self) -> list[Tensor]:
+        return [p for group in self.param_groups for p in group["params"]]
 
 
 class LearningRates:
@@ -28,12 +74,3 @@ class LearningRates:
         for optimizer, rates in zip(self._optimizers, self._initial, strict=True):
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * factor[self._decay]
-
-
-def descend(loss: Tensor, optimizer: torch.optim.Optimizer, clip: float = 0.0) -> None:
-    """One optimizer step on a loss, its gradient norm clipped to ``clip`` unless that is 0."""
-    optimizer.zero_grad()
-    loss.backward()
-    if clip:
-        nn.utils.clip_grad_norm_((p for g in optimizer.param_groups for p in g["params"]), clip)
-    optimizer.step()

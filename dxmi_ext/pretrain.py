@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from dxmi_ext import noise, ops
-from dxmi_ext.optim import LearningRates, descend
+from dxmi_ext.optim import Adam, LearningRates
 from dxmi_ext.sampler import GaussianSampler
 from dxmi_ext.schedules import Schedule
 
@@ -31,7 +30,7 @@ class Pretrainer:
         device = sampler.log_std.device
         self._signal = schedule.signal.float().to(device)
         self._noise = schedule.noise.float().to(device)
-        self._optimizer = torch.optim.Adam(self.network.parameters(), lr=lr, fused=True)
+        self._optimizer = Adam(self.network.parameters(), lr)
         self._learning_rates = LearningRates([self._optimizer], "linear", iterations)
         self._draws = noise.Draws(seed, "pretrain", ["timestep", "noise"], device)
 
@@ -44,7 +43,7 @@ class Pretrainer:
         level = (-1, *[1] * (data.ndim - 1))
         noisy = self._signal[timestep].view(level) * data + self._noise[timestep].view(level) * eps
         loss = nn.functional.mse_loss(self.network(noisy, timestep), eps)
-        descend(loss, self._optimizer)
+        self._optimizer.descend(loss)
         self.iteration += 1
         return {"loss": loss.detach()}
 

@@ -15,7 +15,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from dxmi_ext import noise, ops
 from dxmi_ext.config import Settings, setting
 from dxmi_ext.networks import Networks, frozen
-from dxmi_ext.optim import LearningRates, descend
+from dxmi_ext.optim import Adam, LearningRates
 from dxmi_ext.sampler import Trajectory, Transition, conditioned
 
 
@@ -117,19 +117,16 @@ class DxMITrainer:
         # An exponential moving average, for evaluation. torch's AveragedModel would wait for the device.
         self.averaged = copy.deepcopy(networks).requires_grad_(False)
         self._average = get_ema_multi_avg_fn(settings.ema_decay)
-        self.sampler_optimizer = torch.optim.Adam(
-            [
-                {"params": list(sampler.network.parameters()), "lr": settings.sampler_lr},
-                {"params": [sampler.log_std], "lr": settings.log_std_lr},
-            ],
-            fused=True,
-        )
-        self.value_optimizer = torch.optim.Adam(value.parameters(), lr=settings.value_lr, fused=True)
-        self.energy_optimizer, self._energy_clip = self.value_optimizer, settings.value_clip
+        weights = [
+            {"params": list(sampler.network.parameters())},
+            {"params": [sampler.log_std], "lr": settings.log_std_lr},
+        ]
+        self.sampler_optimizer = Adam(weights, settings.sampler_lr, settings.sampler_clip)
+        self.value_optimizer = Adam(value.parameters(), settings.value_lr, settings.value_clip)
+        self.energy_optimizer = self.value_optimizer
         if networks.energy_network is not None:
-            weights = networks.energy_network.parameters()
-            self.energy_optimizer = torch.optim.Adam(weights, lr=settings.energy_lr, fused=True)
-            self._energy_clip = settings.energy_clip
+            energy = networks.energy_network.parameters()
+            self.energy_optimizer = Adam(energy, settings.energy_lr, settings.energy_clip)
         if not settings.train_last_std:
             trained = torch.ones_like(log_std)
             trained[-1] = 0
@@ -158,7 +155,17 @@ class DxMITrainer:
         ops.update_velocity_var_(self.velocity_var, path.sq_displacement, self.settings.velocity_decay)
         self._average([*self.averaged.parameters()], [*self.networks.parameters()], None)
         self.iteration += 1
-        return metrics | {"std": self.sampler.log_std.detach().exp(), "velocity_var": self.velocity_var}
+        return metrics | {
+            "log_prob": path.log_prob.mean(1),
+            "std": self.sampler.log_std.detach().exp(),
+            "velocity_var": self.velocity_var,
+            "failures": self.failures,
+        }
+
+    @property
+    def failures(self) -> Tensor:
+        """The most steps in a row, of any optimizer, that were not finite and so moved nothing."""
+        return torch.stack([optimizer.failures for optimizer in self._optimizers().values()]).max()
 
     def _energy_step(self, data: Tensor, samples: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
         """Lowers the energy of data, raises that of samples."""
@@ -166,7 +173,7 @@ class DxMITrainer:
         twice = None if labels is None else torch.cat((labels, labels))
         energies = self.networks.energy(torch.cat((data, samples)), twice)
         loss = ops.energy_loss(energies[:n], energies[n:], self.settings.gamma)
-        descend(loss, self.energy_optimizer, self._energy_clip)
+        self.energy_optimizer.descend(loss)
         energies = energies.detach()
         return {"energy_loss": loss.detach(), "energy_data": energies[:n], "energy_sample": energies[n:]}
 
@@ -192,7 +199,7 @@ class DxMITrainer:
                 skip_last=self.settings.skip_last,
             )
             loss = nn.functional.mse_loss(conditioned(self.value, step.sample, timestep, labels), target)
-            descend(loss, self.value_optimizer, self.settings.value_clip)
+            self.value_optimizer.descend(loss)
             losses.append(loss.detach())
         return torch.stack(losses)
 
@@ -224,7 +231,7 @@ class DxMITrainer:
                 else:
                     mine = advantage.gather(0, timestep[None])[0]
                     loss = self._policy_gradient_loss(step, timestep, labels, mine)
-                descend(loss, self.sampler_optimizer, self.settings.sampler_clip)
+                self.sampler_optimizer.descend(loss)
                 losses.append(loss.detach())
         return torch.stack(losses)
 
@@ -273,8 +280,8 @@ class DxMITrainer:
         velocity = s.tau if s.tau_velocity is None else s.tau_velocity
         return entropy * dim, velocity * dim
 
-    def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        optimizers: dict[str, torch.optim.Optimizer] = {
+    def _optimizers(self) -> dict[str, Adam]:
+        optimizers = {
             "sampler_optimizer": self.sampler_optimizer,
             "value_optimizer": self.value_optimizer,
         }

@@ -323,6 +323,33 @@ def test_value_targets_build_no_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     assert had_graphs == [False] * T
 
 
+# --- numbers going wrong -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("part", ["energy", "value", "sampler"])
+def test_a_step_that_is_not_finite_moves_no_weight(
+    part: str, bad: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its optimizer counts it and goes on with the next; the others are not held up."""
+    trainer = make_trainer(make_settings(), kind="separate")
+    networks = trainer.networks
+    modules = {"energy": networks.energy_network, "value": networks.value, "sampler": networks.sampler}
+    optimizer = getattr(trainer, f"{part}_optimizer")
+    op = {"energy": "energy_loss", "value": "td_target", "sampler": "running_cost"}[part]
+    sound = getattr(ops, op)
+    monkeypatch.setattr(ops, op, lambda *args, **kwargs: sound(*args, **kwargs) * bad)
+    before = copy.deepcopy(networks.state_dict())
+    metrics = trainer.step(batch(0))
+    moved = {name for name, value in networks.state_dict().items() if not torch.equal(value, before[name])}
+    own = {id(p) for p in modules[part].parameters()}
+    assert moved == {n for n, p in networks.named_parameters() if id(p) not in own}
+    assert metrics["failures"] == optimizer.failures == {"energy": 1, "value": T, "sampler": T}[part]
+    monkeypatch.undo()
+    assert trainer.step(batch(1))["failures"] == 0
+    assert all(not torch.equal(p, before[name]) for name, p in networks.named_parameters())
+
+
 # --- resuming ----------------------------------------------------------------------------------------
 
 
