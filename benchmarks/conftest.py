@@ -1,106 +1,177 @@
-"""Options and the final table of the benchmarks: every time beside ours, as a ratio."""
+"""Options, timing and the final table of the benchmarks.
+
+Every implementation is timed beside ours: a round is as many of its calls as take some ms, then as many of
+ours. *ratio* is the median over rounds of its time divided by ours of the same round, so more than 1 means that
+ours is faster; *least* divides the least times of all rounds, which other work on the machine disturbs least.
+*GB/s* counts the bytes that have to be moved, *of copy* compares it with a large copy in the same run, and *kept*
+is what backward keeps, in units of the largest argument.
+"""
 
 from __future__ import annotations
 
 import itertools
+import os
+import statistics
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import torch
 
-from dxmi_ext import __version__, _native
+sys.path.append(str(Path(__file__).parent))
 
-OURS = "dxmi_ext"
-_RESULTS = pytest.StashKey[dict[str, dict[str, tuple[float, float]]]]()
+from peers import OURS
+from places import Place, places, why_no_cuda
+from report import Report, Row
+
+_REPORT = pytest.StashKey[Report]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--quick", action="store_true", help="benchmarks: fewer rounds, under a minute")
-    parser.addoption("--threads", type=int, default=1, help="benchmarks: CPU threads of torch (default: 1)")
+    group = parser.getgroup("benchmarks")
+    quick = "under a minute: fewer rounds, smaller networks, torch.compile for sampler_step in float32 alone"
+    group.addoption("--quick", action="store_true", help=quick)
+    group.addoption("--threads", type=int, default=1, help="CPU threads of torch (default: 1)")
+    group.addoption("--report", metavar="FOLDER", help="write the table there as report.json and report.png")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.stash[_RESULTS] = {}
+    config.stash[_REPORT] = Report()
+    config.option.benchmark_quiet = True  # our table has all of pytest-benchmark's that matters
+    if config.getoption("--quick"):  # torch.compile takes 15 s to try out instruction sets
+        os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")
 
 
-@pytest.fixture(scope="session", autouse=True)
+def pytest_report_header() -> str:
+    names = [f"{place.name} ({place.environment()['device']})" for place in places()]
+    missing = f"; not on a GPU: {why_no_cuda()}" if why_no_cuda() else ""
+    return f"benchmarks on {', '.join(names)}{missing}"
+
+
+@pytest.fixture(autouse=True)
 def threads(pytestconfig: pytest.Config) -> None:
     torch.set_num_threads(pytestconfig.getoption("--threads"))
 
 
-@pytest.fixture(params=["cpu", "cuda"])
-def device(request: pytest.FixtureRequest) -> torch.device:
-    """Every device that has kernels."""
-    if request.param == "cuda" and not (torch.cuda.is_available() and not _native.cuda_status()):
-        pytest.skip("needs a CUDA device and dxmi_ext's CUDA half")
-    return torch.device(request.param)
-
-
 @pytest.fixture
-def measure(
-    device: torch.device, benchmark: Any, pytestconfig: pytest.Config
-) -> Callable[[Callable[[], Any], str, str], None]:
-    """measure(function, group, implementation) times a function and keeps its time for the table.
+def quick(pytestconfig: pytest.Config) -> bool:
+    return pytestconfig.getoption("--quick")
 
-    A round is as many calls as take some ms; on CUDA its last call waits for the device.
-    """
 
-    def run(function: Callable[[], Any], group: str, implementation: str) -> None:
-        rounds, round_seconds = (20, 0.005) if pytestconfig.getoption("--quick") else (100, 0.02)
-        calls = max(1, round(round_seconds / _seconds(function, device)))
-        called = itertools.count(1)
+@pytest.fixture(params=places(), ids=lambda place: place.name)
+def place(request: pytest.FixtureRequest) -> Place:
+    return request.param
+
+
+class Measure:
+    """Times an implementation beside ours and keeps a row for the table."""
+
+    def __init__(self, benchmark: Any, place: Place, report: Report, quick: bool) -> None:
+        self._benchmark, self._place, self._report = benchmark, place, report
+        self._rounds, self._round_seconds, self._budget = (15, 0.003, 0.5) if quick else (50, 0.01, 10.0)
+
+    def __call__(
+        self,
+        function: Callable[[], Any],
+        group: str,
+        name: str,
+        *,
+        ours: Callable[[], Any] | None = None,
+        **facts: Any,
+    ) -> None:
+        """Times ``function``, the implementation ``name``, beside ``ours``.
+
+        Args:
+            facts: more about it for the table and pytest-benchmark's JSON; ``bytes`` makes a bandwidth.
+        """
+        calls, rounds = self._plan(function)
+        our_calls, our_rounds = self._plan(ours) if ours else (0, rounds)
+        rounds = max(3, min(rounds, our_rounds))
+        our_times: list[float] = []
+        count = itertools.count(1)
 
         def call_and_wait() -> None:
             function()
-            if next(called) % calls == 0:
-                torch.cuda.synchronize()
+            if next(count) % calls == 0:
+                self._place.synchronize()
 
-        benchmark.group = f"{group} on {device}"
-        benchmark.extra_info.update(_environment(device), implementation=implementation)
-        timed = call_and_wait if device.type == "cuda" else function
-        benchmark.pedantic(timed, rounds=rounds, iterations=calls, warmup_rounds=3)
-        if benchmark.stats:  # none under --benchmark-disable
-            stats = benchmark.stats.stats
-            times = pytestconfig.stash[_RESULTS].setdefault(benchmark.group, {})
-            times[implementation] = stats.median, stats.min
+        def beside() -> None:
+            if ours:
+                start = perf_counter()
+                for _ in range(our_calls):
+                    ours()
+                self._place.synchronize()
+                our_times.append((perf_counter() - start) / our_calls)
 
-    return run
+        benchmark = self._benchmark
+        benchmark.group = f"{group}, {self._place.name}"
+        facts |= self._place.environment() | self._peak(function) | {"implementation": name}
+        benchmark.extra_info.update(facts)
+        timed = call_and_wait if self._place.device.type == "cuda" else function
+        benchmark.pedantic(timed, rounds=rounds, iterations=calls, warmup_rounds=1, teardown=beside)
+        if not benchmark.stats:  # --benchmark-disable
+            return
+        times = benchmark.stats.stats.data
+        our_times = our_times[1 : len(times) + 1] or times  # those beside a timed round; the first warms up
+        ratios = [theirs / our for theirs, our in zip(times, our_times, strict=True)]
+        self._report.add(
+            Row(
+                place=self._place.name,
+                group=group,
+                implementation=name,
+                median_us=statistics.median(times) * 1e6,
+                least_us=min(times) * 1e6,
+                ratio=statistics.median(ratios) if ours or name == OURS else None,
+                least_ratio=min(times) / min(our_times) if ours or name == OURS else None,
+                facts=facts,
+            )
+        )
 
+    def skip(self, group: str, name: str, reason: str) -> NoReturn:
+        """Says in the table why there is no time."""
+        self._report.add(Row(self._place.name, group, name, skipped=reason))
+        pytest.skip(reason)
 
-def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    """Prints the times of a call, and the least against ours: what disturbs a measurement only adds to it."""
-    for group, times in config.stash[_RESULTS].items():
-        terminalreporter.section(group)
-        terminalreporter.write_line(f"{'us a call':24}{'median':>12}{'least':>12}{'least / ours':>16}")
-        for implementation, (median, least) in times.items():
-            ratio = f"{least / times[OURS][1]:.2f}" if OURS in times else ""
-            row = f"{implementation:24}{median * 1e6:12.1f}{least * 1e6:12.1f}{ratio:>16}"
-            terminalreporter.write_line(row)
+    def _plan(self, function: Callable[[], Any]) -> tuple[int, int]:
+        """Calls a round, and rounds that fit the budget; warms up as well."""
+        function()
+        seconds = self._seconds(function, 1)
+        if seconds < self._round_seconds:
+            seconds = self._seconds(function, 10)
+        calls = max(1, round(self._round_seconds / seconds))
+        return calls, min(self._rounds, int(self._budget / (calls * seconds)))
 
+    def _peak(self, function: Callable[[], Any]) -> dict[str, int]:
+        """Memory that a call takes beyond what is held before it; a graph's is held all along."""
+        if self._place.device.type != "cuda" or self._place.graph:
+            return {}
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        function()
+        self._place.synchronize()
+        return {"peak_bytes": torch.cuda.max_memory_allocated() - before}
 
-def _seconds(function: Callable[[], Any], device: torch.device) -> float:
-    """A call's time, roughly; warms up as well."""
-    for calls in (3, 10):
+    def _seconds(self, function: Callable[[], Any], calls: int) -> float:
+        self._place.synchronize()
         start = perf_counter()
         for _ in range(calls):
             function()
-        _wait(device)
-    return (perf_counter() - start) / calls
+        self._place.synchronize()
+        return (perf_counter() - start) / calls
 
 
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
+@pytest.fixture
+def measure(place: Place, benchmark: Any, pytestconfig: pytest.Config, quick: bool) -> Measure:
+    return Measure(benchmark, place, pytestconfig.stash[_REPORT], quick)
 
 
-def _environment(device: torch.device) -> dict[str, str | int]:
-    cuda = device.type == "cuda"
-    return {
-        "device": torch.cuda.get_device_name() if cuda else "cpu",
-        "kernels": _native.build_info()["CUDA kernels"] if cuda else _native.cpu_variant(),
-        "threads": torch.get_num_threads(),
-        "dxmi_ext": __version__,
-        "torch": torch.__version__,
-    }
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    report = config.stash[_REPORT]
+    for line in report.lines():
+        terminalreporter.write_line(line)
+    folder = config.getoption("--report")
+    if folder and report.rows:
+        terminalreporter.write_line(report.save(Path(folder), [place.environment() for place in places()]))

@@ -1,0 +1,91 @@
+"""Where benchmarks run: the CPU, a GPU, and a GPU replaying a CUDA graph. Imports torch and ``dxmi_ext``."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch.distributions import Distribution
+
+from dxmi_ext import __version__, _native
+
+R = TypeVar("R")
+
+
+class Place(NamedTuple):
+    name: str
+    device: torch.device
+    graph: bool = False
+
+    def prepare(self, function: Callable[[], R]) -> Callable[[], R]:
+        """What is to be timed here: the function itself, or the replay of a graph of it."""
+        return _captured(function) if self.graph else function
+
+    def synchronize(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def environment(self) -> dict[str, Any]:
+        """What a figure means nothing without."""
+        cuda = self.device.type == "cuda"
+        return {
+            "date": time.strftime("%Y-%m-%d"),
+            "device": torch.cuda.get_device_name() if cuda else processor(),
+            "kernels": _native.build_info()["CUDA kernels"] if cuda else _native.cpu_variant(),
+            "threads": torch.get_num_threads(),
+            "dxmi_ext": __version__,
+            "torch": torch.__version__,
+            "cuda": torch.version.cuda or "none",
+        }
+
+
+def why_no_cuda() -> str:
+    """Why nothing is measured on a GPU; empty if it is."""
+    return "torch sees no CUDA device" if not torch.cuda.is_available() else _native.cuda_status()
+
+
+def places() -> list[Place]:
+    """Every place that has kernels."""
+    found = [Place("cpu", torch.device("cpu"))]
+    if not why_no_cuda():
+        cuda = torch.device("cuda", 0)
+        found += [Place("cuda", cuda), Place("cuda graph", cuda, graph=True)]
+    return found
+
+
+def processor() -> str:
+    """The CPU's name as its maker gives it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.machine()
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())
+
+
+def _captured(function: Callable[[], R]) -> Callable[[], R]:
+    """Captures a function that has no host sync; each replay refills the same results."""
+    checks = Distribution._validate_args  # these read their results on the host, which no graph can
+    Distribution.set_default_validate_args(False)
+    try:
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(3):
+                function()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            results = function()
+    finally:
+        Distribution.set_default_validate_args(checks)
+
+    def replay() -> R:
+        graph.replay()
+        return results
+
+    return replay
