@@ -1,10 +1,10 @@
 """Options, timing and the final table of the benchmarks.
 
 Every implementation is timed beside ours: a round is as many of its calls as take some ms, then as many of
-ours. *ratio* is the median over rounds of its time divided by ours of the same round, so more than 1 means that
-ours is faster; *least* divides the least times of all rounds, which other work on the machine disturbs least.
-*GB/s* counts the bytes that have to be moved, *of copy* compares it with a large copy in the same run, and *kept*
-is what backward keeps, in units of the largest argument.
+ours. *ratio* is the median over rounds of its time divided by ours of the same round, so more than 1 means
+that ours is faster; *least* divides the least times of all rounds, which other work disturbs least. *GB/s*
+counts the bytes that have to be moved, in the least time; *of copy* compares it with a large copy in the same
+run; *kept* is what backward keeps, in units of the largest argument.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class Measure:
         """
         calls, rounds = self._plan(function)
         our_calls, our_rounds = self._plan(ours) if ours else (0, rounds)
-        rounds = max(3, min(rounds, our_rounds))
+        rounds = max(5, min(rounds, our_rounds))
         our_times: list[float] = []
         count = itertools.count(1)
 

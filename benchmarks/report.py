@@ -12,7 +12,7 @@ PICTURED = {
     "eager": "tab:blue",
     "lean eager": "tab:cyan",
     "torch.compile": "tab:orange",
-    "plain loop": "tab:blue",
+    "plain loop": "tab:gray",
 }
 """The peers that do all of an op's work, and their colours."""
 
@@ -33,9 +33,9 @@ class Row:
 
     @property
     def gb_per_s(self) -> float | None:
-        """Of the bytes that have to be moved, at the median time; too few of them tell nothing."""
+        """Of the bytes that have to be moved, at the least time; too few of them tell nothing."""
         count = self.facts.get("bytes", 0)
-        return count / self.median_us / 1e3 if self.median_us and count > 2**20 else None
+        return count / self.least_us / 1e3 if self.least_us and count > 2**20 else None
 
 
 class Report:
@@ -122,6 +122,7 @@ class Report:
             squeeze=False,
             layout="constrained",
         )
+        handles: dict[str, Any] = {}
         for axis, (place, rows) in zip(axes[0], by_place.items(), strict=False):
             position, ticks = 0.0, {}
             for group in dict.fromkeys(row.group for row in rows):
@@ -141,10 +142,9 @@ class Report:
             axis.invert_yaxis()
             axis.set_xlabel("times faster than the peer; left of 1: slower")
             axis.set_title(place)
-            handles = dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
-            axis.legend(
-                handles.values(), handles.keys(), loc="upper left", bbox_to_anchor=(-0.6, 0), fontsize=8
-            )
+            axis.xaxis.set_major_formatter("{x:g}")
+            handles |= dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
+        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, fontsize=8)
         versions = environments[-1]
         figure.suptitle(
             f"dxmi_ext {versions['dxmi_ext']}, torch {versions['torch']}, "

@@ -11,12 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import cache
+from itertools import product
 from typing import Any
 
 import pytest
 import torch
 from peers import COMPILED, OPS, OURS, Problem, Shape, compile_failure
 from places import Place, places
+from torch import Tensor
 
 SAMPLES: dict[str, list[Shape]] = {"cpu": [(256, 2), (128, 3, 32, 32)]}
 SAMPLES["cuda"] = [*SAMPLES["cpu"], (128, 3, 64, 64), (64, 3, 256, 256), (256, 3, 256, 256)]
@@ -26,20 +28,23 @@ ROWS: dict[str, Shape] = {
     "energy_loss": (128,),
     "update_velocity_var_": (10, 128),
 }
-Case = tuple[Place, str, Shape, torch.dtype, bool]
 
 
-def cases() -> Iterator[Case]:
-    """Place, op, shape, dtype, and whether gradients are wanted."""
-    for place in places():
-        for op in OPS:
-            for shape in [ROWS[op]] if op in ROWS else SAMPLES[place.device.type]:
-                yield place, op, shape, torch.float32, False
-                if OPS[op].leaves:
-                    yield place, op, shape, torch.float32, True
-                if op == "sampler_step" and shape != (256, 2):
-                    yield place, op, shape, torch.bfloat16, False
-                    yield place, op, shape, torch.bfloat16, True
+def cases(quick: bool) -> Iterator[Any]:
+    """Place, op, shape, dtype, whether gradients are wanted, implementation."""
+    for place, (op, entry) in product(places(), OPS.items()):
+        for shape in [ROWS[op]] if op in ROWS else SAMPLES[place.device.type]:
+            low = op == "sampler_step" and shape != (256, 2)
+            for dtype in (torch.float32, torch.bfloat16) if low else (torch.float32,):
+                for backward, name in product(
+                    (False, True) if entry.leaves else (False,), entry.implementations
+                ):
+                    if quick and name == COMPILED and (op, dtype) != ("sampler_step", torch.float32):
+                        continue  # compiling takes longer than all the rest
+                    group = title(op, shape, dtype, backward)
+                    yield pytest.param(
+                        place, op, shape, dtype, backward, name, id=f"{place.name}-{group}-{name}"
+                    )
 
 
 def title(op: str, shape: Shape, dtype: torch.dtype, backward: bool) -> str:
@@ -48,18 +53,9 @@ def title(op: str, shape: Shape, dtype: torch.dtype, backward: bool) -> str:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """--quick compiles sampler_step in float32 alone: compiling takes longer than all the rest."""
     if "backward" in metafunc.fixturenames:
-        quick = metafunc.config.getoption("--quick")
-        metafunc.parametrize(
-            ("place", "op", "shape", "dtype", "backward", "name"),
-            [
-                pytest.param(*case, name, id=f"{case[0].name}-{title(*case[1:])}-{name}")
-                for case in cases()
-                for name in OPS[case[1]].implementations
-                if not (quick and name == COMPILED) or case[1::2][:2] == ("sampler_step", torch.float32)
-            ],
-        )
+        names = ("place", "op", "shape", "dtype", "backward", "name")
+        metafunc.parametrize(names, cases(metafunc.config.getoption("--quick")))
 
 
 def test_op(
@@ -83,22 +79,18 @@ def test_op(
     measure(call, group, name, ours=ours, **facts)
 
 
-@pytest.mark.parametrize("place", places(), ids=lambda place: place.name)
 @pytest.mark.parametrize("name", ["randn_like alone", "add alone"])
 def test_parts_of_sampler_step(measure: Any, place: Place, name: str) -> None:
     """The honest roof of a CPU: drawing the noise by itself, and moving the samples by itself."""
     shape = SAMPLES[place.device.type][-1]
     problem = Problem(OPS["sampler_step"], shape, torch.float32, place.device, backward=False)
-    x, out, *_ = (x.detach() for x in problem.arguments)
-    part: Callable[[], Any] = {"randn_like alone": lambda: torch.randn_like(x), "add alone": lambda: x + out}[
-        name
-    ]
+    x, out = (x.detach() for x in problem.arguments[:2])
+    noise = name == "randn_like alone"
+    part: Callable[[], Tensor] = (lambda: torch.randn_like(x)) if noise else (lambda: x + out)
     group = title("sampler_step", shape, torch.float32, False)
     ours = place.prepare(problem.call(OURS))
-    moved = {"randn_like alone": 1, "add alone": 3}[name] * x.nbytes
-    measure(
-        place.prepare(part), group, name, ours=ours, bytes=moved, shape=list(shape), dtype="torch.float32"
-    )
+    facts = {"bytes": (1 if noise else 3) * x.nbytes, "shape": list(shape), "dtype": "torch.float32"}
+    measure(place.prepare(part), group, name, ours=ours, **facts)
 
 
 @pytest.mark.parametrize("place", places()[:1], ids=["cpu"])
