@@ -31,10 +31,20 @@ class TorchNoise:
 
 
 class PlainLoop:
-    """Trains a sampler and a value together; the same losses as `dxmi_ext.trainer.DxMITrainer`."""
+    """Trains a sampler and a value together; the same losses as `dxmi_ext.trainer.DxMITrainer`.
+
+    Args:
+        fused: fused optimizers, as the trainer's, rather than torch's default.
+    """
 
     def __init__(
-        self, networks: Networks, settings: DxMISettings, *, iterations: int, noise: TorchNoise | None = None
+        self,
+        networks: Networks,
+        settings: DxMISettings,
+        *,
+        iterations: int,
+        noise: TorchNoise | None = None,
+        fused: bool = False,
     ) -> None:
         self.settings, self.noise = settings, noise or TorchNoise()
         self.networks, self.average = networks, deepcopy(networks)
@@ -50,9 +60,12 @@ class PlainLoop:
             [
                 {"params": self.network.parameters(), "lr": settings.sampler_lr},
                 {"params": [self.log_std], "lr": settings.log_std_lr},
-            ]
+            ],
+            fused=fused or None,
         )
-        self.value_optimizer = torch.optim.Adam(self.value.parameters(), lr=settings.value_lr)
+        self.value_optimizer = torch.optim.Adam(
+            self.value.parameters(), lr=settings.value_lr, fused=fused or None
+        )
         factor = {
             "constant": lambda i: 1.0,
             "linear": lambda i: 1 - i / iterations,

@@ -13,6 +13,7 @@ PICTURED = {
     "lean eager": "tab:cyan",
     "torch.compile": "tab:orange",
     "plain loop": "tab:gray",
+    "plain loop, fused Adam": "silver",
 }
 """The peers that do all of an op's work, and their colours."""
 
