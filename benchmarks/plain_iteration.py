@@ -12,7 +12,8 @@ from copy import deepcopy
 import torch
 from torch import Tensor, nn
 
-from dxmi_ext.trainer import DxMISettings, Networks
+from dxmi_ext.networks import Networks
+from dxmi_ext.trainer import DxMISettings
 
 
 class TorchNoise:

@@ -19,8 +19,9 @@ from plain_iteration import PlainLoop, TorchNoise
 from torch import Tensor
 
 from dxmi_ext import noise, ops, schedules
+from dxmi_ext.networks import Networks, frozen
 from dxmi_ext.sampler import GaussianSampler
-from dxmi_ext.trainer import DxMISettings, DxMITrainer, Networks, frozen
+from dxmi_ext.trainer import DxMISettings, DxMITrainer
 
 ITERATIONS = 1_000_000  # of the run that the timed iterations begin; rates hardly decay
 SEED = 0

@@ -52,9 +52,13 @@ class ValueMLP(nn.Module):
         with torch.no_grad():
             self.heads.weight[:-1] = 0
             self.heads.bias[:-1] = 0
+        self.later: Tensor
+        self.register_buffer("later", torch.ones(steps + 1, steps + 1).triu(1), persistent=False)
 
     def forward(self, x: Tensor, timestep: Tensor) -> Tensor:
-        weight, bias = _plus_later(self.heads.weight), _plus_later(self.heads.bias)
+        # Each head plus those of later steps, which get no gradient here.
+        weight = torch.addmm(self.heads.weight, self.later, self.heads.weight.detach())
+        bias = torch.addmv(self.heads.bias, self.later, self.heads.bias.detach())
         values = nn.functional.linear(self.trunk(x), weight, bias)
         return values.gather(1, timestep[:, None])[:, 0]
 
@@ -69,12 +73,6 @@ class EnergyMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layers(x)[:, 0]
-
-
-def _plus_later(heads: Tensor) -> Tensor:
-    """Each head plus those of later steps, which get no gradient here."""
-    fixed = heads.detach()
-    return heads + (fixed.flip(0).cumsum(0).flip(0) - fixed)
 
 
 def _first_layer(dim: int, width: int, extent: float) -> nn.Linear:
