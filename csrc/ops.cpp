@@ -20,8 +20,7 @@ Tensor philox(Tensor counters, int64_t key0, int64_t key1) {
   for (int64_t n = 0; n < counters.size(0); ++n, in += 4, out += 4) {
     uint32_t x[4];
     for (int i = 0; i < 4; ++i) x[i] = static_cast<uint32_t>(in[i]);
-    philox4x32_10<ScalarLane>(x[0], x[1], x[2], x[3], static_cast<uint32_t>(key0),
-                              static_cast<uint32_t>(key1));
+    philox4x32_10<ScalarLane>(x, static_cast<uint32_t>(key0), static_cast<uint32_t>(key1));
     for (int i = 0; i < 4; ++i) out[i] = x[i];
   }
   return result;

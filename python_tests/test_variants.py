@@ -17,7 +17,7 @@ from cases import DIFFERENTIABLE, LAYOUTS, PARAMETERS, arguments, call, with_lea
 from dxmi_ext import _native
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
-SHAPES = [(1, 1), (4,), (3, 129), (2, 20_011), (5, 3, 7, 5)]
+SHAPES = [(1, 1), (4,), (37, 7), (21, 100), (3, 129), (2, 20_011), (5, 3, 7, 5)]
 
 
 def digest(tensor: Tensor) -> str:

@@ -2,7 +2,7 @@
 //
 // The math of core/ is written once, over a lane policy L:
 //   L::F, L::U, L::I               float32, uint32 and int32 values (one each, or a vector of them)
-//   L::of(x)                       the scalar x in every lane
+//   L::of(x)                       the scalar x in every lane; lanes stay what they are
 //   L::fma(a, b, c)                a * b + c, rounded once
 //   L::sqrt(a)                     correctly rounded, for 0 and a in [2^-90, 2^90]
 //   L::to_float(u), L::to_float(i) nearest float32

@@ -19,33 +19,42 @@ DXMI_CORE NoiseKey noise_key(int64_t seed, int64_t draw) {
   return {static_cast<uint32_t>(s), static_cast<uint32_t>(s >> 32), static_cast<uint32_t>(draw)};
 }
 
-// Replaces the counter words x0..x3 by the generator's output under the key words (k0, k1).
-template <class L>
-DXMI_CORE void philox4x32_10(typename L::U& x0, typename L::U& x1, typename L::U& x2,
-                             typename L::U& x3, uint32_t k0, uint32_t k1) {
+// Replaces the counter words x[0..3] by the generator's output under the key words (k0, k1). Several
+// counters, `ways` of them one behind the other, go together: one alone waits for its own products.
+template <class L, int ways = 1>
+DXMI_CORE void philox4x32_10(typename L::U* x, uint32_t k0, uint32_t k1) {
   for (int round = 0; round < 10; ++round) {
-    typename L::U hi0, lo0, hi1, lo1;
-    L::mul_wide(x0, 0xD2511F53u, hi0, lo0);
-    L::mul_wide(x2, 0xCD9E8D57u, hi1, lo1);
-    x0 = hi1 ^ x1 ^ k0;
-    x1 = lo1;
-    x2 = hi0 ^ x3 ^ k1;
-    x3 = lo0;
+    for (int i = 0; i < 4 * ways; i += 4) {
+      typename L::U hi0, lo0, hi1, lo1;
+      L::mul_wide(x[i], 0xD2511F53u, hi0, lo0);
+      L::mul_wide(x[i + 2], 0xCD9E8D57u, hi1, lo1);
+      x[i] = hi1 ^ x[i + 1] ^ k0;
+      x[i + 1] = lo1;
+      x[i + 2] = hi0 ^ x[i + 3] ^ k1;
+      x[i + 3] = lo0;
+    }
     k0 += 0x9E3779B9u;
     k1 += 0xBB67AE85u;
   }
 }
 
-// The four words that serve elements 4 * group .. 4 * group + 3 of one row at one step. `sample` is the
-// global row (sample_offset + n). This layout is part of the format of saved runs.
+// The counter of elements 4 * group .. 4 * group + 3 of one row at one step. `sample` is the global row
+// (sample_offset + n). This layout is part of the format of saved runs.
 template <class L>
-DXMI_CORE void noise_words(const NoiseKey& key, typename L::U group, typename L::U sample,
-                           typename L::U timestep, typename L::U words[4]) {
+DXMI_CORE void noise_counter(const NoiseKey& key, typename L::U group, typename L::U sample,
+                             typename L::U timestep, typename L::U words[4]) {
   words[0] = group;
   words[1] = sample;
   words[2] = timestep;
   words[3] = typename L::U{} + key.draw;
-  philox4x32_10<L>(words[0], words[1], words[2], words[3], key.seed_low, key.seed_high);
+}
+
+// The four words that serve that counter's elements.
+template <class L>
+DXMI_CORE void noise_words(const NoiseKey& key, typename L::U group, typename L::U sample,
+                           typename L::U timestep, typename L::U words[4]) {
+  noise_counter<L>(key, group, sample, timestep, words);
+  philox4x32_10<L>(words, key.seed_low, key.seed_high);
 }
 
 }  // namespace dxmi

@@ -17,15 +17,13 @@ using torch::stable::parallel_for;
 constexpr int64_t kElementsPerThread = 16384;  // less is not worth waking a thread for
 constexpr int64_t kRowsPerThread = 16384;
 
-int64_t groups_of(int64_t elements) { return (elements + 3) / 4; }
-
 NoiseKey read_key(const Vector<const int64_t>& key) { return noise_key(key[0], key[1]); }
 
 // Visits the elements [start, start + n) of a row: f(pointer, stride, count, position) for each run.
 template <class T, class F>
 void for_runs(const View& view, int64_t row, int64_t start, int64_t n, const F& f) {
   T* const base = static_cast<T*>(view.data) + row * view.row_stride;
-  if (view.dims == 0) return f(base, int64_t{1}, n, int64_t{0});
+  if (view.dense) return f(base + start, int64_t{1}, n, int64_t{0});
   const int last = view.dims - 1;
   for (int64_t done = 0; done < n;) {
     int64_t rest = start + done;
@@ -42,136 +40,226 @@ void for_runs(const View& view, int64_t row, int64_t start, int64_t n, const F& 
   }
 }
 
-// A segment of an input: in place where it is dense, else gathered into scratch.
+// Elements [start, start + n) of `rows` rows, as kernels see them: element i of row l lies at
+// [lanes * i + l]. One row, lanes = 1, has a segment of it; short rows, of less than kPack elements, go
+// together, each in a lane of its own, since alone they would leave most lanes idle.
+struct Piece {
+  int64_t row, rows;  // the first one; how many
+  int64_t start, n;
+  int64_t lanes;  // 1 or kPack
+};
+
+// f(part, first, count) for each part of a piece that has running sums of its own: a row's segment, or one
+// element of each short row.
+template <class F>
+void for_parts(const Piece& piece, const F& f) {
+  if (piece.lanes == 1) return f(int64_t{0}, int64_t{0}, piece.n);
+  for (int64_t i = 0; i < piece.n; ++i) f(i, i * kPack, kPack);
+}
+
+int64_t lanes_of(int64_t dim) { return dim < kPack ? kPack : 1; }
+
+int64_t segments_of(int64_t dim) { return (dim + kSegment - 1) / kSegment; }
+
+// Calls work(piece) in parallel for pieces that cover `rows` rows of `dim` elements. make_worker() is
+// called once a thread and piece of work, and owns the scratch.
+template <class MakeWorker>
+void for_pieces(int64_t rows, int64_t dim, const MakeWorker& make_worker) {
+  const int64_t lanes = lanes_of(dim), segments = segments_of(dim);
+  const int64_t grain =
+      std::max<int64_t>(1, kElementsPerThread / (lanes * std::min(dim, kSegment)));
+  parallel_for(0, (rows + lanes - 1) / lanes * segments, grain, [&](int64_t begin, int64_t end) {
+    auto work = make_worker();
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t row = i / segments * lanes, start = i % segments * kSegment;
+      work(Piece{row, std::min(lanes, rows - row), start, std::min(kSegment, dim - start), lanes});
+    }
+  });
+}
+
+// f(pointer, stride, count, position) for each run of a piece's elements: where it lies in the tensor,
+// and its first element's place in what the kernels see.
+template <class T, class F>
+void for_runs(const View& view, const Piece& piece, const F& f) {
+  for (int64_t l = 0; l < piece.rows; ++l)
+    for_runs<T>(view, piece.row + l, piece.start, piece.n,
+                [&](T* p, int64_t stride, int64_t count, int64_t i) {
+                  f(p, stride, count, piece.lanes * i + l);
+                });
+}
+
+template <class T>
+T* in_place(const View& view, const Piece& piece) {
+  if (!view.data || !view.dense || piece.lanes != 1) return nullptr;
+  return static_cast<T*>(view.data) + piece.row * view.row_stride + piece.start;
+}
+
+// A piece of an input: in place where it lies as kernels want it, else gathered into scratch.
 template <class T>
 struct Input {
   const View& view;
-  alignas(64) T scratch[kSegment];
+  alignas(64) T scratch[kSegment] = {};
 
-  explicit Input(const View& v) : view(v) {
-    if (!v.data) std::fill_n(scratch, kSegment, T{});
-  }
-  const T* at(int64_t row, int64_t start, int64_t n) {
-    if (!view.data) return scratch;
-    if (view.dense) return static_cast<const T*>(view.data) + row * view.row_stride + start;
-    for_runs<const T>(view, row, start, n,
-                      [&](const T* p, int64_t stride, int64_t count, int64_t i) {
-                        for (int64_t j = 0; j < count; ++j) scratch[i + j] = p[j * stride];
-                      });
+  explicit Input(const View& v) : view(v) {}
+  const T* at(const Piece& piece) {
+    if (const T* p = in_place<const T>(view, piece)) return p;
+    if (view.data)
+      for_runs<const T>(view, piece, [&](const T* p, int64_t stride, int64_t count, int64_t i) {
+        for (int64_t j = 0; j < count; ++j) scratch[i + piece.lanes * j] = p[j * stride];
+      });
     return scratch;
   }
 };
 
-// A segment of an output: in place where it is dense, else written to scratch and scattered by done().
+// A piece of an output: in place likewise, else written to scratch and scattered by done().
 template <class T>
 struct Output {
   const View& view;
   alignas(64) T scratch[kSegment];
 
   explicit Output(const View& v) : view(v) {}
-  T* at(int64_t row, int64_t start) {
-    if (!view.data || !view.dense) return scratch;
-    return static_cast<T*>(view.data) + row * view.row_stride + start;
+  T* at(const Piece& piece) {
+    T* const p = in_place<T>(view, piece);
+    return p ? p : scratch;
   }
-  void done(int64_t row, int64_t start, int64_t n) const {
-    if (!view.data || view.dense) return;
-    for_runs<T>(view, row, start, n, [&](T* p, int64_t stride, int64_t count, int64_t i) {
-      for (int64_t j = 0; j < count; ++j) p[j * stride] = scratch[i + j];
+  void done(const Piece& piece) const {
+    if (!view.data || in_place<T>(view, piece)) return;
+    for_runs<T>(view, piece, [&](T* p, int64_t stride, int64_t count, int64_t i) {
+      for (int64_t j = 0; j < count; ++j) p[j * stride] = scratch[i + piece.lanes * j];
     });
   }
 };
 
-// Normals of a few short rows, or of one segment of a long one.
+// The normals of a piece, and of as many whole rows behind it as scratch holds.
 class Noise {
  public:
-  Noise(const NoiseKey& key, int64_t sample_offset, Vector<const int64_t> timestep)
-      : key_(key), sample_offset_(sample_offset), timestep_(timestep) {}
+  Noise(const NoiseKey& key, int64_t sample_offset, Vector<const int64_t> timestep, int64_t rows)
+      : key_(key), sample_offset_(sample_offset), timestep_(timestep), rows_(rows) {}
 
-  void fill(int64_t first_row, int64_t rows, int64_t start, int64_t n) {
-    first_row_ = first_row;
-    groups_ = groups_of(n);
-    const Vector<const int64_t> timestep{timestep_.data + first_row * timestep_.stride,
-                                         timestep_.stride};
-    kernels().fill_normals({key_, sample_offset_ + first_row, timestep, rows, start / 4, groups_},
-                           z_);
+  // `operands` of the same elements are prefetched meanwhile: the processor does not foresee them from
+  // one segment to the next.
+  template <class T, class... Operands>
+  const float* at(const Piece& piece, const Operands&... operands) {
+    const int64_t groups = (piece.n + 3) / 4;
+    if (first_ <= piece.row && piece.row < end_ && piece.start == 0)
+      return z_ + 4 * groups * (piece.row - first_);
+    const bool whole = piece.lanes == 1 && piece.start == 0;
+    first_ = piece.row;
+    end_ = first_ + (whole ? std::min(kSegment / (4 * groups), rows_ - first_) : 0);
+    const NoiseBlock block{key_,
+                           sample_offset_ + first_,
+                           {timestep_.data + first_ * timestep_.stride, timestep_.stride},
+                           whole ? end_ - first_ : piece.rows,
+                           piece.start / 4,
+                           groups};
+    if (piece.lanes > 1) {
+      kernels().fill_across(block, z_);
+    } else {
+      Ahead ahead{{}, 0, 4 * sizeof(T)};
+      for (const View* view : {&operands.view...})
+        if (const T* p = in_place<const T>(*view, piece))
+          ahead.data[ahead.count++] = reinterpret_cast<const char*>(p);
+      kernels().fill_in_order(block, ahead, z_);
+    }
+    return z_;
   }
-  void zero() { std::fill_n(z_, kSegment, 0.0f); }
-  const float* row(int64_t row) const { return z_ + 4 * groups_ * (row - first_row_); }
+  const float* zeros() {
+    std::fill_n(z_, kSegment, 0.0f);
+    return z_;
+  }
 
  private:
   NoiseKey key_;
   int64_t sample_offset_;
   Vector<const int64_t> timestep_;
-  int64_t first_row_ = 0, groups_ = 0;
+  int64_t rows_;
+  int64_t first_ = 0, end_ = 0;  // the rows whose noise is there
   alignas(64) float z_[kSegment];
 };
 
-int64_t segments_of(int64_t dim) { return std::max<int64_t>(1, (dim + kSegment - 1) / kSegment); }
+// lanes[l] = value(row of lane l); idle lanes follow the last.
+template <class R, class Value>
+void set_lanes(const Piece& piece, R (&lanes)[kPack], const Value& value) {
+  for (int64_t l = 0; l < piece.lanes; ++l)
+    lanes[l] = value(piece.row + std::min(l, piece.rows - 1));
+}
 
-// Calls work(first_row, rows, start, n) in parallel for pieces that cover `rows` rows of `dim` elements:
-// several whole short rows, or one segment of one long row. make_worker() is called once a thread and
-// piece of work, and owns the scratch.
-template <class MakeWorker>
-void for_pieces(int64_t rows, int64_t dim, const MakeWorker& make_worker) {
-  const int64_t segments = segments_of(dim);
-  if (segments > 1) {
-    parallel_for(0, rows * segments, kElementsPerThread / kSegment,
-                 [&](int64_t begin, int64_t end) {
-                   auto work = make_worker();
-                   for (int64_t i = begin; i < end; ++i) {
-                     const int64_t start = i % segments * kSegment;
-                     work(i / segments, int64_t{1}, start, std::min(kSegment, dim - start));
-                   }
-                 });
-  } else {
-    const int64_t block = std::max<int64_t>(1, kSegment / std::max<int64_t>(4, 4 * groups_of(dim)));
-    const int64_t blocks = (rows + block - 1) / block;
-    const int64_t grain = std::max<int64_t>(1, kElementsPerThread / (4 * groups_of(dim) * block));
-    parallel_for(0, blocks, grain, [&](int64_t begin, int64_t end) {
-      auto work = make_worker();
-      for (int64_t i = begin; i < end; ++i)
-        work(i * block, std::min(block, rows - i * block), int64_t{0}, dim);
-    });
+// Adds up `count` <= kPack values in a fixed tree, for each of `lanes` lanes: value i of lane l is
+// values[stride * i + l]. Leaves the sums in sums[0].
+template <int lanes, class R>
+void add_tree(const R* values, int64_t stride, int64_t count, double (&sums)[kPack][lanes]) {
+  for (int64_t i = 0; i < count; ++i)
+    for (int l = 0; l < lanes; ++l) sums[i][l] = values[stride * i + l];
+  for (int64_t half = kPack / 2; half > 0; half /= 2) {
+    for (int64_t i = 0; i + half < count; ++i)
+      for (int l = 0; l < lanes; ++l) sums[i][l] += sums[i + half][l];
+    count = std::min(count, half);
   }
 }
 
-// The K sums of each segment of each row, added up in order.
+// The K sums of each row. Segments add up in order.
 template <int K>
 class RowSums {
  public:
   RowSums(int64_t rows, int64_t dim)
       : segments_(segments_of(dim)), values_(static_cast<size_t>(rows * segments_ * K)) {}
-  double* segment(int64_t row, int64_t start) {
-    return &values_[static_cast<size_t>((row * segments_ + start / kSegment) * K)];
+
+  // Takes the running sums of a piece's parts.
+  template <class R>
+  void put(const Piece& piece, const LaneSums<R> (*parts)[K]) {
+    for (int k = 0; k < K; ++k) {
+      if (piece.lanes == 1) {
+        double sums[kPack][1];
+        add_tree(parts[0][k], 1, kPack, sums);
+        at(piece.row, piece.start / kSegment, k) = sums[0][0];
+      } else {
+        double sums[kPack][kPack];
+        add_tree(parts[0][k], K * kPack, piece.n, sums);
+        for (int64_t l = 0; l < piece.rows; ++l) at(piece.row + l, 0, k) = sums[0][l];
+      }
+    }
   }
-  double total(int64_t row, int k) const {
+  double total(int64_t row, int k) {
     double sum = 0;
-    for (int64_t s = 0; s < segments_; ++s)
-      sum += values_[static_cast<size_t>((row * segments_ + s) * K + k)];
+    for (int64_t s = 0; s < segments_; ++s) sum += at(row, s, k);
     return sum;
   }
 
  private:
+  double& at(int64_t row, int64_t segment, int k) {
+    return values_[static_cast<size_t>((row * segments_ + segment) * K + k)];
+  }
+
   int64_t segments_;
   std::vector<double> values_;
 };
 
-// The row's transition, from tables of type R.
+// The rows' transitions, from tables of type R.
 template <class R>
-struct Tables {
-  Vector<const int64_t> timestep;
-  Vector<const R> sample_coef, output_coef, log_std;
-
+class Tables {
+ public:
   explicit Tables(const TransitionProblem& p)
-      : timestep(p.timestep),
-        sample_coef(p.sample_coef.as<const R>()),
-        output_coef(p.output_coef.as<const R>()),
-        log_std(p.log_std.as<const R>()) {}
-  Transition<R> at(int64_t row) const {
-    const int64_t t = timestep[row];
-    return transition_at(sample_coef[t], output_coef[t], log_std[t]);
+      : timestep_(p.timestep),
+        sample_coef_(p.sample_coef.as<const R>()),
+        output_coef_(p.output_coef.as<const R>()),
+        log_std_(p.log_std.as<const R>()) {
+    for (int64_t t = 0; t < p.steps; ++t) std_.push_back(dxmi::exp(log_std_[t]));
   }
-  R inverse_std(int64_t row) const { return dxmi::exp(-log_std[timestep[row]]); }
+  R log_std(int64_t row) const { return log_std_[timestep_[row]]; }
+  R std(int64_t row) const { return std_[static_cast<size_t>(timestep_[row])]; }
+  R inverse_std(int64_t row) const { return dxmi::exp(-log_std(row)); }
+
+  void read(const Piece& piece, Rows<R>& rows) const {
+    rows.one = piece.lanes == 1;
+    set_lanes(piece, rows.sample_coef, [&](int64_t row) { return sample_coef_[timestep_[row]]; });
+    set_lanes(piece, rows.output_coef, [&](int64_t row) { return output_coef_[timestep_[row]]; });
+    set_lanes(piece, rows.std, [&](int64_t row) { return std(row); });
+  }
+
+ private:
+  Vector<const int64_t> timestep_;
+  Vector<const R> sample_coef_, output_coef_, log_std_;
+  std::vector<R> std_;
 };
 
 // Sums one value a row into its timestep's entry, in row order.
@@ -192,13 +280,11 @@ void CpuBackend::normal(const NormalProblem& p) {
     using T = decltype(tag);
     if (p.dim == 0) return;
     for_pieces(p.rows, p.dim, [&] {
-      return [&, noise = Noise(key, p.sample_offset, {&p.timestep, 0}), out = Output<T>(p.out)](
-                 int64_t first_row, int64_t rows, int64_t start, int64_t n) mutable {
-        noise.fill(first_row, rows, start, n);
-        for (int64_t row = first_row; row < first_row + rows; ++row) {
-          kernels().of<T>().store(n, noise.row(row), out.at(row, start));
-          out.done(row, start, n);
-        }
+      return [noise = Noise(key, p.sample_offset, {&p.timestep, 0}, p.rows),
+              out = Output<T>(p.out)](const Piece& piece) mutable {
+        const float* z = noise.at<T>(piece, out);
+        kernels().of<T>().store(piece.lanes * piece.n, z, out.at(piece));
+        out.done(piece);
       };
     });
   });
@@ -212,23 +298,28 @@ void CpuBackend::sampler_step(const StepProblem& p, const StepResult& result) {
     const Tables<R> tables(p);
     RowSums<2> sums(p.rows, p.dim);
     for_pieces(p.rows, p.dim, [&] {
-      return [&, noise = Noise(key, p.sample_offset, p.timestep), sample = Input<T>(p.sample),
-              output = Input<T>(p.output), next = Output<T>(result.next)](
-                 int64_t first_row, int64_t rows, int64_t start, int64_t n) mutable {
-        noise.fill(first_row, rows, start, n);
-        for (int64_t row = first_row; row < first_row + rows; ++row) {
-          kernels().of<T>().step(n, tables.at(row), sample.at(row, start, n),
-                                 output.at(row, start, n), noise.row(row), next.at(row, start),
-                                 sums.segment(row, start));
-          next.done(row, start, n);
-        }
-      };
+      return
+          [&, noise = Noise(key, p.sample_offset, p.timestep, p.rows), sample = Input<T>(p.sample),
+           output = Input<T>(p.output), next = Output<T>(result.next)](const Piece& piece) mutable {
+            const float* const z = noise.at<T>(piece, sample, output, next);
+            const T* const x = sample.at(piece);
+            const T* const o = output.at(piece);
+            T* const y = next.at(piece);
+            Rows<R> rows;
+            tables.read(piece, rows);
+            LaneSums<R> part_sums[kPack][2];
+            for_parts(piece, [&](int64_t part, int64_t i, int64_t n) {
+              kernels().of<T>().step(n, rows, x + i, o + i, z + i, y + i, part_sums[part]);
+            });
+            next.done(piece);
+            sums.put(piece, part_sums);
+          };
     });
     const Vector<R> log_prob = result.log_prob.as<R>();
     const Vector<R> sq_displacement = result.sq_displacement.as<R>();
     const double dim = static_cast<double>(p.dim);
     for (int64_t row = 0; row < p.rows; ++row) {
-      const double log_std = tables.log_std[p.timestep[row]];
+      const double log_std = tables.log_std(row);
       log_prob[row] = static_cast<R>(log_prob_row(sums.total(row, 0), dim, log_std));
       sq_displacement[row] = static_cast<R>(sums.total(row, 1) / dim);
     }
@@ -244,31 +335,39 @@ void CpuBackend::sampler_step_grad(const StepProblem& p, const StepGradients& g)
     const Vector<const R> grad_log_prob = g.grad_log_prob.as<const R>();
     const Vector<const R> grad_sq = g.grad_sq_displacement.as<const R>();
     const bool needs_noise = g.grad_log_std.data || grad_sq.data;
+    const double dim = static_cast<double>(p.dim);
     RowSums<1> grad_std(p.rows, p.dim);
     for_pieces(p.rows, p.dim, [&] {
-      return [&, noise = Noise(key, p.sample_offset, p.timestep), sample = Input<T>(p.sample),
-              output = Input<T>(p.output), grad_next = Input<T>(g.grad_next),
-              grad_sample = Output<T>(g.grad_sample), grad_output = Output<T>(g.grad_output)](
-                 int64_t first_row, int64_t rows, int64_t start, int64_t n) mutable {
-        if (needs_noise)
-          noise.fill(first_row, rows, start, n);
-        else
-          noise.zero();
-        for (int64_t row = first_row; row < first_row + rows; ++row) {
-          const R grad_displacement_sq =
-              grad_sq.data ? static_cast<R>(2.0 * grad_sq[row] / static_cast<double>(p.dim)) : R(0);
-          kernels().of<T>().step_grad(
-              n, tables.at(row), grad_displacement_sq, sample.at(row, start, n),
-              output.at(row, start, n), noise.row(row), grad_next.at(row, start, n),
-              grad_sample.at(row, start), grad_output.at(row, start), grad_std.segment(row, start));
-          grad_sample.done(row, start, n);
-          grad_output.done(row, start, n);
-        }
+      return [&, noise = Noise(key, p.sample_offset, p.timestep, p.rows),
+              sample = Input<T>(p.sample), output = Input<T>(p.output),
+              grad_next = Input<T>(g.grad_next), grad_sample = Output<T>(g.grad_sample),
+              grad_output = Output<T>(g.grad_output)](const Piece& piece) mutable {
+        const float* const z =
+            needs_noise ? noise.at<T>(piece, sample, output, grad_next, grad_sample, grad_output)
+                        : noise.zeros();
+        const T* const x = sample.at(piece);
+        const T* const o = output.at(piece);
+        const T* const gy = grad_next.at(piece);
+        T* const gx = grad_sample.at(piece);
+        T* const go = grad_output.at(piece);
+        Rows<R> rows;
+        tables.read(piece, rows);
+        set_lanes(piece, rows.grad, [&](int64_t row) {
+          return grad_sq.data ? static_cast<R>(2.0 * grad_sq[row] / dim) : R(0);
+        });
+        LaneSums<R> part_sums[kPack][1];
+        for_parts(piece, [&](int64_t part, int64_t i, int64_t n) {
+          kernels().of<T>().step_grad(n, rows, x + i, o + i, z + i, gy + i, gx + i, go + i,
+                                      part_sums[part]);
+        });
+        grad_sample.done(piece);
+        grad_output.done(piece);
+        grad_std.put(piece, part_sums);
       };
     });
     if (g.grad_log_std.data)
       scatter_to_table<R>(g.grad_log_std, p.steps, p.rows, p.timestep, [&](int64_t row) {
-        const double std = tables.at(row).std;
+        const double std = tables.std(row);
         const double log_prob_part = grad_log_prob.data ? grad_log_prob[row] : R(0);
         return step_grad_log_std_row(std, grad_std.total(row, 0), log_prob_part);
       });
@@ -282,17 +381,24 @@ void CpuBackend::transition_log_prob(const LogProbProblem& p, AnyVector log_prob
     const Tables<R> tables(p);
     RowSums<1> sums(p.rows, p.dim);
     for_pieces(p.rows, p.dim, [&] {
-      return [&, next = Input<T>(p.next), sample = Input<T>(p.sample), output = Input<T>(p.output)](
-                 int64_t first_row, int64_t rows, int64_t start, int64_t n) mutable {
-        for (int64_t row = first_row; row < first_row + rows; ++row)
-          kernels().of<T>().log_prob(n, tables.at(row), tables.inverse_std(row),
-                                     next.at(row, start, n), sample.at(row, start, n),
-                                     output.at(row, start, n), sums.segment(row, start));
+      return [&, next = Input<T>(p.next), sample = Input<T>(p.sample),
+              output = Input<T>(p.output)](const Piece& piece) mutable {
+        const T* const y = next.at(piece);
+        const T* const x = sample.at(piece);
+        const T* const o = output.at(piece);
+        Rows<R> rows;
+        tables.read(piece, rows);
+        set_lanes(piece, rows.inverse_std, [&](int64_t row) { return tables.inverse_std(row); });
+        LaneSums<R> part_sums[kPack][1];
+        for_parts(piece, [&](int64_t part, int64_t i, int64_t n) {
+          kernels().of<T>().log_prob(n, rows, y + i, x + i, o + i, part_sums[part]);
+        });
+        sums.put(piece, part_sums);
       };
     });
     const Vector<R> out = log_prob.as<R>();
     for (int64_t row = 0; row < p.rows; ++row) {
-      const double log_std = tables.log_std[p.timestep[row]];
+      const double log_std = tables.log_std(row);
       out[row] =
           static_cast<R>(log_prob_row(sums.total(row, 0), static_cast<double>(p.dim), log_std));
     }
@@ -310,19 +416,28 @@ void CpuBackend::transition_log_prob_grad(const LogProbProblem& p, const LogProb
     for_pieces(p.rows, p.dim, [&] {
       return [&, next = Input<T>(p.next), sample = Input<T>(p.sample), output = Input<T>(p.output),
               grad_next = Output<T>(g.grad_next), grad_sample = Output<T>(g.grad_sample),
-              grad_output = Output<T>(g.grad_output)](int64_t first_row, int64_t rows,
-                                                      int64_t start, int64_t n) mutable {
-        for (int64_t row = first_row; row < first_row + rows; ++row) {
-          const R inverse_std = tables.inverse_std(row);
-          const R scale = static_cast<R>(static_cast<double>(grad[row]) * inverse_std / dim);
-          kernels().of<T>().log_prob_grad(
-              n, tables.at(row), inverse_std, scale, next.at(row, start, n),
-              sample.at(row, start, n), output.at(row, start, n), grad_next.at(row, start),
-              grad_sample.at(row, start), grad_output.at(row, start), sums.segment(row, start));
-          grad_next.done(row, start, n);
-          grad_sample.done(row, start, n);
-          grad_output.done(row, start, n);
-        }
+              grad_output = Output<T>(g.grad_output)](const Piece& piece) mutable {
+        const T* const y = next.at(piece);
+        const T* const x = sample.at(piece);
+        const T* const o = output.at(piece);
+        T* const gy = grad_next.at(piece);
+        T* const gx = grad_sample.at(piece);
+        T* const go = grad_output.at(piece);
+        Rows<R> rows;
+        tables.read(piece, rows);
+        set_lanes(piece, rows.inverse_std, [&](int64_t row) { return tables.inverse_std(row); });
+        set_lanes(piece, rows.grad, [&](int64_t row) {
+          return static_cast<R>(static_cast<double>(grad[row]) * tables.inverse_std(row) / dim);
+        });
+        LaneSums<R> part_sums[kPack][1];
+        for_parts(piece, [&](int64_t part, int64_t i, int64_t n) {
+          kernels().of<T>().log_prob_grad(n, rows, y + i, x + i, o + i, gy + i, gx + i, go + i,
+                                          part_sums[part]);
+        });
+        grad_next.done(piece);
+        grad_sample.done(piece);
+        grad_output.done(piece);
+        sums.put(piece, part_sums);
       };
     });
     if (g.grad_log_std.data)

@@ -9,19 +9,42 @@ namespace dxmi::cpu {
 namespace {
 
 template <class T>
-using Lanes = std::conditional_t<std::is_same_v<T, double>, Simd64, Simd>;
+using Policy = std::conditional_t<std::is_same_v<T, double>, Simd64, Simd>;
 
-// Sixteen running sums, added up in a fixed tree at the end.
+// Registers of a pack.
 template <class L>
-struct Sum {
-  typename L::F part[kPack / L::width] = {};
+inline constexpr int kRegisters = kPack / L::width;
 
-  double total() const {
-    double lane[kPack];
-    for (int i = 0; i < kPack; ++i) lane[i] = part[i / L::width][i % L::width];
-    for (int width = kPack / 2; width > 0; width /= 2)
-      for (int i = 0; i < width; ++i) lane[i] += lane[i + width];
-    return lane[0];
+// A value a lane, in registers.
+template <class L>
+struct Lanes {
+  typename L::F part[kRegisters<L>] = {};
+
+  template <class R>
+  void store(R* out) const {
+    for (int r = 0; r < kRegisters<L>; ++r) L::store(out + r * L::width, part[r]);
+  }
+};
+
+template <class L, class R>
+DXMI_CORE Lanes<L> load_lanes(const Rows<R>& rows, const R (&values)[kPack]) {
+  Lanes<L> lanes;
+  for (int r = 0; r < kRegisters<L>; ++r)
+    lanes.part[r] = rows.one ? L::of(values[0]) : L::load(values + r * L::width);
+  return lanes;
+}
+
+// The transitions of the lanes of each register.
+template <class L, class R>
+struct Transitions {
+  Transition<typename L::F> part[kRegisters<L>];
+
+  explicit Transitions(const Rows<R>& rows) {
+    const Lanes<L> sample_coef = load_lanes<L>(rows, rows.sample_coef);
+    const Lanes<L> output_coef = load_lanes<L>(rows, rows.output_coef);
+    const Lanes<L> std = load_lanes<L>(rows, rows.std);
+    for (int r = 0; r < kRegisters<L>; ++r)
+      part[r] = {sample_coef.part[r], output_coef.part[r], std.part[r]};
   }
 };
 
@@ -56,63 +79,94 @@ DXMI_CORE void for_packs(int64_t n, const Pack& pack, T*... operands) {
 template <class L, class Body>
 DXMI_CORE void for_registers(const Body& body) {
 #pragma GCC unroll 16
-  for (int r = 0; r < kPack / L::width; ++r) body(r * L::width, r);
+  for (int r = 0; r < kRegisters<L>; ++r) body(r * L::width, r);
 }
 
-void fill_normals(const NoiseBlock& block, float* z) {
+// The counters of a register's lanes: consecutive groups of consecutive rows, from (row, group) on, which
+// it moves behind them.
+DXMI_CORE void next_counters(const NoiseBlock& block, const Simd::U& lane_group, int64_t& row,
+                             int64_t& group, Simd::U words[4]) {
+  using L = Simd;
+  L::U groups, samples, timesteps;
+  if (group + L::width <= block.groups || block.rows == 1) {
+    groups = static_cast<uint32_t>(block.first_group + group) + lane_group;
+    samples = L::U{} + static_cast<uint32_t>(block.first_sample + row);
+    timesteps = L::U{} + static_cast<uint32_t>(block.timestep[row]);
+    group += L::width;
+    if (group == block.groups) {
+      group = 0;
+      ++row;
+    }
+  } else {
+    uint32_t counters[3][L::width] = {};
+    for (int i = 0; i < L::width && row < block.rows; ++i) {
+      counters[0][i] = static_cast<uint32_t>(block.first_group + group);
+      counters[1][i] = static_cast<uint32_t>(block.first_sample + row);
+      counters[2][i] = static_cast<uint32_t>(block.timestep[row]);
+      if (++group == block.groups) {
+        group = 0;
+        ++row;
+      }
+    }
+    for (int p = 0; p < L::width; ++p) {
+      groups[p] = counters[0][L::lane_group(p)];
+      samples[p] = counters[1][L::lane_group(p)];
+      timesteps[p] = counters[2][L::lane_group(p)];
+    }
+  }
+  noise_counter<L>(block.key, groups, samples, timesteps, words);
+}
+
+void fill_in_order(const NoiseBlock& block, const Ahead& ahead, float* z) {
   using L = Simd;
   const int64_t total = block.rows * block.groups;
   L::U lane_group;
   for (int p = 0; p < L::width; ++p) lane_group[p] = L::lane_group(p);
 
-  int64_t row = 0, group = 0;  // of the first lane
-  for (int64_t done = 0; done < total; done += L::width) {
-    L::U groups, samples, timesteps;
-    if (group + L::width <= block.groups) {
-      groups = static_cast<uint32_t>(block.first_group + group) + lane_group;
-      samples = L::U{} + static_cast<uint32_t>(block.first_sample + row);
-      timesteps = L::U{} + static_cast<uint32_t>(block.timestep[row]);
-      group += L::width;
-    } else {  // short rows: several to a register
-      uint32_t counters[3][L::width] = {};
-      for (int i = 0; i < L::width && row < block.rows; ++i) {
-        counters[0][i] = static_cast<uint32_t>(block.first_group + group);
-        counters[1][i] = static_cast<uint32_t>(block.first_sample + row);
-        counters[2][i] = static_cast<uint32_t>(block.timestep[row]);
-        if (++group == block.groups) {
-          group = 0;
-          ++row;
-        }
-      }
-      for (int p = 0; p < L::width; ++p) {
-        groups[p] = counters[0][L::lane_group(p)];
-        samples[p] = counters[1][L::lane_group(p)];
-        timesteps[p] = counters[2][L::lane_group(p)];
-      }
-    }
-    if (group == block.groups) {
-      group = 0;
-      ++row;
-    }
-
-    L::U words[4];
-    L::F normals[4];
-    noise_words<L>(block.key, groups, samples, timesteps, words);
-    box_muller<L>(words, normals);
-    const int64_t left = total - done;
-    if (left >= L::width) {
+  int64_t row = 0, group = 0, done = 0;
+  const auto fill = [&](auto ways_tag) {
+    constexpr int ways = decltype(ways_tag)::value;
+    for (int a = 0; a < ahead.count; ++a)
+      for (int64_t b = 0; b < ahead.bytes * ways * L::width; b += 64)
+        __builtin_prefetch(ahead.data[a] + ahead.bytes * done + b);
+    L::U words[4 * ways];
+#pragma GCC unroll 2
+    for (int w = 0; w < ways; ++w) next_counters(block, lane_group, row, group, words + 4 * w);
+    philox4x32_10<L, ways>(words, block.key.seed_low, block.key.seed_high);
+#pragma GCC unroll 2
+    for (int w = 0; w < ways; ++w, done += L::width) {
+      L::F normals[4];
+      box_muller<L>(words + 4 * w, normals);
       L::store_groups(z + 4 * done, normals);
-    } else {
-      float tail[4 * L::width];
-      L::store_groups(tail, normals);
-      __builtin_memcpy(z + 4 * done, tail, 4 * left * sizeof(float));
+    }
+  };
+  while (done + L::width < total) fill(std::integral_constant<int, 2>{});
+  if (done < total) fill(std::integral_constant<int, 1>{});
+}
+
+void fill_across(const NoiseBlock& block, float* z) {
+  using L = Simd;
+  uint32_t samples[kPack], timesteps[kPack];
+  for (int64_t i = 0; i < kPack; ++i) {
+    const int64_t row = i < block.rows ? i : block.rows - 1;
+    samples[i] = static_cast<uint32_t>(block.first_sample + row);
+    timesteps[i] = static_cast<uint32_t>(block.timestep[row]);
+  }
+  for (int64_t group = 0; group < block.groups; ++group) {
+    for (int i = 0; i < kPack; i += L::width) {
+      L::U words[4];
+      L::F normals[4];
+      noise_words<L>(block.key, L::U{} + static_cast<uint32_t>(block.first_group + group),
+                     load_as<L::U>(samples + i), load_as<L::U>(timesteps + i), words);
+      box_muller<L>(words, normals);
+      for (int e = 0; e < 4; ++e) L::store(z + kPack * (4 * group + e) + i, normals[e]);
     }
   }
 }
 
 template <class T>
 void store(int64_t n, const float* z, T* out) {
-  using L = Lanes<T>;
+  using L = Policy<T>;
   for_packs(
       n,
       [](const float* zs, T* outs) {
@@ -122,84 +176,93 @@ void store(int64_t n, const float* z, T* out) {
 }
 
 template <class T>
-void step(int64_t n, const Transition<WideT<T>>& p, const T* sample, const T* output,
-          const float* z, T* next, double sums[2]) {
-  using L = Lanes<T>;
-  Sum<L> noise_sq, displacement_sq;
+void step(int64_t n, const Rows<WideT<T>>& rows, const T* sample, const T* output, const float* z,
+          T* next, LaneSums<WideT<T>>* sums) {
+  using L = Policy<T>;
+  const Transitions<L, WideT<T>> p(rows);
+  Lanes<L> noise_sq, displacement_sq;
   for_packs(
       n,
       [&](const T* x, const T* o, const float* zs, T* y) {
         for_registers<L>([&](int i, int r) {
-          L::store(y + i, dxmi::step<L>(p, L::load(x + i), L::load(o + i), L::load(zs + i),
+          L::store(y + i, dxmi::step<L>(p.part[r], L::load(x + i), L::load(o + i), L::load(zs + i),
                                         noise_sq.part[r], displacement_sq.part[r]));
         });
       },
       sample, output, z, next);
-  sums[0] = noise_sq.total();
-  sums[1] = displacement_sq.total();
+  noise_sq.store(sums[0]);
+  displacement_sq.store(sums[1]);
 }
 
 template <class T>
-void step_grad(int64_t n, const Transition<WideT<T>>& p, WideT<T> grad_displacement_sq,
-               const T* sample, const T* output, const float* z, const T* grad_next, T* grad_sample,
-               T* grad_output, double* grad_std) {
-  using L = Lanes<T>;
-  Sum<L> std_sum;
+void step_grad(int64_t n, const Rows<WideT<T>>& rows, const T* sample, const T* output,
+               const float* z, const T* grad_next, T* grad_sample, T* grad_output,
+               LaneSums<WideT<T>>* sums) {
+  using L = Policy<T>;
+  const Transitions<L, WideT<T>> p(rows);
+  const Lanes<L> grad_displacement_sq = load_lanes<L>(rows, rows.grad);
+  Lanes<L> grad_std;
   for_packs(
       n,
       [&](const T* x, const T* o, const float* zs, const T* gy, T* gx, T* go) {
         for_registers<L>([&](int i, int r) {
           typename L::F grad_x, grad_o;
-          dxmi::step_grad<L>(p, L::load(x + i), L::load(o + i), L::load(zs + i), L::load(gy + i),
-                             grad_displacement_sq, grad_x, grad_o, std_sum.part[r]);
+          dxmi::step_grad<L>(p.part[r], L::load(x + i), L::load(o + i), L::load(zs + i),
+                             L::load(gy + i), grad_displacement_sq.part[r], grad_x, grad_o,
+                             grad_std.part[r]);
           L::store(gx + i, grad_x);
           L::store(go + i, grad_o);
         });
       },
       sample, output, z, grad_next, grad_sample, grad_output);
-  *grad_std = std_sum.total();
+  grad_std.store(sums[0]);
 }
 
 template <class T>
-void log_prob(int64_t n, const Transition<WideT<T>>& p, WideT<T> inverse_std, const T* next,
-              const T* sample, const T* output, double* noise_sq) {
-  using L = Lanes<T>;
-  Sum<L> sum;
+void log_prob(int64_t n, const Rows<WideT<T>>& rows, const T* next, const T* sample,
+              const T* output, LaneSums<WideT<T>>* sums) {
+  using L = Policy<T>;
+  const Transitions<L, WideT<T>> p(rows);
+  const Lanes<L> inverse_std = load_lanes<L>(rows, rows.inverse_std);
+  Lanes<L> noise_sq;
   for_packs(
       n,
       [&](const T* y, const T* x, const T* o) {
         for_registers<L>([&](int i, int r) {
-          const typename L::F z =
-              dxmi::standardised<L>(p, inverse_std, L::load(y + i), L::load(x + i), L::load(o + i));
-          sum.part[r] = L::fma(z, z, sum.part[r]);
+          const typename L::F z = dxmi::standardised<L>(
+              p.part[r], inverse_std.part[r], L::load(y + i), L::load(x + i), L::load(o + i));
+          noise_sq.part[r] = L::fma(z, z, noise_sq.part[r]);
         });
       },
       next, sample, output);
-  *noise_sq = sum.total();
+  noise_sq.store(sums[0]);
 }
 
 template <class T>
-void log_prob_grad(int64_t n, const Transition<WideT<T>>& p, WideT<T> inverse_std, WideT<T> scale,
-                   const T* next, const T* sample, const T* output, T* grad_next, T* grad_sample,
-                   T* grad_output, double* noise_sq) {
-  using L = Lanes<T>;
-  Sum<L> sum;
+void log_prob_grad(int64_t n, const Rows<WideT<T>>& rows, const T* next, const T* sample,
+                   const T* output, T* grad_next, T* grad_sample, T* grad_output,
+                   LaneSums<WideT<T>>* sums) {
+  using L = Policy<T>;
+  const Transitions<L, WideT<T>> p(rows);
+  const Lanes<L> inverse_std = load_lanes<L>(rows, rows.inverse_std),
+                 scale = load_lanes<L>(rows, rows.grad);
+  Lanes<L> noise_sq;
   for_packs(
       n,
       [&](const T* y, const T* x, const T* o, T* gy, T* gx, T* go) {
         for_registers<L>([&](int i, int r) {
-          const typename L::F z =
-              dxmi::standardised<L>(p, inverse_std, L::load(y + i), L::load(x + i), L::load(o + i));
+          const typename L::F z = dxmi::standardised<L>(
+              p.part[r], inverse_std.part[r], L::load(y + i), L::load(x + i), L::load(o + i));
           typename L::F grad_y, grad_x, grad_o;
-          dxmi::log_prob_grad<L>(p, z, scale, grad_y, grad_x, grad_o);
-          sum.part[r] = L::fma(z, z, sum.part[r]);
+          dxmi::log_prob_grad<L>(p.part[r], z, scale.part[r], grad_y, grad_x, grad_o);
+          noise_sq.part[r] = L::fma(z, z, noise_sq.part[r]);
           L::store(gy + i, grad_y);
           L::store(gx + i, grad_x);
           L::store(go + i, grad_o);
         });
       },
       next, sample, output, grad_next, grad_sample, grad_output);
-  *noise_sq = sum.total();
+  noise_sq.store(sums[0]);
 }
 
 template <class T>
@@ -216,8 +279,13 @@ constexpr TypedKernels<T> typed_kernels() {
 
 extern const Kernels DXMI_NAME(DXMI_VARIANT);
 const Kernels DXMI_NAME(DXMI_VARIANT) = {
-    DXMI_TEXT(DXMI_VARIANT),   fill_normals,          typed_kernels<float>(),
-    typed_kernels<BFloat16>(), typed_kernels<Half>(), typed_kernels<double>(),
+    DXMI_TEXT(DXMI_VARIANT),
+    fill_in_order,
+    fill_across,
+    typed_kernels<float>(),
+    typed_kernels<BFloat16>(),
+    typed_kernels<Half>(),
+    typed_kernels<double>(),
 };
 
 }  // namespace dxmi::cpu

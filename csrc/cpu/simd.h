@@ -20,10 +20,6 @@ inline constexpr int kWidth = 8;
 inline constexpr int kWidth = 4;
 #endif
 
-// Sums run over 16 interleaved lanes whatever the width of a register, so that every variant adds in
-// the same order.
-inline constexpr int kPack = 16;
-
 template <class V, class T>
 DXMI_CORE V load_as(const T* p) {
   V v;
@@ -38,7 +34,8 @@ struct Simd {
   typedef int32_t I __attribute__((vector_size(4 * kWidth)));
   typedef uint16_t U16 __attribute__((vector_size(2 * kWidth)));
 
-  DXMI_CORE F of(float x) { return F{} + x; }
+  DXMI_CORE F of(float x) { return x - F{}; }  // exact for -0 too
+  DXMI_CORE F of(F x) { return x; }
   DXMI_CORE U bits(F f) { return (U)f; }
   DXMI_CORE F from_bits(U u) { return (F)u; }
   DXMI_CORE F to_float(I i) { return __builtin_convertvector(i, F); }
@@ -46,18 +43,24 @@ struct Simd {
   DXMI_CORE F load(const float* p) { return load_as<F>(p); }
   DXMI_CORE void store(float* p, F v) { __builtin_memcpy(p, &v, sizeof v); }
 
-  DXMI_CORE F load(const BFloat16* p) {
-    return (F)(__builtin_convertvector(load_as<U16>(p), U) << 16);
-  }
+  // A bfloat16 is the high half of a float32, rounded to nearest even; a NaN stays one.
+  DXMI_CORE F load(const BFloat16* p) { return (F)(widen(load_as<U16>(p)) << 16); }
   DXMI_CORE void store(BFloat16* p, F v) {
     const U b = bits(v);
-    // Round to nearest even; a NaN stays one.
-    const U rounded = (b + 0x7FFFu + ((b >> 16) & 1u)) >> 16;
-    const U nan = (U)(v != v);
-    const U result = (nan & ((b >> 16) | 0x40u)) | (~nan & rounded);
-    const U16 out = __builtin_convertvector(result, U16);
+    const U16 out = high_halves(v != v ? b | 0x400000u : b + 0x7FFFu + ((b >> 16) & 1u));
     __builtin_memcpy(p, &out, sizeof out);
   }
+#if defined(__AVX512F__)  // GCC would convert in halves
+  DXMI_CORE U widen(U16 v) { return (U)_mm512_maskz_cvtepu16_epi32(0xFFFF, (__m256i)v); }
+  DXMI_CORE U16 high_halves(U u) {
+    typedef uint16_t Words __attribute__((vector_size(4 * kWidth)));
+    const Words w = (Words)u;
+    return __builtin_shufflevector(w, w, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+  }
+#else
+  DXMI_CORE U widen(U16 v) { return __builtin_convertvector(v, U); }
+  DXMI_CORE U16 high_halves(U u) { return __builtin_convertvector(u >> 16, U16); }
+#endif
 
 #if defined(__AVX512F__)
   DXMI_CORE F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
@@ -156,7 +159,8 @@ struct Simd64 {
   typedef double F __attribute__((vector_size(4 * kWidth)));
   typedef float F32 __attribute__((vector_size(2 * kWidth)));
 
-  DXMI_CORE F of(double x) { return F{} + x; }
+  DXMI_CORE F of(double x) { return x - F{}; }
+  DXMI_CORE F of(F x) { return x; }
   DXMI_CORE F load(const double* p) { return load_as<F>(p); }
   DXMI_CORE F load(const float* p) { return __builtin_convertvector(load_as<F32>(p), F); }
   DXMI_CORE void store(double* p, F v) { __builtin_memcpy(p, &v, sizeof v); }
