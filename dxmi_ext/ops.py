@@ -21,6 +21,7 @@ warmed up, with a key that advances within the graph, ``key.copy_(next_key(key))
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -301,6 +302,13 @@ def _call(function: type[torch.autograd.Function], *args: Any) -> Any:
     return function.apply(*args) if torch.is_grad_enabled() else function.forward(*args)
 
 
+class _Function(torch.autograd.Function):
+    """Keeps its forward's signature: `apply` asks for it on every call, and it takes half an op to find."""
+
+    def __init_subclass__(cls) -> None:
+        cls.forward.__signature__ = inspect.signature(cls.forward)  # type: ignore[attr-defined]
+
+
 class _Gradients(NamedTuple):
     """What an op's backward pass knows of its inputs."""
 
@@ -355,7 +363,7 @@ _STEP = _Gradients(
 )
 
 
-class _SamplerStep(torch.autograd.Function):
+class _SamplerStep(_Function):
     @staticmethod
     def forward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
         return _ops.sampler_step_fwd(*args)
@@ -381,7 +389,7 @@ _LOG_PROB = _Gradients(
 )
 
 
-class _TransitionLogProb(torch.autograd.Function):
+class _TransitionLogProb(_Function):
     @staticmethod
     def forward(*args: Any) -> Tensor:
         return _ops.transition_log_prob_fwd(*args)
@@ -403,7 +411,7 @@ _COST = _Gradients(
 )
 
 
-class _RunningCost(torch.autograd.Function):
+class _RunningCost(_Function):
     @staticmethod
     def forward(*args: Any) -> Tensor:
         return _ops.running_cost_fwd(*args)
@@ -427,7 +435,7 @@ _ENERGY = _Gradients(
 )
 
 
-class _EnergyLoss(torch.autograd.Function):
+class _EnergyLoss(_Function):
     @staticmethod
     def forward(*args: Any) -> Tensor:
         return _ops.energy_loss_fwd(*args)
