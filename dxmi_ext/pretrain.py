@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from dxmi_ext import noise, ops
 from dxmi_ext.optim import Adam, LearningRates
+from dxmi_ext.ranks import Ranks
 from dxmi_ext.sampler import GaussianSampler
 from dxmi_ext.schedules import Schedule
 
@@ -20,13 +21,22 @@ class Pretrainer:
         schedule: signal and noise levels.
         lr: learning rate, decayed to 0 over the run.
         iterations: length of the run.
-        seed: of every random choice, each keyed by the row.
+        seed: of every random choice, each keyed by the global row.
+        ranks: among which the rows of a batch are split.
     """
 
     def __init__(
-        self, sampler: GaussianSampler, schedule: Schedule, *, lr: float, iterations: int, seed: int
+        self,
+        sampler: GaussianSampler,
+        schedule: Schedule,
+        *,
+        lr: float,
+        iterations: int,
+        seed: int,
+        ranks: Ranks | None = None,
     ) -> None:
-        self.network, self.iteration = sampler.network, 0
+        self.network, self.iteration, self.ranks = sampler.network, 0, ranks or Ranks()
+        self._learning = self.ranks.wrap(self.network)
         device = sampler.log_std.device
         self._signal = schedule.signal.float().to(device)
         self._noise = schedule.noise.float().to(device)
@@ -35,17 +45,18 @@ class Pretrainer:
         self._draws = noise.Draws(seed, "pretrain", ["timestep", "noise"], device)
 
     def step(self, data: Tensor) -> dict[str, Tensor]:
-        """One iteration on a minibatch [B, *]."""
+        """One iteration on this rank's rows of a minibatch, [B, *]."""
         self._learning_rates.at(self.iteration)
         keys = self._draws.at(self.iteration)
-        timestep = noise.randint(len(self._signal), len(data), keys["timestep"])
-        eps = ops.normal(data.shape, keys["noise"])
+        offset = self.ranks.rank * len(data)
+        timestep = noise.randint(len(self._signal), len(data), keys["timestep"], sample_offset=offset)
+        eps = ops.normal(data.shape, keys["noise"], sample_offset=offset)
         level = (-1, *[1] * (data.ndim - 1))
         noisy = self._signal[timestep].view(level) * data + self._noise[timestep].view(level) * eps
-        loss = nn.functional.mse_loss(self.network(noisy, timestep), eps)
+        loss = nn.functional.mse_loss(self._learning(noisy, timestep), eps)
         self._optimizer.descend(loss)
         self.iteration += 1
-        return {"loss": loss.detach()}
+        return self.ranks.mean({"loss": loss.detach()})
 
     def state_dict(self) -> dict[str, Any]:
         return {

@@ -115,14 +115,6 @@ class GaussianSampler(nn.Module):
         tables = self.sample_coef, self.output_coef, self.log_std
         return ops.sampler_step(sample, output, timestep, *tables, key, sample_offset=sample_offset)
 
-    def log_prob(
-        self, sample: Tensor, next_sample: Tensor, timestep: Tensor, labels: Tensor | None = None
-    ) -> Tensor:
-        """Scores given transitions: the mean over D of log pi(next_sample | sample), [N]."""
-        output = conditioned(self.network, sample, timestep, labels)
-        tables = self.sample_coef, self.output_coef, self.log_std
-        return ops.transition_log_prob(next_sample, sample, output, timestep, *tables)
-
     @torch.no_grad()
     def rollout(
         self, n: int, key: Tensor, labels: Tensor | None = None, *, sample_offset: int = 0
@@ -171,6 +163,22 @@ class GaussianSampler(nn.Module):
                     x = guide(x, timestep + 1, classes)
             batches.append(x)
         return torch.cat(batches) if batches else self.initial(0, key)
+
+
+class LogProb(nn.Module):
+    """Scores transitions of a sampler: (x_t [N, *], x_{t+1} [N, *], timestep [N], labels) -> log pi, [N], its
+    mean over D."""
+
+    def __init__(self, sampler: GaussianSampler) -> None:
+        super().__init__()
+        self.sampler = sampler
+
+    def forward(
+        self, sample: Tensor, next_sample: Tensor, timestep: Tensor, labels: Tensor | None = None
+    ) -> Tensor:
+        output = conditioned(self.sampler.network, sample, timestep, labels)
+        tables = self.sampler.sample_coef, self.sampler.output_coef, self.sampler.log_std
+        return ops.transition_log_prob(next_sample, sample, output, timestep, *tables)
 
 
 def conditioned(network: nn.Module, x: Tensor, timestep: Tensor, labels: Tensor | None) -> Tensor:

@@ -16,7 +16,8 @@ from dxmi_ext import noise, ops
 from dxmi_ext.config import Settings, setting
 from dxmi_ext.networks import Networks, frozen
 from dxmi_ext.optim import Adam, LearningRates
-from dxmi_ext.sampler import Trajectory, Transition, conditioned
+from dxmi_ext.ranks import Ranks
+from dxmi_ext.sampler import LogProb, Trajectory, Transition, conditioned
 
 
 class Stepper(Protocol):
@@ -96,7 +97,8 @@ class DxMITrainer:
         networks: all of them.
         settings: of the algorithm.
         iterations: length of the run, over which learning rates decay.
-        seed: of every random choice; each is keyed by the row, so none depends on the batch's split.
+        seed: of every random choice; each is keyed by the global row, so none depends on the batch's split.
+        ranks: among which the rows of a batch are split.
     """
 
     def __init__(
@@ -106,8 +108,9 @@ class DxMITrainer:
         *,
         iterations: int,
         seed: int,
+        ranks: Ranks | None = None,
     ) -> None:
-        self.networks, self.settings = networks, settings
+        self.networks, self.settings, self.ranks = networks, settings, ranks or Ranks()
         self.sampler, self.value = sampler, value = networks.sampler, networks.value
         self.iterations, self.iteration = iterations, 0
         log_std = sampler.log_std.detach()
@@ -125,12 +128,18 @@ class DxMITrainer:
         self.value_optimizer = Adam(value.parameters(), settings.value_lr, settings.value_clip)
         self.energy_optimizer = self.value_optimizer
         if networks.energy_network is not None:
-            energy = networks.energy_network.parameters()
-            self.energy_optimizer = Adam(energy, settings.energy_lr, settings.energy_clip)
+            self.energy_optimizer = Adam(
+                networks.energy_network.parameters(), settings.energy_lr, settings.energy_clip
+            )
         if not settings.train_last_std:
             trained = torch.ones_like(log_std)
             trained[-1] = 0
             sampler.log_std.register_hook(lambda grad: grad * trained)
+        # The networks as they are called where they learn.
+        wrap, energy = self.ranks.wrap, networks.energy_network
+        self._learning = Networks(sampler, wrap(value), None if energy is None else wrap(energy))
+        by_score = settings.sampler_update == "policy_gradient"
+        self._learning_sampler = wrap(LogProb(sampler) if by_score else sampler)
         self._learning_rates = LearningRates(list(self._optimizers().values()), settings.lr_decay, iterations)
         uses = ["rollout", "choice", *(f"redraw{i}" for i in range(settings.sampler_steps))]
         uses += ["td_choice"] * (settings.td_order == "shuffled") + ["td_redraw"] * settings.td_redraw
@@ -140,23 +149,27 @@ class DxMITrainer:
         """One iteration of Algorithm 1 or 2.
 
         Args:
-            batch: data [B, *], or data and labels [B].
+            batch: this rank's rows: data [B, *], or data and labels [B].
 
         Returns:
-            What to log, on the device and not yet reduced.
+            What to log, on the device: scalars, and vectors [T] or of one value a sampler step.
         """
         data, labels = batch if isinstance(batch, tuple) else (batch, None)
         self._learning_rates.at(self.iteration)
         keys = self._draws.at(self.iteration)
-        path = self.sampler.rollout(len(data), keys["rollout"], labels)
+        self._offset = self.ranks.rank * len(data)
+        path = self.sampler.rollout(len(data), keys["rollout"], labels, sample_offset=self._offset)
         metrics = self._energy_step(data, path.samples[-1], labels)
         metrics["value_loss"] = self._value_steps(path, labels, keys)
         metrics["sampler_loss"] = self._sampler_steps(path, labels, keys)
-        ops.update_velocity_var_(self.velocity_var, path.sq_displacement, self.settings.velocity_decay)
+        metrics["log_prob"] = path.log_prob.mean(1)
+        metrics["sq_displacement"] = path.sq_displacement.mean(1)
+        metrics = self.ranks.mean(metrics)
+        moved = path.sq_displacement if self.ranks.alone else metrics["sq_displacement"][:, None]
+        ops.update_velocity_var_(self.velocity_var, moved, self.settings.velocity_decay)
         self._average([*self.averaged.parameters()], [*self.networks.parameters()], None)
         self.iteration += 1
         return metrics | {
-            "log_prob": path.log_prob.mean(1),
             "std": self.sampler.log_std.detach().exp(),
             "velocity_var": self.velocity_var,
             "failures": self.failures,
@@ -171,11 +184,15 @@ class DxMITrainer:
         """Lowers the energy of data, raises that of samples."""
         n = len(data)
         twice = None if labels is None else torch.cat((labels, labels))
-        energies = self.networks.energy(torch.cat((data, samples)), twice)
+        energies = self._learning.energy(torch.cat((data, samples)), twice)
         loss = ops.energy_loss(energies[:n], energies[n:], self.settings.gamma)
         self.energy_optimizer.descend(loss)
         energies = energies.detach()
-        return {"energy_loss": loss.detach(), "energy_data": energies[:n], "energy_sample": energies[n:]}
+        return {
+            "energy_loss": loss.detach(),
+            "energy_data": energies[:n].mean(),
+            "energy_sample": energies[n:].mean(),
+        }
 
     def _value_steps(self, path: Trajectory, labels: Tensor | None, keys: dict[str, Tensor]) -> Tensor:
         """Temporal differences: each step learns from the value just updated."""
@@ -185,7 +202,7 @@ class DxMITrainer:
             with torch.no_grad():
                 if self.settings.td_redraw:
                     following, _, sq_displacement = self.sampler(
-                        step.sample, timestep, keys["td_redraw"], labels
+                        step.sample, timestep, keys["td_redraw"], labels, sample_offset=self._offset
                     )
                 next_value = self.networks.value_at(following, timestep + 1, labels)
             target = ops.td_target(
@@ -198,7 +215,8 @@ class DxMITrainer:
                 *self._taus("value"),
                 skip_last=self.settings.skip_last,
             )
-            loss = nn.functional.mse_loss(conditioned(self.value, step.sample, timestep, labels), target)
+            value = conditioned(self._learning.value, step.sample, timestep, labels)
+            loss = nn.functional.mse_loss(value, target)
             self.value_optimizer.descend(loss)
             losses.append(loss.detach())
         return torch.stack(losses)
@@ -210,7 +228,7 @@ class DxMITrainer:
             for t in reversed(range(steps)):
                 yield self.sampler.timestep(t, n), path.step(t)
         else:
-            first = noise.randint(steps, n, keys["td_choice"])
+            first = noise.randint(steps, n, keys["td_choice"], sample_offset=self._offset)
             for i in range(steps):
                 timestep = (first + i) % steps
                 yield timestep, path.at(timestep)
@@ -218,7 +236,8 @@ class DxMITrainer:
     def _sampler_steps(self, path: Trajectory, labels: Tensor | None, keys: dict[str, Tensor]) -> Tensor:
         """Improves single steps at random places of the path. No gradient crosses steps."""
         steps, n = path.sq_displacement.shape
-        first = noise.randint(steps, n, keys["choice"])  # where each particle's steps start
+        # Where each particle's steps start.
+        first = noise.randint(steps, n, keys["choice"], sample_offset=self._offset)
         losses = []
         with frozen(self.value, self.networks.energy_network):
             if self.settings.sampler_update == "policy_gradient":
@@ -237,7 +256,7 @@ class DxMITrainer:
 
     def _dxdp_loss(self, step: Transition, timestep: Tensor, labels: Tensor | None, key: Tensor) -> Tensor:
         """The value of a redrawn step and its cost; the gradient goes through the step (DxMI, sec. 2)."""
-        redrawn = self.sampler(step.sample, timestep, key, labels)
+        redrawn = self._learning_sampler(step.sample, timestep, key, labels, sample_offset=self._offset)
         value = self.networks.value_at(redrawn.next_sample, timestep + 1, labels)
         return (value + self._sampler_cost(redrawn.sq_displacement, timestep)).mean()
 
@@ -245,7 +264,7 @@ class DxMITrainer:
         self, step: Transition, timestep: Tensor, labels: Tensor | None, advantage: Tensor
     ) -> Tensor:
         """The score of the step taken, weighted by what it led to (GCD, arXiv 2312.03397)."""
-        log_prob = self.sampler.log_prob(step.sample, step.next_sample, timestep, labels)
+        log_prob = self._learning_sampler(step.sample, step.next_sample, timestep, labels)
         # The entropy bound depends on sigma itself, not only through where the step led.
         cost = self._sampler_cost(step.sq_displacement, timestep)
         return (advantage * self._dim * log_prob + cost).mean()
