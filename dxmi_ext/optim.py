@@ -32,14 +32,15 @@ class Adam(torch.optim.Adam):
 
     def descend(self, loss: Tensor) -> None:
         """One step on a loss."""
-        self.zero_grad()
-        # A loss that is not finite makes every gradient so, also where gradients meet those of other ranks.
-        loss.backward(torch.where(loss.detach().isfinite(), 1.0, torch.nan).to(loss.dtype))
         weights = self._weights()
+        for p in weights:
+            p.grad = None
+        # 1, or NaN: a loss that is not finite makes every gradient so, also where they meet other ranks'.
+        loss.backward(loss.detach() * 0 + 1)
         norm = nn.utils.get_total_norm([p.grad for p in weights if p.grad is not None])
         if self.clip:
             nn.utils.clip_grads_with_norm_(weights, self.clip, norm)
-        self.found_inf = 1 - norm.isfinite().float()
+        self.found_inf = torch.where(norm < math.inf, 0.0, 1.0)  # also of NaN
         self.failures = (self.failures + 1) * self.found_inf
         self.step()
 

@@ -120,6 +120,7 @@ class DxMITrainer:
         # An exponential moving average, for evaluation. torch's AveragedModel would wait for the device.
         self.averaged = copy.deepcopy(networks).requires_grad_(False)
         self._average = get_ema_multi_avg_fn(settings.ema_decay)
+        self._averages = list(self.averaged.parameters()), list(networks.parameters())
         weights = [
             {"params": list(sampler.network.parameters())},
             {"params": [sampler.log_std], "lr": settings.log_std_lr},
@@ -167,7 +168,7 @@ class DxMITrainer:
         metrics = self.ranks.mean(metrics)
         moved = path.sq_displacement if self.ranks.alone else metrics["sq_displacement"][:, None]
         ops.update_velocity_var_(self.velocity_var, moved, self.settings.velocity_decay)
-        self._average([*self.averaged.parameters()], [*self.networks.parameters()], None)
+        self._average(*self._averages, None)
         self.iteration += 1
         return metrics | {
             "std": self.sampler.log_std.detach().exp(),
