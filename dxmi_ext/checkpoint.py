@@ -1,15 +1,15 @@
 """Checkpoints and models on disk: folders of one safetensors and one json file, complete or absent.
 
-A folder is written under a temporary name, fsynced and renamed, so a kill at any moment leaves the previous
-checkpoint whole. Nothing is pickled. Imports torch, safetensors and the standard library alone.
+A checkpoint has also a manifest of its files' sizes and checksums, so that damage is found whatever it hits.
+Nothing is pickled. Imports torch, safetensors, ``dxmi_ext.files`` and the standard library alone.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-import os
 import re
-import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +18,21 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from dxmi_ext import files
 from dxmi_ext.errors import UserError
 
+FORMAT = 1
 _CHECKPOINT = ("tensors.safetensors", "state.json")
 _MODEL = ("model.safetensors", "config.json")
+_MANIFEST = "manifest.json"
 
 
 class CheckpointError(UserError, RuntimeError):
-    """A checkpoint or model that is missing, torn or of an unknown format."""
+    """A checkpoint or model that is missing, damaged or of an unknown format."""
 
 
 def save(root: Path, iteration: int, state: Any, *, keep: int) -> Path:
-    """Save a checkpoint as ROOT/step_XXXXXXXX and keep the last ``keep``.
-
-    Later steps go too: they are the abandoned future of a run that was taken back to an earlier one.
+    """Save a checkpoint as ROOT/step_XXXXXXXX, then ``prune``.
 
     Args:
         root: the folder of all checkpoints of a run.
@@ -41,21 +42,30 @@ def save(root: Path, iteration: int, state: Any, *, keep: int) -> Path:
 
     Raises:
         TypeError: names the entry of ``state`` that cannot be saved.
+        OSError: it could not be written; the checkpoints of before are as they were.
     """
     if keep < 1:
         raise ValueError(f"keep: got {keep}, wants 1 or more")
-    root = Path(root)
     tensors: dict[str, Tensor] = {}
     tree = _encode(state, "state", tensors)
-    target = root / f"step_{iteration:08d}"
-    earlier = [path for step, path in sorted(_steps(root).items()) if step < iteration]
-    for path in root.glob("step_*"):
-        if path not in (*earlier, target):  # unfinished, or not of this run's past
-            shutil.rmtree(path)
-    _write_folder(target, _CHECKPOINT, tensors, tree)
-    for path in earlier[: max(0, len(earlier) + 1 - keep)]:
-        shutil.rmtree(path)
+    target = Path(root) / f"step_{iteration:08d}"
+    with files.folder(target) as folder:
+        _write(folder, _CHECKPOINT, tensors, tree)
+        manifest = {"format": FORMAT, "files": {name: _facts(folder / name) for name in _CHECKPOINT}}
+        _write_json(folder / _MANIFEST, manifest)
+    prune(root, iteration, keep=keep)
     return target
+
+
+def prune(root: Path, iteration: int, *, keep: int) -> None:
+    """Keep the last ``keep`` checkpoints up to an iteration.
+
+    Later ones go too: they are the abandoned future of a run that was taken back to an earlier one.
+    """
+    steps = _steps(root)
+    kept = sorted(step for step in steps if step <= iteration)[-keep:]
+    for step in sorted(steps.keys() - set(kept), reverse=True):
+        files.remove_folder(steps[step])
 
 
 def load(path: Path, device: torch.device | str = "cpu") -> Any:
@@ -66,22 +76,43 @@ def load(path: Path, device: torch.device | str = "cpu") -> Any:
     Raises:
         CheckpointError: names the file and what is wrong with it.
     """
-    tensors, tree = _read_folder(Path(path), _CHECKPOINT, device)
-    try:
-        return _decode(tree, tensors)
-    except KeyError as error:
-        raise CheckpointError(f"{path}: state.json names a tensor that is not there: {error}") from error
+    path = Path(path)
+    _verify(path)
+    tensors, tree = _read(path, _CHECKPOINT, device)
+    return _decode(tree, tensors)
 
 
-def latest(root: Path) -> Path | None:
-    """The checkpoint of the highest iteration in ``root``, if there is one."""
-    steps = _steps(Path(root))
-    return steps[max(steps)] if steps else None
+def load_latest(root: Path, warn: Callable[[str], None]) -> tuple[Path, Any] | None:
+    """Read the last whole checkpoint in ``root``, if there is any at all; damaged ones are skipped.
+
+    Args:
+        warn: is told of each one skipped, and why.
+
+    Raises:
+        CheckpointError: all are damaged. They stay: a fresh start would be the end of them.
+    """
+    steps = _steps(root)
+    for _, path in sorted(steps.items(), reverse=True):
+        try:
+            return path, load(path)
+        except CheckpointError as error:
+            warn(f"skipping a damaged checkpoint: {error}")
+    if steps:
+        raise CheckpointError(f"{root}: every checkpoint is damaged; resume=never starts afresh")
+    return None
+
+
+def nbytes(state: Any) -> int:
+    """Bytes of a state's tensors: about what a checkpoint of it takes."""
+    tensors: dict[str, Tensor] = {}
+    _encode(state, "state", tensors)
+    return sum(tensor.nbytes for tensor in tensors.values())
 
 
 def save_model(path: Path, module: nn.Module, config: dict[str, Any]) -> None:
     """Save final networks as folder ``path``; equal tensors and config give equal bytes."""
-    _write_folder(Path(path), _MODEL, module.state_dict(), config)
+    with files.folder(Path(path)) as folder:
+        _write(folder, _MODEL, module.state_dict(), config)
 
 
 def load_model_state(
@@ -92,16 +123,15 @@ def load_model_state(
     Raises:
         CheckpointError: names the file and what is wrong with it.
     """
-    return _read_folder(Path(path), _MODEL, device)
+    return _read(Path(path), _MODEL, device)
 
 
 def _steps(root: Path) -> dict[int, Path]:
-    """Complete checkpoints by iteration."""
+    """Checkpoints by iteration, damaged ones among them."""
     return {
         int(match[1]): path
-        for path in root.glob("step_*")
+        for path in Path(root).glob("step_*")
         if (match := re.fullmatch(r"step_(\d{8,})", path.name))
-        and all((path / name).is_file() for name in _CHECKPOINT)
     }
 
 
@@ -138,43 +168,64 @@ def _decode(node: Any, tensors: dict[str, Tensor]) -> Any:
     return {key: _decode(value, tensors) for key, value in items}
 
 
-def _write_folder(path: Path, names: tuple[str, str], tensors: dict[str, Tensor], tree: Any) -> None:
-    """Write both files, then make them appear as ``path`` at once."""
-    unfinished = path.with_name(f"{path.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
+def _write(folder: Path, names: tuple[str, str], tensors: dict[str, Tensor], tree: Any) -> None:
     # safetensors refuses shared and strided memory
     dense = {
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, tensor in tensors.items()
     }
-    safetensors.torch.save_file(dense, unfinished / names[0])
-    (unfinished / names[1]).write_text(json.dumps(tree, indent=1) + "\n", encoding="utf-8")
-    for written in (unfinished / names[0], unfinished / names[1], unfinished):
-        _fsync(written)
-    shutil.rmtree(path, ignore_errors=True)  # a rename cannot replace a folder that has content
-    unfinished.rename(path)
-    _fsync(path.parent)
+    try:
+        safetensors.torch.save_file(dense, folder / names[0])
+    except SafetensorError as error:  # what it makes of an OSError
+        raise OSError(f"{folder / names[0]}: {error}") from error
+    _write_json(folder / names[1], tree)
 
 
-def _read_folder(
-    path: Path, names: tuple[str, str], device: torch.device | str
-) -> tuple[dict[str, Tensor], Any]:
+def _write_json(path: Path, tree: Any) -> None:
+    with files.naming(path):
+        path.write_text(json.dumps(tree, indent=1) + "\n", encoding="utf-8")
+
+
+def _read(path: Path, names: tuple[str, str], device: torch.device | str) -> tuple[dict[str, Tensor], Any]:
     try:
         tensors = safetensors.torch.load_file(path / names[0], device=str(device))
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path / names[0]}: missing or corrupt: {error}") from error
-    try:
-        tree = json.loads((path / names[1]).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path / names[1]}: missing or corrupt: {error}") from error
     # a copy of its own, for the file's memory map stays neither writable nor there for ever
-    return {name: tensor.clone() for name, tensor in tensors.items()}, tree
+    return {name: tensor.clone() for name, tensor in tensors.items()}, _read_json(path / names[1])
 
 
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+def _read_json(path: Path) -> Any:
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: missing or corrupt: {error}") from error
+
+
+def _verify(path: Path) -> None:
+    """Compare a checkpoint's files with its manifest."""
+    manifest = _read_json(path / _MANIFEST)
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        found = manifest.get("format") if isinstance(manifest, dict) else manifest
+        raise CheckpointError(f"{path / _MANIFEST}: got format {found!r}, this version reads {FORMAT}")
+    for name in _CHECKPOINT:
+        file = path / name
+        try:
+            found, wanted = _facts(file), manifest["files"][name]
+            if found["bytes"] != wanted["bytes"]:
+                raise CheckpointError(f"{file}: has {found['bytes']} bytes, was saved with {wanted['bytes']}")
+            if found["sha256"] != wanted["sha256"]:
+                raise CheckpointError(f"{file}: its content is not what was saved: another sha256")
+        except OSError as error:
+            raise CheckpointError(f"{file}: cannot be read: {error.strerror}") from error
+        except (KeyError, TypeError) as error:
+            raise CheckpointError(f"{path / _MANIFEST}: does not tell size and sha256 of {name}") from error
+
+
+def _facts(path: Path) -> dict[str, Any]:
+    """What a manifest says of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+        return {"bytes": file.tell(), "sha256": digest.hexdigest()}

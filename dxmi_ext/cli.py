@@ -1,20 +1,28 @@
-"""The command `dxmi`: train, pretrain, sample, evaluate, info. Imports what a command needs when it runs."""
+"""The command `dxmi`: train, pretrain, sample, evaluate, report, info.
+
+Imports what a command needs when it runs.
+"""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 
 from dxmi_ext.errors import UserError
+from dxmi_ext.signals import Stopped
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status. Mistakes of the user are one line on stderr."""
-    options = _parser().parse_args(arguments)
+    given = sys.argv[1:] if arguments is None else arguments
+    # Flags first: argparse takes no positional arguments after them, where some may be left out.
+    flags_first = sorted(given[1:], key=lambda text: not text.startswith("-"))
+    options = _parser().parse_args([*given[:1], *flags_first])
     if options.command != "info" and options.target is None and not options.help:
         options.parser.error(f"what to {options.command} is missing; see dxmi {options.command} --help")
     try:
@@ -28,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"dxmi {options.command} needs {error.name}: pip install 'dxmi_ext[train]'", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; with the same output=DIR it goes on from its last checkpoint", file=sys.stderr)
+        print(f"dxmi {options.command}: interrupted", file=sys.stderr)
         return 130
     return 0
 
@@ -37,7 +45,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="dxmi", description="Train few-step samplers and energies by DxMI.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def command(name: str, run: Callable[[argparse.Namespace], None], help: str, target: str = "") -> None:
+    def command(
+        name: str, run: Callable[[argparse.Namespace], None], help: str, target: str = ""
+    ) -> argparse.ArgumentParser:
         # The settings are part of the help, so argparse's own would be half of it.
         sub = commands.add_parser(name, help=help, description=help, add_help=False)
         sub.add_argument("-h", "--help", action="store_true", help="show this help and every setting")
@@ -45,12 +55,22 @@ def _parser() -> argparse.ArgumentParser:
             sub.add_argument("target", metavar=target.split(":")[0], nargs="?", help=target.split(": ")[1])
             sub.add_argument("settings", nargs="*", metavar="key=value")
         sub.set_defaults(run=run, parser=sub)
+        return sub
 
     recipe = "RECIPE: name of a recipe, or the path of a yaml file"
-    command("train", _train, "Run a recipe: its pretraining first, then DxMI.", recipe)
-    command("pretrain", _train, "Run a recipe's pretraining alone.", recipe)
+    for name, help in (
+        ("train", "Run a recipe: its pretraining first, then DxMI."),
+        ("pretrain", "Run a recipe's pretraining alone."),
+    ):
+        sub = command(name, _train, help, recipe)
+        sub.add_argument(
+            "--dry-run",
+            action="store_true",
+            help="build everything, try one iteration of each phase, write nothing",
+        )
     command("sample", _sample, "Draw samples from a run's sampler.", "RUN: folder of a finished run")
     command("evaluate", _evaluate, "Compute a run's numbers again.", "RUN: folder of a finished run")
+    command("report", _report, "Write numbers, curves and pictures as one page.", "RUN: folder of a run")
     command("info", _info, "Tell versions, and which kernels run here.")
     return parser
 
@@ -67,8 +87,13 @@ def _train(options: argparse.Namespace) -> None:
     if options.help:
         _show_help(options, "settings:\n" + config.describe(config.load(task.Config, path)))
         return
-    cfg = config.load(task.Config, path, options.settings)
-    (task.train if options.command == "train" else task.pretrain)(cfg)
+    cfg = config.load(task.Config, path, [*options.settings, *["dry_run=true"] * options.dry_run])
+    try:
+        (task.train if options.command == "train" else task.pretrain)(cfg)
+    except Stopped:
+        settings = [s for s in options.settings if s.partition("=")[0] not in ("output", "resume")]
+        again = ["dxmi", options.command, options.target, f"output={cfg.output}", *settings]
+        print(f"stopped; it goes on with: {shlex.join(again)}", file=sys.stderr)
 
 
 def _sample(options: argparse.Namespace) -> None:
@@ -90,7 +115,7 @@ def _sample(options: argparse.Namespace) -> None:
 
     from dxmi_ext.run import choose_device
 
-    folder, task = _finished_run(options)
+    folder, task = _run_of(options)
     cfg = config.load(SampleSettings, None, options.settings)
     output = Path(cfg.output) if cfg.output else folder / "samples.npz"
     if output.suffix != ".npz":
@@ -117,12 +142,32 @@ def _evaluate(options: argparse.Namespace) -> None:
     from dxmi_ext.run import choose_device
     from dxmi_ext.runlog import write_json
 
-    folder, task = _finished_run(options)
+    folder, task = _run_of(options)
     cfg = config.load(EvaluateSettings, None, options.settings)
     numbers, table = task.evaluate(folder, cfg.seed, choose_device(cfg.device))
     print(table)
     if cfg.output:
         write_json(cfg.output, numbers)
+
+
+def _report(options: argparse.Namespace) -> None:
+    from dxmi_ext import config
+    from dxmi_ext.config import Settings, setting
+
+    @dataclasses.dataclass
+    class ReportSettings(Settings):
+        output: str | None = setting(None, "file to write; null: RUN/report.html")
+
+    if options.help or options.target is None:
+        _show_help(options, "settings:\n" + config.describe(ReportSettings()))
+        return
+    from dxmi_ext import files, report
+
+    folder, _ = _run_of(options)
+    cfg = config.load(ReportSettings, None, options.settings)
+    output = Path(cfg.output or folder / "report.html")
+    files.write_text(output, report.html_of(folder))
+    print(output)
 
 
 def _info(options: argparse.Namespace) -> None:
@@ -150,7 +195,7 @@ def _info(options: argparse.Namespace) -> None:
         print(f"{name:<{width}}  {value}")
 
 
-def _finished_run(options: argparse.Namespace) -> tuple[Path, ModuleType]:
+def _run_of(options: argparse.Namespace) -> tuple[Path, ModuleType]:
     from dxmi_ext import config, recipes
 
     folder = Path(options.target)

@@ -1,7 +1,7 @@
 """Settings of a recipe: dataclasses read from yaml and from ``key=value`` on the command line.
 
-Imports the standard library and ``dxmi_ext.errors``; OmegaConf (extra ``train``) where yaml is
-read or written.
+Imports the standard library, ``dxmi_ext.errors`` and ``dxmi_ext.files``; OmegaConf (extra ``train``)
+where yaml is read or written.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from dxmi_ext import files
 from dxmi_ext.errors import UserError
 
 C = TypeVar("C", bound="Settings")
@@ -94,6 +95,7 @@ class RunConfig(Settings):
     threads: int = setting(0, "CPU threads of torch; 0: its own choice", minimum=0)
     resume: str = setting("auto", "auto, never or the path of a checkpoint")
     tensorboard: bool = setting(True, "also log to tb/ for tensorboard")
+    dry_run: bool = setting(False, "try one iteration of each phase and write nothing; also --dry-run")
 
 
 def load(cls: type[C], yaml_path: str | Path | None, overrides: Sequence[str] = ()) -> C:
@@ -130,10 +132,16 @@ def peek(yaml_path: str | Path, key: str, default: Any = None) -> Any:
     return dict(_read_yaml(yaml_path)).get(key, default)
 
 
-def save(cfg: Settings, path: str | Path) -> None:
-    """Write the resolved settings as yaml, keys in the order of their declaration."""
+def to_yaml(cfg: Settings) -> str:
+    """The resolved settings, keys in the order of their declaration."""
     conf = _import_omegaconf().OmegaConf
-    Path(path).write_text(conf.to_yaml(conf.structured(cfg)), encoding="utf-8")
+    text: str = conf.to_yaml(conf.structured(cfg))
+    return text
+
+
+def save(cfg: Settings, path: str | Path) -> None:
+    """Write the resolved settings, complete or not at all."""
+    files.write_text(path, to_yaml(cfg))
 
 
 def describe(cfg: Settings) -> str:

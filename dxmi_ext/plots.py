@@ -1,20 +1,22 @@
 """Pictures of a 2D run, drawn from points and numbers alone; no network enters here.
 
-Imports torch and numpy; matplotlib (extra ``train``) is imported where used, and needs no display.
+Imports torch, numpy and ``dxmi_ext.runlog``; matplotlib (extra ``train``) where used, without a display.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from dxmi_ext import runlog
+
+_File = str | Path | IO[bytes]
 _EXTENT = 4.0  # energies and the uniform points of AUROC live on [-4, 4]^2
 _MARGIN = 4.6  # what is shown: samples stray beyond
 _INK, _DATA, _SAMPLES, _ACCENT = "#1f2933", "#52606d", "#1673b8", "#d1571f"
@@ -92,17 +94,17 @@ def paths(path: str | Path, trajectory: Tensor, *, lines: int = 50) -> None:
             _plane(axis, f"$t = {t}$", ticks=False)
 
 
-def curves(path: str | Path, metrics_jsonl: str | Path) -> None:
-    """Learning curves of a run: one panel a metric and phase; faint as logged, bold a running mean.
+def curves(path: _File, metrics_jsonl: str | Path) -> None:
+    """Learning curves of a run: one panel a metric and phase; faint as logged, bold a running mean. A metric
+    of the sampler's steps has a line for each, the last one's the palest.
 
     Makes no picture where nothing was logged.
     """
-    series: dict[tuple[str, str], list[tuple[float, float]]] = {}
-    for text in Path(metrics_jsonl).read_text(encoding="utf-8").splitlines():
-        row = json.loads(text)
+    series: dict[tuple[str, str], list[tuple[int, Any]]] = {}
+    for row in runlog.read_metrics(metrics_jsonl):
         phase, iteration = row.pop("phase"), row.pop("iteration")
         for name, value in row.items():
-            series.setdefault((phase, name), []).append((iteration, np.nan if value is None else value))
+            series.setdefault((phase, name), []).append((iteration, value))
     if not series:
         return
     phases = list(dict.fromkeys(phase for phase, _ in series))
@@ -110,10 +112,13 @@ def curves(path: str | Path, metrics_jsonl: str | Path) -> None:
     rows = -(-len(series) // columns)
     with _figure(path, rows, columns, width=2.3, height=1.6) as axes:
         for axis, ((phase, name), points) in zip(axes, series.items(), strict=False):
-            iterations, values = np.array(points).T
+            iterations, values = zip(*points, strict=True)
             colour = _PHASES[phases.index(phase) % len(_PHASES)]
-            axis.plot(iterations, values, color=colour, lw=0.6, alpha=0.3)
-            axis.plot(iterations, _smooth(values), color=colour, lw=1.3)
+            lines = np.array(values, dtype=float).reshape(len(points), -1).T  # None becomes nan
+            for t, line in enumerate(lines):  # later steps fainter
+                strength = 1 - 0.8 * t / len(lines)
+                axis.plot(iterations, line, color=colour, lw=0.6, alpha=0.3 * strength)
+                axis.plot(iterations, _smooth(line), color=colour, lw=1.3, alpha=strength)
             axis.set_title(f"{phase}: {name}")
             axis.xaxis.set_major_locator(_ticker().MaxNLocator(4))
             axis.yaxis.set_major_locator(_ticker().MaxNLocator(4))
@@ -123,7 +128,7 @@ def curves(path: str | Path, metrics_jsonl: str | Path) -> None:
 
 
 @contextmanager
-def _figure(path: str | Path, rows: int, columns: int, *, width: float, height: float) -> Iterator[list[Any]]:
+def _figure(path: _File, rows: int, columns: int, *, width: float, height: float) -> Iterator[list[Any]]:
     """Panels of width x height inches; written to ``path`` at the end. No pyplot: no state, no display."""
     import matplotlib
     from matplotlib.figure import Figure

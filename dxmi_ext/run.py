@@ -1,4 +1,4 @@
-"""One run in its folder: phases of iterations, logged, checkpointed and resumed exactly.
+"""One run in its folder: phases of iterations, logged, checkpointed, stopped and resumed exactly.
 
 Imports torch and ``dxmi_ext``; knows nothing of what the phases train.
 """
@@ -9,23 +9,28 @@ import dataclasses
 import json
 import os
 import platform
-import shutil
+import resource
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from dxmi_ext import __version__, checkpoint, config
+from dxmi_ext import __version__, checkpoint, config, files
 from dxmi_ext.runlog import RunLog, write_json
+from dxmi_ext.signals import StopSignals
 from dxmi_ext.trainer import Stepper
 
 # Settings that may change when a run goes on; all others belong to what it is.
 _MAY_CHANGE = {"output", "iterations", "device", "threads", "resume", "tensorboard"}
-_MAY_CHANGE |= {"checkpoint_every", "keep_checkpoints", "log_every"}
+_MAY_CHANGE |= {"checkpoint_every", "keep_checkpoints", "log_every", "dry_run"}
+
+# Metrics with one value for each step of the sampler; of all others the mean is logged.
+_PER_STEP = {"std", "velocity_var", "value_loss"}
 
 
 def choose_device(name: str) -> torch.device:
@@ -45,29 +50,33 @@ class Run:
     """A run in ``cfg.output``; a context manager, and the only writer of that folder.
 
     Args:
-        cfg: its settings. ``cfg.resume``: ``auto`` goes on from the folder's last checkpoint if there is one,
-            ``never`` empties the folder of an earlier run first, a path goes on from that checkpoint.
+        cfg: its settings; an output is filled in where there is none. ``cfg.resume``: ``auto`` goes on from
+            the folder's last whole checkpoint if there is one, ``never`` empties the folder of an earlier run
+            first, a path goes on from that checkpoint. ``cfg.dry_run``: one iteration of each phase, nothing
+            written.
 
     Raises:
         config.ConfigError: the folder holds a run of other settings.
         checkpoint.CheckpointError: the checkpoint to resume from is missing or damaged.
+        signals.Stopped: on SIGTERM or Ctrl-C; in a phase, once the iteration under way is done and saved.
     """
 
     def __init__(self, cfg: config.RunConfig) -> None:
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # rather than as many unsynchronised runs
             raise config.ConfigError("this version trains on one rank; start it without torchrun")
         self.cfg = cfg
-        self.directory = Path(cfg.output or f"runs/{cfg.recipe}-{time.strftime('%Y%m%d-%H%M%S')}")
+        cfg.output = cfg.output or f"runs/{cfg.recipe}-{time.strftime('%Y%m%d-%H%M%S')}"
+        self.directory = Path(cfg.output)
         self.device = choose_device(cfg.device)
-        self.log = RunLog(self.directory, tensorboard=cfg.tensorboard)
+        self.log = RunLog(self.directory, enabled=not cfg.dry_run, tensorboard=cfg.tensorboard)
+        self.signals = StopSignals()
         self.resumed_from: list[int] = []
         self.past: list[str] = []  # phases that are over
         self._steps_past = 0  # their iterations
         self._state: dict[str, Any] | None = None  # to resume from, until its phase has taken it
         self._earlier_seconds = 0.0
         self._started = time.monotonic()
-        self._threads = torch.get_num_threads()  # to be restored
-        if cfg.resume == "never":
+        if cfg.resume == "never" and not cfg.dry_run:
             self._clear()
         self._check_settings()
 
@@ -83,35 +92,68 @@ class Run:
     def finished(self) -> bool:
         """Whether the folder holds this run already, finished."""
         summary = self.directory / "summary.json"
-        if self.cfg.resume != "auto" or not summary.is_file():
+        if self.cfg.dry_run or self.cfg.resume != "auto" or not summary.is_file():
             return False
         return json.loads(summary.read_text(encoding="utf-8"))["iterations"] >= self.cfg.iterations
 
     def __enter__(self) -> Run:
-        source = self._source()
-        if source:
-            self._state = checkpoint.load(source)
-            self._earlier_seconds = self._state["wall_seconds"]
-            self.resumed_from = [*self._state["resumed_from"], self._state["step"]]
-            self.past, self._steps_past = self._state["past"], self._state["steps_past"]
-        if self.cfg.threads:
-            torch.set_num_threads(self.cfg.threads)
-        self.log.__enter__()
-        config.save(self.cfg, self.directory / "config.yaml")
-        (self.directory / "summary.json").unlink(missing_ok=True)  # a run that goes on is not finished
-        self.log.truncate(self._state["log_position"] if self._state else 0)
-        if self._state and source:
-            self.log.note(f"resuming from {source}")
-            # Of a run taken back, the later checkpoints go: no resume may find them.
-            self._keep(self._state | {"log_position": self.log.position()})
+        with ExitStack() as stack:
+            stack.callback(torch.set_num_threads, torch.get_num_threads())
+            if self.cfg.threads:
+                torch.set_num_threads(self.cfg.threads)
+            if self.cfg.dry_run:
+                print(config.to_yaml(dataclasses.replace(self.cfg, dry_run=False)))
+            else:
+                stack.enter_context(self.signals)
+                self._open(stack)
+            self._exit = stack.pop_all().__exit__
         return self
 
     def __exit__(self, *exception: Any) -> None:
-        self.log.__exit__(*exception)
-        torch.set_num_threads(self._threads)
+        self._exit(*exception)
+
+    def _open(self, stack: ExitStack) -> None:
+        """Makes the folder that of a run at the iteration it starts from. A death at any place in here leaves
+        one that the next start makes the same of."""
+        files.tidy(self.directory)
+        files.tidy(self.checkpoints)
+        found = self._load()
+        stack.enter_context(self.log)
+        config.save(self.cfg, self.directory / "config.yaml")
+        (self.directory / "summary.json").unlink(missing_ok=True)  # a run that goes on is not finished
+        if found is None:
+            self.log.truncate(0)
+            return
+        source, self._state = found
+        self._earlier_seconds = self._state["wall_seconds"]
+        self.resumed_from = [*self._state["resumed_from"], self._state["step"]]
+        self.past, self._steps_past = self._state["past"], self._state["steps_past"]
+        self.log.note(f"resuming from {source}")
+        # Later checkpoints go before the lines they count on do.
+        position = min(self._state["log_position"], self.log.position())
+        if source.resolve().parent == self.checkpoints.resolve() and position == self._state["log_position"]:
+            checkpoint.prune(self.checkpoints, self._state["step"], keep=self.cfg.keep_checkpoints)
+        else:  # another folder's, or the log has lost lines
+            self._keep(self._state | {"log_position": position})
+        self.log.truncate(self._state["log_position"])
+
+    def _load(self) -> tuple[Path, Any] | None:
+        """The checkpoint to resume from, and where it lies."""
+        if self.cfg.resume == "never":
+            return None
+        if self.cfg.resume == "auto":
+            return checkpoint.load_latest(self.checkpoints, warn=self.log.note)
+        return Path(self.cfg.resume), checkpoint.load(Path(self.cfg.resume))
+
+    def describe(self, networks: nn.Module) -> None:
+        """Tells the size of each network, if this is a dry run."""
+        if self.cfg.dry_run:
+            for name, network in networks.named_children():
+                print(f"{name}: {sum(p.numel() for p in network.parameters()):,} parameters")
 
     def phase(self, name: str, stepper: Stepper, iterations: int, batch: Callable[[int], Tensor]) -> None:
         """Runs a phase to its last iteration, from where a resumed run stood; not at all if it was past.
+        A dry run tries its first iteration.
 
         Args:
             name: of the phase.
@@ -119,6 +161,9 @@ class Run:
             iterations: its length.
             batch: iteration -> data [B, *].
         """
+        if self.cfg.dry_run:
+            self._try(name, stepper, iterations, batch)
+            return
         if name in self.past:
             return
         if self._state is not None and self._state["phase"] == name:
@@ -127,19 +172,33 @@ class Run:
             except (KeyError, RuntimeError, ValueError) as error:
                 raise checkpoint.CheckpointError(f"the checkpoint is of other settings: {error}") from error
             self._state = None
-        with self.log.progress(name, iterations, stepper.iteration) as bar:
+        with self.log.progress(name, iterations, stepper.iteration) as bar, self.signals.held():
+            clock = _Clock(self.device, self.cfg.batch_size, stepper.iteration)
             while stepper.iteration < iterations:
                 metrics = stepper.step(batch(stepper.iteration))
-                losses = {}
-                if stepper.iteration % self.cfg.log_every == 0 or stepper.iteration == iterations:
-                    numbers = {key: value.float().mean().item() for key, value in metrics.items()}
-                    self.log.log(name, stepper.iteration, numbers)
-                    losses = {key: round(value, 4) for key, value in numbers.items() if key.endswith("loss")}
+                now, last, losses = stepper.iteration, stepper.iteration == iterations, {}
+                if now % self.cfg.log_every == 0 or last:
+                    numbers = _to_host(metrics)
+                    self.log.log(name, now, numbers | clock.lap(now))  # in this order: the transfer waits
+                    losses = _losses(numbers)
                 bar.update(1, **losses)
-                if stepper.iteration % self.cfg.checkpoint_every == 0 or stepper.iteration == iterations:
+                if now % self.cfg.checkpoint_every == 0 or last or self.signals.pending:
                     self._save(name, stepper)
+                    if self.signals.pending:
+                        break
         self.past.append(name)
         self._steps_past += iterations
+
+    def _try(self, name: str, stepper: Stepper, iterations: int, batch: Callable[[int], Tensor]) -> None:
+        if iterations == 0:
+            print(f"{name}: no iterations")
+            return
+        losses = _losses(_to_host(stepper.step(batch(0))))
+        shown = ", ".join(f"{key} {value}" for key, value in losses.items())
+        print(
+            f"{name}: one iteration, {shown}; weights, optimizer and averages (a checkpoint) take "
+            f"{checkpoint.nbytes(stepper.state_dict()) / 2**20:.1f} MiB, {_peak_memory(self.device)}"
+        )
 
     def _save(self, phase: str, stepper: Stepper) -> None:
         state = {
@@ -156,12 +215,6 @@ class Run:
 
     def _keep(self, state: dict[str, Any]) -> None:
         checkpoint.save(self.checkpoints, state["step"], state, keep=self.cfg.keep_checkpoints)
-
-    def _source(self) -> Path | None:
-        """The checkpoint to resume from."""
-        if self.cfg.resume == "auto":
-            return checkpoint.latest(self.checkpoints)
-        return None if self.cfg.resume == "never" else Path(self.cfg.resume)
 
     def summarize(self, numbers: dict[str, Any]) -> dict[str, Any]:
         """Writes summary.json, which makes the run a finished one."""
@@ -200,7 +253,58 @@ class Run:
                 )
 
     def _clear(self) -> None:
-        for name in ("checkpoints", "model", "tb"):
-            shutil.rmtree(self.directory / name, ignore_errors=True)
-        for name in ("config.yaml", "metrics.jsonl", "summary.json"):
-            (self.directory / name).unlink(missing_ok=True)
+        """Empties the folder; what makes it a finished run, or one to resume, goes first."""
+        for name in ("summary.json", "checkpoints", "model", "tb", "metrics.jsonl", "config.yaml"):
+            path = self.directory / name
+            if path.is_dir():
+                files.remove_folder(path)
+            else:
+                path.unlink(missing_ok=True)
+
+
+class _Clock:
+    """Measures the pace of a phase. It never waits for the device: it is asked after the log did.
+
+    Args:
+        device: on CUDA, the peak of its memory is told too.
+        batch_size: samples an iteration.
+        start: the iteration before the first.
+    """
+
+    def __init__(self, device: torch.device, batch_size: int, start: int) -> None:
+        self._device, self._batch_size = device, batch_size
+        self._last, self._since = start, time.perf_counter()
+
+    def lap(self, iteration: int) -> dict[str, float]:
+        """``runlog.TIMING_FIELDS`` since the last lap."""
+        now = time.perf_counter()
+        pace = (iteration - self._last) / (now - self._since)
+        self._last, self._since = iteration, now
+        numbers = {"iterations_per_second": pace, "samples_per_second": pace * self._batch_size}
+        if self._device.type == "cuda":
+            numbers["peak_memory_mib"] = torch.cuda.max_memory_allocated(self._device) / 2**20
+        return {name: float(f"{number:.4g}") for name, number in numbers.items()}
+
+
+def _to_host(metrics: dict[str, Tensor]) -> dict[str, Any]:
+    """Metrics as numbers, by one transfer from the device."""
+    parts = [
+        m.float().flatten() if name in _PER_STEP else m.float().mean().view(1) for name, m in metrics.items()
+    ]
+    values = torch.cat(parts).cpu().split([len(part) for part in parts])
+    return {
+        name: value.tolist() if name in _PER_STEP else value.item()
+        for name, value in zip(metrics, values, strict=True)
+    }
+
+
+def _losses(numbers: dict[str, Any]) -> dict[str, float]:
+    """Those of the numbers that a line has room for."""
+    return {key: round(float(numpy.mean(value)), 4) for key, value in numbers.items() if key.endswith("loss")}
+
+
+def _peak_memory(device: torch.device) -> str:
+    if device.type == "cuda":
+        return f"at most {torch.cuda.max_memory_allocated(device) / 2**20:,.0f} MiB of {device} so far"
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10  # which Linux counts in KiB
+    return f"the process at most {peak:,.0f} MiB so far"

@@ -1,6 +1,6 @@
 """What a run tells: metrics.jsonl, tensorboard, a progress bar.
 
-Imports tqdm and the standard library alone; torch's tensorboard is imported where used.
+Imports tqdm, ``dxmi_ext.files`` and the standard library alone; tensorboard is imported where used.
 """
 
 from __future__ import annotations
@@ -10,11 +10,21 @@ import math
 import os
 import shutil
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
+from io import FileIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from tqdm import tqdm
+
+from dxmi_ext import files
+
+TIMING_FIELDS = ("iterations_per_second", "samples_per_second", "peak_memory_mib")
+"""What metrics.jsonl tells of the machine; all the rest of it is the same after any interruption."""
+
+Metric = float | Sequence[float]
+"""A number, or one for each step of the sampler."""
 
 _SECONDS_BETWEEN_LINES = 5.0
 
@@ -30,32 +40,38 @@ class RunLog:
 
     def __init__(self, directory: Path | str, *, enabled: bool = True, tensorboard: bool = False) -> None:
         self.directory = Path(directory)
+        self.path = self.directory / "metrics.jsonl"
         self.enabled = enabled
-        self._tensorboard = tensorboard and enabled and _has_tensorboard()
-        self._writer: Any = None
-        self._file: BinaryIO | None = None
+        self._events = (
+            _Events(self.directory / "tb") if tensorboard and enabled and _has_tensorboard() else None
+        )
+        self._file: FileIO | None = None
 
     def __enter__(self) -> RunLog:
         if self.enabled:
             self.directory.mkdir(parents=True, exist_ok=True)
-            self._file = (self.directory / "metrics.jsonl").open("ab")
+            # Unbuffered: what a full disk refuses is not tried again on closing.
+            self._file = self.path.open("ab", buffering=0)
         return self
 
     def __exit__(self, *exception: object) -> None:
         if self._file is not None:
             self._file.close()
-        self._close_writer()
+        if self._events is not None:
+            self._events.close()
 
-    def log(self, phase: str, iteration: int, metrics: Mapping[str, float]) -> None:
+    def log(self, phase: str, iteration: int, metrics: Mapping[str, Metric]) -> None:
         """Append one line; a number that is not finite becomes null, for json has none."""
         if self._file is None:
             return
-        numbers = {name: float(value) for name, value in metrics.items()}
-        line = {"phase": phase, "iteration": iteration}
-        line |= {name: value if math.isfinite(value) else None for name, value in numbers.items()}
-        self._file.write(json.dumps(line).encode() + b"\n")
-        self._file.flush()
-        self._scalars(phase, iteration, numbers)
+        numbers = {name: _numbers(value) for name, value in metrics.items()}
+        row = {"phase": phase, "iteration": iteration, **numbers}
+        line = json.dumps(row, allow_nan=False).encode() + b"\n"
+        with files.naming(self.path):
+            while line:
+                line = line[self._file.write(line) :]
+        if self._events is not None:
+            self._events.write(phase, iteration, numbers)
 
     def progress(self, phase: str, total: int, start: int = 0) -> Progress:
         """A bar of a phase from iteration ``start`` to ``total``; plain lines where stderr is no terminal."""
@@ -65,7 +81,8 @@ class RunLog:
         """Bytes of metrics.jsonl that are safe on disk: what a checkpoint keeps for ``truncate``."""
         if self._file is None:
             return 0
-        os.fsync(self._file.fileno())
+        with files.naming(self.path):
+            os.fsync(self._file.fileno())
         return self._file.tell()
 
     def truncate(self, position: int) -> None:
@@ -77,32 +94,65 @@ class RunLog:
             self.note(f"metrics.jsonl has lost lines: {size} bytes, the checkpoint knows {position}")
         self._file.truncate(min(size, position))
         self._file.seek(0, os.SEEK_END)
-        if self._tensorboard:  # its files cannot be cut: write them anew
-            self._close_writer()
-            shutil.rmtree(self.directory / "tb", ignore_errors=True)
-            for line in (self.directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
-                row = json.loads(line)
-                self._scalars(row.pop("phase"), row.pop("iteration"), row)
+        if self._events is not None:  # its files cannot be cut: write them anew
+            self._events.clear()
+            for row in read_metrics(self.path):
+                self._events.write(row.pop("phase"), row.pop("iteration"), row)
 
     def note(self, text: str) -> None:
         """Say one line on stderr without tearing the progress bar."""
         if self.enabled:
             tqdm.write(text, file=sys.stderr)
 
-    def _scalars(self, phase: str, iteration: int, numbers: Mapping[str, float | None]) -> None:
-        if not self._tensorboard:
-            return
-        if self._writer is None:
-            from torch.utils.tensorboard import SummaryWriter
 
-            self._writer = SummaryWriter(str(self.directory / "tb"))
+def read_metrics(path: Path | str) -> list[dict[str, Any]]:
+    """The rows of a metrics.jsonl, also of one that is being written or was torn by a kill."""
+    path = Path(path)
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+class _Events:
+    """A tensorboard file, written at once: torch's writer does it in a thread, whose failures go unheard."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._file: FileIO | None = None
+
+    def write(self, phase: str, iteration: int, numbers: Mapping[str, Any]) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        scalars: dict[str, float | None] = {}
         for name, value in numbers.items():
-            self._writer.add_scalar(f"{phase}/{name}", math.nan if value is None else value, iteration)
+            if isinstance(value, list):
+                scalars |= {f"{phase}/{name}/{t}": number for t, number in enumerate(value)}
+            else:
+                scalars[f"{phase}/{name}"] = value
+        values = [
+            Summary.Value(tag=tag, simple_value=math.nan if number is None else number)
+            for tag, number in scalars.items()
+        ]
+        events = [Event(wall_time=time.time(), step=iteration, summary=Summary(value=values))]
+        with files.naming(self._directory):
+            if self._file is None:
+                self._directory.mkdir(exist_ok=True)
+                name = f"events.out.tfevents.{time.time_ns()}"
+                self._file = (self._directory / name).open("wb", buffering=0)
+                events.insert(0, Event(wall_time=time.time(), file_version="brain.Event:2"))
+            writer = RecordWriter(self._file)
+            for event in events:
+                writer.write(event.SerializeToString())
 
-    def _close_writer(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+    def clear(self) -> None:
+        self.close()
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
 
 class Progress:
@@ -151,18 +201,18 @@ class _Lines(tqdm):
 
 def write_json(path: Path | str, obj: Any) -> None:
     """Write json that is complete or absent whenever the process is killed."""
-    text = json.dumps(obj, indent=2) + "\n"
-    unfinished = Path(f"{path}.unfinished")
-    with unfinished.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.replace(path)
+    files.write_text(path, json.dumps(obj, indent=2) + "\n")
+
+
+def _numbers(value: Metric) -> Any:
+    if isinstance(value, Sequence):
+        return [_numbers(number) for number in value]
+    return float(value) if math.isfinite(value) else None
 
 
 def _has_tensorboard() -> bool:
     try:
-        import torch.utils.tensorboard  # noqa: F401
+        import tensorboard.summary.writer.record_writer  # noqa: F401
     except ImportError:
         print("tensorboard is not installed, so tb/ stays empty: pip install tensorboard", file=sys.stderr)
         return False

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import errno
+import itertools
 import math
+import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from dxmi_ext import checkpoint
-from dxmi_ext.checkpoint import CheckpointError
+import deaths
+from deaths import limited_file_size
+from dxmi_ext import checkpoint, files
+from dxmi_ext.checkpoint import CheckpointError, load
 
 
 def assert_same(got: Any, wanted: Any) -> None:
@@ -94,49 +100,116 @@ def test_a_run_taken_back_forgets_its_abandoned_future(tmp_path: Path) -> None:
     assert names(tmp_path) == ["step_00000100", "step_00000150"]
 
 
-def test_a_save_that_dies_leaves_the_previous_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    checkpoint.save(tmp_path, 1, {"x": torch.ones(2)}, keep=1)
-
-    def die(path: Path) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "_fsync", die)
-        with pytest.raises(KeyboardInterrupt):
-            checkpoint.save(tmp_path, 2, {}, keep=1)
-    assert names(tmp_path) == ["step_00000001", "step_00000002.unfinished"]
-    assert checkpoint.latest(tmp_path) == tmp_path / "step_00000001"
-    checkpoint.save(tmp_path, 3, {}, keep=2)
-    assert names(tmp_path) == ["step_00000001", "step_00000003"]
+# --- death and failure -------------------------------------------------------------------------------
 
 
-def test_latest(tmp_path: Path) -> None:
-    assert checkpoint.latest(tmp_path / "absent") is None
+@pytest.mark.parametrize("target", [3, 2])  # a new one, and one that replaces another
+def test_a_save_that_dies_anywhere_is_complete_or_absent(tmp_path: Path, target: int) -> None:
+    for operation in itertools.count():
+        root = tmp_path / str(operation)
+        checkpoint.save(root, 1, {"x": 1}, keep=2)
+        checkpoint.save(root, 2, {"x": 2}, keep=2)
+        with deaths.after(operation) as death:
+            checkpoint.save(root, target, {"x": target + 10}, keep=2)
+        files.tidy(root)  # as the next start does
+        saved = {load(path)["x"] for path in root.iterdir()}
+        assert saved >= {2} or saved >= {target + 10}
+        assert saved <= {1, 2, target + 10}
+        if not death.died:
+            break
+        checkpoint.save(root, 4, {"x": 4}, keep=1)
+        assert names(root) == ["step_00000004"]
+    assert operation > 5 and len(saved) == 2 and target + 10 in saved
+
+
+@pytest.mark.parametrize("file", ["tensors.safetensors", "state.json", "manifest.json"])
+def test_a_full_disk_leaves_the_previous_checkpoint_and_no_rubbish(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str
+) -> None:
+    checkpoint.save(tmp_path, 1, {"x": 1}, keep=1)
+    fsync = files._fsync
+
+    def full(path: Path) -> None:
+        if path.name == file:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fsync(path)
+
+    monkeypatch.setattr(files, "_fsync", full)
+    with pytest.raises(OSError, match=r"No space left on device: .*step_00000002"):
+        checkpoint.save(tmp_path, 2, {}, keep=1)
+    assert names(tmp_path) == ["step_00000001"]
+    assert load(tmp_path / "step_00000001") == {"x": 1}
+
+
+def test_a_write_that_fails_names_its_file(tmp_path: Path) -> None:
+    with limited_file_size(1000), pytest.raises(OSError, match=r"tensors\.safetensors.*File too large"):
+        checkpoint.save(tmp_path, 1, {"x": torch.ones(1000)}, keep=1)
+    with limited_file_size(1000), pytest.raises(OSError, match=r"File too large.*state\.json"):
+        checkpoint.save(tmp_path, 1, {"x": "x" * 1000}, keep=1)
+    assert names(tmp_path) == []
+
+
+# --- damage ------------------------------------------------------------------------------------------
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-20])
+
+
+def flip(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) * 2 // 3] ^= 1  # of tensors.safetensors, within the numbers
+    file.write_bytes(content)
+
+
+def garble(file: Path) -> None:
+    file.write_text("[3]")
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, cut, flip, garble])
+@pytest.mark.parametrize("file", ["tensors.safetensors", "state.json", "manifest.json"])
+def test_damage_is_named_and_skipped(tmp_path: Path, file: str, damage: Callable[[Path], None]) -> None:
+    good, bad = (checkpoint.save(tmp_path, i, {"x": torch.ones(100), "i": i}, keep=2) for i in (1, 2))
+    damage(bad / file)
+    with pytest.raises(CheckpointError, match=rf"step_00000002/{file}"):
+        load(bad)
+    warnings: list[str] = []
+    found = checkpoint.load_latest(tmp_path, warnings.append)
+    assert found is not None and found[0] == good and found[1]["i"] == 1
+    assert len(warnings) == 1 and f"step_00000002/{file}" in warnings[0]
+
+
+def test_another_format_is_refused(tmp_path: Path) -> None:
+    path = checkpoint.save(tmp_path, 1, {}, keep=1) / "manifest.json"
+    path.write_text(path.read_text().replace('"format": 1', '"format": 7'))
+    with pytest.raises(CheckpointError, match="got format 7, this version reads 1"):
+        load(path.parent)
+
+
+def test_the_latest(tmp_path: Path) -> None:
+    warnings: list[str] = []
+    assert checkpoint.load_latest(tmp_path / "absent", warnings.append) is None
+    (tmp_path / "step_00000003.unfinished").mkdir()
+    assert checkpoint.load_latest(tmp_path, warnings.append) is None
     for iteration in (99_999_999, 100_000_000):
         checkpoint.save(tmp_path, iteration, {}, keep=9)
-    (tmp_path / "step_200000000").mkdir()  # incomplete
-    assert checkpoint.latest(tmp_path) == tmp_path / "step_100000000"
+    assert checkpoint.load_latest(tmp_path, warnings.append) == (tmp_path / "step_100000000", {})
+    assert warnings == []
 
 
-@pytest.mark.parametrize("name", ["tensors.safetensors", "state.json"])
-@pytest.mark.parametrize("damage", ["missing", "cut"])
-def test_damage_is_named(tmp_path: Path, name: str, damage: str) -> None:
-    path = checkpoint.save(tmp_path, 1, {"x": torch.ones(100)}, keep=1)
-    file = path / name
-    content = file.read_bytes()
-    file.unlink()
-    if damage == "cut":
-        file.write_bytes(content[:-20])
-    with pytest.raises(CheckpointError, match=name):
-        checkpoint.load(path)
+def test_where_every_checkpoint_is_damaged_none_is_lost(tmp_path: Path) -> None:
+    (tmp_path / "step_00000001").mkdir()
+    with pytest.raises(CheckpointError, match="every checkpoint is damaged; resume=never starts afresh"):
+        checkpoint.load_latest(tmp_path, lambda _: None)
+    assert names(tmp_path) == ["step_00000001"]
 
 
 def test_files_of_two_checkpoints_do_not_mix(tmp_path: Path) -> None:
     first = checkpoint.save(tmp_path, 1, {"x": torch.ones(1)}, keep=2)
     second = checkpoint.save(tmp_path, 2, {"y": torch.ones(1)}, keep=2)
     shutil.copy(first / "state.json", second)
-    with pytest.raises(CheckpointError, match=r"state\.x"):
-        checkpoint.load(second)
+    with pytest.raises(CheckpointError, match=r"state\.json: its content is not what was saved"):
+        load(second)
 
 
 @pytest.mark.parametrize(

@@ -5,47 +5,40 @@ Runs are tiny, evaluated on few points and, but for one, not drawn.
 
 from __future__ import annotations
 
-import functools
 import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+import runs
 from dxmi_ext import cli
 from dxmi_ext.data import two_d as data
-from dxmi_ext.metrics import two_d as metrics
 from dxmi_ext.recipes import two_d
+from runs import DXMI, PRETRAIN, SCORES, SETTINGS, assert_same_run, model, read, train
 
 for library in ("matplotlib", "omegaconf", "ot", "sklearn", "tensorboard"):
     pytest.importorskip(library)
 
-PRETRAIN, DXMI = 4, 6  # iterations; a checkpoint every 2
-SETTINGS = [
-    *(f"pretrain_iterations={PRETRAIN}", f"iterations={DXMI}", "batch_size=16", "device=cpu"),
-    *("checkpoint_every=2", "log_every=1", "tensorboard=false"),
-]
-SCORES = ("sliced_wasserstein", "sliced_wasserstein_std", "sliced_wasserstein_floor", "auroc", "auroc_std")
-FEW_POINTS = functools.partial(metrics.evaluate, n=100, repeats=2, projections=10)
 DRAW_PICTURES, SAMPLE_DATA = two_d.draw_pictures, data.sample
 
 
 @pytest.fixture(autouse=True)
-def fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metrics, "evaluate", FEW_POINTS)
-    monkeypatch.setattr(two_d, "draw_pictures", lambda *_: None)
+def quick() -> Iterator[None]:
+    with runs.quick():
+        yield
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An uninterrupted run, drawn; not to be changed."""
     folder = tmp_path_factory.mktemp("finished") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(metrics, "evaluate", FEW_POINTS)
+    with runs.quick(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(two_d, "draw_pictures", DRAW_PICTURES)
         assert train(folder, "tensorboard=true") == 0
     return folder
@@ -55,10 +48,6 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def copy(finished: Path, tmp_path: Path) -> Path:
     """The same run, free to be changed."""
     return shutil.copytree(finished, tmp_path / "copy")
-
-
-def train(folder: Path, *settings: str, recipe: str = "8gaussians", command: str = "train") -> int:
-    return cli.main([command, recipe, f"output={folder}", *SETTINGS, *settings])
 
 
 def interrupt(patch: pytest.MonkeyPatch, step: int) -> None:
@@ -78,23 +67,6 @@ def contents(folder: Path) -> dict[str, tuple[int, bytes]]:
     """Modification time and bytes of every file."""
     files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     return {str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
-
-
-def model(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in (folder / "model").iterdir()}
-
-
-def read(path: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return content
-
-
-def assert_same_run(folder: Path, other: Path) -> None:
-    assert model(folder) == model(other)
-    assert (folder / "metrics.jsonl").read_bytes() == (other / "metrics.jsonl").read_bytes()
-    assert [read(folder / "summary.json")[key] for key in SCORES] == [
-        read(other / "summary.json")[key] for key in SCORES
-    ]
 
 
 # --- a run's folder ----------------------------------------------------------------------------------

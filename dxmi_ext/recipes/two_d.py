@@ -80,10 +80,13 @@ def train(cfg: Config) -> dict[str, Any]:
         return {}
     with run:
         networks, schedule = build(cfg, run.device)
+        run.describe(networks)
         if cfg.pretrained:
             _pretrain(run, cfg, networks.sampler, schedule)
         trainer = DxMITrainer(networks, cfg, iterations=cfg.iterations, seed=cfg.seed)
         run.phase("dxmi", trainer, cfg.iterations, _batches(cfg, "dxmi", run.device))
+        if cfg.dry_run:
+            return {}
         _save_model(run.directory / "model", trainer.averaged, cfg)
         numbers = evaluate_networks(cfg, trainer.averaged, seed=cfg.seed)
         draw_pictures(run.directory, cfg, trainer.averaged)
@@ -104,7 +107,10 @@ def pretrain(cfg: Config) -> None:
         if "pretrain" in run.past:
             print(f"{run.directory} is past its pretraining; nothing to do")
             return
+        run.describe(networks)
         _pretrain(run, cfg, networks.sampler, schedule)
+        if cfg.dry_run:
+            return
         _save_model(run.directory / "model", networks, cfg)
         print(f"{run.directory}: pretrained; `dxmi train` with output={run.directory} goes on from here")
 

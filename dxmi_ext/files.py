@@ -1,0 +1,101 @@
+"""Files and folders that are complete or absent, whenever the process dies.
+
+Both are written aside, fsynced and renamed. What a death leaves behind bears a suffix of its own, and
+``tidy`` removes it. Imports the standard library alone.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+_UNFINISHED, _PREVIOUS, _REMOVED = ".unfinished", ".previous", ".removed"
+
+
+def write_text(path: Path | str, text: str) -> None:
+    """Write a file that appears, or replaces another, at once."""
+    path = Path(path)
+    unfinished = _beside(path, _UNFINISHED)
+    try:
+        with naming(path), unfinished.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
+        raise
+    _fsync(path.parent)
+
+
+@contextmanager
+def folder(path: Path) -> Iterator[Path]:
+    """A folder to put files into; at the end it appears as ``path`` at once, or replaces what was there.
+
+    At no moment is there neither the old content nor the new: a death between the two renames leaves the old
+    one set aside, and ``tidy`` brings it back. A failure within the block leaves everything as it was.
+    """
+    unfinished, previous = _beside(path, _UNFINISHED), _beside(path, _PREVIOUS)
+    shutil.rmtree(unfinished, ignore_errors=True)
+    try:
+        with naming(path):
+            unfinished.mkdir(parents=True)
+            yield unfinished
+            for written in (*unfinished.iterdir(), unfinished):
+                _fsync(written)
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+    if path.exists():  # a rename cannot replace a folder that has content
+        shutil.rmtree(previous, ignore_errors=True)
+        path.rename(previous)
+    unfinished.rename(path)
+    _fsync(path.parent)
+    shutil.rmtree(previous, ignore_errors=True)
+
+
+def remove_folder(path: Path) -> None:
+    """Make a folder vanish at once: no death leaves half of it under its name."""
+    removed = _beside(path, _REMOVED)
+    shutil.rmtree(removed, ignore_errors=True)
+    path.rename(removed)
+    shutil.rmtree(removed, ignore_errors=True)
+
+
+def tidy(directory: Path) -> None:
+    """Clear what a death left in a folder. Call it only where nobody else is writing."""
+    for previous in directory.glob(f"*{_PREVIOUS}"):
+        if not (whole := previous.with_suffix("")).exists():
+            previous.rename(whole)
+    for suffix in (_UNFINISHED, _PREVIOUS, _REMOVED):
+        for path in directory.glob(f"*{suffix}"):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+
+@contextmanager
+def naming(path: Path | str) -> Iterator[None]:
+    """An OSError within says which file it was about; that of a write does not by itself."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            error.filename = str(path)
+        raise
+
+
+def _beside(path: Path, suffix: str) -> Path:
+    return path.with_name(path.name + suffix)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,67 @@
+"""Stopping a run by SIGTERM or Ctrl-C without losing work. Imports the standard library alone."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_ECHO_SECONDS = 0.1  # timeout(1), for one, sends its signal to the process and to its group
+
+
+class Stopped(KeyboardInterrupt):
+    """The run was asked to stop; what it had done is saved."""
+
+
+class StopSignals:
+    """Turns the first signal into ``Stopped``, the second into an end at once (status 128 + signal).
+
+    A context manager: handlers are installed within it, those of before come back after it. Off the main
+    thread, where Python allows no handlers, it does nothing.
+    """
+
+    def __init__(self) -> None:
+        self._asked: float | None = None  # when
+        self._held = False
+        self._before: dict[signal.Signals, Any] = {}
+
+    @property
+    def pending(self) -> bool:
+        """Whether to stop; true only within ``held``."""
+        return self._asked is not None
+
+    def __enter__(self) -> StopSignals:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._handle) for number in _SIGNALS}
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: not set by Python
+        self._before = {}
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Within, a signal only sets ``pending``; ``Stopped`` is raised at the end."""
+        self._held = True
+        try:
+            yield
+        finally:
+            self._held = False
+        if self.pending:
+            raise Stopped
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if self._asked is None:
+            self._asked = now
+            if not self._held:
+                raise Stopped
+        elif now - self._asked > _ECHO_SECONDS:
+            os._exit(128 + number)  # as by SIGKILL: every file is complete or absent

@@ -1,0 +1,61 @@
+"""Tiny runs, and whether two of them are the same; shared by the tests of a run's folder."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dxmi_ext import cli
+from dxmi_ext.metrics import two_d as metrics
+from dxmi_ext.recipes import two_d
+from dxmi_ext.runlog import TIMING_FIELDS, read_metrics
+
+PRETRAIN, DXMI = 4, 6  # iterations; a checkpoint every 2
+SETTINGS = [
+    *(f"pretrain_iterations={PRETRAIN}", f"iterations={DXMI}", "batch_size=16", "device=cpu"),
+    *("checkpoint_every=2", "log_every=1", "tensorboard=false"),
+]
+SCORES = ("sliced_wasserstein", "sliced_wasserstein_std", "sliced_wasserstein_floor", "auroc", "auroc_std")
+FEW_POINTS = functools.partial(metrics.evaluate, n=100, repeats=2, projections=10)
+
+
+@contextmanager
+def quick() -> Iterator[None]:
+    """Within, runs are evaluated on few points and not drawn."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(metrics, "evaluate", FEW_POINTS)
+        patch.setattr(two_d, "draw_pictures", lambda *_: None)
+        yield
+
+
+def train(folder: Path, *settings: str, recipe: str = "8gaussians", command: str = "train") -> int:
+    return cli.main([command, recipe, f"output={folder}", *SETTINGS, *settings])
+
+
+def read(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content
+
+
+def model(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (folder / "model").iterdir()}
+
+
+def untimed(folder: Path) -> list[str]:
+    """The lines of metrics.jsonl without what tells of the machine."""
+    rows = read_metrics(folder / "metrics.jsonl")
+    return [json.dumps({k: v for k, v in row.items() if k not in TIMING_FIELDS}) for row in rows]
+
+
+def assert_same_run(folder: Path, other: Path) -> None:
+    assert model(folder) == model(other)
+    assert untimed(folder) == untimed(other)
+    assert [read(folder / "summary.json")[key] for key in SCORES] == [
+        read(other / "summary.json")[key] for key in SCORES
+    ]
