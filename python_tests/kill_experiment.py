@@ -14,11 +14,13 @@ import multiprocessing
 import random
 import sys
 import tempfile
+import threading
 import time
 from contextlib import redirect_stderr, redirect_stdout
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import NamedTuple
+
+from tqdm import tqdm
 
 import runs
 from deaths import leftovers
@@ -32,7 +34,7 @@ _SETTINGS = [
     "batch_size=64",
 ]
 _SETTINGS += ["device=cpu", "tensorboard=false"]
-_LIBRARIES = ("omegaconf", "ot", "pytest", "safetensors.torch", "sklearn.metrics", "tqdm")
+_LIBRARIES = ("omegaconf", "ot", "pytest", "safetensors.torch", "sklearn.metrics", "torch._dynamo")
 
 
 class Kill(NamedTuple):
@@ -71,7 +73,7 @@ class Experiment:
             folder, finished = self._folder / f"run{run}", False
             while not finished:
                 delay = (
-                    self._random.uniform(0, 3 * self._uninterrupted / count) if len(done) < count else None
+                    self._random.uniform(0, 4 * self._uninterrupted / count) if len(done) < count else None
                 )
                 finished = self._session(folder, delay)
                 if not finished:
@@ -81,17 +83,20 @@ class Experiment:
 
     def _session(self, folder: Path, delay: float | None) -> bool:
         """One process; whether it came to its end before it was killed."""
-        ready, tell = self._context.Pipe(duplex=False)
-        process = self._context.Process(target=_run, args=(folder, self._settings, tell))
+        log = Path(f"{folder}.log")
+        log.touch()
+        size = log.stat().st_size
+        process = self._context.Process(target=_run, args=(folder, self._settings, log))
         process.start()
-        ready.recv()
+        while process.is_alive() and log.stat().st_size == size:  # until it resumes or shows its progress
+            time.sleep(0.002)
         started = time.monotonic()
         process.join(delay)
         self._seconds = time.monotonic() - started
         process.kill()
         process.join()
         if process.exitcode not in (0, -9):
-            raise SystemExit(f"the run failed: {folder}.log")
+            raise SystemExit(f"the run failed: {log.read_text()}")
         return process.exitcode == 0
 
     def _examine(self, folder: Path) -> tuple[int, str]:
@@ -109,9 +114,9 @@ class Experiment:
         self.damage += [f"{folder}: left behind: {name}" for name in leftovers(folder)]
 
 
-def _run(folder: Path, settings: list[str], tell: Connection) -> None:
-    with Path(f"{folder}.log").open("a") as log, redirect_stdout(log), redirect_stderr(log), runs.quick():
-        tell.send("ready")
+def _run(folder: Path, settings: list[str], log: Path) -> None:
+    tqdm.set_lock(threading.RLock())  # its own is a semaphore, which a kill leaves in the system
+    with log.open("a", buffering=1) as lines, redirect_stdout(lines), redirect_stderr(lines), runs.quick():
         sys.exit(cli.main(["train", "8gaussians", f"output={folder}", *settings]))
 
 
