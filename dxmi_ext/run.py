@@ -179,7 +179,7 @@ class Run:
                 now, last, losses = stepper.iteration, stepper.iteration == iterations, {}
                 if now % self.cfg.log_every == 0 or last:
                     numbers = _to_host(metrics)
-                    self.log.log(name, now, numbers | clock.lap(now))  # in this order: the transfer waits
+                    self.log.log(name, now, numbers | clock.lap(now))
                     losses = _losses(numbers)
                 bar.update(1, **losses)
                 if now % self.cfg.checkpoint_every == 0 or last or self.signals.pending:
@@ -241,7 +241,7 @@ class Run:
     def _check_settings(self) -> None:
         """A folder's checkpoints and metrics belong to the settings in its config.yaml."""
         path = self.directory / "config.yaml"
-        if not path.is_file():
+        if self.cfg.resume == "never" or not path.is_file():
             return
         earlier = config.load(type(self.cfg), path)
         for field in dataclasses.fields(self.cfg):

@@ -5,21 +5,25 @@ Runs are tiny, evaluated on few points and, but for one, not drawn.
 
 from __future__ import annotations
 
+import base64
 import json
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import runs
-from dxmi_ext import cli
+from dxmi_ext import cli, run
 from dxmi_ext.data import two_d as data
 from dxmi_ext.recipes import two_d
+from dxmi_ext.runlog import TIMING_FIELDS
 from runs import DXMI, PRETRAIN, SCORES, SETTINGS, assert_same_run, model, read, train
 
 for library in ("matplotlib", "omegaconf", "ot", "sklearn", "tensorboard"):
@@ -96,6 +100,27 @@ def test_summary_has_the_contracts_keys(finished: Path) -> None:
     assert summary["resumed_from"] == [] and summary["wall_seconds"] > 0
     assert summary["versions"].keys() >= {"dxmi_ext", "torch", "python"}
     assert all(isinstance(summary[key], float) for key in SCORES)
+
+
+def test_metrics_tell_each_step_and_the_pace(finished: Path) -> None:
+    pretraining, *_, last = (json.loads(line) for line in (finished / "metrics.jsonl").open())
+    assert pretraining.keys() == {"phase", "iteration", "loss", "iterations_per_second", "samples_per_second"}
+    assert last.keys() & set(TIMING_FIELDS) == {"iterations_per_second", "samples_per_second"}  # on a CPU
+    assert last["samples_per_second"] == pytest.approx(16 * last["iterations_per_second"], rel=1e-3)
+    per_step = {name: value for name, value in last.items() if isinstance(value, list)}
+    assert {name: len(value) for name, value in per_step.items()} == dict.fromkeys(
+        ("std", "velocity_var", "value_loss"), 5
+    )
+
+
+def test_metrics_per_step_are_lists_and_all_others_means() -> None:
+    """By name: a batch may have as many rows as the sampler has steps."""
+    metrics = {
+        "std": torch.tensor([1.0, 2.0]),
+        "energy_data": torch.tensor([1.0, 2.0]),
+        "loss": torch.tensor(3.0),
+    }
+    assert run._to_host(metrics) == {"std": [1.0, 2.0], "energy_data": 1.5, "loss": 3.0}
 
 
 def test_default_folder_and_a_yaml_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -232,6 +257,7 @@ def test_refused_in_the_folder_of_a_run(
         (["train", "8gaussians", "tau=-1"], "tau: got -1.0, wants 0 or more"),
         (["sample", "nowhere"], "RUN: got 'nowhere', wants the folder of a run"),
         (["evaluate", "nowhere"], "RUN: got 'nowhere', wants the folder of a run"),
+        (["report", "nowhere"], "RUN: got 'nowhere', wants the folder of a run"),
     ],
 )
 def test_mistake_is_one_line(
@@ -246,6 +272,77 @@ def test_mistake_is_one_line(
     out, err = capsys.readouterr()
     assert err.startswith(f"dxmi {arguments[0]}: {says}") and err.count("\n") == 1 and out == ""
     assert list(tmp_path.iterdir()) == []
+
+
+# --- dry run, report ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", ["train", "pretrain"])
+def test_dry_run_tries_each_phase_and_writes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main([command, "8gaussians", "--dry-run", *SETTINGS, "tau=0.2", "sampler_width=10"]) == 0
+    out, err = capsys.readouterr()
+    assert list(tmp_path.iterdir()) == [] and err == ""
+    assert "tau: 0.2\n" in out and "iterations: 6\n" in out and "dry_run: false\n" in out
+    # step embedding, first layer, two hidden layers, last layer, log sigma
+    assert f"sampler: {5 * 10 + 3 * 10 + 2 * 110 + 11 * 2 + 5} parameters" in out and "value: " in out
+    phases = [line for line in out.splitlines() if "one iteration" in line]
+    assert [line.split(":")[0] for line in phases] == ["pretrain", "dxmi"][: 1 + (command == "train")]
+    assert all("loss " in line and "MiB" in line for line in phases)
+
+
+@pytest.mark.parametrize("resume", ["auto", "never"])
+def test_dry_run_leaves_a_run_alone(copy: Path, capsys: pytest.CaptureFixture[str], resume: str) -> None:
+    before = contents(copy)
+    other = ["tau=0.2"] if resume == "never" else []
+    assert train(copy, "--dry-run", f"resume={resume}", *other) == 0
+    assert "dxmi: one iteration" in capsys.readouterr().out
+    assert contents(copy) == before
+
+
+class Page(HTMLParser):
+    """What a page says, and what it refers to."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.text, self.tags, self.sources = "", set[str](), list[str]()
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.sources += [value or "" for name, value in attrs if name in ("src", "href")]
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_report_has_everything_in_one_page(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["report", str(copy)]) == 0
+    assert capsys.readouterr().out == f"{copy}/report.html\n"
+    page = Page(copy / "report.html")
+    assert "Finished: 6 iterations" in page.text and "sampler_width: 128" in page.text
+    assert f"{read(copy / 'summary.json')['auroc']:.4g}" in page.text
+    assert len(page.sources) == 4  # curves, energy, paths, samples
+    pictures = [base64.b64decode(source.removeprefix("data:image/png;base64,")) for source in page.sources]
+    assert all(picture.startswith(b"\x89PNG") for picture in pictures)
+    assert {(copy / f"{name}.png").read_bytes() for name in ("energy", "paths", "samples")} < set(pictures)
+
+
+def test_report_of_an_unfinished_run_with_odd_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "<b>&"
+    interrupt(monkeypatch, PRETRAIN + 1)
+    assert train(folder, "recipe=<script>") == 130
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"phase": "dxmi", "itera')  # torn
+    assert cli.main(["report", str(folder), f"output={tmp_path}/page.html"]) == 0
+    page = Page(tmp_path / "page.html")
+    assert "Not finished: last logged at iteration 1 of dxmi." in page.text and len(page.sources) == 1
+    assert "recipe: <script>" in page.text and not page.tags & {"script", "b"}
+    (folder / "metrics.jsonl").unlink()
+    assert cli.main(["report", str(folder)]) == 0
+    assert "nothing logged yet" in Page(folder / "report.html").text
 
 
 # --- sample, evaluate, info, help --------------------------------------------------------------------
@@ -296,7 +393,10 @@ def test_help_lists_every_key_with_meaning_and_default(capsys: pytest.CaptureFix
     for name, field in two_d.Config.__dataclass_fields__.items():
         assert f"  {name}=" in out and field.metadata["help"] in out
     assert "recipe=8gaussians" in out
-    for command, key in (("sample", "batch_size=4096"), ("evaluate", "seed=0"), ("pretrain", "8gaussians")):
+    for command, key in (
+        *(("sample", "batch_size=4096"), ("evaluate", "seed=0"), ("report", "output=null")),
+        *(("pretrain", "8gaussians"), ("train", "--dry-run")),
+    ):
         assert cli.main([command, "--help"]) == 0
         assert key in capsys.readouterr().out
 

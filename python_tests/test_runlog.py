@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from deaths import limited_file_size
 from dxmi_ext import runlog
 from dxmi_ext.runlog import RunLog
 
@@ -27,6 +28,26 @@ def test_metrics_are_json_lines(tmp_path: Path) -> None:
         {"phase": "pretrain", "iteration": 0, "loss": 0.5},
         {"phase": "dxmi", "iteration": 7, "loss": None, "value": None},
     ]
+
+
+def test_a_metric_of_the_samplers_steps_is_a_list(tmp_path: Path) -> None:
+    with RunLog(tmp_path) as log:
+        log.log("dxmi", 1, {"std": [0.5, math.nan, 2]})
+    assert rows(tmp_path) == [{"phase": "dxmi", "iteration": 1, "std": [0.5, None, 2.0]}]
+
+
+def test_reading_stops_at_a_torn_line(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    assert runlog.read_metrics(path) == []
+    path.write_text('{"phase": "dxmi", "iteration": 1}\n{"phase": "dxmi", "iteration": 2}')
+    assert runlog.read_metrics(path) == [{"phase": "dxmi", "iteration": 1}]
+
+
+def test_a_full_disk_names_the_log(tmp_path: Path) -> None:
+    with limited_file_size(100), RunLog(tmp_path) as log:
+        log.log("dxmi", 1, {"loss": 1})
+        with pytest.raises(OSError, match=r"File too large: .*metrics\.jsonl"):
+            log.log("dxmi", 2, {"loss": [1.0] * 100})
 
 
 def test_a_resumed_run_logs_every_iteration_once(tmp_path: Path) -> None:
@@ -105,15 +126,16 @@ def test_tensorboard_follows_metrics_also_after_resuming(tmp_path: Path) -> None
         log.log("dxmi", 1, {"loss": 2.0})
     with RunLog(tmp_path, tensorboard=True) as log:
         log.truncate(position)
-        log.log("dxmi", 1, {"loss": 3.0})
+        log.log("dxmi", 1, {"loss": 3.0, "std": [5.0, 6.0]})
     events = accumulator.EventAccumulator(str(tmp_path / "tb")).Reload()
     assert [(event.step, event.value) for event in events.Scalars("dxmi/loss")] == [(0, 1.0), (1, 3.0)]
+    assert [events.Scalars(f"dxmi/std/{t}")[0].value for t in (0, 1)] == [5.0, 6.0]
 
 
 def test_absent_tensorboard_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    monkeypatch.setitem(sys.modules, "tensorboard.summary.writer.record_writer", None)
     with RunLog(tmp_path, tensorboard=True) as log:
         log.log("dxmi", 0, {"loss": 1.0})
     assert capsys.readouterr().err.count("\n") == 1
