@@ -132,7 +132,7 @@ def assert_same_losses(
     loop = PlainLoop(copied, settings, iterations=ITERATIONS, noise=its_noise, fused=fused)
     for _ in range(2):
         ours, theirs = trainer.step(data), loop.step(data)
-        steps = reversed(range(networks.sampler.steps))
+        steps = range(networks.sampler.steps)
         expected = {
             "energy_loss": [theirs["energy_loss"]],
             "value_loss": [theirs[f"value_loss_{t}"] for t in steps],

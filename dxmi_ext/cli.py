@@ -82,15 +82,22 @@ def _train(options: argparse.Namespace) -> None:
         common = config.describe(config.RunConfig(recipe="RECIPE"))
         _show_help(options, f"recipes: {', '.join(recipes.names())}\n\nsettings of every recipe:\n{common}")
         return
+    from dxmi_ext.ranks import Ranks
+    from dxmi_ext.run import choose_device
+
     path = recipes.find(options.target)
     task = recipes.task_of(path)
     if options.help:
         _show_help(options, "settings:\n" + config.describe(config.load(task.Config, path)))
         return
     cfg = config.load(task.Config, path, [*options.settings, *["dry_run=true"] * options.dry_run])
+    ranks = Ranks.from_environment()
     try:
-        (task.train if options.command == "train" else task.pretrain)(cfg)
+        with ranks.joined(choose_device(cfg.device, ranks.local_rank)):
+            (task.train if options.command == "train" else task.pretrain)(cfg, ranks)
     except Stopped:
+        if not ranks.first:
+            return
         settings = [s for s in options.settings if s.partition("=")[0] not in ("output", "resume")]
         again = ["dxmi", options.command, options.target, f"output={cfg.output}", *settings]
         print(f"stopped; it goes on with: {shlex.join(again)}", file=sys.stderr)

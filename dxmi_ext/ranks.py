@@ -5,6 +5,7 @@ The world comes from the environment that torchrun sets, never from the number o
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,8 +18,14 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from dxmi_ext.errors import UserError
+
 PATIENCE = timedelta(seconds=60)
 """How long a rank waits for another before it gives up with an error."""
+
+
+class RankError(UserError, RuntimeError):
+    """Another rank has died, or takes too long."""
 
 
 @dataclass(frozen=True)
@@ -47,14 +54,25 @@ class Ranks:
 
     @contextmanager
     def joined(self, device: torch.device) -> Iterator[None]:
-        """The process group of all ranks: nccl on CUDA devices, gloo elsewhere."""
+        """The process group of all ranks: nccl on CUDA devices, gloo elsewhere.
+
+        Raises:
+            RankError: another rank has left, or does not answer within PATIENCE.
+        """
         if self.alone:
             yield
             return
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
         backend = "nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, rank=self.rank, world_size=self.world_size, timeout=PATIENCE)
         try:
             yield
+        except RuntimeError as error:
+            if isinstance(error, dist.DistError) or "gloo" in str(error):  # whose errors have no type
+                reason = str(error).splitlines()[0]
+                raise RankError(f"rank {self.rank} lost contact with the others: {reason}") from error
+            raise
         finally:
             dist.destroy_process_group()
 
@@ -91,10 +109,27 @@ class Ranks:
             for (name, value), part in zip(values.items(), parts, strict=True)
         }
 
+    def any(self, flag: bool) -> bool:
+        """Whether it is so on some rank. Waits for the device."""
+        if self.alone:
+            return flag
+        found = torch.tensor(flag, dtype=torch.int32, device=_message_device())
+        dist.all_reduce(found, dist.ReduceOp.MAX)
+        return bool(found.item())
+
     def agree(self, value: Any) -> Any:
-        """The first rank's value, on all."""
+        """The first rank's value, which json can hold, on all; no rank goes on before the first has come."""
         if self.alone:
             return value
-        box = [value]
-        dist.broadcast_object_list(box)
-        return box[0]
+        text = json.dumps(value).encode()
+        length = torch.tensor(len(text), device=_message_device())
+        dist.broadcast(length, 0)
+        letters = torch.zeros(int(length), dtype=torch.uint8, device=length.device)
+        if self.first:
+            letters.copy_(torch.tensor(list(text), dtype=torch.uint8))
+        dist.broadcast(letters, 0)
+        return json.loads(bytes(letters.tolist()))
+
+
+def _message_device() -> torch.device:
+    return torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import platform
 import resource
 import time
@@ -21,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from dxmi_ext import __version__, checkpoint, config, files
+from dxmi_ext.ranks import Ranks
 from dxmi_ext.runlog import RunLog, write_json
 from dxmi_ext.signals import StopSignals
 from dxmi_ext.trainer import Stepper
@@ -29,46 +29,49 @@ from dxmi_ext.trainer import Stepper
 _MAY_CHANGE = {"output", "iterations", "device", "threads", "resume", "tensorboard"}
 _MAY_CHANGE |= {"checkpoint_every", "keep_checkpoints", "log_every", "dry_run"}
 
-# Metrics with one value for each step of the sampler; of all others the mean is logged.
-_PER_STEP = {"std", "velocity_var", "value_loss"}
 
-
-def choose_device(name: str) -> torch.device:
-    """The device that a setting names.
+def choose_device(name: str, local_rank: int = 0) -> torch.device:
+    """The device that a setting names; of several processes on a machine, each takes one of its own.
 
     Raises:
         config.ConfigError: a CUDA device is wanted and there is none.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise config.ConfigError(f"device: got {name!r}, but torch sees no CUDA device; use device=cpu")
-    return torch.device(name)
+    return torch.device(name, local_rank) if name == "cuda" and local_rank else torch.device(name)
 
 
 class Run:
-    """A run in ``cfg.output``; a context manager, and the only writer of that folder.
+    """A run in ``cfg.output``; a context manager, and the only writer of that folder. Of several ranks, the
+    first writes and all of them read.
 
     Args:
         cfg: its settings; an output is filled in where there is none. ``cfg.resume``: ``auto`` goes on from
             the folder's last whole checkpoint if there is one, ``never`` empties the folder of an earlier run
             first, a path goes on from that checkpoint. ``cfg.dry_run``: one iteration of each phase, nothing
             written.
+        ranks: of the run; their process group stands.
 
     Raises:
-        config.ConfigError: the folder holds a run of other settings.
+        config.ConfigError: the folder holds a run of other settings, or the ranks do not divide the batch.
         checkpoint.CheckpointError: the checkpoint to resume from is missing or damaged.
         signals.Stopped: on SIGTERM or Ctrl-C; in a phase, once the iteration under way is done and saved.
     """
 
-    def __init__(self, cfg: config.RunConfig) -> None:
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # rather than as many unsynchronised runs
-            raise config.ConfigError("this version trains on one rank; start it without torchrun")
-        self.cfg = cfg
+    def __init__(self, cfg: config.RunConfig, ranks: Ranks | None = None) -> None:
+        self.cfg, self.ranks = cfg, ranks or Ranks()
+        try:
+            self.rows = self.ranks.rows(cfg.batch_size)  # how many of a batch are this rank's, and the first
+        except ValueError as error:
+            raise config.ConfigError(str(error)) from error
         cfg.output = cfg.output or f"runs/{cfg.recipe}-{time.strftime('%Y%m%d-%H%M%S')}"
+        cfg.output = str(self.ranks.agree(cfg.output))
         self.directory = Path(cfg.output)
-        self.device = choose_device(cfg.device)
-        self.log = RunLog(self.directory, enabled=not cfg.dry_run, tensorboard=cfg.tensorboard)
+        self.device = choose_device(cfg.device, self.ranks.local_rank)
+        writes = self.ranks.first and not cfg.dry_run
+        self.log = RunLog(self.directory, enabled=writes, tensorboard=cfg.tensorboard)
         self.signals = StopSignals()
         self.resumed_from: list[int] = []
         self.past: list[str] = []  # phases that are over
@@ -76,7 +79,7 @@ class Run:
         self._state: dict[str, Any] | None = None  # to resume from, until its phase has taken it
         self._earlier_seconds = 0.0
         self._started = time.monotonic()
-        if cfg.resume == "never" and not cfg.dry_run:
+        if cfg.resume == "never" and writes:
             self._clear()
         self._check_settings()
 
@@ -91,19 +94,19 @@ class Run:
 
     def finished(self) -> bool:
         """Whether the folder holds this run already, finished."""
-        summary = self.directory / "summary.json"
-        if self.cfg.dry_run or self.cfg.resume != "auto" or not summary.is_file():
-            return False
-        return json.loads(summary.read_text(encoding="utf-8"))["iterations"] >= self.cfg.iterations
+        summary, done = self.directory / "summary.json", False
+        if not self.cfg.dry_run and self.cfg.resume == "auto" and summary.is_file():
+            done = json.loads(summary.read_text(encoding="utf-8"))["iterations"] >= self.cfg.iterations
+        return self.ranks.agree(done)
 
     def __enter__(self) -> Run:
         with ExitStack() as stack:
             stack.callback(torch.set_num_threads, torch.get_num_threads())
             if self.cfg.threads:
                 torch.set_num_threads(self.cfg.threads)
-            if self.cfg.dry_run:
+            if self.cfg.dry_run and self.ranks.first:
                 print(config.to_yaml(dataclasses.replace(self.cfg, dry_run=False)))
-            else:
+            if not self.cfg.dry_run:
                 stack.enter_context(self.signals)
                 self._open(stack)
             self._exit = stack.pop_all().__exit__
@@ -115,27 +118,37 @@ class Run:
     def _open(self, stack: ExitStack) -> None:
         """Makes the folder that of a run at the iteration it starts from. A death at any place in here leaves
         one that the next start makes the same of."""
-        files.tidy(self.directory)
-        files.tidy(self.checkpoints)
+        if self.ranks.first:
+            files.tidy(self.directory)
+            files.tidy(self.checkpoints)
+        self.ranks.agree(None)  # nobody reads before this is done
         found = self._load()
+        self.ranks.agree(None)  # nobody writes before all have read
         stack.enter_context(self.log)
+        if found is not None:
+            self._state = found[1]
+            self._earlier_seconds = self._state["wall_seconds"]
+            self.resumed_from = [*self._state["resumed_from"], self._state["step"]]
+            self.past, self._steps_past = self._state["past"], self._state["steps_past"]
+        if self.ranks.first:
+            self._take_over(found)
+
+    def _take_over(self, found: tuple[Path, Any] | None) -> None:
+        """Makes the folder agree with the checkpoint that the run goes on from."""
         config.save(self.cfg, self.directory / "config.yaml")
         (self.directory / "summary.json").unlink(missing_ok=True)  # a run that goes on is not finished
         if found is None:
             self.log.truncate(0)
             return
-        source, self._state = found
-        self._earlier_seconds = self._state["wall_seconds"]
-        self.resumed_from = [*self._state["resumed_from"], self._state["step"]]
-        self.past, self._steps_past = self._state["past"], self._state["steps_past"]
+        source, state = found
         self.log.note(f"resuming from {source}")
         # Later checkpoints go before the lines they count on do.
-        position = min(self._state["log_position"], self.log.position())
-        if source.resolve().parent == self.checkpoints.resolve() and position == self._state["log_position"]:
-            checkpoint.prune(self.checkpoints, self._state["step"], keep=self.cfg.keep_checkpoints)
+        position = min(state["log_position"], self.log.position())
+        if source.resolve().parent == self.checkpoints.resolve() and position == state["log_position"]:
+            checkpoint.prune(self.checkpoints, state["step"], keep=self.cfg.keep_checkpoints)
         else:  # another folder's, or the log has lost lines
-            self._keep(self._state | {"log_position": position})
-        self.log.truncate(self._state["log_position"])
+            self._keep(state | {"log_position": position})
+        self.log.truncate(state["log_position"])
 
     def _load(self) -> tuple[Path, Any] | None:
         """The checkpoint to resume from, and where it lies."""
@@ -147,7 +160,7 @@ class Run:
 
     def describe(self, networks: nn.Module) -> None:
         """Tells the size of each network, if this is a dry run."""
-        if self.cfg.dry_run:
+        if self.cfg.dry_run and self.ranks.first:
             for name, network in networks.named_children():
                 print(f"{name}: {sum(p.numel() for p in network.parameters()):,} parameters")
 
@@ -159,7 +172,7 @@ class Run:
             name: of the phase.
             stepper: what it repeats.
             iterations: its length.
-            batch: iteration -> data [B, *].
+            batch: iteration -> this rank's rows of the data.
         """
         if self.cfg.dry_run:
             self._try(name, stepper, iterations, batch)
@@ -182,18 +195,30 @@ class Run:
                     self.log.log(name, now, numbers | clock.lap(now))
                     losses = _losses(numbers)
                 bar.update(1, **losses)
-                if now % self.cfg.checkpoint_every == 0 or last or self.signals.pending:
+                if now % self.cfg.checkpoint_every == 0 or last or self._stops(now):
                     self._save(name, stepper)
-                    if self.signals.pending:
-                        break
+                if self._stops(now):  # perhaps asked to within the save
+                    break
         self.past.append(name)
         self._steps_past += iterations
+
+    def _stops(self, iteration: int) -> bool:
+        """Whether a signal has come. Ranks stop together, so they ask each other, as often as they log."""
+        if self.ranks.alone:
+            return self.signals.pending
+        asks = iteration % self.cfg.log_every == 0
+        if asks and self.ranks.any(self.signals.pending):
+            self.signals.ask()
+            return True
+        return False
 
     def _try(self, name: str, stepper: Stepper, iterations: int, batch: Callable[[int], Tensor]) -> None:
         if iterations == 0:
             print(f"{name}: no iterations")
             return
         losses = _losses(_to_host(stepper.step(batch(0))))
+        if not self.ranks.first:
+            return
         shown = ", ".join(f"{key} {value}" for key, value in losses.items())
         print(
             f"{name}: one iteration, {shown}; weights, optimizer and averages (a checkpoint) take "
@@ -201,6 +226,8 @@ class Run:
         )
 
     def _save(self, phase: str, stepper: Stepper) -> None:
+        if not self.ranks.first:
+            return
         state = {
             "phase": phase,
             "past": self.past,
@@ -222,8 +249,8 @@ class Run:
             "recipe": self.cfg.recipe,
             "seed": self.cfg.seed,
             "device": str(self.device),
-            "world_size": 1,
-            "batch_size_per_rank": self.cfg.batch_size,
+            "world_size": self.ranks.world_size,
+            "batch_size_per_rank": self.rows[0],
             "iterations": self.cfg.iterations,
             "resumed_from": self.resumed_from,
             "wall_seconds": round(self.wall_seconds, 1),
@@ -287,14 +314,12 @@ class _Clock:
 
 
 def _to_host(metrics: dict[str, Tensor]) -> dict[str, Any]:
-    """Metrics as numbers, by one transfer from the device."""
-    parts = [
-        m.float().flatten() if name in _PER_STEP else m.float().mean().view(1) for name, m in metrics.items()
-    ]
-    values = torch.cat(parts).cpu().split([len(part) for part in parts])
+    """Metrics, scalars and vectors, as numbers and lists, by one transfer from the device."""
+    packed = torch.cat([metric.float().flatten() for metric in metrics.values()]).cpu()
+    parts = packed.split([metric.numel() for metric in metrics.values()])
     return {
-        name: value.tolist() if name in _PER_STEP else value.item()
-        for name, value in zip(metrics, values, strict=True)
+        name: part.tolist() if metric.ndim else part.item()
+        for (name, metric), part in zip(metrics.items(), parts, strict=True)
     }
 
 

@@ -36,6 +36,11 @@ class StopSignals:
         """Whether to stop; true only within ``held``."""
         return self._asked is not None
 
+    def ask(self) -> None:
+        """As if a signal had come: another rank has one."""
+        if self._asked is None:
+            self._asked = time.monotonic()
+
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
             self._before = {number: signal.signal(number, self._handle) for number in _SIGNALS}

@@ -220,7 +220,7 @@ class DxMITrainer:
             loss = nn.functional.mse_loss(value, target)
             self.value_optimizer.descend(loss)
             losses.append(loss.detach())
-        return torch.stack(losses)
+        return torch.stack(losses[::-1])  # of step t, in backward order
 
     def _td_steps(self, path: Trajectory, keys: dict[str, Tensor]) -> Iterator[tuple[Tensor, Transition]]:
         """The timesteps [B] and transitions that the value learns from, in turn; each of the path once."""

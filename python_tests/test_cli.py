@@ -57,12 +57,12 @@ def copy(finished: Path, tmp_path: Path) -> Path:
 def interrupt(patch: pytest.MonkeyPatch, step: int) -> None:
     """Makes the next run fail as by Ctrl-C when it asks for data at a step, counted over all phases."""
 
-    def sample(name: str, n: int, key: Any) -> Any:
+    def sample(name: str, n: int, key: Any, **rest: Any) -> Any:
         nonlocal step
         step -= 1
         if step < 0:
             raise KeyboardInterrupt
-        return SAMPLE_DATA(name, n, key)
+        return SAMPLE_DATA(name, n, key, **rest)
 
     patch.setattr(data, "sample", sample)
 
@@ -107,20 +107,14 @@ def test_metrics_tell_each_step_and_the_pace(finished: Path) -> None:
     assert pretraining.keys() == {"phase", "iteration", "loss", "iterations_per_second", "samples_per_second"}
     assert last.keys() & set(TIMING_FIELDS) == {"iterations_per_second", "samples_per_second"}  # on a CPU
     assert last["samples_per_second"] == pytest.approx(16 * last["iterations_per_second"], rel=1e-3)
-    per_step = {name: value for name, value in last.items() if isinstance(value, list)}
-    assert {name: len(value) for name, value in per_step.items()} == dict.fromkeys(
-        ("std", "velocity_var", "value_loss"), 5
-    )
+    lists = {name: len(value) for name, value in last.items() if isinstance(value, list)}
+    per_step = dict.fromkeys(("std", "velocity_var", "sq_displacement", "log_prob", "value_loss"), 5)
+    assert lists == per_step | {"sampler_loss": 2}
 
 
-def test_metrics_per_step_are_lists_and_all_others_means() -> None:
-    """By name: a batch may have as many rows as the sampler has steps."""
-    metrics = {
-        "std": torch.tensor([1.0, 2.0]),
-        "energy_data": torch.tensor([1.0, 2.0]),
-        "loss": torch.tensor(3.0),
-    }
-    assert run._to_host(metrics) == {"std": [1.0, 2.0], "energy_data": 1.5, "loss": 3.0}
+def test_vectors_are_logged_as_lists() -> None:
+    metrics = {"std": torch.tensor([1.0, 2.0]), "failures": torch.zeros(()), "one": torch.tensor([3.0])}
+    assert run._to_host(metrics) == {"std": [1.0, 2.0], "failures": 0.0, "one": [3.0]}
 
 
 def test_default_folder_and_a_yaml_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from dxmi_ext import noise, ops, schedules
 from dxmi_ext.models.mlp import EnergyMLP, SamplerMLP, ValueMLP
 from dxmi_ext.networks import Networks
 from dxmi_ext.pretrain import Pretrainer
-from dxmi_ext.ranks import Ranks
+from dxmi_ext.ranks import RankError, Ranks
 from dxmi_ext.sampler import GaussianSampler
 from dxmi_ext.trainer import DxMISettings, DxMITrainer
 
@@ -62,14 +62,17 @@ def process(rank: int, world_size: int, port: int, folder: Path, *args: Any) -> 
         torch.save(train(ranks, *args), folder / f"{rank}.pt")
 
 
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
 def train_on(
     world_size: int, folder: Path, changes: dict[str, Any], bad_rank: int | None = None
 ) -> list[Any]:
     """The results of every rank."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    args = (world_size, port, folder, changes, bad_rank)
+    args = (world_size, free_port(), folder, changes, bad_rank)
     multiprocessing.spawn(process, args, nprocs=world_size)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(world_size)]
 
@@ -98,6 +101,21 @@ def test_a_nan_on_one_rank_moves_no_weight_on_any(tmp_path: Path) -> None:
     failures = [metrics["failures"].item() for metrics in first["metrics"]]
     assert failures == [0, 1, 0]
     assert all(value.isfinite().all() for value in first["state"]["networks"].values())
+
+
+def leave_or_wait(rank: int, port: int) -> None:
+    """Rank 1 dies; rank 0 learns of it where it needs an answer."""
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    ranks = Ranks(rank, 2, rank)
+    with pytest.raises(RankError, match="rank 0 lost contact"), ranks.joined(torch.device("cpu")):
+        assert ranks.agree([1, "both"]) == [1, "both"] and ranks.any(rank == 1)
+        if rank == 1:
+            os._exit(0)
+        ranks.mean({"loss": torch.ones(())})
+
+
+def test_a_rank_that_dies_ends_the_others() -> None:
+    multiprocessing.spawn(leave_or_wait, (free_port(),), nprocs=2)
 
 
 def test_rows_of_a_batch() -> None:

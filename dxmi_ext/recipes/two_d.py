@@ -6,6 +6,7 @@ Imports torch and ``dxmi_ext``; POT, scikit-learn and matplotlib where they are 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from dxmi_ext.metrics import two_d as metrics_two_d
 from dxmi_ext.models.mlp import EnergyMLP, SamplerMLP, ValueMLP
 from dxmi_ext.networks import Networks, TimeIndependent
 from dxmi_ext.pretrain import Pretrainer
+from dxmi_ext.ranks import Ranks
 from dxmi_ext.run import Run
 from dxmi_ext.sampler import GaussianSampler
 from dxmi_ext.trainer import DxMISettings, DxMITrainer
@@ -72,9 +74,9 @@ class Config(DxMISettings, config.RunConfig):
             raise config.ConfigError(f"skip_last: got {self.skip_last}, wants at most steps={self.steps}")
 
 
-def train(cfg: Config) -> dict[str, Any]:
-    """Runs the recipe to its end and returns the summary."""
-    run = Run(cfg)
+def train(cfg: Config, ranks: Ranks | None = None) -> dict[str, Any]:
+    """Runs the recipe to its end and returns the summary, on the first rank."""
+    run = Run(cfg, ranks)
     if run.finished():
         print(f"{run.directory} holds this run already, finished; nothing to do")
         return {}
@@ -83,9 +85,9 @@ def train(cfg: Config) -> dict[str, Any]:
         run.describe(networks)
         if cfg.pretrained:
             _pretrain(run, cfg, networks.sampler, schedule)
-        trainer = DxMITrainer(networks, cfg, iterations=cfg.iterations, seed=cfg.seed)
-        run.phase("dxmi", trainer, cfg.iterations, _batches(cfg, "dxmi", run.device))
-        if cfg.dry_run:
+        trainer = DxMITrainer(networks, cfg, iterations=cfg.iterations, seed=cfg.seed, ranks=run.ranks)
+        run.phase("dxmi", trainer, cfg.iterations, _batches(cfg, "dxmi", run))
+        if cfg.dry_run or not run.ranks.first:
             return {}
         _save_model(run.directory / "model", trainer.averaged, cfg)
         numbers = evaluate_networks(cfg, trainer.averaged, seed=cfg.seed)
@@ -96,9 +98,9 @@ def train(cfg: Config) -> dict[str, Any]:
     return summary
 
 
-def pretrain(cfg: Config) -> None:
+def pretrain(cfg: Config, ranks: Ranks | None = None) -> None:
     """Runs the pretraining alone; training with the same output goes on from it."""
-    run = Run(cfg)
+    run = Run(cfg, ranks)
     if run.finished():
         print(f"{run.directory} holds this run already, finished; nothing to do")
         return
@@ -109,7 +111,7 @@ def pretrain(cfg: Config) -> None:
             return
         run.describe(networks)
         _pretrain(run, cfg, networks.sampler, schedule)
-        if cfg.dry_run:
+        if cfg.dry_run or not run.ranks.first:
             return
         _save_model(run.directory / "model", networks, cfg)
         print(f"{run.directory}: pretrained; `dxmi train` with output={run.directory} goes on from here")
@@ -203,14 +205,23 @@ def table(cfg: Config, numbers: dict[str, float]) -> str:
 
 def _pretrain(run: Run, cfg: Config, sampler: GaussianSampler, schedule: schedules.Schedule) -> None:
     pretrainer = Pretrainer(
-        sampler, schedule, lr=cfg.pretrain_lr, iterations=cfg.pretrain_iterations, seed=cfg.seed
+        sampler,
+        schedule,
+        lr=cfg.pretrain_lr,
+        iterations=cfg.pretrain_iterations,
+        seed=cfg.seed,
+        ranks=run.ranks,
     )
-    run.phase("pretrain", pretrainer, cfg.pretrain_iterations, _batches(cfg, "pretrain", run.device))
+    run.phase("pretrain", pretrainer, cfg.pretrain_iterations, _batches(cfg, "pretrain", run))
 
 
-def _batches(cfg: Config, phase: str, device: torch.device) -> Any:
-    draws = noise.Draws(cfg.seed, f"data of {phase}", ["data"], device)
-    return lambda iteration: data_two_d.sample(cfg.data, cfg.batch_size, draws.at(iteration)["data"])
+def _batches(cfg: Config, phase: str, run: Run) -> Callable[[int], Tensor]:
+    """iteration -> this rank's rows of the data."""
+    draws = noise.Draws(cfg.seed, f"data of {phase}", ["data"], run.device)
+    count, offset = run.rows
+    return lambda iteration: data_two_d.sample(
+        cfg.data, count, draws.at(iteration)["data"], sample_offset=offset
+    )
 
 
 def _save_model(path: Path, networks: Networks, cfg: Config) -> None:
