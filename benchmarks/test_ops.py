@@ -16,9 +16,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+
 from peers import COMPILED, OPS, OURS, Problem, Shape, compile_failure
 from places import Place, places
-from torch import Tensor
 
 SAMPLES: dict[str, list[Shape]] = {"cpu": [(256, 2), (128, 3, 32, 32)]}
 SAMPLES["cuda"] = [*SAMPLES["cpu"], (128, 3, 64, 64), (64, 3, 256, 256), (256, 3, 256, 256)]

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+
 from places import Place
 
 BYTES = {"cpu": 256 << 20, "cuda": 1 << 30}

@@ -54,5 +54,12 @@ class Draws:
 
     def at(self, iteration: int) -> dict[str, Tensor]:
         """The keys of an iteration by use, each int64 [2]."""
-        keys = torch.add(self._keys, self._stride, alpha=iteration)
+        return self.named(self.keys(iteration))
+
+    def keys(self, iteration: int) -> Tensor:
+        """The same as one tensor, int64 [uses, 2], for a CUDA graph to take in."""
+        return torch.add(self._keys, self._stride, alpha=iteration)
+
+    def named(self, keys: Tensor) -> dict[str, Tensor]:
+        """The rows of `keys` by use."""
         return dict(zip(self._uses, keys.unbind(), strict=True))

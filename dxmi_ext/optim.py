@@ -27,7 +27,11 @@ class Adam(torch.optim.Adam):
     def __init__(self, params: Iterable[Any], lr: float, clip: float = 0.0) -> None:
         super().__init__(params, lr=lr, fused=True)
         self.clip = clip
-        self.failures = torch.zeros((), device=self._weights()[0].device)
+        device = self._weights()[0].device
+        self.failures = torch.zeros((), device=device)
+        if device.type == "cuda":  # rates that a CUDA graph reads anew on every replay
+            for group in self.param_groups:
+                group |= {"lr": torch.tensor(group["lr"], device=device), "capturable": True}
         self.found_inf: Tensor  # torch's fused optimizers skip a step where it is 1
 
     def descend(self, loss: Tensor) -> None:
@@ -41,7 +45,7 @@ class Adam(torch.optim.Adam):
         if self.clip:
             nn.utils.clip_grads_with_norm_(weights, self.clip, norm)
         self.found_inf = torch.where(norm < math.inf, 0.0, 1.0)  # also of NaN
-        self.failures = (self.failures + 1) * self.found_inf
+        self.failures.add_(1).mul_(self.found_inf)
         self.step()
 
     def state_dict(self) -> dict[str, Any]:
@@ -50,7 +54,10 @@ class Adam(torch.optim.Adam):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         state = dict(state_dict)
         self.failures.copy_(state.pop("failures"))
+        rates = [group["lr"] for group in self.param_groups]
         super().load_state_dict(state)
+        for group, rate in zip(self.param_groups, rates, strict=True):
+            group["lr"] = rate  # on its device; a schedule sets its value
 
     def _weights(self) -> list[Tensor]:
         return [p for group in self.param_groups for p in group["params"]]
@@ -67,11 +74,15 @@ class LearningRates:
 
     def __init__(self, optimizers: Sequence[torch.optim.Optimizer], decay: str, iterations: int) -> None:
         self._optimizers, self._decay, self._iterations = optimizers, decay, iterations
-        self._initial = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
+        self._initial = [[float(group["lr"]) for group in optimizer.param_groups] for optimizer in optimizers]
 
     def at(self, iteration: int) -> None:
         done = iteration / self._iterations
         factor = {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}
         for optimizer, rates in zip(self._optimizers, self._initial, strict=True):
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate * factor[self._decay]
+                now = rate * factor[self._decay]
+                if isinstance(group["lr"], Tensor):
+                    group["lr"].fill_(now)
+                else:
+                    group["lr"] = now

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import torch
@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from dxmi_ext import noise, ops
-from dxmi_ext.config import Settings, setting
+from dxmi_ext.config import ConfigError, Settings, setting
+from dxmi_ext.graphs import Graphed
 from dxmi_ext.networks import Networks, frozen
 from dxmi_ext.optim import Adam, LearningRates
 from dxmi_ext.ranks import Ranks
@@ -77,6 +78,7 @@ class DxMISettings(Settings):
     sampler_clip: float = setting(0.1, "largest gradient norm of the sampler; 0: any", minimum=0)
     value_clip: float = setting(0.0, "largest gradient norm of the value; 0: any", minimum=0)
     energy_clip: float = setting(0.0, "largest gradient norm of an energy of its own; 0: any", minimum=0)
+    cuda_graph: bool = setting(False, "the whole iteration as one CUDA graph; wants batches of one shape")
     ema_decay: float = setting(0.995, "decay of the averaged networks, used for evaluation", minimum=0)
 
 
@@ -145,6 +147,11 @@ class DxMITrainer:
         uses = ["rollout", "choice", *(f"redraw{i}" for i in range(settings.sampler_steps))]
         uses += ["td_choice"] * (settings.td_order == "shuffled") + ["td_redraw"] * settings.td_redraw
         self._draws = noise.Draws(seed, "dxmi", uses, log_std.device)
+        self._iterate: Callable[..., dict[str, Tensor]] = self._iteration_of
+        if settings.cuda_graph:
+            if log_std.device.type != "cuda" or not self.ranks.alone:
+                raise ConfigError("cuda_graph: got true, wants a CUDA device and a single rank")
+            self._iterate = Graphed(self._iteration_of)
 
     def step(self, batch: Tensor | tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         """One iteration of Algorithm 1 or 2.
@@ -157,7 +164,13 @@ class DxMITrainer:
         """
         data, labels = batch if isinstance(batch, tuple) else (batch, None)
         self._learning_rates.at(self.iteration)
-        keys = self._draws.at(self.iteration)
+        metrics = self._iterate(self._draws.keys(self.iteration), data, labels)
+        self.iteration += 1
+        return metrics
+
+    def _iteration_of(self, drawn: Tensor, data: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
+        """What the device does in an iteration, whose noise keys are `drawn`."""
+        keys = self._draws.named(drawn)
         self._offset = self.ranks.rank * len(data)
         path = self.sampler.rollout(len(data), keys["rollout"], labels, sample_offset=self._offset)
         metrics = self._energy_step(data, path.samples[-1], labels)
@@ -169,7 +182,6 @@ class DxMITrainer:
         moved = path.sq_displacement if self.ranks.alone else metrics["sq_displacement"][:, None]
         ops.update_velocity_var_(self.velocity_var, moved, self.settings.velocity_decay)
         self._average(*self._averages, None)
-        self.iteration += 1
         return metrics | {
             "std": self.sampler.log_std.detach().exp(),
             "velocity_var": self.velocity_var,
