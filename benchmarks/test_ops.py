@@ -56,7 +56,7 @@ def title(op: str, shape: Shape, dtype: torch.dtype, backward: bool) -> str:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "backward" in metafunc.fixturenames:
         names = ("place", "op", "shape", "dtype", "backward", "name")
-        metafunc.parametrize(names, cases(metafunc.config.getoption("--quick")))
+        metafunc.parametrize(names, list(cases(metafunc.config.getoption("--quick"))))
 
 
 def test_op(
