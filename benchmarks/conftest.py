@@ -71,7 +71,7 @@ class Measure:
 
     def __init__(self, benchmark: Any, place: Place, report: Report, quick: bool) -> None:
         self._benchmark, self._place, self._report = benchmark, place, report
-        self._rounds, self._round_seconds, self._budget = (15, 0.003, 0.5) if quick else (50, 0.01, 10.0)
+        self._rounds, self._round_seconds, self._budget = (11, 0.003, 0.35) if quick else (50, 0.01, 10.0)
 
     def __call__(
         self,
