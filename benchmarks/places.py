@@ -12,6 +12,7 @@ import torch
 from torch.distributions import Distribution
 
 from dxmi_ext import __version__, _native
+from dxmi_ext.graphs import WARM_UP, Graphed
 
 R = TypeVar("R")
 
@@ -72,20 +73,9 @@ def _captured(function: Callable[[], R]) -> Callable[[], R]:
     checks = Distribution._validate_args  # these read their results on the host, which no graph can
     Distribution.set_default_validate_args(False)
     try:
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(3):
-                function()
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            results = function()
+        graphed = Graphed(function)
+        for _ in range(WARM_UP + 1):
+            graphed()
     finally:
         Distribution.set_default_validate_args(checks)
-
-    def replay() -> R:
-        graph.replay()
-        return results
-
-    return replay
+    return graphed

@@ -54,10 +54,11 @@ class Adam(torch.optim.Adam):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         state = dict(state_dict)
         self.failures.copy_(state.pop("failures"))
-        rates = [group["lr"] for group in self.param_groups]
+        # The device's own, which need not be that of the state; a schedule sets the rates' values.
+        kept = [{key: group[key] for key in ("lr", "capturable")} for group in self.param_groups]
         super().load_state_dict(state)
-        for group, rate in zip(self.param_groups, rates, strict=True):
-            group["lr"] = rate  # on its device; a schedule sets its value
+        for group, mine in zip(self.param_groups, kept, strict=True):
+            group |= mine
 
     def _weights(self) -> list[Tensor]:
         return [p for group in self.param_groups for p in group["params"]]

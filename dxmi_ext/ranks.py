@@ -1,6 +1,7 @@
-"""The ranks of a distributed run: which rows are whose, what ranks tell each other. Imports torch alone.
+"""The ranks of a distributed run: which rows are whose, what ranks tell each other.
 
-The world comes from the environment that torchrun sets, never from the number of devices.
+The world comes from the environment that torchrun sets, never from the number of devices. Imports torch and
+``dxmi_ext.errors``.
 """
 
 from __future__ import annotations

@@ -367,6 +367,18 @@ def test_trainer_resumes_to_the_bit(split: int) -> None:
     torch.testing.assert_close(resumed.state_dict(), straight.state_dict(), rtol=0, atol=0)
 
 
+def test_an_optimizer_state_of_another_device_keeps_this_ones_kind_of_rates() -> None:
+    """On CUDA rates are tensors, for graphs; on a CPU numbers."""
+    trainer = make_trainer(make_settings())
+    state = copy.deepcopy(trainer.value_optimizer.state_dict())
+    for group in state["param_groups"]:
+        group |= {"lr": torch.tensor(group["lr"]), "capturable": True}
+    trainer.value_optimizer.load_state_dict(state)
+    (group,) = trainer.value_optimizer.param_groups
+    assert isinstance(group["lr"], float) and not group["capturable"]
+    trainer.step(batch(0))
+
+
 # --- pretraining -------------------------------------------------------------------------------------
 
 
