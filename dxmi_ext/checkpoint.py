@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from dxmi_ext import files
 from dxmi_ext.errors import UserError
 
-FORMAT = 1
+FORMAT = 2
 _CHECKPOINT = ("tensors.safetensors", "state.json")
 _MODEL = ("model.safetensors", "config.json")
 _MANIFEST = "manifest.json"
@@ -31,7 +31,7 @@ class CheckpointError(UserError, RuntimeError):
     """A checkpoint or model that is missing, damaged or of an unknown format."""
 
 
-def save(root: Path, iteration: int, state: Any, *, keep: int) -> Path:
+def save(root: Path, iteration: int, state: Any, *, keep: int, spare: int | None = None) -> Path:
     """Save a checkpoint as ROOT/step_XXXXXXXX, then ``prune``.
 
     Args:
@@ -39,6 +39,7 @@ def save(root: Path, iteration: int, state: Any, *, keep: int) -> Path:
         iteration: counted over all phases of the run, so that a later checkpoint has the higher number.
         state: nested dicts (keys: str or int), lists and tuples of tensors, numbers, strings, bools and None.
         keep: number of checkpoints to keep, this one among them; at least 1.
+        spare: iteration of a checkpoint that stays whatever its age.
 
     Raises:
         TypeError: names the entry of ``state`` that cannot be saved.
@@ -53,18 +54,18 @@ def save(root: Path, iteration: int, state: Any, *, keep: int) -> Path:
         _write(folder, _CHECKPOINT, tensors, tree)
         manifest = {"format": FORMAT, "files": {name: _facts(folder / name) for name in _CHECKPOINT}}
         _write_json(folder / _MANIFEST, manifest)
-    prune(root, iteration, keep=keep)
+    prune(root, iteration, keep=keep, spare=spare)
     return target
 
 
-def prune(root: Path, iteration: int, *, keep: int) -> None:
-    """Keep the last ``keep`` checkpoints up to an iteration.
+def prune(root: Path, iteration: int, *, keep: int, spare: int | None = None) -> None:
+    """Keep the last ``keep`` checkpoints up to an iteration, and that of iteration ``spare``.
 
     Later ones go too: they are the abandoned future of a run that was taken back to an earlier one.
     """
     steps = _steps(root)
     kept = sorted(step for step in steps if step <= iteration)[-keep:]
-    for step in sorted(steps.keys() - set(kept), reverse=True):
+    for step in sorted(steps.keys() - {*kept, spare}, reverse=True):
         files.remove_folder(steps[step])
 
 
@@ -82,16 +83,19 @@ def load(path: Path, device: torch.device | str = "cpu") -> Any:
     return _decode(tree, tensors)
 
 
-def load_latest(root: Path, warn: Callable[[str], None]) -> tuple[Path, Any] | None:
+def load_latest(
+    root: Path, warn: Callable[[str], None], *, until: int | None = None
+) -> tuple[Path, Any] | None:
     """Read the last whole checkpoint in ``root``, if there is any at all; damaged ones are skipped.
 
     Args:
+        until: look at none of a later iteration.
         warn: is told of each one skipped, and why.
 
     Raises:
         CheckpointError: all are damaged. They stay: a fresh start would be the end of them.
     """
-    steps = _steps(root)
+    steps = {step: path for step, path in _steps(root).items() if until is None or step <= until}
     for _, path in sorted(steps.items(), reverse=True):
         try:
             return path, load(path)

@@ -90,6 +90,11 @@ class RunConfig(Settings):
     batch_size: int = setting(256, "global batch size; the number of ranks must divide it", minimum=1)
     checkpoint_every: int = setting(1000, "iterations between checkpoints", minimum=1)
     keep_checkpoints: int = setting(2, "number of checkpoints kept", minimum=1)
+    rollback_after: int = setting(
+        50, "steps in a row, not finite, that send the run back to its last checkpoint; 0: never", minimum=0
+    )
+    rollbacks: int = setting(3, "how often it may go back before it stops", minimum=0)
+    rollback_lr: float = setting(0.5, "factor of all learning rates each time", minimum=0)
     log_every: int = setting(50, "iterations between lines of metrics.jsonl", minimum=1)
     device: str = device_setting()
     threads: int = setting(0, "CPU threads of torch; 0: its own choice", minimum=0)

@@ -19,23 +19,24 @@ class Adam(torch.optim.Adam):
         params: weights, or groups of them.
         lr: learning rate of groups without one of their own.
         clip: largest norm of the gradient; 0: any.
-
-    Attributes:
-        failures: steps in a row that moved nothing, a float32 scalar on the weights' device.
     """
 
     def __init__(self, params: Iterable[Any], lr: float, clip: float = 0.0) -> None:
         super().__init__(params, lr=lr, fused=True)
         self.clip = clip
         device = self._weights()[0].device
-        self.failures = torch.zeros((), device=device)
         if device.type == "cuda":  # rates that a CUDA graph reads anew on every replay
             for group in self.param_groups:
                 group |= {"lr": torch.tensor(group["lr"], device=device), "capturable": True}
         self.found_inf: Tensor  # torch's fused optimizers skip a step where it is 1
 
-    def descend(self, loss: Tensor) -> None:
-        """One step on a loss."""
+    def descend(self, loss: Tensor, failures: Tensor) -> None:
+        """One step on a loss.
+
+        Args:
+            loss: a scalar.
+            failures: steps on such losses in a row that moved nothing, a scalar that this step updates.
+        """
         weights = self._weights()
         for p in weights:
             p.grad = None
@@ -45,18 +46,13 @@ class Adam(torch.optim.Adam):
         if self.clip:
             nn.utils.clip_grads_with_norm_(weights, self.clip, norm)
         self.found_inf = torch.where(norm < math.inf, 0.0, 1.0)  # also of NaN
-        self.failures.add_(1).mul_(self.found_inf)
+        failures.add_(1).mul_(self.found_inf)
         self.step()
 
-    def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "failures": self.failures}
-
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        state = dict(state_dict)
-        self.failures.copy_(state.pop("failures"))
         # The device's own, which need not be that of the state; a schedule sets the rates' values.
         kept = [{key: group[key] for key in ("lr", "capturable")} for group in self.param_groups]
-        super().load_state_dict(state)
+        super().load_state_dict(state_dict)
         for group, mine in zip(self.param_groups, kept, strict=True):
             group |= mine
 
@@ -71,18 +67,23 @@ class LearningRates:
         optimizers: with the rates to start from.
         decay: constant, linear (to 0) or cosine (to 0).
         iterations: length of the run.
+
+    Attributes:
+        scale: of all rates, on top of the decay; a run that went wrong lowers it.
     """
 
     def __init__(self, optimizers: Sequence[torch.optim.Optimizer], decay: str, iterations: int) -> None:
         self._optimizers, self._decay, self._iterations = optimizers, decay, iterations
+        self.scale = 1.0
         self._initial = [[float(group["lr"]) for group in optimizer.param_groups] for optimizer in optimizers]
 
     def at(self, iteration: int) -> None:
         done = iteration / self._iterations
-        factor = {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}
+        decays = {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}
+        factor = self.scale * decays[self._decay]
         for optimizer, rates in zip(self._optimizers, self._initial, strict=True):
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                now = rate * factor[self._decay]
+                now = rate * factor
                 if isinstance(group["lr"], Tensor):
                     group["lr"].fill_(now)
                 else:

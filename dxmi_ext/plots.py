@@ -103,6 +103,7 @@ def curves(path: _File, metrics_jsonl: str | Path) -> None:
     series: dict[tuple[str, str], list[tuple[int, Any]]] = {}
     for row in runlog.read_metrics(metrics_jsonl):
         phase, iteration = row.pop("phase"), row.pop("iteration")
+        row.pop("symptoms", None)
         for name, value in row.items():
             series.setdefault((phase, name), []).append((iteration, value))
     if not series:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -41,8 +42,18 @@ class Pretrainer:
         self._signal = schedule.signal.float().to(device)
         self._noise = schedule.noise.float().to(device)
         self._optimizer = Adam(self.network.parameters(), lr)
+        self._failures = self._signal.new_zeros(())
         self._learning_rates = LearningRates([self._optimizer], "linear", iterations)
-        self._draws = noise.Draws(seed, "pretrain", ["timestep", "noise"], device)
+        self._seed, self._device = seed, device
+        self.retry(0, 1.0)
+
+    def retry(self, attempt: int, lr_scale: float) -> None:
+        stream = f"pretrain, attempt {attempt}" if attempt else "pretrain"
+        self._draws = noise.Draws(self._seed, stream, ["timestep", "noise"], self._device)
+        self._learning_rates.scale = lr_scale
+
+    def symptoms(self, numbers: Mapping[str, Any]) -> dict[str, str]:
+        return {}
 
     def step(self, data: Tensor) -> dict[str, Tensor]:
         """One iteration on this rank's rows of a minibatch, [B, *]."""
@@ -54,18 +65,20 @@ class Pretrainer:
         level = (-1, *[1] * (data.ndim - 1))
         noisy = self._signal[timestep].view(level) * data + self._noise[timestep].view(level) * eps
         loss = nn.functional.mse_loss(self._learning(noisy, timestep), eps)
-        self._optimizer.descend(loss)
+        self._optimizer.descend(loss, self._failures)
         self.iteration += 1
-        return self.ranks.mean({"loss": loss.detach()})
+        return self.ranks.mean({"loss": loss.detach()}) | {"network_failures": self._failures.clone()}
 
     def state_dict(self) -> dict[str, Any]:
         return {
             "iteration": self.iteration,
             "network": self.network.state_dict(),
             "optimizer": self._optimizer.state_dict(),
+            "failures": self._failures,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.iteration = state["iteration"]
         self.network.load_state_dict(state["network"])
         self._optimizer.load_state_dict(state["optimizer"])
+        self._failures.copy_(state["failures"])

@@ -19,7 +19,7 @@ import numpy
 import torch
 from torch import Tensor, nn
 
-from dxmi_ext import __version__, checkpoint, config, files
+from dxmi_ext import __version__, checkpoint, config, files, health
 from dxmi_ext.ranks import Ranks
 from dxmi_ext.runlog import RunLog, write_json
 from dxmi_ext.signals import StopSignals
@@ -57,6 +57,7 @@ class Run:
     Raises:
         config.ConfigError: the folder holds a run of other settings, or the ranks do not divide the batch.
         checkpoint.CheckpointError: the checkpoint to resume from is missing or damaged.
+        health.Diverged: steps stay not finite, however often the run goes back to a checkpoint.
         signals.Stopped: on SIGTERM or Ctrl-C; in a phase, once the iteration under way is done and saved.
     """
 
@@ -76,6 +77,9 @@ class Run:
         self.resumed_from: list[int] = []
         self.past: list[str] = []  # phases that are over
         self._steps_past = 0  # their iterations
+        self.rollbacks: list[dict[str, Any]] = []
+        self._good = 0  # step of the checkpoint to go back to
+        self._symptoms: set[str] = set()  # at the last log
         self._state: dict[str, Any] | None = None  # to resume from, until its phase has taken it
         self._earlier_seconds = 0.0
         self._started = time.monotonic()
@@ -130,13 +134,17 @@ class Run:
             self._earlier_seconds = self._state["wall_seconds"]
             self.resumed_from = [*self._state["resumed_from"], self._state["step"]]
             self.past, self._steps_past = self._state["past"], self._state["steps_past"]
+            self._good = self._state["step"]
+            if self._mine(found[0]):
+                self.rollbacks, self._good = self._state["rollbacks"], self._state["good"]
         if self.ranks.first:
             self._take_over(found)
 
     def _take_over(self, found: tuple[Path, Any] | None) -> None:
         """Makes the folder agree with the checkpoint that the run goes on from."""
         config.save(self.cfg, self.directory / "config.yaml")
-        (self.directory / "summary.json").unlink(missing_ok=True)  # a run that goes on is not finished
+        for name in ("summary.json", "failure.json"):  # a run that goes on is not finished
+            (self.directory / name).unlink(missing_ok=True)
         if found is None:
             self.log.truncate(0)
             return
@@ -144,11 +152,17 @@ class Run:
         self.log.note(f"resuming from {source}")
         # Later checkpoints go before the lines they count on do.
         position = min(state["log_position"], self.log.position())
-        if source.resolve().parent == self.checkpoints.resolve() and position == state["log_position"]:
-            checkpoint.prune(self.checkpoints, state["step"], keep=self.cfg.keep_checkpoints)
+        if self._mine(source) and position == state["log_position"]:
+            keep = self.cfg.keep_checkpoints
+            checkpoint.prune(self.checkpoints, state["step"], keep=keep, spare=self._good)
         else:  # another folder's, or the log has lost lines
-            self._keep(state | {"log_position": position})
+            mine = {"rollbacks": self.rollbacks, "good": self._good}
+            self._keep(state | mine | {"log_position": position})
         self.log.truncate(state["log_position"])
+
+    def _mine(self, source: Path) -> bool:
+        """Whether a checkpoint lies in this run's folder."""
+        return source.resolve().parent == self.checkpoints.resolve()
 
     def _load(self) -> tuple[Path, Any] | None:
         """The checkpoint to resume from, and where it lies."""
@@ -179,28 +193,93 @@ class Run:
             return
         if name in self.past:
             return
-        if self._state is not None and self._state["phase"] == name:
-            try:
-                stepper.load_state_dict(self._state["stepper"])
-            except (KeyError, RuntimeError, ValueError) as error:
-                raise checkpoint.CheckpointError(f"the checkpoint is of other settings: {error}") from error
-            self._state = None
+        resumed = self._resume(name, stepper)
         with self.log.progress(name, iterations, stepper.iteration) as bar, self.signals.held():
+            if not resumed:
+                self._save(name, stepper)  # something to go back to
             clock = _Clock(self.device, self.cfg.batch_size, stepper.iteration)
             while stepper.iteration < iterations:
                 metrics = stepper.step(batch(stepper.iteration))
                 now, last, losses = stepper.iteration, stepper.iteration == iterations, {}
-                if now % self.cfg.log_every == 0 or last:
+                logs, saves = (now % n == 0 or last for n in (self.cfg.log_every, self.cfg.checkpoint_every))
+                stops = self._stops(now)
+                if logs or saves or stops:
                     numbers = _to_host(metrics)
-                    self.log.log(name, now, numbers | clock.lap(now))
-                    losses = _losses(numbers)
+                    failures = max(health.failures(numbers).values(), default=0)
+                    # Not because of a signal: the run would differ from an uninterrupted one.
+                    if (logs or saves) and 0 < self.cfg.rollback_after <= failures:
+                        self._roll_back(name, stepper, numbers)
+                        bar.back_to(stepper.iteration)
+                        clock = _Clock(self.device, self.cfg.batch_size, stepper.iteration)
+                        continue
+                    if logs:
+                        self._log(name, stepper, numbers | clock.lap(now))
+                        losses = _losses(numbers)
+                    if last or ((saves or stops) and not failures):
+                        self._save(name, stepper, good=saves)
                 bar.update(1, **losses)
-                if now % self.cfg.checkpoint_every == 0 or last or self._stops(now):
-                    self._save(name, stepper)
-                if self._stops(now):  # perhaps asked to within the save
+                if stops or (self.ranks.alone and self.signals.pending):  # perhaps asked to within the save
                     break
         self.past.append(name)
         self._steps_past += iterations
+
+    def _resume(self, phase: str, stepper: Stepper) -> bool:
+        """Takes over the state to resume from, if it is of this phase."""
+        if self._state is None or self._state["phase"] != phase:
+            return False
+        try:
+            stepper.load_state_dict(self._state["stepper"])
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise checkpoint.CheckpointError(f"the checkpoint is of other settings: {error}") from error
+        self._state = None
+        self._retry(phase, stepper)
+        return True
+
+    def _retry(self, phase: str, stepper: Stepper) -> None:
+        attempt = sum(rollback["phase"] == phase for rollback in self.rollbacks)
+        stepper.retry(attempt, self.cfg.rollback_lr**attempt)
+
+    def _log(self, phase: str, stepper: Stepper, numbers: dict[str, Any]) -> None:
+        """Logs an iteration; a symptom is noted when it comes and when it goes."""
+        symptoms = stepper.symptoms(numbers)
+        for name in symptoms.keys() - self._symptoms:
+            self.log.note(f"{phase} {stepper.iteration}: {name}: {symptoms[name]}")
+        for name in self._symptoms - symptoms.keys():
+            self.log.note(f"{phase} {stepper.iteration}: no more {name}")
+        self._symptoms = set(symptoms)
+        self.log.log(phase, stepper.iteration, numbers, symptoms=sorted(symptoms))
+
+    def _roll_back(self, phase: str, stepper: Stepper, numbers: dict[str, Any]) -> None:
+        """Goes back to the last checkpoint, which is of a good state, with other noise and lower rates.
+
+        Raises:
+            health.Diverged: it has done so as often as it may.
+        """
+        failures, at = health.failures(numbers), f"{phase} {stepper.iteration}"
+        steps = ", ".join(f"{count} of the {name}" for name, count in failures.items())
+        what = f"{at}: steps in a row that were not finite: {steps}"
+        rollback = {"phase": phase, "iteration": stepper.iteration, "failures": failures}
+        self.rollbacks = [*self.rollbacks, rollback | {"symptoms": stepper.symptoms(numbers)}]
+        found = checkpoint.load_latest(self.checkpoints, warn=self.log.note, until=self._good)
+        self.ranks.agree(None)  # nobody writes before all have read
+        if found is None or found[1]["phase"] != phase:  # deleted or damaged under the run
+            raise checkpoint.CheckpointError(f"{what}, and {self.checkpoints} has no checkpoint of {phase}")
+        source, state = found
+        if len(self.rollbacks) > self.cfg.rollbacks:
+            if self.ranks.first:
+                report = {"last_checkpoint": str(source), "rollbacks": self.rollbacks}
+                write_json(self.directory / "failure.json", report)
+            raise health.Diverged(
+                f"{what}, after going back {self.cfg.rollbacks} times; failure.json tells more. {source} is "
+                f"good: resume={source} with another output goes on from it, with lower rates, clipped "
+                "gradients or a larger gamma perhaps"
+            )
+        stepper.load_state_dict(state["stepper"])
+        self._retry(phase, stepper)
+        self.log.note(f"{what}; going back to {source} with other noise and rates x {self.cfg.rollback_lr}")
+        if self.ranks.first:
+            self._keep(state | {"rollbacks": self.rollbacks})  # or a resume would meet the same again
+            self.log.truncate(state["log_position"])
 
     def _stops(self, iteration: int) -> bool:
         """Whether a signal has come. Ranks stop together, so they ask each other, as often as they log."""
@@ -225,7 +304,10 @@ class Run:
             f"{checkpoint.nbytes(stepper.state_dict()) / 2**20:.1f} MiB, {_peak_memory(self.device)}"
         )
 
-    def _save(self, phase: str, stepper: Stepper) -> None:
+    def _save(self, phase: str, stepper: Stepper, *, good: bool = True) -> None:
+        """Saves a checkpoint; one to go back to is not a signal's: the run would differ from another."""
+        if good:
+            self._good = self._steps_past + stepper.iteration
         if not self.ranks.first:
             return
         state = {
@@ -236,12 +318,15 @@ class Run:
             "stepper": stepper.state_dict(),
             "log_position": self.log.position(),
             "resumed_from": self.resumed_from,
+            "rollbacks": self.rollbacks,
+            "good": self._good,
             "wall_seconds": self.wall_seconds,
         }
         self._keep(state)
 
     def _keep(self, state: dict[str, Any]) -> None:
-        checkpoint.save(self.checkpoints, state["step"], state, keep=self.cfg.keep_checkpoints)
+        keep = self.cfg.keep_checkpoints
+        checkpoint.save(self.checkpoints, state["step"], state, keep=keep, spare=state["good"])
 
     def summarize(self, numbers: dict[str, Any]) -> dict[str, Any]:
         """Writes summary.json, which makes the run a finished one."""
@@ -253,6 +338,7 @@ class Run:
             "batch_size_per_rank": self.rows[0],
             "iterations": self.cfg.iterations,
             "resumed_from": self.resumed_from,
+            "rollbacks": self.rollbacks,
             "wall_seconds": round(self.wall_seconds, 1),
             **numbers,
             "versions": {
@@ -281,7 +367,15 @@ class Run:
 
     def _clear(self) -> None:
         """Empties the folder; what makes it a finished run, or one to resume, goes first."""
-        for name in ("summary.json", "checkpoints", "model", "tb", "metrics.jsonl", "config.yaml"):
+        for name in (
+            "summary.json",
+            "failure.json",
+            "checkpoints",
+            "model",
+            "tb",
+            "metrics.jsonl",
+            "config.yaml",
+        ):
             path = self.directory / name
             if path.is_dir():
                 files.remove_folder(path)

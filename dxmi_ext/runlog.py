@@ -60,12 +60,19 @@ class RunLog:
         if self._events is not None:
             self._events.close()
 
-    def log(self, phase: str, iteration: int, metrics: Mapping[str, Metric]) -> None:
-        """Append one line; a number that is not finite becomes null, for json has none."""
+    def log(
+        self, phase: str, iteration: int, metrics: Mapping[str, Metric], symptoms: Sequence[str] = ()
+    ) -> None:
+        """Append one line; a number that is not finite becomes null, for json has none.
+
+        Args:
+            symptoms: names of what is wrong with them, told where there are any.
+        """
         if self._file is None:
             return
         numbers = {name: _numbers(value) for name, value in metrics.items()}
         row = {"phase": phase, "iteration": iteration, **numbers}
+        row |= {"symptoms": list(symptoms)} if symptoms else {}
         line = json.dumps(row, allow_nan=False).encode() + b"\n"
         with files.naming(self.path):
             while line:
@@ -97,6 +104,7 @@ class RunLog:
         if self._events is not None:  # its files cannot be cut: write them anew
             self._events.clear()
             for row in read_metrics(self.path):
+                row.pop("symptoms", None)
                 self._events.write(row.pop("phase"), row.pop("iteration"), row)
 
     def note(self, text: str) -> None:
@@ -167,6 +175,10 @@ class Progress:
         if postfix:
             self._bar.set_postfix(postfix, refresh=False)
         self._bar.update(n)
+
+    def back_to(self, iteration: int) -> None:
+        """Shows an earlier iteration: the run has gone back to it."""
+        self._bar.update(iteration - self._bar.n)
 
     def __enter__(self) -> Progress:
         return self

@@ -5,14 +5,14 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from dxmi_ext import noise, ops
+from dxmi_ext import health, noise, ops
 from dxmi_ext.config import ConfigError, Settings, setting
 from dxmi_ext.graphs import Graphed
 from dxmi_ext.networks import Networks, frozen
@@ -26,7 +26,15 @@ class Stepper(Protocol):
 
     iteration: int
 
-    def step(self, batch: Any) -> dict[str, Tensor]: ...
+    def step(self, batch: Any) -> dict[str, Tensor]:
+        """What to log; of each loss also ``NAME_failures``, its steps in a row that were not finite."""
+
+    def symptoms(self, numbers: Mapping[str, Any]) -> dict[str, str]:
+        """What a step's metrics show to be wrong, by name."""
+
+    def retry(self, attempt: int, lr_scale: float) -> None:
+        """Goes on with other noise, and rates scaled; attempt 0 is how it was made."""
+
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
@@ -92,6 +100,11 @@ def time_costs(kind: str, steps: int) -> Tensor:
     }[kind]
 
 
+def spread(rows: Tensor) -> Tensor:
+    """The standard deviation over rows [N, *], its root mean square over dimensions."""
+    return rows.float().var(0, correction=0).mean().sqrt()
+
+
 class DxMITrainer:
     """Trains a sampler, a value and an energy together.
 
@@ -116,6 +129,7 @@ class DxMITrainer:
         self.sampler, self.value = sampler, value = networks.sampler, networks.value
         self.iterations, self.iteration = iterations, 0
         log_std = sampler.log_std.detach()
+        self._initial_std = log_std.exp().tolist()
         self.velocity_var = (2 * log_std).exp()  # s_t^2 starts at sigma_t^2
         self.time_cost = time_costs(settings.time_cost, sampler.steps).to(log_std)
         self._dim = math.prod(sampler.data_shape)
@@ -134,6 +148,8 @@ class DxMITrainer:
             self.energy_optimizer = Adam(
                 networks.energy_network.parameters(), settings.energy_lr, settings.energy_clip
             )
+        # Steps in a row that were not finite, by loss: energy and value may share an optimizer.
+        self._failures = {name: log_std.new_zeros(()) for name in ("energy", "value", "sampler")}
         if not settings.train_last_std:
             trained = torch.ones_like(log_std)
             trained[-1] = 0
@@ -146,12 +162,21 @@ class DxMITrainer:
         self._learning_rates = LearningRates(list(self._optimizers().values()), settings.lr_decay, iterations)
         uses = ["rollout", "choice", *(f"redraw{i}" for i in range(settings.sampler_steps))]
         uses += ["td_choice"] * (settings.td_order == "shuffled") + ["td_redraw"] * settings.td_redraw
-        self._draws = noise.Draws(seed, "dxmi", uses, log_std.device)
+        self._uses, self._seed = uses, seed
+        self.retry(0, 1.0)
         self._iterate: Callable[..., dict[str, Tensor]] = self._iteration_of
         if settings.cuda_graph:
             if log_std.device.type != "cuda" or not self.ranks.alone:
                 raise ConfigError("cuda_graph: got true, wants a CUDA device and a single rank")
             self._iterate = Graphed(self._iteration_of)
+
+    def retry(self, attempt: int, lr_scale: float) -> None:
+        stream = f"dxmi, attempt {attempt}" if attempt else "dxmi"
+        self._draws = noise.Draws(self._seed, stream, self._uses, self.velocity_var.device)
+        self._learning_rates.scale = lr_scale
+
+    def symptoms(self, numbers: Mapping[str, Any]) -> dict[str, str]:
+        return health.symptoms(numbers, self._initial_std)
 
     def step(self, batch: Tensor | tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         """One iteration of Algorithm 1 or 2.
@@ -178,20 +203,17 @@ class DxMITrainer:
         metrics["sampler_loss"] = self._sampler_steps(path, labels, keys)
         metrics["log_prob"] = path.log_prob.mean(1)
         metrics["sq_displacement"] = path.sq_displacement.mean(1)
+        metrics["data_spread"], metrics["sample_spread"] = spread(data), spread(path.samples[-1])
         metrics = self.ranks.mean(metrics)
-        moved = path.sq_displacement if self.ranks.alone else metrics["sq_displacement"][:, None]
-        ops.update_velocity_var_(self.velocity_var, moved, self.settings.velocity_decay)
+        moved = metrics["sq_displacement"]
+        moved = torch.where(moved < math.inf, moved, self.velocity_var)  # NaN would stay for ever
+        ops.update_velocity_var_(self.velocity_var, moved[:, None], self.settings.velocity_decay)
         self._average(*self._averages, None)
         return metrics | {
             "std": self.sampler.log_std.detach().exp(),
-            "velocity_var": self.velocity_var,
-            "failures": self.failures,
+            "velocity_var": self.velocity_var.clone(),
+            **{f"{name}_failures": count.clone() for name, count in self._failures.items()},
         }
-
-    @property
-    def failures(self) -> Tensor:
-        """The most steps in a row, of any optimizer, that were not finite and so moved nothing."""
-        return torch.stack([optimizer.failures for optimizer in self._optimizers().values()]).max()
 
     def _energy_step(self, data: Tensor, samples: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
         """Lowers the energy of data, raises that of samples."""
@@ -199,12 +221,13 @@ class DxMITrainer:
         twice = None if labels is None else torch.cat((labels, labels))
         energies = self._learning.energy(torch.cat((data, samples)), twice)
         loss = ops.energy_loss(energies[:n], energies[n:], self.settings.gamma)
-        self.energy_optimizer.descend(loss)
+        self.energy_optimizer.descend(loss, self._failures["energy"])
         energies = energies.detach()
         return {
             "energy_loss": loss.detach(),
             "energy_data": energies[:n].mean(),
             "energy_sample": energies[n:].mean(),
+            "energy_spread": energies.std(correction=0),
         }
 
     def _value_steps(self, path: Trajectory, labels: Tensor | None, keys: dict[str, Tensor]) -> Tensor:
@@ -230,7 +253,7 @@ class DxMITrainer:
             )
             value = conditioned(self._learning.value, step.sample, timestep, labels)
             loss = nn.functional.mse_loss(value, target)
-            self.value_optimizer.descend(loss)
+            self.value_optimizer.descend(loss, self._failures["value"])
             losses.append(loss.detach())
         return torch.stack(losses[::-1])  # of step t, in backward order
 
@@ -263,7 +286,7 @@ class DxMITrainer:
                 else:
                     mine = advantage.gather(0, timestep[None])[0]
                     loss = self._policy_gradient_loss(step, timestep, labels, mine)
-                self.sampler_optimizer.descend(loss)
+                self.sampler_optimizer.descend(loss, self._failures["sampler"])
                 losses.append(loss.detach())
         return torch.stack(losses)
 
@@ -313,12 +336,9 @@ class DxMITrainer:
         return entropy * dim, velocity * dim
 
     def _optimizers(self) -> dict[str, Adam]:
-        optimizers = {
-            "sampler_optimizer": self.sampler_optimizer,
-            "value_optimizer": self.value_optimizer,
-        }
+        optimizers = {"sampler": self.sampler_optimizer, "value": self.value_optimizer}
         if self.energy_optimizer is not self.value_optimizer:
-            optimizers["energy_optimizer"] = self.energy_optimizer
+            optimizers["energy"] = self.energy_optimizer
         return optimizers
 
     def state_dict(self) -> dict[str, Any]:
@@ -328,7 +348,8 @@ class DxMITrainer:
             "networks": self.networks.state_dict(),
             "averaged": self.averaged.state_dict(),
             "velocity_var": self.velocity_var,
-            **{name: optimizer.state_dict() for name, optimizer in self._optimizers().items()},
+            "failures": self._failures,
+            **{f"{name}_optimizer": each.state_dict() for name, each in self._optimizers().items()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -336,5 +357,7 @@ class DxMITrainer:
         self.networks.load_state_dict(state["networks"])
         self.averaged.load_state_dict(state["averaged"])
         self.velocity_var.copy_(state["velocity_var"])
+        for name, count in self._failures.items():
+            count.copy_(state["failures"][name])
         for name, optimizer in self._optimizers().items():
-            optimizer.load_state_dict(state[name])
+            optimizer.load_state_dict(state[f"{name}_optimizer"])

@@ -181,8 +181,8 @@ def test_damage_is_named_and_skipped(tmp_path: Path, file: str, damage: Callable
 
 def test_another_format_is_refused(tmp_path: Path) -> None:
     path = checkpoint.save(tmp_path, 1, {}, keep=1) / "manifest.json"
-    path.write_text(path.read_text().replace('"format": 1', '"format": 7'))
-    with pytest.raises(CheckpointError, match="got format 7, this version reads 1"):
+    path.write_text(path.read_text().replace('"format": 2', '"format": 7'))
+    with pytest.raises(CheckpointError, match="got format 7, this version reads 2"):
         load(path.parent)
 
 

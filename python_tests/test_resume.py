@@ -147,9 +147,10 @@ def test_a_signal_within_a_save_waits_for_it(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first fsyncs are of config.yaml's folder and of the first checkpoint's files."""
-    monkeypatch.setattr(files, "_fsync", nth(2, FSYNC, ask(signal.SIGTERM)))
-    assert train(tmp_path) == 0
-    assert steps(tmp_path) == [2] and leftovers(tmp_path) == []
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "_fsync", nth(2, FSYNC, ask(signal.SIGTERM)))
+        assert train(tmp_path) == 0
+    assert steps(tmp_path) == [0, 1] and leftovers(tmp_path) == []
     assert train(tmp_path) == 0
     assert_same_run(tmp_path, finished)
 
@@ -244,14 +245,14 @@ def test_a_full_disk_is_one_line_and_loses_nothing(
     file: str,
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(data, "sample", nth(PRETRAIN - 1, SAMPLE_DATA, ask(signal.SIGTERM)))
+        patch.setattr(data, "sample", nth(PRETRAIN, SAMPLE_DATA, ask(signal.SIGTERM)))
         assert train(tmp_path) == 0
     capsys.readouterr()
     with limited_file_size(size):
         assert train(tmp_path, *settings) == 2
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("dxmi train: ")]
     assert len(errors) == 1 and "File too large" in errors[0] and file in errors[0]
-    assert steps(tmp_path) == [2, 4] and leftovers(tmp_path) == []
+    assert steps(tmp_path) == [4, 5] and leftovers(tmp_path) == []
     assert train(tmp_path) == 0
     assert_same_run(tmp_path, finished)
 

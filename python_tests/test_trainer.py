@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dxmi_ext import noise, ops, schedules
+from dxmi_ext import health, noise, ops, schedules
 from dxmi_ext.data import two_d
 from dxmi_ext.models.mlp import EnergyMLP, SamplerMLP, ValueMLP
 from dxmi_ext.networks import Networks, TimeIndependent
@@ -335,7 +335,6 @@ def test_a_step_that_is_not_finite_moves_no_weight(
     trainer = make_trainer(make_settings(), kind="separate")
     networks = trainer.networks
     modules = {"energy": networks.energy_network, "value": networks.value, "sampler": networks.sampler}
-    optimizer = getattr(trainer, f"{part}_optimizer")
     op = {"energy": "energy_loss", "value": "td_target", "sampler": "running_cost"}[part]
     sound = getattr(ops, op)
     monkeypatch.setattr(ops, op, lambda *args, **kwargs: sound(*args, **kwargs) * bad)
@@ -344,10 +343,22 @@ def test_a_step_that_is_not_finite_moves_no_weight(
     moved = {name for name, value in networks.state_dict().items() if not torch.equal(value, before[name])}
     own = {id(p) for p in modules[part].parameters()}
     assert moved == {n for n, p in networks.named_parameters() if id(p) not in own}
-    assert metrics["failures"] == optimizer.failures == {"energy": 1, "value": T, "sampler": T}[part]
+    assert health.failures(metrics) == {part: {"energy": 1, "value": T, "sampler": T}[part]}
     monkeypatch.undo()
-    assert trainer.step(batch(1))["failures"] == 0
+    assert health.failures(trainer.step(batch(1))) == {}
     assert all(not torch.equal(p, before[name]) for name, p in networks.named_parameters())
+
+
+def test_a_path_that_is_not_finite_leaves_the_velocity_as_it_is() -> None:
+    trainer = make_trainer(make_settings())
+    before = trainer.velocity_var.clone()
+    bad = trainer.sampler.network.register_forward_hook(lambda *called: called[-1] * math.nan)
+    trainer.step(batch(0))
+    bad.remove()
+    # Decay and its complement round; nothing else moves it.
+    torch.testing.assert_close(trainer.velocity_var, before)
+    trainer.step(batch(1))
+    assert trainer.velocity_var.isfinite().all() and not torch.allclose(trainer.velocity_var, before)
 
 
 # --- resuming ----------------------------------------------------------------------------------------
