@@ -14,6 +14,9 @@ from torch import Tensor, nn
 from dxmi_ext import ops
 from dxmi_ext.schedules import Schedule
 
+LATENT_TIMESTEP = ops.INITIAL_TIMESTEP - 1
+"""The timestep that addresses the noise of latents; no step of a sampler has it, nor x_0."""
+
 
 class Guide(Protocol):
     """(x [N, *], timestep int64 [N] that x has reached, labels [N] or None) -> the samples to go on from."""
@@ -64,12 +67,19 @@ class GaussianSampler(nn.Module):
         network: (x [N, *], timestep int64 [N]) -> [N, *], or with labels [N] as a third argument.
         schedule: its log_std is where the trainable one starts.
         data_shape: (*).
+        latent_dim: size of the normal vector that the network gets as ``latent`` [N, latent_dim], a new one
+            each step (DDGAN, Xiao et al. 2022); 0: none.
     """
 
-    def __init__(self, network: nn.Module, schedule: Schedule, data_shape: Sequence[int]) -> None:
+    def __init__(
+        self, network: nn.Module, schedule: Schedule, data_shape: Sequence[int], *, latent_dim: int = 0
+    ) -> None:
         super().__init__()
+        if latent_dim < 0:
+            raise ValueError(f"latent_dim: got {latent_dim}, wants 0 or more")
         self.network = network
         self.data_shape = tuple(data_shape)
+        self.latent_dim = latent_dim
         self.initial_std = schedule.initial_std
         self.log_std = nn.Parameter(schedule.log_std.float())
         self.sample_coef: Tensor
@@ -111,7 +121,10 @@ class GaussianSampler(nn.Module):
             labels: [N], for a network that takes them.
             sample_offset: global index of the first row.
         """
-        output = conditioned(self.network, sample, timestep, labels)
+        latent = None
+        if self.latent_dim:
+            latent = draw_latents(timestep, self.steps, self.latent_dim, key, sample_offset=sample_offset)
+        output = conditioned(self.network, sample, timestep, labels, latent)
         tables = self.sample_coef, self.output_coef, self.log_std
         return ops.sampler_step(sample, output, timestep, *tables, key, sample_offset=sample_offset)
 
@@ -171,6 +184,11 @@ class LogProb(nn.Module):
 
     def __init__(self, sampler: GaussianSampler) -> None:
         super().__init__()
+        if sampler.latent_dim:
+            raise NotImplementedError(
+                f"sampler: got one with latent_dim={sampler.latent_dim}, wants 0: "
+                "a transition has no closed log-probability where a latent that nobody kept took part in it"
+            )
         self.sampler = sampler
 
     def forward(
@@ -181,6 +199,55 @@ class LogProb(nn.Module):
         return ops.transition_log_prob(next_sample, sample, output, timestep, *tables)
 
 
-def conditioned(network: nn.Module, x: Tensor, timestep: Tensor, labels: Tensor | None) -> Tensor:
-    """The network's output; labels are passed on where there are any."""
-    return network(x, timestep) if labels is None else network(x, timestep, labels)
+class Timed(nn.Module):
+    """A network that knows no generation step: it gets the schedule's time, and its input scaled.
+
+    As a network of `GaussianSampler`: (x [N, *], timestep int64 [N], labels, latent) -> [N, *].
+
+    Args:
+        network: (x [N, *], time float32 [N]) -> [N, *], with labels and latent where there are any. It may
+            also return an object with the tensor as ``sample``, as diffusers' networks do.
+        schedule: its `time` and `input_scale` are used.
+    """
+
+    def __init__(self, network: nn.Module, schedule: Schedule) -> None:
+        super().__init__()
+        self.network = network
+        self.time: Tensor
+        self.input_scale: Tensor
+        self.register_buffer("time", schedule.time.float())
+        self.register_buffer("input_scale", schedule.input_scale.float())
+
+    def forward(
+        self, x: Tensor, timestep: Tensor, labels: Tensor | None = None, latent: Tensor | None = None
+    ) -> Tensor:
+        scale = self.input_scale[timestep].to(x.dtype).view(-1, *[1] * (x.ndim - 1))
+        output = conditioned(self.network, scale * x, self.time[timestep], labels, latent)
+        return output if isinstance(output, Tensor) else output.sample
+
+
+def conditioned(
+    network: nn.Module,
+    x: Tensor,
+    timestep: Tensor,
+    labels: Tensor | None,
+    latent: Tensor | None = None,
+) -> Tensor:
+    """The network's output; labels and latent are passed on where there are any."""
+    inputs = (x, timestep) if labels is None else (x, timestep, labels)
+    return network(*inputs) if latent is None else network(*inputs, latent=latent)
+
+
+def draw_latents(timestep: Tensor, steps: int, dim: int, key: Tensor, *, sample_offset: int = 0) -> Tensor:
+    """The latents of a step, [N, dim]: standard normal, by (key, global row, timestep).
+
+    Args:
+        timestep: int64 [N], which may differ from row to row.
+        steps: T.
+        dim: of a latent.
+        key: the step's own; its latents share none of the noise of steps.
+        sample_offset: global index of the first row.
+    """
+    n = len(timestep)
+    every = ops.normal((n, steps, dim), key, timestep=LATENT_TIMESTEP, sample_offset=sample_offset)
+    return every[torch.arange(n, device=timestep.device), timestep]

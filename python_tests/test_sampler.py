@@ -1,9 +1,10 @@
-"""Schedules against the textbook, and the sampler against its schedule, its ops and exact moments."""
+"""The sampler against its schedule, its ops and exact moments."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,13 +12,12 @@ from torch import Tensor, nn
 
 from dxmi_ext import ops, schedules
 from dxmi_ext.models.mlp import SamplerMLP
-from dxmi_ext.sampler import GaussianSampler
+from dxmi_ext.sampler import LATENT_TIMESTEP, GaussianSampler, LogProb, Timed
 from dxmi_ext.schedules import Schedule
 
 SHAPE = (3, 5)  # of a data point
 KEY = ops.noise_key(17)
 BETAS = torch.linspace(0.1, 0.7, 5)
-TABLES = ("sample_coef", "output_coef", "log_std", "signal", "noise")
 EXAMPLES: dict[str, Callable[[], Schedule]] = {
     "ddpm": lambda: schedules.ddpm(BETAS),
     "variance_exploding": lambda: schedules.variance_exploding(5, sigma_max=3.0, sigma_min=0.4),
@@ -42,71 +42,6 @@ def make_mlp_sampler() -> GaussianSampler:
     for p in network.parameters():
         nn.init.normal_(p, std=0.4, generator=generator)  # no layer starts at zero
     return GaussianSampler(network, EXAMPLES["ddpm"](), (2,))
-
-
-# --- schedules ---------------------------------------------------------------------------------------
-
-
-def assert_tables(schedule: Schedule, rows: Sequence[tuple[float, ...]]) -> None:
-    for name, column in zip(TABLES, zip(*rows, strict=True), strict=True):
-        actual = getattr(schedule, name)
-        torch.testing.assert_close(actual, torch.tensor(column, dtype=torch.float64), rtol=1e-12, atol=0)
-
-
-def test_ddpm_is_the_textbooks() -> None:
-    """Ho et al. 2020, eq. 4, 7 and 11: the posterior with the network's eps in place of the noise."""
-    betas, rows = [0.1, 0.25, 0.4, 0.55, 0.7], []
-    for step in reversed(range(5)):
-        beta, alpha = betas[step], 1 - betas[step]
-        alpha_bar = math.prod(1 - b for b in betas[: step + 1])
-        previous = math.prod(1 - b for b in betas[:step])
-        variance = beta * (1 - previous) / (1 - alpha_bar)
-        std = max(math.sqrt(variance), 0.05)
-        output_coef = -beta / math.sqrt(1 - alpha_bar) / math.sqrt(alpha)
-        levels = math.sqrt(alpha_bar), math.sqrt(1 - alpha_bar)
-        rows.append((1 / math.sqrt(alpha), output_coef, math.log(std), *levels))
-    schedule = schedules.ddpm(torch.tensor(betas, dtype=torch.float64))
-    assert_tables(schedule, rows)
-    assert schedule.initial_std == 1
-
-
-def test_variance_exploding_is_the_textbooks() -> None:
-    """Song et al. 2021, appendix F: ancestral sampling from level s to r, with score = -eps / s."""
-    rows = []
-    for step in range(5):
-        s = 3 * (0.4 / 3) ** (step / 4)
-        r = 3 * (0.4 / 3) ** ((step + 1) / 4) if step < 4 else 0.0
-        std = max(math.sqrt(r**2 * (s**2 - r**2) / s**2), 0.05)
-        rows.append((1.0, -(s**2 - r**2) / s, math.log(std), 1.0, s))
-    schedule = EXAMPLES["variance_exploding"]()
-    assert_tables(schedule, rows)
-    assert schedule.initial_std == 3
-
-
-@example
-def test_last_step_removes_the_noise_that_is_left(name: str) -> None:
-    """Given its true noise, the last step lands on the data; its sigma is the bound on sigma."""
-    schedule = EXAMPLES[name]()
-    data, eps = torch.randn(2, 100, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    noisy = schedule.signal[-1] * data + schedule.noise[-1] * eps
-    torch.testing.assert_close(schedule.sample_coef[-1] * noisy + schedule.output_coef[-1] * eps, data)
-    assert schedule.log_std[-1].item() == pytest.approx(math.log(0.05))
-
-
-@pytest.mark.parametrize(
-    ("arguments", "says"),
-    [
-        ((1, 3.0, 0.4), "steps: got 1, wants 2 or more"),
-        ((5, 0.4, 0.4), "got 0.4, 0.4, wants 0 < sigma_min < sigma_max"),
-        ((5, 3.0, 0.0), "got 0.0, 3.0, wants 0 < sigma_min < sigma_max"),
-        ((5, 3.0, math.nan), "wants 0 < sigma_min < sigma_max"),
-    ],
-)
-def test_bad_variance_exploding(arguments: tuple[int, float, float], says: str) -> None:
-    steps, sigma_max, sigma_min = arguments
-    with pytest.raises(ValueError) as error:
-        schedules.variance_exploding(steps, sigma_max=sigma_max, sigma_min=sigma_min)
-    assert says in str(error.value)
 
 
 # --- exact moments -----------------------------------------------------------------------------------
@@ -217,3 +152,66 @@ def test_gradients_reach_network_and_sigma_but_not_the_schedule() -> None:
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in sampler.parameters())
     assert "log_std" in dict(sampler.named_parameters())
     assert sampler.state_dict().keys() >= {"log_std", "sample_coef", "output_coef"}
+
+
+# --- networks of time and latents --------------------------------------------------------------------
+
+
+class Recorder(nn.Module):
+    """Keeps what it was given; returns it the way diffusers' networks do."""
+
+    def forward(self, x: Tensor, time: Tensor, labels: Tensor | None = None, **more: Tensor) -> Tensor:
+        self.given = x, time, labels, more
+        return SimpleNamespace(sample=x)  # type: ignore[return-value]
+
+
+def test_timed_gives_the_schedules_time_and_scale() -> None:
+    schedule = schedules.edm(4, time_scale=1000.0)
+    network = Timed(Recorder(), schedule)
+    timestep, labels = torch.tensor([3, 0, 1]), torch.tensor([7, 8, 9])
+    x = torch.randn(3, *SHAPE, generator=torch.Generator().manual_seed(0))
+    output = make_sampler(schedule, network)(x, timestep, KEY, labels).next_sample
+    assert output.isfinite().all()
+    given, time, passed, more = network.network.given
+    levels = [80 ** (1 / 7) + i / 3 * (0.002 ** (1 / 7) - 80 ** (1 / 7)) for i in (3, 0, 1)]
+    sigmas = torch.tensor([level**7 for level in levels])
+    torch.testing.assert_close(given, x / (sigmas**2 + 0.25).sqrt()[:, None, None])
+    torch.testing.assert_close(time, 250 * sigmas.log())
+    assert passed is labels and not more
+    assert network(x.bfloat16(), timestep).dtype == torch.bfloat16
+
+
+class Latent(nn.Module):
+    """Tells the latents, so that with zeros for a they can be read off the step's mean."""
+
+    def forward(self, x: Tensor, timestep: Tensor, *, latent: Tensor) -> Tensor:
+        return latent.view(len(x), *SHAPE)
+
+
+def test_latents_are_keyed_by_row_and_step() -> None:
+    """New ones each step, none shared with the steps' noise or x_0, the same in any split of the batch."""
+    schedule = schedules.ddgan(4, min_std=1e-30)
+    steps, dim, n = 4, math.prod(SHAPE), 6
+    sampler = GaussianSampler(Latent(), schedule, SHAPE, latent_dim=dim)
+    sampler.sample_coef.zero_()
+    sampler.output_coef.fill_(1.0)
+    sampler.log_std.data.fill_(-80.0)
+    path = sampler.rollout(n, KEY, sample_offset=2)
+    every = ops.normal((n, steps, dim), KEY, timestep=LATENT_TIMESTEP, sample_offset=2)
+    for t in range(steps):
+        torch.testing.assert_close(path.samples[t + 1].flatten(1), every[:, t], rtol=0, atol=1e-6)
+    mixed = sampler(path.samples[0], torch.tensor([3, 0, 1, 2, 0, 3]), KEY, sample_offset=2).next_sample
+    torch.testing.assert_close(mixed[2], path.samples[2][2])
+    assert torch.equal(sampler.rollout(2, KEY, sample_offset=5).samples[:, 0], path.samples[:, 3])
+    assert torch.equal(sampler.sample(n, KEY, sample_offset=2, batch_size=4), path.samples[-1])
+    noises = [ops.normal((n, dim), KEY, timestep=t, sample_offset=2) for t in (*range(steps), 2**32 - 1)]
+    draws = torch.stack([every[:, t].flatten() for t in range(steps)] + [z.flatten() for z in noises])
+    assert (torch.corrcoef(draws) - torch.eye(len(draws))).abs().max() < 0.5
+
+
+def test_latents_have_no_log_probability() -> None:
+    sampler = GaussianSampler(Latent(), schedules.ddgan(4), SHAPE, latent_dim=15)
+    with pytest.raises(NotImplementedError, match="latent_dim=15, wants 0"):
+        LogProb(sampler)
+    with pytest.raises(ValueError, match="latent_dim: got -1, wants 0 or more"):
+        GaussianSampler(Latent(), schedules.ddgan(4), SHAPE, latent_dim=-1)

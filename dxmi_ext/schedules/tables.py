@@ -1,0 +1,128 @@
+"""A schedule's tables, from noise levels and what the network predicts. Imports torch alone."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+PREDICTIONS = ("eps", "v", "x", "edm")
+
+
+class Schedule(NamedTuple):
+    """A few-step Gaussian sampler, but for its network. Tables are float64 [T]."""
+
+    sample_coef: Tensor
+    output_coef: Tensor
+    log_std: Tensor
+    signal: Tensor
+    """The network meets x_t = signal[t] data + noise[t] eps at step t; what pretraining teaches it."""
+    noise: Tensor
+    initial_std: float
+    """x_0 ~ N(0, initial_std^2 I)."""
+    time: Tensor
+    """What a network that knows no steps gets for t: a DDPM timestep, maybe fractional, or EDM's c_noise."""
+    input_scale: Tensor
+    """What it wants x_t multiplied by, as EDM's c_in; `sampler.Timed` applies both."""
+
+
+def from_levels(
+    signal: Tensor,
+    noise: Tensor,
+    std: Tensor,
+    *,
+    time: Tensor,
+    initial_std: float,
+    min_std: float,
+    prediction: str = "eps",
+    sigma_data: float = 0.5,
+) -> Schedule:
+    """Steps from one noise level to the next (Song et al. 2021, DDIM, eq. 12, for any levels).
+
+    ``x_{t+1} = signal[t+1] data + sqrt(noise[t+1]^2 - std[t]^2) eps + std[t] z``, where the network's output
+    at x_t = signal[t] data + noise[t] eps tells data and eps, both linearly; so nothing is clipped.
+
+    Args:
+        signal, noise: [T + 1], of x_0 .. x_T. The last is usually 1, 0: the data.
+        std: [T], at most the noise of the next level; `posterior_std`, or less.
+        time: [T], passed on.
+        initial_std: of x_0.
+        min_std: lower bound of the std that is drawn, which keeps log sigma finite. The mean is made with
+            ``std`` itself, so a step with std 0 is as it should be but for min_std of noise.
+        prediction: what the network tells: "eps"; "x", the data; "v" = (signal eps - noise data) /
+            sqrt(signal^2 + noise^2) (Salimans & Ho 2022); "edm", F of Karras et al. 2022, eq. 7.
+        sigma_data: standard deviation of the data, for "edm".
+
+    Raises:
+        ValueError: names the argument and what it wants.
+    """
+    steps = len(std)
+    wanted = {"signal": steps + 1, "noise": steps + 1, "std": steps, "time": steps}
+    given = {"signal": signal, "noise": noise, "std": std, "time": time}
+    for name, tensor in given.items():
+        if tensor.shape != (wanted[name],) or not tensor.isfinite().all():
+            raise ValueError(f"{name}: got {tensor}, wants {wanted[name]} finite values, for {steps} steps")
+    signal, noise, std = signal.double(), noise.double(), std.double()
+    _check_numbers(initial_std=initial_std, min_std=min_std, sigma_data=sigma_data)
+    if prediction not in PREDICTIONS:
+        raise ValueError(f"prediction: got {prediction!r}, wants one of {', '.join(PREDICTIONS)}")
+    if (signal < 0).any() or (prediction in ("eps", "edm") and (signal[:-1] == 0).any()):
+        raise ValueError(f"signal: got {signal}, wants positive levels; 0 is for predictions of v and x")
+    if not ((noise[:-1] > 0).all() and noise[-1] >= 0):
+        raise ValueError(f"noise: got {noise}, wants positive levels; the last may be 0")
+    if not ((std >= 0) & (std <= noise[1:] * (1 + 1e-12))).all():
+        raise ValueError(f"std: got {std}, wants values from 0 to the noise of the next level, {noise[1:]}")
+
+    s, n, next_signal = signal[:-1], noise[:-1], signal[1:]
+    total = (s**2 + n**2).sqrt()
+    input_scale = torch.ones_like(s)
+    # data = skip x_t + out network(input_scale x_t)
+    if prediction == "eps":
+        skip, out = 1 / s, -n / s
+    elif prediction == "x":
+        skip, out = torch.zeros_like(s), torch.ones_like(s)
+    elif prediction == "v":
+        skip, out, input_scale = s / total**2, -n / total, 1 / total
+    else:
+        sigma = n / s  # of x_t / s
+        c_in = (sigma**2 + sigma_data**2).rsqrt()
+        skip, out, input_scale = (sigma_data * c_in) ** 2 / s, sigma * sigma_data * c_in, c_in / s
+    eps_coef = (noise[1:] ** 2 - std**2).clamp(min=0).sqrt()
+    data_coef = next_signal - eps_coef * s / n  # with eps = (x_t - s data) / n
+    return Schedule(
+        sample_coef=eps_coef / n + data_coef * skip,
+        output_coef=data_coef * out,
+        log_std=std.clamp(min=min_std).log(),
+        signal=s,
+        noise=n,
+        initial_std=initial_std,
+        time=time.double(),
+        input_scale=input_scale,
+    )
+
+
+def posterior_std(signal: Tensor, noise: Tensor) -> Tensor:
+    """Standard deviation of x_{t+1} given x_t and the data (Ho et al. 2020, eq. 7, for any levels), [T].
+
+    Args:
+        signal, noise: [T + 1], of x_0 .. x_T.
+    """
+    kept = noise[1:] * signal[:-1] / signal[1:]  # of x_{t+1}'s noise in x_t
+    return noise[1:] / noise[:-1] * (noise[:-1] ** 2 - kept**2).clamp(min=0).sqrt()
+
+
+def check_steps(steps: int, minimum: int = 1) -> None:
+    if not isinstance(steps, int) or steps < minimum:
+        raise ValueError(f"steps: got {steps!r}, wants {minimum} or more")
+
+
+def check_fraction(name: str, value: float) -> None:
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name}: got {value}, wants a value from 0 to 1")
+
+
+def _check_numbers(**values: float) -> None:
+    for name, value in values.items():
+        if not 0 < value < float("inf"):
+            raise ValueError(f"{name}: got {value}, wants more than 0")
