@@ -205,8 +205,7 @@ class Timed(nn.Module):
     As a network of `GaussianSampler`: (x [N, *], timestep int64 [N], labels, latent) -> [N, *].
 
     Args:
-        network: (x [N, *], time float32 [N]) -> [N, *], with labels and latent where there are any. It may
-            also return an object with the tensor as ``sample``, as diffusers' networks do.
+        network: (x [N, *], time float32 [N]) -> [N, *], with labels and latent where there are any.
         schedule: its `time` and `input_scale` are used.
     """
 
@@ -222,8 +221,7 @@ class Timed(nn.Module):
         self, x: Tensor, timestep: Tensor, labels: Tensor | None = None, latent: Tensor | None = None
     ) -> Tensor:
         scale = self.input_scale[timestep].to(x.dtype).view(-1, *[1] * (x.ndim - 1))
-        output = conditioned(self.network, scale * x, self.time[timestep], labels, latent)
-        return output if isinstance(output, Tensor) else output.sample
+        return conditioned(self.network, scale * x, self.time[timestep], labels, latent)
 
 
 def conditioned(
@@ -233,9 +231,13 @@ def conditioned(
     labels: Tensor | None,
     latent: Tensor | None = None,
 ) -> Tensor:
-    """The network's output; labels and latent are passed on where there are any."""
+    """The network's output; labels and latent are passed on where there are any.
+
+    The networks of diffusers return it as the ``sample`` of an object.
+    """
     inputs = (x, timestep) if labels is None else (x, timestep, labels)
-    return network(*inputs) if latent is None else network(*inputs, latent=latent)
+    output = network(*inputs) if latent is None else network(*inputs, latent=latent)
+    return output if isinstance(output, Tensor) else output.sample
 
 
 def draw_latents(timestep: Tensor, steps: int, dim: int, key: Tensor, *, sample_offset: int = 0) -> Tensor:

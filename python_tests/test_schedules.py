@@ -201,6 +201,7 @@ def test_fastdpm_has_the_papers_values(steps: int, kappa: float) -> None:
     betas, timesteps = VAR[steps]
     schedule = schedules.fastdpm(steps, kappa=kappa)
     assert schedule.time.tolist() == pytest.approx(timesteps, abs=0.006)
+    assert schedule.time[-1] == 0
     products = alpha_bars([(0.01 + 0.95 * i / steps) ** 2 for i in range(steps)])
     assert [1 - b / a for a, b in zip([1.0, *products], products, strict=False)] == pytest.approx(
         betas, abs=6e-7
@@ -397,11 +398,14 @@ def test_ddim_of_diffusers(kind: str, spacing: str, eta: float, prediction: str)
     assert_steps(schedule, scheduler, eta=eta)
 
 
-def test_ddpm_of_diffusers() -> None:
-    scheduler = peer("DDPMScheduler", clip_sample=False)
-    assert_steps(schedules.ddim(10, eta=1.0, min_std=1e-20), scheduler)
+@pytest.mark.parametrize("large", [False, True])
+def test_ddpm_of_diffusers(large: bool) -> None:
+    kind = "fixed_large" if large else "fixed_small"
+    scheduler = peer("DDPMScheduler", clip_sample=False, variance_type=kind)
+    assert_steps(schedules.ddim(10, eta=1.0, large_std=large, min_std=1e-20), scheduler)
 
 
+@pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning")
 def test_euler_ancestral_of_diffusers() -> None:
     """Which is DDPM in the coordinates x / signal."""
     schedule = schedules.ddim(10, eta=1.0, spacing="linspace", min_std=1e-20)

@@ -55,11 +55,14 @@ def ddim(
     betas: Tensor | None = None,
     spacing: str = "leading",
     offset: int = 0,
+    large_std: bool = False,
     prediction: str = "eps",
     min_std: float = 1e-3,
 ) -> Schedule:
-    """DDIM on some timesteps of a DDPM (Song et al. 2021), each step going to the next of them, the last to
-    the data.
+    """DDIM on some timesteps of a DDPM (Song et al. 2021).
+
+    Each step goes to the next timestep, the last to the data; diffusers goes len(betas) // T down instead,
+    which is elsewhere for "linspace", and where T is no divisor.
 
     Args:
         steps: T, spaced evenly as `spacing` says; or the timesteps themselves, descending.
@@ -68,6 +71,8 @@ def ddim(
         spacing: "leading" (from 0 up), "trailing" (from the last down) or "linspace" (both ends), as in
             diffusers and Lin et al. 2023, Table 2.
         offset: added to "leading" timesteps.
+        large_std: draw with the std of the forward diffusion's step, not eta times the posterior's, but for
+            the last step (DDPM's fixed large variance, DDIM's sigma hat).
         prediction: what the network tells, as in `from_levels`.
         min_std: lower bound of a step's std, which the last step has always and every step with eta 0; the
             paper's image runs keep it there, training the others (``train_last_std=false``).
@@ -83,7 +88,11 @@ def ddim(
     if not inside or (timesteps.diff() >= 0).any():
         raise ValueError(f"steps: got {timesteps.tolist()}, wants descending in {len(betas) - 1}..0")
     alpha_bar = (1 - betas.double()).cumprod(0)[timesteps]
-    return _from_alpha_bar(alpha_bar, timesteps, eta, prediction=prediction, min_std=min_std)
+    schedule = _from_alpha_bar(alpha_bar, timesteps, eta, prediction=prediction, min_std=min_std)
+    if large_std:
+        std = (1 - alpha_bar[:-1] / alpha_bar[1:]).sqrt().clamp(min=min_std)
+        schedule = schedule._replace(log_std=torch.cat((std.log(), schedule.log_std[-1:])))
+    return schedule
 
 
 def fastdpm(
@@ -145,7 +154,8 @@ def fastdpm(
         return (t + 1) * math.log(slope) + math.lgamma(top + 1) - math.lgamma(top - t)
 
     def timestep(level: float) -> float:
-        return _largest(lambda t: log_alpha_bar(t) >= math.log(level), 0.0, train_steps - 1.0)
+        root = _largest(lambda t: log_alpha_bar(t) >= math.log(level), 0.0, train_steps - 1.0)
+        return round(root, 5)  # lgamma's values are large: about 1e-6 of the difference is lost
 
     alpha_bar = alpha_bar.flip(0)
     time = torch.tensor([timestep(level) for level in alpha_bar.tolist()], dtype=torch.float64)

@@ -1,0 +1,281 @@
+"""A trained sampler as diffusers' scheduler and pipeline, for use and exchange without the trainer.
+
+Import this module before ``DiffusionPipeline.from_pretrained(folder)``: diffusers loads classes of other
+packages where they are imported already, and then needs no remote code. Imports torch, diffusers,
+``dxmi_ext.ops``, ``dxmi_ext.schedules`` and ``dxmi_ext.sampler``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from os import PathLike
+from typing import Any
+
+import diffusers
+import torch
+from diffusers import ConfigMixin, DiffusionPipeline, ImagePipelineOutput, ModelMixin, SchedulerMixin
+from diffusers.configuration_utils import register_to_config
+from diffusers.utils import BaseOutput
+from torch import Tensor
+
+from dxmi_ext import ops
+from dxmi_ext.sampler import GaussianSampler, Timed, conditioned, draw_latents
+from dxmi_ext.schedules import Schedule
+
+TABLES = ("sample_coef", "output_coef", "log_std", "time", "input_scale")
+
+
+@dataclass
+class DxMISchedulerOutput(BaseOutput):
+    """One step."""
+
+    prev_sample: Tensor
+    """x_{t+1} [N, *]: diffusers counts time from data to noise."""
+    log_prob: Tensor
+    """[N]: mean over D of log pi(x_{t+1} | x_t)."""
+
+
+class DxMIScheduler(SchedulerMixin, ConfigMixin):
+    """The T steps of a sampler: x_{t+1} = sample_coef[t] x_t + output_coef[t] output + exp(log_std[t]) z.
+
+    The tables [T], with the sigmas as they were trained, are its config: scheduler_config.json has it all.
+    The noise z is that of `GaussianSampler` for the same key.
+
+    Args:
+        sample_coef, output_coef, log_std: of the steps.
+        time: what the network gets as timestep; different at each step.
+        input_scale: what the network's input is multiplied by.
+        initial_std: of x_0.
+        latent_dim: of the latent that the network takes; 0: none.
+    """
+
+    order = 1
+
+    @register_to_config
+    def __init__(
+        self,
+        sample_coef: Sequence[float],
+        output_coef: Sequence[float],
+        log_std: Sequence[float],
+        time: Sequence[float],
+        input_scale: Sequence[float],
+        initial_std: float = 1.0,
+        latent_dim: int = 0,
+    ) -> None:
+        given = dict(zip(TABLES, (sample_coef, output_coef, log_std, time, input_scale), strict=True))
+        for name, table in given.items():
+            if len(table) != len(log_std) or not len(table):
+                raise ValueError(f"{name}: got {len(table)} values, wants one a step, {len(log_std)}")
+        self._tables = torch.tensor(list(given.values()), dtype=torch.float64)
+        self.init_noise_sigma = initial_std
+        self.timesteps = self._tables[3].float()
+        if len(self.timesteps.unique()) < len(self.timesteps):
+            raise ValueError(f"time: got {time}, wants a value of its own for each step")
+
+    @classmethod
+    def from_schedule(cls, schedule: Schedule, *, latent_dim: int = 0) -> DxMIScheduler:
+        """A schedule before any training."""
+        tables = {name: getattr(schedule, name).tolist() for name in TABLES}
+        return cls(**tables, initial_std=schedule.initial_std, latent_dim=latent_dim)
+
+    @classmethod
+    def from_sampler(cls, sampler: GaussianSampler) -> DxMIScheduler:
+        """A trained sampler without its network, which must be `Timed`."""
+        if not isinstance(sampler.network, Timed):
+            raise TypeError(
+                f"sampler: got one of a {type(sampler.network).__name__}, wants one of a Timed network: "
+                "others take generation steps, which diffusers does not know"
+            )
+        coefs = (sampler.sample_coef, sampler.output_coef, sampler.log_std.detach())
+        tables = (*coefs, sampler.network.time, sampler.network.input_scale)
+        return cls(
+            **{name: table.tolist() for name, table in zip(TABLES, tables, strict=True)},
+            initial_std=sampler.initial_std,
+            latent_dim=sampler.latent_dim,
+        )
+
+    def __len__(self) -> int:
+        """T."""
+        return len(self.timesteps)
+
+    def set_timesteps(
+        self, num_inference_steps: int | None = None, device: torch.device | str | None = None
+    ) -> None:
+        """Moves the tables to a device; the number of steps is what it is.
+
+        Raises:
+            ValueError: ``num_inference_steps`` is not T.
+        """
+        if num_inference_steps not in (None, len(self)):
+            raise ValueError(
+                f"num_inference_steps: got {num_inference_steps}, wants {len(self)} or None: "
+                "the steps were trained"
+            )
+        self._tables = self._tables.to(device)
+        self.timesteps = self.timesteps.to(device)
+
+    def scale_model_input(self, sample: Tensor, timestep: Tensor | float) -> Tensor:
+        """What the network wants for x_t: input_scale[t] sample, [N, *].
+
+        Args:
+            sample: x_t [N, *].
+            timestep: as in `step`.
+        """
+        scale = self._tables[4].to(sample)[self.steps_of(timestep, sample)]
+        return scale.view(-1, *[1] * (sample.ndim - 1)) * sample
+
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: Tensor | float,
+        sample: Tensor,
+        generator: torch.Generator | None = None,
+        return_dict: bool = True,
+        *,
+        key: Tensor | None = None,
+        sample_offset: int = 0,
+    ) -> DxMISchedulerOutput | tuple[Tensor, Tensor]:
+        """From x_t to x_{t+1}; differentiable in sample and model_output.
+
+        Args:
+            model_output: [N, *]; cast to sample's dtype.
+            timestep: of `timesteps`: one, or [N], a row's own.
+            sample: x_t [N, *].
+            generator: where a noise key is drawn from if ``key`` is None; None: torch's own.
+            return_dict: False: the tuple (prev_sample, log_prob).
+            key: int64 [2], from `ops.noise_key`; the same one serves all steps of a path.
+            sample_offset: global index of the first row.
+
+        Raises:
+            ValueError: ``timestep`` is none of `timesteps`.
+        """
+        dtype = torch.promote_types(sample.dtype, torch.float32)
+        sample_coef, output_coef, log_std = self._tables[:3].to(sample.device, dtype)
+        result = ops.sampler_step(
+            sample,
+            model_output.to(sample.dtype),
+            self.steps_of(timestep, sample),
+            sample_coef,
+            output_coef,
+            log_std,
+            noise_key(key, generator, sample.device),
+            sample_offset=sample_offset,
+        )
+        output = DxMISchedulerOutput(prev_sample=result.next_sample, log_prob=result.log_prob)
+        return output if return_dict else output.to_tuple()
+
+    def steps_of(self, timestep: Tensor | float, sample: Tensor) -> Tensor:
+        """The generation steps 0..T - 1 of timesteps, int64 [N], for each row of a sample."""
+        n = len(sample)
+        wanted = torch.as_tensor(timestep, device=sample.device).float()
+        if wanted.ndim and wanted.shape != (n,):
+            raise ValueError(f"timestep: got shape {[*wanted.shape]}, wants one value, or one a row, [{n}]")
+        same = wanted.expand(n)[:, None] == self.timesteps.to(sample.device)
+        if not same.any(1).all():
+            raise ValueError(
+                f"timestep: got {timestep}, wants values of scheduler.timesteps, {self.timesteps.tolist()}"
+            )
+        return same.byte().argmax(1)
+
+
+class DxMIPipeline(DiffusionPipeline):
+    """Images from a few steps of a trained sampler.
+
+    Args:
+        unet: (x [N, C, H, W], timestep [N], class labels) -> the output, or an object that has it as
+            ``sample``; its config has in_channels and sample_size. `diffusers.UNet2DModel` is one.
+        scheduler: its steps.
+    """
+
+    model_cpu_offload_seq = "unet"
+
+    def __init__(self, unet: ModelMixin, scheduler: DxMIScheduler) -> None:
+        super().__init__()
+        self.register_modules(unet=unet, scheduler=scheduler)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        batch_size: int = 1,
+        generator: torch.Generator | None = None,
+        num_inference_steps: int | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        *,
+        class_labels: Tensor | Sequence[int] | None = None,
+        key: Tensor | None = None,
+        sample_offset: int = 0,
+    ) -> ImagePipelineOutput | tuple[Any]:
+        """Generates images; those of a key are `GaussianSampler.sample`'s.
+
+        Args:
+            batch_size: N.
+            generator: where a noise key is drawn from if ``key`` is None; None: torch's own.
+            num_inference_steps: T, if given.
+            output_type: "pil"; "np", [N, H, W, C] in [0, 1]; "pt", [N, C, H, W] in [0, 1]; "raw", x_T itself.
+            return_dict: False: a tuple.
+            class_labels: [N], for a network that takes them.
+            key: int64 [2], from `ops.noise_key`.
+            sample_offset: global index of the first image; image i depends on (key, sample_offset + i) alone.
+        """
+        if output_type not in ("pil", "np", "pt", "raw"):
+            raise ValueError(f"output_type: got {output_type!r}, wants pil, np, pt or raw")
+        device, scheduler, network = self._execution_device, self.scheduler, self.unet
+        labels = None if class_labels is None else torch.as_tensor(class_labels, device=device)
+        if labels is not None and labels.shape != (batch_size,):
+            raise ValueError(
+                f"class_labels: got shape {[*labels.shape]}, wants one for each of batch_size={batch_size}"
+            )
+        scheduler.set_timesteps(num_inference_steps, device=device)
+        key = noise_key(key, generator, device)
+        size = network.config.sample_size
+        shape = (batch_size, network.config.in_channels, *((size, size) if isinstance(size, int) else size))
+        # Steps are made in float32 at least, whatever the network's dtype.
+        dtype = torch.promote_types(network.dtype, torch.float32)
+        x = scheduler.init_noise_sigma * ops.normal(shape, key, sample_offset=sample_offset, dtype=dtype)
+        latent, latent_dim = None, scheduler.config.latent_dim
+        for t, time in enumerate(self.progress_bar(scheduler.timesteps)):
+            if latent_dim:
+                step = torch.full((batch_size,), t, device=device)
+                latent = draw_latents(step, len(scheduler), latent_dim, key, sample_offset=sample_offset)
+                latent = latent.to(network.dtype)
+            scaled = scheduler.scale_model_input(x, time).to(network.dtype)
+            output = conditioned(network, scaled, time.expand(batch_size), labels, latent)
+            x = scheduler.step(output, time, x, key=key, sample_offset=sample_offset).prev_sample
+        self.maybe_free_model_hooks()
+        images: Any = x
+        if output_type != "raw":
+            images = (x / 2 + 0.5).clamp(0, 1)
+        if output_type in ("pil", "np"):
+            images = images.permute(0, 2, 3, 1).float().cpu().numpy()
+        if output_type == "pil":
+            images = self.numpy_to_pil(images)
+        return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+
+# Where DiffusionPipeline.from_pretrained looks for the class that model_index.json names.
+diffusers.DxMIPipeline = DxMIPipeline
+
+
+def save_pretrained(folder: str | PathLike[str], unet: ModelMixin, sampler: GaussianSampler) -> None:
+    """Saves a sampler as a pipeline: model_index.json, unet/ and scheduler/, in json and safetensors.
+
+    ``DiffusionPipeline.from_pretrained(folder)`` reads it where this module is imported, and
+    ``DxMIPipeline.from_pretrained(folder)`` in any case.
+
+    Args:
+        folder: is made.
+        unet: the network within `sampler.Timed`, of diffusers or of its kind.
+        sampler: what was trained; its network is `Timed`.
+    """
+    DxMIPipeline(unet, DxMIScheduler.from_sampler(sampler)).save_pretrained(folder)
+
+
+def noise_key(key: Tensor | None, generator: torch.Generator | None, device: torch.device) -> Tensor:
+    """The key given, or one drawn from the generator, on the device."""
+    if key is not None and generator is not None:
+        raise ValueError("key: got one and a generator, wants one of the two")
+    if isinstance(generator, list):
+        raise TypeError("generator: got a list, wants one: a row's noise is keyed by its index already")
+    return (ops.noise_key(generator=generator) if key is None else key).to(device)

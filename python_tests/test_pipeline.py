@@ -1,0 +1,214 @@
+"""The diffusers scheduler and pipeline against the sampler they come from, in this and a fresh process."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pytest
+import torch
+from torch import Tensor
+
+from dxmi_ext import ops, schedules
+from dxmi_ext.sampler import GaussianSampler, Timed
+from dxmi_ext.schedules import Schedule
+
+diffusers = pytest.importorskip("diffusers", reason="the scheduler and pipeline are classes of diffusers")
+register_to_config = pytest.importorskip("diffusers.configuration_utils").register_to_config
+pipeline_module = pytest.importorskip("dxmi_ext.pipeline")
+DxMIPipeline, DxMIScheduler = pipeline_module.DxMIPipeline, pipeline_module.DxMIScheduler
+
+SHAPE = (3, 8, 8)
+KEY = ops.noise_key(5)
+SCHEDULES = {"fastdpm": schedules.fastdpm(4), "edm": schedules.edm(4, rho=4.0, stochastic_last=True)}
+
+
+def make_sampler(schedule: Schedule, classes: int | None = None) -> GaussianSampler:
+    """A tiny random U-Net, and sigmas as if trained."""
+    torch.manual_seed(0)
+    unet = diffusers.UNet2DModel(
+        sample_size=8,
+        block_out_channels=(8,),
+        norm_num_groups=4,
+        down_block_types=("DownBlock2D",),
+        up_block_types=("UpBlock2D",),
+        layers_per_block=1,
+        add_attention=False,
+        num_class_embeds=classes,
+    )
+    sampler = GaussianSampler(Timed(unet.eval(), schedule), schedule, SHAPE)
+    with torch.no_grad():
+        sampler.log_std += 0.1 * torch.randn(sampler.steps)
+    return sampler
+
+
+def make_pipeline(sampler: GaussianSampler) -> Any:
+    pipeline = DxMIPipeline(sampler.network.network, DxMIScheduler.from_sampler(sampler))
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_the_image_of_a_key_is_the_samplers(name: str) -> None:
+    sampler = make_sampler(SCHEDULES[name])
+    images = make_pipeline(sampler)(4, key=KEY, sample_offset=3, output_type="raw").images
+    assert torch.equal(images, sampler.sample(4, KEY, sample_offset=3))
+
+
+def test_class_labels() -> None:
+    sampler, labels = make_sampler(SCHEDULES["edm"], classes=10), torch.tensor([3, 1])
+    pipeline = make_pipeline(sampler)
+    expected = sampler.sample(2, KEY, labels)
+    for given in (labels, [3, 1]):
+        assert torch.equal(pipeline(2, class_labels=given, key=KEY, output_type="raw").images, expected)
+    assert not torch.equal(pipeline(2, class_labels=[1, 3], key=KEY, output_type="raw").images, expected)
+    with pytest.raises(ValueError, match=r"class_labels: got shape \[2\], wants one for each of"):
+        pipeline(3, class_labels=labels, key=KEY)
+
+
+def test_output_types_and_generators() -> None:
+    pipeline = make_pipeline(make_sampler(SCHEDULES["fastdpm"]))
+    raw = pipeline(2, key=KEY, output_type="raw").images
+    (tensor,) = pipeline(2, key=KEY, output_type="pt", return_dict=False)
+    assert torch.equal(tensor, (raw / 2 + 0.5).clamp(0, 1))
+    array = pipeline(2, key=KEY, output_type="np").images
+    assert torch.equal(torch.from_numpy(array).permute(0, 3, 1, 2), tensor)
+    assert [image.size for image in pipeline(2, key=KEY).images] == [(8, 8)] * 2
+    first, again, other = (
+        pipeline(1, torch.Generator().manual_seed(seed), output_type="raw").images for seed in (0, 0, 1)
+    )
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    half = pipeline.to(torch.bfloat16)(2, key=KEY, output_type="raw").images
+    assert half.dtype == torch.float32  # of the steps; only the network is in bfloat16
+    torch.testing.assert_close(half, raw, rtol=0.1, atol=0.1)
+
+
+def test_steps_have_rows_of_their_own_times() -> None:
+    """Against the sampler's forward, log-probability too; from generation steps in any order."""
+    sampler = make_sampler(SCHEDULES["edm"])
+    scheduler = DxMIScheduler.from_sampler(sampler)
+    step, x = torch.tensor([2, 0, 3]), torch.randn(3, *SHAPE)
+    time = scheduler.timesteps[step]
+    with torch.no_grad():
+        expected = sampler(x, step, KEY, sample_offset=1)
+        output = sampler.network.network(scheduler.scale_model_input(x, time), time).sample
+    actual = scheduler.step(output, time, x, key=KEY, sample_offset=1)
+    assert torch.equal(actual.prev_sample, expected.next_sample)
+    assert torch.equal(actual.log_prob, expected.log_prob)
+    alone = scheduler.step(output[:1], time[0].item(), x[:1], key=KEY, sample_offset=1, return_dict=False)
+    assert torch.equal(alone[0], actual.prev_sample[:1]) and torch.equal(alone[1], actual.log_prob[:1])
+    assert scheduler.step(output.bfloat16(), time, x.bfloat16(), key=KEY).prev_sample.dtype == torch.bfloat16
+    assert scheduler.step(output, time, x.double(), key=KEY).log_prob.dtype == torch.float64
+
+
+def test_a_latent_network() -> None:
+    """A network of one's own; its latents are the sampler's."""
+
+    class Generator(diffusers.ModelMixin, diffusers.ConfigMixin):
+        config_name = "config.json"
+
+        @register_to_config
+        def __init__(self, in_channels: int = 3, sample_size: int = 8) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(()))
+
+        def forward(self, x: Tensor, time: Tensor, *, latent: Tensor) -> Tensor:
+            return self.weight * latent.mean(1).view(-1, 1, 1, 1) * x + time.view(-1, 1, 1, 1)
+
+    schedule = schedules.ddgan(4)
+    sampler = GaussianSampler(Timed(Generator(), schedule), schedule, SHAPE, latent_dim=5)
+    images = make_pipeline(sampler)(3, key=KEY, sample_offset=2, output_type="raw").images
+    assert torch.equal(images, sampler.sample(3, KEY, sample_offset=2))
+
+
+def test_scheduler_folder_is_json_and_keeps_every_bit(tmp_path: Path) -> None:
+    for scheduler in (
+        DxMIScheduler.from_sampler(make_sampler(SCHEDULES["fastdpm"])),
+        DxMIScheduler.from_schedule(SCHEDULES["edm"], latent_dim=3),
+    ):
+        scheduler.save_pretrained(tmp_path)
+        assert [path.name for path in tmp_path.iterdir()] == ["scheduler_config.json"]
+        loaded = DxMIScheduler.from_pretrained(tmp_path)
+        assert torch.equal(loaded._tables, scheduler._tables)
+        assert loaded.init_noise_sigma == scheduler.init_noise_sigma
+        assert loaded.config.latent_dim == scheduler.config.latent_dim
+
+
+def test_a_pipeline_of_diffusers_takes_the_scheduler() -> None:
+    """DDPMPipeline passes timesteps and a generator, as any pipeline does."""
+    sampler = make_sampler(SCHEDULES["fastdpm"])
+    scheduler = DxMIScheduler.from_sampler(sampler)
+    pipeline = diffusers.DDPMPipeline.__new__(diffusers.DDPMPipeline)
+    diffusers.DiffusionPipeline.__init__(pipeline)  # its own replaces the scheduler by DDPM's
+    pipeline.register_modules(unet=sampler.network.network, scheduler=scheduler)
+    pipeline.set_progress_bar_config(disable=True)
+    images = pipeline(2, num_inference_steps=4, output_type="np").images
+    assert images.shape == (2, 8, 8, 3)
+
+
+LOAD = """
+import sys, numpy, diffusers, dxmi_ext.pipeline
+from dxmi_ext import ops
+
+folder = sys.argv[1]
+for cls in diffusers.DiffusionPipeline, dxmi_ext.pipeline.DxMIPipeline:
+    pipeline = cls.from_pretrained(folder)
+    assert type(pipeline) is dxmi_ext.pipeline.DxMIPipeline, type(pipeline)
+    pipeline.set_progress_bar_config(disable=True)
+    images = pipeline(3, key=ops.noise_key(5), output_type="raw").images
+    numpy.save(f"{folder}/{cls.__name__}.npy", images.numpy())
+ours = {name.split(".")[1] for name in sys.modules if name.startswith("dxmi_ext.")}
+assert ours == {"_native", "_C", "ops", "pipeline", "sampler", "schedules"}, ours
+"""
+
+
+def test_folder_loads_in_a_fresh_process(tmp_path: Path) -> None:
+    """Offline, without remote code and without the trainer; the same images for the same key."""
+    sampler = make_sampler(SCHEDULES["edm"])
+    pipeline_module.save_pretrained(tmp_path, sampler.network.network, sampler)
+    assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == {
+        "model_index.json",
+        "config.json",
+        "diffusion_pytorch_model.safetensors",
+        "scheduler_config.json",
+    }
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    assert index["_class_name"] == "DxMIPipeline"
+    assert index["scheduler"] == ["dxmi_ext.pipeline", "DxMIScheduler"]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    command = [sys.executable, "-c", LOAD, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    for loader in ("DiffusionPipeline", "DxMIPipeline"):
+        images = torch.from_numpy(numpy.load(tmp_path / f"{loader}.npy"))
+        assert torch.equal(images, sampler.sample(3, KEY))
+
+
+def test_bad_input() -> None:
+    sampler = make_sampler(SCHEDULES["fastdpm"])
+    scheduler = DxMIScheduler.from_sampler(sampler)
+    x, time = torch.zeros(2, *SHAPE), scheduler.timesteps[0]
+    with pytest.raises(ValueError, match="num_inference_steps: got 50, wants 4 or None"):
+        scheduler.set_timesteps(50)
+    with pytest.raises(ValueError, match=r"timestep: got 1, wants values of scheduler.timesteps, \[321"):
+        scheduler.step(x, 1, x)
+    with pytest.raises(ValueError, match=r"timestep: got shape \[3\], wants one value, or one a row, \[2\]"):
+        scheduler.step(x, scheduler.timesteps[:3], x)
+    with pytest.raises(ValueError, match="key: got one and a generator"):
+        scheduler.step(x, time, x, torch.Generator(), key=KEY)
+    with pytest.raises(TypeError, match="generator: got a list, wants one"):
+        scheduler.step(x, time, x, [torch.Generator()])
+    with pytest.raises(ValueError, match="output_type: got 'jpg', wants pil, np, pt or raw"):
+        make_pipeline(sampler)(output_type="jpg")
+    tables = {name: [0.0, 1.0] for name in pipeline_module.TABLES}
+    with pytest.raises(ValueError, match="output_coef: got 1 values, wants one a step, 2"):
+        DxMIScheduler(**{**tables, "output_coef": [1.0]})
+    with pytest.raises(ValueError, match=r"time: got .* wants a value of its own for each step"):
+        DxMIScheduler(**{**tables, "time": [1.0, 1.0]})
+    with pytest.raises(TypeError, match="sampler: got one of a Linear, wants one of a Timed network"):
+        DxMIScheduler.from_sampler(GaussianSampler(torch.nn.Linear(1, 1), SCHEDULES["edm"], SHAPE))
