@@ -6,6 +6,7 @@ Both are written aside, fsynced and renamed. What a death leaves behind bears a 
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 from collections.abc import Iterator
@@ -76,6 +77,20 @@ def tidy(directory: Path) -> None:
                 shutil.rmtree(path)
             else:
                 path.unlink()
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """One process at a time within the block; the others wait, however long it takes.
+
+    The lock is a file, left behind empty, and ends with the process that holds it.
+    """
+    with naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = path.open("w")
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 @contextmanager
