@@ -35,7 +35,8 @@ class Graphed:
             return self._warm_up(*inputs)
         if self._calls == WARM_UP + 1:
             self._inputs = tuple(None if i is None else i.clone() for i in inputs)
-            with torch.cuda.graph(self._graph):  # records, and runs nothing
+            # Records, and runs nothing. Other threads, one that prefetches data, may go on meanwhile.
+            with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
                 self._outputs = self._function(*self._inputs)
         for mine, given in zip(self._inputs, inputs, strict=True):
             if mine is not None and given is not None:
