@@ -55,6 +55,11 @@ class Adam(torch.optim.Adam):
         super().load_state_dict(state_dict)
         for group, mine in zip(self.param_groups, kept, strict=True):
             group |= mine
+        # Fused kernels walk a weight and its moments side by side, so these must lie in memory alike.
+        for weight, moments in self.state.items():
+            for name, moment in moments.items():
+                if moment.shape == weight.shape:
+                    moments[name] = torch.empty_like(weight).copy_(moment)
 
     def _weights(self) -> list[Tensor]:
         return [p for group in self.param_groups for p in group["params"]]
