@@ -23,8 +23,8 @@ class Prefetcher:
 
     Batches are the same and come in the same order, from whatever iteration a resumed run asks for first. On
     CUDA they come through pinned memory by a stream of their own, for which the host does not wait. The call
-    that wants a batch raises what went wrong in making it. Leaving the context ends the threads, once what they
-    are at is done.
+    that wants a batch raises what went wrong in making it. Leaving the context ends the threads, once what
+    they are at is done.
 
     Args:
         batch: iteration -> data, or data and labels. A function of the iteration alone, which other threads
