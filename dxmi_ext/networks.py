@@ -29,7 +29,7 @@ class Networks(nn.Module):
     def energy(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
         """E(x), [N]; low where data is likely."""
         if self.energy_network is not None:
-            return self.energy_network(x) if labels is None else self.energy_network(x, labels)
+            return conditioned(self.energy_network, x, labels)
         last = torch.full((len(x),), self.sampler.steps, device=x.device)
         return conditioned(self.value, x, last, labels)
 

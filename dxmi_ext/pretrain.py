@@ -7,11 +7,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from dxmi_ext import noise, ops
+from dxmi_ext import noise, ops, speed
 from dxmi_ext.optim import Adam, LearningRates
 from dxmi_ext.ranks import Ranks
-from dxmi_ext.sampler import GaussianSampler
+from dxmi_ext.sampler import GaussianSampler, conditioned
 from dxmi_ext.schedules import Schedule
+from dxmi_ext.speed import SpeedSettings
 
 
 class Pretrainer:
@@ -24,6 +25,7 @@ class Pretrainer:
         iterations: length of the run.
         seed: of every random choice, each keyed by the global row.
         ranks: among which the rows of a batch are split.
+        settings: of how the network runs.
     """
 
     def __init__(
@@ -35,7 +37,11 @@ class Pretrainer:
         iterations: int,
         seed: int,
         ranks: Ranks | None = None,
+        settings: SpeedSettings | None = None,
     ) -> None:
+        self.settings = settings or SpeedSettings()
+        speed.prepare(self.settings, sampler)
+        self._memory_format = sampler.memory_format
         self.network, self.iteration, self.ranks = sampler.network, 0, ranks or Ranks()
         self._learning = self.ranks.wrap(self.network)
         device = sampler.log_std.device
@@ -62,10 +68,12 @@ class Pretrainer:
         offset = self.ranks.rank * len(data)
         timestep = noise.randint(len(self._signal), len(data), keys["timestep"], sample_offset=offset)
         eps = ops.normal(data.shape, keys["noise"], sample_offset=offset)
+        eps, data = (x.contiguous(memory_format=self._memory_format) for x in (eps, data))
         level = (-1, *[1] * (data.ndim - 1))
         noisy = self._signal[timestep].view(level) * data + self._noise[timestep].view(level) * eps
-        loss = nn.functional.mse_loss(self._learning(noisy, timestep), eps)
-        self._optimizer.descend(loss, self._failures)
+        with speed.running(self.settings, data.device):
+            loss = nn.functional.mse_loss(conditioned(self._learning, noisy, timestep), eps)
+            self._optimizer.descend(loss, self._failures)
         self.iteration += 1
         return self.ranks.mean({"loss": loss.detach()}) | {"network_failures": self._failures.clone()}
 

@@ -5,7 +5,9 @@ Imports torch, ``dxmi_ext.ops`` and ``dxmi_ext.schedules``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import NamedTuple, Protocol
 
 import torch
@@ -69,7 +71,12 @@ class GaussianSampler(nn.Module):
         data_shape: (*).
         latent_dim: size of the normal vector that the network gets as ``latent`` [N, latent_dim], a new one
             each step (DDGAN, Xiao et al. 2022); 0: none.
+
+    Attributes:
+        memory_format: of the samples; every step keeps that of the one before.
     """
+
+    memory_format = torch.contiguous_format
 
     def __init__(
         self, network: nn.Module, schedule: Schedule, data_shape: Sequence[int], *, latent_dim: int = 0
@@ -101,7 +108,8 @@ class GaussianSampler(nn.Module):
     def initial(self, n: int, key: Tensor, *, sample_offset: int = 0) -> Tensor:
         """x_0 [n, *]."""
         shape, dtype = (n, *self.data_shape), self.log_std.dtype
-        return self.initial_std * ops.normal(shape, key, sample_offset=sample_offset, dtype=dtype)
+        x = self.initial_std * ops.normal(shape, key, sample_offset=sample_offset, dtype=dtype)
+        return x.contiguous(memory_format=self.memory_format)
 
     def forward(
         self,
@@ -124,7 +132,7 @@ class GaussianSampler(nn.Module):
         latent = None
         if self.latent_dim:
             latent = draw_latents(timestep, self.steps, self.latent_dim, key, sample_offset=sample_offset)
-        output = conditioned(self.network, sample, timestep, labels, latent)
+        output = conditioned(self.network, sample, timestep, labels, latent=latent)
         tables = self.sample_coef, self.output_coef, self.log_std
         return ops.sampler_step(sample, output, timestep, *tables, key, sample_offset=sample_offset)
 
@@ -134,7 +142,9 @@ class GaussianSampler(nn.Module):
     ) -> Trajectory:
         """The whole path of n particles, on the key's device; one key serves all its noise."""
         start = self.initial(n, key, sample_offset=sample_offset)
-        samples = start.new_empty((self.steps + 1, *start.shape))
+        # Each step in the memory format of the first.
+        shape, strides = (self.steps + 1, *start.shape), (start.numel(), *start.stride())
+        samples = start.new_empty_strided(shape, strides)
         rows = start.new_empty((2, self.steps, n))
         path = Trajectory(samples, rows[0], rows[1])
         samples[0] = start
@@ -217,25 +227,40 @@ class Timed(nn.Module):
         self.register_buffer("time", schedule.time.float())
         self.register_buffer("input_scale", schedule.input_scale.float())
 
-    def forward(
-        self, x: Tensor, timestep: Tensor, labels: Tensor | None = None, latent: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, timestep: Tensor, *labels: Tensor, latent: Tensor | None = None) -> Tensor:
         scale = self.input_scale[timestep].to(x.dtype).view(-1, *[1] * (x.ndim - 1))
-        return conditioned(self.network, scale * x, self.time[timestep], labels, latent)
+        return _call(self.network, scale * x, self.time[timestep], *labels, latent=latent)
+
+
+_AUTOCAST: ContextVar[torch.dtype | None] = ContextVar("autocast", default=None)
+
+
+@contextmanager
+def networks_in(dtype: torch.dtype | None) -> Iterator[None]:
+    """Within, networks run under torch.autocast to dtype, or as their weights are if it is None; nothing else
+    does, so backward passes and optimizers are free of it."""
+    token = _AUTOCAST.set(dtype)
+    try:
+        yield
+    finally:
+        _AUTOCAST.reset(token)
 
 
 def conditioned(
-    network: nn.Module,
-    x: Tensor,
-    timestep: Tensor,
-    labels: Tensor | None,
-    latent: Tensor | None = None,
+    network: nn.Module, x: Tensor, *conditions: Tensor | None, latent: Tensor | None = None
 ) -> Tensor:
-    """The network's output; labels and latent are passed on where there are any.
+    """A network's output, in x's dtype. Conditions, the timestep and labels, and a latent are passed on where
+    there are any; every call of a network comes through here."""
+    given = [condition for condition in conditions if condition is not None]
+    dtype = _AUTOCAST.get()
+    if dtype is None:
+        return _call(network, x, *given, latent=latent).to(x.dtype)
+    with torch.autocast(x.device.type, dtype):
+        return _call(network, x, *given, latent=latent).to(x.dtype)
 
-    The networks of diffusers return it as the ``sample`` of an object.
-    """
-    inputs = (x, timestep) if labels is None else (x, timestep, labels)
+
+def _call(network: nn.Module, *inputs: Tensor, latent: Tensor | None) -> Tensor:
+    """The networks of diffusers return their output as the ``sample`` of an object."""
     output = network(*inputs) if latent is None else network(*inputs, latent=latent)
     return output if isinstance(output, Tensor) else output.sample
 

@@ -12,13 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from dxmi_ext import health, noise, ops
-from dxmi_ext.config import ConfigError, Settings, setting
+from dxmi_ext import health, noise, ops, speed
+from dxmi_ext.config import ConfigError, setting
 from dxmi_ext.graphs import Graphed
 from dxmi_ext.networks import Networks, frozen
 from dxmi_ext.optim import Adam, LearningRates
 from dxmi_ext.ranks import Ranks
 from dxmi_ext.sampler import LogProb, Trajectory, Transition, conditioned
+from dxmi_ext.speed import SpeedSettings
 
 
 class Stepper(Protocol):
@@ -40,7 +41,7 @@ class Stepper(Protocol):
 
 
 @dataclasses.dataclass
-class DxMISettings(Settings):
+class DxMISettings(SpeedSettings):
     """Settings of the algorithm, in the paper's symbols. The defaults are Algorithm 1.
 
     Algorithm 2 is ``costs_in=sampler time_cost=sigmoid`` with a value network that does not see the timestep.
@@ -133,6 +134,7 @@ class DxMITrainer:
         self.velocity_var = (2 * log_std).exp()  # s_t^2 starts at sigma_t^2
         self.time_cost = time_costs(settings.time_cost, sampler.steps).to(log_std)
         self._dim = math.prod(sampler.data_shape)
+        speed.prepare(settings, sampler, value, networks.energy_network)
         # An exponential moving average, for evaluation. torch's AveragedModel would wait for the device.
         self.averaged = copy.deepcopy(networks).requires_grad_(False)
         self._average = get_ema_multi_avg_fn(settings.ema_decay)
@@ -188,8 +190,10 @@ class DxMITrainer:
             What to log, on the device: scalars, and vectors [T] or of one value a sampler step.
         """
         data, labels = batch if isinstance(batch, tuple) else (batch, None)
+        data = data.contiguous(memory_format=self.sampler.memory_format)
         self._learning_rates.at(self.iteration)
-        metrics = self._iterate(self._draws.keys(self.iteration), data, labels)
+        with speed.running(self.settings, data.device):
+            metrics = self._iterate(self._draws.keys(self.iteration), data, labels)
         self.iteration += 1
         return metrics
 

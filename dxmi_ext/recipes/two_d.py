@@ -211,6 +211,7 @@ def _pretrain(run: Run, cfg: Config, sampler: GaussianSampler, schedule: schedul
         iterations=cfg.pretrain_iterations,
         seed=cfg.seed,
         ranks=run.ranks,
+        settings=cfg,
     )
     run.phase("pretrain", pretrainer, cfg.pretrain_iterations, _batches(cfg, "pretrain", run))
 
