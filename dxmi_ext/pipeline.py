@@ -241,7 +241,7 @@ class DxMIPipeline(DiffusionPipeline):
                 latent = draw_latents(step, len(scheduler), latent_dim, key, sample_offset=sample_offset)
                 latent = latent.to(network.dtype)
             scaled = scheduler.scale_model_input(x, time).to(network.dtype)
-            output = conditioned(network, scaled, time.expand(batch_size), labels, latent)
+            output = conditioned(network, scaled, time.expand(batch_size), labels, latent=latent)
             x = scheduler.step(output, time, x, key=key, sample_offset=sample_offset).prev_sample
         self.maybe_free_model_hooks()
         images: Any = x
