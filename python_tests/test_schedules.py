@@ -264,6 +264,12 @@ def test_every_step_goes_from_level_to_level(prediction: str) -> None:
         expected = signal[t + 1] * data + (noise[t + 1] ** 2 - std[t] ** 2).sqrt() * eps
         torch.testing.assert_close(mean, expected)
     torch.testing.assert_close(schedule.log_std.exp(), std.clamp(min=0.01))
+    if prediction in ("v", "edm"):  # input of variance 1 for data of variance 1, sigma_data^2
+        data_var = 1.0 if prediction == "v" else 0.25
+        input_var = schedule.input_scale**2 * (signal**2 * data_var + noise**2)[:-1]
+        torch.testing.assert_close(input_var, torch.ones_like(input_var))
+    else:
+        assert (schedule.input_scale == 1).all()
 
 
 def test_a_first_level_without_signal() -> None:
