@@ -100,8 +100,9 @@ def inception(path: Path | str) -> Extractor:
     """
     from dxmi_ext.metrics.inception import Inception
 
+    weights = _weights(path, "inception-2015-12-05")
     network = Inception()
-    network.load_state_dict(_weights(path, "inception-2015-12-05"))
+    network.load_state_dict(weights)
     return Extractor(network, "inception")
 
 
