@@ -1,7 +1,8 @@
 """Whole iterations of DxMI, the trainer's against a plain torch loop with the same losses.
 
 The losses of both are compared first, under the same noise; then the loop draws its own, as loops do.
-*networks alone* is the floor of both: the same passes through the networks and nothing else.
+*networks alone* is the floor of both: the same passes through the networks and nothing else. The other rows
+are ours again with other settings of how the networks run (``dxmi_ext.speed``), beside ours as it is.
 """
 
 from __future__ import annotations
@@ -27,6 +28,13 @@ from plain_iteration import PlainLoop, TorchNoise
 ITERATIONS = 1_000_000  # of the run that the timed iterations begin; rates hardly decay
 SEED = 0
 PLAIN, FUSED, FLOOR = "plain loop", "plain loop, fused Adam", "networks alone"
+VARIANTS: dict[str, dict[str, Any]] = {
+    "float32": {"precision": "float32", "channels_last": False},
+    "float32, channels_last": {"precision": "float32", "channels_last": True},
+    "bfloat16": {"precision": "bfloat16", "channels_last": False},
+    "bfloat16, channels_last": {"precision": "bfloat16", "channels_last": True},
+    "compiled": {"compile": True},
+}
 Setup = tuple[Networks, DxMISettings, Tensor]
 
 
@@ -70,18 +78,26 @@ def two_d(place: Place) -> Setup:
 
 
 def images(place: Place, quick: bool) -> Setup:
-    """Images of 3 x 32 x 32: on a GPU bfloat16 and a batch of 128, elsewhere what a CPU can bear."""
+    """Images of 3 x 32 x 32: on a GPU 128 in bfloat16 and channels_last, elsewhere what a CPU can bear."""
     cuda = place.device.type == "cuda"
     steps, batch = (10, 128) if cuda and not quick else (4, 1)
     torch.manual_seed(SEED)
     network = UNet(steps, 16, (1, 2)) if quick else UNet(steps)
     value = ConvValue(steps, 16 if quick else 64)
-    if cuda:
-        network, value = BFloat16(network), BFloat16(value)
     schedule = schedules.ddpm(torch.linspace(1e-2, 0.5, steps))
     networks = Networks(GaussianSampler(network, schedule, (3, 32, 32)), value).to(place.device)
     data = ops.normal((batch, 3, 32, 32), ops.noise_key(SEED, device=place.device)).clamp(-1, 1)
-    return networks, DxMISettings(sampler_steps=1, sampler_lr=1e-5), data
+    speed = VARIANTS["bfloat16, channels_last" if cuda else "float32"]
+    return networks, DxMISettings(sampler_steps=1, sampler_lr=1e-5, **speed), data
+
+
+def as_they_run(networks: Networks, settings: DxMISettings) -> Networks:
+    """Networks that run as the settings say by themselves, for a loop that does not know of settings."""
+    networks = deepcopy(networks)
+    if settings.precision == "bfloat16":
+        networks.sampler.network = BFloat16(networks.sampler.network)
+        networks.value = BFloat16(networks.value)
+    return networks
 
 
 @pytest.mark.parametrize("name", [OURS, PLAIN, FUSED, FLOOR])
@@ -95,16 +111,45 @@ def test_iteration(measure: Any, place: Place, quick: bool, task: str, name: str
         tolerance = 1e-3 if place.device.type == "cpu" else 5e-2
         assert_same_losses(networks, settings, data, fused=name == FUSED, tolerance=tolerance)
     # In a graph ours alone: a loop that asks for its numbers cannot be captured.
-    ours = dataclasses.replace(settings, cuda_graph=place.graph)
-    trainer = DxMITrainer(deepcopy(networks), ours, iterations=ITERATIONS, seed=SEED)
-    loop = PlainLoop(networks, settings, iterations=ITERATIONS, fused=name == FUSED)
+    trainer = make_trainer(networks, settings, cuda_graph=place.graph)
+    plain = as_they_run(networks, settings)
+    loop = PlainLoop(plain, settings, iterations=ITERATIONS, fused=name == FUSED)
     calls: dict[str, Callable[[], Any]] = {
         OURS: lambda: trainer.step(data),
         PLAIN: lambda: loop.step(data),
         FUSED: lambda: loop.step(data),
-        FLOOR: lambda: passes(networks, settings, data),
+        FLOOR: lambda: passes(plain, settings, data),
     }
     measure(calls[name], group, name, ours=None if name == OURS else calls[OURS], shape=list(data.shape))
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("task", ["2D", "image"])
+def test_settings(measure: Any, place: Place, quick: bool, task: str, name: str) -> None:
+    """The settings' effect on ours; that they change no loss but by rounding is a test of the package."""
+    group = f"iteration of {task if task == '2D' else 'small image' if quick else 'image'} networks"
+    networks, settings, data = two_d(place) if task == "2D" else images(place, quick)
+    changes = VARIANTS[name]
+    if all(getattr(settings, key) == value for key, value in changes.items()):
+        pytest.skip("these are the settings of ours")
+    if task == "2D" and "compile" not in changes:
+        pytest.skip("for images")
+    if "compile" in changes and task == "image" and place.device.type == "cpu":
+        measure.skip(group, f"ours, {name}", "compiling a U-Net for a CPU takes minutes")
+    ours = make_trainer(networks, settings, cuda_graph=place.graph)
+    theirs = make_trainer(networks, settings, cuda_graph=place.graph, **changes)
+    measure(
+        lambda: theirs.step(data),
+        group,
+        f"ours, {name}",
+        ours=lambda: ours.step(data),
+        shape=list(data.shape),
+    )
+
+
+def make_trainer(networks: Networks, settings: DxMISettings, **changes: Any) -> DxMITrainer:
+    settings = dataclasses.replace(settings, **changes)
+    return DxMITrainer(deepcopy(networks), settings, iterations=ITERATIONS, seed=SEED)
 
 
 def passes(networks: Networks, settings: DxMISettings, data: Tensor) -> None:
@@ -128,10 +173,11 @@ def assert_same_losses(
     networks: Networks, settings: DxMISettings, data: Tensor, *, fused: bool, tolerance: float
 ) -> None:
     """Two iterations, so that what the first has updated shows in the losses of the second."""
-    trainer = DxMITrainer(deepcopy(networks), settings, iterations=ITERATIONS, seed=SEED)
+    trainer = make_trainer(networks, settings)
     its_noise = TrainersNoise(settings, data.device)
-    copied = deepcopy(networks)
-    loop = PlainLoop(copied, settings, iterations=ITERATIONS, noise=its_noise, fused=fused)
+    loop = PlainLoop(
+        as_they_run(networks, settings), settings, iterations=ITERATIONS, noise=its_noise, fused=fused
+    )
     for _ in range(2):
         ours, theirs = trainer.step(data), loop.step(data)
         steps = range(networks.sampler.steps)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import multiprocessing
 
-from dxmi_ext import ops, schedules
+from dxmi_ext import ops, schedules, speed
 from dxmi_ext.models.mlp import EnergyMLP, SamplerMLP, ValueMLP
 from dxmi_ext.networks import Networks
 from dxmi_ext.pretrain import Pretrainer
@@ -35,6 +35,7 @@ def train(ranks: Ranks, changes: dict[str, Any], bad_rank: int | None) -> dict[s
     """Pretraining and DxMI on this rank's rows; what has become of everything. A bad rank meets a NaN in its
     data in the second iteration."""
     separate = changes.pop("separate", False)
+    speed.BACKEND = "aot_eager"  # torch.compile without a compiler
     networks, settings = make_networks(separate), DxMISettings(sampler_steps=2, value_clip=0.3, **changes)
     count, offset = ranks.rows(B)
 
@@ -45,11 +46,12 @@ def train(ranks: Ranks, changes: dict[str, Any], bad_rank: int | None) -> dict[s
         return data
 
     networks.sampler.network.float()
-    pretrainer = Pretrainer(networks.sampler, SCHEDULE, lr=1e-2, iterations=ITERATIONS, seed=1, ranks=ranks)
+    length: dict[str, Any] = {"iterations": ITERATIONS, "seed": 1, "ranks": ranks}
+    pretrainer = Pretrainer(networks.sampler, SCHEDULE, lr=1e-2, settings=settings, **length)
     for i in range(ITERATIONS):
         pretrainer.step(batch(10 + i).float())
     networks.sampler.network.double()
-    trainer = DxMITrainer(networks, settings, iterations=ITERATIONS, seed=1, ranks=ranks)
+    trainer = DxMITrainer(networks, settings, **length)
     metrics = [trainer.step(batch(i)) for i in range(ITERATIONS)]
     return {"state": trainer.state_dict(), "metrics": metrics}
 

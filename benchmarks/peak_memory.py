@@ -1,0 +1,76 @@
+"""Peak memory of an iteration on images, ours beside the plain loop: ``python benchmarks/peak_memory.py``.
+
+Each is the first iteration of a fresh process. On the CPU the high-water mark of resident memory, which Linux
+keeps, less what was resident before; on a GPU the same of what torch has allocated. So it counts what an
+iteration makes and what it leaves: activations, gradients, moments, the trajectory.
+
+    python benchmarks/peak_memory.py [--batch N] [--steps T] [--width W]
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+from pathlib import Path
+
+import torch
+
+from dxmi_ext import ops, schedules
+from dxmi_ext.networks import Networks
+from dxmi_ext.sampler import GaussianSampler
+from dxmi_ext.trainer import DxMISettings, DxMITrainer
+from networks import ConvValue, UNet
+from plain_iteration import PlainLoop
+
+SETTINGS = DxMISettings(sampler_steps=1, sampler_lr=1e-5)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    for name, default in (("batch", 64), ("steps", 10), ("width", 16)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    size = parser.parse_args()
+    found = {}
+    for name in ("ours", "plain loop", "plain loop, fused Adam"):
+        with multiprocessing.get_context("spawn").Pool(1) as process:
+            found[name] = process.apply(peak, (name, size.batch, size.steps, size.width))
+    for name, mib in found.items():
+        print(f"{name:24}{mib:10.1f} MiB{mib / found['ours']:8.2f}")
+
+
+def peak(name: str, batch: int, steps: int, width: int) -> float:
+    """MiB beyond what is there before the iteration."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    network, value = UNet(steps, width, (1, 2)), ConvValue(steps, width)
+    schedule = schedules.ddpm(torch.linspace(1e-2, 0.5, steps))
+    networks = Networks(GaussianSampler(network, schedule, (3, 32, 32)), value).to(device)
+    data = ops.normal((batch, 3, 32, 32), ops.noise_key(0, device=device))
+    if name == "ours":
+        step = DxMITrainer(networks, SETTINGS, iterations=1000, seed=0).step
+    else:
+        step = PlainLoop(networks, SETTINGS, iterations=1000, fused="fused" in name).step
+    network(data[:1], torch.zeros(1, dtype=torch.int64, device=device))  # what libraries make on first use
+    before = _high_water(device, reset=True)
+    step(data)
+    return (_high_water(device) - before) / 2**20
+
+
+def _high_water(device: torch.device, reset: bool = False) -> int:
+    """Bytes; ``reset`` starts it anew from what is held now."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+        if reset:
+            torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.max_memory_allocated()
+    if reset:
+        Path("/proc/self/clear_refs").write_text("5")
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(status["VmHWM"].split()[0]) * 1024
+
+
+if __name__ == "__main__":
+    main()
