@@ -32,16 +32,17 @@ def failures(numbers: Mapping[str, Any]) -> dict[str, int]:
 
 
 def symptoms(numbers: Mapping[str, Any], initial_std: Sequence[float]) -> dict[str, str]:
-    """What a DxMI iteration's metrics show to be wrong: name -> the numbers that say so.
+    """What an iteration's metrics show to be wrong: name -> the numbers that say so.
 
     Args:
-        numbers: with energy_data, energy_sample, energy_spread, data_spread, sample_spread and std [T];
-            spreads are standard deviations over rows.
-        initial_std: sigma [T] at the start of the run.
+        numbers: with energy_data, energy_sample, energy_spread, data_spread, sample_spread and, of a sampler,
+            std [T]; spreads are standard deviations over rows.
+        initial_std: sigma [T] at the start of the run; of no sampler, none.
     """
     data, sample = numbers["energy_data"], numbers["energy_sample"]
     spread = numbers["sample_spread"] / max(numbers["data_spread"], 1e-30)
-    ratios = [now / before for now, before in zip(numbers["std"], initial_std, strict=True)]
+    pairs = zip(numbers.get("std", ()), initial_std, strict=True)
+    ratios = [now / before for now, before in pairs] or [1.0]
     energies, spreads = f"data {data:.3g}, samples {sample:.3g}", f"{spread:.3g} of the data's spread"
     stds = f"{min(ratios):.3g} to {max(ratios):.3g} of where it started"
     found = {  # not one of them is true of NaN

@@ -110,6 +110,15 @@ class Ranks:
             for (name, value), part in zip(values.items(), parts, strict=True)
         }
 
+    def gather(self, rows: Tensor) -> Tensor:
+        """The rows of all ranks [world_size * N, *], in their order; each rank gives as many."""
+        if self.alone:
+            return rows
+        rows = rows.contiguous()
+        parts = [torch.empty_like(rows) for _ in range(self.world_size)]
+        dist.all_gather(parts, rows)
+        return torch.cat(parts)
+
     def any(self, flag: bool) -> bool:
         """Whether it is so on some rank. Waits for the device."""
         if self.alone:

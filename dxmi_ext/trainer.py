@@ -15,6 +15,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from dxmi_ext import health, noise, ops, speed
 from dxmi_ext.config import ConfigError, setting
 from dxmi_ext.graphs import Graphed
+from dxmi_ext.langevin import Langevin, LangevinSettings
 from dxmi_ext.networks import Networks, frozen
 from dxmi_ext.optim import Adam, LearningRates
 from dxmi_ext.ranks import Ranks
@@ -41,7 +42,7 @@ class Stepper(Protocol):
 
 
 @dataclasses.dataclass
-class DxMISettings(SpeedSettings):
+class DxMISettings(LangevinSettings, SpeedSettings):
     """Settings of the algorithm, in the paper's symbols. The defaults are Algorithm 1.
 
     Algorithm 2 is ``costs_in=sampler time_cost=sigmoid`` with a value network that does not see the timestep.
@@ -101,9 +102,50 @@ def time_costs(kind: str, steps: int) -> Tensor:
     }[kind]
 
 
+def energy_step(
+    networks: Networks,
+    optimizer: Adam,
+    gamma: float,
+    failures: Tensor,
+    data: Tensor,
+    samples: Tensor,
+    labels: Tensor | None = None,
+    sample_labels: Tensor | None = None,
+) -> dict[str, Tensor]:
+    """Lowers the energy of data, raises that of samples (DxMI, Alg. 1).
+
+    Args:
+        networks: as they are called where they learn.
+        optimizer: of the energy.
+        gamma: weight of the squared energies.
+        failures: of such steps in a row, a scalar that is updated.
+        data, samples: [N, *], [M, *].
+        labels: of the data, [N], or None.
+        sample_labels: [M]; None: those of the data.
+
+    Returns:
+        What to log: the loss, both mean energies, and spreads.
+    """
+    n, both = len(data), None
+    if labels is not None:
+        both = torch.cat((labels, labels if sample_labels is None else sample_labels))
+    energies = networks.energy(torch.cat((data, samples)), both)
+    loss = ops.energy_loss(energies[:n], energies[n:], gamma)
+    optimizer.descend(loss, failures)
+    energies = energies.detach()
+    return {
+        "energy_loss": loss.detach(),
+        "energy_data": energies[:n].mean(),
+        "energy_sample": energies[n:].mean(),
+        "energy_spread": spread(energies),
+        "data_spread": spread(data),
+        "sample_spread": spread(samples),
+    }
+
+
 def spread(rows: Tensor) -> Tensor:
     """The standard deviation over rows [N, *], its root mean square over dimensions."""
-    return rows.float().var(0, correction=0).mean().sqrt()
+    return rows.var(0, correction=0).mean().sqrt()
 
 
 class DxMITrainer:
@@ -111,7 +153,7 @@ class DxMITrainer:
 
     Args:
         networks: all of them.
-        settings: of the algorithm.
+        settings: of the algorithm; ``negatives`` is sampler or refined.
         iterations: length of the run, over which learning rates decay.
         seed: of every random choice; each is keyed by the global row, so none depends on the batch's split.
         ranks: among which the rows of a batch are split.
@@ -126,6 +168,8 @@ class DxMITrainer:
         seed: int,
         ranks: Ranks | None = None,
     ) -> None:
+        if not settings.trains_sampler:
+            raise ConfigError(f"negatives: got {settings.negatives!r}, wants sampler or refined")
         self.networks, self.settings, self.ranks = networks, settings, ranks or Ranks()
         self.sampler, self.value = sampler, value = networks.sampler, networks.value
         self.iterations, self.iteration = iterations, 0
@@ -164,6 +208,8 @@ class DxMITrainer:
         self._learning_rates = LearningRates(list(self._optimizers().values()), settings.lr_decay, iterations)
         uses = ["rollout", "choice", *(f"redraw{i}" for i in range(settings.sampler_steps))]
         uses += ["td_choice"] * (settings.td_order == "shuffled") + ["td_redraw"] * settings.td_redraw
+        uses += ["refine"] * (settings.negatives == "refined")
+        self._langevin = Langevin.of(settings, settings.tau)
         self._uses, self._seed = uses, seed
         self.retry(0, 1.0)
         self._iterate: Callable[..., dict[str, Tensor]] = self._iteration_of
@@ -202,12 +248,13 @@ class DxMITrainer:
         keys = self._draws.named(drawn)
         self._offset = self.ranks.rank * len(data)
         path = self.sampler.rollout(len(data), keys["rollout"], labels, sample_offset=self._offset)
-        metrics = self._energy_step(data, path.samples[-1], labels)
+        samples = self._negatives(path, labels, keys)
+        learning = self._learning, self.energy_optimizer, self.settings.gamma, self._failures["energy"]
+        metrics = energy_step(*learning, data, samples, labels)
         metrics["value_loss"] = self._value_steps(path, labels, keys)
         metrics["sampler_loss"] = self._sampler_steps(path, labels, keys)
         metrics["log_prob"] = path.log_prob.mean(1)
         metrics["sq_displacement"] = path.sq_displacement.mean(1)
-        metrics["data_spread"], metrics["sample_spread"] = spread(data), spread(path.samples[-1])
         metrics = self.ranks.mean(metrics)
         moved = metrics["sq_displacement"]
         moved = torch.where(moved < math.inf, moved, self.velocity_var)  # NaN would stay for ever
@@ -219,20 +266,13 @@ class DxMITrainer:
             **{f"{name}_failures": count.clone() for name, count in self._failures.items()},
         }
 
-    def _energy_step(self, data: Tensor, samples: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
-        """Lowers the energy of data, raises that of samples."""
-        n = len(data)
-        twice = None if labels is None else torch.cat((labels, labels))
-        energies = self._learning.energy(torch.cat((data, samples)), twice)
-        loss = ops.energy_loss(energies[:n], energies[n:], self.settings.gamma)
-        self.energy_optimizer.descend(loss, self._failures["energy"])
-        energies = energies.detach()
-        return {
-            "energy_loss": loss.detach(),
-            "energy_data": energies[:n].mean(),
-            "energy_sample": energies[n:].mean(),
-            "energy_spread": energies.std(correction=0),
-        }
+    def _negatives(self, path: Trajectory, labels: Tensor | None, keys: dict[str, Tensor]) -> Tensor:
+        """What the energy is raised at: the sampler's samples, or Langevin chains that start there."""
+        samples = path.samples[-1]
+        if self.settings.negatives == "sampler":
+            return samples
+        offset = self._offset
+        return self._langevin(self.networks, samples, keys["refine"], labels, sample_offset=offset).samples
 
     def _value_steps(self, path: Trajectory, labels: Tensor | None, keys: dict[str, Tensor]) -> Tensor:
         """Temporal differences: each step learns from the value just updated."""

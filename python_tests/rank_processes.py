@@ -12,6 +12,7 @@ import torch
 from torch import multiprocessing
 
 from dxmi_ext import ops, schedules, speed
+from dxmi_ext.contrastive import LangevinTrainer
 from dxmi_ext.models.mlp import EnergyMLP, SamplerMLP, ValueMLP
 from dxmi_ext.networks import Networks
 from dxmi_ext.pretrain import Pretrainer
@@ -32,8 +33,8 @@ def make_networks(separate: bool) -> Networks:
 
 
 def train(ranks: Ranks, changes: dict[str, Any], bad_rank: int | None) -> dict[str, Any]:
-    """Pretraining and DxMI on this rank's rows; what has become of everything. A bad rank meets a NaN in its
-    data in the second iteration."""
+    """Pretraining and DxMI, or its Langevin baseline, on this rank's rows; what became of everything. A bad
+    rank meets a NaN in its data in the second iteration."""
     separate = changes.pop("separate", False)
     speed.BACKEND = "aot_eager"  # torch.compile without a compiler
     networks, settings = make_networks(separate), DxMISettings(sampler_steps=2, value_clip=0.3, **changes)
@@ -51,7 +52,8 @@ def train(ranks: Ranks, changes: dict[str, Any], bad_rank: int | None) -> dict[s
     for i in range(ITERATIONS):
         pretrainer.step(batch(10 + i).float())
     networks.sampler.network.double()
-    trainer = DxMITrainer(networks, settings, **length)
+    trains = DxMITrainer if settings.trains_sampler else LangevinTrainer
+    trainer = trains(networks, settings, **length)
     metrics = [trainer.step(batch(i)) for i in range(ITERATIONS)]
     return {"state": trainer.state_dict(), "metrics": metrics}
 

@@ -20,6 +20,7 @@ from rank_processes import B, T, free_port, leave_or_wait, spawn, train, train_o
         (3, {"separate": True, "td_order": "shuffled", "td_redraw": True}),
         (2, {"sampler_update": "policy_gradient"}),
         (2, {"compile": True}),
+        (3, {"negatives": "persistent", "langevin_pool": 20, "langevin_steps": 3}),
     ],
 )
 def test_ranks_train_what_one_would(world_size: int, changes: dict[str, Any], tmp_path: Path) -> None:

@@ -15,7 +15,9 @@ from torch import Tensor, nn
 
 from dxmi_ext import checkpoint, config, noise, ops, plots, schedules
 from dxmi_ext.config import setting
+from dxmi_ext.contrastive import LangevinTrainer
 from dxmi_ext.data import two_d as data_two_d
+from dxmi_ext.langevin import Langevin
 from dxmi_ext.metrics import two_d as metrics_two_d
 from dxmi_ext.models.mlp import EnergyMLP, SamplerMLP, ValueMLP
 from dxmi_ext.networks import Networks, TimeIndependent
@@ -83,16 +85,17 @@ def train(cfg: Config, ranks: Ranks | None = None) -> dict[str, Any]:
     with run:
         networks, schedule = build(cfg, run.device)
         run.describe(networks)
-        if cfg.pretrained:
+        if cfg.pretrained and cfg.trains_sampler:
             _pretrain(run, cfg, networks.sampler, schedule)
-        trainer = DxMITrainer(networks, cfg, iterations=cfg.iterations, seed=cfg.seed, ranks=run.ranks)
-        run.phase("dxmi", trainer, cfg.iterations, _batches(cfg, "dxmi", run))
+        phase, trains = ("dxmi", DxMITrainer) if cfg.trains_sampler else ("langevin", LangevinTrainer)
+        trainer = trains(networks, cfg, iterations=cfg.iterations, seed=cfg.seed, ranks=run.ranks)
+        run.phase(phase, trainer, cfg.iterations, _batches(cfg, "dxmi", run))
         if cfg.dry_run or not run.ranks.first:
             return {}
         _save_model(run.directory / "model", trainer.averaged, cfg)
         numbers = evaluate_networks(cfg, trainer.averaged, seed=cfg.seed)
         draw_pictures(run.directory, cfg, trainer.averaged)
-        summary = run.summarize(numbers)
+        summary = run.summarize({"samples": samples_of(cfg), **numbers})
     print(table(cfg, numbers))
     print(f"{run.directory}: summary.json, model/, pictures; {summary['wall_seconds']} s")
     return summary
@@ -118,9 +121,10 @@ def pretrain(cfg: Config, ranks: Ranks | None = None) -> None:
 
 
 def sample(directory: Path, n: int, seed: int, batch_size: int, device: torch.device) -> Tensor:
-    """Samples [n, 2] of a run's final sampler; row i is the same whatever n and batch_size."""
-    _, networks = load(directory, device)
-    return networks.sampler.sample(n, ops.noise_key(seed, device=device), batch_size=batch_size)
+    """Samples [n, 2] of a run's final sampler, or of Langevin chains where it trained none; row i is the same
+    whatever n and batch_size."""
+    cfg, networks = load(directory, device)
+    return _draw(cfg, networks, n, ops.noise_key(seed, device=device), batch_size)
 
 
 def evaluate(directory: Path, seed: int, device: torch.device) -> tuple[dict[str, float], str]:
@@ -164,10 +168,9 @@ def load(directory: Path, device: torch.device) -> tuple[Config, Networks]:
 
 def evaluate_networks(cfg: Config, networks: Networks, *, seed: int) -> dict[str, float]:
     """Sliced Wasserstein and AUROC by the paper's protocol."""
-    sampler = networks.sampler
-    draws = noise.Draws(seed, "evaluate", ["sample", "data"], sampler.log_std.device)
+    draws = noise.Draws(seed, "evaluate", ["sample", "data"], networks.sampler.log_std.device)
     return metrics_two_d.evaluate(
-        lambda n, draw: sampler.sample(n, draws.at(draw)["sample"]),
+        lambda n, draw: _draw(cfg, networks, n, draws.at(draw)["sample"]),
         lambda n, draw: data_two_d.sample(cfg.data, n, draws.at(draw)["data"]),
         torch.no_grad()(networks.energy),
         seed=seed,
@@ -175,32 +178,51 @@ def evaluate_networks(cfg: Config, networks: Networks, *, seed: int) -> dict[str
 
 
 def draw_pictures(directory: Path, cfg: Config, networks: Networks) -> None:
-    """samples.png, energy.png, paths.png and curves.png."""
+    """samples.png, energy.png, curves.png, and paths.png of a sampler."""
     device = networks.sampler.log_std.device
     keys = noise.Draws(cfg.seed, "pictures", ["sample", "data"], device).at(0)
     data = data_two_d.sample(cfg.data, 5000, keys["data"])
-    path = networks.sampler.rollout(5000, keys["sample"])
     energies = torch.no_grad()(networks.energy)(plots.grid().to(device))
-    plots.samples(directory / "samples.png", data, path.samples[-1])
+    plots.samples(directory / "samples.png", data, _draw(cfg, networks, 5000, keys["sample"]))
     plots.energy(directory / "energy.png", energies, data)
-    plots.paths(directory / "paths.png", path.samples[:, :1000])
+    if cfg.trains_sampler:
+        plots.paths(directory / "paths.png", networks.sampler.rollout(1000, keys["sample"]).samples)
     plots.curves(directory / "curves.png", directory / "metrics.jsonl")
+
+
+def samples_of(cfg: Config) -> str:
+    """What a run's samples are drawn from."""
+    if cfg.trains_sampler:
+        return "sampler"
+    return f"Langevin chains from noise, {cfg.sample_steps} steps each"
 
 
 def table(cfg: Config, numbers: dict[str, float]) -> str:
     """The run's row, the paper's beside it where it has one."""
     start = "pretrained" if cfg.pretrained else "from scratch"
-    rows = [f"{cfg.data}, T = {cfg.steps}, tau = {cfg.tau:g}, {start}", f"{'':12}{'SW':>16}{'AUROC':>16}"]
+    title = f"{cfg.data}, T = {cfg.steps}, tau = {cfg.tau:g}, {start}"
+    if not cfg.trains_sampler:
+        title = f"{cfg.data}, tau = {cfg.tau:g}, negatives: {cfg.negatives}; samples: {samples_of(cfg)}"
+    rows = [title, f"{'':12}{'SW':>16}{'AUROC':>16}"]
     sw, auroc = numbers["sliced_wasserstein"], numbers["auroc"]
     rows.append(
         f"{'this run':12}{sw:8.3f} ± {numbers['sliced_wasserstein_std']:.3f}"
         f"{auroc:8.3f} ± {numbers['auroc_std']:.3f}"
     )
-    if cfg.data == "8gaussians" and cfg.steps == 5 and (cfg.pretrained, cfg.tau) in PAPER:
+    published = cfg.data == "8gaussians" and cfg.steps == 5 and cfg.negatives == "sampler"
+    if published and (cfg.pretrained, cfg.tau) in PAPER:
         paper_sw, deviation, paper_auroc = PAPER[cfg.pretrained, cfg.tau]
         rows.append(f"{'the paper':12}{paper_sw:8.3f} ± {deviation:.3f}{paper_auroc:8.3f}")
     rows.append(f"{'data itself':12}{numbers['sliced_wasserstein_floor']:8.3f}")
     return "\n".join(rows)
+
+
+def _draw(cfg: Config, networks: Networks, n: int, key: Tensor, batch_size: int = 4096) -> Tensor:
+    """Samples [n, 2] of the sampler, or of Langevin chains where none was trained."""
+    if cfg.trains_sampler:
+        return networks.sampler.sample(n, key, batch_size=batch_size)
+    chains = dataclasses.replace(Langevin.of(cfg, cfg.tau), steps=cfg.sample_steps)
+    return chains.sample(networks, n, key, batch_size=batch_size)
 
 
 def _pretrain(run: Run, cfg: Config, sampler: GaussianSampler, schedule: schedules.Schedule) -> None:
