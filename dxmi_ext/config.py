@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import inspect
 import json
+import math
 import re
 import typing
 from collections.abc import Sequence
@@ -32,6 +33,8 @@ def setting(
     *,
     choices: Sequence[Any] | None = None,
     minimum: float | None = None,
+    maximum: float | None = None,
+    below: float | None = None,
     pattern: str | None = None,
 ) -> Any:
     """Declare one key of a ``Settings``.
@@ -40,10 +43,13 @@ def setting(
         default: its value where neither the yaml nor the command line gives one.
         help: its meaning in one line, shown by ``--help``.
         choices: the only values allowed.
-        minimum: the smallest value allowed. ``None`` is allowed whatever ``choices`` and ``minimum`` say.
+        minimum: the smallest value allowed. ``None`` is allowed whatever all of these say.
+        maximum: the largest value allowed.
+        below: what the value must stay below.
         pattern: a regular expression that the whole text must match; ``help`` says what that means.
     """
-    metadata = {"help": help, "choices": choices, "minimum": minimum, "pattern": pattern}
+    metadata: dict[str, Any] = {"help": help, "choices": choices, "pattern": pattern}
+    metadata |= {"minimum": minimum, "maximum": maximum, "below": below}
     if isinstance(default, list):
         return dataclasses.field(default_factory=default.copy, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -51,24 +57,38 @@ def setting(
 
 @dataclasses.dataclass
 class Settings:
-    """A group of settings, checked when made.
+    """A group of settings, checked when made. A subclass that adds keys names them for ``--help``.
 
     Raises:
-        ConfigError: a value is not among its choices, below its minimum or not of its pattern.
+        ConfigError: a value is not among its choices, out of its bounds, not finite or not of its pattern.
     """
+
+    heading = "settings"
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            choices, minimum, pattern = (field.metadata[k] for k in ("choices", "minimum", "pattern"))
+            choices, pattern, minimum, maximum, below = (
+                field.metadata[k] for k in ("choices", "pattern", "minimum", "maximum", "below")
+            )
             if value is None:
                 continue
             if choices is not None and value not in choices:
                 raise ConfigError(f"{field.name}: got {value!r}, wants one of {', '.join(map(str, choices))}")
             if minimum is not None and not value >= minimum:  # ``not >=`` also refuses nan
                 raise ConfigError(f"{field.name}: got {value!r}, wants {minimum} or more")
+            if maximum is not None and not value <= maximum:
+                raise ConfigError(f"{field.name}: got {value!r}, wants {maximum} or less")
+            if below is not None and not value < below:
+                raise ConfigError(f"{field.name}: got {value!r}, wants less than {below}")
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ConfigError(f"{field.name}: got {value!r}, wants a finite number")
             if pattern is not None and not re.fullmatch(pattern, value):
                 raise ConfigError(f"{field.name}: got {value!r}, wants {field.metadata['help']}")
+
+    def changed(self, name: str) -> bool:
+        """Whether a key has another value than its default."""
+        return bool(getattr(self, name) != type(self).__dataclass_fields__[name].default)
 
 
 def device_setting() -> Any:
@@ -80,6 +100,7 @@ def device_setting() -> Any:
 class RunConfig(Settings):
     """The keys that every recipe has; a recipe adds its own by inheritance."""
 
+    heading = "the run"
     recipe: str = setting("", "name of the recipe")
     task: str = setting("two_d", "what kind of recipe: the module of dxmi_ext.recipes that runs it")
     output: str | None = setting(None, "folder of the run; null: runs/RECIPE-TIME")
@@ -99,7 +120,9 @@ class RunConfig(Settings):
     device: str = device_setting()
     threads: int = setting(0, "CPU threads of torch; 0: its own choice", minimum=0)
     resume: str = setting("auto", "auto, never or the path of a checkpoint")
+    picture_every: int = setting(1000, "iterations between pictures in pictures/; 0: none", minimum=0)
     tensorboard: bool = setting(True, "also log to tb/ for tensorboard")
+    wandb: str | None = setting(None, "also log to this project of Weights & Biases; null: do not")
     dry_run: bool = setting(False, "try one iteration of each phase and write nothing; also --dry-run")
 
 
@@ -150,15 +173,22 @@ def save(cfg: Settings, path: str | Path) -> None:
 
 
 def describe(cfg: Settings) -> str:
-    """List every key with its meaning, the values in ``cfg`` being the defaults; one aligned line a key."""
-    rows = []
+    """List every key with its meaning, the values in ``cfg`` being the defaults; one aligned line a key,
+    under the heading of the class that brings it in."""
+    classes = [c for c in reversed(type(cfg).__mro__) if issubclass(c, Settings)]
+    groups: dict[str, list[tuple[str, str]]] = {}
     for field in dataclasses.fields(cfg):
         value, choices = getattr(cfg, field.name), field.metadata["choices"]
         shown = value if isinstance(value, str) else json.dumps(value)
         allowed = f" ({' | '.join(map(str, choices))})" if choices else ""
+        first = next(c for c in classes if field.name in inspect.get_annotations(c))
+        rows = groups.setdefault(first.heading, [])
         rows.append((f"{field.name}={shown}", field.metadata["help"] + allowed))
-    width = max(len(left) for left, _ in rows)
-    return "\n".join(f"  {left:<{width}}  {right}" for left, right in rows)
+    width = max(len(left) for rows in groups.values() for left, _ in rows)
+    return "\n\n".join(
+        "\n".join([f"{heading}:", *(f"  {left:<{width}}  {right}" for left, right in rows)])
+        for heading, rows in groups.items()
+    )
 
 
 def _import_omegaconf() -> Any:

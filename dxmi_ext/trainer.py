@@ -46,7 +46,12 @@ class DxMISettings(LangevinSettings, SpeedSettings):
     """Settings of the algorithm, in the paper's symbols. The defaults are Algorithm 1.
 
     Algorithm 2 is ``costs_in=sampler time_cost=sigmoid`` with a value network that does not see the timestep.
+
+    Raises:
+        ConfigError: a setting is out of its bounds, or another one leaves it without effect.
     """
+
+    heading = "the algorithm"
 
     tau: float = setting(0.1, "temperature of entropy and running cost", minimum=0)
     tau_entropy: float | None = setting(None, "of the entropy alone (tau_1); null: tau", minimum=0)
@@ -70,7 +75,9 @@ class DxMISettings(LangevinSettings, SpeedSettings):
         choices=("backward", "shuffled"),
     )
     td_redraw: bool = setting(False, "redraw x_{t+1} from the current sampler for the value's target")
-    velocity_decay: float = setting(0.99, "alpha of adaptive velocity regularisation", minimum=0)
+    velocity_decay: float = setting(
+        0.99, "alpha of adaptive velocity regularisation; 1: off", minimum=0, maximum=1
+    )
     sampler_update: str = setting(
         "dxdp",
         "of the sampler: dynamic programming, or the policy gradient of GCD",
@@ -89,7 +96,21 @@ class DxMISettings(LangevinSettings, SpeedSettings):
     value_clip: float = setting(0.0, "largest gradient norm of the value; 0: any", minimum=0)
     energy_clip: float = setting(0.0, "largest gradient norm of an energy of its own; 0: any", minimum=0)
     cuda_graph: bool = setting(False, "the whole iteration as one CUDA graph; wants batches of one shape")
-    ema_decay: float = setting(0.995, "decay of the averaged networks, used for evaluation", minimum=0)
+    ema_decay: float = setting(
+        0.995, "decay of the averaged networks, used for evaluation", minimum=0, below=1
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if None not in (self.tau_entropy, self.tau_velocity) and self.changed("tau"):
+            raise ConfigError(f"tau: got {self.tau}, but tau_entropy and tau_velocity both take its place")
+        costs = self.tau if self.tau_entropy is None else self.tau_entropy
+        costs += self.tau if self.tau_velocity is None else self.tau_velocity
+        if self.sampler_update == "policy_gradient" and self.costs_in == "value" and costs:
+            raise ConfigError(
+                "costs_in: got 'value', but with sampler_update=policy_gradient the value is a baseline "
+                "alone, so no cost would reach the sampler; wants both or sampler"
+            )
 
 
 def time_costs(kind: str, steps: int) -> Tensor:

@@ -11,6 +11,7 @@ import pytest
 
 from dxmi_ext import config
 from dxmi_ext.config import ConfigError, RunConfig, setting
+from dxmi_ext.recipes import two_d
 
 pytest.importorskip("omegaconf")
 pytestmark = pytest.mark.filterwarnings("error")
@@ -18,10 +19,13 @@ pytestmark = pytest.mark.filterwarnings("error")
 
 @dataclass
 class ToyConfig(RunConfig):
+    heading = "toys"
     data: str = setting("8gaussians", "density to learn", choices=("8gaussians", "2spirals"))
     sampler_lr: float = setting(3e-4, "learning rate of the sampler", minimum=0)
     widths: list[int] = setting([128, 128], "hidden widths")  # noqa: RUF009
     clip: float | None = setting(None, "gradient norm; null: none", minimum=0)
+    decay: float = setting(0.9, "of the average", minimum=0, below=1)
+    share: float = setting(0.5, "of the batch", maximum=1)
 
 
 @pytest.fixture
@@ -73,6 +77,9 @@ def test_override_values(recipe: Path, override: str, value: object) -> None:
         ("data=9gaussians", "data: got '9gaussians', wants one of 8gaussians, 2spirals"),
         ("batch_size=0", "batch_size: got 0, wants 1 or more"),
         ("sampler_lr=nan", "sampler_lr: got nan, wants 0 or more"),
+        ("sampler_lr=.inf", "sampler_lr: got inf, wants a finite number"),
+        ("decay=1", "decay: got 1.0, wants less than 1"),
+        ("share=1.1", "share: got 1.1, wants 1 or less"),
         ("device=gpu", "device: got 'gpu', wants auto, cpu, cuda or cuda:N"),
         ("iterations", "iterations: wants key=value"),
     ],
@@ -81,6 +88,40 @@ def test_bad_override(recipe: Path, override: str, says: str) -> None:
     with pytest.raises(ConfigError) as error:
         config.load(ToyConfig, recipe, [override])
     assert str(error.value).startswith(says)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        ("tau=.2 tau_entropy=.1 tau_velocity=.1", "tau: got 0.2, but tau_entropy and tau_velocity both"),
+        ("sampler_update=policy_gradient costs_in=value", "costs_in: got 'value', but with"),
+        ("energy_lr=.1", "energy_lr: got 0.1, but with value_kind=per_step"),
+        ("energy_clip=.1 value_kind=time_independent", "energy_clip: got 0.1, but with"),
+        ("cuda_graph=true device=cpu", "cuda_graph: got true, wants a CUDA device"),
+        ("skip_last=6", "skip_last: got 6, wants at most steps=5"),
+        ("ema_decay=1", "ema_decay: got 1.0, wants less than 1"),
+        ("task=images", "task: got 'images', wants one of two_d"),
+    ],
+)
+def test_settings_without_effect_are_refused(overrides: str, says: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        config.load(two_d.Config, None, overrides.split())
+    assert str(error.value).startswith(says)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        "tau=.2 tau_entropy=.1",
+        "tau_entropy=.1 tau_velocity=.1",
+        "sampler_update=policy_gradient costs_in=value tau=0",
+        "energy_lr=.1 value_kind=separate",
+        "td_order=shuffled td_redraw=true velocity_decay=1",
+        "value_kind=time_independent costs_in=sampler",  # the paper's row without time cost
+    ],
+)
+def test_settings_that_work_together(overrides: str) -> None:
+    config.load(two_d.Config, None, overrides.split())
 
 
 @pytest.mark.parametrize(
@@ -115,7 +156,9 @@ def test_save_and_load_give_the_same_settings_and_bytes(tmp_path: Path, recipe: 
 
 
 def test_describe_lists_every_key_aligned(recipe: Path) -> None:
-    lines = config.describe(config.load(ToyConfig, recipe)).splitlines()
+    run, toys = config.describe(config.load(ToyConfig, recipe)).split("\n\n")
+    assert run.startswith("the run:\n  recipe=toy") and toys.startswith("toys:\n  data=")
+    lines = [*run.splitlines()[1:], *toys.splitlines()[1:]]
     assert [line.split("=")[0].strip() for line in lines] == list(ToyConfig.__dataclass_fields__)
     by_key = {line.split("=")[0].strip(): line for line in lines}
     assert by_key["iterations"].split() == ["iterations=70", "iterations", "of", "DxMI"]

@@ -226,7 +226,8 @@ def plain_dxmi(networks: Networks, settings: DxMISettings, labels: Tensor | None
     return state(networks, average, variance)
 
 
-ALGORITHM_2 = {"costs_in": "sampler", "time_cost": "sigmoid", "tau_entropy": 0.2, "tau_velocity": 0.05}
+ALGORITHM_2 = {"costs_in": "sampler", "time_cost": "sigmoid"}
+ALGORITHM_2 |= {"tau": 0.1, "tau_entropy": 0.2, "tau_velocity": 0.05}
 UNCLIPPED = {"sampler_clip": 0, "value_clip": 0, "energy_clip": 0}
 
 
