@@ -1,7 +1,7 @@
-"""Files and folders that are complete or absent, whenever the process dies.
+"""Files and folders that are complete or absent, whenever the process dies, and one writer at a time.
 
 Both are written aside, fsynced and renamed. What a death leaves behind bears a suffix of its own, and
-``tidy`` removes it. Imports the standard library alone.
+``tidy`` removes it. Imports the standard library and ``dxmi_ext.errors``.
 """
 
 from __future__ import annotations
@@ -13,16 +13,56 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from dxmi_ext.errors import UserError
+
 _UNFINISHED, _PREVIOUS, _REMOVED = ".unfinished", ".previous", ".removed"
+
+
+class Locked(UserError):
+    """Another process holds a lock."""
+
+
+@contextmanager
+def lock(path: Path) -> Iterator[None]:
+    """Within, no other process gets past the same call; the file is there meanwhile. The kernel holds the
+    lock, so no death leaves it held.
+
+    Raises:
+        Locked: another process is within; nobody waits.
+    """
+    while True:
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(file)
+            raise Locked(f"{path.parent}: another process is at work in this folder (see {path})") from None
+        except OSError:
+            pass  # a file system without locks: better no guard than no run
+        if os.fstat(file).st_nlink:  # else its last holder removed it before this one got it
+            break
+        os.close(file)
+    try:
+        yield
+    finally:
+        try:
+            path.unlink(missing_ok=True)
+        finally:
+            os.close(file)
 
 
 def write_text(path: Path | str, text: str) -> None:
     """Write a file that appears, or replaces another, at once."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path | str, content: bytes) -> None:
+    """The same of bytes."""
     path = Path(path)
     unfinished = _beside(path, _UNFINISHED)
     try:
-        with naming(path), unfinished.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with naming(path), unfinished.open("wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         unfinished.replace(path)
