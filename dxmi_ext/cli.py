@@ -80,7 +80,11 @@ def _train(options: argparse.Namespace) -> None:
 
     if options.target is None:
         common = config.describe(config.RunConfig(recipe="RECIPE"))
-        _show_help(options, f"recipes: {', '.join(recipes.names())}\n\nsettings of every recipe:\n{common}")
+        _show_help(
+            options,
+            f"recipes: {', '.join(recipes.names())}, each with settings of its own (dxmi train RECIPE --help)"
+            f"\n\n{common}",
+        )
         return
     from dxmi_ext.ranks import Ranks
     from dxmi_ext.run import choose_device
@@ -88,7 +92,7 @@ def _train(options: argparse.Namespace) -> None:
     path = recipes.find(options.target)
     task = recipes.task_of(path)
     if options.help:
-        _show_help(options, "settings:\n" + config.describe(config.load(task.Config, path)))
+        _show_help(options, config.describe(config.load(task.Config, path)))
         return
     cfg = config.load(task.Config, path, [*options.settings, *["dry_run=true"] * options.dry_run])
     ranks = Ranks.from_environment()
@@ -113,10 +117,14 @@ def _sample(options: argparse.Namespace) -> None:
         output: str | None = setting(None, "file to write; null: RUN/samples.npz")
         seed: int = setting(0, "seed of the noise", minimum=0)
         batch_size: int = setting(4096, "rows that the network sees at a time", minimum=1)
+        guidance: float = setting(0.0, "lambda of value guidance; the paper's are at most .5", minimum=0)
+        labels: str | None = setting(
+            None, "classes, where networks take them: 3, or in turn 0-9 or 1,4; uniform, or null: at random"
+        )
         device: str = device_setting()
 
     if options.help or options.target is None:
-        _show_help(options, "settings:\n" + config.describe(SampleSettings()))
+        _show_help(options, config.describe(SampleSettings()))
         return
     import numpy as np
 
@@ -127,7 +135,15 @@ def _sample(options: argparse.Namespace) -> None:
     output = Path(cfg.output) if cfg.output else folder / "samples.npz"
     if output.suffix != ".npz":
         raise config.ConfigError(f"output: got {str(output)!r}, wants a file name that ends in .npz")
-    samples = task.sample(folder, cfg.n, cfg.seed, cfg.batch_size, choose_device(cfg.device))
+    samples = task.sample(
+        folder,
+        cfg.n,
+        cfg.seed,
+        cfg.batch_size,
+        choose_device(cfg.device),
+        guidance=cfg.guidance,
+        labels=cfg.labels,
+    )
     output.parent.mkdir(parents=True, exist_ok=True)
     np.savez(output, samples=samples.cpu().numpy())
     print(f"{output}: samples {list(samples.shape)}")
@@ -144,7 +160,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         device: str = device_setting()
 
     if options.help or options.target is None:
-        _show_help(options, "settings:\n" + config.describe(EvaluateSettings()))
+        _show_help(options, config.describe(EvaluateSettings()))
         return
     from dxmi_ext.run import choose_device
     from dxmi_ext.runlog import write_json
@@ -166,7 +182,7 @@ def _report(options: argparse.Namespace) -> None:
         output: str | None = setting(None, "file to write; null: RUN/report.html")
 
     if options.help or options.target is None:
-        _show_help(options, "settings:\n" + config.describe(ReportSettings()))
+        _show_help(options, config.describe(ReportSettings()))
         return
     from dxmi_ext import files, report
 

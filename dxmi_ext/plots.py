@@ -1,10 +1,12 @@
-"""Pictures of a 2D run, drawn from points and numbers alone; no network enters here.
+"""Pictures of a run, drawn from points, images and numbers alone; no network enters here.
 
-Imports torch, numpy and ``dxmi_ext.runlog``; matplotlib (extra ``train``) where used, without a display.
+Imports torch, numpy and ``dxmi_ext.runlog``; matplotlib (extra ``train``) and its dependency PIL where used,
+without a display.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,7 +43,7 @@ _STYLE: dict[Any, Any] = {
 }
 
 
-def samples(path: str | Path, data: Tensor, samples: Tensor) -> None:
+def samples(path: _File, data: Tensor, samples: Tensor) -> None:
     """Data and samples, both [n, 2], side by side."""
     with _figure(path, 1, 2, width=2.9, height=2.9) as axes:
         for axis, points, title, colour in zip(
@@ -57,12 +59,12 @@ def grid(size: int = 200) -> Tensor:
     return torch.cartesian_prod(line, line)
 
 
-def energy(path: str | Path, energies: Tensor, data: Tensor) -> None:
-    """The energy as a filled contour, with a few data points on top.
+def energy(path: _File, energies: Tensor, points: Tensor, *, title: str = "energy") -> None:
+    """The energy as a filled contour, with points on top.
 
     Args:
         energies: [size * size], at the points of ``grid(size)``.
-        data: [n, 2].
+        points: [n, 2], few of the data or all of the samples.
     """
     size = round(energies.numel() ** 0.5)
     line = np.linspace(-_EXTENT, _EXTENT, size)
@@ -70,8 +72,8 @@ def energy(path: str | Path, energies: Tensor, data: Tensor) -> None:
         values = _numpy(energies).reshape(size, size).T
         filled = axes[0].contourf(line, line, values, levels=40, cmap="viridis_r")
         axes[0].contour(line, line, values, levels=10, colors="white", linewidths=0.3, alpha=0.5)
-        _scatter(axes[0], data[:300], "white", size=2.5, alpha=0.9)
-        _plane(axes[0], "energy", extent=_EXTENT)
+        _scatter(axes[0], points, "white", size=2.5, alpha=0.9)
+        _plane(axes[0], title, extent=_EXTENT)
         bar = axes[0].figure.colorbar(filled, ax=axes[0], shrink=0.9, pad=0.03, aspect=25)
         bar.outline.set_visible(False)
         bar.locator = _ticker().MaxNLocator(5)
@@ -126,6 +128,33 @@ def curves(path: _File, metrics_jsonl: str | Path) -> None:
             axis.spines[["top", "right"]].set_visible(False)
         for axis in axes[len(series) :]:
             axis.set_visible(False)
+
+
+def images(path: _File, images: Tensor, *, columns: int | None = None) -> None:
+    """A grid of images as a png, a pixel each, row by row.
+
+    Args:
+        images: [n, C, H, W] with C 1 or 3; values in [-1, 1], others clipped.
+        columns: of the grid; None: as many as make it square.
+
+    Raises:
+        ValueError: no images, or of another shape.
+    """
+    from PIL import Image
+
+    if images.ndim != 4 or images.shape[1] not in (1, 3) or not images.numel():
+        raise ValueError(f"images: got shape {list(images.shape)}, wants [n, C, H, W] with C 1 or 3")
+    n, _, height, width = images.shape
+    columns = min(n, columns or math.ceil(math.sqrt(n)))
+    gap = 2
+    canvas = np.full(
+        (gap + -(-n // columns) * (height + gap), gap + columns * (width + gap), 3), 255, dtype=np.uint8
+    )
+    pixels = _numpy(images).clip(-1, 1).transpose(0, 2, 3, 1)
+    for i, image in enumerate(((pixels + 1) * 127.5).round().astype(np.uint8)):
+        top, left = gap + i // columns * (height + gap), gap + i % columns * (width + gap)
+        canvas[top : top + height, left : left + width] = image  # one channel becomes three
+    Image.fromarray(canvas).save(path, format="PNG")
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from typing import Any
 
 from dxmi_ext import config, plots, runlog
 
+_LAST = 4  # pictures shown of those drawn while training
 _PAGE = """<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
@@ -50,10 +51,12 @@ def html_of(directory: Path) -> str:
     else:
         state = "Not finished: nothing logged yet."
     pictures = sorted(path for path in directory.glob("*.png") if path.name != "curves.png")  # drawn anew
+    while_training = sorted((directory / "pictures").glob("*.png"), key=lambda path: path.stat().st_mtime_ns)
     sections = {
         "Numbers": _table(summary),
         "Curves": _curves(directory / "metrics.jsonl"),
         "Pictures": "\n".join(_figure(path.read_bytes(), path.stem) for path in pictures),
+        "While training": "\n".join(_figure(p.read_bytes(), p.stem) for p in while_training[-_LAST:]),
         "Settings": f"<pre>{escape((directory / 'config.yaml').read_text(encoding='utf-8'))}</pre>",
     }
     return _PAGE.format(

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy
 import torch
@@ -27,7 +27,7 @@ from dxmi_ext.trainer import Stepper
 
 # Settings that may change when a run goes on; all others belong to what it is.
 _MAY_CHANGE = {"output", "iterations", "device", "threads", "resume", "tensorboard"}
-_MAY_CHANGE |= {"checkpoint_every", "keep_checkpoints", "log_every", "dry_run"}
+_MAY_CHANGE |= {"checkpoint_every", "keep_checkpoints", "log_every", "picture_every", "wandb", "dry_run"}
 
 
 def choose_device(name: str, local_rank: int = 0) -> torch.device:
@@ -56,6 +56,7 @@ class Run:
 
     Raises:
         config.ConfigError: the folder holds a run of other settings, or the ranks do not divide the batch.
+        files.Locked: another process runs in the folder.
         checkpoint.CheckpointError: the checkpoint to resume from is missing or damaged.
         health.Diverged: steps stay not finite, however often the run goes back to a checkpoint.
         signals.Stopped: on SIGTERM or Ctrl-C; in a phase, once the iteration under way is done and saved.
@@ -72,7 +73,13 @@ class Run:
         self.directory = Path(cfg.output)
         self.device = choose_device(cfg.device, self.ranks.local_rank)
         writes = self.ranks.first and not cfg.dry_run
-        self.log = RunLog(self.directory, enabled=writes, tensorboard=cfg.tensorboard)
+        self.log = RunLog(
+            self.directory,
+            enabled=writes,
+            tensorboard=cfg.tensorboard,
+            wandb=cfg.wandb,
+            config=dataclasses.asdict(cfg),
+        )
         self.signals = StopSignals()
         self.resumed_from: list[int] = []
         self.past: list[str] = []  # phases that are over
@@ -83,8 +90,6 @@ class Run:
         self._state: dict[str, Any] | None = None  # to resume from, until its phase has taken it
         self._earlier_seconds = 0.0
         self._started = time.monotonic()
-        if cfg.resume == "never" and writes:
-            self._clear()
         self._check_settings()
 
     @property
@@ -123,8 +128,12 @@ class Run:
         """Makes the folder that of a run at the iteration it starts from. A death at any place in here leaves
         one that the next start makes the same of."""
         if self.ranks.first:
-            files.tidy(self.directory)
-            files.tidy(self.checkpoints)
+            self.directory.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(files.lock(self.directory / ".lock"))
+            if self.cfg.resume == "never":
+                self._clear()
+            for folder in (self.directory, self.checkpoints, self.log.pictures):
+                files.tidy(folder)
         self.ranks.agree(None)  # nobody reads before this is done
         found = self._load()
         self.ranks.agree(None)  # nobody writes before all have read
@@ -178,7 +187,14 @@ class Run:
             for name, network in networks.named_children():
                 print(f"{name}: {sum(p.numel() for p in network.parameters()):,} parameters")
 
-    def phase(self, name: str, stepper: Stepper, iterations: int, batch: Callable[[int], Tensor]) -> None:
+    def phase(
+        self,
+        name: str,
+        stepper: Stepper,
+        iterations: int,
+        batch: Callable[[int], Tensor],
+        picture: Callable[[IO[bytes]], None] | None = None,
+    ) -> None:
         """Runs a phase to its last iteration, from where a resumed run stood; not at all if it was past.
         A dry run tries its first iteration.
 
@@ -187,6 +203,8 @@ class Run:
             stepper: what it repeats.
             iterations: its length.
             batch: iteration -> this rank's rows of the data.
+            picture: draws the samples of fixed noise, as a png, every `picture_every` iterations; it changes
+                nothing and is called on the first rank alone.
         """
         if self.cfg.dry_run:
             self._try(name, stepper, iterations, batch)
@@ -201,7 +219,9 @@ class Run:
             while stepper.iteration < iterations:
                 metrics = stepper.step(batch(stepper.iteration))
                 now, last, losses = stepper.iteration, stepper.iteration == iterations, {}
-                logs, saves = (now % n == 0 or last for n in (self.cfg.log_every, self.cfg.checkpoint_every))
+                draws = picture if _due(self.cfg.picture_every, now) else None
+                logs = last or _due(self.cfg.log_every, now) or draws is not None
+                saves = last or _due(self.cfg.checkpoint_every, now)
                 stops = self._stops(now)
                 if logs or saves or stops:
                     numbers = _to_host(metrics)
@@ -215,6 +235,8 @@ class Run:
                     if logs:
                         self._log(name, stepper, numbers | clock.lap(now))
                         losses = _losses(numbers)
+                    if draws is not None:
+                        self.log.picture(name, now, draws)
                     if last or ((saves or stops) and not failures):
                         self._save(name, stepper, good=saves)
                 bar.update(1, **losses)
@@ -367,20 +389,20 @@ class Run:
 
     def _clear(self) -> None:
         """Empties the folder; what makes it a finished run, or one to resume, goes first."""
-        for name in (
-            "summary.json",
-            "failure.json",
-            "checkpoints",
-            "model",
-            "tb",
-            "metrics.jsonl",
-            "config.yaml",
-        ):
+        ends, shown = (
+            ["summary.json", "failure.json"],
+            ["pictures", "tb", "metrics.jsonl", "wandb", "wandb.json"],
+        )
+        for name in [*ends, "checkpoints", "model", *shown, "config.yaml"]:
             path = self.directory / name
             if path.is_dir():
                 files.remove_folder(path)
             else:
                 path.unlink(missing_ok=True)
+
+
+def _due(every: int, iteration: int) -> bool:
+    return every > 0 and iteration % every == 0
 
 
 class _Clock:

@@ -1,24 +1,24 @@
-"""What a run tells: metrics.jsonl, tensorboard, a progress bar.
+"""What a run tells: metrics.jsonl, pictures, a progress bar; tensorboard and wandb where asked for.
 
-Imports tqdm, ``dxmi_ext.files`` and the standard library alone; tensorboard is imported where used.
+Imports tqdm, ``dxmi_ext.files``, ``dxmi_ext.sinks`` and the standard library alone.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
-import shutil
 import sys
-import time
-from collections.abc import Mapping, Sequence
-from io import FileIO
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from tqdm import tqdm
 
 from dxmi_ext import files
+from dxmi_ext.errors import UserError
+from dxmi_ext.sinks import Place, Sink, TensorBoard, WeightsAndBiases
 
 TIMING_FIELDS = ("iterations_per_second", "samples_per_second", "peak_memory_mib")
 """What metrics.jsonl tells of the machine; all the rest of it is the same after any interruption."""
@@ -35,30 +35,53 @@ class RunLog:
     Args:
         directory: the run's folder; made where it does not exist.
         enabled: false on every rank but 0: nothing is written or shown.
-        tensorboard: also write DIR/tb/.
+        tensorboard: also write DIR/tb/; where it is not installed, a line says so.
+        wandb: also log to this project of Weights & Biases.
+        config: the run's settings, for it.
+
+    Raises:
+        UserError: wandb is wanted and not installed.
     """
 
-    def __init__(self, directory: Path | str, *, enabled: bool = True, tensorboard: bool = False) -> None:
+    def __init__(
+        self,
+        directory: Path | str,
+        *,
+        enabled: bool = True,
+        tensorboard: bool = False,
+        wandb: str | None = None,
+        config: Mapping[str, Any] | None = None,
+    ) -> None:
         self.directory = Path(directory)
         self.path = self.directory / "metrics.jsonl"
         self.enabled = enabled
-        self._events = (
-            _Events(self.directory / "tb") if tensorboard and enabled and _has_tensorboard() else None
-        )
-        self._file: FileIO | None = None
+        self.pictures = self.directory / "pictures"
+        self._sinks: list[Sink] = []
+        if enabled and tensorboard:
+            try:
+                self._sinks.append(TensorBoard(self.directory))
+            except UserError as error:  # it is on by default, so its absence is no mistake
+                self.note(f"tb/ stays empty: {error}")
+        if enabled and wandb:
+            self._sinks.append(WeightsAndBiases(self.directory, wandb, config or {}))
+        self._file: io.FileIO | None = None
+        self._place = Place("", 0, 0)  # last logged
+        self._draws = True
 
     def __enter__(self) -> RunLog:
         if self.enabled:
             self.directory.mkdir(parents=True, exist_ok=True)
             # Unbuffered: what a full disk refuses is not tried again on closing.
             self._file = self.path.open("ab", buffering=0)
+            for sink in self._sinks:
+                sink.open()
         return self
 
     def __exit__(self, *exception: object) -> None:
         if self._file is not None:
             self._file.close()
-        if self._events is not None:
-            self._events.close()
+            for sink in self._sinks:
+                sink.close(failed=exception[0] is not None)
 
     def log(
         self, phase: str, iteration: int, metrics: Mapping[str, Metric], symptoms: Sequence[str] = ()
@@ -77,8 +100,28 @@ class RunLog:
         with files.naming(self.path):
             while line:
                 line = line[self._file.write(line) :]
-        if self._events is not None:
-            self._events.write(phase, iteration, numbers)
+        self._tell(row)
+
+    def picture(self, phase: str, iteration: int, draw: Callable[[IO[bytes]], None]) -> None:
+        """Keep a picture of an iteration just logged as DIR/pictures/PHASE_ITERATION.png.
+
+        Args:
+            phase, iteration: as logged.
+            draw: writes the png. Where matplotlib is missing, a line says so and no picture is drawn.
+        """
+        if self._file is None or not self._draws:
+            return
+        png = io.BytesIO()
+        try:
+            draw(png)
+        except ModuleNotFoundError as error:
+            self._draws = False
+            self.note(f"no pictures, for {error.name} is not installed: pip install {error.name}")
+            return
+        self.pictures.mkdir(exist_ok=True)
+        files.write_bytes(self._picture_of(phase, iteration), png.getvalue())
+        for sink in self._sinks:
+            sink.picture(self._place, png.getvalue())
 
     def progress(self, phase: str, total: int, start: int = 0) -> Progress:
         """A bar of a phase from iteration ``start`` to ``total``; plain lines where stderr is no terminal."""
@@ -99,13 +142,47 @@ class RunLog:
         size = self._file.tell()
         if size < position:
             self.note(f"metrics.jsonl has lost lines: {size} bytes, the checkpoint knows {position}")
+        self._place, last = Place("", 0, 0), -1
+        for row in read_metrics(self.path):
+            self._place = self._advance(row)
+            last = self._place.total
         self._file.truncate(min(size, position))
         self._file.seek(0, os.SEEK_END)
-        if self._events is not None:  # its files cannot be cut: write them anew
-            self._events.clear()
-            for row in read_metrics(self.path):
-                row.pop("symptoms", None)
-                self._events.write(row.pop("phase"), row.pop("iteration"), row)
+        for sink in self._sinks:
+            sink.rewind(last)
+        self._place, drawn = Place("", 0, 0), set()
+        for row in read_metrics(self.path):
+            self._tell(row)
+            picture = self._picture_of(row["phase"], row["iteration"])
+            if picture.is_file():
+                drawn.add(picture)
+                for sink in self._sinks:
+                    sink.picture(self._place, picture.read_bytes())
+        for picture in self.pictures.glob("*"):
+            if picture not in drawn:
+                picture.unlink()
+
+    def _tell(self, row: Mapping[str, Any]) -> None:
+        """A row of metrics.jsonl to the sinks, a vector as so many scalars."""
+        self._place = self._advance(row)
+        values: dict[str, float | None] = {}
+        for name, value in row.items():
+            if isinstance(value, list):
+                values |= {f"{row['phase']}/{name}/{t}": number for t, number in enumerate(value)}
+            elif name not in ("phase", "iteration"):
+                values[f"{row['phase']}/{name}"] = value
+        values = {name: value for name, value in values.items() if not isinstance(value, str)}  # symptoms
+        for sink in self._sinks:
+            sink.scalars(self._place, {k: math.nan if v is None else v for k, v in values.items()})
+
+    def _advance(self, row: Mapping[str, Any]) -> Place:
+        """Where a row is, if the one before it was at the present place; the last of a phase is logged."""
+        phase, iteration, last = row["phase"], row["iteration"], self._place
+        past = last.total - last.iteration if phase == last.phase else last.total
+        return Place(phase, iteration, past + iteration)
+
+    def _picture_of(self, phase: str, iteration: int) -> Path:
+        return self.pictures / f"{phase}_{iteration:08d}.png"
 
     def note(self, text: str) -> None:
         """Say one line on stderr without tearing the progress bar."""
@@ -118,49 +195,6 @@ def read_metrics(path: Path | str) -> list[dict[str, Any]]:
     path = Path(path)
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
     return [json.loads(line) for line in lines if line.endswith("\n")]
-
-
-class _Events:
-    """A tensorboard file, written at once: torch's writer does it in a thread, whose failures go unheard."""
-
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
-        self._file: FileIO | None = None
-
-    def write(self, phase: str, iteration: int, numbers: Mapping[str, Any]) -> None:
-        from tensorboard.compat.proto.event_pb2 import Event
-        from tensorboard.compat.proto.summary_pb2 import Summary
-        from tensorboard.summary.writer.record_writer import RecordWriter
-
-        scalars: dict[str, float | None] = {}
-        for name, value in numbers.items():
-            if isinstance(value, list):
-                scalars |= {f"{phase}/{name}/{t}": number for t, number in enumerate(value)}
-            else:
-                scalars[f"{phase}/{name}"] = value
-        values = [
-            Summary.Value(tag=tag, simple_value=math.nan if number is None else number)
-            for tag, number in scalars.items()
-        ]
-        events = [Event(wall_time=time.time(), step=iteration, summary=Summary(value=values))]
-        with files.naming(self._directory):
-            if self._file is None:
-                self._directory.mkdir(exist_ok=True)
-                name = f"events.out.tfevents.{time.time_ns()}"
-                self._file = (self._directory / name).open("wb", buffering=0)
-                events.insert(0, Event(wall_time=time.time(), file_version="brain.Event:2"))
-            writer = RecordWriter(self._file)
-            for event in events:
-                writer.write(event.SerializeToString())
-
-    def clear(self) -> None:
-        self.close()
-        shutil.rmtree(self._directory, ignore_errors=True)
-
-    def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
 
 
 class Progress:
@@ -220,12 +254,3 @@ def _numbers(value: Metric) -> Any:
     if isinstance(value, Sequence):
         return [_numbers(number) for number in value]
     return float(value) if math.isfinite(value) else None
-
-
-def _has_tensorboard() -> bool:
-    try:
-        import tensorboard.summary.writer.record_writer  # noqa: F401
-    except ImportError:
-        print("tensorboard is not installed, so tb/ stays empty: pip install tensorboard", file=sys.stderr)
-        return False
-    return True

@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import runs
-from dxmi_ext import cli, run
+from dxmi_ext import cli, files, generate, noise, ops, plots, run
 from dxmi_ext.data import two_d as data
 from dxmi_ext.recipes import two_d
 from dxmi_ext.runlog import TIMING_FIELDS
@@ -219,6 +220,38 @@ def test_resume_never_starts_afresh(finished: Path, copy: Path) -> None:
     assert_same_run(copy, finished)
 
 
+def test_pictures_while_training_change_nothing_and_are_the_same_after_an_interruption(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def energy(file: Any, energies: torch.Tensor, points: torch.Tensor, **_: Any) -> None:
+        file.write(points.numpy().tobytes())  # drawing takes long
+
+    monkeypatch.setattr(plots, "energy", energy)
+    monkeypatch.setattr(plots, "samples", lambda file, data, points: energy(file, data, points))
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert train(whole, "picture_every=3") == 0
+    interrupt(monkeypatch, 10)  # sees data of the picture in pretraining too
+    assert train(parts, "picture_every=3") == 130
+    monkeypatch.setattr(data, "sample", SAMPLE_DATA)
+    assert train(parts, "picture_every=3") == 0
+    pictures = [{p.name: p.read_bytes() for p in (f / "pictures").iterdir()} for f in (whole, parts)]
+    assert pictures[0].keys() == {"pretrain_00000003.png", "dxmi_00000003.png", "dxmi_00000006.png"}
+    assert pictures[0] == pictures[1] and len(set(pictures[0].values())) == 3
+    assert model(whole) == model(parts) == model(finished)
+    assert train(whole, "picture_every=0", "resume=never") == 0
+    assert not (whole / "pictures").exists()
+
+
+def test_a_second_process_in_a_folder_is_refused(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with files.lock(copy / ".lock"):
+        before = contents(copy)
+        assert train(copy, "resume=never") == 2
+        assert "another process is at work in this folder" in capsys.readouterr().err
+        assert contents(copy) == before
+    assert train(copy, "resume=never") == 0
+    assert not (copy / ".lock").exists()
+
+
 # --- mistakes of the user ----------------------------------------------------------------------------
 
 
@@ -318,7 +351,7 @@ def test_report_has_everything_in_one_page(copy: Path, capsys: pytest.CaptureFix
     page = Page(copy / "report.html")
     assert "Finished: 6 iterations" in page.text and "sampler_width: 128" in page.text
     assert f"{read(copy / 'summary.json')['auroc']:.4g}" in page.text
-    assert len(page.sources) == 4  # curves, energy, paths, samples
+    assert len(page.sources) == 4 and "While training" not in page.text  # curves, energy, paths, samples
     pictures = [base64.b64decode(source.removeprefix("data:image/png;base64,")) for source in page.sources]
     assert all(picture.startswith(b"\x89PNG") for picture in pictures)
     assert {(copy / f"{name}.png").read_bytes() for name in ("energy", "paths", "samples")} < set(pictures)
@@ -356,6 +389,46 @@ def test_sample_is_keyed_by_seed_and_index(finished: Path, tmp_path: Path) -> No
     again = draw(finished, tmp_path / "new" / "b.npz", "n=20", "batch_size=7")
     np.testing.assert_allclose(again, samples[:20], rtol=1e-5, atol=1e-6)
     assert not np.allclose(draw(finished, tmp_path / "c.npz", "n=50", "seed=1"), samples, atol=0.1)
+
+
+def test_sample_guides_and_refuses_labels(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    guided = draw(finished, tmp_path / "a.npz", "n=50", "guidance=.5", "batch_size=30")
+    assert "sample: 50/50" in capsys.readouterr().err.splitlines()[-1]
+    _, networks = two_d.load(finished, torch.device("cpu"))
+    wanted = networks.sampler.sample(50, ops.noise_key(0), guide=networks.guide(0.5))
+    np.testing.assert_allclose(guided, wanted, rtol=1e-4, atol=1e-5)
+    assert not np.allclose(guided, draw(finished, tmp_path / "b.npz", "n=50"), atol=1e-3)
+    assert cli.main(["sample", str(finished), "labels=3"]) == 2
+    assert "labels: got '3', but the networks of this run take none" in capsys.readouterr().err
+
+
+def test_labels_are_one_some_in_turn_or_random() -> None:
+    key = noise.Draws(0, "test", ["labels"]).at(0)["labels"]
+
+    def read(text: str, n: int = 7) -> list[int]:
+        labels: list[int] = generate.read_labels(text, n, 10, key).tolist()
+        return labels
+
+    assert read("3") == [3] * 7 and read("1,4-6") == [1, 4, 5, 6, 1, 4, 5]
+    many = read("uniform", 1000)
+    assert read("uniform") == many[:7] and set(many) == set(range(10))
+    for bad in ("10", "4-3", "a", "", "-1", "1;2"):
+        with pytest.raises(generate.ConfigError, match=r"labels: got .*, wants uniform"):
+            read(bad)
+
+
+def test_images_are_a_grid_of_their_pixels(tmp_path: Path) -> None:
+    images = torch.tensor([-1.0, 0.0, 2.0]).view(3, 1, 1, 1).expand(3, 3, 4, 5)
+    plots.images(tmp_path / "a.png", images, columns=2)
+    pixels = np.asarray(Image.open(tmp_path / "a.png"))
+    assert pixels.shape == (2 + 2 * 6, 2 + 2 * 7, 3)
+    assert (pixels[2:6, 2:7] == 0).all() and (pixels[2:6, 9:14] == 128).all()
+    assert (pixels[8:12, 2:7] == 255).all() and (pixels[:2] == 255).all()
+    for bad in (images[0], images[:0], images[:, :2]):
+        with pytest.raises(ValueError, match=r"images: got shape .* wants \[n, C, H, W\]"):
+            plots.images(tmp_path / "b.png", bad)
 
 
 def test_sample_refuses_another_format(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:

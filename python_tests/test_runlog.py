@@ -7,12 +7,15 @@ import json
 import math
 import sys
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import IO, Any
 
 import pytest
+import torch
 
 from deaths import limited_file_size
-from dxmi_ext import runlog
+from dxmi_ext import files, plots, runlog
+from dxmi_ext.errors import UserError
 from dxmi_ext.runlog import RunLog
 
 
@@ -122,14 +125,21 @@ def test_tensorboard_follows_metrics_also_after_resuming(tmp_path: Path) -> None
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     with RunLog(tmp_path, tensorboard=True) as log:
         log.log("dxmi", 0, {"loss": 1.0})
+        log.picture("dxmi", 0, draw)
         position = log.position()
         log.log("dxmi", 1, {"loss": 2.0})
+        log.picture("dxmi", 1, draw)
     with RunLog(tmp_path, tensorboard=True) as log:
         log.truncate(position)
+        assert [path.name for path in log.pictures.iterdir()] == ["dxmi_00000000.png"]
         log.log("dxmi", 1, {"loss": 3.0, "std": [5.0, 6.0]})
+        log.picture("dxmi", 1, draw)
     events = accumulator.EventAccumulator(str(tmp_path / "tb")).Reload()
     assert [(event.step, event.value) for event in events.Scalars("dxmi/loss")] == [(0, 1.0), (1, 3.0)]
     assert [events.Scalars(f"dxmi/std/{t}")[0].value for t in (0, 1)] == [5.0, 6.0]
+    pictures = events.Images("dxmi/picture")
+    assert [(picture.step, picture.width, picture.height) for picture in pictures] == [(0, 12, 9), (1, 12, 9)]
+    assert pictures[0].encoded_image_string == (tmp_path / "pictures" / "dxmi_00000000.png").read_bytes()
 
 
 def test_absent_tensorboard_is_one_line(
@@ -140,6 +150,103 @@ def test_absent_tensorboard_is_one_line(
         log.log("dxmi", 0, {"loss": 1.0})
     assert capsys.readouterr().err.count("\n") == 1
     assert not (tmp_path / "tb").exists()
+
+
+def draw(file: IO[bytes]) -> None:
+    plots.images(file, torch.zeros(1, 3, 5, 8))
+
+
+def test_without_matplotlib_one_line_tells_of_no_pictures(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(file: IO[bytes]) -> None:
+        raise ModuleNotFoundError("No module named 'matplotlib'", name="matplotlib")
+
+    with RunLog(tmp_path) as log:
+        for iteration in (1, 2):
+            log.log("dxmi", iteration, {})
+            log.picture("dxmi", iteration, fail)
+    assert capsys.readouterr().err == "no pictures, for matplotlib is not installed: pip install matplotlib\n"
+    assert not log.pictures.exists()
+
+
+class FakeWandb(ModuleType):
+    """Of wandb what a run needs: runs by id with their rows by step, online or not."""
+
+    class Error(Exception):
+        pass
+
+    def __init__(self, online: bool) -> None:
+        super().__init__("wandb")
+        self.online, self.settings = online, dict[str, Any]()
+        self.rows: dict[str, dict[int, dict[str, Any]]] = {}
+        self.repeated: list[int] = []
+
+    def init(self, **settings: Any) -> FakeWandb:
+        self.settings = settings
+        self.resumed = self.online and settings["id"] in self.rows
+        self.mine = self.rows.setdefault(settings["id"], {})
+        self.starting_step = max(self.mine) + 1 if self.resumed else 0
+        return self
+
+    def log(self, row: dict[str, Any], step: int) -> None:
+        self.repeated += [step] if self.mine.keys() and step < max(self.mine) else []
+        self.mine.setdefault(step, {}).update(row)
+
+    def Image(self, picture: Any) -> tuple[int, int]:
+        return picture.size  # type: ignore[no-any-return]
+
+    def finish(self, exit_code: int) -> None:
+        self.exit_code = exit_code
+
+
+@pytest.mark.parametrize("online", [True, False])
+def test_wandb_goes_on_in_the_same_run_and_hears_everything_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, online: bool
+) -> None:
+    wandb = FakeWandb(online)
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+
+    def session(position: int, first: int, last: int) -> int:
+        with RunLog(tmp_path, wandb="toys", config={"tau": 0.1}) as log:
+            log.truncate(position)
+            if not position:
+                log.log("pretrain", 10, {"loss": 9.0})
+            position = log.position()
+            for iteration in range(first, last):
+                log.log("dxmi", iteration, {"loss": float(iteration), "std": [math.nan, 2.0]})
+                log.picture("dxmi", iteration, draw)
+        return position
+
+    position = session(0, 1, 5)
+    session(position, 1, 3)  # killed earlier than before
+    session(position, 1, 7)
+    (steps,) = wandb.rows.values()
+    assert list(steps) == [10, *range(11, 17)] and wandb.repeated == [] and wandb.exit_code == 0
+    assert steps[10] == {"pretrain/loss": 9.0}
+    assert steps[16].keys() == {"dxmi/loss", "dxmi/std/0", "dxmi/std/1", "dxmi/picture"}
+    assert (steps[16]["dxmi/loss"], steps[16]["dxmi/std/1"], steps[16]["dxmi/picture"]) == (6.0, 2.0, (12, 9))
+    assert math.isnan(steps[16]["dxmi/std/0"])
+    told = {key: wandb.settings[key] for key in ("project", "dir", "config", "resume")}
+    assert told == {"project": "toys", "dir": str(tmp_path), "config": {"tau": 0.1}, "resume": "allow"}
+    assert "mode" not in wandb.settings  # WANDB_MODE decides
+
+
+def test_absent_wandb_is_an_error_where_it_is_wanted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UserError, match=r"wandb: got 'toys', but .* pip install wandb"):
+        RunLog(tmp_path, wandb="toys")
+    RunLog(tmp_path, wandb="toys", enabled=False)  # another rank's
+
+
+def test_one_process_at_a_time_gets_past_a_lock(tmp_path: Path) -> None:
+    with files.lock(tmp_path / "a.lock"):
+        with pytest.raises(files.Locked, match="another process"), files.lock(tmp_path / "a.lock"):
+            pass
+        assert (tmp_path / "a.lock").exists()
+    with files.lock(tmp_path / "a.lock"):
+        pass
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_write_json_replaces_at_once(tmp_path: Path) -> None:

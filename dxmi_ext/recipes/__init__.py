@@ -1,7 +1,14 @@
 """Recipes by name: a yaml of settings each, and the task that runs it.
 
-A task is a module of this package with ``Config`` (its settings), ``train``, ``pretrain``, ``sample`` and
-``evaluate``. Imports tasks where they are wanted.
+A task is a module of this package with
+
+    Config                                         its settings
+    train(cfg, ranks), pretrain(cfg, ranks)
+    sample(directory, n, seed, batch_size, device, *, guidance, labels) -> Tensor [n, *]
+    evaluate(directory, seed, device) -> numbers, their table
+
+Row i of the samples depends on (seed, i) alone; guidance is the lambda of value guidance, labels the text
+that ``dxmi_ext.generate`` reads. Imports tasks where they are wanted.
 """
 
 from __future__ import annotations

@@ -8,12 +8,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor, nn
 
-from dxmi_ext import checkpoint, config, noise, ops, plots, schedules
+from dxmi_ext import checkpoint, config, generate, noise, ops, plots, schedules
 from dxmi_ext.config import setting
 from dxmi_ext.contrastive import LangevinTrainer
 from dxmi_ext.data import two_d as data_two_d
@@ -44,6 +44,8 @@ class Config(DxMISettings, config.RunConfig):
     the 8 Gaussians then end at SW .094, AUROC .900.
     """
 
+    heading = "data, schedule and networks"
+    task: str = setting("two_d", "what kind of recipe", choices=("two_d",))
     iterations: int = setting(5000, "iterations of DxMI", minimum=0)
     pretrain_iterations: int = setting(600, "iterations of pretraining", minimum=0)
     batch_size: int = setting(128, "global batch size", minimum=1)
@@ -74,6 +76,14 @@ class Config(DxMISettings, config.RunConfig):
             )
         if self.skip_last > self.steps:
             raise config.ConfigError(f"skip_last: got {self.skip_last}, wants at most steps={self.steps}")
+        for key in ("energy_lr", "energy_clip"):
+            if self.changed(key) and self.value_kind != "separate":
+                raise config.ConfigError(
+                    f"{key}: got {getattr(self, key)}, but with value_kind={self.value_kind} the energy is "
+                    f"part of the value; set {key.replace('energy', 'value')}, or value_kind=separate"
+                )
+        if self.cuda_graph and self.device == "cpu":
+            raise config.ConfigError("cuda_graph: got true, wants a CUDA device, but device=cpu")
 
 
 def train(cfg: Config, ranks: Ranks | None = None) -> dict[str, Any]:
@@ -86,10 +96,11 @@ def train(cfg: Config, ranks: Ranks | None = None) -> dict[str, Any]:
         networks, schedule = build(cfg, run.device)
         run.describe(networks)
         if cfg.pretrained and cfg.trains_sampler:
-            _pretrain(run, cfg, networks.sampler, schedule)
+            _pretrain(run, cfg, networks, schedule)
         phase, trains = ("dxmi", DxMITrainer) if cfg.trains_sampler else ("langevin", LangevinTrainer)
         trainer = trains(networks, cfg, iterations=cfg.iterations, seed=cfg.seed, ranks=run.ranks)
-        run.phase(phase, trainer, cfg.iterations, _batches(cfg, "dxmi", run))
+        batch, picture = _batches(cfg, "dxmi", run), _picture(cfg, trainer.averaged, trained=True)
+        run.phase(phase, trainer, cfg.iterations, batch, picture)
         if cfg.dry_run or not run.ranks.first:
             return {}
         _save_model(run.directory / "model", trainer.averaged, cfg)
@@ -103,6 +114,8 @@ def train(cfg: Config, ranks: Ranks | None = None) -> dict[str, Any]:
 
 def pretrain(cfg: Config, ranks: Ranks | None = None) -> None:
     """Runs the pretraining alone; training with the same output goes on from it."""
+    if not cfg.pretrained:
+        raise config.ConfigError("pretrained: got false, but pretraining alone was asked for")
     run = Run(cfg, ranks)
     if run.finished():
         print(f"{run.directory} holds this run already, finished; nothing to do")
@@ -113,17 +126,30 @@ def pretrain(cfg: Config, ranks: Ranks | None = None) -> None:
             print(f"{run.directory} is past its pretraining; nothing to do")
             return
         run.describe(networks)
-        _pretrain(run, cfg, networks.sampler, schedule)
+        _pretrain(run, cfg, networks, schedule)
         if cfg.dry_run or not run.ranks.first:
             return
         _save_model(run.directory / "model", networks, cfg)
         print(f"{run.directory}: pretrained; `dxmi train` with output={run.directory} goes on from here")
 
 
-def sample(directory: Path, n: int, seed: int, batch_size: int, device: torch.device) -> Tensor:
+def sample(
+    directory: Path,
+    n: int,
+    seed: int,
+    batch_size: int,
+    device: torch.device,
+    *,
+    guidance: float = 0.0,
+    labels: str | None = None,
+) -> Tensor:
     """Samples [n, 2] of a run's final sampler, or of Langevin chains where it trained none; row i is the same
     whatever n and batch_size."""
     cfg, networks = load(directory, device)
+    if cfg.trains_sampler:
+        return generate.samples(networks, n, seed, batch_size=batch_size, guidance=guidance, labels=labels)
+    if guidance or labels is not None:
+        raise config.ConfigError("guidance, labels: got some, but the run has Langevin chains, not a sampler")
     return _draw(cfg, networks, n, ops.noise_key(seed, device=device), batch_size)
 
 
@@ -184,7 +210,7 @@ def draw_pictures(directory: Path, cfg: Config, networks: Networks) -> None:
     data = data_two_d.sample(cfg.data, 5000, keys["data"])
     energies = torch.no_grad()(networks.energy)(plots.grid().to(device))
     plots.samples(directory / "samples.png", data, _draw(cfg, networks, 5000, keys["sample"]))
-    plots.energy(directory / "energy.png", energies, data)
+    plots.energy(directory / "energy.png", energies, data[:300])
     if cfg.trains_sampler:
         plots.paths(directory / "paths.png", networks.sampler.rollout(1000, keys["sample"]).samples)
     plots.curves(directory / "curves.png", directory / "metrics.jsonl")
@@ -225,9 +251,9 @@ def _draw(cfg: Config, networks: Networks, n: int, key: Tensor, batch_size: int 
     return chains.sample(networks, n, key, batch_size=batch_size)
 
 
-def _pretrain(run: Run, cfg: Config, sampler: GaussianSampler, schedule: schedules.Schedule) -> None:
+def _pretrain(run: Run, cfg: Config, networks: Networks, schedule: schedules.Schedule) -> None:
     pretrainer = Pretrainer(
-        sampler,
+        networks.sampler,
         schedule,
         lr=cfg.pretrain_lr,
         iterations=cfg.pretrain_iterations,
@@ -235,7 +261,25 @@ def _pretrain(run: Run, cfg: Config, sampler: GaussianSampler, schedule: schedul
         ranks=run.ranks,
         settings=cfg,
     )
-    run.phase("pretrain", pretrainer, cfg.pretrain_iterations, _batches(cfg, "pretrain", run))
+    batch, picture = _batches(cfg, "pretrain", run), _picture(cfg, networks)
+    run.phase("pretrain", pretrainer, cfg.pretrain_iterations, batch, picture)
+
+
+def _picture(cfg: Config, networks: Networks, *, trained: bool = False) -> Callable[[IO[bytes]], None]:
+    """Draws samples of fixed noise: over the energy, or beside data where none is trained yet."""
+    device = networks.sampler.log_std.device
+    keys = noise.Draws(cfg.seed, "pictures", ["sample", "data"], device).at(0)
+
+    def draw(file: IO[bytes]) -> None:
+        if trained:
+            samples = _draw(cfg, networks, 2000, keys["sample"])
+            energies = torch.no_grad()(networks.energy)(plots.grid().to(device))
+            plots.energy(file, energies, samples, title="samples over the energy")
+        else:
+            data = data_two_d.sample(cfg.data, 2000, keys["data"])
+            plots.samples(file, data, networks.sampler.sample(2000, keys["sample"]))
+
+    return draw
 
 
 def _batches(cfg: Config, phase: str, run: Run) -> Callable[[int], Tensor]:
