@@ -133,11 +133,14 @@ class WeightsAndBiases:
         self._directory, self._project, self._config = directory, project, dict(config)
         self._known = directory / "wandb.json"
         self._run: Any = None
+        self._new = False  # it has nothing of earlier processes
         self._first = 0  # the first step that it does not have
+        self._last = -1  # the last one that this process told
 
     def open(self) -> None:
         import wandb
 
+        self._new = not self._known.is_file()
         known = self._recall()
         self._first = known["steps"]
         try:
@@ -157,14 +160,17 @@ class WeightsAndBiases:
 
     def rewind(self, last: int) -> None:
         known = self._recall()
-        known["steps"] = max(known["steps"], last + 1)
-        files.write_text(self._known, json.dumps(known) + "\n")
-        if not self._run.resumed:
-            self._first = known["steps"]
+        if not self._new:
+            known["steps"] = max(known["steps"], last + 1)
+            files.write_text(self._known, json.dumps(known) + "\n")
+        self._new = False
+        earlier = 0 if self._run.resumed else known["steps"]
+        self._first = max(self._first, earlier, self._last + 1)
 
     def scalars(self, place: Place, values: Mapping[str, float]) -> None:
         if place.total >= self._first:
             self._run.log(dict(values), step=place.total)
+            self._last = place.total
 
     def picture(self, place: Place, png: bytes) -> None:
         import wandb

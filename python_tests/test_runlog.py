@@ -232,6 +232,23 @@ def test_wandb_goes_on_in_the_same_run_and_hears_everything_once(
     assert "mode" not in wandb.settings  # WANDB_MODE decides
 
 
+def test_wandb_hears_what_was_logged_before_it_was_wanted_and_no_step_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", wandb := FakeWandb(online=False))
+    with RunLog(tmp_path) as log:
+        log.log("dxmi", 1, {"loss": 1.0})
+        position = log.position()
+    with RunLog(tmp_path, wandb="toys") as log:
+        log.truncate(position)
+        log.log("dxmi", 2, {"loss": 2.0})
+        log.truncate(position)  # within the process
+        log.log("dxmi", 2, {"loss": 3.0})
+        log.log("dxmi", 3, {"loss": 4.0})
+    (steps,) = wandb.rows.values()
+    assert steps == {1: {"dxmi/loss": 1.0}, 2: {"dxmi/loss": 2.0}, 3: {"dxmi/loss": 4.0}}
+
+
 def test_absent_wandb_is_an_error_where_it_is_wanted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(UserError, match=r"wandb: got 'toys', but .* pip install wandb"):
