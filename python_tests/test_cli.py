@@ -238,6 +238,8 @@ def test_pictures_while_training_change_nothing_and_are_the_same_after_an_interr
     assert pictures[0].keys() == {"pretrain_00000003.png", "dxmi_00000003.png", "dxmi_00000006.png"}
     assert pictures[0] == pictures[1] and len(set(pictures[0].values())) == 3
     assert model(whole) == model(parts) == model(finished)
+    assert cli.main(["report", str(parts)]) == 0
+    assert "dxmi_00000006" in Page(parts / "report.html").text
     assert train(whole, "picture_every=0", "resume=never") == 0
     assert not (whole / "pictures").exists()
 
