@@ -72,7 +72,7 @@ part memcheck 60 bash -c "sanitizer memcheck"
 part racecheck 50 bash -c "sanitizer racecheck"
 part step-float32 90 bash -c "benchmarks step-float32 'roof or sampler_step and float32'"
 part step-bfloat16 50 bash -c "benchmarks step-bfloat16 'roof or sampler_step and bfloat16'"
-part others 60 bash -c "benchmarks others 'not roof and not sampler_step'"
+part others 60 bash -c "benchmarks others 'not roof and not sampler_step and not settings'"
 
 mkdir -p "$results"
 "$python" - "$work" "$results" "$device" <<'PYTHON'
