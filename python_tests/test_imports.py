@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 TRAIN_EXTRA = ("omegaconf", "ot", "sklearn", "matplotlib", "tensorboard", "safetensors", "tqdm")
-REFUSED = ("omegaconf", "ot", "sklearn", "matplotlib", "tensorboard", "diffusers")
+REFUSED = ("omegaconf", "ot", "sklearn", "matplotlib", "tensorboard", "diffusers", "huggingface_hub")
 
 
 def run(code: str) -> str:
@@ -38,6 +38,7 @@ class Refuse:
 sys.meta_path.insert(0, Refuse())
 from dxmi_ext import checkpoint, pretrain, run, sampler, schedules, trainer
 from dxmi_ext.data import two_d
+from dxmi_ext.models import convert, edm, energy, mlp, pretrained, unet
 """
     run(code)
 

@@ -1,0 +1,149 @@
+"""U-Nets for images: diffusers' ``UNet2DModel`` as a network of this package.
+
+Imports torch and the standard library; diffusers where a network is built.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A U-Net but for the data it is for. Images are halved between levels."""
+
+    width: int
+    """Channels at full resolution; time is embedded in 4 times as many."""
+    multipliers: tuple[int, ...]
+    """Of the width, one a level."""
+    blocks: int
+    """Residual blocks a level."""
+    attention: tuple[int, ...]
+    """Heights in pixels at which every block is followed by self-attention; the middle always has it."""
+    head_channels: int | None = None
+    """Channels of an attention head; None: one head."""
+    adm: bool = False
+    """As in Dhariwal & Nichol 2021: residual blocks resample, in place of convolutions."""
+    scale_shift: bool = False
+    """Time scales and shifts the normalised features, in place of a bias."""
+    dropout: float = 0.0
+
+
+ARCHITECTURES = {
+    # Those that DxMI starts from: Ho et al. 2020; Karras et al. 2022; consistency models (Song et al. 2023).
+    "cifar10": Architecture(128, (1, 2, 2, 2), blocks=2, attention=(16,)),
+    "imagenet64": Architecture(
+        192, (1, 2, 3, 4), blocks=3, attention=(32, 16, 8), head_channels=64, adm=True, scale_shift=True
+    ),
+    "lsun256": Architecture(
+        256, (1, 1, 2, 2, 4, 4), blocks=2, attention=(32, 16, 8), head_channels=64, adm=True
+    ),
+    # For 28 x 28 and 32 x 32 images on a CPU: 1.0M parameters, .1 GFLOP (multiply-adds) an image of 28 x 28.
+    "small": Architecture(16, (1, 2, 4), blocks=2, attention=(7, 8)),
+}
+
+
+class UNet(nn.Module):
+    """(x [N, C, H, W], diffusion time [N] float or int, labels int64 [N] or none) -> [N, C, H, W].
+
+    Args:
+        model: a UNet2DModel whose output has the channels of its input.
+    """
+
+    def __init__(self, model: Any) -> None:  # diffusers is not typed
+        super().__init__()
+        self.model = model
+        self.classes: int | None = model.config["num_class_embeds"]
+
+    def forward(self, x: Tensor, time: Tensor, labels: Tensor | None = None) -> Tensor:
+        if (labels is None) != (self.classes is None):
+            wanted = "none" if self.classes is None else f"one of {self.classes} classes for each row"
+            raise ValueError(
+                f"labels: got {'none' if labels is None else 'some'}, the network wants {wanted}"
+            )
+        return self.model(x, time, class_labels=labels, return_dict=False)[0]
+
+
+def unet(architecture: Architecture | str, data_shape: Sequence[int], classes: int | None = None) -> UNet:
+    """A U-Net to train from scratch. It starts by giving 0, each residual branch too (Ho et al. 2020).
+
+    Args:
+        architecture: or its name in ``ARCHITECTURES``.
+        data_shape: (C, H, W) of an image; H and W multiples of 2^(levels - 1).
+        classes: number of classes that it is conditional on; None: unconditional.
+    """
+    if isinstance(architecture, str):
+        architecture = _named(architecture)
+    from diffusers import UNet2DModel
+
+    network = UNet(UNet2DModel(**unet_config(architecture, data_shape, classes)))
+    _start_at_zero(network)
+    return network
+
+
+def unet_config(a: Architecture, data_shape: Sequence[int], classes: int | None = None) -> dict[str, object]:
+    """``UNet2DModel``'s settings for an architecture; arguments as in ``unet``."""
+    channels, height, width = check_shape(data_shape, len(a.multipliers))
+    groups = min(32, a.width // 4)
+    if a.width < 4 or a.width % groups:
+        raise ValueError(
+            f"width: got {a.width}, wants a multiple of {max(groups, 4)}, so that it can be grouped"
+        )
+    attends = [height >> level in a.attention for level in range(len(a.multipliers))]
+    plain_down, plain_up = "DownBlock2D", "UpBlock2D"
+    if a.adm:
+        plain_down, plain_up = "ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D"
+    resample = "resnet" if a.adm else "conv"
+    config: dict[str, object] = {
+        "sample_size": height if height == width else (height, width),
+        "in_channels": channels,
+        "out_channels": channels,
+        "block_out_channels": tuple(a.width * m for m in a.multipliers),
+        "layers_per_block": a.blocks,
+        "down_block_types": tuple("AttnDownBlock2D" if there else plain_down for there in attends),
+        "up_block_types": tuple("AttnUpBlock2D" if there else plain_up for there in reversed(attends)),
+        "downsample_type": resample,
+        "upsample_type": resample,
+        "attention_head_dim": a.head_channels,
+        "norm_num_groups": groups,
+        "attn_norm_num_groups": groups,
+        "resnet_time_scale_shift": "scale_shift" if a.scale_shift else "default",
+        "num_class_embeds": classes,
+        "dropout": a.dropout,
+    }
+    if not a.adm:  # the details of Ho et al. 2020
+        config |= {"downsample_padding": 0, "flip_sin_to_cos": False, "freq_shift": 1, "norm_eps": 1e-6}
+    return config
+
+
+def check_shape(data_shape: Sequence[int], levels: int) -> tuple[int, int, int]:
+    """(C, H, W) that a U-Net of so many levels can take.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    shape, factor = tuple(data_shape), 2 ** (levels - 1)
+    if len(shape) != 3 or min(shape) < 1 or shape[1] % factor or shape[2] % factor:
+        raise ValueError(f"data_shape: got {shape}, wants (C, H, W) with H and W multiples of {factor}")
+    channels, height, width = shape
+    return channels, height, width
+
+
+def _named(name: str) -> Architecture:
+    if name not in ARCHITECTURES:
+        near = get_close_matches(name, ARCHITECTURES, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ValueError(f"architecture: got {name!r}, wants one of {', '.join(ARCHITECTURES)}{hint}")
+    return ARCHITECTURES[name]
+
+
+def _start_at_zero(network: UNet) -> None:
+    for name, parameter in network.named_parameters():
+        if re.search(r"\.(conv_out|conv2|to_out\.0)\.(weight|bias)$", name):
+            nn.init.zeros_(parameter)
