@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from dxmi_ext.errors import UserError
 from dxmi_ext.models import convert, pretrained
 from dxmi_ext.models.edm import EDM
+from dxmi_ext.models.unet import ARCHITECTURES, unet_config
 
 pytest.importorskip("diffusers")
 State = dict[str, Tensor]
@@ -83,12 +84,20 @@ class AttentionBlock(nn.Module):
 
 
 class GuidedDiffusion(nn.Module):
-    """UNetModel of consistency models with resblock_updown, on images of 16 x 16, attention at 8 x 8."""
+    """UNetModel of consistency models with resblock_updown; by default of two halvings and little else."""
 
-    def __init__(self, scale_shift: bool, classes: int | None, outputs: int = 3) -> None:
+    def __init__(
+        self,
+        scale_shift: bool,
+        classes: int | None,
+        outputs: int = 3,
+        widths: tuple[int, ...] = (32, 32, 64),
+        attends: tuple[bool, ...] = (False, True, True),
+        blocks: int = 2,
+        heads: int = 16,
+    ) -> None:
         super().__init__()
-        self.width, widths, attends, blocks = 32, (32, 32, 64), (False, True, True), 2
-        emb, heads = 4 * self.width, 16
+        self.width, emb = widths[0], 4 * widths[0]
 
         def level(inputs: int, outputs: int, attention: bool) -> nn.ModuleList:
             layers: list[nn.Module] = [ResBlock(inputs, outputs, emb, scale_shift)]
@@ -97,8 +106,8 @@ class GuidedDiffusion(nn.Module):
         self.time_embed = nn.Sequential(nn.Linear(self.width, emb), nn.SiLU(), nn.Linear(emb, emb))
         if classes is not None:
             self.label_emb = nn.Embedding(classes, emb)
-        self.input_blocks = nn.ModuleList([nn.ModuleList([nn.Conv2d(3, 32, 3, padding=1)])])
-        c, kept = 32, [32]
+        self.input_blocks = nn.ModuleList([nn.ModuleList([nn.Conv2d(3, self.width, 3, padding=1)])])
+        c, kept = self.width, [self.width]
         for i, width in enumerate(widths):
             for _ in range(blocks):
                 self.input_blocks.append(level(c, width, attends[i]))
@@ -257,6 +266,23 @@ def test_consistency_models_give_the_same(scale_shift: bool, classes: int | None
     arguments = inputs(16, classes)
     with torch.no_grad():
         torch.testing.assert_close(network(*arguments), reference(*arguments), rtol=1e-6, atol=1e-6)
+
+
+def test_published_consistency_models_have_the_papers_architectures() -> None:
+    """Told from names and shapes alone, but for the heads."""
+    for name, size, network in [
+        ("imagenet64", 64, (True, 1000, 3, (192, 384, 576, 768), (False, True, True, True), 3, 64)),
+        (
+            "lsun256",
+            256,
+            (False, None, 3, (256, 256, 512, 512, 1024, 1024), (False,) * 3 + (True,) * 3, 2, 64),
+        ),
+    ]:
+        with torch.device("meta"):
+            state = GuidedDiffusion(*network).state_dict()
+        converted = convert.from_consistency(state).model.config
+        expected = unet_config(ARCHITECTURES[name], (3, size, size), network[1])
+        assert {key: converted[key] for key in expected} == expected
 
 
 @pytest.mark.parametrize("classes", [5, None])
