@@ -88,6 +88,7 @@ def test_unet_names_what_is_wrong() -> None:
         (("cifar10", (3, 28, 28)), "multiples of 8"),
         (("small", (28, 28)), "wants .C, H, W."),
         ((Architecture(50, (1,), 1, ()), (1, 8, 8)), "width: got 50"),
+        ((Architecture(32, (1, 2), 1, (8,), head_channels=24), (1, 8, 8)), "head_channels: got 24"),
     ]:
         with pytest.raises(ValueError, match=message):
             unet(*arguments)
@@ -123,7 +124,7 @@ def reference_energy(network: ResNetEnergy, x: Tensor) -> Tensor:
     def convolution(name: str, x: Tensor) -> Tensor:
         return F.conv2d(x, w[f"{name}.weight"], w[f"{name}.bias"], padding=1)
 
-    h = convolution("first", x)
+    h = F.leaky_relu(convolution("first", x), 0.2)
     for i in range(6):
         name = f"blocks.{i}"
         skip = F.conv2d(h, w[f"{name}.skip.weight"]) if i in (0, 2, 4) else h

@@ -163,9 +163,6 @@ class _Checkpoint:
         width = self.channels[0]
         if any(c % width for c in self.channels):
             raise UserError(f"levels of {self.channels} channels; wants multiples of the first")
-        attending = {c for c, there in zip(self.channels, self.attends, strict=True) if there}
-        if any(c % self.head_channels for c in attending | {self.channels[-1]}):
-            raise UserError(f"head_channels: got {self.head_channels}, which does not divide {self.channels}")
         architecture = Architecture(
             width,
             tuple(c // width for c in self.channels),

@@ -2,10 +2,11 @@
 
 DxMI's: 128 wide, 6 residual blocks, 3 of them downsampling, 256 wide from the third, no normalisation, leaky
 ReLU .2, sum pooling, a learned affine map of the output; 5.1M parameters. Where that leaves room it is as in
-Du & Mordatch 2019, whose network has that count. The first layer is a 3 x 3 convolution. A block is two 3 x 3
-convolutions with an activation between, plus its input, then an activation. Blocks 1, 3 and 5 downsample, by
-2 x 2 means before that last activation; their input passes a 1 x 1 convolution without bias. The sum over
-pixels is mapped to one number, that by the affine map. Each block's second convolution starts at zero.
+Du & Mordatch 2019, whose network has that count. First comes a 3 x 3 convolution with an activation. A block
+is two 3 x 3 convolutions with an activation between, plus its input, then an activation. Blocks 1, 3 and 5
+downsample, by 2 x 2 means before that last activation; their input passes a 1 x 1 convolution without bias.
+The sum over pixels is mapped to one number by a linear map without bias, and that by the affine map. Each
+block's second convolution starts at zero.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ class _Network(nn.Module):
         self.shift = nn.Parameter(torch.zeros(()))
 
     def forward(self, x: Tensor, *conditions: Tensor) -> Tensor:
-        h = self.first(x)
+        h = F.leaky_relu(self.first(x), _SLOPE)
         for i, block in enumerate(self.blocks):
             modulation = None
             for tables, condition in zip(self.modulations, conditions, strict=True):

@@ -44,7 +44,7 @@ ARCHITECTURES = {
     "lsun256": Architecture(
         256, (1, 1, 2, 2, 4, 4), blocks=2, attention=(32, 16, 8), head_channels=64, adm=True
     ),
-    # For 28 x 28 and 32 x 32 images on a CPU: 1.0M parameters, .1 GFLOP (multiply-adds) an image of 28 x 28.
+    # For images of 28 x 28 and 32 x 32 on a CPU: 1.0M parameters, .1 G multiply-adds an image.
     "small": Architecture(16, (1, 2, 4), blocks=2, attention=(7, 8)),
 }
 
@@ -78,10 +78,10 @@ def unet(architecture: Architecture | str, data_shape: Sequence[int], classes: i
         data_shape: (C, H, W) of an image; H and W multiples of 2^(levels - 1).
         classes: number of classes that it is conditional on; None: unconditional.
     """
-    if isinstance(architecture, str):
-        architecture = _named(architecture)
     from diffusers import UNet2DModel
 
+    if isinstance(architecture, str):
+        architecture = _named(architecture)
     network = UNet(UNet2DModel(**unet_config(architecture, data_shape, classes)))
     _start_at_zero(network)
     return network
@@ -96,6 +96,10 @@ def unet_config(a: Architecture, data_shape: Sequence[int], classes: int | None 
             f"width: got {a.width}, wants a multiple of {max(groups, 4)}, so that it can be grouped"
         )
     attends = [height >> level in a.attention for level in range(len(a.multipliers))]
+    widths = tuple(a.width * m for m in a.multipliers)
+    attending = {c for c, there in zip(widths, attends, strict=True) if there} | {widths[-1]}
+    if a.head_channels is not None and any(c % a.head_channels for c in attending):
+        raise ValueError(f"head_channels: got {a.head_channels}, wants a divisor of {sorted(attending)}")
     plain_down, plain_up = "DownBlock2D", "UpBlock2D"
     if a.adm:
         plain_down, plain_up = "ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D"
@@ -104,7 +108,7 @@ def unet_config(a: Architecture, data_shape: Sequence[int], classes: int | None 
         "sample_size": height if height == width else (height, width),
         "in_channels": channels,
         "out_channels": channels,
-        "block_out_channels": tuple(a.width * m for m in a.multipliers),
+        "block_out_channels": widths,
         "layers_per_block": a.blocks,
         "down_block_types": tuple("AttnDownBlock2D" if there else plain_down for there in attends),
         "up_block_types": tuple("AttnUpBlock2D" if there else plain_up for there in reversed(attends)),
