@@ -213,6 +213,8 @@ def test_extractor_is_frozen_and_takes_grey_images_as_colour() -> None:
     grey = torch.from_numpy(pictures(3)[:, :1])
     found = extractor(grey)
     assert torch.equal(found, extractor(grey.repeat(1, 3, 1, 1))) and not found.requires_grad
+    with torch.autocast("cpu"):
+        assert torch.equal(extractor(grey), found)
     for bad in (grey.float(), grey[:, :, 0], grey.repeat(1, 2, 1, 1)):
         with pytest.raises(FeatureError, match="wants uint8"):
             extractor(bad)

@@ -7,6 +7,7 @@ import sys
 
 TRAIN_EXTRA = ("omegaconf", "ot", "sklearn", "matplotlib", "tensorboard", "safetensors", "tqdm")
 REFUSED = ("omegaconf", "ot", "sklearn", "matplotlib", "tensorboard", "diffusers", "huggingface_hub")
+REFUSED += ("PIL", "torchvision")
 
 
 def run(code: str) -> str:
@@ -37,7 +38,8 @@ class Refuse:
 
 sys.meta_path.insert(0, Refuse())
 from dxmi_ext import checkpoint, pretrain, run, sampler, schedules, trainer
-from dxmi_ext.data import two_d
+from dxmi_ext.data import images, two_d
+from dxmi_ext.metrics import features, images, inception, two_d
 from dxmi_ext.models import convert, edm, energy, mlp, pretrained, unet
 """
     run(code)

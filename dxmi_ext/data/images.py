@@ -10,6 +10,7 @@ import functools
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -215,10 +216,10 @@ def _digest(shape: tuple[int, ...]) -> Any:
     return hashlib.blake2b(str(shape).encode(), digest_size=16)
 
 
-def _key(path: Path, split: str, size: int | None, sources: list[Path]) -> str:
+def _key(path: Path, split: str, size: int | None, sources: Sequence[str | Path]) -> str:
     digest = hashlib.blake2b(f"{_CACHE_FORMAT} {path} {split} {size}".encode(), digest_size=16)
     for file in sources:
-        stat = file.stat()
+        stat = os.stat(file)
         digest.update(f"\n{file} {stat.st_size} {stat.st_mtime_ns}".encode())
     return digest.hexdigest()
 

@@ -55,7 +55,12 @@ class Extractor(nn.Module):
                 f"images: got {images.dtype} {list(images.shape)}, wants uint8 [n, C, H, W], C = 1 or 3 "
                 "(dxmi_ext.data.images.to_uint8)"
             )
-        features: Tensor = self.network(images.expand(-1, 3, -1, -1))
+        # in full float32, also within autocast: halves and TF32 would move the distances
+        with (
+            torch.autocast(images.device.type, enabled=False),
+            torch.backends.cudnn.flags(enabled=True, allow_tf32=False),
+        ):
+            features: Tensor = self.network(images.expand(-1, 3, -1, -1))
         return features
 
     def train(self, mode: bool = True) -> Extractor:
