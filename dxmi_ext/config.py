@@ -119,6 +119,9 @@ class RunConfig(Settings):
     log_every: int = setting(50, "iterations between lines of metrics.jsonl", minimum=1)
     device: str = device_setting()
     threads: int = setting(0, "CPU threads of torch; 0: its own choice", minimum=0)
+    shard: bool = setting(
+        False, "of many ranks, each holds a part of the weights (FSDP2); false: all of them"
+    )
     resume: str = setting("auto", "auto, never or the path of a checkpoint")
     picture_every: int = setting(1000, "iterations between pictures in pictures/; 0: none", minimum=0)
     tensorboard: bool = setting(True, "also log to tb/ for tensorboard")

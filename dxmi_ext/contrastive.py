@@ -48,6 +48,8 @@ class LangevinTrainer:
         if settings.trains_sampler:
             raise ConfigError(f"negatives: got {settings.negatives!r}, wants short_run or persistent")
         self.networks, self.settings, self.ranks = networks, settings, ranks or Ranks()
+        if self.ranks.shard and not self.ranks.alone:
+            raise ConfigError(f"shard: got true, which negatives={settings.negatives} cannot have")
         self.iterations, self.iteration = iterations, 0
         speed.prepare(settings, networks.sampler, networks.value, networks.energy_network)
         self.averaged = copy.deepcopy(networks).requires_grad_(False)

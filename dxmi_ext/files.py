@@ -79,23 +79,33 @@ def folder(path: Path) -> Iterator[Path]:
     At no moment is there neither the old content nor the new: a death between the two renames leaves the old
     one set aside, and ``tidy`` brings it back. A failure within the block leaves everything as it was.
     """
-    unfinished, previous = _beside(path, _UNFINISHED), _beside(path, _PREVIOUS)
-    shutil.rmtree(unfinished, ignore_errors=True)
+    making, previous = unfinished(path), _beside(path, _PREVIOUS)
+    shutil.rmtree(making, ignore_errors=True)
     try:
         with naming(path):
-            unfinished.mkdir(parents=True)
-            yield unfinished
-            for written in (*unfinished.iterdir(), unfinished):
+            making.mkdir(parents=True)
+            yield making
+            for written in (*making.iterdir(), making):
                 _fsync(written)
     except BaseException:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        shutil.rmtree(making, ignore_errors=True)
         raise
     if path.exists():  # a rename cannot replace a folder that has content
         shutil.rmtree(previous, ignore_errors=True)
         path.rename(previous)
-    unfinished.rename(path)
+    making.rename(path)
     _fsync(path.parent)
     shutil.rmtree(previous, ignore_errors=True)
+
+
+def unfinished(path: Path) -> Path:
+    """Where another process finds what ``folder(path)`` is making."""
+    return _beside(path, _UNFINISHED)
+
+
+def sync(path: Path) -> None:
+    """A file that this process has put into the folder of another is safe on disk."""
+    _fsync(path)
 
 
 def remove_folder(path: Path) -> None:

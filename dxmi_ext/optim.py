@@ -1,4 +1,4 @@
-"""Optimizer steps and learning rates over a run. Imports torch alone."""
+"""Optimizer steps and learning rates over a run. Imports torch and ``dxmi_ext.sharding``."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from dxmi_ext import sharding
 
 
 class Adam(torch.optim.Adam):
@@ -42,17 +44,25 @@ class Adam(torch.optim.Adam):
             p.grad = None
         # 1, or NaN: a loss that is not finite makes every gradient so, also where they meet other ranks'.
         loss.backward(loss.detach() * 0 + 1)
-        norm = nn.utils.get_total_norm([p.grad for p in weights if p.grad is not None])
+        norm = sharding.total_norm([p.grad for p in weights if p.grad is not None])
         if self.clip:
-            nn.utils.clip_grads_with_norm_(weights, self.clip, norm)
+            for kind in sharding.alike(weights):
+                nn.utils.clip_grads_with_norm_(kind, self.clip, norm)
         self.found_inf = torch.where(norm < math.inf, 0.0, 1.0)  # also of NaN
         failures.add_(1).mul_(self.found_inf)
         self.step()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        state = dict(state_dict)
+        # Moments lie as their weights do; counts of steps are scalars.
+        state["state"] = {
+            i: {key: sharding.like(v, p if v.shape else v) for key, v in state["state"][i].items()}
+            for i, p in enumerate(self._weights())
+            if i in state["state"]
+        }
         # The device's own, which need not be that of the state; a schedule sets the rates' values.
         kept = [{key: group[key] for key in ("lr", "capturable")} for group in self.param_groups]
-        super().load_state_dict(state_dict)
+        super().load_state_dict(state)
         for group, mine in zip(self.param_groups, kept, strict=True):
             group |= mine
         # Fused kernels walk a weight and its moments side by side, so these must lie in memory alike.

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from dxmi_ext import noise, ops, speed
+from dxmi_ext import noise, ops, sharding, speed
 from dxmi_ext.optim import Adam, LearningRates
 from dxmi_ext.ranks import Ranks
 from dxmi_ext.sampler import GaussianSampler, conditioned
@@ -43,6 +43,7 @@ class Pretrainer:
         speed.prepare(self.settings, sampler)
         self._memory_format = sampler.memory_format
         self.network, self.iteration, self.ranks = sampler.network, 0, ranks or Ranks()
+        self.ranks.shard_(self.network)
         self._learning = self.ranks.wrap(self.network)
         device = sampler.log_std.device
         self._signal = schedule.signal.float().to(device)
@@ -87,6 +88,6 @@ class Pretrainer:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.iteration = state["iteration"]
-        self.network.load_state_dict(state["network"])
+        sharding.load_(self.network, state["network"])
         self._optimizer.load_state_dict(state["optimizer"])
-        self._failures.copy_(state["failures"])
+        self._failures.copy_(sharding.like(state["failures"], self._failures))

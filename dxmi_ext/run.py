@@ -20,14 +20,14 @@ import torch
 from torch import Tensor, nn
 
 from dxmi_ext import __version__, checkpoint, config, files, health
-from dxmi_ext.ranks import Ranks
+from dxmi_ext.ranks import Ranks, Votes
 from dxmi_ext.runlog import RunLog, write_json
 from dxmi_ext.signals import StopSignals
 from dxmi_ext.trainer import Stepper
 
 # Settings that may change when a run goes on; all others belong to what it is.
-_MAY_CHANGE = {"output", "iterations", "device", "threads", "resume", "tensorboard"}
-_MAY_CHANGE |= {"checkpoint_every", "keep_checkpoints", "log_every", "picture_every", "wandb", "dry_run"}
+_MAY_CHANGE = {"output", "iterations", "device", "threads", "shard", "resume", "tensorboard", "wandb"}
+_MAY_CHANGE |= {"checkpoint_every", "keep_checkpoints", "log_every", "picture_every", "dry_run"}
 
 
 def choose_device(name: str, local_rank: int = 0) -> torch.device:
@@ -63,7 +63,7 @@ class Run:
     """
 
     def __init__(self, cfg: config.RunConfig, ranks: Ranks | None = None) -> None:
-        self.cfg, self.ranks = cfg, ranks or Ranks()
+        self.cfg, self.ranks = cfg, dataclasses.replace(ranks or Ranks(), shard=cfg.shard)
         try:
             self.rows = self.ranks.rows(cfg.batch_size)  # how many of a batch are this rank's, and the first
         except ValueError as error:
@@ -80,7 +80,7 @@ class Run:
             wandb=cfg.wandb,
             config=dataclasses.asdict(cfg),
         )
-        self.signals = StopSignals()
+        self.signals, self._votes = StopSignals(), Votes(self.ranks)
         self.resumed_from: list[int] = []
         self.past: list[str] = []  # phases that are over
         self._steps_past = 0  # their iterations
@@ -165,8 +165,8 @@ class Run:
             keep = self.cfg.keep_checkpoints
             checkpoint.prune(self.checkpoints, state["step"], keep=keep, spare=self._good)
         else:  # another folder's, or the log has lost lines
-            mine = {"rollbacks": self.rollbacks, "good": self._good}
-            self._keep(state | mine | {"log_position": position})
+            changes = {"rollbacks": self.rollbacks, "good": self._good, "log_position": position}
+            self._adopt(source, state["step"], changes)
         self.log.truncate(state["log_position"])
 
     def _mine(self, source: Path) -> bool:
@@ -178,8 +178,15 @@ class Run:
         if self.cfg.resume == "never":
             return None
         if self.cfg.resume == "auto":
-            return checkpoint.load_latest(self.checkpoints, warn=self.log.note)
-        return Path(self.cfg.resume), checkpoint.load(Path(self.cfg.resume))
+            return self._load_latest()
+        path = Path(self.cfg.resume)
+        return path, checkpoint.load(path, ranks=self.ranks, lazy=self.ranks.shard)
+
+    def _load_latest(self, until: int | None = None) -> tuple[Path, Any] | None:
+        # Where weights are sharded no rank needs the whole.
+        return checkpoint.load_latest(
+            self.checkpoints, self.log.note, until=until, ranks=self.ranks, lazy=self.ranks.shard
+        )
 
     def describe(self, networks: nn.Module) -> None:
         """Tells the size of each network, if this is a dry run."""
@@ -240,7 +247,7 @@ class Run:
                     if last or ((saves or stops) and not failures):
                         self._save(name, stepper, good=saves)
                 bar.update(1, **losses)
-                if stops or (self.ranks.alone and self.signals.pending):  # perhaps asked to within the save
+                if stops or self._stops(now):  # perhaps asked to within the save
                     break
         self.past.append(name)
         self._steps_past += iterations
@@ -282,7 +289,7 @@ class Run:
         what = f"{at}: steps in a row that were not finite: {steps}"
         rollback = {"phase": phase, "iteration": stepper.iteration, "failures": failures}
         self.rollbacks = [*self.rollbacks, rollback | {"symptoms": stepper.symptoms(numbers)}]
-        found = checkpoint.load_latest(self.checkpoints, warn=self.log.note, until=self._good)
+        found = self._load_latest(until=self._good)
         self.ranks.agree(None)  # nobody writes before all have read
         if found is None or found[1]["phase"] != phase:  # deleted or damaged under the run
             raise checkpoint.CheckpointError(f"{what}, and {self.checkpoints} has no checkpoint of {phase}")
@@ -300,15 +307,15 @@ class Run:
         self._retry(phase, stepper)
         self.log.note(f"{what}; going back to {source} with other noise and rates x {self.cfg.rollback_lr}")
         if self.ranks.first:
-            self._keep(state | {"rollbacks": self.rollbacks})  # or a resume would meet the same again
+            # Or a resume would meet the same again.
+            self._adopt(source, state["step"], {"rollbacks": self.rollbacks})
             self.log.truncate(state["log_position"])
+        self.ranks.agree(None)
 
-    def _stops(self, iteration: int) -> bool:
-        """Whether a signal has come. Ranks stop together, so they ask each other, as often as they log."""
-        if self.ranks.alone:
-            return self.signals.pending
-        asks = iteration % self.cfg.log_every == 0
-        if asks and self.ranks.any(self.signals.pending):
+    def _stops(self, iteration: int, *, wait: bool = False) -> bool:
+        """Whether a signal has come, to any rank. All hear of it after the same iteration: the next, unless
+        they wait."""
+        if self._votes.ask(iteration, self.signals.pending, wait=wait):
             self.signals.ask()
             return True
         return False
@@ -330,9 +337,7 @@ class Run:
         """Saves a checkpoint; one to go back to is not a signal's: the run would differ from another."""
         if good:
             self._good = self._steps_past + stepper.iteration
-        if not self.ranks.first:
-            return
-        state = {
+        state: dict[str, Any] = {
             "phase": phase,
             "past": self.past,
             "steps_past": self._steps_past,
@@ -344,11 +349,14 @@ class Run:
             "good": self._good,
             "wall_seconds": self.wall_seconds,
         }
-        self._keep(state)
-
-    def _keep(self, state: dict[str, Any]) -> None:
         keep = self.cfg.keep_checkpoints
-        checkpoint.save(self.checkpoints, state["step"], state, keep=keep, spare=state["good"])
+        checkpoint.save(self.checkpoints, state["step"], state, keep=keep, spare=self._good, ranks=self.ranks)
+        # Waits for those who write, without a limit of seconds; nothing is under way at a phase's end.
+        self._stops(stepper.iteration, wait=True)
+
+    def _adopt(self, source: Path, step: int, changes: dict[str, Any]) -> None:
+        keep = self.cfg.keep_checkpoints
+        checkpoint.adopt(source, self.checkpoints, step, changes, keep=keep, spare=self._good)
 
     def summarize(self, numbers: dict[str, Any]) -> dict[str, Any]:
         """Writes summary.json, which makes the run a finished one."""

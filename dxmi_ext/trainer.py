@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from dxmi_ext import health, noise, ops, speed
+from dxmi_ext import health, noise, ops, sharding, speed
 from dxmi_ext.config import ConfigError, setting
 from dxmi_ext.graphs import Graphed
 from dxmi_ext.langevin import Langevin, LangevinSettings
@@ -200,8 +199,11 @@ class DxMITrainer:
         self.time_cost = time_costs(settings.time_cost, sampler.steps).to(log_std)
         self._dim = math.prod(sampler.data_shape)
         speed.prepare(settings, sampler, value, networks.energy_network)
+        for network in (sampler.network, value, networks.energy_network):
+            if network is not None:
+                self.ranks.shard_(network)
         # An exponential moving average, for evaluation. torch's AveragedModel would wait for the device.
-        self.averaged = copy.deepcopy(networks).requires_grad_(False)
+        self.averaged = sharding.deepcopy(networks).requires_grad_(False)
         self._average = get_ema_multi_avg_fn(settings.ema_decay)
         self._averages = list(self.averaged.parameters()), list(networks.parameters())
         weights = [
@@ -280,7 +282,7 @@ class DxMITrainer:
         moved = metrics["sq_displacement"]
         moved = torch.where(moved < math.inf, moved, self.velocity_var)  # NaN would stay for ever
         ops.update_velocity_var_(self.velocity_var, moved[:, None], self.settings.velocity_decay)
-        self._average(*self._averages, None)
+        self._average(*map(sharding.local, self._averages), None)
         return metrics | {
             "std": self.sampler.log_std.detach().exp(),
             "velocity_var": self.velocity_var.clone(),
@@ -419,10 +421,10 @@ class DxMITrainer:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.iteration = state["iteration"]
-        self.networks.load_state_dict(state["networks"])
-        self.averaged.load_state_dict(state["averaged"])
-        self.velocity_var.copy_(state["velocity_var"])
+        sharding.load_(self.networks, state["networks"])
+        sharding.load_(self.averaged, state["averaged"])
+        self.velocity_var.copy_(sharding.like(state["velocity_var"], self.velocity_var))
         for name, count in self._failures.items():
-            count.copy_(state["failures"][name])
+            count.copy_(sharding.like(state["failures"][name], count))
         for name, optimizer in self._optimizers().items():
             optimizer.load_state_dict(state[f"{name}_optimizer"])

@@ -1,23 +1,31 @@
-"""What the ranks of test_ranks.py run: processes import it by name. May import dxmi_ext."""
+"""What the ranks of test_ranks.py and test_checkpoint.py run: processes import it by name."""
 
 from __future__ import annotations
 
 import os
+import signal
 import socket
+import time
+from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import multiprocessing
+import torch.distributed as dist
+from torch import Tensor, multiprocessing
 
-from dxmi_ext import ops, schedules, speed
+import runs
+from dxmi_ext import checkpoint, ops, schedules, sharding, speed
 from dxmi_ext.contrastive import LangevinTrainer
 from dxmi_ext.models.mlp import EnergyMLP, SamplerMLP, ValueMLP
 from dxmi_ext.networks import Networks
 from dxmi_ext.pretrain import Pretrainer
-from dxmi_ext.ranks import RankError, Ranks
+from dxmi_ext.ranks import RankError, Ranks, Votes
+from dxmi_ext.recipes import two_d
 from dxmi_ext.sampler import GaussianSampler
+from dxmi_ext.signals import Stopped
 from dxmi_ext.trainer import DxMISettings, DxMITrainer
 
 B, D, T = 12, 3, 4  # global batch, data dimensions, steps
@@ -25,72 +33,217 @@ ITERATIONS = 3
 SCHEDULE = schedules.variance_exploding(T, sigma_max=2.0, sigma_min=0.4)
 
 
-def make_networks(separate: bool) -> Networks:
+def make_trainer(ranks: Ranks, *, separate: bool = False, device: str = "cpu", **changes: Any) -> Any:
+    """On networks pretrained by the same ranks, in float64."""
     torch.manual_seed(0)
     sampler = GaussianSampler(SamplerMLP(D, T, width=8, depth=2), SCHEDULE, (D,))
     energy = EnergyMLP(D, width=8, depth=2) if separate else None
-    return Networks(sampler, ValueMLP(D, T, width=8, depth=2), energy).double()
-
-
-def train(ranks: Ranks, changes: dict[str, Any], bad_rank: int | None) -> dict[str, Any]:
-    """Pretraining and DxMI, or its Langevin baseline, on this rank's rows; what became of everything. A bad
-    rank meets a NaN in its data in the second iteration."""
-    separate = changes.pop("separate", False)
+    networks = Networks(sampler, ValueMLP(D, T, width=8, depth=2), energy).double().to(device)
+    settings = DxMISettings(sampler_steps=2, value_clip=0.3, **changes)
     speed.BACKEND = "aot_eager"  # torch.compile without a compiler
-    networks, settings = make_networks(separate), DxMISettings(sampler_steps=2, value_clip=0.3, **changes)
-    count, offset = ranks.rows(B)
-
-    def batch(iteration: int) -> torch.Tensor:
-        data = ops.normal((count, D), ops.noise_key(iteration), sample_offset=offset, dtype=torch.float64)
-        if iteration == 1 and ranks.rank == bad_rank:
-            data[0, 0] = torch.nan
-        return data
-
-    networks.sampler.network.float()
     length: dict[str, Any] = {"iterations": ITERATIONS, "seed": 1, "ranks": ranks}
-    pretrainer = Pretrainer(networks.sampler, SCHEDULE, lr=1e-2, settings=settings, **length)
+    pretrainer = Pretrainer(sampler, SCHEDULE, lr=1e-2, settings=settings, **length)
     for i in range(ITERATIONS):
-        pretrainer.step(batch(10 + i).float())
-    networks.sampler.network.double()
-    trains = DxMITrainer if settings.trains_sampler else LangevinTrainer
-    trainer = trains(networks, settings, **length)
-    metrics = [trainer.step(batch(i)) for i in range(ITERATIONS)]
-    return {"state": trainer.state_dict(), "metrics": metrics}
+        pretrainer.step(batch(ranks, 10 + i, device))
+    return (DxMITrainer if settings.trains_sampler else LangevinTrainer)(networks, settings, **length)
 
 
-def process(rank: int, world_size: int, port: int, folder: Path, *args: Any) -> None:
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    torch.set_num_threads(1)
-    ranks = Ranks(rank, world_size, rank)
-    with ranks.joined(torch.device("cpu")):
-        torch.save(train(ranks, *args), folder / f"{rank}.pt")
+def batch(ranks: Ranks, iteration: int, device: str = "cpu") -> Tensor:
+    """This rank's rows."""
+    count, offset = ranks.rows(B)
+    key = ops.noise_key(iteration, device=device)
+    return ops.normal((count, D), key, sample_offset=offset, dtype=torch.float64)
 
 
-def free_port() -> int:
+def gathered(state: Any) -> Any:
+    """A state with all its tensors whole, on the CPU."""
+    if isinstance(state, dict):
+        return {key: gathered(value) for key, value in state.items()}
+    if isinstance(state, list):
+        return [gathered(value) for value in state]
+    if sharding.is_sharded(state):
+        state = state.full_tensor()
+    return state.detach().cpu().clone() if isinstance(state, Tensor) else state
+
+
+def trained(ranks: Ranks, changes: dict[str, Any], device: str = "cpu") -> dict[str, Any]:
+    """What has become of everything after some iterations."""
+    trainer = make_trainer(ranks, device=device, **changes)
+    metrics = [trainer.step(batch(ranks, i, device)) for i in range(ITERATIONS)]
+    averaged = ranks.whole(trainer.averaged)
+    if ranks.first:  # where it is a model like any other
+        averaged.sampler.sample(2, ops.noise_key(0, device=device))
+    return {"state": gathered(trainer.state_dict()), "metrics": gathered(metrics)}
+
+
+# --- processes ---------------------------------------------------------------------------------------
+
+
+def spawn(world_size: int, function: Callable[..., Any], *args: Any, **options: Any) -> list[Any]:
+    """What `function(ranks, *args)` returns on each of so many ranks; `options` are of `Ranks`."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
+        port = free.getsockname()[1]
+    with multiprocessing.Manager() as manager:
+        results = manager.dict()
+        everything = (world_size, port, results, options, function, args)
+        multiprocessing.spawn(_process, everything, nprocs=world_size)
+        return [results.get(rank) for rank in range(world_size)]
 
 
-def train_on(
-    world_size: int, folder: Path, changes: dict[str, Any], bad_rank: int | None = None
-) -> list[Any]:
-    """The results of every rank."""
-    args = (world_size, free_port(), folder, changes, bad_rank)
-    spawn(process, *args, processes=world_size)
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(world_size)]
-
-
-def leave_or_wait(rank: int, port: int) -> None:
-    """Rank 1 dies; rank 0 learns of it where it needs an answer."""
+def _process(
+    rank: int,
+    world_size: int,
+    port: int,
+    results: Any,
+    options: dict[str, Any],
+    function: Callable[..., Any],
+    args: Any,
+) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    ranks = Ranks(rank, 2, rank)
+    torch.set_num_threads(1)
+    results[rank] = function(Ranks(rank, world_size, rank, **options), *args)
+
+
+def train(ranks: Ranks, cases: list[dict[str, Any]], kind: str = "cpu") -> list[dict[str, Any]]:
+    """What has become of each case, `shard` among its changes."""
+    device = f"cuda:{ranks.local_rank}" if kind == "cuda" else kind
+    results = []
+    with ranks.joined(torch.device(kind)):
+        for case in cases:
+            changes = dict(case)
+            ranks.shard = changes.pop("shard")
+            results.append(trained(ranks, changes, device))
+    return results
+
+
+def train_past_nans(ranks: Ranks, cases: list[tuple[str, bool]]) -> dict[tuple[str, bool], Any]:
+    """Three iterations for each (place, shard); there rank 1 meets a NaN in the second of them. After each
+    iteration: the weights, the failures and the velocity variance."""
+    results = {}
+    with ranks.joined(torch.device("cpu")):
+        for place, ranks.shard in cases:
+            trainer = make_trainer(ranks, separate=True)
+            stories: list[Any] = []
+            for i in range(3):
+                with pytest.MonkeyPatch.context() as patch:
+                    if i == 1 and ranks.rank == 1:
+                        _break(patch, trainer, place)
+                    trainer.step(batch(ranks, i))
+                weights = gathered(dict(trainer.networks.named_parameters()))
+                failures = max(count.item() for count in trainer._failures.values())
+                stories.append((weights, failures, trainer.velocity_var.clone()))
+            results[place, ranks.shard] = stories
+    return results
+
+
+def _break(patch: pytest.MonkeyPatch, trainer: DxMITrainer, place: str) -> None:
+    def poisoned(function: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *args, **kwargs: function(*args, **kwargs) * torch.nan
+
+    if place == "energy":
+        patch.setattr(ops, "energy_loss", poisoned(ops.energy_loss))
+    elif place == "value":
+        patch.setattr(ops, "td_target", poisoned(ops.td_target))
+    elif place == "sampler":
+        patch.setattr(trainer, "_dxdp_loss", poisoned(trainer._dxdp_loss))
+    else:  # the whole path, so all of them
+        patch.setattr(trainer.sampler, "initial", poisoned(trainer.sampler.initial))
+
+
+def leave_or_wait(ranks: Ranks, control: bool) -> None:
+    """Rank 1 dies; rank 0 learns of it where it needs an answer."""
     with pytest.raises(RankError, match="rank 0 lost contact"), ranks.joined(torch.device("cpu")):
-        assert ranks.agree([1, "both"]) == [1, "both"] and ranks.any(rank == 1)
-        if rank == 1:
+        assert ranks.agree([1, "both"]) == [1, "both"] and ranks.any(ranks.rank == 1)
+        assert ranks.exchange("a" * ranks.rank) == ["", "a"]
+        votes = Votes(ranks)
+        votes.ask(0, False)
+        if ranks.rank == 1:
             os._exit(0)
-        ranks.mean({"loss": torch.ones(())})
+        if not control:
+            ranks.mean({"loss": torch.ones(())})
+        for i in range(1, 3):
+            votes.ask(i, False)
 
 
-def spawn(function: Any, *args: Any, processes: int) -> None:
-    multiprocessing.spawn(function, args, nprocs=processes)
+def vote(ranks: Ranks) -> list[int]:
+    """The iterations after which this rank has heard that rank 1 wants to stop, in iteration 3 and, in
+    another phase, in its last one. Data have no patience for the first rank, which then takes long."""
+    stops = []
+    with ranks.joined(torch.device("cpu")):
+        backend = dist.group.WORLD._get_backend(torch.device("cpu"))  # type: ignore[union-attr]
+        backend._set_default_timeout(timedelta(seconds=0.1))
+        for wanted in (3, 5):
+            votes = Votes(ranks)
+            for iteration in range(6):
+                last = iteration == 5
+                if ranks.first and last:
+                    time.sleep(0.5)
+                flag = ranks.rank == 1 and iteration >= wanted
+                answers = [votes.ask(iteration, flag, wait=last) for _ in range(2)]
+                assert answers[0] == answers[1]
+                if answers[0]:
+                    stops.append(iteration)
+                    break
+        assert votes._pending is None
+    return stops
+
+
+def stopped_run(ranks: Ranks, folder: Path, settings: list[str]) -> bool:
+    """A run of which rank 1 alone gets a signal, within its eighth iteration."""
+    sample, calls = two_d.data_two_d.sample, iter(range(10**9))
+
+    def sampled(*args: Any, **kwargs: Any) -> Tensor:
+        if next(calls) == 7 and ranks.rank == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return sample(*args, **kwargs)
+
+    with runs.quick(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(two_d.data_two_d, "sample", sampled)
+        cfg = runs.config_of(folder, *settings)
+        with ranks.joined(torch.device("cpu")):
+            try:
+                two_d.train(cfg, ranks)
+            except Stopped:
+                return True
+    return False
+
+
+def resumed_run(ranks: Ranks, folder: Path, settings: list[str]) -> None:
+    with runs.quick(), ranks.joined(torch.device("cpu")):
+        two_d.train(runs.config_of(folder, *settings), ranks)
+
+
+# --- checkpoints -------------------------------------------------------------------------------------
+
+
+def save_on_the_way(ranks: Ranks, root: Path) -> Any:
+    """The state after all iterations, saved after two of them."""
+    with ranks.joined(torch.device("cpu")):
+        trainer = make_trainer(ranks, separate=True)
+        for i in range(ITERATIONS):
+            if i == 2:
+                checkpoint.save(root, i, trainer.state_dict(), keep=1, ranks=ranks)
+            trainer.step(batch(ranks, i))
+        return gathered(trainer.state_dict())
+
+
+def go_on_from(ranks: Ranks, *paths: Path) -> list[Any]:
+    """The states after all iterations, from checkpoints after two of them."""
+    states = []
+    with ranks.joined(torch.device("cpu")):
+        for path in paths:
+            trainer = make_trainer(ranks, separate=True)
+            trainer.load_state_dict(checkpoint.load(path, ranks=ranks, lazy=ranks.shard))
+            trainer.step(batch(ranks, 2))
+            states.append(gathered(trainer.state_dict()))
+    return states
+
+
+def die_in_a_save(ranks: Ranks, root: Path) -> None:
+    with pytest.raises(RankError, match="rank 0 lost contact"), ranks.joined(torch.device("cpu")):
+        state = make_trainer(ranks).state_dict()
+        checkpoint.save(root, 1, state, keep=1, ranks=ranks)
+        if ranks.rank == 1:
+            checkpoint._write_tensors = lambda *_: os._exit(0)  # type: ignore[assignment]
+        checkpoint.save(root, 2, state, keep=1, ranks=ranks)

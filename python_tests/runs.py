@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from dxmi_ext import cli
+from dxmi_ext import cli, config, recipes
 from dxmi_ext.metrics import two_d as metrics
 from dxmi_ext.recipes import two_d
 from dxmi_ext.runlog import TIMING_FIELDS, read_metrics
@@ -36,6 +36,11 @@ def quick() -> Iterator[None]:
 
 def train(folder: Path, *settings: str, recipe: str = "8gaussians", command: str = "train") -> int:
     return cli.main([command, recipe, f"output={folder}", *SETTINGS, *settings])
+
+
+def config_of(folder: Path, *settings: str) -> two_d.Config:
+    """That of `train`."""
+    return config.load(two_d.Config, recipes.find("8gaussians"), [f"output={folder}", *SETTINGS, *settings])
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -13,11 +13,15 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import deaths
+import rank_processes
 from deaths import limited_file_size
 from dxmi_ext import checkpoint, files
 from dxmi_ext.checkpoint import CheckpointError, load
+from dxmi_ext.ranks import Ranks
+from rank_processes import spawn
 
 
 def assert_same(got: Any, wanted: Any) -> None:
@@ -243,3 +247,38 @@ def test_model_bytes_follow_from_its_content(tmp_path: Path) -> None:
     module.load_state_dict(tensors)
     with pytest.raises(CheckpointError, match="absent"):
         checkpoint.load_model_state(tmp_path / "absent")
+
+
+# --- of sharded weights ------------------------------------------------------------------------------
+
+
+def test_what_some_ranks_save_others_read(tmp_path: Path) -> None:
+    """Two ranks save their shards, one all of it; three read theirs of both, and one all."""
+    end, _ = spawn(2, rank_processes.save_on_the_way, tmp_path / "shards", shard=True)
+    rank_processes.save_on_the_way(Ranks(), tmp_path / "whole")
+    shards, whole = (tmp_path / name / "step_00000002" for name in ("shards", "whole"))
+    files_of_ranks = [f"tensors-0000{rank}-of-00002.safetensors" for rank in range(2)]
+    assert names(shards) == ["manifest.json", "state.json", *files_of_ranks]
+    key, wanted = "state.networks.sampler.network.first.weight", load(whole)
+    rows = [load_file(shards / name)[key] for name in files_of_ranks]
+    assert [len(part) for part in rows] == [4, 4]
+    torch.testing.assert_close(load(shards), wanted, rtol=1e-9, atol=1e-12)
+    assert load(shards).keys() == wanted.keys()
+    ends = [*spawn(3, rank_processes.go_on_from, shards, whole, shard=True)[2]]
+    for state in ends + rank_processes.go_on_from(Ranks(), shards):
+        torch.testing.assert_close(state, end, rtol=1e-9, atol=1e-12)
+
+    for name in files_of_ranks:
+        bad = shutil.copytree(shards, tmp_path / name / "step_00000003")
+        flip(bad / name)
+        with pytest.raises(CheckpointError, match=f"{name}: its content is not what was saved"):
+            load(bad)
+    moved = {"log_position": 7}
+    checkpoint.adopt(shards, tmp_path / "adopted", 2, moved, keep=1)
+    assert_same(load(tmp_path / "adopted" / shards.name), load(shards) | moved)
+
+
+def test_a_rank_that_dies_in_a_save_leaves_the_checkpoint_before(tmp_path: Path) -> None:
+    spawn(2, rank_processes.die_in_a_save, tmp_path, shard=True)
+    assert names(tmp_path) == ["step_00000001"]
+    assert load(tmp_path / "step_00000001")["iteration"] == 0

@@ -8,44 +8,90 @@ from typing import Any
 import pytest
 import torch
 
-from dxmi_ext import noise, ops
+import rank_processes
+from dxmi_ext import checkpoint, noise, ops
 from dxmi_ext.ranks import Ranks
-from rank_processes import B, T, free_port, leave_or_wait, spawn, train, train_on
+from rank_processes import B, T, spawn
+
+SHUFFLED = {"separate": True, "td_order": "shuffled", "td_redraw": True}
+SCORED = {"sampler_update": "policy_gradient", "train_last_std": False}
+CHAINS = {"negatives": "persistent", "langevin_pool": 20, "langevin_steps": 3}
 
 
 @pytest.mark.parametrize(
-    ("world_size", "changes"),
-    [
-        (2, {}),
-        (3, {"separate": True, "td_order": "shuffled", "td_redraw": True}),
-        (2, {"sampler_update": "policy_gradient"}),
-        (2, {"compile": True}),
-        (3, {"negatives": "persistent", "langevin_pool": 20, "langevin_steps": 3}),
-    ],
+    ("world_size", "settings", "unsharded"),
+    [(2, [{}, SCORED], {"compile": True}), (3, [SHUFFLED], CHAINS)],
 )
-def test_ranks_train_what_one_would(world_size: int, changes: dict[str, Any], tmp_path: Path) -> None:
-    alone = train(Ranks(), dict(changes), None)
-    together = train_on(world_size, tmp_path, changes)
-    for other in together[1:]:
-        torch.testing.assert_close(other, together[0], rtol=0, atol=0)
-    for metrics in (*together[0]["metrics"], *alone["metrics"]):
-        for name in ("data_spread", "sample_spread", "energy_spread"):  # means of the ranks' own
-            del metrics[name]
-    # float32 is the precision of pretraining alone
-    torch.testing.assert_close(together[0], alone, rtol=1e-4, atol=1e-5)
+def test_ranks_train_what_one_would(
+    world_size: int, settings: list[dict[str, Any]], unsharded: dict[str, Any]
+) -> None:
+    cases = [changes | {"shard": shard} for changes in settings for shard in (False, True)]
+    cases += [unsharded | {"shard": False}]
+    assert_trained_as_by_one(cases, spawn(world_size, rank_processes.train, cases))
 
 
-def test_a_nan_on_one_rank_moves_no_weight_on_any(tmp_path: Path) -> None:
-    """The energy step of the second iteration is skipped everywhere; the run goes on with the third."""
-    (first, second) = train_on(2, tmp_path, {"separate": True}, bad_rank=1)
-    torch.testing.assert_close(first["state"], second["state"], rtol=0, atol=0)
-    failures = [metrics["energy_failures"].item() for metrics in first["metrics"]]
-    assert failures == [0, 1, 0]
-    assert all(value.isfinite().all() for value in first["state"]["networks"].values())
+@pytest.mark.gpu
+def test_ranks_with_a_device_each_train_what_one_would() -> None:
+    if torch.cuda.device_count() < 2:
+        pytest.skip(f"needs two CUDA devices, found {torch.cuda.device_count()}")
+    cases = [SHUFFLED | {"shard": shard} for shard in (False, True)]
+    assert_trained_as_by_one(cases, spawn(2, rank_processes.train, cases, "cuda"), "cuda")
 
 
-def test_a_rank_that_dies_ends_the_others() -> None:
-    spawn(leave_or_wait, free_port(), processes=2)
+def assert_trained_as_by_one(
+    cases: list[dict[str, Any]], ranks: list[list[dict[str, Any]]], device: str = "cpu"
+) -> None:
+    for case, *together in zip(cases, *ranks, strict=True):
+        for other in together[1:]:
+            torch.testing.assert_close(other, together[0], rtol=0, atol=0)
+        alone = rank_processes.trained(Ranks(), {k: v for k, v in case.items() if k != "shard"}, device)
+        for metrics in (*together[0]["metrics"], *alone["metrics"]):
+            for name in ("data_spread", "sample_spread", "energy_spread"):  # means of the ranks' own
+                del metrics[name]
+        torch.testing.assert_close(together[0], alone, rtol=1e-6, atol=1e-7)
+
+
+def test_a_nan_on_one_rank_moves_no_weight_on_any() -> None:
+    """Of the network whose step it is in, for one iteration; the others move."""
+    networks = {"energy_network", "value", "sampler"}
+    hit = {"energy": {"energy_network"}, "value": {"value"}, "sampler": {"sampler"}, "path": networks}
+    cases = [(place, shard) for place in hit for shard in (False, True)]
+    first, second = spawn(2, rank_processes.train_past_nans, cases)
+    torch.testing.assert_close(first, second, rtol=0, atol=0)
+    for (place, _), story in first.items():
+        (before, _, _), (after, failures, velocity_var), (later, recovered, _) = story
+        assert moved(before, after) == networks - hit[place]
+        assert moved(after, later) == networks
+        assert failures > 0 and recovered == 0
+        assert velocity_var.isfinite().all() and all(weight.isfinite().all() for weight in later.values())
+
+
+def moved(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> set[str]:
+    """The networks whose weights differ."""
+    return {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+
+
+@pytest.mark.parametrize("control", [False, True])
+def test_a_rank_that_dies_ends_the_others(control: bool) -> None:
+    spawn(2, rank_processes.leave_or_wait, control)
+
+
+def test_all_ranks_hear_of_a_signal_after_the_same_iteration() -> None:
+    assert spawn(2, rank_processes.vote) == [[4, 5], [4, 5]]
+
+
+@pytest.mark.parametrize("shard", ["true", "false"])
+def test_a_signal_to_one_rank_stops_all_and_any_number_goes_on(tmp_path: Path, shard: str) -> None:
+    """Saved by two ranks, taken on by one, which ends where an uninterrupted one does."""
+    for library in ("omegaconf", "ot", "sklearn"):
+        pytest.importorskip(library)
+    settings = ["checkpoint_every=100", "iterations=12"]
+    assert spawn(2, rank_processes.stopped_run, tmp_path / "two", [*settings, f"shard={shard}"]) == [True] * 2
+    assert (tmp_path / "two/checkpoints/step_00000009").exists()
+    for name in ("one", "two"):
+        rank_processes.resumed_run(Ranks(), tmp_path / name, settings)
+    one, two = (checkpoint.load_model_state(tmp_path / name / "model")[0] for name in ("one", "two"))
+    torch.testing.assert_close(two, one, rtol=1e-3, atol=1e-4)
 
 
 def test_rows_of_a_batch() -> None:

@@ -100,12 +100,14 @@ def train(cfg: Config, ranks: Ranks | None = None) -> dict[str, Any]:
         phase, trains = ("dxmi", DxMITrainer) if cfg.trains_sampler else ("langevin", LangevinTrainer)
         trainer = trains(networks, cfg, iterations=cfg.iterations, seed=cfg.seed, ranks=run.ranks)
         batch, picture = _batches(cfg, "dxmi", run), _picture(cfg, trainer.averaged, trained=True)
+        picture = None if cfg.shard else picture  # the first rank alone has no whole networks
         run.phase(phase, trainer, cfg.iterations, batch, picture)
+        averaged = run.ranks.whole(trainer.averaged)
         if cfg.dry_run or not run.ranks.first:
             return {}
-        _save_model(run.directory / "model", trainer.averaged, cfg)
-        numbers = evaluate_networks(cfg, trainer.averaged, seed=cfg.seed)
-        draw_pictures(run.directory, cfg, trainer.averaged)
+        _save_model(run.directory / "model", averaged, cfg)
+        numbers = evaluate_networks(cfg, averaged, seed=cfg.seed)
+        draw_pictures(run.directory, cfg, averaged)
         summary = run.summarize({"samples": samples_of(cfg), **numbers})
     print(table(cfg, numbers))
     print(f"{run.directory}: summary.json, model/, pictures; {summary['wall_seconds']} s")
@@ -127,6 +129,7 @@ def pretrain(cfg: Config, ranks: Ranks | None = None) -> None:
             return
         run.describe(networks)
         _pretrain(run, cfg, networks, schedule)
+        networks = run.ranks.whole(networks)
         if cfg.dry_run or not run.ranks.first:
             return
         _save_model(run.directory / "model", networks, cfg)
@@ -261,7 +264,7 @@ def _pretrain(run: Run, cfg: Config, networks: Networks, schedule: schedules.Sch
         ranks=run.ranks,
         settings=cfg,
     )
-    batch, picture = _batches(cfg, "pretrain", run), _picture(cfg, networks)
+    batch, picture = _batches(cfg, "pretrain", run), None if cfg.shard else _picture(cfg, networks)
     run.phase("pretrain", pretrainer, cfg.pretrain_iterations, batch, picture)
 
 

@@ -1,0 +1,164 @@
+"""Weights split over the ranks (FSDP2): of a sharded tensor, a DTensor, each rank holds consecutive rows.
+
+Imports torch; its DTensor and FSDP, which take seconds, where something is sharded.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Protocol, TypeVar
+from weakref import WeakKeyDictionary
+
+import torch.distributed as dist
+from torch import Tensor, nn
+
+M = TypeVar("M", bound=nn.Module)
+
+
+class Stored(Protocol):
+    """A tensor that lies in files."""
+
+    @property
+    def shape(self) -> Sequence[int]: ...
+
+    def read(self, first: int | None = None, count: int | None = None) -> Tensor:
+        """Some of its rows, on the CPU; all of it unless told otherwise."""
+        ...
+
+
+# The modules as they were before they were sharded, their weights on the device "meta".
+_structures: WeakKeyDictionary[nn.Module, nn.Module] = WeakKeyDictionary()
+
+
+def shard_(module: nn.Module) -> None:
+    """Splits the weights of a network, in place, over all ranks; they start as the first rank's.
+
+    Calling the network gathers them, a block at a time, where blocks are what its outermost ModuleLists hold;
+    each block must be called too, and weights outside of blocks be read within the network's call alone.
+    Scalars stay whole; a network that is sharded already stays as it is.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    if module in _structures:
+        return
+    weights = list(module.parameters())
+    for p in weights:
+        p.data = p.data.contiguous()  # as FSDP wants them
+        dist.broadcast(p.data, 0)
+    _structures[module] = copy.deepcopy(module, {id(p): nn.Parameter(p.data.to("meta")) for p in weights})
+    # It warns of outputs that are views: they must not be changed in place, and none is here.
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module", UserWarning)
+    mesh = init_device_mesh(weights[0].device.type, (dist.get_world_size(),))
+    scalars = {p for p in weights if p.ndim == 0}
+    for part in (*_blocks(module), module):
+        # Weights outside of blocks go after a call too: those of a forward pass alone would grow stale.
+        fully_shard(part, mesh=mesh, reshard_after_forward=True, ignored_params=scalars)
+
+
+def is_sharded(tensor: Any) -> bool:
+    return hasattr(tensor, "to_local")  # isinstance would import DTensor
+
+
+def local(tensors: Iterable[Any]) -> list[Tensor]:
+    """This rank's rows of sharded tensors, whole ones as they are; they share memory."""
+    return [tensor.detach().to_local() if is_sharded(tensor) else tensor for tensor in tensors]
+
+
+def rows(sharded: Any) -> tuple[int, int]:
+    """The first of this rank's rows and how many they are; split as torch.chunk does."""
+    total, mesh = sharded.shape[0], sharded.device_mesh
+    most = -(-total // mesh.size())
+    first = min(most * mesh.get_local_rank(), total)
+    return first, min(most, total - first)
+
+
+def alike(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
+    """Whole tensors apart from sharded ones, for torch's foreach functions, which take no mixture."""
+    kinds = [[t for t in tensors if is_sharded(t) == sharded] for sharded in (False, True)]
+    return [kind for kind in kinds if kind]
+
+
+def total_norm(tensors: Sequence[Tensor]) -> Tensor:
+    """The norm of all tensors together, the same on all ranks; whole tensors are so already."""
+    sharded = [t for t in tensors if is_sharded(t)]
+    whole = nn.utils.get_total_norm([t for t in tensors if not is_sharded(t)])
+    if not sharded:
+        return whole
+    mine = nn.utils.get_total_norm(local(sharded))
+    squared = mine.double().square()  # which in float32 could overflow
+    dist.all_reduce(squared)
+    return (squared + whole.to(squared).square()).sqrt().to(mine.dtype)
+
+
+def like(value: Tensor | Stored, target: Tensor) -> Tensor:
+    """A whole or stored tensor as the target lies: of a sharded target, this rank's rows alone are read.
+
+    Raises:
+        ValueError: the target is sharded and of another shape.
+    """
+    if not is_sharded(target):
+        return value if isinstance(value, Tensor) else value.read()
+    if is_sharded(value):
+        return value  # type: ignore[return-value]
+    from torch.distributed.tensor import DTensor
+
+    assert isinstance(target, DTensor)
+    if tuple(value.shape) != tuple(target.shape):
+        raise ValueError(f"a tensor of the state: got shape {[*value.shape]}, wants {[*target.shape]}")
+    first, count = rows(target)
+    mine = value[first : first + count] if isinstance(value, Tensor) else value.read(first, count)
+    return DTensor.from_local(
+        mine.to(target.device).contiguous(),
+        target.device_mesh,
+        target.placements,
+        run_check=False,
+        shape=target.shape,
+        stride=target.stride(),
+    )
+
+
+def load_(module: nn.Module, state: dict[str, Any]) -> None:
+    """`module.load_state_dict` of whole or stored tensors, into whole or sharded weights."""
+    own = module.state_dict()
+    module.load_state_dict({name: like(value, own.get(name, value)) for name, value in state.items()})
+
+
+def deepcopy(module: M) -> M:
+    """`copy.deepcopy` that knows sharded networks: copies hold rows, and can be called after `gather_`."""
+    copies: dict[int, Any] = {}
+    if any(map(is_sharded, module.parameters())):
+        for p in module.parameters():
+            copies[id(p)] = nn.Parameter(p.detach().clone(), requires_grad=p.requires_grad)
+    for part in module.modules():
+        if (structure := _structures.get(part)) is not None:
+            memo = {}
+            for its, mine in zip(structure.parameters(), part.parameters(), strict=True):
+                memo[id(its)] = copies[id(mine)]
+            for buffer, now in zip(structure.buffers(), part.buffers(), strict=True):
+                memo[id(buffer)] = now.clone()
+            copies[id(part)] = copy.deepcopy(structure, memo)
+    return copy.deepcopy(module, copies)
+
+
+def gather_(module: nn.Module, *, keep: bool) -> None:
+    """Makes the sharded weights of a copy whole, one after another, on the ranks that keep them."""
+    gathered: dict[int, nn.Parameter] = {}  # a weight may have several places
+    for part in module.modules():
+        for name, p in part.named_parameters(recurse=False):
+            if is_sharded(p) and id(p) not in gathered:
+                whole = p.full_tensor()  # type: ignore[attr-defined]
+                gathered[id(p)] = nn.Parameter(whole, requires_grad=p.requires_grad) if keep else p
+            setattr(part, name, gathered.get(id(p), p))
+
+
+def _blocks(module: nn.Module) -> Iterator[nn.Module]:
+    for child in module.children():
+        container = isinstance(child, nn.ModuleList | nn.ModuleDict)
+        if isinstance(module, nn.ModuleList) and not container:
+            if next(child.parameters(), None) is not None:
+                yield child
+        else:
+            yield from _blocks(child)
