@@ -21,7 +21,7 @@ from dxmi_ext import checkpoint, ops, schedules, sharding, speed
 from dxmi_ext.contrastive import LangevinTrainer
 from dxmi_ext.models.mlp import EnergyMLP, SamplerMLP, ValueMLP
 from dxmi_ext.networks import Networks
-from dxmi_ext.pretrain import Pretrainer
+from dxmi_ext.pretrain import Pretrainer, uniform_levels
 from dxmi_ext.ranks import RankError, Ranks, Votes
 from dxmi_ext.recipes import two_d
 from dxmi_ext.sampler import GaussianSampler
@@ -42,7 +42,9 @@ def make_trainer(ranks: Ranks, *, separate: bool = False, device: str = "cpu", *
     settings = DxMISettings(sampler_steps=2, value_clip=0.3, **changes)
     speed.BACKEND = "aot_eager"  # torch.compile without a compiler
     length: dict[str, Any] = {"iterations": ITERATIONS, "seed": 1, "ranks": ranks}
-    pretrainer = Pretrainer(sampler, SCHEDULE, lr=1e-2, settings=settings, **length)
+    speed.prepare(settings, sampler)
+    levels = uniform_levels(SCHEDULE.signal, SCHEDULE.noise)
+    pretrainer = Pretrainer(sampler.network, levels, lr=1e-2, settings=settings, **length)
     for i in range(ITERATIONS):
         pretrainer.step(batch(ranks, 10 + i, device))
     return (DxMITrainer if settings.trains_sampler else LangevinTrainer)(networks, settings, **length)

@@ -16,7 +16,7 @@ from dxmi_ext import checkpoint, ops, schedules, speed
 from dxmi_ext.config import ConfigError
 from dxmi_ext.models.mlp import SamplerMLP, ValueMLP
 from dxmi_ext.networks import Networks
-from dxmi_ext.pretrain import Pretrainer
+from dxmi_ext.pretrain import Pretrainer, uniform_levels
 from dxmi_ext.sampler import GaussianSampler
 from dxmi_ext.speed import SpeedSettings
 from dxmi_ext.trainer import DxMISettings, DxMITrainer
@@ -93,7 +93,17 @@ def make_trainer(settings: DxMISettings, seed: int = 0, device: str = "cpu", **k
 
 def make_pretrainer(settings: SpeedSettings | None = None) -> Pretrainer:
     sampler = make_networks().sampler
-    return Pretrainer(sampler, SCHEDULE, lr=1e-3, iterations=ITERATIONS, seed=1, settings=settings)
+    speed.prepare(settings or speed.SpeedSettings(), sampler)
+    levels = uniform_levels(SCHEDULE.signal, SCHEDULE.noise)
+    return Pretrainer(
+        sampler.network,
+        levels,
+        lr=1e-3,
+        iterations=ITERATIONS,
+        seed=1,
+        settings=settings,
+        memory_format=sampler.memory_format,
+    )
 
 
 def batch(iteration: int, device: str = "cpu") -> Tensor:

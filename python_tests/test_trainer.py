@@ -15,7 +15,7 @@ from dxmi_ext import health, noise, ops, schedules
 from dxmi_ext.data import two_d
 from dxmi_ext.models.mlp import EnergyMLP, SamplerMLP, ValueMLP
 from dxmi_ext.networks import Networks, TimeIndependent
-from dxmi_ext.pretrain import Pretrainer
+from dxmi_ext.pretrain import Pretrainer, uniform_levels
 from dxmi_ext.sampler import GaussianSampler
 from dxmi_ext.trainer import DxMISettings, DxMITrainer
 
@@ -399,7 +399,8 @@ def make_pretrainer(iterations: int, weights: int = 0) -> tuple[GaussianSampler,
     network = SamplerMLP(2, T, width=32, depth=2)
     nn.init.normal_(network.last.weight, std=0.1)  # an output that starts at zero would see no input
     sampler = GaussianSampler(network, SCHEDULE, (2,))
-    return sampler, Pretrainer(sampler, SCHEDULE, lr=1e-2, iterations=iterations, seed=SEED)
+    levels = uniform_levels(SCHEDULE.signal, SCHEDULE.noise)
+    return sampler, Pretrainer(sampler.network, levels, lr=1e-2, iterations=iterations, seed=SEED)
 
 
 def points(iteration: int, n: int = 128) -> Tensor:

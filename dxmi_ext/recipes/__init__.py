@@ -19,7 +19,7 @@ from types import ModuleType
 
 from dxmi_ext import config
 
-TASKS = ("two_d",)
+TASKS = ("two_d", "images")
 _FOLDER = Path(__file__).parent
 
 

@@ -13,7 +13,7 @@ from typing import IO, Any
 import torch
 from torch import Tensor, nn
 
-from dxmi_ext import checkpoint, config, generate, noise, ops, plots, schedules
+from dxmi_ext import checkpoint, config, generate, noise, ops, plots, schedules, speed
 from dxmi_ext.config import setting
 from dxmi_ext.contrastive import LangevinTrainer
 from dxmi_ext.data import two_d as data_two_d
@@ -21,7 +21,7 @@ from dxmi_ext.langevin import Langevin
 from dxmi_ext.metrics import two_d as metrics_two_d
 from dxmi_ext.models.mlp import EnergyMLP, SamplerMLP, ValueMLP
 from dxmi_ext.networks import Networks, TimeIndependent
-from dxmi_ext.pretrain import Pretrainer
+from dxmi_ext.pretrain import Pretrainer, uniform_levels
 from dxmi_ext.ranks import Ranks
 from dxmi_ext.run import Run
 from dxmi_ext.sampler import GaussianSampler
@@ -99,9 +99,8 @@ def train(cfg: Config, ranks: Ranks | None = None) -> dict[str, Any]:
             _pretrain(run, cfg, networks, schedule)
         phase, trains = ("dxmi", DxMITrainer) if cfg.trains_sampler else ("langevin", LangevinTrainer)
         trainer = trains(networks, cfg, iterations=cfg.iterations, seed=cfg.seed, ranks=run.ranks)
-        batch, picture = _batches(cfg, "dxmi", run), _picture(cfg, trainer.averaged, trained=True)
-        picture = None if cfg.shard else picture  # the first rank alone has no whole networks
-        run.phase(phase, trainer, cfg.iterations, batch, picture)
+        picture = _picture(cfg, trainer.averaged, trained=True)
+        run.phase(phase, trainer, cfg.iterations, _batches(cfg, "dxmi", run), picture)
         averaged = run.ranks.whole(trainer.averaged)
         if cfg.dry_run or not run.ranks.first:
             return {}
@@ -255,21 +254,24 @@ def _draw(cfg: Config, networks: Networks, n: int, key: Tensor, batch_size: int 
 
 
 def _pretrain(run: Run, cfg: Config, networks: Networks, schedule: schedules.Schedule) -> None:
+    speed.prepare(cfg, networks.sampler)
     pretrainer = Pretrainer(
-        networks.sampler,
-        schedule,
+        networks.sampler.network,
+        uniform_levels(schedule.signal, schedule.noise),
         lr=cfg.pretrain_lr,
         iterations=cfg.pretrain_iterations,
         seed=cfg.seed,
         ranks=run.ranks,
         settings=cfg,
     )
-    batch, picture = _batches(cfg, "pretrain", run), None if cfg.shard else _picture(cfg, networks)
+    batch, picture = _batches(cfg, "pretrain", run), _picture(cfg, networks)
     run.phase("pretrain", pretrainer, cfg.pretrain_iterations, batch, picture)
 
 
-def _picture(cfg: Config, networks: Networks, *, trained: bool = False) -> Callable[[IO[bytes]], None]:
+def _picture(cfg: Config, networks: Networks, *, trained: bool = False) -> Callable[[IO[bytes]], None] | None:
     """Draws samples of fixed noise: over the energy, or beside data where none is trained yet."""
+    if cfg.shard:  # the first rank alone has no whole networks
+        return None
     device = networks.sampler.log_std.device
     keys = noise.Draws(cfg.seed, "pictures", ["sample", "data"], device).at(0)
 

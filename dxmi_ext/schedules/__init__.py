@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from dxmi_ext.schedules.exploding import edm, variance_exploding
 from dxmi_ext.schedules.preserving import ddgan, ddim, ddpm, fastdpm, make_betas
-from dxmi_ext.schedules.tables import Schedule, from_levels, posterior_std
+from dxmi_ext.schedules.tables import Schedule, from_levels, posterior_std, target
 
 __all__ = [
     "CHOICES",
@@ -23,6 +23,7 @@ __all__ = [
     "from_levels",
     "make_betas",
     "posterior_std",
+    "target",
     "variance_exploding",
 ]
 

@@ -102,6 +102,25 @@ def from_levels(
     )
 
 
+def target(
+    prediction: str, data: Tensor, eps: Tensor, signal: Tensor, noise: Tensor, sigma_data: float = 0.5
+) -> Tensor:
+    """What a network that predicts as in `from_levels` should give at signal data + noise eps.
+
+    Args:
+        data, eps: [N, *].
+        signal, noise: broadcast over them.
+    """
+    if prediction == "eps":
+        return eps
+    if prediction == "x":
+        return data
+    if prediction == "v":
+        return (signal * eps - noise * data) / (signal**2 + noise**2).sqrt()
+    sigma = noise / signal
+    return (sigma * data - sigma_data**2 * eps) / (sigma_data * (sigma**2 + sigma_data**2).sqrt())
+
+
 def posterior_std(signal: Tensor, noise: Tensor) -> Tensor:
     """Standard deviation of x_{t+1} given x_t and the data (Ho et al. 2020, eq. 7, for any levels), [T].
 

@@ -1,0 +1,481 @@
+"""Image recipes: a diffusion model, pretrained here or given, is made good at a few steps (DxMI, sec. 5).
+
+Imports torch and ``dxmi_ext``; diffusers, Pillow and the feature network where they are used.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from torch import Tensor, nn
+
+from dxmi_ext import checkpoint, config, generate, noise, plots, schedules, sharding, speed
+from dxmi_ext.config import ConfigError, setting
+from dxmi_ext.data import images as data_images
+from dxmi_ext.data.images import ImageData
+from dxmi_ext.metrics import features
+from dxmi_ext.metrics import images as metrics
+from dxmi_ext.models import pretrained as pretrained_models
+from dxmi_ext.models.edm import EDM
+from dxmi_ext.models.energy import ResNetEnergy, ResNetValue
+from dxmi_ext.models.pretrained import DDPM
+from dxmi_ext.models.unet import ARCHITECTURES, UNet, unet
+from dxmi_ext.networks import Networks, TimeIndependent
+from dxmi_ext.prefetch import Prefetcher
+from dxmi_ext.pretrain import Pretrainer, lognormal_levels, uniform_levels
+from dxmi_ext.ranks import Ranks
+from dxmi_ext.run import Run
+from dxmi_ext.sampler import GaussianSampler, Timed
+from dxmi_ext.schedules import Schedule
+from dxmi_ext.trainer import DxMISettings, DxMITrainer
+
+_PREDICTIONS = {"epsilon": "eps", "sample": "x", "v_prediction": "v"}  # diffusers' names and ours
+_PICTURED = 64
+
+
+@dataclasses.dataclass
+class Config(DxMISettings, config.RunConfig):
+    """Settings of an image run."""
+
+    heading = "data, schedule, networks and evaluation"
+    task: str = setting("images", "what kind of recipe", choices=("images",))
+    batch_size: int = setting(128, "global batch size; the number of ranks must divide it", minimum=1)
+    data: str | None = setting(None, "images: CIFAR-10, MNIST's idx files, npz, or folders of pictures")
+    cache: str | None = setting(None, "folder of decoded images; null: dxmi_ext in the user's cache")
+    image_size: int | None = setting(None, "height and width; null: as they are", minimum=1)
+    flip: bool = setting(True, "mirror half of the images")
+    conditional: bool = setting(False, "on the images' classes: sampler, value and energy")
+    start: str | None = setting(
+        None,
+        "network to start from: a run's folder, a diffusers folder, or hub:OWNER/NAME; null: pretrain one",
+    )
+    unet: str = setting("small", "the sampler's network, where none is given", choices=tuple(ARCHITECTURES))
+    steps: int = setting(10, "T, steps of the sampler", minimum=2)
+    schedule: str = setting(
+        "fastdpm", "of the sampler; edm goes with EDM's networks", choices=("fastdpm", "ddim", "edm")
+    )
+    prediction: str = setting("eps", "what the network tells in fastdpm and ddim", choices=("eps", "v", "x"))
+    eta: float = setting(
+        1.0, "share of the posterior's std; 0: as little noise as may be", minimum=0, maximum=1
+    )
+    rho: float = setting(7.0, "density of EDM's noise levels near the data", minimum=0.1)
+    sigma_min: float = setting(0.002, "EDM's last noise level", minimum=1e-6)
+    sigma_max: float = setting(80.0, "EDM's first noise level", minimum=1e-6)
+    sigma_data: float = setting(0.5, "standard deviation of the data, for EDM", minimum=1e-6)
+    stochastic_last: bool = setting(False, "EDM: the last step ends at sigma_min, with its noise")
+    min_std: float = setting(1e-3, "lower bound of the initial sigma of a step", minimum=1e-6)
+    value_kind: str = setting(
+        "time_independent",
+        "V: time_independent: V^t = E at every step (Algorithm 2); per_step; separate: beside an energy",
+        choices=("time_independent", "per_step", "separate"),
+    )
+    energy_width: int = setting(128, "width of the value's and the energy's networks", minimum=1)
+    pretrain_lr: float = setting(2e-4, "learning rate of pretraining, decayed to 0", minimum=0)
+    pretrain_ema_decay: float = setting(0.9995, "of the pretrained network's average", minimum=0, below=1)
+    pretrain_clip: float = setting(1.0, "largest gradient norm of pretraining; 0: any", minimum=0)
+    features: str | None = setting(
+        "efflite0", "network of the metrics: efflite0, or the path of Inception's weights; null: no metrics"
+    )
+    evaluate_n: int = setting(10_000, "samples, and training images, that the metrics compare", minimum=2)
+    sample_batch: int = setting(250, "rows that the networks see at a time in evaluation", minimum=1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.sigma_min < self.sigma_max:
+            raise ConfigError(f"sigma_min: got {self.sigma_min}, wants less than sigma_max={self.sigma_max}")
+        if self.skip_last > self.steps:
+            raise ConfigError(f"skip_last: got {self.skip_last}, wants at most steps={self.steps}")
+        if not self.trains_sampler:
+            raise ConfigError(f"negatives: got {self.negatives}, wants sampler or refined in image recipes")
+        if self.pretrained and self.start is None and not self.pretrain_iterations and not self.dry_run:
+            raise ConfigError(
+                "start: got none, wants a network, or pretrain_iterations above 0, or pretrained=false"
+            )
+        if self.start is not None and self.changed("unet"):
+            raise ConfigError(f"unet: got {self.unet}, but the network of start={self.start} is as it is")
+
+
+@dataclasses.dataclass
+class EvaluateSettings(config.Settings):
+    """Of the command ``evaluate``."""
+
+    output: str | None = setting(None, "json file to write the numbers to; null: none")
+    seed: int = setting(0, "seed of the samples", minimum=0)
+    n: int | None = setting(None, "number of samples; null: as in the run", minimum=2)
+    chain: str | None = setting(
+        None, "another schedule for the run's network, as fastdpm-4, ddim-100, ddpm-1000 or edm-79"
+    )
+    device: str = config.device_setting()
+
+
+def train(cfg: Config, ranks: Ranks | None = None) -> dict[str, Any]:
+    """Runs the recipe to its end and returns the summary, on the first rank."""
+    run = Run(cfg, ranks)
+    if run.finished():
+        print(f"{run.directory} holds this run already, finished; nothing to do")
+        return {}
+    with run:
+        data, networks, diffusion = _prepare(run, cfg)
+        if cfg.pretrained and cfg.start is None:
+            _pretrain(run, cfg, data, networks, diffusion)
+        trainer = DxMITrainer(networks, cfg, iterations=cfg.iterations, seed=cfg.seed, ranks=run.ranks)
+        with _batches(cfg, data, "dxmi", run, cfg.iterations) as batches:
+            picture = _picture(cfg, trainer.averaged.sampler, data)
+            run.phase("dxmi", trainer, cfg.iterations, batches, picture)
+        averaged = run.ranks.whole(trainer.averaged)
+        if cfg.dry_run or not run.ranks.first:
+            return {}
+        _save_model(run.directory / "model", averaged, cfg, data)
+        numbers = _finish(run, cfg, data, averaged)
+        summary = run.summarize(numbers)
+    print(table(numbers))
+    print(f"{run.directory}: summary.json, model/, pictures; {summary['wall_seconds']} s")
+    return summary
+
+
+def pretrain(cfg: Config, ranks: Ranks | None = None) -> None:
+    """Runs the pretraining alone; training with the same output, or with it as ``start``, goes on from it."""
+    if cfg.start is not None or not cfg.pretrained:
+        raise ConfigError("start, pretrained: got a network or false, but pretraining alone was asked for")
+    run = Run(cfg, ranks)
+    if run.finished():
+        print(f"{run.directory} holds this run already, finished; nothing to do")
+        return
+    with run:
+        data, networks, diffusion = _prepare(run, cfg)
+        if "pretrain" in run.past and (run.directory / "model").is_dir():
+            print(f"{run.directory} is past its pretraining; nothing to do")
+            return
+        _pretrain(run, cfg, data, networks, diffusion)
+        networks = run.ranks.whole(networks)
+        if cfg.dry_run or not run.ranks.first:
+            return
+        _save_model(run.directory / "model", networks, cfg, data)
+        _draw_samples(run.directory / "samples.png", cfg, networks.sampler, data.classes)
+        print(f"{run.directory}: pretrained, model/; `dxmi train` with start={run.directory} goes on from it")
+
+
+def sample(
+    directory: Path,
+    n: int,
+    seed: int,
+    batch_size: int,
+    device: torch.device,
+    *,
+    guidance: float = 0.0,
+    labels: str | None = None,
+) -> Tensor:
+    """Samples [n, C, H, W] of a run's final sampler, near [-1, 1]; row i is the same whatever n and
+    batch_size."""
+    _, networks = load(directory, device)
+    return generate.samples(
+        networks,
+        n,
+        seed,
+        batch_size=min(batch_size, 1024),
+        guidance=guidance,
+        labels=labels,
+        classes=_classes_of(networks),
+    )
+
+
+def evaluate(
+    directory: Path, settings: EvaluateSettings, device: torch.device
+) -> tuple[dict[str, float], str]:
+    """The metrics of a run's final network, by its own few steps or another chain."""
+    cfg, networks = load(directory, device)
+    cfg = dataclasses.replace(cfg, evaluate_n=settings.n or cfg.evaluate_n)
+    if settings.chain is not None:
+        timed = networks.sampler.network
+        assert isinstance(timed, Timed)
+        chain = _chain(settings.chain, cfg)
+        shape = networks.sampler.data_shape
+        networks.sampler = GaussianSampler(Timed(timed.network, chain), chain, shape).to(device)
+    numbers = _scores(cfg, _load_data(cfg), networks, seed=settings.seed)
+    return numbers, table(numbers)
+
+
+def load(directory: Path, device: torch.device) -> tuple[Config, Networks]:
+    """A run's settings and final networks.
+
+    Raises:
+        checkpoint.CheckpointError: there are none, or they are damaged.
+    """
+    tensors, about = checkpoint.load_model_state(directory / "model", device)
+    cfg = config.load(Config, directory / "config.yaml")
+    network = _rebuilt(about)
+    diffusion = DDPM(schedules.make_betas(), "epsilon") if about["prediction"] != "edm" else EDM()
+    networks = _networks(cfg, network, tuple(about["data_shape"]), about["classes"], diffusion)
+    networks.load_state_dict(tensors)
+    return cfg, networks.to(device).eval()
+
+
+def table(numbers: dict[str, float]) -> str:
+    """Metrics, one a line, each beside what as many test images score."""
+    rows = {name: value for name, value in numbers.items() if not name.endswith(("_floor", "_std"))}
+    lines = [f"{'':32}{'this run':>10}{'test images':>14}"]
+    for name, value in rows.items():
+        floor = numbers.get(f"{name}_floor")
+        lines.append(f"{name:32}{value:10.4g}{'' if floor is None else f'{floor:14.4g}'}")
+    return "\n".join(lines)
+
+
+def _prepare(run: Run, cfg: Config) -> tuple[ImageData, Networks, DDPM | EDM]:
+    """Data, networks and what the sampler's network was, or will be, trained for. What is missing shows here,
+    not after hours."""
+    data = _load_data(cfg)
+    classes = _classes(cfg, data)
+    if cfg.features is not None and run.ranks.first:
+        features.load(cfg.features)
+    network, diffusion = _network(cfg, data.shape, classes)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(cfg.seed + 1)
+        networks = _networks(cfg, network, data.shape, classes, diffusion).to(run.device)
+    run.describe(networks)
+    return data, networks, diffusion
+
+
+def _load_data(cfg: Config, split: str = "train") -> ImageData:
+    if cfg.data is None:
+        raise ConfigError("data: got none, wants the path of images; `dxmi train RECIPE --help` tells more")
+    return data_images.load(cfg.data, split=split, size=cfg.image_size, cache=cfg.cache)
+
+
+def _classes(cfg: Config, data: ImageData) -> int | None:
+    if not cfg.conditional:
+        return None
+    if not data.classes:
+        raise ConfigError(f"conditional: got true, but the images of {cfg.data} have no classes")
+    return data.classes
+
+
+def _network(cfg: Config, shape: tuple[int, int, int], classes: int | None) -> tuple[UNet, DDPM | EDM]:
+    """The sampler's network, new or given, and its diffusion."""
+    wants_edm = cfg.schedule == "edm"
+    kinds = {"eps": "epsilon", "x": "sample", "v": "v_prediction"}
+    own: DDPM | EDM = DDPM(schedules.make_betas(), kinds[cfg.prediction])  # type: ignore[arg-type]
+    if wants_edm:
+        own = EDM(cfg.sigma_data, cfg.sigma_min, cfg.sigma_max)
+    if cfg.start is None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(cfg.seed)
+            return unet(cfg.unet, shape, classes), own
+    if (Path(cfg.start) / "model").is_dir():
+        network, prediction, of = _of_run(Path(cfg.start))
+        if of != (tuple(shape), classes):
+            raise ConfigError(
+                f"start: {cfg.start} is for shape and classes {of}, the data {(shape, classes)}"
+            )
+        if prediction != (cfg.prediction if not wants_edm else "edm"):
+            raise ConfigError(
+                f"start: {cfg.start} was trained to predict {prediction}, not as schedule wants"
+            )
+        return network, own
+    given = pretrained_models.load(cfg.start, shape, classes)
+    diffusion = given.diffusion or own
+    if isinstance(diffusion, EDM) != wants_edm:
+        kind = "EDM's network" if isinstance(diffusion, EDM) else "a network of betas"
+        raise ConfigError(f"schedule: got {cfg.schedule}, but {cfg.start} holds {kind}")
+    if isinstance(diffusion, EDM) and diffusion.boundary:
+        raise ConfigError(
+            f"start: {cfg.start} holds a consistency model, wants its teacher or another denoiser"
+        )
+    if isinstance(diffusion, DDPM) and _PREDICTIONS[diffusion.prediction] != cfg.prediction:
+        raise ConfigError(
+            f"prediction: got {cfg.prediction}, but {cfg.start} predicts {diffusion.prediction}"
+        )
+    return given.network, diffusion
+
+
+def _networks(
+    cfg: Config, network: UNet, shape: tuple[int, ...], classes: int | None, diffusion: DDPM | EDM
+) -> Networks:
+    schedule = _schedule(cfg, diffusion)
+    sampler = GaussianSampler(Timed(network, schedule), schedule, shape)
+    value: nn.Module
+    energy: nn.Module | None = None
+    if cfg.value_kind == "time_independent":
+        value = TimeIndependent(ResNetEnergy(shape[0], cfg.energy_width, classes))
+    else:
+        value = ResNetValue(shape[0], cfg.steps, cfg.energy_width, classes)
+        if cfg.value_kind == "separate":
+            energy = ResNetEnergy(shape[0], cfg.energy_width, classes)
+    return Networks(sampler, value, energy)
+
+
+def _schedule(cfg: Config, diffusion: DDPM | EDM) -> Schedule:
+    """The sampler's few steps."""
+    if isinstance(diffusion, EDM):
+        return schedules.edm(
+            cfg.steps,
+            sigma_max=cfg.sigma_max,
+            sigma_min=cfg.sigma_min,
+            rho=cfg.rho,
+            stochastic_last=cfg.stochastic_last,
+            eta=cfg.eta,
+            sigma_data=diffusion.sigma_data,
+            time_scale=diffusion.time_scale,
+            min_std=cfg.min_std,
+        )
+    prediction = _PREDICTIONS[diffusion.prediction]
+    if cfg.schedule == "ddim":
+        return schedules.ddim(
+            cfg.steps, eta=cfg.eta, betas=diffusion.betas, prediction=prediction, min_std=cfg.min_std
+        )
+    if not torch.allclose(diffusion.betas, schedules.make_betas()):
+        raise ConfigError("schedule: got fastdpm, which is for DDPM's linear betas; use schedule=ddim")
+    return schedules.fastdpm(cfg.steps, kappa=cfg.eta, prediction=prediction, min_std=cfg.min_std)
+
+
+def _chain(text: str, cfg: Config) -> Schedule:
+    """A schedule by name and length, for the network as it was pretrained."""
+    name, _, length = text.partition("-")
+    kinds = ("edm",) if cfg.schedule == "edm" else ("fastdpm", "ddim", "ddpm")
+    if name not in kinds or not length.isdecimal() or not 1 < int(length) <= 1000:
+        raise ConfigError(f"chain: got {text!r}, wants {' or '.join(f'{kind}-STEPS' for kind in kinds)}")
+    steps = int(length)
+    if name == "edm":
+        bounds: dict[str, Any] = {"sigma_max": cfg.sigma_max, "sigma_min": cfg.sigma_min, "rho": cfg.rho}
+        return schedules.edm(steps, eta=0.0, sigma_data=cfg.sigma_data, **bounds)
+    if name == "fastdpm":
+        return schedules.fastdpm(steps, prediction=cfg.prediction)
+    if name == "ddim":
+        return schedules.ddim(steps, prediction=cfg.prediction)
+    return schedules.ddim(steps, eta=1.0, large_std=True, prediction=cfg.prediction)
+
+
+def _pretrain(run: Run, cfg: Config, data: ImageData, networks: Networks, diffusion: DDPM | EDM) -> None:
+    sampler = networks.sampler
+    network = sampler.network.network
+    assert isinstance(network, UNet)
+    if isinstance(diffusion, EDM):
+        levels = lognormal_levels(sigma_data=diffusion.sigma_data, time_scale=diffusion.time_scale)
+        prediction = "edm"
+    else:
+        alpha_bar = (1 - diffusion.betas).cumprod(0)
+        levels = uniform_levels(alpha_bar.sqrt(), (1 - alpha_bar).sqrt())
+        prediction = _PREDICTIONS[diffusion.prediction]
+    speed.prepare(cfg, sampler, network)
+    pretrainer = Pretrainer(
+        network,
+        levels,
+        prediction=prediction,
+        sigma_data=cfg.sigma_data,
+        lr=cfg.pretrain_lr,
+        iterations=cfg.pretrain_iterations,
+        seed=cfg.seed,
+        ema_decay=cfg.pretrain_ema_decay,
+        clip=cfg.pretrain_clip,
+        ranks=run.ranks,
+        settings=cfg,
+        memory_format=sampler.memory_format,
+    )
+    schedule = _schedule(cfg, diffusion)
+    shown = GaussianSampler(Timed(pretrainer.averaged, schedule), schedule, data.shape).to(run.device)
+    with _batches(cfg, data, "pretrain", run, cfg.pretrain_iterations) as batches:
+        picture = _picture(cfg, shown, data)
+        run.phase("pretrain", pretrainer, cfg.pretrain_iterations, batches, picture)
+    sharding.load_(network, pretrainer.averaged.state_dict())
+
+
+def _batches(cfg: Config, data: ImageData, phase: str, run: Run, iterations: int) -> Prefetcher:
+    """iteration -> this rank's rows of the data, with labels where they count."""
+    count, offset = run.rows
+
+    def batch(iteration: int) -> Tensor | tuple[Tensor, ...]:
+        rows: dict[str, Any] = {"offset": offset, "count": count, "flip": cfg.flip}
+        images, labels = data.batch(iteration, cfg.batch_size, seed=cfg.seed, stream=phase, **rows)
+        if not cfg.conditional:
+            return images
+        assert labels is not None
+        return images, labels
+
+    return Prefetcher(batch, run.device, iterations)
+
+
+def _picture(cfg: Config, sampler: GaussianSampler, data: ImageData) -> Callable[[IO[bytes]], None] | None:
+    """Draws samples of fixed noise and classes."""
+    if cfg.shard:  # the first rank alone has no whole networks
+        return None
+    return lambda file: _draw_samples(file, cfg, sampler, data.classes)
+
+
+def _draw_samples(file: IO[bytes] | Path, cfg: Config, sampler: GaussianSampler, classes: int) -> None:
+    key = noise.Draws(cfg.seed, "pictures", ["sample"], sampler.log_std.device).at(0)["sample"]
+    labels = torch.arange(_PICTURED, device=key.device) % classes if cfg.conditional else None
+    plots.images(file, sampler.sample(_PICTURED, key, labels).cpu())
+
+
+def _finish(run: Run, cfg: Config, data: ImageData, networks: Networks) -> dict[str, float]:
+    """Pictures and metrics of a run that is over."""
+    _draw_samples(run.directory / "samples.png", cfg, networks.sampler, data.classes)
+    plots.curves(run.directory / "curves.png", run.directory / "metrics.jsonl")
+    return _scores(cfg, data, networks, seed=cfg.seed)
+
+
+def _scores(cfg: Config, data: ImageData, networks: Networks, *, seed: int) -> dict[str, float]:
+    """Metrics against as many training images, and what as many test images score, where there are any."""
+    if cfg.features is None:
+        return {}
+    device, n = networks.sampler.log_std.device, min(cfg.evaluate_n, len(data))
+    extractor = features.load(cfg.features).to(device)
+    options: dict[str, Any] = {"keep": min(n, 5000), "device": device, "cache": cfg.cache}
+    reference = metrics.reference(data, extractor, n, **options)
+    samples = metrics.statistics(_samples(cfg, networks, n, seed), extractor, keep=options["keep"])
+    numbers = metrics.compare(samples, reference, extractor)
+    try:
+        test = _load_data(cfg, "test")
+    except data_images.ImageDataError:
+        return numbers
+    return numbers | metrics.floor(data, test, extractor, n, **options) if len(test) >= n else numbers
+
+
+def _samples(cfg: Config, networks: Networks, n: int, seed: int) -> Iterator[Tensor]:
+    """n samples in batches, as uint8; of classes at random."""
+    sampler, classes = networks.sampler, _classes_of(networks)
+    draws = noise.Draws(seed, "evaluate", ["sample", "labels"], sampler.log_std.device).at(0)
+    labels = None if classes is None else noise.randint(classes, n, draws["labels"])
+    for first in range(0, n, cfg.sample_batch):
+        count = min(cfg.sample_batch, n - first)
+        part = None if labels is None else labels[first : first + count]
+        yield data_images.to_uint8(sampler.sample(count, draws["sample"], part, sample_offset=first))
+
+
+def _classes_of(networks: Networks) -> int | None:
+    network = networks.sampler.network.network
+    assert isinstance(network, UNet)
+    return network.classes
+
+
+def _save_model(path: Path, networks: Networks, cfg: Config, data: ImageData) -> None:
+    network = networks.sampler.network.network
+    assert isinstance(network, UNet)
+    about = {
+        "task": cfg.task,
+        "data_shape": list(data.shape),
+        "classes": _classes_of(networks),
+        "prediction": "edm" if cfg.schedule == "edm" else cfg.prediction,
+        "unet": json.loads(network.model.to_json_string()),
+    }
+    checkpoint.save_model(path, networks, about)
+
+
+def _rebuilt(about: dict[str, Any]) -> UNet:
+    from diffusers import UNet2DModel
+
+    return UNet(UNet2DModel.from_config(about["unet"]))
+
+
+def _of_run(directory: Path) -> tuple[UNet, str, tuple[tuple[int, ...], int | None]]:
+    """The network of a run's sampler, what it predicts, and the shape and classes that it is for."""
+    tensors, about = checkpoint.load_model_state(directory / "model")
+    network, prefix = _rebuilt(about), "sampler.network.network."
+    network.load_state_dict(
+        {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+    )
+    return network, about["prediction"], (tuple(about["data_shape"]), about["classes"])

@@ -1,0 +1,134 @@
+"""Image recipes: every one of them, shrunken, and a tiny one from data to samples and metrics."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dxmi_ext import cli, recipes
+from dxmi_ext.config import ConfigError
+from dxmi_ext.metrics import features
+from dxmi_ext.models import unet
+from dxmi_ext.recipes import images
+from dxmi_ext.runlog import read_metrics
+
+for library in ("diffusers", "omegaconf", "PIL"):
+    pytest.importorskip(library)
+
+RECIPES = [name for name in recipes.names() if recipes.task_of(recipes.find(name)) is images]
+TINY = unet.Architecture(8, (1, 2), blocks=1, attention=(4,))
+FEW = [
+    "energy_width=4",
+    "batch_size=4",
+    "device=cpu",
+    "precision=float32",
+    "tensorboard=false",
+    "features=null",
+]
+SHORT = ["pretrain_iterations=2", "iterations=2", "checkpoint_every=1", "log_every=1", "picture_every=0"]
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(unet.ARCHITECTURES, "small", TINY)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "images.npz"
+    rng = np.random.default_rng(0)
+    split = {"x": rng.integers(0, 256, (24, 8, 8, 3), dtype=np.uint8), "y": np.arange(24) % 3}
+    np.savez(path, **{f"{name}_{key}": value for name in ("train", "test") for key, value in split.items()})
+    return path
+
+
+def run(command: str, recipe: str, output: Path, data: Path, *settings: str) -> int:
+    shared = [f"output={output}", f"data={data}", f"cache={data.parent / 'cache'}", *FEW, *SHORT]
+    return cli.main([command, recipe, *shared, *settings])
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_tries_an_iteration(
+    recipe: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = ["dry_run=true", "unet=small", "image_size=8", "steps=3", "skip_last=0"]
+    assert run("train", recipe, tmp_path / "run", data, *settings) == 0
+    shown = capsys.readouterr().out
+    assert "pretrain: one iteration" in shown and "dxmi: one iteration" in shown
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["value_kind=per_step", "prediction=v", "channels_last=true"],
+        ["value_kind=separate", "schedule=ddim", "conditional=true", "sampler_update=policy_gradient"],
+        ["schedule=edm", "rho=4", "stochastic_last=true", "conditional=true"],
+    ],
+)
+def test_a_run_from_data_to_samples(settings: list[str], data: Path, tmp_path: Path) -> None:
+    """Stopped and resumed it ends in the same bytes; sampling takes classes and guidance."""
+    whole, again, final = tmp_path / "whole", tmp_path / "again", "model/model.safetensors"
+    settings = ["unet=small", "steps=3", *settings]
+    assert run("train", "fashion-mnist-t4", whole, data, *settings) == 0
+    assert run("pretrain", "fashion-mnist-t4", again, data, *settings) == 0
+    assert run("train", "fashion-mnist-t4", again, data, *settings) == 0
+    assert (again / final).read_bytes() == (whole / final).read_bytes()
+    rows = read_metrics(whole / "metrics.jsonl")
+    assert [row["phase"] for row in rows] == ["pretrain", "pretrain", "dxmi", "dxmi"]
+    numbers = [number for row in rows for number in row.values() if isinstance(number, float)]
+    assert all(map(math.isfinite, numbers)) and (whole / "samples.png").stat().st_size
+    labels = "0-2" if "conditional=true" in settings else None
+    drawn, once = (
+        images.sample(whole, 5, 0, batch_size, torch.device("cpu"), guidance=0.1, labels=labels)
+        for batch_size in (2, 5)
+    )
+    assert drawn.shape == (5, 3, 8, 8)
+    torch.testing.assert_close(drawn, once, rtol=1e-4, atol=1e-4)
+
+
+def test_a_run_starts_from_another_and_is_scored(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Features here are means of 2 x 2 pixels."""
+
+    class Means(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.nn.functional.avg_pool2d(x.float(), 4).flatten(1)
+
+    monkeypatch.setattr(features, "load", lambda _: features.Extractor(Means(), "means"))
+    first, second = tmp_path / "first", tmp_path / "second"
+    scored = ["features=efflite0", "evaluate_n=24"]
+    assert run("pretrain", "fashion-mnist-t10", first, data, "steps=4", *scored) == 0
+    assert run("train", "fashion-mnist-t4", second, data, f"start={first}", *scored) == 0
+    summary = json.loads((second / "summary.json").read_text())
+    assert summary["fd_means_24"] > 0 and "fd_means_24_floor" in summary
+    assert {row["phase"] for row in read_metrics(second / "metrics.jsonl")} == {"dxmi"}
+    capsys.readouterr()
+    settings = images.EvaluateSettings(chain="ddim-6", n=12)
+    numbers, table = images.evaluate(first, settings, torch.device("cpu"))
+    assert numbers["fd_means_12"] > 0 and "test images" in table
+    with pytest.raises(ConfigError, match="chain: got 'edm-4', wants fastdpm-STEPS or ddim"):
+        images.evaluate(first, images.EvaluateSettings(chain="edm-4"), torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["data=null"], "data: got none, wants the path of images"),
+        (["start=somewhere", "unet=cifar10"], "unet: got cifar10, but the network of start=somewhere"),
+        (["sigma_min=90"], "sigma_min: got 90.0, wants less than sigma_max=80.0"),
+        (["pretrain_iterations=0"], "start: got none, wants a network, or pretrain_iterations above 0"),
+        (["negatives=short_run"], "negatives: got short_run, wants sampler or refined"),
+    ],
+)
+def test_bad_settings(
+    settings: list[str], message: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("train", "fashion-mnist-t4", tmp_path, data, *settings) == 2
+    assert message in capsys.readouterr().err
