@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from dxmi_ext.errors import UserError
 
@@ -58,16 +59,23 @@ def write_text(path: Path | str, text: str) -> None:
 
 def write_bytes(path: Path | str, content: bytes) -> None:
     """The same of bytes."""
-    path = Path(path)
-    unfinished = _beside(path, _UNFINISHED)
+    with file(Path(path)) as new:
+        new.write(content)
+
+
+@contextmanager
+def file(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write to; at the end it appears as ``path`` at once, or replaces what was there. A failure
+    within the block leaves everything as it was."""
+    making = unfinished(path)
     try:
-        with naming(path), unfinished.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(path)
+        with naming(path), making.open("wb") as new:
+            yield new
+            new.flush()
+            os.fsync(new.fileno())
+        making.replace(path)
     except BaseException:
-        unfinished.unlink(missing_ok=True)
+        making.unlink(missing_ok=True)
         raise
     _fsync(path.parent)
 
@@ -85,7 +93,7 @@ def folder(path: Path) -> Iterator[Path]:
         with naming(path):
             making.mkdir(parents=True)
             yield making
-            for written in (*making.iterdir(), making):
+            for written in (*making.rglob("*"), making):
                 _fsync(written)
     except BaseException:
         shutil.rmtree(making, ignore_errors=True)
@@ -99,13 +107,23 @@ def folder(path: Path) -> Iterator[Path]:
 
 
 def unfinished(path: Path) -> Path:
-    """Where another process finds what ``folder(path)`` is making."""
+    """Where what ``folder(path)`` or ``file(path)`` is making lies meanwhile."""
     return _beside(path, _UNFINISHED)
 
 
 def sync(path: Path) -> None:
     """A file that this process has put into the folder of another is safe on disk."""
     _fsync(path)
+
+
+def check_new(path: Path) -> None:
+    """Refuse to write a folder over anything else than an empty one.
+
+    Raises:
+        UserError: something lies there.
+    """
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise UserError(f"output: got {str(path)!r}, where something lies already; wants a new folder")
 
 
 def remove_folder(path: Path) -> None:

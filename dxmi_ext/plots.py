@@ -1,7 +1,7 @@
 """Pictures of a run, drawn from points, images and numbers alone; no network enters here.
 
-Imports torch, numpy and ``dxmi_ext.runlog``; matplotlib (extra ``train``) and its dependency PIL where used,
-without a display.
+Imports torch, numpy, ``dxmi_ext.runlog`` and ``dxmi_ext.data.images``; matplotlib (extra ``train``) and its
+dependency PIL where used, without a display.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from dxmi_ext import runlog
+from dxmi_ext.data.images import to_uint8
 
 _File = str | Path | IO[bytes]
 _EXTENT = 4.0  # energies and the uniform points of AUROC live on [-4, 4]^2
@@ -134,7 +135,7 @@ def images(path: _File, images: Tensor, *, columns: int | None = None) -> None:
     """A grid of images as a png, a pixel each, row by row.
 
     Args:
-        images: [n, C, H, W] with C 1 or 3; values in [-1, 1], others clipped.
+        images: [n, C, H, W] with C 1 or 3; uint8, or values in [-1, 1], others clipped.
         columns: of the grid; None: as many as make it square.
 
     Raises:
@@ -150,8 +151,8 @@ def images(path: _File, images: Tensor, *, columns: int | None = None) -> None:
     canvas = np.full(
         (gap + -(-n // columns) * (height + gap), gap + columns * (width + gap), 3), 255, dtype=np.uint8
     )
-    pixels = _numpy(images).clip(-1, 1).transpose(0, 2, 3, 1)
-    for i, image in enumerate(((pixels + 1) * 127.5).round().astype(np.uint8)):
+    pixels = (images if images.dtype == torch.uint8 else to_uint8(images)).detach().cpu()
+    for i, image in enumerate(pixels.permute(0, 2, 3, 1).numpy()):
         top, left = gap + i // columns * (height + gap), gap + i % columns * (width + gap)
         canvas[top : top + height, left : left + width] = image  # one channel becomes three
     Image.fromarray(canvas).save(path, format="PNG")
