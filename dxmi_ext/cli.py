@@ -1,4 +1,4 @@
-"""The command `dxmi`: train, pretrain, sample, evaluate, report, info.
+"""The command `dxmi`: train, pretrain, sample, evaluate, report, export, convert, info.
 
 Imports what a command needs when it runs.
 """
@@ -12,9 +12,14 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import TypeVar
 
+from dxmi_ext import config
+from dxmi_ext.config import Settings, setting
 from dxmi_ext.errors import UserError
 from dxmi_ext.signals import Stopped
+
+S = TypeVar("S", bound=Settings)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -33,7 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith(("dxmi_ext", "torch")):
             raise
-        print(f"dxmi {options.command} needs {error.name}: pip install 'dxmi_ext[train]'", file=sys.stderr)
+        what = "diffusers" if error.name == "diffusers" else "'dxmi_ext[train]'"
+        print(f"dxmi {options.command} needs {error.name}: pip install {what}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"dxmi {options.command}: interrupted", file=sys.stderr)
@@ -68,15 +74,23 @@ def _parser() -> argparse.ArgumentParser:
             action="store_true",
             help="build everything, try one iteration of each phase, write nothing",
         )
-    command("sample", _sample, "Draw samples from a run's sampler.", "RUN: folder of a finished run")
-    command("evaluate", _evaluate, "Compute a run's numbers again.", "RUN: folder of a finished run")
+    run = "RUN: folder of a finished run"
+    command("sample", _sample, "Draw samples from a run's sampler; torchrun: on several devices.", run)
+    command("evaluate", _evaluate, "Compute a run's numbers again.", run)
     command("report", _report, "Write numbers, curves and pictures as one page.", "RUN: folder of a run")
+    command("export", _export, "Save a run's sampler of images as a pipeline of diffusers.", run)
+    command(
+        "convert",
+        _convert,
+        "Turn a checkpoint of EDM or of consistency models into a folder of diffusers.",
+        "CHECKPOINT: a state dict, in safetensors or as torch.save wrote it",
+    )
     command("info", _info, "Tell versions, and which kernels run here.")
     return parser
 
 
 def _train(options: argparse.Namespace) -> None:
-    from dxmi_ext import config, recipes
+    from dxmi_ext import recipes
 
     if options.target is None:
         common = config.describe(config.RunConfig(recipe="RECIPE"))
@@ -108,65 +122,41 @@ def _train(options: argparse.Namespace) -> None:
 
 
 def _sample(options: argparse.Namespace) -> None:
-    from dxmi_ext import config
-    from dxmi_ext.config import Settings, device_setting, setting
-
-    @dataclasses.dataclass
-    class SampleSettings(Settings):
-        n: int = setting(10_000, "number of samples", minimum=1)
-        output: str | None = setting(None, "file to write; null: RUN/samples.npz")
-        seed: int = setting(0, "seed of the noise", minimum=0)
-        batch_size: int = setting(4096, "rows that the network sees at a time", minimum=1)
-        guidance: float = setting(0.0, "lambda of value guidance; the paper's are at most .5", minimum=0)
-        labels: str | None = setting(
-            None, "classes, where networks take them: 3, or in turn 0-9 or 1,4; uniform, or null: at random"
-        )
-        device: str = device_setting()
-
-    if options.help or options.target is None:
-        _show_help(options, config.describe(SampleSettings()))
-        return
-    import numpy as np
-
+    from dxmi_ext import generate
+    from dxmi_ext.ranks import Ranks
     from dxmi_ext.run import choose_device
 
+    if (cfg := _settings(options, generate.SampleSettings)) is None:
+        return
     folder, task = _run_of(options)
-    cfg = config.load(SampleSettings, None, options.settings)
-    output = Path(cfg.output) if cfg.output else folder / "samples.npz"
-    if output.suffix != ".npz":
-        raise config.ConfigError(f"output: got {str(output)!r}, wants a file name that ends in .npz")
-    samples = task.sample(
-        folder,
-        cfg.n,
-        cfg.seed,
-        cfg.batch_size,
-        choose_device(cfg.device),
-        guidance=cfg.guidance,
-        labels=cfg.labels,
-    )
-    output.parent.mkdir(parents=True, exist_ok=True)
-    np.savez(output, samples=samples.cpu().numpy())
-    print(f"{output}: samples {list(samples.shape)}")
+    output = cfg.output or str(folder / "samples.npz")
+    generate.check_output(output)
+    n = cfg.n or (64 if output.endswith(".png") else 10_000)
+    ranks = Ranks.from_environment()
+    device = choose_device(cfg.device, ranks.local_rank)
+    rows = generate.rows_of(n, ranks)
+    with ranks.joined(device):
+        drawn = task.sample(
+            folder, rows, cfg.seed, cfg.batch_size, device, guidance=cfg.guidance, labels=cfg.labels
+        )
+        written = generate.write(output, n, drawn, ranks)
+    if ranks.first:
+        print(f"{output}: {written}")
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    from dxmi_ext import config
-    from dxmi_ext.config import Settings, device_setting, setting
-
     @dataclasses.dataclass
     class EvaluateSettings(Settings):
         output: str | None = setting(None, "json file to write the numbers to; null: none")
         seed: int = setting(0, "seed of samples and data", minimum=0)
-        device: str = device_setting()
+        device: str = config.device_setting()
 
-    if options.help or options.target is None:
-        _show_help(options, config.describe(EvaluateSettings()))
+    if (cfg := _settings(options, EvaluateSettings)) is None:
         return
     from dxmi_ext.run import choose_device
     from dxmi_ext.runlog import write_json
 
     folder, task = _run_of(options)
-    cfg = config.load(EvaluateSettings, None, options.settings)
     numbers, table = task.evaluate(folder, cfg.seed, choose_device(cfg.device))
     print(table)
     if cfg.output:
@@ -174,23 +164,44 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 
 def _report(options: argparse.Namespace) -> None:
-    from dxmi_ext import config
-    from dxmi_ext.config import Settings, setting
-
     @dataclasses.dataclass
     class ReportSettings(Settings):
         output: str | None = setting(None, "file to write; null: RUN/report.html")
 
-    if options.help or options.target is None:
-        _show_help(options, config.describe(ReportSettings()))
+    if (cfg := _settings(options, ReportSettings)) is None:
         return
     from dxmi_ext import files, report
 
     folder, _ = _run_of(options)
-    cfg = config.load(ReportSettings, None, options.settings)
     output = Path(cfg.output or folder / "report.html")
     files.write_text(output, report.html_of(folder))
     print(output)
+
+
+def _export(options: argparse.Namespace) -> None:
+    from dxmi_ext import exchange
+
+    if (cfg := _settings(options, exchange.ExportSettings)) is None:
+        return
+    import torch
+
+    folder, task = _run_of(options)
+    output = Path(cfg.output or folder / "diffusers")
+    _, networks = task.load(folder, torch.device("cpu"))
+    exchange.export(networks.sampler, output)
+    print(
+        f"{output}: a pipeline of diffusers; to use it:\n"
+        "  from dxmi_ext.pipeline import DxMIPipeline\n"
+        f"  images = DxMIPipeline.from_pretrained({str(output)!r})(batch_size=16).images"
+    )
+
+
+def _convert(options: argparse.Namespace) -> None:
+    from dxmi_ext import exchange
+
+    if (cfg := _settings(options, exchange.ConvertSettings)) is not None:
+        output = exchange.convert_checkpoint(Path(options.target), cfg)
+        print(f"{output}: a UNet2DModel of diffusers (unet/) and what it was trained for (scheduler/)")
 
 
 def _info(options: argparse.Namespace) -> None:
@@ -218,8 +229,16 @@ def _info(options: argparse.Namespace) -> None:
         print(f"{name:<{width}}  {value}")
 
 
+def _settings(options: argparse.Namespace, cls: type[S]) -> S | None:
+    """Those of a command, or None where their help was asked for and shown."""
+    if options.help or options.target is None:
+        _show_help(options, config.describe(cls()))
+        return None
+    return config.load(cls, None, options.settings)
+
+
 def _run_of(options: argparse.Namespace) -> tuple[Path, ModuleType]:
-    from dxmi_ext import config, recipes
+    from dxmi_ext import recipes
 
     folder = Path(options.target)
     if not (folder / "config.yaml").is_file():

@@ -1,4 +1,4 @@
-"""The command line and a run's folder: files, resuming, refusals, sample, evaluate, info and help.
+"""The command line and a run's folder: files, resuming, refusals, sample, export, evaluate, info and help.
 
 Runs are tiny, evaluated on few points and, but for one, not drawn.
 """
@@ -6,6 +6,7 @@ Runs are tiny, evaluated on few points and, but for one, not drawn.
 from __future__ import annotations
 
 import base64
+import importlib
 import json
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ import sys
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,11 +22,15 @@ import pytest
 import torch
 from PIL import Image
 
+import image_samplers
 import runs
-from dxmi_ext import cli, files, generate, noise, ops, plots, run
+from dxmi_ext import cli, files, generate, noise, ops, plots, recipes, run
 from dxmi_ext.data import two_d as data
+from dxmi_ext.models import convert, pretrained
+from dxmi_ext.models.unet import Architecture, unet
 from dxmi_ext.recipes import two_d
 from dxmi_ext.runlog import TIMING_FIELDS
+from dxmi_ext.sampler import GaussianSampler
 from runs import DXMI, PRETRAIN, SCORES, SETTINGS, assert_same_run, model, read, train
 
 for library in ("matplotlib", "omegaconf", "ot", "sklearn", "tensorboard"):
@@ -288,6 +294,8 @@ def test_refused_in_the_folder_of_a_run(
         (["sample", "nowhere"], "RUN: got 'nowhere', wants the folder of a run"),
         (["evaluate", "nowhere"], "RUN: got 'nowhere', wants the folder of a run"),
         (["report", "nowhere"], "RUN: got 'nowhere', wants the folder of a run"),
+        (["export", "nowhere"], "RUN: got 'nowhere', wants the folder of a run"),
+        (["convert", "nowhere", "kind=edm"], "nowhere"),
     ],
 )
 def test_mistake_is_one_line(
@@ -436,7 +444,99 @@ def test_images_are_a_grid_of_their_pixels(tmp_path: Path) -> None:
 
 def test_sample_refuses_another_format(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["sample", str(finished), "output=samples.csv", "device=cpu"]) == 2
-    assert "output: got 'samples.csv', wants a file name that ends in .npz" in capsys.readouterr().err
+    assert "output: got 'samples.csv', wants FILE.npz, FILE.png or FOLDER/" in capsys.readouterr().err
+
+
+def test_sample_of_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_of_images(tmp_path, monkeypatch)
+    for output, said in (("a.npz", "samples [3, 3, 8, 8] uint8"), ("b/", "3 pictures"), ("c.png", "a grid")):
+        assert cli.main(["sample", str(tmp_path), "n=3", f"output={tmp_path}/{output}", "device=cpu"]) == 0
+        assert f"{tmp_path}/{output}: {said}" in capsys.readouterr().out
+    samples = np.load(tmp_path / "a.npz")["samples"]
+    first = np.asarray(Image.open(tmp_path / "b" / "000000.png"))
+    np.testing.assert_array_equal(first.transpose(2, 0, 1), samples[0])
+    assert (tmp_path / "c.png").stat().st_size > 0
+    assert cli.main(["sample", str(tmp_path), "n=3", f"output={tmp_path}/b/", "device=cpu"]) == 2
+    assert "something lies already; wants a new folder" in capsys.readouterr().err
+
+
+def run_of_images(folder: Path, patch: pytest.MonkeyPatch) -> GaussianSampler:
+    """Makes a run of a task that has nothing but tiny networks."""
+    pytest.importorskip("diffusers")
+    network = unet(Architecture(8, (1, 2), blocks=1, attention=()), image_samplers.SHAPE)
+    networks = image_samplers.make_networks(network)
+
+    def sample(_: Path, rows: range, seed: int, batch_size: int | None, device: Any, **options: Any) -> Any:
+        return generate.batches(networks, rows, seed, batch_size=batch_size, **options)
+
+    task = SimpleNamespace(load=lambda *_: (None, networks), sample=sample)
+    patch.setattr(recipes, "task_of", lambda _: task)
+    (folder / "config.yaml").write_text("task: images\n")
+    return networks.sampler
+
+
+def test_export_is_a_pipeline_of_the_runs_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sampler = run_of_images(tmp_path, monkeypatch)
+    assert cli.main(["export", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    (loading,) = (line.strip() for line in out.splitlines() if "from_pretrained" in line)
+    assert ".unfinished" not in "".join(p.read_text() for p in (tmp_path / "diffusers").rglob("*.json"))
+    pipeline = importlib.import_module("dxmi_ext.pipeline").DxMIPipeline.from_pretrained(
+        tmp_path / "diffusers"
+    )
+    assert loading == f"images = DxMIPipeline.from_pretrained('{tmp_path}/diffusers')(batch_size=16).images"
+    images = pipeline(2, key=ops.noise_key(3), output_type="raw").images
+    torch.testing.assert_close(images, sampler.sample(2, ops.noise_key(3)))
+    before = contents(tmp_path)
+    assert cli.main(["export", str(tmp_path)]) == 2
+    assert "something lies already; wants a new folder" in capsys.readouterr().err
+    assert contents(tmp_path) == before
+
+
+def test_export_of_points_or_without_diffusers_is_one_line(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["export", str(finished), f"output={tmp_path}/a"]) == 2
+    assert capsys.readouterr().err == (
+        "dxmi export: RUN: got the sampler of a SamplerMLP, which diffusers does not know; "
+        "wants one of a U-Net\n"
+    )
+    run_of_images(tmp_path, monkeypatch)
+    monkeypatch.delitem(sys.modules, "dxmi_ext.pipeline", raising=False)
+    monkeypatch.delattr("dxmi_ext.pipeline", raising=False)
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    assert cli.main(["export", str(tmp_path), f"output={tmp_path}/a"]) == 2
+    assert capsys.readouterr().err == "dxmi export needs diffusers: pip install diffusers\n"
+    assert not (tmp_path / "a").exists()
+
+
+def test_convert_makes_a_folder_of_a_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What a network becomes is told by test_convert.py."""
+    given: list[Any] = []
+    monkeypatch.setattr(convert, "_read", lambda path: {"read": path})
+    monkeypatch.setattr(convert, "from_consistency", lambda state, **options: given.append((state, options)))
+    monkeypatch.setattr(pretrained, "save", lambda _, path, scheduler: given.append((path, scheduler)))
+    checkpoint, settings = tmp_path / "ct.pt", ["kind=consistency", "image_size=16"]
+    assert cli.main(["convert", str(checkpoint), *settings, "head_channels=8"]) == 0
+    assert capsys.readouterr().out.startswith(f"{tmp_path}/ct: a UNet2DModel of diffusers")
+    assert given == [
+        ({"read": checkpoint}, {"image_size": 16, "head_channels": 8}),
+        (tmp_path / "ct", convert.KINDS["consistency"]),
+    ]
+    (tmp_path / "ct").write_text("mine")
+    for mistake, says in (
+        (settings, f"output: got '{tmp_path}/ct', where something lies already"),
+        (["image_size=16"], "kind: got none, wants one of edm, consistency, consistency-teacher"),
+        (["kind=ddpm"], "kind: got 'ddpm', wants one of edm, consistency, consistency-teacher"),
+    ):
+        assert cli.main(["convert", str(checkpoint), *mistake]) == 2
+        assert capsys.readouterr().err.startswith(f"dxmi convert: {says}")
 
 
 def test_evaluate_gives_the_runs_own_numbers(
@@ -464,7 +564,8 @@ def test_help_lists_every_key_with_meaning_and_default(capsys: pytest.CaptureFix
         assert f"  {name}=" in out and field.metadata["help"] in out
     assert "recipe=8gaussians" in out
     for command, key in (
-        *(("sample", "batch_size=4096"), ("evaluate", "seed=0"), ("report", "output=null")),
+        *(("sample", "batch_size=null"), ("evaluate", "seed=0"), ("report", "output=null")),
+        *(("export", "output=null"), ("convert", "(edm | consistency | consistency-teacher)")),
         *(("pretrain", "8gaussians"), ("train", "--dry-run")),
     ):
         assert cli.main([command, "--help"]) == 0

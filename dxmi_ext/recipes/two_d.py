@@ -6,14 +6,14 @@ Imports torch and ``dxmi_ext``; POT, scikit-learn and matplotlib where they are 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
 import torch
 from torch import Tensor, nn
 
-from dxmi_ext import checkpoint, config, generate, noise, ops, plots, schedules, speed
+from dxmi_ext import checkpoint, config, generate, noise, plots, schedules, speed
 from dxmi_ext.config import setting
 from dxmi_ext.contrastive import LangevinTrainer
 from dxmi_ext.data import two_d as data_two_d
@@ -137,22 +137,21 @@ def pretrain(cfg: Config, ranks: Ranks | None = None) -> None:
 
 def sample(
     directory: Path,
-    n: int,
+    rows: range,
     seed: int,
-    batch_size: int,
+    batch_size: int | None,
     device: torch.device,
     *,
     guidance: float = 0.0,
     labels: str | None = None,
-) -> Tensor:
-    """Samples [n, 2] of a run's final sampler, or of Langevin chains where it trained none; row i is the same
-    whatever n and batch_size."""
+) -> Iterator[generate.Batch]:
+    """Samples [m, 2] of a run's final sampler, or of Langevin chains where it trained none, as
+    `generate.batches`."""
     cfg, networks = load(directory, device)
-    if cfg.trains_sampler:
-        return generate.samples(networks, n, seed, batch_size=batch_size, guidance=guidance, labels=labels)
-    if guidance or labels is not None:
-        raise config.ConfigError("guidance, labels: got some, but the run has Langevin chains, not a sampler")
-    return _draw(cfg, networks, n, ops.noise_key(seed, device=device), batch_size)
+    chains = None if cfg.trains_sampler else _chains(cfg)
+    return generate.batches(
+        networks, rows, seed, batch_size=batch_size, guidance=guidance, labels=labels, chains=chains
+    )
 
 
 def evaluate(directory: Path, seed: int, device: torch.device) -> tuple[dict[str, float], str]:
@@ -249,8 +248,11 @@ def _draw(cfg: Config, networks: Networks, n: int, key: Tensor, batch_size: int 
     """Samples [n, 2] of the sampler, or of Langevin chains where none was trained."""
     if cfg.trains_sampler:
         return networks.sampler.sample(n, key, batch_size=batch_size)
-    chains = dataclasses.replace(Langevin.of(cfg, cfg.tau), steps=cfg.sample_steps)
-    return chains.sample(networks, n, key, batch_size=batch_size)
+    return _chains(cfg).sample(networks, n, key, batch_size=batch_size)
+
+
+def _chains(cfg: Config) -> Langevin:
+    return dataclasses.replace(Langevin.of(cfg, cfg.tau), steps=cfg.sample_steps)
 
 
 def _pretrain(run: Run, cfg: Config, networks: Networks, schedule: schedules.Schedule) -> None:

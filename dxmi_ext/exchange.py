@@ -1,0 +1,75 @@
+"""Networks to and from diffusers' folders, as the commands ``export`` and ``convert`` do it.
+
+Imports torch and ``dxmi_ext``; diffusers where used.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from dxmi_ext import files
+from dxmi_ext.config import ConfigError, Settings, setting
+from dxmi_ext.models import convert
+from dxmi_ext.models.unet import UNet
+from dxmi_ext.sampler import GaussianSampler, Timed
+
+
+@dataclasses.dataclass
+class ExportSettings(Settings):
+    """Settings of the command ``export``."""
+
+    output: str | None = setting(None, "folder to make; null: RUN/diffusers")
+
+
+@dataclasses.dataclass
+class ConvertSettings(Settings):
+    """Settings of the command ``convert``."""
+
+    kind: str | None = setting(
+        None,
+        "a network of EDM (ADM architecture), a consistency model, or its EDM teacher; needed",
+        choices=tuple(convert.KINDS),
+    )
+    output: str | None = setting(None, "folder to make; null: CHECKPOINT without its ending")
+    image_size: int | None = setting(
+        None,
+        "in pixels, of other kinds than edm; null: what leads to 8 x 8 at the lowest level",
+        minimum=1,
+    )
+    head_channels: int = setting(64, "channels of an attention head", minimum=1)
+
+
+def export(sampler: GaussianSampler, output: Path) -> None:
+    """Saves a sampler of a U-Net as a pipeline of diffusers, complete or not at all; see `dxmi_ext.pipeline`.
+
+    Raises:
+        UserError: something lies at the output already, or the sampler is of another network.
+    """
+    network = sampler.network
+    if not (isinstance(network, Timed) and isinstance(network.network, UNet)):
+        raise ConfigError(
+            f"RUN: got the sampler of a {type(network).__name__}, which diffusers does not know; "
+            "wants one of a U-Net"
+        )
+    files.check_new(output)
+    from dxmi_ext import pipeline
+
+    with files.folder(output.resolve()) as folder:
+        pipeline.save_pretrained(folder, network.network.model, sampler)
+
+
+def convert_checkpoint(checkpoint: Path, cfg: ConvertSettings) -> Path:
+    """Turns a checkpoint of others into a folder of diffusers, which it returns; see `models.convert`.
+
+    Raises:
+        UserError: no kind is given, something lies at the output already, or the network does not map.
+    """
+    if cfg.kind is None:
+        raise ConfigError(f"kind: got none, wants one of {', '.join(convert.KINDS)}")
+    output = Path(cfg.output) if cfg.output else checkpoint.with_suffix("")
+    files.check_new(output)
+    convert.convert(
+        checkpoint, cfg.kind, output.resolve(), image_size=cfg.image_size, head_channels=cfg.head_channels
+    )
+    return output

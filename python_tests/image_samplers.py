@@ -1,0 +1,51 @@
+"""Tiny samplers of images, and ranks that draw from them: processes import it by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dxmi_ext import generate, schedules
+from dxmi_ext.networks import Networks
+from dxmi_ext.ranks import Ranks
+from dxmi_ext.sampler import GaussianSampler, Timed
+
+SHAPE = (3, 8, 8)
+SEED = 5
+
+
+class Network(nn.Module):
+    """(x [N, 3, H, W], time [N], labels [N]) -> [N, 3, H, W], in which all of them matter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.image, self.label = nn.Conv2d(3, 3, 3, padding=1), nn.Embedding(10, 3)
+
+    def forward(self, x: Tensor, time: Tensor, labels: Tensor) -> Tensor:
+        return self.image(x) + self.label(labels)[:, :, None, None] * time.cos().view(-1, 1, 1, 1)
+
+
+def make_networks(network: nn.Module) -> Networks:
+    """A sampler of two steps, the weights random."""
+    schedule = schedules.fastdpm(2)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        for p in network.parameters():
+            nn.init.normal_(p, std=0.2)
+    sampler = GaussianSampler(Timed(network.eval(), schedule), schedule, SHAPE)
+    return Networks(sampler, nn.Identity())
+
+
+def write(ranks: Ranks, outputs: list[tuple[Path, str, int]], options: dict[str, Any]) -> list[str]:
+    """Writes samples of classes to each (folder, name, n); what `generate.write` says."""
+    torch.set_num_threads(1)
+    networks, said = make_networks(Network()), []
+    with ranks.joined(torch.device("cpu")):
+        for folder, name, n in outputs:
+            rows = generate.rows_of(n, ranks)
+            drawn = generate.batches(networks, rows, SEED, classes=10, **options)
+            said.append(generate.write(f"{folder}/{name}", n, drawn, ranks))
+    return said
