@@ -145,19 +145,20 @@ def _sample(options: argparse.Namespace) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    @dataclasses.dataclass
-    class EvaluateSettings(Settings):
-        output: str | None = setting(None, "json file to write the numbers to; null: none")
-        seed: int = setting(0, "seed of samples and data", minimum=0)
-        device: str = config.device_setting()
-
-    if (cfg := _settings(options, EvaluateSettings)) is None:
-        return
+    from dxmi_ext import recipes
     from dxmi_ext.run import choose_device
     from dxmi_ext.runlog import write_json
 
+    if options.target is None:
+        shown = (
+            f"of {name} runs:\n{config.describe(task.EvaluateSettings())}" for name, task in recipes.tasks()
+        )
+        _show_help(options, "\n\n".join(shown))
+        return
     folder, task = _run_of(options)
-    numbers, table = task.evaluate(folder, cfg.seed, choose_device(cfg.device))
+    if (cfg := _settings(options, task.EvaluateSettings)) is None:
+        return
+    numbers, table = task.evaluate(folder, cfg, choose_device(cfg.device))
     print(table)
     if cfg.output:
         write_json(cfg.output, numbers)

@@ -129,6 +129,15 @@ class RunConfig(Settings):
     dry_run: bool = setting(False, "try one iteration of each phase and write nothing; also --dry-run")
 
 
+@dataclasses.dataclass
+class EvaluateSettings(Settings):
+    """Settings of the command ``evaluate``; a task adds its own by inheritance."""
+
+    output: str | None = setting(None, "json file to write the numbers to; null: none")
+    seed: int = setting(0, "seed of samples and data", minimum=0)
+    device: str = device_setting()
+
+
 def load(cls: type[C], yaml_path: str | Path | None, overrides: Sequence[str] = ()) -> C:
     """Read settings: the class's defaults, then the yaml over them, then the overrides in their order.
 

@@ -85,7 +85,14 @@ def test_a_run_from_data_to_samples(settings: list[str], data: Path, tmp_path: P
     assert all(map(math.isfinite, numbers)) and (whole / "samples.png").stat().st_size
     labels = "0-2" if "conditional=true" in settings else None
     drawn, once = (
-        images.sample(whole, 5, 0, batch_size, torch.device("cpu"), guidance=0.1, labels=labels)
+        torch.cat(
+            [
+                batch.samples
+                for batch in images.sample(
+                    whole, range(5), 0, batch_size, torch.device("cpu"), guidance=0.1, labels=labels
+                )
+            ]
+        )
         for batch_size in (2, 5)
     )
     assert drawn.shape == (5, 3, 8, 8)

@@ -2,10 +2,11 @@
 
 A task is a module of this package with
 
-    Config                                         its settings
+    Config, EvaluateSettings                       settings of its runs, of the command ``evaluate``
     train(cfg, ranks), pretrain(cfg, ranks)
-    sample(directory, n, seed, batch_size, device, *, guidance, labels) -> Tensor [n, *]
-    evaluate(directory, seed, device) -> numbers, their table
+    load(directory, device) -> cfg, networks
+    sample(directory, rows, seed, batch_size, device, *, guidance, labels) -> batches of samples
+    evaluate(directory, settings, device) -> numbers, their table
 
 Row i of the samples depends on (seed, i) alone; guidance is the lambda of value guidance, labels the text
 that ``dxmi_ext.generate`` reads. Imports tasks where they are wanted.
@@ -48,3 +49,8 @@ def task_of(path: Path) -> ModuleType:
     if name not in TASKS:
         raise config.ConfigError(f"{path}: task: got {name!r}, wants one of {', '.join(TASKS)}")
     return importlib.import_module(f"{__name__}.{name}")
+
+
+def tasks() -> list[tuple[str, ModuleType]]:
+    """All of them, by name."""
+    return [(name, importlib.import_module(f"{__name__}.{name}")) for name in TASKS]

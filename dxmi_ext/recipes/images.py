@@ -101,16 +101,13 @@ class Config(DxMISettings, config.RunConfig):
 
 
 @dataclasses.dataclass
-class EvaluateSettings(config.Settings):
-    """Of the command ``evaluate``."""
+class EvaluateSettings(config.EvaluateSettings):
+    """Settings of the command ``evaluate``."""
 
-    output: str | None = setting(None, "json file to write the numbers to; null: none")
-    seed: int = setting(0, "seed of the samples", minimum=0)
     n: int | None = setting(None, "number of samples; null: as in the run", minimum=2)
     chain: str | None = setting(
         None, "another schedule for the run's network, as fastdpm-4, ddim-100, ddpm-1000 or edm-79"
     )
-    device: str = config.device_setting()
 
 
 def train(cfg: Config, ranks: Ranks | None = None) -> dict[str, Any]:
@@ -162,25 +159,19 @@ def pretrain(cfg: Config, ranks: Ranks | None = None) -> None:
 
 def sample(
     directory: Path,
-    n: int,
+    rows: range,
     seed: int,
-    batch_size: int,
+    batch_size: int | None,
     device: torch.device,
     *,
     guidance: float = 0.0,
     labels: str | None = None,
-) -> Tensor:
-    """Samples [n, C, H, W] of a run's final sampler, near [-1, 1]; row i is the same whatever n and
-    batch_size."""
+) -> Iterator[generate.Batch]:
+    """Samples [m, C, H, W] of a run's final sampler, near [-1, 1], as `generate.batches`."""
     _, networks = load(directory, device)
-    return generate.samples(
-        networks,
-        n,
-        seed,
-        batch_size=min(batch_size, 1024),
-        guidance=guidance,
-        labels=labels,
-        classes=_classes_of(networks),
+    classes = _classes_of(networks)
+    return generate.batches(
+        networks, rows, seed, batch_size=batch_size, guidance=guidance, labels=labels, classes=classes
     )
 
 

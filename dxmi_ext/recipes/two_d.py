@@ -86,6 +86,9 @@ class Config(DxMISettings, config.RunConfig):
             raise config.ConfigError("cuda_graph: got true, wants a CUDA device, but device=cpu")
 
 
+EvaluateSettings = config.EvaluateSettings
+
+
 def train(cfg: Config, ranks: Ranks | None = None) -> dict[str, Any]:
     """Runs the recipe to its end and returns the summary, on the first rank."""
     run = Run(cfg, ranks)
@@ -154,10 +157,12 @@ def sample(
     )
 
 
-def evaluate(directory: Path, seed: int, device: torch.device) -> tuple[dict[str, float], str]:
+def evaluate(
+    directory: Path, settings: config.EvaluateSettings, device: torch.device
+) -> tuple[dict[str, float], str]:
     """The numbers of a run's final networks and their table, with noise and data of a seed of one's own."""
     cfg, networks = load(directory, device)
-    numbers = evaluate_networks(cfg, networks, seed=seed)
+    numbers = evaluate_networks(cfg, networks, seed=settings.seed)
     return numbers, table(cfg, numbers)
 
 
