@@ -21,10 +21,10 @@ from dxmi_ext.networks import Networks, frozen
 class LangevinSettings(Settings):
     """Where the energy's negatives come from, and the chains that make them."""
 
+    heading = "the energy's negatives"
     negatives: str = setting(
         "sampler",
-        "of the energy. sampler: its samples (DxMI); refined: Langevin chains that start there; short_run: "
-        "from noise; persistent: that go on between iterations. The last two train the energy alone",
+        "sampler: its samples (DxMI); refined: Langevin chains from there; the others: an energy alone, by chains",
         choices=("sampler", "refined", "short_run", "persistent"),
     )
     langevin_steps: int = setting(10, "Langevin steps an iteration", minimum=1)

@@ -43,9 +43,13 @@ def html_of(directory: Path) -> str:
         directory: the run's folder, with config.yaml and whatever it has of metrics.jsonl, summary.json and
             pictures.
     """
-    summary, rows = _summary(directory), runlog.read_metrics(directory / "metrics.jsonl")
+    summary, rows = _json(directory / "summary.json"), runlog.read_metrics(directory / "metrics.jsonl")
+    failure = _json(directory / "failure.json")
     if summary:
         state = f"Finished: {summary.get('iterations')} iterations in {summary.get('wall_seconds')} s."
+    elif failure:
+        last = failure["rollbacks"][-1]
+        state = f"Stopped at iteration {last['iteration']} of {last['phase']}: its steps stayed not finite."
     elif rows:
         state = f"Not finished: last logged at iteration {rows[-1]['iteration']} of {rows[-1]['phase']}."
     else:
@@ -53,7 +57,7 @@ def html_of(directory: Path) -> str:
     pictures = sorted(path for path in directory.glob("*.png") if path.name != "curves.png")  # drawn anew
     while_training = sorted((directory / "pictures").glob("*.png"), key=lambda path: path.stat().st_mtime_ns)
     sections = {
-        "Numbers": _table(summary),
+        "Numbers": _table(summary or failure),
         "Curves": _curves(directory / "metrics.jsonl"),
         "Pictures": "\n".join(_figure(path.read_bytes(), path.stem) for path in pictures),
         "While training": "\n".join(_figure(p.read_bytes(), p.stem) for p in while_training[-_LAST:]),
@@ -66,8 +70,7 @@ def html_of(directory: Path) -> str:
     )
 
 
-def _summary(directory: Path) -> dict[str, Any]:
-    path = directory / "summary.json"
+def _json(path: Path) -> dict[str, Any]:
     content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     return content
 

@@ -33,6 +33,7 @@ class SpeedSettings(Settings):
     finer than bfloat16's 7, and is several times as fast; torch has it on for convolutions in any case.
     """
 
+    heading = "how the networks run"
     precision: str = setting(
         "float32", "of the networks; bfloat16: by torch.autocast", choices=("float32", "bfloat16")
     )

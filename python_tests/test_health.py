@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import runs
-from dxmi_ext import health
+from dxmi_ext import cli, health
 from dxmi_ext.runlog import read_metrics
 from dxmi_ext.trainer import DxMITrainer
 from runs import DXMI, PRETRAIN, assert_same_run, read, train
@@ -100,6 +100,9 @@ def test_a_run_that_cannot_recover_stops_with_a_report_and_keeps_its_last_good_c
             assert last.startswith("dxmi train: dxmi 5: steps in a row that were not finite: 2 of the energy")
             report = read(run / "failure.json")
             assert len(report["rollbacks"]) == 3 and not (run / "summary.json").exists()
+    assert cli.main(["report", str(run)]) == 0
+    page = (run / "report.html").read_text()
+    assert "Stopped at iteration 5 of dxmi: its steps stayed not finite." in page and "rollbacks" in page
     good = report["last_checkpoint"]
     assert good.endswith(f"step_{PRETRAIN + 2:08d}")
     assert train(tmp_path / "next", f"resume={good}", "value_lr=1e-4") == 0
