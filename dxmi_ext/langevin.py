@@ -24,7 +24,7 @@ class LangevinSettings(Settings):
     heading = "the energy's negatives"
     negatives: str = setting(
         "sampler",
-        "sampler: its samples (DxMI); refined: Langevin chains from there; others: an energy alone, by chains",
+        "sampler: its samples (DxMI); refined: Langevin chains from there; others: energy alone, by chains",
         choices=("sampler", "refined", "short_run", "persistent"),
     )
     langevin_steps: int = setting(10, "Langevin steps an iteration", minimum=1)
