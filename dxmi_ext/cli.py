@@ -188,13 +188,11 @@ def _export(options: argparse.Namespace) -> None:
 
     folder, task = _run_of(options)
     output = Path(cfg.output or folder / "diffusers")
-    _, networks = task.load(folder, torch.device("cpu"))
-    exchange.export(networks.sampler, output)
-    print(
-        f"{output}: a pipeline of diffusers; to use it:\n"
-        "  from dxmi_ext.pipeline import DxMIPipeline\n"
-        f"  images = DxMIPipeline.from_pretrained({str(output)!r})(batch_size=16).images"
-    )
+    trained, networks = task.load(folder, torch.device("cpu"))
+    if not trained.trains_sampler:
+        raise config.ConfigError(f"RUN: got {options.target!r}, which trained no sampler")
+    usage = exchange.export(networks.sampler, output)
+    print(f"{output}: a pipeline of diffusers; to use it:\n{usage}")
 
 
 def _convert(options: argparse.Namespace) -> None:

@@ -40,8 +40,11 @@ class ConvertSettings(Settings):
     head_channels: int = setting(64, "channels of an attention head", minimum=1)
 
 
-def export(sampler: GaussianSampler, output: Path) -> None:
+def export(sampler: GaussianSampler, output: Path) -> str:
     """Saves a sampler of a U-Net as a pipeline of diffusers, complete or not at all; see `dxmi_ext.pipeline`.
+
+    Returns:
+        the lines of Python that load it and draw from it.
 
     Raises:
         UserError: something lies at the output already, or the sampler is of another network.
@@ -57,6 +60,11 @@ def export(sampler: GaussianSampler, output: Path) -> None:
 
     with files.folder(output.resolve()) as folder:
         pipeline.save_pretrained(folder, network.network.model, sampler)
+    what = "batch_size=16" if network.network.classes is None else "batch_size=2, class_labels=[0, 1]"
+    return (
+        "from dxmi_ext.pipeline import DxMIPipeline\n"
+        f"images = DxMIPipeline.from_pretrained({str(output)!r})({what}).images"
+    )
 
 
 def convert_checkpoint(checkpoint: Path, cfg: ConvertSettings) -> Path:

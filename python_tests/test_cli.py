@@ -6,7 +6,6 @@ Runs are tiny, evaluated on few points and, but for one, not drawn.
 from __future__ import annotations
 
 import base64
-import importlib
 import json
 import shutil
 import subprocess
@@ -462,16 +461,19 @@ def test_sample_of_images(
     assert "something lies already; wants a new folder" in capsys.readouterr().err
 
 
-def run_of_images(folder: Path, patch: pytest.MonkeyPatch) -> GaussianSampler:
+def run_of_images(
+    folder: Path, patch: pytest.MonkeyPatch, *, trains_sampler: bool = True, classes: int | None = None
+) -> GaussianSampler:
     """Makes a run of a task that has nothing but tiny networks."""
     pytest.importorskip("diffusers")
-    network = unet(Architecture(8, (1, 2), blocks=1, attention=()), image_samplers.SHAPE)
+    network = unet(Architecture(8, (1, 2), blocks=1, attention=()), image_samplers.SHAPE, classes)
     networks = image_samplers.make_networks(network)
 
     def sample(_: Path, rows: range, seed: int, batch_size: int | None, device: Any, **options: Any) -> Any:
         return generate.batches(networks, rows, seed, batch_size=batch_size, **options)
 
-    task = SimpleNamespace(load=lambda *_: (None, networks), sample=sample)
+    cfg = SimpleNamespace(trains_sampler=trains_sampler)
+    task = SimpleNamespace(load=lambda *_: (cfg, networks), sample=sample)
     patch.setattr(recipes, "task_of", lambda _: task)
     (folder / "config.yaml").write_text("task: images\n")
     return networks.sampler
@@ -483,21 +485,19 @@ def test_export_is_a_pipeline_of_the_runs_images(
     sampler = run_of_images(tmp_path, monkeypatch)
     assert cli.main(["export", str(tmp_path)]) == 0
     out = capsys.readouterr().out
-    (loading,) = (line.strip() for line in out.splitlines() if "from_pretrained" in line)
     assert ".unfinished" not in "".join(p.read_text() for p in (tmp_path / "diffusers").rglob("*.json"))
-    pipeline = importlib.import_module("dxmi_ext.pipeline").DxMIPipeline.from_pretrained(
-        tmp_path / "diffusers"
-    )
-    assert loading == f"images = DxMIPipeline.from_pretrained('{tmp_path}/diffusers')(batch_size=16).images"
-    images = pipeline(2, key=ops.noise_key(3), output_type="raw").images
-    torch.testing.assert_close(images, sampler.sample(2, ops.noise_key(3)))
+    _, loading, drawing = out.splitlines()
+    drawing = drawing.replace("batch_size=16", "2, key=key, output_type='raw'")
+    names: dict[str, Any] = {"key": ops.noise_key(3)}
+    exec(f"{loading}\n{drawing}", names)
+    torch.testing.assert_close(names["images"], sampler.sample(2, names["key"]))
     before = contents(tmp_path)
     assert cli.main(["export", str(tmp_path)]) == 2
     assert "something lies already; wants a new folder" in capsys.readouterr().err
     assert contents(tmp_path) == before
 
 
-def test_export_of_points_or_without_diffusers_is_one_line(
+def test_export_says_what_is_missing(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(["export", str(finished), f"output={tmp_path}/a"]) == 2
@@ -505,7 +505,12 @@ def test_export_of_points_or_without_diffusers_is_one_line(
         "dxmi export: RUN: got the sampler of a SamplerMLP, which diffusers does not know; "
         "wants one of a U-Net\n"
     )
-    run_of_images(tmp_path, monkeypatch)
+    run_of_images(tmp_path, monkeypatch, trains_sampler=False)
+    assert cli.main(["export", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == f"dxmi export: RUN: got '{tmp_path}', which trained no sampler\n"
+    run_of_images(tmp_path, monkeypatch, classes=10)
+    assert cli.main(["export", str(tmp_path)]) == 0
+    assert "(batch_size=2, class_labels=[0, 1]).images" in capsys.readouterr().out
     monkeypatch.delitem(sys.modules, "dxmi_ext.pipeline", raising=False)
     monkeypatch.delattr("dxmi_ext.pipeline", raising=False)
     monkeypatch.setitem(sys.modules, "diffusers", None)
