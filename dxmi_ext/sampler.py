@@ -71,6 +71,8 @@ class GaussianSampler(nn.Module):
         data_shape: (*).
         latent_dim: size of the normal vector that the network gets as ``latent`` [N, latent_dim], a new one
             each step (DDGAN, Xiao et al. 2022); 0: none.
+        start: makes x_0 from data, (data [N, *], key, sample_offset=) -> [N, *], its noise keyed by the
+            global row; a module, so that checkpoints hold it. None: x_0 is normal noise.
 
     Attributes:
         memory_format: of the samples; every step keeps that of the one before.
@@ -79,12 +81,18 @@ class GaussianSampler(nn.Module):
     memory_format = torch.contiguous_format
 
     def __init__(
-        self, network: nn.Module, schedule: Schedule, data_shape: Sequence[int], *, latent_dim: int = 0
+        self,
+        network: nn.Module,
+        schedule: Schedule,
+        data_shape: Sequence[int],
+        *,
+        latent_dim: int = 0,
+        start: nn.Module | None = None,
     ) -> None:
         super().__init__()
         if latent_dim < 0:
             raise ValueError(f"latent_dim: got {latent_dim}, wants 0 or more")
-        self.network = network
+        self.network, self.start = network, start
         self.data_shape = tuple(data_shape)
         self.latent_dim = latent_dim
         self.initial_std = schedule.initial_std
@@ -105,10 +113,16 @@ class GaussianSampler(nn.Module):
         """Step t for n rows: int64 [n], without a copy."""
         return self.timesteps[t].expand(n)
 
-    def initial(self, n: int, key: Tensor, *, sample_offset: int = 0) -> Tensor:
-        """x_0 [n, *]."""
+    def initial(self, n: int, key: Tensor, *, data: Tensor | None = None, sample_offset: int = 0) -> Tensor:
+        """x_0 [n, *]; of data [n, *] where the sampler has a ``start``, which else have no effect."""
         shape, dtype = (n, *self.data_shape), self.log_std.dtype
-        x = self.initial_std * ops.normal(shape, key, sample_offset=sample_offset, dtype=dtype)
+        if self.start is None:
+            x = self.initial_std * ops.normal(shape, key, sample_offset=sample_offset, dtype=dtype)
+        elif data is None or data.shape != shape:
+            got = "none" if data is None else [*data.shape]
+            raise ValueError(f"data: got {got}, wants {[*shape]}: this sampler starts from data")
+        else:
+            x = self.start(data, key, sample_offset=sample_offset)
         return x.contiguous(memory_format=self.memory_format)
 
     def forward(
@@ -138,10 +152,17 @@ class GaussianSampler(nn.Module):
 
     @torch.no_grad()
     def rollout(
-        self, n: int, key: Tensor, labels: Tensor | None = None, *, sample_offset: int = 0
+        self,
+        n: int,
+        key: Tensor,
+        labels: Tensor | None = None,
+        *,
+        data: Tensor | None = None,
+        sample_offset: int = 0,
     ) -> Trajectory:
-        """The whole path of n particles, on the key's device; one key serves all its noise."""
-        start = self.initial(n, key, sample_offset=sample_offset)
+        """The whole path of n particles, on the key's device; one key serves all its noise. Data as in
+        `initial`."""
+        start = self.initial(n, key, data=data, sample_offset=sample_offset)
         # Each step in the memory format of the first.
         shape, strides = (self.steps + 1, *start.shape), (start.numel(), *start.stride())
         samples = start.new_empty_strided(shape, strides)
@@ -162,6 +183,7 @@ class GaussianSampler(nn.Module):
         key: Tensor,
         labels: Tensor | None = None,
         *,
+        data: Tensor | None = None,
         guide: Guide | None = None,
         sample_offset: int = 0,
         batch_size: int = 4096,
@@ -171,6 +193,7 @@ class GaussianSampler(nn.Module):
 
         Args:
             labels: [n], for a network that takes them.
+            data: [n, *], for a sampler that starts from data.
             guide: moves samples after each step, as value guidance does.
             batch_size: rows that the network sees at a time.
         """
@@ -178,14 +201,15 @@ class GaussianSampler(nn.Module):
         for first in range(0, n, batch_size):
             count, offset = min(batch_size, n - first), sample_offset + first
             classes = None if labels is None else labels[first : first + count]
-            x = self.initial(count, key, sample_offset=offset)
+            rows = None if data is None else data[first : first + count]
+            x = self.initial(count, key, data=rows, sample_offset=offset)
             for t in range(self.steps):
                 timestep = self.timestep(t, count)
                 x = self(x, timestep, key, classes, sample_offset=offset).next_sample
                 if guide is not None:
                     x = guide(x, timestep + 1, classes)
             batches.append(x)
-        return torch.cat(batches) if batches else self.initial(0, key)
+        return torch.cat(batches) if batches else self.initial(0, key, data=data)
 
 
 class LogProb(nn.Module):

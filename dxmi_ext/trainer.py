@@ -270,7 +270,7 @@ class DxMITrainer:
         """What the device does in an iteration, whose noise keys are `drawn`."""
         keys = self._draws.named(drawn)
         self._offset = self.ranks.rank * len(data)
-        path = self.sampler.rollout(len(data), keys["rollout"], labels, sample_offset=self._offset)
+        path = self.sampler.rollout(len(data), keys["rollout"], labels, data=data, sample_offset=self._offset)
         samples = self._negatives(path, labels, keys)
         learning = self._learning, self.energy_optimizer, self.settings.gamma, self._failures["energy"]
         metrics = energy_step(*learning, data, samples, labels)

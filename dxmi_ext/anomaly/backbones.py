@@ -1,0 +1,176 @@
+"""Frozen networks that turn a picture into a map of features, a point of the unit sphere at each position.
+
+A backbone is an `Extractor` whose features are maps [n, C, h, w]. Nothing is downloaded: weights come from an
+installed package or a file. Imports torch and ``dxmi_ext.metrics.features``; efficientnet-lite-pytorch, or
+timm (which pulls torchvision) and safetensors, where they are used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dxmi_ext.metrics.features import Extractor, FeatureError, efficientnet_lite0_network
+
+_IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+BACKBONES = ("efflite0", "efficientnet_b4")
+
+
+def load(spec: str, *, size: int = 224, grid: int = 14, weights: Path | str | None = None) -> Extractor:
+    """A backbone by name, one of BACKBONES.
+
+    Args:
+        size, grid: as in `backbone`.
+        weights: file of efficientnet_b4's; efflite0 has its own.
+
+    Raises:
+        FeatureError: the name is unknown, or packages or weights are missing.
+    """
+    if spec == "efflite0":
+        return efflite0(size=size, grid=grid)
+    if spec == "efficientnet_b4":
+        return efficientnet_b4(weights, size=size, grid=grid)
+    raise FeatureError(f"backbone: got {spec!r}, wants one of {', '.join(BACKBONES)}")
+
+
+def backbone(
+    network: nn.Module,
+    name: str,
+    *,
+    size: int = 224,
+    grid: int = 14,
+    mean: Sequence[float] = _IMAGENET[0],
+    std: Sequence[float] = _IMAGENET[1],
+    normalise: bool = True,
+) -> Extractor:
+    """Any network as a backbone.
+
+    Args:
+        network: images [n, 3, size, size] -> a map [n, C, h, w], or several of any sizes.
+        name: tells it from others in the cache, together with its weights.
+        size: height and width that pictures are brought to (bicubic, antialiased where they shrink).
+        grid: height and width of the maps; the network's are brought to it (means over areas where they
+            shrink, bilinear where they grow) and concatenated.
+        mean, std: of the values in [0, 1] that the network was trained on, by channel.
+        normalise: each position to unit length (DxMI, sec. 5.3); false: as they are.
+    """
+    if size < 1 or grid < 1:
+        raise FeatureError(f"size, grid: got {size}, {grid}, wants positive numbers")
+    name = f"{name}-maps{size}to{grid}" + ("" if normalise else "-raw")
+    return Extractor(_Maps(network, size, grid, mean, std, normalise), name)
+
+
+def efflite0(*, size: int = 224, grid: int = 14, normalise: bool = True) -> Extractor:
+    """EfficientNet-lite0's stages of reductions 2, 4, 8 and 16: 16 + 24 + 40 + 112 = 192 channels.
+
+    They correspond to those of b4. Weights come with the extra ``images``; so it runs anywhere.
+
+    Raises:
+        FeatureError: its packages are not installed.
+    """
+    network = _Lite0(efficientnet_lite0_network(size))
+    scale = {"mean": (127 / 255,) * 3, "std": (128 / 255,) * 3}
+    return backbone(network, "efflite0", size=size, grid=grid, normalise=normalise, **scale)
+
+
+def efficientnet_b4(
+    weights: Path | str | None, *, size: int = 224, grid: int = 14, normalise: bool = True
+) -> Extractor:
+    """EfficientNet-b4's stages 1 to 4: 24 + 32 + 56 + 160 = 272 channels, as in DxMI, sec. 5.3.
+
+    Args:
+        weights: safetensors file of timm's tf_efficientnet_b4, with the classifier or without; such as
+            model.safetensors of timm/tf_efficientnet_b4.ns_jft_in1k.
+
+    Raises:
+        FeatureError: timm is not installed, or the file is missing or of another network.
+    """
+    if weights is None or not (path := Path(weights).expanduser()).is_file():
+        raise FeatureError(
+            f"weights: got {weights}, backbone efficientnet_b4 wants the safetensors file of timm's "
+            "tf_efficientnet_b4"
+        )
+    try:
+        import timm
+    except (ImportError, RuntimeError) as error:  # torchvision of another torch fails with the latter
+        raise FeatureError(f"backbone efficientnet_b4: wants timm and its torchvision: {error}") from error
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    network = timm.create_model(
+        "tf_efficientnet_b4", pretrained=False, features_only=True, out_indices=(0, 1, 2, 3)
+    )
+    try:
+        tensors = load_file(path)
+    except SafetensorError as error:
+        raise FeatureError(f"{path}: is no safetensors file ({error})") from error
+    wanted = network.state_dict()
+    wrong = [k for k, v in wanted.items() if k not in tensors or tensors[k].shape != v.shape]
+    if wrong:
+        raise FeatureError(f"{path}: is not of tf_efficientnet_b4; {wrong[0]} is missing or of another shape")
+    network.load_state_dict({key: tensors[key] for key in wanted})
+    return backbone(network, "efficientnet_b4", size=size, grid=grid, normalise=normalise)
+
+
+class _Maps(nn.Module):
+    """uint8 images [n, 3, H, W] -> maps [n, C, grid, grid]."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        size: int,
+        grid: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        normalise: bool,
+    ) -> None:
+        super().__init__()
+        self.network, self.size, self.grid, self.normalise = network, size, grid, normalise
+        self.mean: Tensor
+        self.std: Tensor
+        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(3, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        x, size = images.float() / 255, (self.size, self.size)
+        if images.shape[2:] != size:
+            shrinks = max(images.shape[2:]) > self.size
+            x = F.interpolate(x, size, mode="bicubic", antialias=shrinks).clamp(0, 1)
+        maps = self.network((x - self.mean) / self.std)
+        maps = [maps] if isinstance(maps, Tensor) else list(maps)
+        for stage in maps:
+            if not isinstance(stage, Tensor) or stage.ndim != 4:
+                got = list(stage.shape) if isinstance(stage, Tensor) else type(stage).__name__
+                raise FeatureError(f"backbone: its network gave {got}, wants maps [n, C, h, w]")
+        features = torch.cat([self._resized(stage) for stage in maps], dim=1)
+        return F.normalize(features, dim=1) if self.normalise else features
+
+    def _resized(self, stage: Tensor) -> Tensor:
+        grid = (self.grid, self.grid)
+        if min(stage.shape[2:]) >= self.grid:
+            return F.adaptive_avg_pool2d(stage, grid)
+        return F.interpolate(stage, grid, mode="bilinear", align_corners=False)
+
+
+class _Lite0(nn.Module):
+    """The last block of each reduction up to 16."""
+
+    _LAST = (0, 2, 4, 10)
+
+    def __init__(self, network: Any) -> None:
+        super().__init__()
+        self.stem, self.norm, self.activation = network._conv_stem, network._bn0, network._swish
+        self.blocks = network._blocks[: self._LAST[-1] + 1]
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        x, maps = self.activation(self.norm(self.stem(x))), []
+        for i, block in enumerate(self.blocks):
+            x = block(x)
+            if i in self._LAST:
+                maps.append(x)
+        return maps

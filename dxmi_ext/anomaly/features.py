@@ -1,0 +1,166 @@
+"""Feature maps of a collection, computed once and then memory-mapped; their positions are the data of DxMI.
+
+Imports torch, numpy and ``dxmi_ext``; tqdm while maps are computed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dxmi_ext import files
+from dxmi_ext.data.anomaly import AnomalyData
+from dxmi_ext.data.images import default_cache, sequence
+from dxmi_ext.metrics.features import Extractor, FeatureError
+
+_CACHE_FORMAT = 1
+_DTYPES = {"float16": np.float16, "float32": np.float32}
+
+
+class FeatureMaps:
+    """Maps in memory or memory-mapped, and the order in which iterations see their positions.
+
+    Args:
+        maps: float16 or float32 [n, h, w, C]: a position is one row.
+        fingerprint: says whether two sets of maps are the same; by default made from them.
+
+    Raises:
+        FeatureError: a wrong type or shape.
+    """
+
+    def __init__(self, maps: np.ndarray, *, fingerprint: str | None = None) -> None:
+        if maps.dtype not in _DTYPES.values() or maps.ndim != 4 or maps.size == 0:
+            raise FeatureError(
+                f"maps: got {maps.dtype} {list(maps.shape)}, wants float16 or float32 [n, h, w, C], n > 0"
+            )
+        self.maps = maps
+        self.rows = maps.reshape(-1, maps.shape[3])
+        """[n h w, C], a view."""
+        if fingerprint is None:
+            digest = hashlib.blake2b(str(maps.shape).encode(), digest_size=16)
+            for each in maps:
+                digest.update(np.ascontiguousarray(each).data)
+            fingerprint = digest.hexdigest()
+        self.fingerprint = fingerprint
+
+    def __len__(self) -> int:
+        """The number of images."""
+        return len(self.maps)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(h, w, C)."""
+        height, width, channels = self.maps.shape[1:]
+        return height, width, channels
+
+    def batch(
+        self,
+        iteration: int,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        stream: str = "data",
+        offset: int = 0,
+        count: int | None = None,
+        whole_images: bool = True,
+        device: torch.device | str = "cpu",
+    ) -> Tensor:
+        """Rows ``offset .. offset + count - 1`` of an iteration's global batch, float32 [count, C].
+
+        As in `ImageData.batch`, a row is a function of (seed, stream, iteration, global row).
+
+        Args:
+            batch_size: positions; 784 = 4 x 14 x 14 in DxMI, sec. 5.3.
+            whole_images: images in random order, each with all its positions one after the other; false: the
+                positions of all images in random order.
+
+        Raises:
+            ValueError: the rows do not lie within the batch.
+        """
+        count = batch_size - offset if count is None else count
+        if iteration < 0 or offset < 0 or count < 0 or offset + count > batch_size:
+            raise ValueError(
+                f"batch: got iteration {iteration}, offset {offset}, count {count}, "
+                f"wants rows within a batch of {batch_size}"
+            )
+        start = iteration * batch_size + offset
+        if whole_images:
+            height, width, _ = self.shape
+            size = height * width
+            places = np.arange(start, start + count)
+            first = start // size
+            images, _ = sequence(len(self), seed, stream, first, -(-(start + count) // size) - first)
+            rows = images[places // size - first] * size + places % size
+        else:
+            rows, _ = sequence(len(self.rows), seed, stream, start, count)
+        batch = torch.from_numpy(self.rows[rows].astype(np.float32))
+        return batch.to(device)
+
+
+def load(
+    data: AnomalyData,
+    backbone: Extractor,
+    *,
+    dtype: str = "float16",
+    batch_size: int = 32,
+    device: torch.device | str = "cpu",
+    cache: Path | str | None = None,
+) -> FeatureMaps:
+    """The maps of a collection's pictures, from the cache if they were computed before.
+
+    Args:
+        backbone: of ``anomaly.backbones``.
+        dtype: float16 or float32, as stored.
+        batch_size: pictures that the backbone sees at a time, on ``device``.
+        cache: folder, by default that of decoded pictures. An entry belongs to the pictures, the backbone's
+            name, sizes and weights, and dtype; it may be deleted.
+
+    Raises:
+        FeatureError: an unknown dtype, features that are not finite, or a network that gives no maps.
+    """
+    if dtype not in _DTYPES:
+        raise FeatureError(f"dtype: got {dtype!r}, wants float16 or float32")
+    belongs = {"format": _CACHE_FORMAT, "images": data.fingerprint, "of": len(data)}
+    belongs |= {"backbone": backbone.identity, "dtype": dtype}
+    digest = hashlib.blake2b(json.dumps(belongs).encode(), digest_size=16).hexdigest()
+    entry = (Path(cache).expanduser() if cache is not None else default_cache()) / f"maps-{digest}"
+    if not entry.is_dir():
+        with files.locked(entry.with_suffix(".lock")):
+            if not entry.is_dir():  # another process may have been first
+                with files.folder(entry) as folder:
+                    _compute(folder / "maps.npy", data, backbone.to(device), dtype, batch_size, device)
+                    (folder / "about.json").write_text(json.dumps(belongs))
+    # a plain array over the map: indexing np.memmap costs more
+    return FeatureMaps(np.asarray(np.load(entry / "maps.npy", mmap_mode="r")), fingerprint=digest)
+
+
+def _compute(
+    path: Path,
+    data: AnomalyData,
+    backbone: Extractor,
+    dtype: str,
+    batch_size: int,
+    device: torch.device | str,
+) -> None:
+    from tqdm import tqdm
+
+    shape: tuple[int, ...] | None = None
+    with path.open("wb") as file, tqdm(total=len(data), desc="features", unit="image", disable=None) as bar:
+        for start in range(0, len(data), batch_size):
+            images = torch.from_numpy(np.array(data.images[start : start + batch_size])).to(device)
+            features = backbone(images).permute(0, 2, 3, 1).cpu().numpy()
+            with np.errstate(over="ignore"):  # told below
+                maps = np.ascontiguousarray(features, _DTYPES[dtype])
+            if not np.isfinite(maps).all():
+                raise FeatureError(f"backbone {backbone.name}: gave features that are not finite in {dtype}")
+            if shape is None:
+                shape = maps.shape[1:]
+                header = {"descr": maps.dtype.str, "fortran_order": False, "shape": (len(data), *shape)}
+                np.lib.format.write_array_header_1_0(file, header)
+            file.write(maps.tobytes())
+            bar.update(len(images))

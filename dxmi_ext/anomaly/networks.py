@@ -1,0 +1,244 @@
+"""The networks of DxMI on the unit sphere, where positions of feature maps lie (DxMI, sec. 5.3).
+
+The energy is the reconstruction error of an autoencoder; the sampler starts from data perturbed in the latent
+space of that autoencoder as pretraining left it. Imports torch and ``dxmi_ext`` up to ``networks``.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dxmi_ext import ops
+from dxmi_ext.networks import Networks
+from dxmi_ext.sampler import GaussianSampler
+from dxmi_ext.schedules import Schedule
+
+_SLOPE = 0.2
+
+
+class SphereAutoencoder(nn.Module):
+    """x [N, C] -> its reconstruction [N, C]; latents and reconstructions lie on unit spheres (VGS).
+
+    Args:
+        dim: C.
+        latent_dim: of a latent.
+        width, depth: of the hidden layers of encoder and decoder.
+    """
+
+    def __init__(self, dim: int, latent_dim: int = 128, width: int = 1024, depth: int = 3) -> None:
+        super().__init__()
+        self.encoder = _mlp(dim, latent_dim, width, depth)
+        self.decoder = _mlp(latent_dim, dim, width, depth)
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Latents, unit vectors [N, latent_dim]."""
+        return F.normalize(self.encoder(_unit_variance(x)), dim=1)
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """Unit vectors [N, C]."""
+        return F.normalize(self.decoder(_unit_variance(latent)), dim=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.decode(self.encode(x))
+
+
+class AutoencoderEnergy(nn.Module):
+    """E(x) = scale^2 |x - reconstruction|^2 / .1, the scale learned from 1 on (VGS): x [N, C] -> [N].
+
+    Args:
+        autoencoder: pretrained, as by `reconstruction.ReconstructionPretrainer`; it goes on learning.
+        project: x is brought to the sphere first. Else the noise of a sampler's last step, which leads off
+            the sphere, tells samples from data by their length.
+    """
+
+    temperature = 0.1
+
+    def __init__(self, autoencoder: SphereAutoencoder, *, project: bool = True) -> None:
+        super().__init__()
+        self.autoencoder, self.project = autoencoder, project
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.normalize(x, dim=1) if self.project else x
+        error = (x - self.autoencoder(x)).square().sum(1)
+        return self.scale.square() * error / self.temperature
+
+
+class SphereValue(nn.Module):
+    """V^t: (x [N, C], timestep int64 [N], 0..T - 1) -> [N]; beside an energy of its own.
+
+    Args:
+        dim: C.
+        steps: T.
+        width, depth: of the hidden layers.
+        time_dim: of the sinusoidal embedding of t.
+    """
+
+    def __init__(
+        self, dim: int, steps: int, width: int = 1024, depth: int = 3, *, time_dim: int = 128
+    ) -> None:
+        super().__init__()
+        self.time = _SinusoidalTime(steps, time_dim)
+        self.layers = _mlp(dim + time_dim, 1, width, depth)
+
+    def forward(self, x: Tensor, timestep: Tensor) -> Tensor:
+        return self.layers(torch.cat((_unit_variance(x), self.time(timestep)), dim=1))[:, 0]
+
+
+class SphereSampler(nn.Module):
+    """The mean of x_{t+1}, on the sphere: (x [N, C], timestep int64 [N]) -> unit vectors [N, C].
+
+    Args:
+        dim: C.
+        steps: T.
+        width, depth: of the hidden layers.
+        time_dim: of the sinusoidal embedding of t.
+        residual: what is projected is x + network(x, t), and the network starts at zero: an untrained sampler
+            stays where it is, but for its noise. False: network(x, t).
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        steps: int,
+        width: int = 2048,
+        depth: int = 3,
+        *,
+        time_dim: int = 128,
+        residual: bool = True,
+    ) -> None:
+        super().__init__()
+        self.residual = residual
+        self.time = _SinusoidalTime(steps, time_dim)
+        self.layers = _mlp(dim + time_dim, dim, width, depth)
+        if residual:
+            last = self.layers[-1]
+            assert isinstance(last, nn.Linear)
+            nn.init.zeros_(last.weight)
+
+    def forward(self, x: Tensor, timestep: Tensor) -> Tensor:
+        mean = self.layers(torch.cat((_unit_variance(x), self.time(timestep)), dim=1))
+        return F.normalize(x + mean if self.residual else mean, dim=1)
+
+
+class LatentStart(nn.Module):
+    """x_0 from data: encode, perturb, decode (DxMI, sec. 5.3), in a frozen copy of the autoencoder.
+
+    As the ``start`` of a `GaussianSampler`: (data [N, C], key, sample_offset) -> x_0 [N, C].
+
+    Args:
+        autoencoder: the copy is of its present weights; `copy_from` renews it after pretraining.
+        std: of the noise in each dimension of a latent, which is of length 1 and is brought back to that.
+    """
+
+    def __init__(self, autoencoder: SphereAutoencoder, std: float) -> None:
+        super().__init__()
+        if not 0 <= std < math.inf:
+            raise ValueError(f"std: got {std}, wants 0 or more")
+        self.autoencoder = copy.deepcopy(autoencoder).requires_grad_(False)
+        self.std = std
+
+    def copy_from(self, autoencoder: SphereAutoencoder) -> None:
+        self.autoencoder.load_state_dict(autoencoder.state_dict())
+
+    @torch.no_grad()
+    def forward(self, data: Tensor, key: Tensor, *, sample_offset: int = 0) -> Tensor:
+        latent = self.autoencoder.encode(data)
+        z = ops.normal(latent.shape, key, sample_offset=sample_offset, dtype=latent.dtype)
+        return self.autoencoder.decode(F.normalize(latent + self.std * z, dim=1))
+
+
+def schedule(steps: int, *, std: float = 0.05, last_std: float = 0.01) -> Schedule:
+    """x_{t+1} = network(x_t, t) + sigma_t z: a = 0, b = 1 (DxMI, sec. 5.3); sigma_t falls geometrically.
+
+    Args:
+        steps: T.
+        std, last_std: initial sigma of the first and the last step, in each of the C dimensions; the noise is
+            about sigma sqrt(C) long, a point of the sphere 1.
+    """
+    if steps < 1 or not 0 < last_std <= std < math.inf:
+        raise ValueError(
+            f"schedule: got steps={steps}, std={std}, last_std={last_std}, wants 1 or more steps and "
+            "0 < last_std <= std"
+        )
+    ones = torch.ones(steps, dtype=torch.float64)
+    return Schedule(
+        sample_coef=0 * ones,
+        output_coef=ones,
+        log_std=torch.linspace(math.log(std), math.log(last_std), steps, dtype=torch.float64),
+        signal=ones,  # the network meets data; no denoising pretraining is meant
+        noise=0 * ones,
+        initial_std=1.0,
+        time=torch.arange(steps, dtype=torch.float64),
+        input_scale=ones,
+    )
+
+
+def build(
+    dim: int,
+    *,
+    steps: int = 5,
+    latent_dim: int = 128,
+    energy_width: int = 1024,
+    value_width: int = 1024,
+    sampler_width: int = 2048,
+    depth: int = 3,
+    time_dim: int = 128,
+    latent_std: float = 0.05,
+    std: float = 0.05,
+    last_std: float = 0.01,
+    residual: bool = True,
+    project: bool = True,
+) -> Networks:
+    """All networks for C = dim; the widths are the paper's, the rest as the classes above say.
+
+    ``networks.energy_network.autoencoder`` is to be pretrained, then ``networks.sampler.start`` to copy it.
+    """
+    autoencoder = SphereAutoencoder(dim, latent_dim, energy_width, depth)
+    network = SphereSampler(dim, steps, sampler_width, depth, time_dim=time_dim, residual=residual)
+    sampler = GaussianSampler(
+        network,
+        schedule(steps, std=std, last_std=last_std),
+        (dim,),
+        start=LatentStart(autoencoder, latent_std),
+    )
+    value = SphereValue(dim, steps, value_width, depth, time_dim=time_dim)
+    return Networks(sampler, value, AutoencoderEnergy(autoencoder, project=project))
+
+
+class _SinusoidalTime(nn.Module):
+    """timestep int64 [N] -> [N, size] (Vaswani et al. 2017), t = 0..T spread over the 0..1000 that the
+    frequencies are made for."""
+
+    def __init__(self, steps: int, size: int) -> None:
+        super().__init__()
+        if size < 2 or size % 2:
+            raise ValueError(f"time_dim: got {size}, wants an even number from 2 up")
+        frequency = torch.exp(-math.log(10_000) * torch.arange(size // 2) / (size // 2))
+        self.angle: Tensor
+        self.register_buffer("angle", 1000 / steps * frequency, persistent=False)
+
+    def forward(self, timestep: Tensor) -> Tensor:
+        angle = timestep[:, None] * self.angle
+        return torch.cat((angle.sin(), angle.cos()), dim=1)
+
+
+def _unit_variance(x: Tensor) -> Tensor:
+    """Coordinates of a unit vector, scaled to what layers are initialised for."""
+    return x * math.sqrt(x.shape[1])
+
+
+def _mlp(inputs: int, outputs: int, width: int, depth: int) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for size in (inputs, *[width] * (depth - 1)):
+        layers += [nn.Linear(size, width), nn.LeakyReLU(_SLOPE)]
+        nn.init.kaiming_normal_(layers[-2].weight, a=_SLOPE, nonlinearity="leaky_relu")  # type: ignore[arg-type]
+    layers.append(nn.Linear(width, outputs))
+    for layer in layers[::2]:
+        nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+    return nn.Sequential(*layers)

@@ -1,0 +1,139 @@
+"""How well scores tell defects: of pictures (detection) and of pixels (localisation).
+
+Imports torch and numpy; scikit-learn and the scipy that it brings (extra ``train``) where they are used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dxmi_ext.errors import UserError
+
+
+class AnomalyMetricError(UserError, ValueError):
+    """Scores and truths do not belong together, or there is nothing to tell apart."""
+
+
+def auroc(scores: np.ndarray | Tensor, anomalous: np.ndarray | Tensor) -> float:
+    """Area under the ROC curve: 1 where every defect scores above everything good, .5 for guesses.
+
+    Args:
+        scores, anomalous: of one shape.
+
+    Raises:
+        AnomalyMetricError: all are good, or none.
+    """
+    from sklearn.metrics import roc_auc_score
+
+    truth, score = _pair(scores, anomalous)
+    return float(roc_auc_score(truth, score))
+
+
+def average_precision(scores: np.ndarray | Tensor, anomalous: np.ndarray | Tensor) -> float:
+    """Area under the precision-recall curve, as a sum without interpolation. Arguments as in `auroc`."""
+    from sklearn.metrics import average_precision_score
+
+    truth, score = _pair(scores, anomalous)
+    return float(average_precision_score(truth, score))
+
+
+def per_region_overlap(
+    scores: np.ndarray | Tensor, masks: np.ndarray | Tensor, *, max_fpr: float = 0.3
+) -> float:
+    """PRO (Bergmann et al. 2020): the share of a defect's region that is found, a mean over regions of any
+    size, and over thresholds whose false positive rate is up to ``max_fpr``. 1 is best.
+
+    Regions are connected through edges and corners. Every score is a threshold, so nothing is binned.
+
+    Args:
+        scores: [n, H, W].
+        masks: bool [n, H, W].
+    """
+    from scipy import ndimage
+
+    truth, score = _pair(scores, masks)
+    if masks.ndim != 3 or not 0 < max_fpr <= 1:
+        raise AnomalyMetricError(
+            f"PRO: got masks {list(masks.shape)} and max_fpr={max_fpr}, wants [n, H, W] and a rate up to 1"
+        )
+    weights, regions = [], 0
+    for mask in truth.reshape(masks.shape):
+        labelled, count = ndimage.label(mask, np.ones((3, 3)))
+        inverse = 1 / np.bincount(labelled.ravel(), minlength=count + 1).clip(min=1)
+        inverse[0] = 0
+        weights.append(inverse[labelled.ravel()])
+        regions += count
+    order = np.argsort(-score, kind="stable")
+    threshold = np.append(np.diff(score[order]) != 0, True)  # pixels of one score are found together
+    good = ~truth[order]
+    fpr = np.append(0.0, (np.cumsum(good) / good.sum())[threshold])
+    overlap = np.append(0.0, (np.cumsum(np.concatenate(weights)[order]) / regions)[threshold])
+    end = int(np.searchsorted(fpr, max_fpr, side="right"))
+    if end < len(fpr):  # a last point on the way to the next threshold
+        way = (max_fpr - fpr[end - 1]) / (fpr[end] - fpr[end - 1])
+        overlap[end] = overlap[end - 1] + way * (overlap[end] - overlap[end - 1])
+        fpr[end] = max_fpr
+    fpr, overlap = fpr[: end + 1], overlap[: end + 1]
+    return float((np.diff(fpr) * (overlap[1:] + overlap[:-1])).sum() / 2 / max_fpr)
+
+
+_IMAGE: dict[str, Callable[..., float]] = {"image_auroc": auroc, "image_ap": average_precision}
+_PIXEL: dict[str, Callable[..., float]] = {
+    "pixel_auroc": auroc,
+    "pixel_ap": average_precision,
+    "pro": per_region_overlap,
+}
+
+
+def evaluate(
+    image_scores: Tensor,
+    anomalous: np.ndarray,
+    pixel_scores: Tensor | None = None,
+    masks: np.ndarray | None = None,
+    *,
+    classes: np.ndarray | None = None,
+    class_names: Sequence[str] = ("all",),
+) -> dict[str, dict[str, float]]:
+    """All metrics, each class by itself, and their means over classes (DxMI, Table 5).
+
+    Args:
+        image_scores, anomalous: [n]; `detectors.detect`, `AnomalyData.anomalous`.
+        pixel_scores, masks: [n, H, W]; `detectors.localise`. Without them pictures are measured alone.
+        classes: int64 [n]; None: all are of one.
+        class_names: of the classes; those without pictures are left out.
+
+    Returns:
+        by class name, last "mean": image_auroc, image_ap (average precision), pixel_auroc, pixel_ap, pro.
+    """
+    classes = np.zeros(len(image_scores), np.int64) if classes is None else classes
+    result: dict[str, dict[str, float]] = {}
+    for i in np.unique(classes):
+        rows, name = classes == i, class_names[i]
+        try:
+            numbers = {k: metric(image_scores[rows], anomalous[rows]) for k, metric in _IMAGE.items()}
+            if pixel_scores is not None and masks is not None:
+                numbers |= {k: metric(pixel_scores[rows], masks[rows]) for k, metric in _PIXEL.items()}
+        except AnomalyMetricError as error:
+            raise AnomalyMetricError(f"class {name!r}: {error}") from None
+        result[name] = numbers
+    names = next(iter(result.values()))
+    means = {k: float(np.mean([numbers[k] for numbers in result.values()])) for k in names}
+    return result | {"mean": means}
+
+
+def _pair(scores: np.ndarray | Tensor, anomalous: np.ndarray | Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Truths, bool [m], and scores, float64 [m]."""
+    truth, score = (np.asarray(x.cpu() if isinstance(x, torch.Tensor) else x) for x in (anomalous, scores))
+    if truth.shape != score.shape:
+        raise AnomalyMetricError(f"scores: got {list(score.shape)}, wants {list(truth.shape)}, as the truth")
+    truth, score = truth.astype(bool).ravel(), score.astype(np.float64).ravel()
+    if not np.isfinite(score).all():
+        raise AnomalyMetricError("scores: some are not finite")
+    if truth.all() or not truth.any():
+        kind = "defects" if truth.any() else "good"
+        raise AnomalyMetricError(f"scores: all {len(truth)} are of {kind} ones; wants some of both")
+    return truth, score
