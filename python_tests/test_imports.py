@@ -7,7 +7,7 @@ import sys
 
 TRAIN_EXTRA = ("omegaconf", "ot", "sklearn", "matplotlib", "tensorboard", "safetensors", "tqdm")
 REFUSED = ("omegaconf", "ot", "sklearn", "matplotlib", "tensorboard", "diffusers", "huggingface_hub")
-REFUSED += ("PIL", "torchvision")
+REFUSED += ("PIL", "torchvision", "timm", "scipy")
 
 
 def run(code: str) -> str:
@@ -38,8 +38,9 @@ class Refuse:
 
 sys.meta_path.insert(0, Refuse())
 from dxmi_ext import checkpoint, pretrain, run, sampler, schedules, trainer
-from dxmi_ext.data import images, two_d
-from dxmi_ext.metrics import features, images, inception, two_d
+from dxmi_ext.anomaly import backbones, detectors, features, networks, reconstruction
+from dxmi_ext.data import anomaly, images, two_d
+from dxmi_ext.metrics import anomaly, features, images, inception, two_d
 from dxmi_ext.models import convert, edm, energy, mlp, pretrained, unet
 """
     run(code)

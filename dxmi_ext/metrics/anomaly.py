@@ -134,6 +134,6 @@ def _pair(scores: np.ndarray | Tensor, anomalous: np.ndarray | Tensor) -> tuple[
     if not np.isfinite(score).all():
         raise AnomalyMetricError("scores: some are not finite")
     if truth.all() or not truth.any():
-        kind = "defects" if truth.any() else "good"
-        raise AnomalyMetricError(f"scores: all {len(truth)} are of {kind} ones; wants some of both")
+        kind = "defective" if truth.any() else "good"
+        raise AnomalyMetricError(f"scores: all {len(truth)} are {kind}; wants some of both")
     return truth, score
