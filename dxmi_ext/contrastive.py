@@ -70,7 +70,8 @@ class LangevinTrainer:
         self.pool: Pool | None = None
         if settings.negatives == "persistent":
             key = self._draws.at(0)["chain"]
-            self.pool = Pool(settings.langevin_pool, networks.sampler.initial(0, key))
+            none = self._failures.new_empty(0, *networks.sampler.data_shape)
+            self.pool = Pool(settings.langevin_pool, networks.sampler.initial(0, key, data=none))
         self._iterate: Callable[..., dict[str, Tensor]] = self._iteration_of
         if settings.cuda_graph:
             if device.type != "cuda" or not self.ranks.alone:
@@ -106,7 +107,7 @@ class LangevinTrainer:
 
     def _iteration_of(self, drawn: Tensor, data: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
         """What the device does in an iteration, whose noise keys are `drawn`."""
-        samples, sample_labels, diagnostics = self._negatives(self._draws.named(drawn), len(data), labels)
+        samples, sample_labels, diagnostics = self._negatives(self._draws.named(drawn), data, labels)
         gamma = self.settings.gamma
         steps = self._learning, self.optimizer, gamma, self._failures
         metrics = energy_step(*steps, data, samples, labels, sample_labels)
@@ -114,11 +115,14 @@ class LangevinTrainer:
         return self.ranks.mean(metrics | diagnostics) | {"energy_failures": self._failures.clone()}
 
     def _negatives(
-        self, keys: dict[str, Tensor], n: int, labels: Tensor | None
+        self, keys: dict[str, Tensor], data: Tensor, labels: Tensor | None
     ) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
         """This rank's chains: their ends [n, *], their labels and what to log of them."""
+        n = len(data)
         offset = self.ranks.rank * n
-        start = fresh = self.networks.sampler.initial(n, keys["chain"], sample_offset=offset).detach()
+        start = fresh = self.networks.sampler.initial(
+            n, keys["chain"], data=data, sample_offset=offset
+        ).detach()
         if self.pool is not None:
             picked = self.pool.pick(n * self.ranks.world_size, keys["pick"])
             uniform = noise.uniform((n,), keys["restart"], sample_offset=offset)

@@ -19,6 +19,7 @@ from dxmi_ext.anomaly.detectors import GaussianPositions, NearestNeighbours
 from dxmi_ext.anomaly.features import FeatureMaps
 from dxmi_ext.anomaly.networks import AutoencoderEnergy, LatentStart, SphereAutoencoder
 from dxmi_ext.anomaly.reconstruction import ReconstructionPretrainer
+from dxmi_ext.contrastive import LangevinTrainer
 from dxmi_ext.data.anomaly import AnomalyData
 from dxmi_ext.metrics.features import Extractor, FeatureError
 from dxmi_ext.networks import Networks
@@ -270,6 +271,15 @@ def test_dxmi_trains_on_positions() -> None:
     assert all(value.isfinite().all() for value in metrics.values())
     still = {name for name, p in made.named_parameters() if torch.equal(p, weights[name])}
     assert still == {name for name in weights if name.startswith("sampler.start.")}
+
+
+@pytest.mark.parametrize("negatives", ["short_run", "persistent"])
+def test_langevin_chains_start_from_perturbed_data_too(negatives: str) -> None:
+    made, maps = small(latent_std=0.3), on_sphere()
+    still = {"langevin_step_size": 1e-4, "langevin_noise": 0.0}
+    settings = DxMISettings(negatives=negatives, langevin_pool=64, **still)  # type: ignore[arg-type]
+    metrics = LangevinTrainer(made, settings, iterations=1, seed=0).step(maps.batch(0, 60))
+    assert float(metrics["sq_sample"]) * DIM == pytest.approx(1, abs=0.05)  # on the sphere; of noise about 6
 
 
 def test_pretraining_resumes_to_the_same_weights() -> None:
