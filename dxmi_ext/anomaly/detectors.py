@@ -38,8 +38,8 @@ def localise(scores: Tensor, size: tuple[int, int], *, sigma: float = 0.0) -> Te
     """Score maps [n, h, w] -> scores of pixels [n, *size], bilinear.
 
     Args:
-        sigma: of a Gaussian that then smooths them, in pixels, cut off at 4 sigma; 0: none, as in DxMI and
-            UniAD. PatchCore and PaDiM take 4 at 224 pixels.
+        sigma: of a Gaussian that then smooths them, in pixels, cut off at 4 sigma; 0: none (DxMI). PatchCore
+            and PaDiM take 4 at 224 pixels.
     """
     pixels = F.interpolate(scores[:, None], size, mode="bilinear", align_corners=False)
     if sigma > 0:
@@ -192,7 +192,7 @@ class GaussianPositions:
         self,
         *,
         dims: int | None = 100,
-        shrinkage: float = 0.1,
+        shrinkage: float = 0.01,
         seed: int = 0,
         device: torch.device | str = "cpu",
     ) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dxmi_ext import files
 from dxmi_ext.data.anomaly import AnomalyData
-from dxmi_ext.data.images import default_cache, sequence
+from dxmi_ext.data.images import default_cache, sequence, to_device
 from dxmi_ext.metrics.features import Extractor, FeatureError
 
 _CACHE_FORMAT = 1
@@ -98,8 +98,7 @@ class FeatureMaps:
             rows = images[places // size - first] * size + places % size
         else:
             rows, _ = sequence(len(self.rows), seed, stream, start, count)
-        batch = torch.from_numpy(self.rows[rows].astype(np.float32))
-        return batch.to(device)
+        return to_device(torch.from_numpy(self.rows[rows].astype(np.float32)), device)
 
 
 def load(

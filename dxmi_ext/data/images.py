@@ -119,8 +119,8 @@ class ImageData:
         if flip:
             where = torch.from_numpy(mirrored)
             images[where] = images[where].flip(-1)
-        labels = None if self.labels is None else _to(torch.from_numpy(self.labels[rows]), device)
-        return to_dtype(_to(images, device), dtype), labels
+        labels = None if self.labels is None else to_device(torch.from_numpy(self.labels[rows]), device)
+        return to_dtype(to_device(images, device), dtype), labels
 
 
 def to_dtype(images: Tensor, dtype: torch.dtype) -> Tensor:
@@ -198,7 +198,8 @@ def sequence(n: int, seed: int, stream: str, start: int, count: int) -> tuple[np
     return rows, mirrored
 
 
-def _to(tensor: Tensor, device: torch.device | str) -> Tensor:
+def to_device(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """A tensor of the host on a device, without waiting for it."""
     device = torch.device(device)
     if device.type == "cuda":  # from pinned memory the host need not wait for the copy
         return tensor.pin_memory().to(device, non_blocking=True)
