@@ -256,7 +256,7 @@ def test_x_0_is_data_perturbed_in_the_latents_of_the_pretrained_autoencoder() ->
 
 
 def test_dxmi_trains_on_positions() -> None:
-    """All networks but the frozen start learn, and data gain on samples that were led astray."""
+    """From a minibatch on; all networks but the frozen start learn."""
     made, maps = small(latent_std=0.3, std=0.2, last_std=0.1), on_sphere()
     energy = made.energy_network
     assert isinstance(energy, AutoencoderEnergy) and made.sampler.start is not None
@@ -264,11 +264,15 @@ def test_dxmi_trains_on_positions() -> None:
     losses = [float(pretrainer.step(maps.batch(i, 60))["loss"]) for i in range(100)]
     assert np.mean(losses[-10:]) < 0.25 * losses[0]
     made.sampler.start.copy_from(energy.autoencoder)  # type: ignore[operator]
+    started: list[Tensor] = []
+    made.sampler.start.register_forward_pre_hook(lambda _, inputs: started.append(inputs[0]))
+    assert not any(p.requires_grad for p in made.sampler.start.parameters())
     weights = {name: p.detach().clone() for name, p in made.named_parameters()}
     trainer = DxMITrainer(made, DxMISettings(energy_lr=1e-3), iterations=5, seed=0)
     for i in range(5):
         metrics = trainer.step(maps.batch(i, 60))
     assert all(value.isfinite().all() for value in metrics.values())
+    assert all(torch.equal(x, maps.batch(i, 60)) for i, x in enumerate(started)) and len(started) == 5
     still = {name for name, p in made.named_parameters() if torch.equal(p, weights[name])}
     assert still == {name for name in weights if name.startswith("sampler.start.")}
 
@@ -276,9 +280,13 @@ def test_dxmi_trains_on_positions() -> None:
 @pytest.mark.parametrize("negatives", ["short_run", "persistent"])
 def test_langevin_chains_start_from_perturbed_data_too(negatives: str) -> None:
     made, maps = small(latent_std=0.3), on_sphere()
+    started: list[Tensor] = []
+    assert made.sampler.start is not None
+    made.sampler.start.register_forward_pre_hook(lambda _, inputs: started.append(inputs[0]))
     still = {"langevin_step_size": 1e-4, "langevin_noise": 0.0}
     settings = DxMISettings(negatives=negatives, langevin_pool=64, **still)  # type: ignore[arg-type]
     metrics = LangevinTrainer(made, settings, iterations=1, seed=0).step(maps.batch(0, 60))
+    assert torch.equal(started[-1], maps.batch(0, 60))
     assert float(metrics["sq_sample"]) * DIM == pytest.approx(1, abs=0.05)  # on the sphere; of noise about 6
 
 
