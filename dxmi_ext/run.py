@@ -102,11 +102,14 @@ class Run:
         return self._earlier_seconds + time.monotonic() - self._started
 
     def finished(self) -> bool:
-        """Whether the folder holds this run already, finished."""
+        """Whether the folder holds this run already, finished; it is told then."""
         summary, done = self.directory / "summary.json", False
         if not self.cfg.dry_run and self.cfg.resume == "auto" and summary.is_file():
             done = json.loads(summary.read_text(encoding="utf-8"))["iterations"] >= self.cfg.iterations
-        return self.ranks.agree(done)
+        done = self.ranks.agree(done)
+        if done and self.ranks.first:
+            print(f"{self.directory} holds this run already, finished; nothing to do")
+        return bool(done)
 
     def __enter__(self) -> Run:
         with ExitStack() as stack:
@@ -160,14 +163,15 @@ class Run:
         source, state = found
         self.log.note(f"resuming from {source}")
         # Later checkpoints go before the lines they count on do.
-        position = min(state["log_position"], self.log.position())
-        if self._mine(source) and position == state["log_position"]:
+        wanted = state["log_position"] if self._mine(source) else 0  # another folder's lines are not here
+        position = min(wanted, self.log.position())
+        if self._mine(source) and position == wanted:
             keep = self.cfg.keep_checkpoints
             checkpoint.prune(self.checkpoints, state["step"], keep=keep, spare=self._good)
         else:  # another folder's, or the log has lost lines
             changes = {"rollbacks": self.rollbacks, "good": self._good, "log_position": position}
             self._adopt(source, state["step"], changes)
-        self.log.truncate(state["log_position"])
+        self.log.truncate(wanted)
 
     def _mine(self, source: Path) -> bool:
         """Whether a checkpoint lies in this run's folder."""
@@ -382,9 +386,11 @@ class Run:
         return summary
 
     def _check_settings(self) -> None:
-        """A folder's checkpoints and metrics belong to the settings in its config.yaml."""
-        path = self.directory / "config.yaml"
-        if self.cfg.resume == "never" or not path.is_file():
+        """A folder's checkpoints and results belong to the settings in its config.yaml. One without any, where
+        the data were not found for instance, belongs to nothing."""
+        path, results = self.directory / "config.yaml", ("checkpoints/step_*", "model", "summary.json")
+        kept = any(found for name in results for found in self.directory.glob(name))
+        if self.cfg.resume == "never" or not path.is_file() or not kept:
             return
         earlier = config.load(type(self.cfg), path)
         for field in dataclasses.fields(self.cfg):

@@ -28,7 +28,7 @@ from dxmi_ext.data import two_d as data
 from dxmi_ext.models import convert, pretrained
 from dxmi_ext.models.unet import Architecture, unet
 from dxmi_ext.recipes import two_d
-from dxmi_ext.runlog import TIMING_FIELDS
+from dxmi_ext.runlog import TIMING_FIELDS, read_metrics
 from dxmi_ext.sampler import GaussianSampler
 from runs import DXMI, PRETRAIN, SCORES, SETTINGS, assert_same_run, model, read, train
 
@@ -215,6 +215,18 @@ def test_run_taken_back_and_interrupted_goes_on_from_there(
     assert train(copy) == 0
     assert_same_run(copy, finished)
     assert set(read(copy / "summary.json")["resumed_from"]) == {8}
+
+
+def test_a_run_that_goes_on_from_another_folder_logs_its_own_lines(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In a new folder, and in that of a run whose lines are of other lengths."""
+    for _ in range(2):
+        assert train(tmp_path, "seed=1", f"resume={finished}/checkpoints/step_00000008") == 0
+        rows = read_metrics(tmp_path / "metrics.jsonl")
+        assert [(row["phase"], row["iteration"]) for row in rows] == [("dxmi", 5), ("dxmi", 6)]
+        assert "lost lines" not in capsys.readouterr().err
+        assert train(tmp_path, "seed=1", "resume=never") == 0
 
 
 def test_resume_never_starts_afresh(finished: Path, copy: Path) -> None:

@@ -139,3 +139,14 @@ def test_bad_settings(
 ) -> None:
     assert run("train", "fashion-mnist-t4", tmp_path, data, *settings) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_run_without_results_takes_other_settings(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shared, right = [f"cache={tmp_path / 'cache'}", "steps=3"], tmp_path / "right.npz"
+    assert run("pretrain", "fashion-mnist-t4", tmp_path / "run", right, *shared) == 2
+    assert "nothing there" in capsys.readouterr().err
+    assert run("pretrain", "fashion-mnist-t4", tmp_path / "run", data, *shared) == 0
+    assert run("pretrain", "fashion-mnist-t4", tmp_path / "run", right, *shared) == 2
+    assert "data: got" in capsys.readouterr().err

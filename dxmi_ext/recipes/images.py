@@ -114,7 +114,6 @@ def train(cfg: Config, ranks: Ranks | None = None) -> dict[str, Any]:
     """Runs the recipe to its end and returns the summary, on the first rank."""
     run = Run(cfg, ranks)
     if run.finished():
-        print(f"{run.directory} holds this run already, finished; nothing to do")
         return {}
     with run:
         data, networks, diffusion = _prepare(run, cfg)
@@ -141,7 +140,6 @@ def pretrain(cfg: Config, ranks: Ranks | None = None) -> None:
         raise ConfigError("start, pretrained: got a network or false, but pretraining alone was asked for")
     run = Run(cfg, ranks)
     if run.finished():
-        print(f"{run.directory} holds this run already, finished; nothing to do")
         return
     with run:
         data, networks, diffusion = _prepare(run, cfg)

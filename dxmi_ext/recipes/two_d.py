@@ -93,7 +93,6 @@ def train(cfg: Config, ranks: Ranks | None = None) -> dict[str, Any]:
     """Runs the recipe to its end and returns the summary, on the first rank."""
     run = Run(cfg, ranks)
     if run.finished():
-        print(f"{run.directory} holds this run already, finished; nothing to do")
         return {}
     with run:
         networks, schedule = build(cfg, run.device)
@@ -122,7 +121,6 @@ def pretrain(cfg: Config, ranks: Ranks | None = None) -> None:
         raise config.ConfigError("pretrained: got false, but pretraining alone was asked for")
     run = Run(cfg, ranks)
     if run.finished():
-        print(f"{run.directory} holds this run already, finished; nothing to do")
         return
     with run:
         networks, schedule = build(cfg, run.device)
