@@ -160,3 +160,5 @@ class LangevinTrainer:
         self._failures.copy_(state["failures"])
         if self.pool is not None:
             self.pool.load_state_dict(state["pool"])
+        if isinstance(self._iterate, Graphed):
+            self._iterate.forget()  # the optimizers' moments are other tensors now

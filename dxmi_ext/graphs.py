@@ -24,6 +24,10 @@ class Graphed:
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self._function = function
+        self.forget()
+
+    def forget(self) -> None:
+        """Captures anew: tensors that the function uses have been replaced, which a graph does not see."""
         self._calls = 0
         self._graph = torch.cuda.CUDAGraph()
         self._inputs: tuple[Tensor | None, ...] = ()

@@ -428,3 +428,5 @@ class DxMITrainer:
             count.copy_(sharding.like(state["failures"][name], count))
         for name, optimizer in self._optimizers().items():
             optimizer.load_state_dict(state[f"{name}_optimizer"])
+        if isinstance(self._iterate, Graphed):
+            self._iterate.forget()  # the optimizers' moments are other tensors now

@@ -3,6 +3,7 @@ GPU: streams, graphs, syncs, huge tensors, several devices."""
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -142,6 +143,23 @@ def test_training_in_a_graph_equals_training_without() -> None:
         torch.testing.assert_close(graphed, plain, rtol=0, atol=0)
     states = [trainer.networks.state_dict() | trainer.averaged.state_dict() for trainer in trainers]
     torch.testing.assert_close(states[1], states[0], rtol=0, atol=0)
+
+
+@pytest.mark.gpu
+def test_a_captured_iteration_goes_on_from_a_state_loaded_later() -> None:
+    """As a rollback does it: with other noise and rates, from before the first step and from the fourth."""
+    trainers = [make_trainer(DxMISettings(cuda_graph=graph)) for graph in (False, True)]
+    kept = [copy.deepcopy(trainers[0].state_dict())]
+    for attempt in range(3):
+        for trainer in trainers:
+            trainer.load_state_dict(kept[-1])
+            trainer.retry(attempt, 0.5**attempt)
+        for iteration in range(trainers[0].iteration, 9):
+            data = ops.normal((16, 2), ops.noise_key(iteration, device="cuda"))
+            plain, graphed = (trainer.step(data) for trainer in trainers)
+            torch.testing.assert_close(graphed, plain, rtol=0, atol=0)
+            if attempt == 1 and iteration == 3:
+                kept.append(copy.deepcopy(trainers[0].state_dict()))
 
 
 @pytest.mark.gpu
