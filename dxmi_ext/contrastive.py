@@ -52,7 +52,7 @@ class LangevinTrainer:
             raise ConfigError(f"shard: got true, which negatives={settings.negatives} cannot have")
         self.iterations, self.iteration = iterations, 0
         speed.prepare(settings, networks.sampler, networks.value, networks.energy_network)
-        self.averaged = copy.deepcopy(networks).requires_grad_(False)
+        self.averaged = copy.deepcopy(networks).requires_grad_(False).eval()
         self._average = get_ema_multi_avg_fn(settings.ema_decay)
         self._averages = list(self.averaged.parameters()), list(networks.parameters())
         wrap, energy = self.ranks.wrap, networks.energy_network

@@ -203,7 +203,7 @@ class DxMITrainer:
             if network is not None:
                 self.ranks.shard_(network)
         # An exponential moving average, for evaluation. torch's AveragedModel would wait for the device.
-        self.averaged = sharding.deepcopy(networks).requires_grad_(False)
+        self.averaged = sharding.deepcopy(networks).requires_grad_(False).eval()
         self._average = get_ema_multi_avg_fn(settings.ema_decay)
         self._averages = list(self.averaged.parameters()), list(networks.parameters())
         weights = [
