@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from dxmi_ext import cli, recipes
+from dxmi_ext import cli, recipes, schedules
 from dxmi_ext.config import ConfigError
 from dxmi_ext.metrics import features
-from dxmi_ext.models import unet
+from dxmi_ext.models import pretrained, unet
 from dxmi_ext.recipes import images
 from dxmi_ext.runlog import read_metrics
 
@@ -58,8 +58,9 @@ def test_every_recipe_tries_an_iteration(
 ) -> None:
     settings = ["dry_run=true", "unet=small", "image_size=8", "steps=3", "skip_last=0"]
     assert run("train", recipe, tmp_path / "run", data, *settings) == 0
+    assert cli.main(["train", recipe, "--help"]) == 0
     shown = capsys.readouterr().out
-    assert "pretrain: one iteration" in shown and "dxmi: one iteration" in shown
+    assert "tau_entropy=0." in shown and "pretrain: one iteration" in shown and "dxmi: one iteration" in shown
     assert not (tmp_path / "run").exists()
 
 
@@ -120,15 +121,53 @@ def test_a_run_starts_from_another_and_is_scored(
     settings = images.EvaluateSettings(chain="ddim-6", n=12)
     numbers, table = images.evaluate(first, settings, torch.device("cpu"))
     assert numbers["fd_means_12"] > 0 and "test images" in table
-    with pytest.raises(ConfigError, match="chain: got 'edm-4', wants fastdpm-STEPS or ddim"):
+    with pytest.raises(ConfigError, match="chain: got 'edm-4', wants ddim-STEPS or ddpm-STEPS or fastdpm-ST"):
         images.evaluate(first, images.EvaluateSettings(chain="edm-4"), torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("schedule", "trained_for", "chain"),
+    [
+        ("edm", {"_class_name": "EDMEulerScheduler", "sigma_data": 0.4, "time_scale": 1000.0}, "edm-5"),
+        (
+            "ddim",
+            {
+                "_class_name": "DDPMScheduler",
+                "beta_schedule": "squaredcos_cap_v2",
+                "num_train_timesteps": 80,
+            },
+            "ddpm-80",
+        ),
+    ],
+)
+def test_a_run_keeps_what_its_network_was_trained_for(
+    schedule: str, trained_for: dict[str, object], chain: str, data: Path, tmp_path: Path
+) -> None:
+    """From a folder of diffusers to a run, from that to another, and in another chain."""
+    pretrained.save(unet.unet("small", (3, 8, 8)), tmp_path / "folder", trained_for)
+    settings = [f"schedule={schedule}", "steps=3"]
+    assert run("train", "cifar10-t10", tmp_path / "first", data, f"start={tmp_path}/folder", *settings) == 0
+    assert run("train", "cifar10-t10", tmp_path / "second", data, f"start={tmp_path}/first", *settings) == 0
+    cfg, networks, diffusion = images._load(tmp_path / "second", torch.device("cpu"))
+    time = networks.sampler.network.time
+    if schedule == "edm":
+        expected = schedules.edm(5, eta=0.0, sigma_data=0.4, time_scale=1000.0)
+        torch.testing.assert_close(time, schedules.edm(3, time_scale=1000.0).time.float())
+    else:
+        betas = schedules.make_betas("cosine", steps=80)
+        expected = schedules.ddim(80, eta=1.0, large_std=True, betas=betas)
+        assert time.tolist() == [52, 26, 0]
+        with pytest.raises(ConfigError, match="chain: got 'ddim-81', wants ddim-STEPS or ddpm-STEPS, of 2"):
+            images._chain("ddim-81", cfg, diffusion)
+    torch.testing.assert_close(images._chain(chain, cfg, diffusion), expected)
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         (["data=null"], "data: got none, wants the path of images"),
-        (["start=somewhere", "unet=cifar10"], "unet: got cifar10, but the network of start=somewhere"),
+        (["unet=cifar10", "image_size=12"], "data_shape: got (3, 12, 12), wants (C, H, W) with H and W mult"),
+        (["steps=1001"], "steps: got 1001, wants at most train_steps=1000"),
         (["sigma_min=90"], "sigma_min: got 90.0, wants less than sigma_max=80.0"),
         (["pretrain_iterations=0"], "start: got none, wants a network, or pretrain_iterations above 0"),
         (["negatives=short_run"], "negatives: got short_run, wants sampler or refined"),

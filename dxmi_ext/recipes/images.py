@@ -18,6 +18,7 @@ from dxmi_ext import checkpoint, config, generate, noise, plots, schedules, shar
 from dxmi_ext.config import ConfigError, setting
 from dxmi_ext.data import images as data_images
 from dxmi_ext.data.images import ImageData
+from dxmi_ext.errors import UserError
 from dxmi_ext.metrics import features
 from dxmi_ext.metrics import images as metrics
 from dxmi_ext.models import pretrained as pretrained_models
@@ -35,6 +36,7 @@ from dxmi_ext.schedules import Schedule
 from dxmi_ext.trainer import DxMISettings, DxMITrainer
 
 _PREDICTIONS = {"epsilon": "eps", "sample": "x", "v_prediction": "v"}  # diffusers' names and ours
+_KINDS: dict[str, Any] = {ours: theirs for theirs, ours in _PREDICTIONS.items()}
 _PICTURED = 64
 
 
@@ -92,12 +94,6 @@ class Config(DxMISettings, config.RunConfig):
             raise ConfigError(f"skip_last: got {self.skip_last}, wants at most steps={self.steps}")
         if not self.trains_sampler:
             raise ConfigError(f"negatives: got {self.negatives}, wants sampler or refined in image recipes")
-        if self.pretrained and self.start is None and not self.pretrain_iterations and not self.dry_run:
-            raise ConfigError(
-                "start: got none, wants a network, or pretrain_iterations above 0, or pretrained=false"
-            )
-        if self.start is not None and self.changed("unet"):
-            raise ConfigError(f"unet: got {self.unet}, but the network of start={self.start} is as it is")
 
 
 @dataclasses.dataclass
@@ -126,7 +122,7 @@ def train(cfg: Config, ranks: Ranks | None = None) -> dict[str, Any]:
         averaged = run.ranks.whole(trainer.averaged)
         if cfg.dry_run or not run.ranks.first:
             return {}
-        _save_model(run.directory / "model", averaged, cfg, data)
+        _save_model(run.directory / "model", averaged, cfg, data, diffusion)
         numbers = _finish(run, cfg, data, averaged)
         summary = run.summarize(numbers)
     print(table(numbers))
@@ -150,7 +146,7 @@ def pretrain(cfg: Config, ranks: Ranks | None = None) -> None:
         networks = run.ranks.whole(networks)
         if cfg.dry_run or not run.ranks.first:
             return
-        _save_model(run.directory / "model", networks, cfg, data)
+        _save_model(run.directory / "model", networks, cfg, data, diffusion)
         _draw_samples(run.directory / "samples.png", cfg, networks.sampler, data.classes)
         print(f"{run.directory}: pretrained, model/; `dxmi train` with start={run.directory} goes on from it")
 
@@ -177,12 +173,12 @@ def evaluate(
     directory: Path, settings: EvaluateSettings, device: torch.device
 ) -> tuple[dict[str, float], str]:
     """The metrics of a run's final network, by its own few steps or another chain."""
-    cfg, networks = load(directory, device)
+    cfg, networks, diffusion = _load(directory, device)
     cfg = dataclasses.replace(cfg, evaluate_n=settings.n or cfg.evaluate_n)
     if settings.chain is not None:
         timed = networks.sampler.network
         assert isinstance(timed, Timed)
-        chain = _chain(settings.chain, cfg)
+        chain = _chain(settings.chain, cfg, diffusion)
         shape = networks.sampler.data_shape
         networks.sampler = GaussianSampler(Timed(timed.network, chain), chain, shape).to(device)
     numbers = _scores(cfg, _load_data(cfg), networks, seed=settings.seed)
@@ -195,13 +191,17 @@ def load(directory: Path, device: torch.device) -> tuple[Config, Networks]:
     Raises:
         checkpoint.CheckpointError: there are none, or they are damaged.
     """
+    cfg, networks, _ = _load(directory, device)
+    return cfg, networks
+
+
+def _load(directory: Path, device: torch.device) -> tuple[Config, Networks, DDPM | EDM]:
     tensors, about = checkpoint.load_model_state(directory / "model", device)
     cfg = config.load(Config, directory / "config.yaml")
-    network = _rebuilt(about)
-    diffusion = DDPM(schedules.make_betas(), "epsilon") if about["prediction"] != "edm" else EDM()
+    network, diffusion = _rebuilt(about)
     networks = _networks(cfg, network, tuple(about["data_shape"]), about["classes"], diffusion)
     networks.load_state_dict(tensors)
-    return cfg, networks.to(device).eval()
+    return cfg, networks.to(device).eval(), diffusion
 
 
 def table(numbers: dict[str, float]) -> str:
@@ -217,14 +217,21 @@ def table(numbers: dict[str, float]) -> str:
 def _prepare(run: Run, cfg: Config) -> tuple[ImageData, Networks, DDPM | EDM]:
     """Data, networks and what the sampler's network was, or will be, trained for. What is missing shows here,
     not after hours."""
+    if cfg.pretrained and cfg.start is None and not cfg.pretrain_iterations and not cfg.dry_run:
+        raise ConfigError(
+            "start: got none, wants a network, or pretrain_iterations above 0, or pretrained=false"
+        )
     data = _load_data(cfg)
     classes = _classes(cfg, data)
     if cfg.features is not None and run.ranks.first:
         features.load(cfg.features)
-    network, diffusion = _network(cfg, data.shape, classes)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(cfg.seed + 1)
-        networks = _networks(cfg, network, data.shape, classes, diffusion).to(run.device)
+    try:
+        network, diffusion = _network(cfg, data.shape, classes)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(cfg.seed + 1)
+            networks = _networks(cfg, network, data.shape, classes, diffusion).to(run.device)
+    except ValueError as error:  # of schedules and U-Nets; it names the setting
+        raise error if isinstance(error, UserError) else ConfigError(str(error)) from error
     run.describe(networks)
     return data, networks, diffusion
 
@@ -246,8 +253,7 @@ def _classes(cfg: Config, data: ImageData) -> int | None:
 def _network(cfg: Config, shape: tuple[int, int, int], classes: int | None) -> tuple[UNet, DDPM | EDM]:
     """The sampler's network, new or given, and its diffusion."""
     wants_edm = cfg.schedule == "edm"
-    kinds = {"eps": "epsilon", "x": "sample", "v": "v_prediction"}
-    own: DDPM | EDM = DDPM(schedules.make_betas(), kinds[cfg.prediction])  # type: ignore[arg-type]
+    own: DDPM | EDM = DDPM(schedules.make_betas(), _KINDS[cfg.prediction])
     if wants_edm:
         own = EDM(cfg.sigma_data, cfg.sigma_min, cfg.sigma_max)
     if cfg.start is None:
@@ -255,18 +261,14 @@ def _network(cfg: Config, shape: tuple[int, int, int], classes: int | None) -> t
             torch.manual_seed(cfg.seed)
             return unet(cfg.unet, shape, classes), own
     if (Path(cfg.start) / "model").is_dir():
-        network, prediction, of = _of_run(Path(cfg.start))
+        network, diffusion, of = _of_run(Path(cfg.start))
         if of != (tuple(shape), classes):
             raise ConfigError(
                 f"start: {cfg.start} is for shape and classes {of}, the data {(shape, classes)}"
             )
-        if prediction != (cfg.prediction if not wants_edm else "edm"):
-            raise ConfigError(
-                f"start: {cfg.start} was trained to predict {prediction}, not as schedule wants"
-            )
-        return network, own
-    given = pretrained_models.load(cfg.start, shape, classes)
-    diffusion = given.diffusion or own
+    else:
+        given = pretrained_models.load(cfg.start, shape, classes)
+        network, diffusion = given.network, given.diffusion or own
     if isinstance(diffusion, EDM) != wants_edm:
         kind = "EDM's network" if isinstance(diffusion, EDM) else "a network of betas"
         raise ConfigError(f"schedule: got {cfg.schedule}, but {cfg.start} holds {kind}")
@@ -278,7 +280,7 @@ def _network(cfg: Config, shape: tuple[int, int, int], classes: int | None) -> t
         raise ConfigError(
             f"prediction: got {cfg.prediction}, but {cfg.start} predicts {diffusion.prediction}"
         )
-    return given.network, diffusion
+    return network, diffusion
 
 
 def _networks(
@@ -316,26 +318,38 @@ def _schedule(cfg: Config, diffusion: DDPM | EDM) -> Schedule:
         return schedules.ddim(
             cfg.steps, eta=cfg.eta, betas=diffusion.betas, prediction=prediction, min_std=cfg.min_std
         )
-    if not torch.allclose(diffusion.betas, schedules.make_betas()):
+    if not _are_linear(diffusion.betas):
         raise ConfigError("schedule: got fastdpm, which is for DDPM's linear betas; use schedule=ddim")
     return schedules.fastdpm(cfg.steps, kappa=cfg.eta, prediction=prediction, min_std=cfg.min_std)
 
 
-def _chain(text: str, cfg: Config) -> Schedule:
+def _are_linear(betas: Tensor) -> bool:
+    usual = schedules.make_betas()
+    return betas.shape == usual.shape and torch.allclose(betas, usual)
+
+
+def _chain(text: str, cfg: Config, diffusion: DDPM | EDM) -> Schedule:
     """A schedule by name and length, for the network as it was pretrained."""
     name, _, length = text.partition("-")
-    kinds = ("edm",) if cfg.schedule == "edm" else ("fastdpm", "ddim", "ddpm")
-    if name not in kinds or not length.isdecimal() or not 1 < int(length) <= 1000:
-        raise ConfigError(f"chain: got {text!r}, wants {' or '.join(f'{kind}-STEPS' for kind in kinds)}")
+    if isinstance(diffusion, EDM):
+        kinds, longest = ["edm"], 1000
+    else:
+        kinds, longest = ["ddim", "ddpm", *["fastdpm"] * _are_linear(diffusion.betas)], len(diffusion.betas)
+    if name not in kinds or not length.isdecimal() or not 1 < int(length) <= longest:
+        wanted = " or ".join(f"{kind}-STEPS" for kind in kinds)
+        raise ConfigError(f"chain: got {text!r}, wants {wanted}, of 2 to {longest} steps")
     steps = int(length)
-    if name == "edm":
+    if isinstance(diffusion, EDM):
         bounds: dict[str, Any] = {"sigma_max": cfg.sigma_max, "sigma_min": cfg.sigma_min, "rho": cfg.rho}
-        return schedules.edm(steps, eta=0.0, sigma_data=cfg.sigma_data, **bounds)
+        trained: dict[str, Any] = {"sigma_data": diffusion.sigma_data, "time_scale": diffusion.time_scale}
+        return schedules.edm(steps, eta=0.0, **bounds, **trained)
+    prediction = _PREDICTIONS[diffusion.prediction]
     if name == "fastdpm":
-        return schedules.fastdpm(steps, prediction=cfg.prediction)
+        return schedules.fastdpm(steps, prediction=prediction)
+    own: dict[str, Any] = {"betas": diffusion.betas, "prediction": prediction}
     if name == "ddim":
-        return schedules.ddim(steps, prediction=cfg.prediction)
-    return schedules.ddim(steps, eta=1.0, large_std=True, prediction=cfg.prediction)
+        return schedules.ddim(steps, **own)
+    return schedules.ddim(steps, eta=1.0, large_std=True, **own)
 
 
 def _pretrain(run: Run, cfg: Config, data: ImageData, networks: Networks, diffusion: DDPM | EDM) -> None:
@@ -441,30 +455,40 @@ def _classes_of(networks: Networks) -> int | None:
     return network.classes
 
 
-def _save_model(path: Path, networks: Networks, cfg: Config, data: ImageData) -> None:
+def _save_model(path: Path, networks: Networks, cfg: Config, data: ImageData, diffusion: DDPM | EDM) -> None:
     network = networks.sampler.network.network
     assert isinstance(network, UNet)
     about = {
         "task": cfg.task,
         "data_shape": list(data.shape),
         "classes": _classes_of(networks),
-        "prediction": "edm" if cfg.schedule == "edm" else cfg.prediction,
         "unet": json.loads(network.model.to_json_string()),
     }
+    if isinstance(diffusion, EDM):
+        about |= {"prediction": "edm", **diffusion._asdict()}
+    else:
+        about |= {"prediction": _PREDICTIONS[diffusion.prediction]}
+        about |= {} if _are_linear(diffusion.betas) else {"betas": diffusion.betas.tolist()}
     checkpoint.save_model(path, networks, about)
 
 
-def _rebuilt(about: dict[str, Any]) -> UNet:
+def _rebuilt(about: dict[str, Any]) -> tuple[UNet, DDPM | EDM]:
+    """The network that `_save_model` tells of, its weights apart, and what it was trained for."""
     from diffusers import UNet2DModel
 
-    return UNet(UNet2DModel.from_config(about["unet"]))
+    # In evaluation mode, as diffusers gives the networks of its folders: dropout is for pretraining.
+    network = UNet(UNet2DModel.from_config(about["unet"])).eval()
+    if about["prediction"] == "edm":
+        return network, EDM(**{name: about[name] for name in EDM._fields if name in about})
+    betas = torch.tensor(about["betas"], dtype=torch.float64) if "betas" in about else schedules.make_betas()
+    return network, DDPM(betas, _KINDS[about["prediction"]])
 
 
-def _of_run(directory: Path) -> tuple[UNet, str, tuple[tuple[int, ...], int | None]]:
-    """The network of a run's sampler, what it predicts, and the shape and classes that it is for."""
+def _of_run(directory: Path) -> tuple[UNet, DDPM | EDM, tuple[tuple[int, ...], int | None]]:
+    """The network of a run's sampler, what it was trained for, and the shape and classes of its data."""
     tensors, about = checkpoint.load_model_state(directory / "model")
-    network, prefix = _rebuilt(about), "sampler.network.network."
+    (network, diffusion), prefix = _rebuilt(about), "sampler.network.network."
     network.load_state_dict(
         {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
     )
-    return network, about["prediction"], (tuple(about["data_shape"]), about["classes"])
+    return network, diffusion, (tuple(about["data_shape"]), about["classes"])
