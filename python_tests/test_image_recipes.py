@@ -10,12 +10,16 @@ import numpy as np
 import pytest
 import torch
 
-from dxmi_ext import cli, recipes, schedules
+from dxmi_ext import cli, ops, recipes, schedules
 from dxmi_ext.config import ConfigError
 from dxmi_ext.metrics import features
 from dxmi_ext.models import pretrained, unet
+from dxmi_ext.models.edm import EDM
+from dxmi_ext.models.pretrained import DDPM
+from dxmi_ext.ranks import Ranks
 from dxmi_ext.recipes import images
 from dxmi_ext.runlog import read_metrics
+from dxmi_ext.sampler import GaussianSampler, Timed
 
 for library in ("diffusers", "omegaconf", "PIL"):
     pytest.importorskip(library)
@@ -160,6 +164,49 @@ def test_a_run_keeps_what_its_network_was_trained_for(
         with pytest.raises(ConfigError, match="chain: got 'ddim-81', wants ddim-STEPS or ddpm-STEPS, of 2"):
             images._chain("ddim-81", cfg, diffusion)
     torch.testing.assert_close(images._chain(chain, cfg, diffusion), expected)
+
+
+class Oracle(torch.nn.Module):
+    """A network that predicts without error where all data are alike; its weight has no effect."""
+
+    def __init__(self, data: torch.Tensor, diffusion: DDPM | EDM, prediction: str) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.data, self.diffusion, self.prediction = data, diffusion, prediction
+
+    def forward(self, x: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
+        time, sigma_data = time.double().view(-1, 1, 1, 1), 1.0
+        if isinstance(self.diffusion, EDM):
+            signal, noise = torch.ones_like(time), (4 * time / self.diffusion.time_scale).exp()
+            sigma_data = self.diffusion.sigma_data
+            x = x * (noise**2 + sigma_data**2).sqrt()
+        else:
+            alpha_bar = (1 - self.diffusion.betas).cumprod(0)[time.long()]
+            signal, noise = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
+        eps = (x - signal * self.data) / noise
+        target = schedules.target(self.prediction, self.data, eps, signal, noise, sigma_data)
+        return target.expand_as(x) + 0 * self.weight
+
+
+@pytest.mark.parametrize("prediction", ["eps", "v", "x", "edm"])
+def test_what_pretraining_teaches_is_what_the_samplers_steps_want(prediction: str) -> None:
+    """Noise levels, times and scales of inputs are the same for both, at eta = 0 on every step."""
+    data = torch.linspace(-1, 1, 48, dtype=torch.float64).view(3, 4, 4)
+    settings = {"schedule": "edm", "sigma_data": 0.3} if prediction == "edm" else {"schedule": "ddim"}
+    cfg = images.Config(recipe="r", steps=4, eta=0.0, min_std=1e-6, **settings)  # type: ignore[arg-type]
+    diffusion: DDPM | EDM = EDM(sigma_data=0.3, time_scale=1000.0)
+    if prediction != "edm":
+        diffusion = DDPM(schedules.make_betas(), images._KINDS[prediction])
+    oracle, schedule = Oracle(data, diffusion, prediction), images._schedule(cfg, diffusion)
+    sampler = GaussianSampler(Timed(oracle, schedule), schedule, data.shape).double()
+    path = sampler.rollout(2, ops.noise_key(0)).samples
+    signal, noise = schedule.signal.tolist(), schedule.noise.tolist()
+    eps = (path[0] - signal[0] * data) / noise[0]
+    for t, x in enumerate(path[:-1]):
+        torch.testing.assert_close(x, signal[t] * data + noise[t] * eps, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(path[-1], data.expand_as(path[-1]), rtol=0, atol=1e-3)
+    pretrainer = images._pretrainer(cfg, oracle, diffusion, torch.contiguous_format, Ranks())
+    assert pretrainer.step(data.expand(64, 3, 4, 4).clone())["loss"] < 1e-6
 
 
 @pytest.mark.parametrize(

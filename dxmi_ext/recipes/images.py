@@ -356,34 +356,42 @@ def _pretrain(run: Run, cfg: Config, data: ImageData, networks: Networks, diffus
     sampler = networks.sampler
     network = sampler.network.network
     assert isinstance(network, UNet)
-    if isinstance(diffusion, EDM):
-        levels = lognormal_levels(sigma_data=diffusion.sigma_data, time_scale=diffusion.time_scale)
-        prediction = "edm"
-    else:
-        alpha_bar = (1 - diffusion.betas).cumprod(0)
-        levels = uniform_levels(alpha_bar.sqrt(), (1 - alpha_bar).sqrt())
-        prediction = _PREDICTIONS[diffusion.prediction]
     speed.prepare(cfg, sampler, network)
-    pretrainer = Pretrainer(
-        network,
-        levels,
-        prediction=prediction,
-        sigma_data=cfg.sigma_data,
-        lr=cfg.pretrain_lr,
-        iterations=cfg.pretrain_iterations,
-        seed=cfg.seed,
-        ema_decay=cfg.pretrain_ema_decay,
-        clip=cfg.pretrain_clip,
-        ranks=run.ranks,
-        settings=cfg,
-        memory_format=sampler.memory_format,
-    )
+    pretrainer = _pretrainer(cfg, network, diffusion, sampler.memory_format, run.ranks)
     schedule = _schedule(cfg, diffusion)
     shown = GaussianSampler(Timed(pretrainer.averaged, schedule), schedule, data.shape).to(run.device)
     with _batches(cfg, data, "pretrain", run, cfg.pretrain_iterations) as batches:
         picture = _picture(cfg, shown, data)
         run.phase("pretrain", pretrainer, cfg.pretrain_iterations, batches, picture)
     sharding.load_(network, pretrainer.averaged.state_dict())
+
+
+def _pretrainer(
+    cfg: Config, network: nn.Module, diffusion: DDPM | EDM, memory_format: torch.memory_format, ranks: Ranks
+) -> Pretrainer:
+    """At all of the diffusion's levels, not the sampler's few."""
+    sigma_data = 1.0
+    if isinstance(diffusion, EDM):
+        prediction, sigma_data = "edm", diffusion.sigma_data
+        levels = lognormal_levels(sigma_data=sigma_data, time_scale=diffusion.time_scale)
+    else:
+        prediction = _PREDICTIONS[diffusion.prediction]
+        alpha_bar = (1 - diffusion.betas).cumprod(0)
+        levels = uniform_levels(alpha_bar.sqrt(), (1 - alpha_bar).sqrt())
+    return Pretrainer(
+        network,
+        levels,
+        prediction=prediction,
+        sigma_data=sigma_data,
+        lr=cfg.pretrain_lr,
+        iterations=cfg.pretrain_iterations,
+        seed=cfg.seed,
+        ema_decay=cfg.pretrain_ema_decay,
+        clip=cfg.pretrain_clip,
+        ranks=ranks,
+        settings=cfg,
+        memory_format=memory_format,
+    )
 
 
 def _batches(cfg: Config, data: ImageData, phase: str, run: Run, iterations: int) -> Prefetcher:
