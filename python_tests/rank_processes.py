@@ -19,6 +19,7 @@ from torch import Tensor, multiprocessing
 import runs
 from dxmi_ext import checkpoint, ops, schedules, sharding, speed
 from dxmi_ext.contrastive import LangevinTrainer
+from dxmi_ext.health import Diverged
 from dxmi_ext.models.mlp import EnergyMLP, SamplerMLP, ValueMLP
 from dxmi_ext.networks import Networks
 from dxmi_ext.pretrain import Pretrainer, uniform_levels
@@ -209,6 +210,25 @@ def stopped_run(ranks: Ranks, folder: Path, settings: list[str]) -> bool:
             except Stopped:
                 return True
     return False
+
+
+def run_gone_bad(ranks: Ranks, folder: Path, settings: list[str], bad_attempts: int) -> tuple[Any, str]:
+    """A run of which rank 1 alone meets NaNs, from its fourth iteration of DxMI on, in so many attempts: the
+    averaged weights, or why it stopped."""
+    iterate, made = DxMITrainer._iteration_of, []
+
+    def iteration(self: DxMITrainer, keys: Tensor, data: Tensor, *args: Any) -> Any:
+        made.append(self)
+        bad = ranks.rank == 1 and self.iteration >= 3 and self._learning_rates.scale > 0.5**bad_attempts
+        return iterate(self, keys, data * torch.nan if bad else data, *args)
+
+    with runs.quick(), pytest.MonkeyPatch.context() as patch, ranks.joined(torch.device("cpu")):
+        patch.setattr(DxMITrainer, "_iteration_of", iteration)
+        try:
+            two_d.train(runs.config_of(folder, *settings), ranks)
+        except Diverged as error:
+            return None, str(error)
+        return gathered([p.detach() for p in made[-1].averaged.parameters()]), ""
 
 
 def resumed_run(ranks: Ranks, folder: Path, settings: list[str]) -> None:

@@ -9,8 +9,10 @@ import pytest
 import torch
 
 import rank_processes
+import runs
 from dxmi_ext import checkpoint, noise, ops
 from dxmi_ext.ranks import Ranks
+from dxmi_ext.runlog import read_metrics
 from rank_processes import B, T, spawn
 
 SHUFFLED = {"separate": True, "td_order": "shuffled", "td_redraw": True}
@@ -92,6 +94,27 @@ def test_a_signal_to_one_rank_stops_all_and_any_number_goes_on(tmp_path: Path, s
         rank_processes.resumed_run(Ranks(), tmp_path / name, settings)
     one, two = (checkpoint.load_model_state(tmp_path / name / "model")[0] for name in ("one", "two"))
     torch.testing.assert_close(two, one, rtol=1e-3, atol=1e-4)
+
+
+def test_ranks_go_back_together_or_stop_together(tmp_path: Path) -> None:
+    """One of them meets NaNs. A checkpoint is left at a time, in the first run a sharded one."""
+    for library in ("omegaconf", "ot", "sklearn"):
+        pytest.importorskip(library)
+    settings = ["rollback_after=2", "rollbacks=2", "keep_checkpoints=1"]
+    sharded = [*settings, "shard=true"]
+    (first, _), (second, _) = spawn(2, rank_processes.run_gone_bad, tmp_path / "recovered", sharded, 2)
+    torch.testing.assert_close(first, second, rtol=0, atol=0)
+    summary = runs.read(tmp_path / "recovered" / "summary.json")
+    assert [rollback["iteration"] for rollback in summary["rollbacks"]] == [5, 5]
+    assert summary["world_size"] == 2
+    rows = read_metrics(tmp_path / "recovered" / "metrics.jsonl")[runs.PRETRAIN :]
+    assert [row["iteration"] for row in rows] == [*range(1, runs.DXMI + 1)]
+    (_, first), (_, second) = spawn(2, rank_processes.run_gone_bad, tmp_path / "bad", settings, 9)
+    assert first == second and "2 of the energy" in first and "after going back 2 times" in first
+    report = runs.read(tmp_path / "bad" / "failure.json")
+    assert report["last_checkpoint"].endswith("step_00000006") and len(report["rollbacks"]) == 3
+    (left,) = (tmp_path / "bad" / "checkpoints").iterdir()
+    assert left.name == "step_00000006"
 
 
 def test_rows_of_a_batch() -> None:
