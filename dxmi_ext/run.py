@@ -386,8 +386,8 @@ class Run:
         return summary
 
     def _check_settings(self) -> None:
-        """A folder's checkpoints and results belong to the settings in its config.yaml; one without any, where
-        the data were not found for instance, to nothing."""
+        """A folder's checkpoints and results belong to the settings in its config.yaml; one without any (the
+        data were not found, say) takes others."""
         path, results = self.directory / "config.yaml", ("checkpoints/step_*", "model", "summary.json")
         kept = any(found for name in results for found in self.directory.glob(name))
         if self.cfg.resume == "never" or not path.is_file() or not kept:
