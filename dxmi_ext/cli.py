@@ -173,7 +173,7 @@ def _report(options: argparse.Namespace) -> None:
         return
     from dxmi_ext import files, report
 
-    folder, _ = _run_of(options)
+    folder, _ = _run_of(options, finished=False)
     output = Path(cfg.output or folder / "report.html")
     files.write_text(output, report.html_of(folder))
     print(output)
@@ -236,12 +236,15 @@ def _settings(options: argparse.Namespace, cls: type[S]) -> S | None:
     return config.load(cls, None, options.settings)
 
 
-def _run_of(options: argparse.Namespace) -> tuple[Path, ModuleType]:
+def _run_of(options: argparse.Namespace, *, finished: bool = True) -> tuple[Path, ModuleType]:
+    """The folder that a command is about, and its task; one with networks, if it has to be finished."""
     from dxmi_ext import recipes
 
     folder = Path(options.target)
     if not (folder / "config.yaml").is_file():
         raise config.ConfigError(f"RUN: got {options.target!r}, wants the folder of a run (with config.yaml)")
+    if finished and not (folder / "model").is_dir():
+        raise config.ConfigError(f"RUN: got {options.target!r}, which is not finished: it has no model/")
     return folder, recipes.task_of(folder / "config.yaml")
 
 

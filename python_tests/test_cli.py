@@ -453,6 +453,16 @@ def test_images_are_a_grid_of_their_pixels(tmp_path: Path) -> None:
             plots.images(tmp_path / "b.png", bad)
 
 
+@pytest.mark.parametrize("command", ["sample", "evaluate", "export"])
+def test_a_run_that_is_not_finished_is_one_line(
+    copy: Path, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.rmtree(copy / "model")
+    assert cli.main([command, str(copy)]) == 2
+    wanted = f"dxmi {command}: RUN: got {str(copy)!r}, which is not finished: it has no model/\n"
+    assert capsys.readouterr().err == wanted
+
+
 def test_sample_refuses_another_format(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["sample", str(finished), "output=samples.csv", "device=cpu"]) == 2
     assert "output: got 'samples.csv', wants FILE.npz, FILE.png or FOLDER/" in capsys.readouterr().err
@@ -488,6 +498,7 @@ def run_of_images(
     task = SimpleNamespace(load=lambda *_: (cfg, networks), sample=sample)
     patch.setattr(recipes, "task_of", lambda _: task)
     (folder / "config.yaml").write_text("task: images\n")
+    (folder / "model").mkdir()
     return networks.sampler
 
 
