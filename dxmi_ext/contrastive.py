@@ -19,7 +19,7 @@ from dxmi_ext.langevin import Langevin, Pool
 from dxmi_ext.networks import Networks
 from dxmi_ext.optim import Adam, LearningRates
 from dxmi_ext.ranks import Ranks
-from dxmi_ext.trainer import DxMISettings, energy_step
+from dxmi_ext.trainer import DxMISettings, check_cuda_graph, energy_step
 
 
 class LangevinTrainer:
@@ -73,9 +73,8 @@ class LangevinTrainer:
             none = self._failures.new_empty(0, *networks.sampler.data_shape)
             self.pool = Pool(settings.langevin_pool, networks.sampler.initial(0, key, data=none))
         self._iterate: Callable[..., dict[str, Tensor]] = self._iteration_of
+        check_cuda_graph(settings, device, self.ranks)
         if settings.cuda_graph:
-            if device.type != "cuda" or not self.ranks.alone:
-                raise ConfigError("cuda_graph: got true, wants a CUDA device and a single rank")
             self._iterate = Graphed(self._iteration_of)
 
     def retry(self, attempt: int, lr_scale: float) -> None:

@@ -112,6 +112,16 @@ class DxMISettings(LangevinSettings, SpeedSettings):
             )
 
 
+def check_cuda_graph(settings: DxMISettings, device: torch.device, ranks: Ranks) -> None:
+    """Refuses a CUDA graph where there can be none; for recipes, before they pretrain.
+
+    Raises:
+        ConfigError: it is wanted without a CUDA device, or with many ranks.
+    """
+    if settings.cuda_graph and (device.type != "cuda" or not ranks.alone):
+        raise ConfigError("cuda_graph: got true, wants a CUDA device and a single rank")
+
+
 def time_costs(kind: str, steps: int) -> Tensor:
     """R(t), [T]: the fixed costs of Algorithm 2 (DxMI, sec. 4). sigmoid sums to about 1 over the path."""
     t = torch.arange(steps, dtype=torch.float64)
@@ -236,9 +246,8 @@ class DxMITrainer:
         self._uses, self._seed = uses, seed
         self.retry(0, 1.0)
         self._iterate: Callable[..., dict[str, Tensor]] = self._iteration_of
+        check_cuda_graph(settings, log_std.device, self.ranks)
         if settings.cuda_graph:
-            if log_std.device.type != "cuda" or not self.ranks.alone:
-                raise ConfigError("cuda_graph: got true, wants a CUDA device and a single rank")
             self._iterate = Graphed(self._iteration_of)
 
     def retry(self, attempt: int, lr_scale: float) -> None:

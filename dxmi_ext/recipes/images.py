@@ -33,7 +33,7 @@ from dxmi_ext.ranks import Ranks
 from dxmi_ext.run import Run
 from dxmi_ext.sampler import GaussianSampler, Timed
 from dxmi_ext.schedules import Schedule
-from dxmi_ext.trainer import DxMISettings, DxMITrainer
+from dxmi_ext.trainer import DxMISettings, DxMITrainer, check_cuda_graph
 
 _PREDICTIONS = {"epsilon": "eps", "sample": "x", "v_prediction": "v"}  # diffusers' names and ours
 _KINDS: dict[str, Any] = {ours: theirs for theirs, ours in _PREDICTIONS.items()}
@@ -221,6 +221,7 @@ def _prepare(run: Run, cfg: Config) -> tuple[ImageData, Networks, DDPM | EDM]:
         raise ConfigError(
             "start: got none, wants a network, or pretrain_iterations above 0, or pretrained=false"
         )
+    check_cuda_graph(cfg, run.device, run.ranks)
     data = _load_data(cfg)
     classes = _classes(cfg, data)
     if cfg.features is not None and run.ranks.first:

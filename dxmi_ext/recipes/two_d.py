@@ -25,7 +25,7 @@ from dxmi_ext.pretrain import Pretrainer, uniform_levels
 from dxmi_ext.ranks import Ranks
 from dxmi_ext.run import Run
 from dxmi_ext.sampler import GaussianSampler
-from dxmi_ext.trainer import DxMISettings, DxMITrainer
+from dxmi_ext.trainer import DxMISettings, DxMITrainer, check_cuda_graph
 
 PAPER = {  # DxMI, Table 1: (pretrained, tau) -> SW, its deviation, AUC; 8 Gaussians, T = 5
     (True, 0.0): (0.074, 0.018, 0.707),
@@ -94,6 +94,7 @@ def train(cfg: Config, ranks: Ranks | None = None) -> dict[str, Any]:
     run = Run(cfg, ranks)
     if run.finished():
         return {}
+    check_cuda_graph(cfg, run.device, run.ranks)
     with run:
         networks, schedule = build(cfg, run.device)
         run.describe(networks)
