@@ -3,7 +3,7 @@
 A checkpoint has also a manifest of its files' sizes and checksums, so that damage is found whatever it hits.
 Of sharded tensors every rank writes its rows, to a file of its own whose header tells which they are; any
 number of ranks reads them again, all from one file system. Nothing is pickled. Imports torch, safetensors,
-``dxmi_ext.files``, ``dxmi_ext.ranks``, ``dxmi_ext.sharding`` and the standard library alone.
+the standard library and of ``dxmi_ext`` errors, files, ranks and sharding alone.
 """
 
 from __future__ import annotations

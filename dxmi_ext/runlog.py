@@ -1,6 +1,6 @@
 """What a run tells: metrics.jsonl, pictures, a progress bar; tensorboard and wandb where asked for.
 
-Imports tqdm, ``dxmi_ext.files``, ``dxmi_ext.sinks`` and the standard library alone.
+Imports tqdm, the standard library and of ``dxmi_ext`` errors, files and sinks alone.
 """
 
 from __future__ import annotations
