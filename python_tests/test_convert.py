@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from dxmi_ext.errors import UserError
 from dxmi_ext.models import convert, pretrained
-from dxmi_ext.models.edm import EDM
+from dxmi_ext.models.pretrained import EDM
 from dxmi_ext.models.unet import ARCHITECTURES, unet_config
 
 pytest.importorskip("diffusers")

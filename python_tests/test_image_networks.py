@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -15,8 +14,8 @@ from torch import Tensor, nn
 
 from dxmi_ext.errors import UserError
 from dxmi_ext.models import pretrained
-from dxmi_ext.models.edm import EDM, Denoiser, edm_loss, training_sigma
 from dxmi_ext.models.energy import ResNetEnergy, ResNetValue
+from dxmi_ext.models.pretrained import EDM
 from dxmi_ext.models.unet import ARCHITECTURES, Architecture, UNet, unet
 from dxmi_ext.networks import TimeIndependent
 
@@ -183,40 +182,6 @@ def test_channels_last_and_compiled_networks_give_the_same(name: str) -> None:
     torch.testing.assert_close(compiled, expected[0])
     network.to(memory_format=torch.channels_last)
     torch.testing.assert_close(run(x.to(memory_format=torch.channels_last)), expected)
-
-
-# --- EDM ----------------------------------------------------------------------------------------------
-
-
-def test_edm_preconditioning_is_the_papers() -> None:
-    """Karras et al. 2022, Table 1; with a boundary, Song et al. 2023, appendix C."""
-    sigma = torch.tensor([0.002, 0.7, 80.0], dtype=torch.float64)
-    for i, s in enumerate(sigma.tolist()):
-        norm = math.sqrt(s**2 + 0.25)
-        expected = (0.25 / norm**2, s * 0.5 / norm, 1 / norm, math.log(s) / 4)
-        assert [c[i].item() for c in EDM().coefficients(sigma)] == pytest.approx(expected, rel=1e-12)
-        assert EDM().weight(sigma)[i].item() == pytest.approx(1 / expected[1] ** 2)
-        b = EDM(time_scale=1000, boundary=True).coefficients(sigma)
-        skip, out = 0.25 / ((s - 0.002) ** 2 + 0.25), (s - 0.002) * 0.5 / norm
-        expected = (skip, out, 1 / norm, 250 * math.log(s))
-        assert [c[i].item() for c in b] == pytest.approx(expected, rel=1e-12)
-
-
-def test_edm_loss_is_that_of_the_best_network_at_its_minimum() -> None:
-    """For data N(0, sigma_data^2) that network gives 0, and the loss is 1 at every level."""
-
-    class Zero(nn.Module):
-        def forward(self, x: Tensor, time: Tensor, labels: Tensor) -> Tensor:
-            assert time.shape == labels.shape == (len(x),)
-            return 0 * x
-
-    generator = torch.Generator().manual_seed(0)
-    data, eps = torch.randn(2, 3, 10_000, generator=generator, dtype=torch.float64)
-    denoiser, labels = Denoiser(Zero(), EDM(sigma_data=0.3)), torch.zeros(3)
-    for sigma in training_sigma(torch.tensor([-2.0, 0.0, 2.0], dtype=torch.float64)):
-        loss = edm_loss(denoiser, 0.3 * data, sigma.expand(3), eps, labels)
-        assert loss.item() == pytest.approx(1, abs=0.03)
-    assert training_sigma(torch.tensor(0.5)).item() == pytest.approx(math.exp(-0.6))
 
 
 # --- folders ------------------------------------------------------------------------------------------

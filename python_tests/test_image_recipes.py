@@ -14,8 +14,7 @@ from dxmi_ext import cli, ops, recipes, schedules
 from dxmi_ext.config import ConfigError
 from dxmi_ext.metrics import features
 from dxmi_ext.models import pretrained, unet
-from dxmi_ext.models.edm import EDM
-from dxmi_ext.models.pretrained import DDPM
+from dxmi_ext.models.pretrained import DDPM, EDM
 from dxmi_ext.ranks import Ranks
 from dxmi_ext.recipes import images
 from dxmi_ext.runlog import read_metrics

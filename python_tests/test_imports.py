@@ -41,7 +41,7 @@ from dxmi_ext import checkpoint, pretrain, run, sampler, schedules, trainer
 from dxmi_ext.anomaly import backbones, detectors, features, networks, reconstruction
 from dxmi_ext.data import anomaly, images, two_d
 from dxmi_ext.metrics import anomaly, features, images, inception, two_d
-from dxmi_ext.models import convert, edm, energy, mlp, pretrained, unet
+from dxmi_ext.models import convert, energy, mlp, pretrained, unet
 """
     run(code)
 

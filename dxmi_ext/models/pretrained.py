@@ -1,12 +1,11 @@
 """U-Nets in diffusers' folders: read, with what they were trained for, and written. Never a pickle.
 
-Imports torch and ``dxmi_ext.files``; diffusers, and huggingface_hub for a source named ``hub:``, where used.
+Imports torch and ``dxmi_ext``; diffusers, and huggingface_hub for a source named ``hub:``, where used.
 """
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -14,9 +13,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from dxmi_ext import files
+from dxmi_ext import files, schedules
 from dxmi_ext.errors import UserError
-from dxmi_ext.models.edm import EDM
 from dxmi_ext.models.unet import UNet, check_shape
 
 HUB = "hub:"
@@ -35,6 +33,20 @@ class DDPM(NamedTuple):
     """float64 [steps], in the order of the forward diffusion."""
     prediction: Literal["epsilon", "sample", "v_prediction"]
     """What it gives: the noise, the data, or sqrt(abar) noise - sqrt(1 - abar) data."""
+
+
+class EDM(NamedTuple):
+    """A network of Karras et al. 2022, Table 1: F of data + sigma eps."""
+
+    sigma_data: float = 0.5
+    """Standard deviation of the data."""
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+    """Noise levels between which it was trained."""
+    time_scale: float = 1.0
+    """The network's time is time_scale ln(sigma) / 4; 1000 in consistency models."""
+    boundary: bool = False
+    """A consistency function, D(x; sigma_min) = x (Song et al. 2023, appendix C)."""
 
 
 class Pretrained(NamedTuple):
@@ -124,17 +136,13 @@ def _betas(scheduler: Mapping[str, Any]) -> Tensor:
     steps = int(scheduler.get("num_train_timesteps", 1000))
     first, last = float(scheduler.get("beta_start", 1e-4)), float(scheduler.get("beta_end", 0.02))
     kind = scheduler.get("beta_schedule", "linear")
-    if kind == "linear":
-        return torch.linspace(first, last, steps, dtype=torch.float64)
-    if kind == "scaled_linear":
-        return torch.linspace(first**0.5, last**0.5, steps, dtype=torch.float64) ** 2
+    if kind in ("linear", "scaled_linear"):
+        return schedules.make_betas(kind, steps=steps, start=first, end=last)
     if kind == "sigmoid":
         ramp = torch.linspace(-6, 6, steps, dtype=torch.float64).sigmoid()
         return first + (last - first) * ramp
-    if kind == "squaredcos_cap_v2":  # Nichol & Dhariwal 2021, eq. 17
-        at = torch.arange(steps + 1, dtype=torch.float64) / steps
-        alpha_bar = ((at + 0.008) / 1.008 * math.pi / 2).cos() ** 2
-        return (1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=0.999)
+    if kind == "squaredcos_cap_v2":
+        return schedules.make_betas("cosine", steps=steps)
     raise UserError(f"beta_schedule: got {kind}, wants linear, scaled_linear, sigmoid or squaredcos_cap_v2")
 
 

@@ -22,9 +22,8 @@ from dxmi_ext.errors import UserError
 from dxmi_ext.metrics import features
 from dxmi_ext.metrics import images as metrics
 from dxmi_ext.models import pretrained as pretrained_models
-from dxmi_ext.models.edm import EDM
 from dxmi_ext.models.energy import ResNetEnergy, ResNetValue
-from dxmi_ext.models.pretrained import DDPM
+from dxmi_ext.models.pretrained import DDPM, EDM
 from dxmi_ext.models.unet import ARCHITECTURES, UNet, unet
 from dxmi_ext.networks import Networks, TimeIndependent
 from dxmi_ext.prefetch import Prefetcher
