@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from dxmi_ext import cli, config, recipes
+from dxmi_ext.data import two_d as data
 from dxmi_ext.metrics import two_d as metrics
 from dxmi_ext.recipes import two_d
 from dxmi_ext.runlog import TIMING_FIELDS, read_metrics
@@ -21,7 +22,9 @@ SETTINGS = [
     *(f"pretrain_iterations={PRETRAIN}", f"iterations={DXMI}", "batch_size=16", "device=cpu"),
     *("checkpoint_every=2", "log_every=1", "tensorboard=false"),
 ]
-SCORES = ("sliced_wasserstein", "sliced_wasserstein_std", "sliced_wasserstein_floor", "auroc", "auroc_std")
+SCORES = ("sliced_wasserstein", "sliced_wasserstein_std", "sliced_wasserstein_floor")
+SCORES += ("auroc", "auroc_std", "energy_kl")
+SAMPLE_DATA = data.sample
 FEW_POINTS = functools.partial(metrics.evaluate, n=100, repeats=2, projections=10)
 
 
@@ -32,6 +35,19 @@ def quick() -> Iterator[None]:
         patch.setattr(metrics, "evaluate", FEW_POINTS)
         patch.setattr(two_d, "draw_pictures", lambda *_: None)
         yield
+
+
+def interrupt(patch: pytest.MonkeyPatch, step: int) -> None:
+    """Makes the next run fail as by Ctrl-C when it asks for data at a step, counted over all phases."""
+
+    def sample(name: str, n: int, key: Any, **rest: Any) -> Any:
+        nonlocal step
+        step -= 1
+        if step < 0:
+            raise KeyboardInterrupt
+        return SAMPLE_DATA(name, n, key, **rest)
+
+    patch.setattr(data, "sample", sample)
 
 
 def train(folder: Path, *settings: str, recipe: str = "8gaussians", command: str = "train") -> int:

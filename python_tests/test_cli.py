@@ -30,12 +30,12 @@ from dxmi_ext.models.unet import Architecture, unet
 from dxmi_ext.recipes import two_d
 from dxmi_ext.runlog import TIMING_FIELDS, read_metrics
 from dxmi_ext.sampler import GaussianSampler
-from runs import DXMI, PRETRAIN, SCORES, SETTINGS, assert_same_run, model, read, train
+from runs import DXMI, PRETRAIN, SAMPLE_DATA, SCORES, SETTINGS, assert_same_run, interrupt, model, read, train
 
 for library in ("matplotlib", "omegaconf", "ot", "sklearn", "tensorboard"):
     pytest.importorskip(library)
 
-DRAW_PICTURES, SAMPLE_DATA = two_d.draw_pictures, data.sample
+DRAW_PICTURES = two_d.draw_pictures
 
 
 @pytest.fixture(autouse=True)
@@ -58,19 +58,6 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def copy(finished: Path, tmp_path: Path) -> Path:
     """The same run, free to be changed."""
     return shutil.copytree(finished, tmp_path / "copy")
-
-
-def interrupt(patch: pytest.MonkeyPatch, step: int) -> None:
-    """Makes the next run fail as by Ctrl-C when it asks for data at a step, counted over all phases."""
-
-    def sample(name: str, n: int, key: Any, **rest: Any) -> Any:
-        nonlocal step
-        step -= 1
-        if step < 0:
-            raise KeyboardInterrupt
-        return SAMPLE_DATA(name, n, key, **rest)
-
-    patch.setattr(data, "sample", sample)
 
 
 def contents(folder: Path) -> dict[str, tuple[int, bytes]]:

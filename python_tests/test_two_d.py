@@ -54,8 +54,12 @@ def test_two_spirals_lie_on_their_arms() -> None:
 
 
 def test_unknown_density_lists_the_known() -> None:
-    with pytest.raises(ValueError, match=r"9gaussians.*8gaussians, 2spirals, checkerboard"):
-        data.sample("9gaussians", 1, ops.noise_key(0))
+    for call in (
+        lambda: data.sample("9gaussians", 1, ops.noise_key(0)),
+        lambda: data.log_density("9gaussians", torch.zeros(1, 2)),
+    ):
+        with pytest.raises(ValueError, match=r"9gaussians.*8gaussians, 2spirals, checkerboard"):
+            call()
 
 
 def test_sliced_wasserstein_known_values() -> None:
@@ -74,6 +78,38 @@ def test_energy_auroc_known_values() -> None:
     assert metrics.energy_auroc(low, high) == 1
     assert metrics.energy_auroc(high, low) == 0
     assert metrics.energy_auroc(torch.zeros(10), torch.zeros(20)) == 0.5
+
+
+@pytest.mark.parametrize("name", data.DENSITIES)
+def test_log_density_is_that_of_the_samples(name: str) -> None:
+    """It integrates to 1, and gives cells of the plane as many points as they have."""
+    line = (torch.arange(200) + 0.5) * (10 / 200) - 5
+    density = data.log_density(name, torch.cartesian_prod(line, line)).exp().view(200, 200) * (10 / 200) ** 2
+    assert density.sum().item() == pytest.approx(1, abs=2e-3)
+    x = data.sample(name, 100_000, ops.noise_key(0))
+    cell = ((x + 5) / 0.5).floor().long()
+    counts = torch.bincount(20 * cell[:, 0] + cell[:, 1], minlength=400).view(20, 20) / len(x)
+    cells = density.view(20, 10, 20, 10).sum(dim=(1, 3))
+    assert (counts - cells).abs().max() < 4 * (cells.max() / len(x)).sqrt()
+
+
+def test_energy_kl_known_values() -> None:
+    def normal(std: float, x: torch.Tensor) -> torch.Tensor:
+        return x.square().sum(dim=1) / (2 * std**2)
+
+    def kl(temperature: float, std: float = 0.5) -> float:
+        return metrics.energy_kl(lambda x: normal(std, x), lambda x: -normal(0.5, x), temperature)
+
+    assert kl(1.0) == pytest.approx(0, abs=1e-6)
+    # Of normals in the plane: D (log s + 1 / (2 s^2) - 1/2), s the ratio of their standard deviations.
+    assert kl(1.0, std=0.7) == pytest.approx(2 * (math.log(1.4) + 0.5 / 1.4**2 - 0.5), abs=1e-4)
+    assert kl(1.4**2) == pytest.approx(kl(1.0, std=0.7))
+    board = metrics.energy_kl(
+        lambda x: torch.zeros(len(x)), lambda x: data.log_density("checkerboard", x), temperature=1.0
+    )
+    assert board == pytest.approx(math.log(2))  # half of the square
+    with pytest.raises(ValueError, match=r"temperature: got 0, wants more than 0"):
+        kl(0)
 
 
 def test_evaluate_a_perfect_model_reaches_the_papers_ceiling() -> None:

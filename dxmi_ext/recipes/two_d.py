@@ -53,6 +53,12 @@ class Config(DxMISettings, config.RunConfig):
     threads: int = setting(1, "CPU threads of torch; networks of this size gain nothing from more", minimum=0)
     data: str = setting("8gaussians", "density", choices=tuple(data_two_d.DENSITIES))
     steps: int = setting(5, "T, steps of the sampler", minimum=2)
+    schedule: str = setting(
+        "variance_exploding",
+        "of the sampler: sigma_max to sigma_min; ddpm: DDPM's linear betas, T of them from 1e-4 to .02; "
+        "respaced_ddpm: T of the levels that DDPM has with 1000 betas",
+        choices=("variance_exploding", "ddpm", "respaced_ddpm"),
+    )
     sampler_width: int = setting(128, "width of the sampler's hidden layers", minimum=1)
     sampler_depth: int = setting(3, "hidden layers of the sampler", minimum=1)
     value_kind: str = setting(
@@ -73,6 +79,10 @@ class Config(DxMISettings, config.RunConfig):
         if not 0 < self.sigma_min < self.sigma_max:
             raise config.ConfigError(
                 f"sigma_min: got {self.sigma_min!r}, wants a value between 0 and sigma_max={self.sigma_max!r}"
+            )
+        if self.schedule == "respaced_ddpm" and self.steps > 1000:
+            raise config.ConfigError(
+                f"steps: got {self.steps}, wants at most 1000 with schedule=respaced_ddpm"
             )
         if self.skip_last > self.steps:
             raise config.ConfigError(f"skip_last: got {self.skip_last}, wants at most steps={self.steps}")
@@ -167,9 +177,7 @@ def evaluate(
 
 def build(cfg: Config, device: torch.device) -> tuple[Networks, schedules.Schedule]:
     """The networks, their weights drawn from the seed, and the sampler's schedule."""
-    schedule = schedules.variance_exploding(
-        cfg.steps, sigma_max=cfg.sigma_max, sigma_min=cfg.sigma_min, min_std=cfg.min_std
-    )
+    schedule = _schedule(cfg)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cfg.seed)
         network = SamplerMLP(2, cfg.steps, cfg.sampler_width, cfg.sampler_depth)
@@ -198,14 +206,31 @@ def load(directory: Path, device: torch.device) -> tuple[Config, Networks]:
 
 
 def evaluate_networks(cfg: Config, networks: Networks, *, seed: int) -> dict[str, float]:
-    """Sliced Wasserstein and AUROC by the paper's protocol."""
-    draws = noise.Draws(seed, "evaluate", ["sample", "data"], networks.sampler.log_std.device)
-    return metrics_two_d.evaluate(
+    """Sliced Wasserstein and AUROC by the paper's protocol; energy_kl where there is a temperature."""
+    device = networks.sampler.log_std.device
+    draws = noise.Draws(seed, "evaluate", ["sample", "data"], device)
+    numbers = metrics_two_d.evaluate(
         lambda n, draw: _draw(cfg, networks, n, draws.at(draw)["sample"]),
         lambda n, draw: data_two_d.sample(cfg.data, n, draws.at(draw)["data"]),
         torch.no_grad()(networks.energy),
         seed=seed,
     )
+    if temperature := temperature_of(cfg):
+        numbers["energy_kl"] = metrics_two_d.energy_kl(
+            torch.no_grad()(networks.energy),
+            lambda x: data_two_d.log_density(cfg.data, x),
+            temperature,
+            device=device,
+        )
+    return numbers
+
+
+def temperature_of(cfg: Config) -> float:
+    """That of the density exp(-E / temperature) / Z: the weight of the entropy, a sum over dimensions."""
+    if not cfg.trains_sampler:
+        return cfg.tau
+    tau = cfg.tau if cfg.tau_entropy is None else cfg.tau_entropy
+    return tau if cfg.cost_reduction == "sum" else tau / 2
 
 
 def draw_pictures(directory: Path, cfg: Config, networks: Networks) -> None:
@@ -246,6 +271,16 @@ def table(cfg: Config, numbers: dict[str, float]) -> str:
         rows.append(f"{'the paper':12}{paper_sw:8.3f} ± {deviation:.3f}{paper_auroc:8.3f}")
     rows.append(f"{'data itself':12}{numbers['sliced_wasserstein_floor']:8.3f}")
     return "\n".join(rows)
+
+
+def _schedule(cfg: Config) -> schedules.Schedule:
+    if cfg.schedule == "ddpm":
+        return schedules.ddpm(schedules.make_betas(steps=cfg.steps), min_std=cfg.min_std)
+    if cfg.schedule == "respaced_ddpm":  # from pure noise on, so trailing
+        return schedules.ddim(cfg.steps, eta=1.0, spacing="trailing", min_std=cfg.min_std)
+    return schedules.variance_exploding(
+        cfg.steps, sigma_max=cfg.sigma_max, sigma_min=cfg.sigma_min, min_std=cfg.min_std
+    )
 
 
 def _draw(cfg: Config, networks: Networks, n: int, key: Tensor, batch_size: int = 4096) -> Tensor:
