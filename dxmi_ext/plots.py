@@ -7,7 +7,7 @@ dependency PIL where used, without a display.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -85,12 +85,13 @@ def paths(path: str | Path, trajectory: Tensor, *, lines: int = 50) -> None:
     """The way of the particles from noise to data: one panel a step, thin lines where they have been.
 
     Args:
-        trajectory: [T + 1, n, 2].
+        trajectory: [T + 1, n, 2]; of more than 11, so many evenly spaced are drawn.
         lines: number of particles whose way is drawn.
     """
     way = _numpy(trajectory[:, :lines])
-    with _figure(path, 1, len(way), width=1.75, height=1.95) as axes:
-        for t, axis in enumerate(axes):
+    shown = np.unique(np.linspace(0, len(way) - 1, 11).round().astype(int)).tolist()
+    with _figure(path, 1, len(shown), width=1.75, height=1.95) as axes:
+        for t, axis in zip(shown, axes, strict=True):
             _scatter(axis, trajectory[t], _SAMPLES, size=1.5, alpha=0.3)
             axis.plot(way[: t + 1, :, 0], way[: t + 1, :, 1], color=_ACCENT, lw=0.35, alpha=0.6)
             _scatter(axis, trajectory[t, :lines], _ACCENT, size=2.5, alpha=1.0)
@@ -129,6 +130,27 @@ def curves(path: _File, metrics_jsonl: str | Path) -> None:
             axis.spines[["top", "right"]].set_visible(False)
         for axis in axes[len(series) :]:
             axis.set_visible(False)
+
+
+def gallery(path: _File, models: Sequence[tuple[str, Tensor, Tensor | None]]) -> None:
+    """Samplers and their energies: a column each, samples above the energy.
+
+    Args:
+        models: title, samples [n, 2] and energies [size * size] at the points of ``grid(size)``, or None.
+    """
+    with _figure(path, 2, len(models), width=1.9, height=2.0) as axes:
+        for (title, points, energies), above, below in zip(
+            models, axes[: len(models)], axes[len(models) :], strict=True
+        ):
+            _scatter(above, points, _SAMPLES, size=1.2)
+            _plane(above, title, ticks=False)
+            if energies is None:
+                below.set_visible(False)
+                continue
+            size = round(energies.numel() ** 0.5)
+            line = np.linspace(-_EXTENT, _EXTENT, size)
+            below.contourf(line, line, _numpy(energies).reshape(size, size).T, levels=40, cmap="viridis_r")
+            _plane(below, "", extent=_EXTENT, ticks=False)
 
 
 def images(path: _File, images: Tensor, *, columns: int | None = None) -> None:
