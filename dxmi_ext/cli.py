@@ -1,4 +1,4 @@
-"""The command `dxmi`: train, pretrain, sample, evaluate, report, export, convert, info.
+"""The command `dxmi`: train, pretrain, sample, evaluate, report, reproduce, export, convert, info.
 
 Imports what a command needs when it runs.
 """
@@ -78,6 +78,13 @@ def _parser() -> argparse.ArgumentParser:
     command("sample", _sample, "Draw samples from a run's sampler; torchrun: on several devices.", run)
     command("evaluate", _evaluate, "Compute a run's numbers again.", run)
     command("report", _report, "Write numbers, curves and pictures as one page.", "RUN: folder of a run")
+    sub = command(
+        "reproduce",
+        _reproduce,
+        "Run an experiment of the paper, row by row and seed by seed, and write its table.",
+        "EXPERIMENT: name of an experiment",
+    )
+    sub.add_argument("--quick", action="store_true", help="a tenth of the iterations, in minutes")
     command("export", _export, "Save a run's sampler of images as a pipeline of diffusers.", run)
     command(
         "convert",
@@ -117,8 +124,7 @@ def _train(options: argparse.Namespace) -> None:
         if not ranks.first:
             return
         settings = [s for s in options.settings if s.partition("=")[0] not in ("output", "resume")]
-        again = ["dxmi", options.command, options.target, f"output={cfg.output}", *settings]
-        print(f"stopped; it goes on with: {shlex.join(again)}", file=sys.stderr)
+        _tell_how_to_go_on(options, f"output={cfg.output}", *settings)
 
 
 def _sample(options: argparse.Namespace) -> None:
@@ -179,6 +185,20 @@ def _report(options: argparse.Namespace) -> None:
     print(output)
 
 
+def _reproduce(options: argparse.Namespace) -> None:
+    from dxmi_ext import reproduce
+
+    if options.help or options.target is None:
+        _show_help(options, reproduce.describe(options.target))
+        return
+    experiment = reproduce.find(options.target)
+    given = [*options.settings, *["quick=true"] * options.quick]
+    try:
+        reproduce.run(experiment, config.load(reproduce.ReproduceSettings, None, given))
+    except Stopped:
+        _tell_how_to_go_on(options, *given)
+
+
 def _export(options: argparse.Namespace) -> None:
     from dxmi_ext import exchange
 
@@ -226,6 +246,11 @@ def _info(options: argparse.Namespace) -> None:
     width = max(map(len, facts))
     for name, value in facts.items():
         print(f"{name:<{width}}  {value}")
+
+
+def _tell_how_to_go_on(options: argparse.Namespace, *settings: str) -> None:
+    again = shlex.join(["dxmi", options.command, options.target, *settings])
+    print(f"stopped; it goes on with: {again}", file=sys.stderr)
 
 
 def _settings(options: argparse.Namespace, cls: type[S]) -> S | None:

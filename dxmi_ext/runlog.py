@@ -187,7 +187,12 @@ class RunLog:
     def note(self, text: str) -> None:
         """Say one line on stderr without tearing the progress bar."""
         if self.enabled:
-            tqdm.write(text, file=sys.stderr)
+            note(text)
+
+
+def note(text: str) -> None:
+    """Say one line on stderr without tearing a progress bar."""
+    tqdm.write(text, file=sys.stderr)
 
 
 def read_metrics(path: Path | str) -> list[dict[str, Any]]:

@@ -1,0 +1,251 @@
+"""`dxmi reproduce`: the paper's tables again, row by row and seed by seed.
+
+Every (row, seed) is a unit (`units`) with a small json; what is there already is not run again. `experiments`
+tells what there is, `table` makes a page and a picture of the units. Imports ``dxmi_ext`` up to recipes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from multiprocessing import connection
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
+from typing import Any
+
+from dxmi_ext import config, files, runlog
+from dxmi_ext.config import Settings, setting
+from dxmi_ext.errors import UserError
+from dxmi_ext.reproduce import table, units
+from dxmi_ext.reproduce.experiments import EXPERIMENTS, Experiment
+from dxmi_ext.reproduce.units import Unit
+from dxmi_ext.signals import StopSignals
+
+_SECONDS_BETWEEN_LOOKS = 0.5
+
+
+class Incomplete(UserError):
+    """Some units have failed; the others are done."""
+
+
+@dataclasses.dataclass
+class ReproduceSettings(Settings):
+    """Settings of the command ``reproduce``."""
+
+    seeds: int | None = setting(None, "runs of each row, seeds 0, 1, ...; null: 5, of quick 1", minimum=1)
+    rows: str | None = setting(None, "names of the rows to run, with commas between; null: all")
+    workers: int = setting(
+        0, "runs at a time, each a process with one thread of torch; 0: one for each core", minimum=0
+    )
+    quick: bool = setting(False, "a tenth of the iterations, in a folder of their own; also --quick")
+    output: str | None = setting(
+        None,
+        "folder of the table and its units; null: docs/results/EXPERIMENT, quick: runs/quick/EXPERIMENT",
+    )
+    work: str | None = setting(
+        None, "folder of the runs themselves; null: runs/reproduce/EXPERIMENT, quick: that with -quick"
+    )
+    device: str = setting("cpu", "cpu, cuda or cuda:N", pattern=r"cpu|cuda(:\d+)?")
+
+
+def find(name: str) -> Experiment:
+    """An experiment by its name.
+
+    Raises:
+        config.ConfigError: there is none.
+    """
+    if name not in EXPERIMENTS:
+        raise config.ConfigError(f"experiment: got {name!r}, wants one of {', '.join(EXPERIMENTS)}")
+    return EXPERIMENTS[name]
+
+
+def describe(name: str | None = None) -> str:
+    """The experiments, or the rows of one, and the settings."""
+    if name is None:
+        lines = [(e.name, f"{e.title}; {len(e.rows)} rows") for e in EXPERIMENTS.values()]
+        heading = "experiments"
+    else:
+        lines = [(row.name, row.label) for row in find(name).rows]
+        heading = f"rows of {name}"
+    width = max(len(left) for left, _ in lines)
+    listed = "\n".join(f"  {left:<{width}}  {right}" for left, right in lines)
+    return f"{heading}:\n{listed}\n\n{config.describe(ReproduceSettings())}"
+
+
+def run(experiment: Experiment, cfg: ReproduceSettings) -> None:
+    """Runs the units of an experiment that are not there yet, then makes its README.md and picture of all.
+
+    Raises:
+        config.ConfigError: a row is unknown.
+        files.Locked: another process does the same in the same folder.
+        Incomplete: some units have failed.
+        signals.Stopped: on SIGTERM or Ctrl-C; units under way are saved, and go on the next time.
+    """
+    output = Path(cfg.output or f"{'runs/quick' if cfg.quick else 'docs/results'}/{experiment.name}")
+    work = Path(cfg.work or f"runs/reproduce/{experiment.name}{'-quick' * cfg.quick}")
+    work.mkdir(parents=True, exist_ok=True)
+    output.mkdir(parents=True, exist_ok=True)
+    seeds = cfg.seeds or (1 if cfg.quick else 5)
+    # Seed by seed: a table that is stopped early has something of every row.
+    wanted = [
+        Unit(row, seed, cfg.quick, output, work, cfg.device)
+        for seed in range(seeds)
+        for row in experiment.rows
+    ]
+    names = _names(experiment, cfg.rows)
+    with files.lock(work / ".lock"):
+        files.tidy(output)
+        chosen = [unit for unit in wanted if unit.row.name in names]
+        missing = [unit for unit in chosen if not _is_done(unit)]
+        print(f"{experiment.name}: {len(chosen)} units, {len(chosen) - len(missing)} of them done")
+        try:
+            failures = _run(missing, cfg.workers or _cores())
+        finally:
+            _publish(experiment, wanted, output, quick=cfg.quick)
+    if failures:
+        raise Incomplete(f"{len(failures)} of {len(missing)} runs failed:\n" + "\n".join(failures))
+
+
+def _names(experiment: Experiment, given: str | None) -> list[str]:
+    known = [row.name for row in experiment.rows]
+    names = known if given is None else given.split(",")
+    for name in names:
+        if name not in known:
+            nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+            hint = f"did you mean {nearest[0]}?" if nearest else f"wants some of {', '.join(known)}"
+            raise config.ConfigError(f"rows: got {name!r}; {hint}")
+    return names
+
+
+def _is_done(unit: Unit) -> bool:
+    """Whether a unit's json is there; why it is not used, if it is not."""
+    try:
+        if units.read(unit) is not None:
+            return True
+    except units.DamagedUnit as error:
+        _tell(f"{error}; it is made again")
+        return False
+    if unit.path.is_file():
+        _tell(f"{unit.path}: made with other settings than the row has now; it is made again")
+    return False
+
+
+def _publish(experiment: Experiment, wanted: Sequence[Unit], output: Path, *, quick: bool) -> None:
+    """Writes README.md, and the picture of those rows whose networks are here."""
+    found: dict[str, list[Any]] = {}
+    done = []
+    for unit in wanted:
+        try:
+            numbers = units.read(unit)
+        except units.DamagedUnit:  # of a row that is not wanted
+            continue
+        if numbers is not None:
+            found.setdefault(unit.row.name, []).append(numbers)
+            done.append(unit)
+    picture = output / f"{experiment.name}.png"
+    try:
+        drawn = table.figure(picture, experiment, done)
+        if missing := [name for name in found if name not in drawn]:
+            _tell(f"{picture}: without {', '.join(missing)}, whose networks are not in {wanted[0].work}")
+    except ModuleNotFoundError as error:
+        _tell(f"no picture, for {error.name} is not installed: pip install {error.name}")
+    shown = picture.name if picture.is_file() else None
+    text = table.markdown(experiment, found, quick=quick, figure=shown)
+    files.write_text(output / "README.md", text)
+    print("\n".join(line for line in text.splitlines() if line.startswith("|")))
+    print(f"{output}: README.md, {len(done)} units of {len(wanted)}")
+
+
+def _run(missing: Sequence[Unit], workers: int) -> list[str]:
+    """Runs units; what went wrong with those that failed. One worker is this process itself."""
+    if workers > 1 and len(missing) > 1:
+        return _run_in_processes(missing, workers)
+    failures = []
+    for number, unit in enumerate(missing, 1):
+        _tell(f"{unit.name}: {number} of {len(missing)}")
+        try:
+            units.compute(unit)
+        except UserError as error:
+            failures.append(f"{unit.name}: {error}")
+    return failures
+
+
+def _run_in_processes(missing: Sequence[Unit], workers: int) -> list[str]:
+    """The same, some at a time. A stop is passed on to all, and waits until they have saved."""
+    waiting, failures = list(missing), list[str]()
+    running: dict[Unit, tuple[SpawnProcess, float]] = {}
+    bar = runlog.Progress("runs", len(missing), 0, enabled=True)
+    with StopSignals() as signals, signals.held(), bar:
+        try:
+            while (waiting or running) and not signals.pending:
+                while waiting and len(running) < workers:
+                    unit = waiting.pop(0)
+                    running[unit] = _start(unit), time.monotonic()
+                connection.wait([process.sentinel for process, _ in running.values()], _SECONDS_BETWEEN_LOOKS)
+                for unit, (process, started) in list(running.items()):
+                    if process.is_alive():
+                        continue
+                    del running[unit]
+                    seconds = f"{time.monotonic() - started:.0f} s"
+                    if process.exitcode:
+                        failures.append(f"{unit.name}: exit status {process.exitcode}; see {_log_of(unit)}")
+                    _tell(failures[-1] if process.exitcode else f"{unit.name}: done, {seconds}")
+                    bar.update()
+        finally:
+            for process, _ in running.values():
+                process.terminate()
+            for process, _ in running.values():
+                process.join()
+    return failures
+
+
+def _start(unit: Unit) -> SpawnProcess:
+    process = multiprocessing.get_context("spawn").Process(target=_work, args=(unit,), name=unit.name)
+    # Blocked until the child has left the terminal's group: a Ctrl-C there is for this process to pass on.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return process
+
+
+def _work(unit: Unit) -> None:
+    """A process of its own: tells its log, and stops with the process that started it."""
+    os.setsid()
+    log = os.open(_log_of(unit), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    os.dup2(log, sys.stdout.fileno())
+    os.dup2(log, sys.stderr.fileno())
+    threading.Thread(target=_follow_parent, daemon=True).start()
+    try:
+        units.compute(unit)
+    except (UserError, OSError) as error:
+        sys.exit(f"{unit.name}: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _follow_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _log_of(unit: Unit) -> Path:
+    return unit.work / f"{unit.name}.log"
+
+
+def _cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+_tell: Callable[[str], None] = runlog.note

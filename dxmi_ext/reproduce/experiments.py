@@ -1,0 +1,140 @@
+"""The experiments of ``dxmi reproduce``: rows of settings, columns of numbers, the paper's beside them.
+
+To add one, add an `Experiment` to ``EXPERIMENTS``. Imports ``dxmi_ext.recipes``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dxmi_ext.recipes import two_d
+
+Published = Mapping[str, tuple[float, float | None]]
+"""The paper's numbers by name: mean, and deviation where it tells one."""
+
+
+_COLUMNS = {"sliced_wasserstein": "SW", "auroc": "AUROC", "energy_kl": "KL"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One line of a table: settings that are run with several seeds."""
+
+    name: str
+    """In file names."""
+    label: str
+    """In the table and the figure."""
+    settings: Mapping[str, Any]
+    """Over those of the recipe."""
+    paper: Published = dataclasses.field(default_factory=dict)
+    recipe: str = "8gaussians"
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """A table."""
+
+    name: str
+    title: str
+    rows: Sequence[Row]
+    columns: Mapping[str, str] = dataclasses.field(default_factory=lambda: _COLUMNS)
+    """Number of a run -> heading."""
+    notes: str = ""
+    """What a reader of the table must know."""
+
+    def row(self, name: str) -> Row:
+        return next(row for row in self.rows if row.name == name)
+
+
+def _ddpm(steps: int, paper: float) -> Row:
+    # Noise below min_std would blur the many small steps; as many iterations as a row of DxMI has in all.
+    settings = {"schedule": "ddpm", "steps": steps, "min_std": 1e-3}
+    settings |= {"pretrain_iterations": 5600, "iterations": 0}
+    return Row(f"ddpm-t{steps}", f"DDPM, T = {steps}", settings, {"sliced_wasserstein": (paper, None)})
+
+
+def _dxmi(pretrained: bool, tau: float) -> Row:
+    sw, deviation, auroc = two_d.PAPER[pretrained, tau]
+    scratch = "" if pretrained else ", from scratch"
+    return Row(
+        f"dxmi-tau{tau:g}{'' if pretrained else '-scratch'}",
+        f"DxMI, T = 5, tau = {tau:g}{scratch}",
+        {"tau": tau, "pretrained": pretrained},
+        {"sliced_wasserstein": (sw, deviation), "auroc": (auroc, None)},
+    )
+
+
+def _variant(name: str, label: str, recipe: str = "8gaussians", **settings: Any) -> Row:
+    return Row(name, label, settings, recipe=recipe)
+
+
+_SCORES = """\
+SW: sliced 2-Wasserstein distance of samples to data (10,000 each, 1,000 projections), mean of five samplings.
+AUROC: of the energy, data against uniform points on [-4, 4]^2; the true density of the 8 Gaussians has .902.
+KL: KL(data || exp(-E / T) / Z) in nats, by quadrature over that square. T is the weight of the entropy, which
+is tau / 2 where costs are means over the two dimensions; without entropy there is no such density."""
+
+EXPERIMENTS: dict[str, Experiment] = {
+    experiment.name: experiment
+    for experiment in (
+        Experiment(
+            "table1",
+            "8 Gaussians (DxMI, Table 1)",
+            [
+                *(_ddpm(*row) for row in ((5, 0.967), (10, 0.824), (100, 0.241), (1000, 0.123))),
+                *(_dxmi(*run) for run in two_d.PAPER),
+            ],
+            notes=f"""{_SCORES}
+
+DDPM: the denoiser of the DxMI rows, trained on T levels and sampled by its own T steps; it has no energy.
+The paper does not tell its schedule. Here it has T linear betas from 1e-4 to .02 whatever T, as only then few
+steps come out near the paper's figures: such levels end far from noise, where the chain starts all the same.
+The experiment `ddpm` has levels that end in noise at every T, a stronger baseline.
+The DxMI rows are `dxmi train 8gaussians` (variance-exploding levels 3 to .4) but for what they name.""",
+        ),
+        Experiment(
+            "ddpm",
+            "8 Gaussians: DDPM with T levels that end in noise",
+            [
+                dataclasses.replace(row, settings={**row.settings, "schedule": "respaced_ddpm"})
+                for row in (_ddpm(5, 0.967), _ddpm(10, 0.824), _ddpm(100, 0.241))
+            ],
+            columns={"sliced_wasserstein": "SW"},
+            notes="T of the levels that DDPM has with 1,000 betas. At T = 1000 this is the row of `table1`.",
+        ),
+        Experiment(
+            "densities",
+            "Other densities in the plane",
+            [_variant(name, name, name) for name in ("8gaussians", "2spirals", "checkerboard")],
+            notes=_SCORES,
+        ),
+        Experiment(
+            "ablations",
+            "8 Gaussians: one setting changed at a time",
+            [
+                _variant("default", "DxMI, T = 5, tau = 0.1"),
+                *(_variant(f"tau{tau:g}", f"tau = {tau:g}", tau=tau) for tau in (0.03, 0.05, 0.2, 0.4)),
+                *(
+                    _variant(f"avr{alpha:g}", f"AVR's alpha = {alpha:g}", velocity_decay=alpha)
+                    for alpha in (0.9, 0.999)
+                ),
+                _variant("avr-off", "without AVR", velocity_decay=1.0),
+                *(
+                    _variant(f"gamma{gamma:g}", f"gamma = {gamma:g}", gamma=gamma)
+                    for gamma in (0.1, 0.3, 3.0)
+                ),
+                *(_variant(f"t{steps}", f"T = {steps}", steps=steps) for steps in (2, 3, 10)),
+                _variant("td-shuffled", "TD in shuffled order", td_order="shuffled"),
+                _variant("td-redraw", "TD on redrawn steps", td_redraw=True),
+                _variant("value-energy", "V independent of time (Alg. 2)", value_kind="time_independent"),
+                _variant("separate", "an energy network of its own", value_kind="separate"),
+                _variant("policy-gradient", "policy gradient", sampler_update="policy_gradient"),
+                _variant("short-run", "Langevin negatives, short runs", negatives="short_run"),
+                _variant("persistent", "Langevin negatives, persistent", negatives="persistent"),
+            ],
+            notes=_SCORES,
+        ),
+    )
+}

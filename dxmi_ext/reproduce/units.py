@@ -1,0 +1,178 @@
+"""A unit of an experiment: a row with a seed, run in a folder of its own, and a small json of its numbers.
+
+Imports torch and ``dxmi_ext`` up to ``dxmi_ext.recipes``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import platform
+from pathlib import Path
+from typing import Any
+
+from dxmi_ext import config, recipes
+from dxmi_ext.errors import UserError
+from dxmi_ext.reproduce.experiments import Row
+from dxmi_ext.runlog import write_json
+
+_KEYS = {"row", "seed", "quick", "settings", "numbers", "versions", "machine", "seconds", "resumed_from"}
+_OF_ENERGIES = ("auroc", "auroc_std", "energy_kl")
+# Settings that change nothing of what a run comes to.
+_ELSEWHERE = {"output", "resume", "dry_run", "keep_checkpoints", "checkpoint_every", "log_every"}
+_ELSEWHERE |= {"picture_every", "tensorboard", "wandb", "threads", "device"}
+_QUICK = 10  # times as few iterations
+
+
+class DamagedUnit(UserError):
+    """A unit's json that does not hold one."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Unit:
+    """Row and seed, and where they live.
+
+    Args:
+        quick: with a tenth of the iterations.
+        output: folder of the json.
+        work: folder of the run's folder.
+        device: of the run.
+    """
+
+    row: Row
+    seed: int
+    quick: bool
+    output: Path
+    work: Path
+    device: str = "cpu"
+
+    @property
+    def name(self) -> str:
+        return f"{self.row.name}-seed{self.seed}"
+
+    @property
+    def path(self) -> Path:
+        return self.output / f"{self.name}.json"
+
+    @property
+    def folder(self) -> Path:
+        return self.work / self.name
+
+    def config(self) -> Any:
+        """Settings of its run.
+
+        Raises:
+            config.ConfigError: the row's are none of its recipe's.
+        """
+        path = recipes.find(self.row.recipe)
+        settings: dict[str, Any] = {"seed": self.seed, "output": str(self.folder), "device": self.device}
+        settings |= {"threads": 1, "tensorboard": False, "picture_every": 0, **self.row.settings}
+        cls = recipes.task_of(path).Config
+        cfg = config.load(cls, path, [_override(*item) for item in settings.items()])
+        if not self.quick:
+            return cfg
+        lengths = {key: getattr(cfg, key) // _QUICK for key in ("iterations", "pretrain_iterations")}
+        return dataclasses.replace(cfg, **lengths)
+
+
+def read(unit: Unit) -> dict[str, Any] | None:
+    """What a unit came to; None where it has not been run, or with other settings than it has now.
+
+    Raises:
+        DamagedUnit: the file is no unit's json, or another's.
+    """
+    try:
+        found = json.loads(unit.path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise DamagedUnit(f"{unit.path}: cannot be read: {error}") from error
+    if not isinstance(found, dict) or not found.keys() >= _KEYS:
+        raise DamagedUnit(f"{unit.path}: wants the keys {', '.join(sorted(_KEYS))}")
+    if not all(isinstance(found[key], dict) for key in ("settings", "numbers", "versions", "machine")):
+        raise DamagedUnit(f"{unit.path}: settings, numbers, versions, machine: wants mappings")
+    if (found["row"], found["seed"]) != (unit.row.name, unit.seed):
+        raise DamagedUnit(f"{unit.path}: holds {found['row']}, seed {found['seed']}")
+    numbers = found["numbers"].values()
+    if not numbers or not all(isinstance(number, float) and math.isfinite(number) for number in numbers):
+        raise DamagedUnit(f"{unit.path}: numbers: wants finite numbers")
+    if found["quick"] != unit.quick:
+        raise UserError(
+            f"output: got {str(unit.output)!r}, which holds units with quick={json.dumps(found['quick'])}; "
+            "wants another folder"
+        )
+    return None if changes(unit, found) else found
+
+
+def changes(unit: Unit, found: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Settings that a json was made with and the unit has otherwise now: was, is."""
+    # A setting that is newer than the json had its default then.
+    was, now = _settings(type(unit.config())()) | found["settings"], _settings(unit.config())
+    return {key: (was[key], value) for key, value in now.items() if was[key] != value}
+
+
+def compute(unit: Unit) -> dict[str, Any]:
+    """Runs a unit, from where it was stopped, and writes its json.
+
+    Raises:
+        health.Diverged: its run does not stay finite.
+        signals.Stopped: on SIGTERM or Ctrl-C, with the run saved.
+    """
+    cfg = unit.config()
+    if _holds_another(unit, cfg):
+        cfg.resume = "never"
+    recipes.task_of(recipes.find(unit.row.recipe)).train(cfg)
+    summary = json.loads((unit.folder / "summary.json").read_text(encoding="utf-8"))
+    numbers = {key: value for key, value in summary.items() if isinstance(value, float)}
+    seconds = numbers.pop("wall_seconds")
+    if not cfg.iterations:  # no energy has been trained
+        numbers = {key: value for key, value in numbers.items() if key not in _OF_ENERGIES}
+    found = {
+        "row": unit.row.name,
+        "seed": unit.seed,
+        "quick": unit.quick,
+        "settings": _settings(cfg),
+        "numbers": numbers,
+        "versions": summary["versions"],
+        "machine": {"processor": processor(summary["device"]), "threads": cfg.threads},
+        "seconds": seconds,
+        "resumed_from": summary["resumed_from"],
+    }
+    unit.output.mkdir(parents=True, exist_ok=True)
+    write_json(unit.path, found)
+    return found
+
+
+def processor(device: str) -> str:
+    """The model of what a device name stands for."""
+    if device.startswith("cuda"):
+        import torch
+
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(models, platform.processor() or platform.machine())
+
+
+def _settings(cfg: config.RunConfig) -> dict[str, Any]:
+    """What a run's outcome depends on."""
+    return {key: value for key, value in dataclasses.asdict(cfg).items() if key not in _ELSEWHERE | {"seed"}}
+
+
+def _holds_another(unit: Unit, cfg: config.RunConfig) -> bool:
+    """Whether the unit's folder holds a run with other settings."""
+    path = unit.folder / "config.yaml"
+    if not path.is_file():
+        return False
+    try:
+        return _settings(config.load(type(cfg), path)) != _settings(cfg)
+    except config.ConfigError:  # of another version
+        return True
+
+
+def _override(key: str, value: Any) -> str:
+    return f"{key}={value if isinstance(value, str) else json.dumps(value)}"

@@ -1,0 +1,34 @@
+"""The command ``dxmi reproduce`` on tiny runs, to be started as a process: its workers import this file too.
+
+python reproduce_command.py ARGUMENTS
+"""
+
+from __future__ import annotations
+
+import sys
+
+import runs
+from dxmi_ext import cli, plots
+from dxmi_ext.metrics import two_d as metrics
+from dxmi_ext.recipes import two_d
+from dxmi_ext.reproduce import EXPERIMENTS, experiments
+
+LENGTH = {"pretrain_iterations": 40, "batch_size": 16}
+TINY = experiments.Experiment(
+    "tiny",
+    "Tiny runs",
+    [
+        experiments.Row("a", "DxMI", LENGTH | {"iterations": 60}, {"auroc": (0.9, 0.01)}),
+        experiments.Row("b", "DDPM", LENGTH | {"iterations": 0, "schedule": "ddpm", "steps": 3}),
+        experiments.Row("endless", "endless", LENGTH | {"iterations": 1_000_000, "log_every": 1}),
+        experiments.Row("bad", "bad", LENGTH | {"iterations": 60, "value_lr": 1e30, "rollbacks": 0}),
+    ],
+)
+
+if __name__ in ("__main__", "__mp_main__"):  # the command, its workers
+    metrics.evaluate = runs.FEW_POINTS
+    two_d.draw_pictures = plots.gallery = lambda *_: None
+    EXPERIMENTS["tiny"] = TINY
+
+if __name__ == "__main__":
+    sys.exit(cli.main(sys.argv[1:]))

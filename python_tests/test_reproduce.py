@@ -1,0 +1,225 @@
+"""`dxmi reproduce`: units, what is run again, stops, tables. Runs are tiny and evaluated on few points."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import reproduce_command
+import runs
+from dxmi_ext import cli, plots
+from dxmi_ext.recipes import two_d
+from dxmi_ext.reproduce import EXPERIMENTS, table, units
+from dxmi_ext.reproduce.experiments import Experiment, Row
+from dxmi_ext.reproduce.units import Unit
+from runs import interrupt, read
+
+for library in ("matplotlib", "omegaconf", "ot", "sklearn"):
+    pytest.importorskip(library)
+
+GALLERY = plots.gallery
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setitem(EXPERIMENTS, "tiny", reproduce_command.TINY)
+    monkeypatch.setattr(plots, "gallery", lambda *_: None)
+    with runs.quick():
+        yield
+
+
+def reproduce(folder: Path, *settings: str, rows: str = "a,b") -> int:
+    places = f"output={folder}/results", f"work={folder}/work"
+    return cli.main(["reproduce", "tiny", *places, f"rows={rows}", "seeds=1", "workers=1", *settings])
+
+
+def stamps(folder: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in (folder / "results").glob("*.json")}
+
+
+def test_every_row_is_a_run_of_its_own() -> None:
+    for experiment in EXPERIMENTS.values():
+        names = [row.name for row in experiment.rows]
+        assert len(names) == len(set(names))
+        for row in experiment.rows:
+            real, quick = (Unit(row, 3, short, Path("a"), Path("b")).config() for short in (False, True))
+            assert (real.seed, real.threads, real.output) == (3, 1, f"b/{row.name}-seed3")
+            assert quick.iterations == real.iterations // 10
+            assert quick.pretrain_iterations == real.pretrain_iterations // 10
+
+
+def test_table1_has_the_papers_rows() -> None:
+    rows = EXPERIMENTS["table1"].rows
+    assert [row.paper["sliced_wasserstein"][0] for row in rows] == [
+        *(0.967, 0.824, 0.241, 0.123, 0.074, 0.074, 0.068, 1.030, 0.076)
+    ]
+    configs = [Unit(row, 0, False, Path(), Path()).config() for row in rows]
+    assert [cfg.steps for cfg in configs] == [5, 10, 100, 1000, 5, 5, 5, 5, 5]
+    assert [(cfg.pretrained, cfg.tau) for cfg in configs[4:]] == list(two_d.PAPER)
+    assert all(two_d.build(cfg, torch.device("cpu"))[0].sampler.steps == cfg.steps for cfg in configs)
+
+
+def test_a_finished_unit_is_kept_and_a_damaged_one_made_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(plots, "gallery", GALLERY)
+        assert reproduce(tmp_path) == 0
+    results = tmp_path / "results"
+    assert {path.name for path in results.iterdir()} == {
+        *("a-seed0.json", "b-seed0.json", "README.md", "tiny.png")
+    }
+    a, b = read(results / "a-seed0.json"), read(results / "b-seed0.json")
+    assert a["numbers"].keys() == {*runs.SCORES} and a["settings"]["batch_size"] == 16
+    assert b["numbers"].keys() == {*runs.SCORES} - {"auroc", "auroc_std", "energy_kl"}  # it has no energy
+    assert a["machine"]["threads"] == 1 and a["versions"]["torch"] == torch.__version__
+    page = (results / "README.md").read_text()
+    assert f"| DxMI | {a['numbers']['sliced_wasserstein']:.3f} |" in page and "(tiny.png)" in page
+    before = stamps(tmp_path)
+    capsys.readouterr()
+    with monkeypatch.context() as patch:
+        patch.setattr(units, "compute", lambda _: pytest.fail("run again"))
+        assert reproduce(tmp_path) == 0
+    assert stamps(tmp_path) == before and "2 units, 2 of them done" in capsys.readouterr().out
+    # Damaged: torn, of another seed, without numbers. The run is there still, so the numbers are the same.
+    whole = (results / "a-seed0.json").read_text()
+    for damaged in (whole[:-20], whole.replace('"seed": 0', '"seed": 1'), json.dumps({**a, "numbers": {}})):
+        (results / "a-seed0.json").write_text(damaged)
+        assert reproduce(tmp_path) == 0
+        assert "it is made again" in capsys.readouterr().err
+        assert read(results / "a-seed0.json") == a
+        assert stamps(tmp_path)["b-seed0.json"] == before["b-seed0.json"]
+
+
+def test_a_row_of_other_settings_is_run_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    row = Row("a", "DxMI", reproduce_command.LENGTH | {"iterations": 2})
+    unit = Unit(row, 0, False, tmp_path / "results", tmp_path / "work")
+    was = units.compute(unit)
+    assert units.read(unit) is not None
+    assert reproduce(tmp_path, rows="a") == 0
+    assert "made with other settings" in capsys.readouterr().err
+    now = read(unit.path)
+    assert (was["settings"]["iterations"], now["settings"]["iterations"]) == (2, 60)
+    assert read(unit.folder / "summary.json")["resumed_from"] == []
+    # A setting that the json does not know had its default.
+    del now["settings"]["velocity_decay"]
+    unit.path.write_text(json.dumps(now))
+    before = stamps(tmp_path)
+    assert reproduce(tmp_path, rows="a") == 0 and stamps(tmp_path) == before
+
+
+def test_quick_units_never_meet_real_ones(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert reproduce(tmp_path, "--quick", rows="a") == 0
+    assert read(tmp_path / "results" / "a-seed0.json")["settings"]["iterations"] == 6
+    assert "A tenth of the iterations" in (tmp_path / "results" / "README.md").read_text()
+    before = stamps(tmp_path)
+    assert reproduce(tmp_path, rows="a") == 2
+    assert "which holds units with quick=true; wants another folder" in capsys.readouterr().err
+    assert stamps(tmp_path) == before
+
+
+def test_an_interrupted_unit_goes_on(tmp_path: Path) -> None:
+    assert reproduce(tmp_path / "whole", rows="a") == 0
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt(patch, 50)  # past the pretraining
+        assert reproduce(tmp_path / "cut", rows="a") == 130
+    assert stamps(tmp_path / "cut") == {}
+    assert reproduce(tmp_path / "cut", rows="a") == 0
+    whole, cut = (read(tmp_path / name / "results" / "a-seed0.json") for name in ("whole", "cut"))
+    assert cut["resumed_from"] == [40] and cut["numbers"] == whole["numbers"]
+
+
+def start(folder: Path, *settings: str) -> subprocess.Popen[str]:
+    command = [sys.executable, reproduce_command.__file__, "reproduce", "tiny", f"output={folder}/results"]
+    command += [f"work={folder}/work", "workers=2", *settings]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def test_processes_do_what_they_can(tmp_path: Path) -> None:
+    """One run of two diverges; the other's unit and the table are there."""
+    command = start(tmp_path, "rows=a,bad", "seeds=1")
+    _, told = command.communicate()
+    assert command.returncode == 2 and "1 of 2 runs failed" in told and "bad-seed0: exit status 1" in told
+    assert stamps(tmp_path).keys() == {"a-seed0.json"}
+    assert "| DxMI |" in (tmp_path / "results" / "README.md").read_text()
+    assert "bad-seed0: dxmi" in (tmp_path / "work" / "bad-seed0.log").read_text()
+    assert reproduce(tmp_path / "alone", rows="a") == 0
+    alone, beside = (read(folder / "results/a-seed0.json") for folder in (tmp_path / "alone", tmp_path))
+    assert alone["numbers"] == pytest.approx(beside["numbers"])
+
+
+def test_a_signal_stops_all_processes(tmp_path: Path) -> None:
+    command = start(tmp_path, "rows=endless", "seeds=2")
+    folders = [tmp_path / "work" / f"endless-seed{seed}" for seed in (0, 1)]
+    while not all((folder / "metrics.jsonl").is_file() and runs.untimed(folder) for folder in folders):
+        assert command.poll() is None
+        time.sleep(0.05)
+    command.send_signal(signal.SIGTERM)
+    _, told = command.communicate()
+    assert command.returncode == 0 and "stopped; it goes on with: dxmi reproduce tiny" in told
+    for folder in folders:  # as `dxmi train` leaves a run that was stopped
+        last = json.loads(runs.untimed(folder)[-1])
+        before = 40 * (last["phase"] == "dxmi")
+        saved = max(int(path.name.removeprefix("step_")) for path in (folder / "checkpoints").glob("step_*"))
+        assert saved == before + last["iteration"] and not (folder / ".lock").exists()
+
+
+def test_table_of_fixed_units() -> None:
+    def unit(sw: float, **numbers: float) -> dict[str, Any]:
+        return {
+            "numbers": {"sliced_wasserstein": sw, "sliced_wasserstein_floor": 0.05, **numbers},
+            "versions": {"torch": "2.13", "dxmi_ext": "0.1"},
+            "machine": {"processor": "a processor", "threads": 1},
+            "seconds": 100 * sw,
+        }
+
+    rows = [
+        Row("x", "first", {}, {"sliced_wasserstein": (0.1, 0.02), "auroc": (0.9, None)}),
+        *(Row("y", "second", {}), Row("z", "third", {})),
+    ]
+    found = {"x": [unit(0.1, auroc=0.8), unit(0.3, auroc=0.9)], "y": [unit(0.5)]}
+    page = table.markdown(Experiment("name", "Title", rows, notes="Notes."), found, figure="name.png")
+    assert page.splitlines() == [
+        *("# Title", ""),
+        "|  | SW | the paper | AUROC | the paper | KL | seeds |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| first | 0.200 ± 0.141 | 0.100 ± 0.020 | 0.850 ± 0.071 | 0.900 |  | 2 |",
+        "| second | 0.500 |  |  |  |  | 1 |",
+        "| third |  |  |  |  |  | 0 |",
+        *("", "Mean ± standard deviation over seeds, of runs that differ in nothing else.", "", "Notes.", ""),
+        *("Fresh data against data: SW 0.050 ± 0.000.", "", "![samples and energies](name.png)", ""),
+        *("- 3 runs on a processor, 1 thread a run, torch 2.13, dxmi_ext 0.1; 10 to 50 s each", ""),
+        "Made by `dxmi reproduce name`, from the json files beside it.",
+    ]
+
+
+def test_gallery_is_drawn(tmp_path: Path) -> None:
+    energies = plots.grid(20).square().sum(dim=1)
+    GALLERY(tmp_path / "a.png", [("one", torch.randn(9, 2), energies), ("two", torch.randn(9, 2), None)])
+    assert (tmp_path / "a.png").stat().st_size > 1000
+
+
+def test_help_and_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["reproduce", "--help"]) == 0
+    out = capsys.readouterr().out
+    assert all(f"  {name}" in out for name in EXPERIMENTS) and "  workers=0" in out
+    assert cli.main(["reproduce", "table1", "--help"]) == 0
+    assert "ddpm-t1000" in capsys.readouterr().out
+    for arguments, says in (
+        (["table2"], "experiment: got 'table2', wants one of table1, "),
+        (["tiny", "seed=1"], "seed: unknown key; did you mean seeds?"),
+        (["tiny", f"work={tmp_path}", f"output={tmp_path}", "rows=a,bd"], "rows: got 'bd'; did you mean b"),
+    ):
+        assert cli.main(["reproduce", *arguments]) == 2
+        assert capsys.readouterr().err.startswith(f"dxmi reproduce: {says}")
