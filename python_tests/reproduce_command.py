@@ -27,7 +27,7 @@ TINY = experiments.Experiment(
 
 if __name__ in ("__main__", "__mp_main__"):  # the command, its workers
     metrics.evaluate = runs.FEW_POINTS
-    two_d.draw_pictures = plots.gallery = lambda *_: None
+    two_d.draw_pictures = plots.gallery = lambda *_: None  # they take seconds
     EXPERIMENTS["tiny"] = TINY
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ GALLERY = plots.gallery
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setitem(EXPERIMENTS, "tiny", reproduce_command.TINY)
-    monkeypatch.setattr(plots, "gallery", lambda *_: None)
+    monkeypatch.setattr(plots, "gallery", lambda file, _: file.write(b"picture"))
     with runs.quick():
         yield
 
@@ -91,6 +91,21 @@ def test_a_finished_unit_is_kept_and_a_damaged_one_made_again(
         patch.setattr(units, "compute", lambda _: pytest.fail("run again"))
         assert reproduce(tmp_path) == 0
     assert stamps(tmp_path) == before and "2 units, 2 of them done" in capsys.readouterr().out
+    assert (results / "tiny.png").read_bytes().startswith(b"\x89PNG")  # drawn once
+    # The table is of all seeds there are.
+    (results / "a-seed7.json").write_text(json.dumps({**a, "seed": 7}))
+    assert reproduce(tmp_path, rows="b") == 0
+    (line,) = (line for line in (results / "README.md").read_text().splitlines() if "| DxMI |" in line)
+    assert line.endswith("| 2 |") and "± 0.000" in line
+    # The picture is drawn anew, but not with fewer rows than before.
+    (results / "b-seed0.json").unlink()
+    assert reproduce(tmp_path) == 0 and (results / "tiny.png").read_bytes() == b"picture"
+    (results / "tiny.png").write_bytes(b"of both")
+    (tmp_path / "work" / "a-seed0" / "model").rename(tmp_path / "model")
+    (results / "b-seed0.json").unlink()
+    assert reproduce(tmp_path) == 0 and (results / "tiny.png").read_bytes() == b"of both"
+    assert "the networks of a are not in" in capsys.readouterr().err
+    before = stamps(tmp_path)
     # Damaged: torn, of another seed, without numbers. The run is there still, so the numbers are the same.
     whole = (results / "a-seed0.json").read_text()
     for damaged in (whole[:-20], whole.replace('"seed": 0', '"seed": 1'), json.dumps({**a, "numbers": {}})):
@@ -107,7 +122,7 @@ def test_a_row_of_other_settings_is_run_again(tmp_path: Path, capsys: pytest.Cap
     was = units.compute(unit)
     assert units.read(unit) is not None
     assert reproduce(tmp_path, rows="a") == 0
-    assert "made with other settings" in capsys.readouterr().err
+    assert "made with iterations=2, now 60; it is made again" in capsys.readouterr().err
     now = read(unit.path)
     assert (was["settings"]["iterations"], now["settings"]["iterations"]) == (2, 60)
     assert read(unit.folder / "summary.json")["resumed_from"] == []
@@ -121,6 +136,7 @@ def test_a_row_of_other_settings_is_run_again(tmp_path: Path, capsys: pytest.Cap
 def test_quick_units_never_meet_real_ones(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert reproduce(tmp_path, "--quick", rows="a") == 0
     assert read(tmp_path / "results" / "a-seed0.json")["settings"]["iterations"] == 6
+    assert (tmp_path / "work" / "a-seed0-quick").is_dir()
     assert "A tenth of the iterations" in (tmp_path / "results" / "README.md").read_text()
     before = stamps(tmp_path)
     assert reproduce(tmp_path, rows="a") == 2
@@ -139,40 +155,36 @@ def test_an_interrupted_unit_goes_on(tmp_path: Path) -> None:
     assert cut["resumed_from"] == [40] and cut["numbers"] == whole["numbers"]
 
 
-def start(folder: Path, *settings: str) -> subprocess.Popen[str]:
-    command = [sys.executable, reproduce_command.__file__, "reproduce", "tiny", f"output={folder}/results"]
-    command += [f"work={folder}/work", "workers=2", *settings]
+def test_a_run_that_fails_leaves_the_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert reproduce(tmp_path, rows="bad,b") == 2
+    assert "dxmi reproduce: 1 of 2 runs failed:\nbad-seed0: dxmi " in capsys.readouterr().err
+    assert stamps(tmp_path).keys() == {"b-seed0.json"}
+
+
+def test_processes_run_side_by_side_and_stop_by_a_signal(tmp_path: Path) -> None:
+    """Of three runs one ends, one diverges, and one is stopped as `dxmi train` would be."""
+    command = [sys.executable, reproduce_command.__file__, "reproduce", "tiny", f"output={tmp_path}/results"]
+    command += [f"work={tmp_path}/work", "workers=3", "seeds=1", "rows=a,bad,endless"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
-
-
-def test_processes_do_what_they_can(tmp_path: Path) -> None:
-    """One run of two diverges; the other's unit and the table are there."""
-    command = start(tmp_path, "rows=a,bad", "seeds=1")
-    _, told = command.communicate()
-    assert command.returncode == 2 and "1 of 2 runs failed" in told and "bad-seed0: exit status 1" in told
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stderr is not None
+        told = ""
+        while not ("a-seed0: done" in told and "bad-seed0: exit status 1" in told):
+            told += (line := process.stderr.readline())
+            assert line, told
+        endless = tmp_path / "work" / "endless-seed0"
+        while not runs.untimed(endless):
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        told += process.communicate()[1]
+    assert process.returncode == 0 and "stopped; it goes on with: dxmi reproduce tiny" in told
     assert stamps(tmp_path).keys() == {"a-seed0.json"}
     assert "| DxMI |" in (tmp_path / "results" / "README.md").read_text()
     assert "bad-seed0: dxmi" in (tmp_path / "work" / "bad-seed0.log").read_text()
-    assert reproduce(tmp_path / "alone", rows="a") == 0
-    alone, beside = (read(folder / "results/a-seed0.json") for folder in (tmp_path / "alone", tmp_path))
-    assert alone["numbers"] == pytest.approx(beside["numbers"])
-
-
-def test_a_signal_stops_all_processes(tmp_path: Path) -> None:
-    command = start(tmp_path, "rows=endless", "seeds=2")
-    folders = [tmp_path / "work" / f"endless-seed{seed}" for seed in (0, 1)]
-    while not all((folder / "metrics.jsonl").is_file() and runs.untimed(folder) for folder in folders):
-        assert command.poll() is None
-        time.sleep(0.05)
-    command.send_signal(signal.SIGTERM)
-    _, told = command.communicate()
-    assert command.returncode == 0 and "stopped; it goes on with: dxmi reproduce tiny" in told
-    for folder in folders:  # as `dxmi train` leaves a run that was stopped
-        last = json.loads(runs.untimed(folder)[-1])
-        before = 40 * (last["phase"] == "dxmi")
-        saved = max(int(path.name.removeprefix("step_")) for path in (folder / "checkpoints").glob("step_*"))
-        assert saved == before + last["iteration"] and not (folder / ".lock").exists()
+    last = json.loads(runs.untimed(endless)[-1])
+    saved = max(int(path.name.removeprefix("step_")) for path in (endless / "checkpoints").glob("step_*"))
+    assert saved == 40 * (last["phase"] == "dxmi") + last["iteration"] and not (endless / ".lock").exists()
 
 
 def test_table_of_fixed_units() -> None:

@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import multiprocessing
 import os
+import re
 import signal
 import sys
 import threading
@@ -24,7 +25,7 @@ from dxmi_ext import config, files, runlog
 from dxmi_ext.config import Settings, setting
 from dxmi_ext.errors import UserError
 from dxmi_ext.reproduce import table, units
-from dxmi_ext.reproduce.experiments import EXPERIMENTS, Experiment
+from dxmi_ext.reproduce.experiments import EXPERIMENTS, Experiment, Row
 from dxmi_ext.reproduce.units import Unit
 from dxmi_ext.signals import StopSignals
 
@@ -49,9 +50,7 @@ class ReproduceSettings(Settings):
         None,
         "folder of the table and its units; null: docs/results/EXPERIMENT, quick: runs/quick/EXPERIMENT",
     )
-    work: str | None = setting(
-        None, "folder of the runs themselves; null: runs/reproduce/EXPERIMENT, quick: that with -quick"
-    )
+    work: str | None = setting(None, "folder of the runs themselves; null: runs/reproduce/EXPERIMENT")
     device: str = setting("cpu", "cpu, cuda or cuda:N", pattern=r"cpu|cuda(:\d+)?")
 
 
@@ -89,26 +88,27 @@ def run(experiment: Experiment, cfg: ReproduceSettings) -> None:
         signals.Stopped: on SIGTERM or Ctrl-C; units under way are saved, and go on the next time.
     """
     output = Path(cfg.output or f"{'runs/quick' if cfg.quick else 'docs/results'}/{experiment.name}")
-    work = Path(cfg.work or f"runs/reproduce/{experiment.name}{'-quick' * cfg.quick}")
+    work = Path(cfg.work or f"runs/reproduce/{experiment.name}")
     work.mkdir(parents=True, exist_ok=True)
     output.mkdir(parents=True, exist_ok=True)
     seeds = cfg.seeds or (1 if cfg.quick else 5)
-    # Seed by seed: a table that is stopped early has something of every row.
-    wanted = [
-        Unit(row, seed, cfg.quick, output, work, cfg.device)
-        for seed in range(seeds)
-        for row in experiment.rows
-    ]
+
+    def unit_of(row: Row, seed: int) -> Unit:
+        return Unit(row, seed, cfg.quick, output, work, cfg.device)
+
     names = _names(experiment, cfg.rows)
     with files.lock(work / ".lock"):
         files.tidy(output)
-        chosen = [unit for unit in wanted if unit.row.name in names]
+        # Seed by seed: a table that is stopped early has something of every row.
+        rows = [row for row in experiment.rows if row.name in names]
+        chosen = [unit_of(row, seed) for seed in range(seeds) for row in rows]
         missing = [unit for unit in chosen if not _is_done(unit)]
         print(f"{experiment.name}: {len(chosen)} units, {len(chosen) - len(missing)} of them done")
         try:
             failures = _run(missing, cfg.workers or _cores())
         finally:
-            _publish(experiment, wanted, output, quick=cfg.quick)
+            there = _there(unit_of, experiment, output)
+            _publish(experiment, there, output, quick=cfg.quick, draws=bool(missing))
     if failures:
         raise Incomplete(f"{len(failures)} of {len(missing)} runs failed:\n" + "\n".join(failures))
 
@@ -125,42 +125,49 @@ def _names(experiment: Experiment, given: str | None) -> list[str]:
 
 
 def _is_done(unit: Unit) -> bool:
-    """Whether a unit's json is there; why it is not used, if it is not."""
+    """Whether a unit's json is there; why it is not used, where it is not."""
     try:
-        if units.read(unit) is not None:
-            return True
-    except units.DamagedUnit as error:
+        return units.read(unit) is not None
+    except units.UnusableUnit as error:
         _tell(f"{error}; it is made again")
         return False
-    if unit.path.is_file():
-        _tell(f"{unit.path}: made with other settings than the row has now; it is made again")
-    return False
 
 
-def _publish(experiment: Experiment, wanted: Sequence[Unit], output: Path, *, quick: bool) -> None:
-    """Writes README.md, and the picture of those rows whose networks are here."""
+def _there(unit_of: Callable[[Row, int], Unit], experiment: Experiment, output: Path) -> list[Unit]:
+    """The units whose json is in a folder, row by row, of any seed."""
+    found = []
+    for row in experiment.rows:
+        matches = [re.fullmatch(rf"{re.escape(row.name)}-seed(\d+)\.json", p.name) for p in output.iterdir()]
+        found += [unit_of(row, seed) for seed in sorted(int(match[1]) for match in matches if match)]
+    return found
+
+
+def _publish(
+    experiment: Experiment, there: Sequence[Unit], output: Path, *, quick: bool, draws: bool
+) -> None:
+    """Writes README.md; draws the picture, if that is wanted or there is none."""
     found: dict[str, list[Any]] = {}
     done = []
-    for unit in wanted:
+    for unit in there:
         try:
             numbers = units.read(unit)
-        except units.DamagedUnit:  # of a row that is not wanted
+        except units.UnusableUnit:  # of a row that is not wanted
             continue
-        if numbers is not None:
-            found.setdefault(unit.row.name, []).append(numbers)
-            done.append(unit)
+        found.setdefault(unit.row.name, []).append(numbers)
+        done.append(unit)
     picture = output / f"{experiment.name}.png"
     try:
-        drawn = table.figure(picture, experiment, done)
-        if missing := [name for name in found if name not in drawn]:
-            _tell(f"{picture}: without {', '.join(missing)}, whose networks are not in {wanted[0].work}")
+        if (draws or not picture.exists()) and (absent := table.figure(picture, experiment, done)):
+            _tell(f"{picture}: the networks of {', '.join(absent)} are not in {done[0].work}")
     except ModuleNotFoundError as error:
         _tell(f"no picture, for {error.name} is not installed: pip install {error.name}")
+    except UserError as error:  # networks of another version, or damaged
+        _tell(f"no picture: {error}")
     shown = picture.name if picture.is_file() else None
     text = table.markdown(experiment, found, quick=quick, figure=shown)
     files.write_text(output / "README.md", text)
     print("\n".join(line for line in text.splitlines() if line.startswith("|")))
-    print(f"{output}: README.md, {len(done)} units of {len(wanted)}")
+    print(f"{output}: README.md, of {len(done)} units")
 
 
 def _run(missing: Sequence[Unit], workers: int) -> list[str]:

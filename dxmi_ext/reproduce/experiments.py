@@ -44,9 +44,6 @@ class Experiment:
     notes: str = ""
     """What a reader of the table must know."""
 
-    def row(self, name: str) -> Row:
-        return next(row for row in self.rows if row.name == name)
-
 
 def _ddpm(steps: int, paper: float) -> Row:
     # Noise below min_std would blur the many small steps; as many iterations as a row of DxMI has in all.

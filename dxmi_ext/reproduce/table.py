@@ -6,13 +6,13 @@ Imports torch and ``dxmi_ext`` up to ``dxmi_ext.recipes``; matplotlib where used
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from dxmi_ext import plots, recipes
+from dxmi_ext import files, plots, recipes
 from dxmi_ext.reproduce.experiments import Experiment
 from dxmi_ext.reproduce.units import Unit
 
@@ -59,19 +59,24 @@ def markdown(experiment: Experiment, found: Found, *, quick: bool = False, figur
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def figure(path: Path, experiment: Experiment, units: Iterable[Unit]) -> list[str]:
+def figure(path: Path, experiment: Experiment, units: Sequence[Unit]) -> list[str]:
     """Samples above energies, a column for each row of 2D runs whose networks are here.
 
     Args:
+        path: a picture that is there already stays, unless the networks of all rows are here.
         units: the finished ones; of each row, the first whose run has its networks is drawn.
 
     Returns:
-        The names of the rows drawn; with none of them no picture is made.
+        The names of finished rows whose networks are not here.
     """
     shown: dict[str, Unit] = {}
+    finished = dict.fromkeys(unit.row.name for unit in units)
     for unit in units:
         if (unit.folder / "model").is_dir():
             shown.setdefault(unit.row.name, unit)
+    absent = [name for name in finished if name not in shown]
+    if not shown or (absent and path.exists()):
+        return absent
     columns = []
     for row in experiment.rows:
         if row.name not in shown:
@@ -83,9 +88,9 @@ def figure(path: Path, experiment: Experiment, units: Iterable[Unit]) -> list[st
         points = torch.cat([batch.samples for batch in batches])
         energies = torch.no_grad()(networks.energy)(plots.grid(120)) if cfg.iterations else None
         columns.append((row.label.replace(", ", "\n"), points, energies))
-    if columns:
-        plots.gallery(path, columns)
-    return list(shown)
+    with files.file(path) as file:
+        plots.gallery(file, columns)
+    return absent
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -17,7 +17,8 @@ from dxmi_ext.errors import UserError
 from dxmi_ext.reproduce.experiments import Row
 from dxmi_ext.runlog import write_json
 
-_KEYS = {"row", "seed", "quick", "settings", "numbers", "versions", "machine", "seconds", "resumed_from"}
+_KINDS: dict[str, Any] = {"row": str, "seed": int, "quick": bool, "settings": dict, "numbers": dict}
+_KINDS |= {"versions": dict, "machine": dict, "seconds": float, "resumed_from": list}
 _OF_ENERGIES = ("auroc", "auroc_std", "energy_kl")
 # Settings that change nothing of what a run comes to.
 _ELSEWHERE = {"output", "resume", "dry_run", "keep_checkpoints", "checkpoint_every", "log_every"}
@@ -25,8 +26,8 @@ _ELSEWHERE |= {"picture_every", "tensorboard", "wandb", "threads", "device"}
 _QUICK = 10  # times as few iterations
 
 
-class DamagedUnit(UserError):
-    """A unit's json that does not hold one."""
+class UnusableUnit(UserError):
+    """A unit's json that is damaged, another unit's, or made with other settings."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -36,7 +37,7 @@ class Unit:
     Args:
         quick: with a tenth of the iterations.
         output: folder of the json.
-        work: folder of the run's folder.
+        work: where its run has a folder.
         device: of the run.
     """
 
@@ -57,7 +58,7 @@ class Unit:
 
     @property
     def folder(self) -> Path:
-        return self.work / self.name
+        return self.work / f"{self.name}{'-quick' * self.quick}"
 
     def config(self) -> Any:
         """Settings of its run.
@@ -77,39 +78,43 @@ class Unit:
 
 
 def read(unit: Unit) -> dict[str, Any] | None:
-    """What a unit came to; None where it has not been run, or with other settings than it has now.
+    """What a unit came to; None where it has not been run.
 
     Raises:
-        DamagedUnit: the file is no unit's json, or another's.
+        UnusableUnit: what is there is not what the unit would come to now.
+        UserError: the folder is for quick units and this is none, or the other way round.
     """
     try:
         found = json.loads(unit.path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise DamagedUnit(f"{unit.path}: cannot be read: {error}") from error
-    if not isinstance(found, dict) or not found.keys() >= _KEYS:
-        raise DamagedUnit(f"{unit.path}: wants the keys {', '.join(sorted(_KEYS))}")
-    if not all(isinstance(found[key], dict) for key in ("settings", "numbers", "versions", "machine")):
-        raise DamagedUnit(f"{unit.path}: settings, numbers, versions, machine: wants mappings")
+        raise UnusableUnit(f"{unit.path}: cannot be read: {error}") from error
+    if not _is_whole(found):
+        raise UnusableUnit(f"{unit.path}: is damaged: not all of {', '.join(_KINDS)} is there")
     if (found["row"], found["seed"]) != (unit.row.name, unit.seed):
-        raise DamagedUnit(f"{unit.path}: holds {found['row']}, seed {found['seed']}")
-    numbers = found["numbers"].values()
-    if not numbers or not all(isinstance(number, float) and math.isfinite(number) for number in numbers):
-        raise DamagedUnit(f"{unit.path}: numbers: wants finite numbers")
+        raise UnusableUnit(f"{unit.path}: holds {found['row']}, seed {found['seed']}")
     if found["quick"] != unit.quick:
         raise UserError(
             f"output: got {str(unit.output)!r}, which holds units with quick={json.dumps(found['quick'])}; "
             "wants another folder"
         )
-    return None if changes(unit, found) else found
-
-
-def changes(unit: Unit, found: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Settings that a json was made with and the unit has otherwise now: was, is."""
     # A setting that is newer than the json had its default then.
-    was, now = _settings(type(unit.config())()) | found["settings"], _settings(unit.config())
-    return {key: (was[key], value) for key, value in now.items() if was[key] != value}
+    cfg = unit.config()
+    was, now = _settings(type(cfg)()) | found["settings"], _settings(cfg)
+    if changed := [f"{key}={was[key]}, now {value}" for key, value in now.items() if was[key] != value]:
+        raise UnusableUnit(f"{unit.path}: made with {'; '.join(changed)}")
+    return found
+
+
+def _is_whole(found: Any) -> bool:
+    if not isinstance(found, dict):
+        return False
+    if not all(isinstance(found.get(key), kind) for key, kind in _KINDS.items()):
+        return False
+    numbers = found["numbers"].values()
+    finite = all(isinstance(number, float) and math.isfinite(number) for number in numbers)
+    return bool(numbers) and finite and found["machine"].keys() >= {"processor", "threads"}
 
 
 def compute(unit: Unit) -> dict[str, Any]:
