@@ -485,7 +485,7 @@ def run_of_images(
     task = SimpleNamespace(load=lambda *_: (cfg, networks), sample=sample)
     patch.setattr(recipes, "task_of", lambda _: task)
     (folder / "config.yaml").write_text("task: images\n")
-    (folder / "model").mkdir()
+    (folder / "model").mkdir(exist_ok=True)
     return networks.sampler
 
 
