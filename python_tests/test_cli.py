@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 import image_samplers
 import runs
@@ -34,6 +33,7 @@ from runs import DXMI, PRETRAIN, SAMPLE_DATA, SCORES, SETTINGS, assert_same_run,
 
 for library in ("matplotlib", "omegaconf", "ot", "sklearn", "tensorboard"):
     pytest.importorskip(library)
+Image = pytest.importorskip("PIL.Image")
 
 DRAW_PICTURES = two_d.draw_pictures
 

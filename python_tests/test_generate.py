@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from dxmi_ext import generate, noise, ops, plots
 from dxmi_ext.data.images import to_uint8
@@ -19,6 +18,8 @@ from dxmi_ext.generate import Batch
 from dxmi_ext.ranks import Ranks
 from image_samplers import SEED, SHAPE, Network, make_networks, write
 from rank_processes import spawn
+
+Image = pytest.importorskip("PIL.Image")
 
 DRAWN = torch.linspace(-1.1, 1.1, 5 * 3 * 4 * 4).view(5, 3, 4, 4)
 LABELS = torch.tensor([4, 0, 2, 1, 3])
