@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from dxmi_ext import noise, ops
 from dxmi_ext.config import ConfigError, Settings, setting
 from dxmi_ext.networks import Networks, frozen
+from dxmi_ext.sampler import per_row
 
 
 @dataclasses.dataclass
@@ -121,13 +122,13 @@ class Langevin:
                 squares = gradient.flatten(1).square()
                 sq_gradient += squares.mean(1) / self.steps
                 if self.clip:
-                    gradient = gradient * _rows((self.clip / squares.sum(1).sqrt()).clamp(max=1), x)
+                    gradient = gradient * per_row((self.clip / squares.sum(1).sqrt()).clamp(max=1), x)
                 x = torch.add(x.detach(), gradient, alpha=-self.step_size)
                 if self.noise:
                     z = ops.normal(x.shape, key, timestep=step, sample_offset=sample_offset, dtype=x.dtype)
                     x = torch.add(x, z, alpha=self.noise)
         diverged = ~x.flatten(1).isfinite().all(1)
-        x = torch.where(_rows(diverged, x), start.detach() if restart is None else restart, x)
+        x = torch.where(per_row(diverged, x), start.detach() if restart is None else restart, x)
         return Chains(x, sq_gradient, diverged)
 
     def sample(
@@ -201,7 +202,7 @@ class Pool(nn.Module):
         restart = restart | ~self.started[chains]
         if labels is not None:
             labels = torch.where(restart, labels, self.labels[chains])
-        return torch.where(_rows(restart, fresh), fresh, self.samples[chains]), labels
+        return torch.where(per_row(restart, fresh), fresh, self.samples[chains]), labels
 
     def keep(self, chains: Tensor, samples: Tensor, labels: Tensor | None) -> None:
         """Where they have come to."""
@@ -209,8 +210,3 @@ class Pool(nn.Module):
         if labels is not None:
             self.labels.index_copy_(0, chains, labels)
         self.started.index_fill_(0, chains, True)
-
-
-def _rows(values: Tensor, like: Tensor) -> Tensor:
-    """[N] as [N, 1, ...], to meet the rows of `like`."""
-    return values.view(-1, *[1] * (like.ndim - 1))

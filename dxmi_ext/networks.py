@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from dxmi_ext.sampler import GaussianSampler, Guide, conditioned
+from dxmi_ext.sampler import GaussianSampler, Guide, conditioned, per_row
 
 
 class Networks(nn.Module):
@@ -49,7 +49,7 @@ class Networks(nn.Module):
                 x = x.detach().requires_grad_()
                 (slope,) = torch.autograd.grad(self.value_at(x, timestep, labels).sum(), x)
             std = self.sampler.log_std.detach().exp()[timestep - 1]
-            return (x - guidance * std.view(-1, *[1] * (x.ndim - 1)) * slope).detach()
+            return (x - guidance * per_row(std, x) * slope).detach()
 
         return move
 

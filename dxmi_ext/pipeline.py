@@ -20,7 +20,7 @@ from diffusers.utils import BaseOutput
 from torch import Tensor
 
 from dxmi_ext import ops
-from dxmi_ext.sampler import GaussianSampler, Timed, conditioned, draw_latents
+from dxmi_ext.sampler import GaussianSampler, Timed, conditioned, draw_latents, per_row
 from dxmi_ext.schedules import Schedule
 
 TABLES = ("sample_coef", "output_coef", "log_std", "time", "input_scale")
@@ -123,7 +123,7 @@ class DxMIScheduler(SchedulerMixin, ConfigMixin):
             timestep: as in `step`.
         """
         scale = self._tables[4].to(sample)[self.steps_of(timestep, sample)]
-        return scale.view(-1, *[1] * (sample.ndim - 1)) * sample
+        return per_row(scale, sample) * sample
 
     def step(
         self,

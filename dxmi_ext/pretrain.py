@@ -12,7 +12,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from dxmi_ext import noise, ops, schedules, sharding, speed
 from dxmi_ext.optim import Adam, LearningRates
 from dxmi_ext.ranks import Ranks
-from dxmi_ext.sampler import conditioned
+from dxmi_ext.sampler import conditioned, per_row
 from dxmi_ext.speed import SpeedSettings
 
 
@@ -133,11 +133,11 @@ class Pretrainer:
         levels = self._draw_levels(len(data), keys["timestep"], offset)
         eps = ops.normal(data.shape, keys["noise"], sample_offset=offset)
         eps, data = (x.contiguous(memory_format=self._memory_format) for x in (eps, data))
-        signal, noise_ = _rows(levels.signal, data), _rows(levels.noise, data)
+        signal, noise_ = per_row(levels.signal, data), per_row(levels.noise, data)
         noisy = signal * data + noise_ * eps
         target = schedules.target(self._prediction, data, eps, signal, noise_, self._sigma_data)
         if levels.input_scale is not None:
-            noisy = _rows(levels.input_scale, data) * noisy
+            noisy = per_row(levels.input_scale, data) * noisy
         with speed.running(self.settings, data.device):
             output = conditioned(self._learning, noisy, levels.time, labels)
             loss = nn.functional.mse_loss(output, target)
@@ -163,8 +163,3 @@ class Pretrainer:
         self._failures.copy_(sharding.like(state["failures"], self._failures))
         if self.averaged is not self.network:
             sharding.load_(self.averaged, state["averaged"])
-
-
-def _rows(values: Tensor, like: Tensor) -> Tensor:
-    """[N] as [N, 1, ...], to meet the rows of `like`."""
-    return values.view(-1, *[1] * (like.ndim - 1))

@@ -252,7 +252,7 @@ class Timed(nn.Module):
         self.register_buffer("input_scale", schedule.input_scale.float())
 
     def forward(self, x: Tensor, timestep: Tensor, *labels: Tensor, latent: Tensor | None = None) -> Tensor:
-        scale = self.input_scale[timestep].to(x.dtype).view(-1, *[1] * (x.ndim - 1))
+        scale = per_row(self.input_scale[timestep].to(x.dtype), x)
         return _call(self.network, scale * x, self.time[timestep], *labels, latent=latent)
 
 
@@ -287,6 +287,11 @@ def _call(network: nn.Module, *inputs: Tensor, latent: Tensor | None) -> Tensor:
     """The networks of diffusers return their output as the ``sample`` of an object."""
     output = network(*inputs) if latent is None else network(*inputs, latent=latent)
     return output if isinstance(output, Tensor) else output.sample
+
+
+def per_row(values: Tensor, like: Tensor) -> Tensor:
+    """[N] as [N, 1, ...], to meet the rows of `like` [N, *]."""
+    return values.view(-1, *[1] * (like.ndim - 1))
 
 
 def draw_latents(timestep: Tensor, steps: int, dim: int, key: Tensor, *, sample_offset: int = 0) -> Tensor:
