@@ -153,6 +153,23 @@ def gallery(path: _File, models: Sequence[tuple[str, Tensor, Tensor | None]]) ->
             _plane(below, "", extent=_EXTENT, ticks=False)
 
 
+def grids(path: _File, models: Sequence[tuple[str, Path]]) -> None:
+    """Pictures side by side, four a row.
+
+    Args:
+        models: title and picture, as of ``images``.
+    """
+    from matplotlib.image import imread
+
+    columns = min(4, len(models))
+    with _figure(path, -(-len(models) // columns), columns, width=2.0, height=2.3) as axes:
+        for axis in axes:
+            axis.set_axis_off()
+        for axis, (title, picture) in zip(axes, models, strict=False):
+            axis.imshow(imread(picture), interpolation="none")
+            axis.set_title(title)
+
+
 def images(path: _File, images: Tensor, *, columns: int | None = None) -> None:
     """A grid of images as a png, a pixel each, row by row.
 

@@ -43,6 +43,16 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
     return torch.device(name, local_rank) if name == "cuda" and local_rank else torch.device(name)
 
 
+def versions() -> dict[str, str]:
+    """Of what a result depends on."""
+    return {
+        "dxmi_ext": __version__,
+        "torch": torch.__version__,
+        "numpy": numpy.__version__,
+        "python": platform.python_version(),
+    }
+
+
 class Run:
     """A run in ``cfg.output``; a context manager, and the only writer of that folder. Of several ranks, the
     first writes and all of them read.
@@ -375,12 +385,7 @@ class Run:
             "rollbacks": self.rollbacks,
             "wall_seconds": round(self.wall_seconds, 1),
             **numbers,
-            "versions": {
-                "dxmi_ext": __version__,
-                "torch": torch.__version__,
-                "numpy": numpy.__version__,
-                "python": platform.python_version(),
-            },
+            "versions": versions(),
         }
         write_json(self.directory / "summary.json", summary)
         return summary

@@ -210,7 +210,7 @@ def test_table_of_fixed_units() -> None:
         "| second | 0.500 |  |  |  |  | 1 |",
         "| third |  |  |  |  |  | 0 |",
         *("", "Mean ± standard deviation over seeds, of runs that differ in nothing else.", "", "Notes.", ""),
-        *("Fresh data against data: SW 0.050 ± 0.000.", "", "![samples and energies](name.png)", ""),
+        *("Fresh data against data: SW 0.050 ± 0.000.", "", "![samples](name.png)", ""),
         *("- 3 runs on a processor, 1 thread a run, torch 2.13, dxmi_ext 0.1; 10 to 50 s each", ""),
         "Made by `dxmi reproduce name`, from the json files beside it.",
     ]

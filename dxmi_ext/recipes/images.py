@@ -103,6 +103,7 @@ class EvaluateSettings(config.EvaluateSettings):
     chain: str | None = setting(
         None, "another schedule for the run's network, as fastdpm-4, ddim-100, ddpm-1000 or edm-79"
     )
+    picture: str | None = setting(None, "png file to write a grid of samples to; null: none")
 
 
 def train(cfg: Config, ranks: Ranks | None = None) -> dict[str, Any]:
@@ -180,7 +181,10 @@ def evaluate(
         chain = _chain(settings.chain, cfg, diffusion)
         shape = networks.sampler.data_shape
         networks.sampler = GaussianSampler(Timed(timed.network, chain), chain, shape).to(device)
-    numbers = _scores(cfg, _load_data(cfg), networks, seed=settings.seed)
+    data = _load_data(cfg)
+    if settings.picture is not None:
+        _draw_samples(Path(settings.picture), cfg, networks.sampler, data.classes)
+    numbers = _scores(cfg, data, networks, seed=settings.seed)
     return numbers, table(numbers)
 
 

@@ -15,7 +15,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from multiprocessing import connection
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
@@ -24,6 +24,7 @@ from typing import Any
 from dxmi_ext import config, files, runlog
 from dxmi_ext.config import Settings, setting
 from dxmi_ext.errors import UserError
+from dxmi_ext.recipes import two_d
 from dxmi_ext.reproduce import table, units
 from dxmi_ext.reproduce.experiments import EXPERIMENTS, Experiment, Row
 from dxmi_ext.reproduce.units import Unit
@@ -40,7 +41,9 @@ class Incomplete(UserError):
 class ReproduceSettings(Settings):
     """Settings of the command ``reproduce``."""
 
-    seeds: int | None = setting(None, "runs of each row, seeds 0, 1, ...; null: 5, of quick 1", minimum=1)
+    seeds: int | None = setting(
+        None, "runs of each row, seeds 0, 1, ...; null: as many as the experiment has, of quick 1", minimum=1
+    )
     rows: str | None = setting(None, "names of the rows to run, with commas between; null: all")
     workers: int = setting(
         0, "runs at a time, each a process with one thread of torch; 0: one for each core", minimum=0
@@ -51,6 +54,7 @@ class ReproduceSettings(Settings):
         "folder of the table and its units; null: docs/results/EXPERIMENT, quick: runs/quick/EXPERIMENT",
     )
     work: str | None = setting(None, "folder of the runs themselves; null: runs/reproduce/EXPERIMENT")
+    data: str | None = setting(None, "where the data are; null: where the recipes have them")
     device: str = setting("cpu", "cpu, cuda or cuda:N", pattern=r"cpu|cuda(:\d+)?")
 
 
@@ -91,18 +95,22 @@ def run(experiment: Experiment, cfg: ReproduceSettings) -> None:
     work = Path(cfg.work or f"runs/reproduce/{experiment.name}")
     work.mkdir(parents=True, exist_ok=True)
     output.mkdir(parents=True, exist_ok=True)
-    seeds = cfg.seeds or (1 if cfg.quick else 5)
+    seeds = cfg.seeds or (1 if cfg.quick else experiment.seeds)
 
     def unit_of(row: Row, seed: int) -> Unit:
-        return Unit(row, seed, cfg.quick, output, work, cfg.device)
+        return Unit(row, seed, cfg.quick, output, work, cfg.device, cfg.data)
 
     names = _names(experiment, cfg.rows)
+    if cfg.data is not None and any(unit_of(row, 0).task is two_d for row in experiment.rows):
+        raise config.ConfigError(
+            f"data: got {cfg.data!r}, but the densities of {experiment.name} are its rows'"
+        )
     with files.lock(work / ".lock"):
         files.tidy(output)
         # Seed by seed: a table that is stopped early has something of every row.
         rows = [row for row in experiment.rows if row.name in names]
         chosen = [unit_of(row, seed) for seed in range(seeds) for row in rows]
-        missing = [unit for unit in chosen if not _is_done(unit)]
+        missing = _with_starts([unit for unit in chosen if not _is_done(unit)], experiment)
         print(f"{experiment.name}: {len(chosen)} units, {len(chosen) - len(missing)} of them done")
         try:
             failures = _run(missing, cfg.workers or _cores())
@@ -131,6 +139,18 @@ def _is_done(unit: Unit) -> bool:
     except units.UnusableUnit as error:
         _tell(f"{error}; it is made again")
         return False
+
+
+def _with_starts(missing: Sequence[Unit], experiment: Experiment) -> list[Unit]:
+    """Units, and before each the one it starts from, where its run is not here."""
+    rows = {row.name: row for row in experiment.rows}
+    ordered: dict[str, Unit] = {}
+    for unit in missing:
+        if unit.start is not None and not (unit.start / "model").is_dir():
+            start = dataclasses.replace(unit, row=rows[str(unit.row.start)])
+            ordered.setdefault(start.name, start)
+        ordered.setdefault(unit.name, unit)
+    return list(ordered.values())
 
 
 def _there(unit_of: Callable[[Row, int], Unit], experiment: Experiment, output: Path) -> list[Unit]:
@@ -192,8 +212,8 @@ def _run_in_processes(missing: Sequence[Unit], workers: int) -> list[str]:
     with StopSignals() as signals, signals.held(), bar:
         try:
             while (waiting or running) and not signals.pending:
-                while waiting and len(running) < workers:
-                    unit = waiting.pop(0)
+                while len(running) < workers and (unit := _ready(waiting, running)) is not None:
+                    waiting.remove(unit)
                     running[unit] = _start(unit), time.monotonic()
                 connection.wait([process.sentinel for process, _ in running.values()], _SECONDS_BETWEEN_LOOKS)
                 for unit, (process, started) in list(running.items()):
@@ -211,6 +231,12 @@ def _run_in_processes(missing: Sequence[Unit], workers: int) -> list[str]:
             for process, _ in running.values():
                 process.join()
     return failures
+
+
+def _ready(waiting: Sequence[Unit], running: Collection[Unit]) -> Unit | None:
+    """The first unit that waits for no other."""
+    unfinished = {unit.folder for unit in (*waiting, *running)}
+    return next((unit for unit in waiting if unit.start not in unfinished), None)
 
 
 def _start(unit: Unit) -> SpawnProcess:

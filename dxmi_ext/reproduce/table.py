@@ -11,13 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from dxmi_ext import files, plots, recipes
+from dxmi_ext import files, plots
+from dxmi_ext.recipes import two_d
 from dxmi_ext.reproduce.experiments import Experiment
 from dxmi_ext.reproduce.units import Unit
 
 Found = Mapping[str, Sequence[Mapping[str, Any]]]
 """The name of a row -> what its units came to, by seed."""
+_GRID = "samples.png"  # of a run of images
 
 
 def markdown(experiment: Experiment, found: Found, *, quick: bool = False, figure: str | None = None) -> str:
@@ -53,44 +56,51 @@ def markdown(experiment: Experiment, found: Found, *, quick: bool = False, figur
     ]
     if (floor := _mean([value for value in floors if value is not None])) != "":
         notes.append(f"Fresh data against data: SW {floor}.")
-    parts += [*notes, *([f"![samples and energies]({figure})"] if figure else []), _machines(every)]
+    parts += [*notes, *([f"![samples]({figure})"] if figure else []), _machines(every)]
     option = " --quick" if quick else ""
     parts.append(f"Made by `dxmi reproduce {experiment.name}{option}`, from the json files beside it.")
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def figure(path: Path, experiment: Experiment, units: Sequence[Unit]) -> list[str]:
-    """Samples above energies, a column for each row of 2D runs whose networks are here.
+    """A panel for each row whose run is here: of 2D runs samples above energies, of images their samples.
 
     Args:
-        path: a picture that is there already stays, unless the networks of all rows are here.
-        units: the finished ones; of each row, the first whose run has its networks is drawn.
+        path: a picture that is there already stays, unless the runs of all rows are here.
+        units: the finished ones; of each row, the first whose run is here is drawn.
 
     Returns:
-        The names of finished rows whose networks are not here.
+        The names of finished rows whose runs are not here.
     """
     shown: dict[str, Unit] = {}
     finished = dict.fromkeys(unit.row.name for unit in units)
     for unit in units:
-        if (unit.folder / "model").is_dir():
+        if (unit.folder / "model").is_dir() or (unit.folder / _GRID).is_file():
             shown.setdefault(unit.row.name, unit)
     absent = [name for name in finished if name not in shown]
     if not shown or (absent and path.exists()):
         return absent
-    columns = []
-    for row in experiment.rows:
-        if row.name not in shown:
-            continue
-        unit = shown[row.name]
-        task, cpu = recipes.task_of(recipes.find(row.recipe)), torch.device("cpu")
-        cfg, networks = task.load(unit.folder, cpu)
-        batches = task.sample(unit.folder, range(3000), cfg.seed, 3000, cpu)
-        points = torch.cat([batch.samples for batch in batches])
-        energies = torch.no_grad()(networks.energy)(plots.grid(120)) if cfg.iterations else None
-        columns.append((row.label.replace(", ", "\n"), points, energies))
+    drawn = [shown[row.name] for row in experiment.rows if row.name in shown]
     with files.file(path) as file:
-        plots.gallery(file, columns)
+        if drawn[0].task is two_d:
+            plots.gallery(file, [_plane(unit) for unit in drawn])
+        else:
+            plots.grids(file, [(_title(unit), unit.folder / _GRID) for unit in drawn])
     return absent
+
+
+def _plane(unit: Unit) -> tuple[str, Tensor, Tensor | None]:
+    """Title, samples and energies of a 2D run."""
+    cpu = torch.device("cpu")
+    cfg, networks = two_d.load(unit.folder, cpu)
+    batches = two_d.sample(unit.folder, range(3000), cfg.seed, 3000, cpu)
+    points = torch.cat([batch.samples for batch in batches])
+    energies = torch.no_grad()(networks.energy)(plots.grid(120)) if cfg.iterations else None
+    return _title(unit), points, energies
+
+
+def _title(unit: Unit) -> str:
+    return unit.row.label.replace(", ", "\n")
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

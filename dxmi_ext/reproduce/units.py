@@ -9,12 +9,14 @@ import dataclasses
 import json
 import math
 import platform
+import time
 from pathlib import Path
 from typing import Any
 
 from dxmi_ext import config, recipes
 from dxmi_ext.errors import UserError
 from dxmi_ext.reproduce.experiments import Row
+from dxmi_ext.run import choose_device, versions
 from dxmi_ext.runlog import write_json
 
 _KINDS: dict[str, Any] = {"row": str, "seed": int, "quick": bool, "settings": dict, "numbers": dict}
@@ -22,7 +24,7 @@ _KINDS |= {"versions": dict, "machine": dict, "seconds": float, "resumed_from": 
 _OF_ENERGIES = ("auroc", "auroc_std", "energy_kl")
 # Settings that change nothing of what a run comes to.
 _ELSEWHERE = {"output", "resume", "dry_run", "keep_checkpoints", "checkpoint_every", "log_every"}
-_ELSEWHERE |= {"picture_every", "tensorboard", "wandb", "threads", "device"}
+_ELSEWHERE |= {"picture_every", "tensorboard", "wandb", "threads", "device", "cache"}
 _QUICK = 10  # times as few iterations
 
 
@@ -39,6 +41,7 @@ class Unit:
         output: folder of the json.
         work: where its run has a folder.
         device: of the run.
+        data: where its data are; None: where its recipe has them.
     """
 
     row: Row
@@ -47,6 +50,7 @@ class Unit:
     output: Path
     work: Path
     device: str = "cpu"
+    data: str | None = None
 
     @property
     def name(self) -> str:
@@ -58,7 +62,20 @@ class Unit:
 
     @property
     def folder(self) -> Path:
-        return self.work / f"{self.name}{'-quick' * self.quick}"
+        return self._folder_of(self.row.name)
+
+    @property
+    def start(self) -> Path | None:
+        """The folder of the run whose network it starts from."""
+        return None if self.row.start is None else self._folder_of(self.row.start)
+
+    @property
+    def task(self) -> Any:
+        """The module that runs its recipe."""
+        return recipes.task_of(recipes.find(self.row.recipe))
+
+    def _folder_of(self, row: str) -> Path:
+        return self.work / f"{row}-seed{self.seed}{'-quick' * self.quick}"
 
     def config(self) -> Any:
         """Settings of its run.
@@ -69,12 +86,19 @@ class Unit:
         path = recipes.find(self.row.recipe)
         settings: dict[str, Any] = {"seed": self.seed, "output": str(self.folder), "device": self.device}
         settings |= {"threads": 1, "tensorboard": False, "picture_every": 0, **self.row.settings}
-        cls = recipes.task_of(path).Config
-        cfg = config.load(cls, path, [_override(*item) for item in settings.items()])
+        settings |= {} if self.start is None else {"start": str(self.start)}
+        settings |= {} if self.data is None else {"data": self.data}
+        cfg = config.load(self.task.Config, path, [_override(*item) for item in settings.items()])
         if not self.quick:
             return cfg
         lengths = {key: getattr(cfg, key) // _QUICK for key in ("iterations", "pretrain_iterations")}
         return dataclasses.replace(cfg, **lengths)
+
+    def identity(self) -> dict[str, Any]:
+        """What its outcome depends on, wherever it is run."""
+        anywhere = dataclasses.replace(self, data=None, device="cpu").config()
+        names = {} if self.row.start is None else {"start": self.row.start, "chain": self.row.chain}
+        return _settings(anywhere) | names
 
 
 def read(unit: Unit) -> dict[str, Any] | None:
@@ -100,9 +124,10 @@ def read(unit: Unit) -> dict[str, Any] | None:
             "wants another folder"
         )
     # A setting that is newer than the json had its default then.
-    cfg = unit.config()
-    was, now = _settings(type(cfg)()) | found["settings"], _settings(cfg)
-    if changed := [f"{key}={was[key]}, now {value}" for key, value in now.items() if was[key] != value]:
+    was, now = _settings(unit.task.Config()) | found["settings"], unit.identity()
+    if changed := [
+        f"{key}={was.get(key)}, now {value}" for key, value in now.items() if was.get(key) != value
+    ]:
         raise UnusableUnit(f"{unit.path}: made with {'; '.join(changed)}")
     return found
 
@@ -125,28 +150,46 @@ def compute(unit: Unit) -> dict[str, Any]:
         signals.Stopped: on SIGTERM or Ctrl-C, with the run saved.
     """
     cfg = unit.config()
+    numbers, seconds, resumed_from = _evaluated(unit, cfg) if unit.row.chain else _trained(unit, cfg)
+    found = {
+        "row": unit.row.name,
+        "seed": unit.seed,
+        "quick": unit.quick,
+        "settings": unit.identity(),
+        "numbers": numbers,
+        "versions": versions(),
+        "machine": {"processor": processor(str(choose_device(cfg.device))), "threads": cfg.threads},
+        "seconds": seconds,
+        "resumed_from": resumed_from,
+    }
+    unit.output.mkdir(parents=True, exist_ok=True)
+    write_json(unit.path, found)
+    return found
+
+
+def _trained(unit: Unit, cfg: Any) -> tuple[dict[str, float], float, list[int]]:
+    """Numbers, seconds and where it was stopped, of a unit that is trained."""
     if _holds_another(unit, cfg):
         cfg.resume = "never"
-    recipes.task_of(recipes.find(unit.row.recipe)).train(cfg)
+    unit.task.train(cfg)
     summary = json.loads((unit.folder / "summary.json").read_text(encoding="utf-8"))
     numbers = {key: value for key, value in summary.items() if isinstance(value, float)}
     seconds = numbers.pop("wall_seconds")
     if not cfg.iterations:  # no energy has been trained
         numbers = {key: value for key, value in numbers.items() if key not in _OF_ENERGIES}
-    found = {
-        "row": unit.row.name,
-        "seed": unit.seed,
-        "quick": unit.quick,
-        "settings": _settings(cfg),
-        "numbers": numbers,
-        "versions": summary["versions"],
-        "machine": {"processor": processor(summary["device"]), "threads": cfg.threads},
-        "seconds": seconds,
-        "resumed_from": summary["resumed_from"],
-    }
-    unit.output.mkdir(parents=True, exist_ok=True)
-    write_json(unit.path, found)
-    return found
+    return numbers, seconds, summary["resumed_from"]
+
+
+def _evaluated(unit: Unit, cfg: Any) -> tuple[dict[str, float], float, list[int]]:
+    """The same of a unit that evaluates the network of another."""
+    started = time.monotonic()
+    assert unit.start is not None
+    unit.folder.mkdir(parents=True, exist_ok=True)
+    settings = unit.task.EvaluateSettings(
+        seed=unit.seed, n=cfg.evaluate_n, chain=unit.row.chain, picture=str(unit.folder / "samples.png")
+    )
+    numbers, _ = unit.task.evaluate(unit.start, settings, choose_device(cfg.device))
+    return numbers, round(time.monotonic() - started, 1), []
 
 
 def processor(device: str) -> str:
