@@ -20,6 +20,7 @@ from dxmi_ext.optim import Adam, LearningRates
 from dxmi_ext.ranks import Ranks
 from dxmi_ext.sampler import LogProb, Trajectory, Transition, conditioned
 from dxmi_ext.speed import SpeedSettings
+from dxmi_ext.temperature import Temperature
 
 
 class Stepper(Protocol):
@@ -55,6 +56,9 @@ class DxMISettings(LangevinSettings, SpeedSettings):
     tau: float = setting(0.1, "temperature of entropy and running cost", minimum=0)
     tau_entropy: float | None = setting(None, "of the entropy alone (tau_1); null: tau", minimum=0)
     tau_velocity: float | None = setting(None, "of the running cost alone (tau_2); null: tau", minimum=0)
+    tau_rate: float = setting(
+        0.0, "how fast tau follows the data's entropy; 0: it stays as it is", minimum=0, maximum=1
+    )
     gamma: float = setting(1.0, "weight of the squared energies in the energy loss", minimum=0)
     cost_reduction: str = setting(
         "mean", "of costs over data dimensions; sum multiplies tau by D", choices=("mean", "sum")
@@ -79,8 +83,9 @@ class DxMISettings(LangevinSettings, SpeedSettings):
     )
     sampler_update: str = setting(
         "dxdp",
-        "of the sampler: dynamic programming, or the policy gradient of GCD",
-        choices=("dxdp", "policy_gradient"),
+        "of the sampler: dynamic programming, the policy gradient of GCD, or back-propagation through whole "
+        "paths, which leaves the value unused",
+        choices=("dxdp", "policy_gradient", "backprop"),
     )
     sampler_steps: int = setting(2, "sampler steps an iteration; T of them use the whole path", minimum=1)
     train_last_std: bool = setting(True, "false: the last step keeps its sigma")
@@ -105,11 +110,13 @@ class DxMISettings(LangevinSettings, SpeedSettings):
             raise ConfigError(f"tau: got {self.tau}, but tau_entropy and tau_velocity both take its place")
         costs = self.tau if self.tau_entropy is None else self.tau_entropy
         costs += self.tau if self.tau_velocity is None else self.tau_velocity
-        if self.sampler_update == "policy_gradient" and self.costs_in == "value" and costs:
+        if self.sampler_update != "dxdp" and self.costs_in == "value" and costs:
             raise ConfigError(
-                "costs_in: got 'value', but with sampler_update=policy_gradient the value is a baseline "
-                "alone, so no cost would reach the sampler; wants both or sampler"
+                f"costs_in: got 'value', but with sampler_update={self.sampler_update} the sampler does not "
+                "learn from the value, so no cost would reach it; wants both or sampler"
             )
+        if self.tau_rate and not costs:
+            raise ConfigError(f"tau_rate: got {self.tau_rate}, but tau is 0; wants a tau to start from")
 
 
 def check_cuda_graph(settings: DxMISettings, device: torch.device, ranks: Ranks) -> None:
@@ -207,6 +214,7 @@ class DxMITrainer:
         self._initial_std = log_std.exp().tolist()
         self.velocity_var = (2 * log_std).exp()  # s_t^2 starts at sigma_t^2
         self.time_cost = time_costs(settings.time_cost, sampler.steps).to(log_std)
+        self.temperature = Temperature(settings.tau_rate, log_std.new_ones(()), self.ranks)
         self._dim = math.prod(sampler.data_shape)
         speed.prepare(settings, sampler, value, networks.energy_network)
         for network in (sampler.network, value, networks.energy_network):
@@ -284,13 +292,15 @@ class DxMITrainer:
         learning = self._learning, self.energy_optimizer, self.settings.gamma, self._failures["energy"]
         metrics = energy_step(*learning, data, samples, labels)
         metrics["value_loss"] = self._value_steps(path, labels, keys)
-        metrics["sampler_loss"] = self._sampler_steps(path, labels, keys)
+        metrics["sampler_loss"] = self._sampler_steps(path, labels, keys, data)
         metrics["log_prob"] = path.log_prob.mean(1)
         metrics["sq_displacement"] = path.sq_displacement.mean(1)
         metrics = self.ranks.mean(metrics)
         moved = metrics["sq_displacement"]
         moved = torch.where(moved < math.inf, moved, self.velocity_var)  # NaN would stay for ever
         ops.update_velocity_var_(self.velocity_var, moved[:, None], self.settings.velocity_decay)
+        if self.settings.tau_rate:
+            metrics |= self.temperature.update(data, path.samples[-1])
         self._average(*map(sharding.local, self._averages), None)
         return metrics | {
             "std": self.sampler.log_std.detach().exp(),
@@ -317,16 +327,12 @@ class DxMITrainer:
                         step.sample, timestep, keys["td_redraw"], labels, sample_offset=self._offset
                     )
                 next_value = self.networks.value_at(following, timestep + 1, labels)
-            target = ops.td_target(
-                next_value,
-                sq_displacement,
-                timestep,
-                self.sampler.log_std,
-                self.velocity_var,
-                self.time_cost,
-                *self._taus("value"),
-                skip_last=self.settings.skip_last,
-            )
+            tables = self.sampler.log_std, self.velocity_var, self.time_cost
+            taus, skipped = self._taus("value"), self.settings.skip_last
+            if self.settings.tau_rate:
+                next_value = next_value + self._cost("value", sq_displacement, timestep).detach()
+                taus = (0.0, 0.0)
+            target = ops.td_target(next_value, sq_displacement, timestep, *tables, *taus, skip_last=skipped)
             value = conditioned(self._learning.value, step.sample, timestep, labels)
             loss = nn.functional.mse_loss(value, target)
             self.value_optimizer.descend(loss, self._failures["value"])
@@ -345,8 +351,10 @@ class DxMITrainer:
                 timestep = (first + i) % steps
                 yield timestep, path.at(timestep)
 
-    def _sampler_steps(self, path: Trajectory, labels: Tensor | None, keys: dict[str, Tensor]) -> Tensor:
-        """Improves single steps at random places of the path. No gradient crosses steps."""
+    def _sampler_steps(
+        self, path: Trajectory, labels: Tensor | None, keys: dict[str, Tensor], data: Tensor
+    ) -> Tensor:
+        """Improves single steps at random places of the path, no gradient crossing steps; or whole paths."""
         steps, n = path.sq_displacement.shape
         # Where each particle's steps start.
         first = noise.randint(steps, n, keys["choice"], sample_offset=self._offset)
@@ -355,13 +363,14 @@ class DxMITrainer:
             if self.settings.sampler_update == "policy_gradient":
                 advantage = self._advantages(path, labels)
             for i in range(self.settings.sampler_steps):
-                timestep = (first + i) % steps
-                step = path.at(timestep)
+                timestep, key = (first + i) % steps, keys[f"redraw{i}"]
                 if self.settings.sampler_update == "dxdp":
-                    loss = self._dxdp_loss(step, timestep, labels, keys[f"redraw{i}"])
-                else:
+                    loss = self._dxdp_loss(path.at(timestep), timestep, labels, key)
+                elif self.settings.sampler_update == "policy_gradient":
                     mine = advantage.gather(0, timestep[None])[0]
-                    loss = self._policy_gradient_loss(step, timestep, labels, mine)
+                    loss = self._policy_gradient_loss(path.at(timestep), timestep, labels, mine)
+                else:
+                    loss = self._backprop_loss(data, labels, key)
                 self.sampler_optimizer.descend(loss, self._failures["sampler"])
                 losses.append(loss.detach())
         return torch.stack(losses)
@@ -370,7 +379,7 @@ class DxMITrainer:
         """The value of a redrawn step and its cost; the gradient goes through the step (DxMI, sec. 2)."""
         redrawn = self._learning_sampler(step.sample, timestep, key, labels, sample_offset=self._offset)
         value = self.networks.value_at(redrawn.next_sample, timestep + 1, labels)
-        return (value + self._sampler_cost(redrawn.sq_displacement, timestep)).mean()
+        return (value + self._cost("sampler", redrawn.sq_displacement, timestep)).mean()
 
     def _policy_gradient_loss(
         self, step: Transition, timestep: Tensor, labels: Tensor | None, advantage: Tensor
@@ -378,8 +387,21 @@ class DxMITrainer:
         """The score of the step taken, weighted by what it led to (GCD, arXiv 2312.03397)."""
         log_prob = self._learning_sampler(step.sample, step.next_sample, timestep, labels)
         # The entropy bound depends on sigma itself, not only through where the step led.
-        cost = self._sampler_cost(step.sq_displacement, timestep)
+        cost = self._cost("sampler", step.sq_displacement, timestep)
         return (advantage * self._dim * log_prob + cost).mean()
+
+    def _backprop_loss(self, data: Tensor, labels: Tensor | None, key: Tensor) -> Tensor:
+        """The energy at the end of new paths and all their costs; the gradient goes through every step, so
+        that memory grows with T: what dynamic programming is there to avoid (DxMI, sec. 3)."""
+        n, offset = len(data), self._offset
+        sample = self.sampler.initial(n, key, data=data, sample_offset=offset)
+        costs: list[Tensor] = []
+        for t in range(self.sampler.steps):
+            timestep = self.sampler.timestep(t, n)
+            step = self._learning_sampler(sample, timestep, key, labels, sample_offset=offset)
+            costs.append(self._cost("sampler", step.sq_displacement, timestep))
+            sample = step.next_sample
+        return (self.networks.energy(sample, labels) + torch.stack(costs).sum(0)).mean()
 
     @torch.no_grad()
     def _advantages(self, path: Trajectory, labels: Tensor | None) -> Tensor:
@@ -387,19 +409,15 @@ class DxMITrainer:
         steps, n = path.sq_displacement.shape
         timesteps = [self.sampler.timestep(t, n) for t in range(steps)]
         values = [self.networks.value_at(path.samples[t], timesteps[t], labels) for t in range(steps)]
-        costs = [self._sampler_cost(path.sq_displacement[t], timesteps[t]) for t in range(steps)]
+        costs = [self._cost("sampler", path.sq_displacement[t], timesteps[t]) for t in range(steps)]
         remaining = torch.stack(costs).flip(0).cumsum(0).flip(0)
         return self.networks.energy(path.samples[-1], labels) + remaining - torch.stack(values)
 
-    def _sampler_cost(self, sq_displacement: Tensor, timestep: Tensor) -> Tensor:
-        return ops.running_cost(
-            sq_displacement,
-            timestep,
-            self.sampler.log_std,
-            self.velocity_var,
-            *self._taus("sampler"),
-            skip_last=self.settings.skip_last,
-        )
+    def _cost(self, loss: str, sq_displacement: Tensor, timestep: Tensor) -> Tensor:
+        """Entropy and running cost of steps [N] in a loss."""
+        tables, skipped = (self.sampler.log_std, self.velocity_var), self.settings.skip_last
+        cost = ops.running_cost(sq_displacement, timestep, *tables, *self._taus(loss), skip_last=skipped)
+        return cost * self.temperature.factor if self.settings.tau_rate else cost
 
     def _taus(self, loss: str) -> tuple[float, float]:
         """The temperatures of entropy and running cost in a loss."""
@@ -424,6 +442,7 @@ class DxMITrainer:
             "networks": self.networks.state_dict(),
             "averaged": self.averaged.state_dict(),
             "velocity_var": self.velocity_var,
+            **({"temperature": self.temperature.factor} if self.settings.tau_rate else {}),
             "failures": self._failures,
             **{f"{name}_optimizer": each.state_dict() for name, each in self._optimizers().items()},
         }
@@ -433,6 +452,8 @@ class DxMITrainer:
         sharding.load_(self.networks, state["networks"])
         sharding.load_(self.averaged, state["averaged"])
         self.velocity_var.copy_(sharding.like(state["velocity_var"], self.velocity_var))
+        if self.settings.tau_rate:
+            self.temperature.factor.copy_(sharding.like(state["temperature"], self.temperature.factor))
         for name, count in self._failures.items():
             count.copy_(sharding.like(state["failures"][name], count))
         for name, optimizer in self._optimizers().items():

@@ -161,9 +161,14 @@ def plain_dxmi(networks: Networks, settings: DxMISettings, labels: Tensor | None
         tau_1 = settings.tau if settings.tau_entropy is None else settings.tau_entropy
         tau_2 = settings.tau if settings.tau_velocity is None else settings.tau_velocity
         terms = tau_2 * (following - x) ** 2 / (2 * variance[t, None]) - tau_1 * log_std[t, None]
-        terms = terms * (t < T - settings.skip_last)[:, None]
+        terms = factor * terms * (t < T - settings.skip_last)[:, None]
         return terms.sum(1) if settings.cost_reduction == "sum" else terms.mean(1)
 
+    def mean_log_distance(x: Tensor) -> Tensor:
+        """To the third nearest neighbour."""
+        return (x[:, None] - x).square().sum(2).sqrt().sort(dim=1).values[:, 3].log().mean()
+
+    factor = torch.ones(()).double()
     for iteration in range(ITERATIONS):
         data, keys, remaining = batch(iteration), draws.at(iteration), 1 - iteration / ITERATIONS
         sampler_adam.param_groups[0]["lr"] = settings.sampler_lr * remaining
@@ -212,6 +217,14 @@ def plain_dxmi(networks: Networks, settings: DxMISettings, labels: Tensor | None
             if settings.sampler_update == "dxdp":
                 following = transition(x, place, keys[f"redraw{i}"])
                 loss = (value_at(following, place + 1) + cost(x, following, place, "sampler")).mean()
+            elif settings.sampler_update == "backprop":
+                costs = torch.zeros(B).double()
+                x = SCHEDULE.initial_std * ops.normal((B, D), keys[f"redraw{i}"]).double()
+                for t in range(T):
+                    following = transition(x, every[t], keys[f"redraw{i}"])
+                    costs = costs + cost(x, following, every[t], "sampler")
+                    x = following
+                loss = (energy(x) + costs).mean()
             else:
                 log_pi = torch.distributions.Normal(*mean_std(x, place)).log_prob(at(place + 1)).sum(1)
                 weight = torch.stack(advantage)[place, torch.arange(B)]
@@ -221,6 +234,9 @@ def plain_dxmi(networks: Networks, settings: DxMISettings, labels: Tensor | None
 
         variance = settings.velocity_decay * variance + (1 - settings.velocity_decay) * displacement
         with torch.no_grad():
+            factor = (
+                factor * (settings.tau_rate * (mean_log_distance(data) - mean_log_distance(path[T]))).exp()
+            )
             for mean, p in zip(average.parameters(), networks.parameters(), strict=True):
                 mean.copy_(settings.ema_decay * mean + (1 - settings.ema_decay) * p)
     return state(networks, average, variance)
@@ -244,6 +260,10 @@ UNCLIPPED = {"sampler_clip": 0, "value_clip": 0, "energy_clip": 0}
         ("per_step", {"td_redraw": True, "time_cost": "linear"}),
         ("per_step", {"sampler_update": "policy_gradient"}),
         ("separate", {"sampler_update": "policy_gradient", "sampler_steps": 1, **UNCLIPPED}),
+        ("per_step", {"sampler_update": "backprop", "skip_last": 1}),
+        ("separate", {"sampler_update": "backprop", "sampler_steps": 2, "tau_rate": 0.5}),
+        ("time_independent", {**ALGORITHM_2, "tau_rate": 0.5}),
+        ("per_step", {"tau_rate": 0.5}),
     ],
 )
 @pytest.mark.parametrize("labelled", [False, True])
@@ -367,12 +387,12 @@ def test_a_path_that_is_not_finite_leaves_the_velocity_as_it_is() -> None:
 
 @pytest.mark.parametrize("split", [1, 2])
 def test_trainer_resumes_to_the_bit(split: int) -> None:
-    straight, first = make_trainer(make_settings()), make_trainer(make_settings())
+    straight, first = (make_trainer(make_settings(tau_rate=0.5)) for _ in range(2))
     for iteration in range(ITERATIONS):
         straight.step(batch(iteration))
     for iteration in range(split):
         first.step(batch(iteration))
-    resumed = make_trainer(make_settings(), seed=1)  # other weights, to be overwritten
+    resumed = make_trainer(make_settings(tau_rate=0.5), seed=1)  # other weights, to be overwritten
     resumed.load_state_dict(copy.deepcopy(first.state_dict()))
     for iteration in range(split, ITERATIONS):
         resumed.step(batch(iteration))

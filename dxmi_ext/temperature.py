@@ -1,0 +1,69 @@
+"""A temperature that nobody has to choose: it follows the entropy of the data.
+
+At DxMI's equilibrium samples and data have one distribution, so one entropy. Below the right tau the sampler
+gathers where the energy is low, above it spreads beyond the data, and its entropy rises with tau all the way:
+so tau is the multiplier of the constraint that both entropies be equal, and dual ascent finds it.
+Imports torch and ``dxmi_ext.ranks``.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dxmi_ext.ranks import Ranks
+
+_NEIGHBOUR = 3
+_LARGEST = 1000.0  # the factor stays within this and its inverse
+
+
+class Temperature:
+    """A factor of every tau.
+
+    Args:
+        rate: the factor grows by exp(rate) an iteration for each nat a dimension that samples lack.
+        factor: a scalar on the device, to begin with; it is changed in place.
+        ranks: whose rows are taken together, so that the factor is the same on all.
+    """
+
+    def __init__(self, rate: float, factor: Tensor, ranks: Ranks | None = None) -> None:
+        self.rate, self.factor, self.ranks = rate, factor, ranks or Ranks()
+
+    @torch.no_grad()
+    def update(self, data: Tensor, samples: Tensor) -> dict[str, Tensor]:
+        """One step of dual ascent, in place. Rows that are not finite change nothing.
+
+        Args:
+            data, samples: this rank's rows [N, *], as many of both.
+
+        Returns:
+            What to log.
+        """
+        gap = entropy_gap(self.ranks.gather(data), self.ranks.gather(samples))
+        self.factor.mul_(torch.exp(self.rate * gap.nan_to_num(0.0, 0.0, 0.0)))
+        self.factor.clamp_(1 / _LARGEST, _LARGEST)
+        return {"entropy_gap": gap, "temperature": self.factor.clone()}
+
+
+def entropy_gap(data: Tensor, samples: Tensor) -> Tensor:
+    """H(data) - H(samples) in nats a dimension, by distances to nearest neighbours (Kozachenko & Leonenko
+    1987): of as many rows of both, everything else in that estimate is the same. A scalar.
+
+    Args:
+        data, samples: [N, *].
+    """
+    if data.shape != samples.shape or len(data) < 2:
+        raise ValueError(
+            f"data, samples: got {[*data.shape]} and {[*samples.shape]}, wants one shape, of two or more rows"
+        )
+    return _mean_log_distance(data) - _mean_log_distance(samples)
+
+
+def _mean_log_distance(rows: Tensor) -> Tensor:
+    """Of each row to its third nearest other, or the farthest of fewer."""
+    rows = rows.flatten(1)
+    k = min(_NEIGHBOUR, len(rows) - 1)
+    # Of products, distances between near rows would be rounding.
+    distances = torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist")
+    nearest = distances.topk(k + 1, largest=False).values[:, k]  # the first is the row itself
+    return nearest.clamp(min=torch.finfo(nearest.dtype).tiny).log().mean()
