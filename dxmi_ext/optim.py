@@ -82,13 +82,21 @@ class LearningRates:
         optimizers: with the rates to start from.
         decay: constant, linear (to 0) or cosine (to 0).
         iterations: length of the run.
+        waits: of each optimizer, the iterations in which its rates are 0 at first; by default none.
 
     Attributes:
         scale: of all rates, on top of the decay; a run that went wrong lowers it.
     """
 
-    def __init__(self, optimizers: Sequence[torch.optim.Optimizer], decay: str, iterations: int) -> None:
+    def __init__(
+        self,
+        optimizers: Sequence[torch.optim.Optimizer],
+        decay: str,
+        iterations: int,
+        waits: Sequence[int] | None = None,
+    ) -> None:
         self._optimizers, self._decay, self._iterations = optimizers, decay, iterations
+        self._waits = waits or [0] * len(optimizers)
         self.scale = 1.0
         self._initial = [[float(group["lr"]) for group in optimizer.param_groups] for optimizer in optimizers]
 
@@ -96,9 +104,9 @@ class LearningRates:
         done = iteration / self._iterations
         decays = {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}
         factor = self.scale * decays[self._decay]
-        for optimizer, rates in zip(self._optimizers, self._initial, strict=True):
+        for optimizer, rates, wait in zip(self._optimizers, self._initial, self._waits, strict=True):
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                now = rate * factor
+                now = rate * factor if iteration >= wait else 0.0
                 if isinstance(group["lr"], Tensor):
                     group["lr"].fill_(now)
                 else:

@@ -88,6 +88,9 @@ class DxMISettings(LangevinSettings, SpeedSettings):
         choices=("dxdp", "policy_gradient", "backprop"),
     )
     sampler_steps: int = setting(2, "sampler steps an iteration; T of them use the whole path", minimum=1)
+    sampler_wait: int = setting(
+        0, "first iterations in which the sampler stands still, until a new energy tells anything", minimum=0
+    )
     train_last_std: bool = setting(True, "false: the last step keeps its sigma")
     sampler_lr: float = setting(5e-4, "learning rate of the sampler's network", minimum=0)
     log_std_lr: float = setting(1.5e-3, "learning rate of log sigma", minimum=0)
@@ -246,7 +249,10 @@ class DxMITrainer:
         self._learning = Networks(sampler, wrap(value), None if energy is None else wrap(energy))
         by_score = settings.sampler_update == "policy_gradient"
         self._learning_sampler = wrap(LogProb(sampler) if by_score else sampler)
-        self._learning_rates = LearningRates(list(self._optimizers().values()), settings.lr_decay, iterations)
+        waits = [settings.sampler_wait * (name == "sampler") for name in self._optimizers()]
+        self._learning_rates = LearningRates(
+            list(self._optimizers().values()), settings.lr_decay, iterations, waits
+        )
         uses = ["rollout", "choice", *(f"redraw{i}" for i in range(settings.sampler_steps))]
         uses += ["td_choice"] * (settings.td_order == "shuffled") + ["td_redraw"] * settings.td_redraw
         uses += ["refine"] * (settings.negatives == "refined")

@@ -171,8 +171,9 @@ def plain_dxmi(networks: Networks, settings: DxMISettings, labels: Tensor | None
     factor = torch.ones(()).double()
     for iteration in range(ITERATIONS):
         data, keys, remaining = batch(iteration), draws.at(iteration), 1 - iteration / ITERATIONS
-        sampler_adam.param_groups[0]["lr"] = settings.sampler_lr * remaining
-        sampler_adam.param_groups[1]["lr"] = settings.log_std_lr * remaining
+        waited = iteration >= settings.sampler_wait
+        sampler_adam.param_groups[0]["lr"] = settings.sampler_lr * remaining * waited
+        sampler_adam.param_groups[1]["lr"] = settings.log_std_lr * remaining * waited
         value_adam.param_groups[0]["lr"] = settings.value_lr * remaining
         energy_adam.param_groups[0]["lr"] = energy_lr * remaining
 
@@ -263,7 +264,7 @@ UNCLIPPED = {"sampler_clip": 0, "value_clip": 0, "energy_clip": 0}
         ("per_step", {"sampler_update": "backprop", "skip_last": 1}),
         ("separate", {"sampler_update": "backprop", "sampler_steps": 2, "tau_rate": 0.5}),
         ("time_independent", {**ALGORITHM_2, "tau_rate": 0.5}),
-        ("per_step", {"tau_rate": 0.5}),
+        ("per_step", {"tau_rate": 0.5, "sampler_wait": 1}),
     ],
 )
 @pytest.mark.parametrize("labelled", [False, True])
