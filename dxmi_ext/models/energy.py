@@ -1,12 +1,13 @@
 """Energies and values of images: residual convolutional networks. Imports torch alone.
 
 DxMI's: 128 wide, 6 residual blocks, 3 of them downsampling, 256 wide from the third, no normalisation, leaky
-ReLU .2, sum pooling, a learned affine map of the output; 5.1M parameters. Where that leaves room it is as in
+ReLU .2, pooling, a learned affine map of the output; 5.1M parameters. Where that leaves room it is as in
 Du & Mordatch 2019, whose network has that count. First comes a 3 x 3 convolution with an activation. A block
 is two 3 x 3 convolutions with an activation between, plus its input, then an activation. Blocks 1, 3 and 5
 downsample, by 2 x 2 means before that last activation; their input passes a 1 x 1 convolution without bias.
-The sum over pixels is mapped to one number by a linear map without bias, and that by the affine map. Each
-block's second convolution starts at zero.
+The mean over pixels is mapped to one number by a linear map without bias, and that by the affine map: with
+the paper's sum the functions are the same, but an optimizer's step moves energies by as many times more as
+there are pixels. Each block's second convolution starts at zero.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ class _Network(nn.Module):
                 row = tables[i](condition)  # type: ignore[index]
                 modulation = row if modulation is None else modulation + row
             h = block(h, modulation)
-        return self.scale * self.last(h.sum(dim=(2, 3)))[:, 0] + self.shift
+        return self.scale * self.last(h.mean(dim=(2, 3)))[:, 0] + self.shift
 
 
 class ResNetEnergy(nn.Module):
