@@ -21,7 +21,7 @@ from dxmi_ext.data.anomaly_sources import Item, Source
 from dxmi_ext.data.image_sources import ImageDataError
 from dxmi_ext.data.images import default_cache
 
-_CACHE_FORMAT = 1
+_CACHE_FORMAT = 2
 
 
 class AnomalyData:
@@ -193,9 +193,17 @@ def _decode(item: Item, size: int | None) -> tuple[np.ndarray, np.ndarray]:
         raise ImageDataError(
             f"{item.name}: its mask is {list(mask.shape)}, wants {list(picture.shape[:2])}, as the picture"
         )
-    if size is not None and picture.shape[:2] != (size, size):
+    if size is not None and mask.shape != (size, size):
         from PIL import Image
 
         mask = np.asarray(Image.fromarray(mask).resize((size, size), Image.Resampling.NEAREST))
-        picture = np.asarray(Image.fromarray(picture).resize((size, size), Image.Resampling.BICUBIC))
-    return np.ascontiguousarray(picture.transpose(2, 0, 1)), mask
+    return np.ascontiguousarray(resized(picture, size).transpose(2, 0, 1)), mask
+
+
+def resized(picture: np.ndarray, size: int | None) -> np.ndarray:
+    """A picture, uint8 [H, W, 3] -> [size, size, 3] (bicubic, antialiased), as `load` brings it to that."""
+    if size is None or picture.shape[:2] == (size, size):
+        return picture
+    from PIL import Image
+
+    return np.asarray(Image.fromarray(picture).resize((size, size), Image.Resampling.BICUBIC))

@@ -274,9 +274,13 @@ def _item(name: str, object_class: int, label: int, image: str, mask: Path | Non
         name,
         object_class,
         label,
-        lambda: decode(image, image),
-        None if mask is None else lambda: np.any(np.asarray(decode(str(mask), str(mask))), axis=2),
+        lambda: decode(image, image, upright=True),
+        None if mask is None else lambda: _any_colour(str(mask)),
     )
+
+
+def _any_colour(mask: str) -> np.ndarray:
+    return np.any(np.asarray(decode(mask, mask, upright=True)), axis=2)
 
 
 def _subfolders(path: Path) -> list[str]:

@@ -29,7 +29,7 @@ LAYOUTS = """\
   folders of pictures     [SPLIT/]CLASS/*.jpg (ImageNet; classes in the order of their names),
                           or [SPLIT/]*.jpg without classes (LSUN, exported flat)"""
 
-_PICTURES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".webp")
+PICTURES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 _CIFAR10_BYTES = 3 * 32 * 32
 
 
@@ -253,25 +253,42 @@ def _find_folder(path: Path, split: str) -> Source | None:
 def pictures_in(folder: Path, *, below: bool) -> list[str]:
     found = []
     for parent, folders, names in os.walk(folder):  # of strings: a million Paths take half a minute
-        found += [os.path.join(parent, name) for name in names if name.lower().endswith(_PICTURES)]
+        found += [os.path.join(parent, name) for name in names if name.lower().endswith(PICTURES)]
         if not below:
             folders.clear()
     return sorted(found)
 
 
-def decode(file: str | IO[bytes], name: str) -> Any:
-    """A file as a PIL image in RGB.
+def decode(file: str | IO[bytes], name: str, *, upright: bool = False) -> Any:
+    """A file as a PIL image in RGB. Of 16 bits the upper 8 are taken, rounded up: what is not 0 stays so.
+
+    Args:
+        name: what errors call it.
+        upright: turned as its EXIF orientation says.
 
     Raises:
-        ImageDataError: it is damaged; ``name`` says which.
+        ImageDataError: it is damaged, or of values whose range nothing tells.
     """
-    from PIL import Image
+    from PIL import Image, ImageOps
 
     try:
         with Image.open(file) as image:
-            return image.convert("RGB")
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+            whole = ImageOps.exif_transpose(image) if upright else image
+            return _eight_bits(whole).convert("RGB")
+    except Exception as error:  # of a damaged file Pillow raises errors of many kinds
         raise ImageDataError(f"{name}: cannot be decoded ({error})") from error
+
+
+def _eight_bits(image: Any) -> Any:
+    """Grey values of 16 bits, which Pillow's own conversion would cut off at 255."""
+    if not image.mode.startswith(("I", "F")):
+        return image
+    from PIL import Image
+
+    values = np.asarray(image)
+    if values.dtype.kind == "f" or values.min() < 0 or values.max() > 65535:
+        raise ValueError(f"its values are {values.dtype}, wants 8 or 16 bits")
+    return Image.fromarray((-(-values.astype(np.int64) // 257)).astype(np.uint8))
 
 
 def _labels(labels: np.ndarray, count: int, file: Path) -> np.ndarray:
