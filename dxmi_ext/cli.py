@@ -1,4 +1,4 @@
-"""The command `dxmi`: train, pretrain, sample, evaluate, report, reproduce, export, convert, info.
+"""The command `dxmi`: train, pretrain, sample, evaluate, score, report, reproduce, export, convert, info.
 
 Imports what a command needs when it runs.
 """
@@ -52,14 +52,18 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(
-        name: str, run: Callable[[argparse.Namespace], None], help: str, target: str = ""
+        name: str,
+        run: Callable[[argparse.Namespace], None],
+        help: str,
+        target: str = "",
+        rest: str = "key=value",
     ) -> argparse.ArgumentParser:
         # The settings are part of the help, so argparse's own would be half of it.
         sub = commands.add_parser(name, help=help, description=help, add_help=False)
         sub.add_argument("-h", "--help", action="store_true", help="show this help and every setting")
         if target:
             sub.add_argument("target", metavar=target.split(":")[0], nargs="?", help=target.split(": ")[1])
-            sub.add_argument("settings", nargs="*", metavar="key=value")
+            sub.add_argument("settings", nargs="*", metavar=rest)
         sub.set_defaults(run=run, parser=sub)
         return sub
 
@@ -77,6 +81,13 @@ def _parser() -> argparse.ArgumentParser:
     run = "RUN: folder of a finished run"
     command("sample", _sample, "Draw samples from a run's sampler; torchrun: on several devices.", run)
     command("evaluate", _evaluate, "Compute a run's numbers again.", run)
+    command(
+        "score",
+        _score,
+        "Score pictures by a run of anomaly detection: a table, heat maps and a page of the worst.",
+        run,
+        rest="IMAGE, FOLDER or key=value",
+    )
     command("report", _report, "Write numbers, curves and pictures as one page.", "RUN: folder of a run")
     sub = command(
         "reproduce",
@@ -168,6 +179,25 @@ def _evaluate(options: argparse.Namespace) -> None:
     print(table)
     if cfg.output:
         write_json(cfg.output, numbers)
+
+
+def _score(options: argparse.Namespace) -> None:
+    from dxmi_ext.anomaly import inspection
+    from dxmi_ext.run import choose_device
+
+    given, options.settings = inspection.split_arguments(options.settings)
+    if (cfg := _settings(options, inspection.ScoreSettings)) is None:
+        return
+    folder, task = _run_of(options)
+    if not hasattr(task, "load_scorer"):
+        raise config.ConfigError(f"RUN: got {options.target!r}, which is no run of anomaly detection")
+    output = Path(cfg.output or folder / "scores")
+    pictures = inspection.find_pictures(given, output)
+    scorer = task.load_scorer(folder, choose_device(cfg.device))
+    found, missing = inspection.score(scorer, pictures, output, cfg)
+    print(f"{output}: {found}")
+    if missing:
+        raise UserError(f"{missing} of {len(pictures)} pictures have no score; scores.csv tells why")
 
 
 def _report(options: argparse.Namespace) -> None:

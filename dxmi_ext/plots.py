@@ -15,6 +15,7 @@ from typing import IO, Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from dxmi_ext import runlog
 from dxmi_ext.data.images import to_uint8
@@ -23,6 +24,7 @@ _File = str | Path | IO[bytes]
 _EXTENT = 4.0  # energies and the uniform points of AUROC live on [-4, 4]^2
 _MARGIN = 4.6  # what is shown: samples stray beyond
 _INK, _DATA, _SAMPLES, _ACCENT = "#1f2933", "#52606d", "#1673b8", "#d1571f"
+_CONTOUR = (64, 224, 255)  # of a colour that inferno lacks
 _PHASES = (_SAMPLES, _ACCENT, "#2f8f5b", "#7b4fa3")
 _STYLE: dict[Any, Any] = {
     "font.size": 9,
@@ -195,6 +197,39 @@ def images(path: _File, images: Tensor, *, columns: int | None = None) -> None:
         top, left = gap + i // columns * (height + gap), gap + i % columns * (width + gap)
         canvas[top : top + height, left : left + width] = image  # one channel becomes three
     Image.fromarray(canvas).save(path, format="PNG")
+
+
+def heat_map(picture: np.ndarray, scores: np.ndarray, threshold: float) -> np.ndarray:
+    """A picture in grey under the colours of its scores; a line surrounds what is above the threshold.
+
+    Colours run from 0, where nothing covers the picture, to 2 thresholds: they compare between pictures.
+
+    Args:
+        picture: uint8 [H, W, 3].
+        scores: float32 [H, W], 0 or more.
+        threshold: of pixels, above 0.
+
+    Returns:
+        uint8 [H, W, 3].
+    """
+    level = np.clip(scores / (2 * threshold), 0, 1)
+    colours = np.array(heat_colours(256), np.float32)[np.round(255 * level).astype(np.int64)]
+    grey = (picture @ np.array([0.299, 0.587, 0.114], np.float32))[..., None]
+    cover = (0.8 * level)[..., None]
+    result = np.round((1 - cover) * grey + cover * colours).astype(np.uint8)
+    above = scores > threshold
+    width = max(1, round(min(above.shape) / 200))
+    near = functional.max_pool2d(torch.from_numpy(above).float()[None], 2 * width + 1, 1, width)[0] > 0
+    result[near.numpy() & ~above] = _CONTOUR
+    return result
+
+
+def heat_colours(n: int) -> list[tuple[int, int, int]]:
+    """The colours of `heat_map` from 0 to 2 thresholds: matplotlib's inferno, whose steps look even."""
+    import matplotlib
+
+    colours = matplotlib.colormaps["inferno"](np.linspace(0, 1, n), bytes=True)
+    return [(int(red), int(green), int(blue)) for red, green, blue, _ in colours]
 
 
 @contextmanager

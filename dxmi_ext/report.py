@@ -28,12 +28,23 @@ table {{ border-collapse: collapse }} td {{ padding: .15rem 1.5rem .15rem 0; ver
 td:first-child, figcaption {{ color: #52606d }} td {{ font-variant-numeric: tabular-nums }}
 figure {{ margin: 1rem 0 }} img {{ max-width: 100% }}
 pre {{ background: #f5f7fa; padding: 1rem; overflow: auto }}
+{style}
 </style>
 <h1>{title}</h1>
-<p>{state}</p>
-{sections}
+<p>{lead}</p>
+{body}
 </html>
 """
+
+
+def page(title: str, lead: str, body: str, style: str = "") -> str:
+    """Any page of this look.
+
+    Args:
+        title, lead: text; the lead stands below the title.
+        body: html, as is style: css for it.
+    """
+    return _PAGE.format(title=escape(title), lead=escape(lead), body=body, style=style)
 
 
 def html_of(directory: Path) -> str:
@@ -63,10 +74,10 @@ def html_of(directory: Path) -> str:
         "While training": "\n".join(_figure(p.read_bytes(), p.stem) for p in while_training[-_LAST:]),
         "Settings": f"<pre>{escape((directory / 'config.yaml').read_text(encoding='utf-8'))}</pre>",
     }
-    return _PAGE.format(
-        title=escape(f"{config.peek(directory / 'config.yaml', 'recipe')}: {directory}"),
-        state=escape(state),
-        sections="\n".join(f"<h2>{name}</h2>\n{content}" for name, content in sections.items() if content),
+    return page(
+        f"{config.peek(directory / 'config.yaml', 'recipe')}: {directory}",
+        state,
+        "\n".join(f"<h2>{name}</h2>\n{content}" for name, content in sections.items() if content),
     )
 
 

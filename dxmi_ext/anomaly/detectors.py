@@ -1,6 +1,6 @@
 """Detectors on feature maps: energies, and the baselines to beat. Imports torch, numpy and ``dxmi_ext``.
 
-Each scores every position; the largest score of a map detects, the map upsampled to the picture localises.
+Each scores every position; the largest scores of a map detect, the map upsampled to the picture localises.
 """
 
 from __future__ import annotations
@@ -29,9 +29,17 @@ class Detector(Protocol):
         """Score maps, float32 [n, h, w] on the CPU; high where a defect is likely."""
 
 
-def detect(scores: Tensor) -> Tensor:
-    """Score maps [n, h, w] -> scores of pictures [n]: their maxima."""
-    return scores.flatten(1).amax(1)
+def detect(scores: Tensor, *, top_share: float = 0.0) -> Tensor:
+    """Score maps [n, h, w] -> scores of pictures [n]: their maxima (DxMI, sec. 5.3).
+
+    Args:
+        top_share: the mean of this share of the largest positions instead, rounded to whole ones.
+    """
+    if not 0 <= top_share <= 1:
+        raise ValueError(f"top_share: got {top_share}, wants a share of the positions, 0 to 1")
+    positions = scores.flatten(1)
+    count = max(1, round(top_share * positions.shape[1]))
+    return positions.amax(1) if count == 1 else positions.topk(count, dim=1).values.mean(1)
 
 
 def localise(scores: Tensor, size: tuple[int, int], *, sigma: float = 0.0) -> Tensor:

@@ -1,0 +1,326 @@
+"""What the command ``score`` does: pictures through a trained detector, into a table, heat maps and a page.
+
+Imports torch, numpy and ``dxmi_ext``; Pillow, matplotlib and tqdm while pictures are scored.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import csv
+import dataclasses
+import functools
+import io
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dxmi_ext import files, plots, runlog
+from dxmi_ext.anomaly import detectors, page
+from dxmi_ext.anomaly.page import Place, Shown, Worst
+from dxmi_ext.anomaly.scoring import Scorer
+from dxmi_ext.config import ConfigError, Settings, device_setting, setting
+from dxmi_ext.data.anomaly import resized
+from dxmi_ext.data.image_sources import PICTURES, ImageDataError, decode, pictures_in
+
+COLUMNS = ("path", "score", "anomalous", "threshold", "heatmap", "error")
+_TABLE, _PAGE, _HEAT_MAPS = "scores.csv", "index.html", "heatmaps"
+_LONGEST = 512  # pixels of a side, as pictures are shown
+_THREADS = min(8, os.cpu_count() or 1)
+
+
+@dataclasses.dataclass
+class ScoreSettings(Settings):
+    """Settings of the command ``score``."""
+
+    output: str | None = setting(None, "folder to write; null: RUN/scores")
+    batch_size: int = setting(32, "pictures that the network sees at a time", minimum=1)
+    threshold: float | None = setting(None, "pictures that score above it are anomalous; null: the run's own")
+    heatmaps: bool = setting(True, "a png of every picture under the colours of its map, in heatmaps/")
+    worst: int = setting(50, "how many pictures the page shows, those of the highest scores", minimum=0)
+    device: str = device_setting()
+
+
+def split_arguments(given: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Pictures and folders, and ``key=value`` settings, which stand in any order.
+
+    Raises:
+        ConfigError: one is neither.
+    """
+    paths, settings = list[str](), list[str]()
+    for text in given:
+        key, equals, _ = text.partition("=")
+        if key in ScoreSettings.__dataclass_fields__ and equals:
+            settings.append(text)
+        elif os.path.exists(text):
+            paths.append(text)
+        elif key.isidentifier() and equals:
+            settings.append(text)  # to be told its nearest key
+        else:
+            raise ConfigError(f"IMAGES: got {text!r}, wants a picture or a folder that exists, or key=value")
+    return paths, settings
+
+
+def find_pictures(given: Iterable[str], output: Path) -> list[str]:
+    """Files as they are given, and those below folders; each once, without hidden ones and those in output.
+
+    Raises:
+        ConfigError: none are given, or a folder has none.
+    """
+    found = dict[str, str]()
+    for path in given:
+        below = [path]
+        if os.path.isdir(path):
+            own = output.resolve()
+            below = [p for p in pictures_in(Path(path), below=True) if not _hidden(os.path.relpath(p, path))]
+            below = [p for p in below if own not in Path(p).resolve().parents]
+            if not below:
+                raise ConfigError(f"IMAGES: got the folder {path!r}, which has no {', '.join(PICTURES)}")
+        for name in below:
+            found.setdefault(os.path.abspath(name), name)
+    if not found:
+        raise ConfigError("IMAGES: got none, wants pictures or folders of them")
+    return list(found.values())
+
+
+def _hidden(path: str) -> bool:
+    return any(part.startswith(".") for part in Path(path).parts)
+
+
+def score(scorer: Scorer, pictures: Sequence[str], output: Path, cfg: ScoreSettings) -> tuple[str, int]:
+    """Writes scores.csv (COLUMNS), heatmaps/ and index.html into a folder of their own.
+
+    Rows come one by one to scores.csv.unfinished, which becomes scores.csv at the end; after an interruption
+    it has what was done. Pictures are decoded ahead of the network and drawn behind it, in threads.
+
+    Args:
+        pictures: as of `find_pictures`.
+        output: new, empty, or of an earlier scoring, which it replaces.
+
+    Returns:
+        what was found, in words, and how many pictures have no score; their rows tell why.
+
+    Raises:
+        UserError: the output holds something else.
+    """
+    threshold = scorer.threshold if cfg.threshold is None else cfg.threshold
+    folder = output / _HEAT_MAPS if cfg.heatmaps else None
+    _make_room(output, folder)
+    seconds, started = 0.0, time.perf_counter()
+    with (
+        _table(output / _TABLE) as table,
+        _threads() as threads,
+        runlog.Progress("score", len(pictures), 0, enabled=True) as bar,
+    ):
+        findings = _Findings(threshold, scorer.pixel_threshold, folder, Worst(cfg.worst), threads)
+        read = functools.partial(_read, size=scorer.size, shows=cfg.heatmaps or cfg.worst > 0)
+        for first, batch in _batches(_ahead(threads, read, pictures, 2 * cfg.batch_size), cfg.batch_size):
+            begun = time.perf_counter()
+            scored = _score_batch(scorer, batch)
+            seconds += time.perf_counter() - begun
+            findings.drawn()  # of the batch before: no more pictures wait than that
+            table.writerows(findings.row(i, *each) for i, each in enumerate(scored, first))
+            bar.update(len(batch))
+        findings.drawn()
+        worst, failures = findings.worst.sorted(), findings.failures
+        lead = (
+            f"Of {len(pictures)} pictures {findings.anomalous} are anomalous (score above {threshold:.4g})."
+        )
+        files.write_text(output / _PAGE, page.html_of(lead, worst, failures, heat_maps=folder is not None))
+    whole, network = (1000 * s / len(pictures) for s in (time.perf_counter() - started, seconds))
+    pace = f"{whole:.1f} ms a picture, {network:.1f} of them the network's on {scorer.device}"
+    return f"{lead} {pace}", len(failures)
+
+
+class _Findings:
+    """What has been found so far, and the heat maps being drawn of it."""
+
+    def __init__(
+        self,
+        threshold: float,
+        pixel_threshold: float,
+        folder: Path | None,
+        worst: Worst,
+        threads: ThreadPoolExecutor,
+    ) -> None:
+        self.threshold, self.pixel_threshold, self.folder = threshold, pixel_threshold, folder
+        self.worst, self.failures, self.anomalous = worst, dict[str, str](), 0
+        self._threads, self._drawing = threads, list[Future[Shown | None]]()
+
+    def row(self, i: int, picture: _Picture, value: float, scores: Tensor, error: str) -> dict[str, object]:
+        """The row i of a picture; has it drawn if anybody is to see it."""
+        if error:
+            self.failures[picture.path] = error
+            return {"path": picture.path, "error": error}
+        anomalous, png, place = value > self.threshold, None, None
+        self.anomalous += anomalous
+        if self.folder is not None:  # no two of one name, wherever they are from
+            png = self.folder / f"{i:06d}-{Path(picture.path).stem[:40]}.png"
+        if self.worst.has_room_for(value):
+            place = Place(picture.path, value, i, anomalous)
+        if png is not None or place is not None:
+            drawing = self._threads.submit(_draw, picture, scores, self.pixel_threshold, png, place)
+            self._drawing.append(drawing)
+        return {
+            "path": picture.path,
+            "score": f"{value:.9g}",
+            "anomalous": int(anomalous),
+            "threshold": self.threshold,
+            "heatmap": "" if png is None else f"{_HEAT_MAPS}/{png.name}",
+        }
+
+    def drawn(self) -> None:
+        """Waits until everything is."""
+        for drawing in self._drawing:
+            if (shown := drawing.result()) is not None:
+                self.worst.add(shown)
+        self._drawing = []
+
+
+# --- reading and drawing, in threads -----------------------------------------------------------------
+
+
+class _Picture(NamedTuple):
+    path: str
+    image: np.ndarray | None
+    """uint8 [3, size, size], what the network sees; None: there is none."""
+    shown: np.ndarray | None
+    """uint8 [H, W, 3], as people see it."""
+    error: str = ""
+
+
+def _read(path: str, size: int, shows: bool) -> _Picture:
+    try:
+        picture = np.asarray(decode(path, path, upright=True))
+    except ImageDataError as error:
+        return _Picture(path, None, None, str(error).removeprefix(f"{path}: "))
+    image = np.ascontiguousarray(resized(picture, size).transpose(2, 0, 1))
+    return _Picture(path, image, _thumbnail(picture) if shows else None)
+
+
+def _thumbnail(picture: np.ndarray) -> np.ndarray:
+    height, width = picture.shape[:2]
+    scale = _LONGEST / max(height, width)
+    if scale >= 1:
+        return picture
+    from PIL import Image
+
+    size = max(1, round(scale * width)), max(1, round(scale * height))
+    return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BICUBIC, reducing_gap=3))
+
+
+def _draw(
+    picture: _Picture, scores: Tensor, pixel_threshold: float, png: Path | None, place: Place | None
+) -> Shown | None:
+    """Writes a heat map, if it has a file; returns what the page may show, if it has a place there."""
+    from PIL import Image
+
+    assert picture.shown is not None
+    height, width = picture.shown.shape[:2]
+    pixels = detectors.localise(scores[None], (height, width))[0].numpy()
+    heat_map = plots.heat_map(picture.shown, pixels, pixel_threshold)
+    if png is not None:
+        Image.fromarray(heat_map).save(png, compress_level=3)
+    return place and Shown(place, (width, height), _jpeg(picture.shown), _jpeg(heat_map))
+
+
+def _jpeg(pixels: np.ndarray) -> bytes:
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG", quality=88, subsampling=0)
+    return file.getvalue()
+
+
+def _score_batch(scorer: Scorer, batch: Sequence[_Picture]) -> list[tuple[_Picture, float, Tensor, str]]:
+    """With each picture its score and map [h, w]; or what is wrong, in words."""
+    images = [picture.image for picture in batch if picture.image is not None]
+    found: Iterator[tuple[float, Tensor]] = iter(())
+    if images:
+        maps = scorer.maps(torch.from_numpy(np.stack(images)))
+        found = zip(scorer.scores(maps).tolist(), maps.cpu(), strict=True)
+    results = []
+    for picture in batch:
+        value, scores, error = math.nan, torch.empty(0), picture.error
+        if picture.image is not None:
+            value, scores = next(found)
+            error = "" if scores.isfinite().all() else "its scores are not finite"
+        results.append((picture, value, scores, error))
+    return results
+
+
+# --- plumbing ----------------------------------------------------------------------------------------
+
+
+def _make_room(output: Path, heat_maps: Path | None) -> None:
+    own = [output / name for name in (_TABLE, _PAGE, _HEAT_MAPS)]
+    own.append(files.unfinished(own[0]))
+    if not (own[0].exists() or own[-1].exists()):
+        files.check_new(output)
+    for path in own:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    (heat_maps or output).mkdir(parents=True, exist_ok=True)
+
+
+@contextlib.contextmanager
+def _table(path: Path) -> Iterator[csv.DictWriter[str]]:
+    """A csv that is complete under its name; unfinished, it stays beside. Each row is flushed."""
+    making = files.unfinished(path)
+    options: dict[str, Any] = {"newline": "", "encoding": "utf-8", "errors": "surrogateescape"}  # odd names
+    try:
+        with files.naming(making), making.open("w", buffering=1, **options) as file:
+            table = csv.DictWriter(file, COLUMNS)
+            table.writeheader()
+            yield table
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        runlog.note(f"{making} has what was scored")
+        raise
+    making.replace(path)
+
+
+@contextlib.contextmanager
+def _threads() -> Iterator[ThreadPoolExecutor]:
+    threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="score")
+    try:
+        yield threads
+    finally:
+        threads.shutdown(cancel_futures=True)
+
+
+def _ahead(
+    threads: ThreadPoolExecutor, function: Callable[[str], _Picture], arguments: Iterable[str], ahead: int
+) -> Iterator[_Picture]:
+    """Results in order; so many are being made before they are asked for."""
+    waiting = collections.deque[Future[_Picture]]()
+    for argument in arguments:
+        waiting.append(threads.submit(function, argument))
+        if len(waiting) > ahead:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def _batches(pictures: Iterator[_Picture], size: int) -> Iterator[tuple[int, list[_Picture]]]:
+    """So many at a time, and the place of their first."""
+    first, batch = 0, list[_Picture]()
+    for picture in pictures:
+        batch.append(picture)
+        if len(batch) == size:
+            yield first, batch
+            first, batch = first + size, []
+    if batch:
+        yield first, batch

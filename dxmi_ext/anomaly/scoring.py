@@ -1,0 +1,114 @@
+"""A trained detector of anomalies: pictures in, score maps and scores out. Imports torch and ``dxmi_ext``."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dxmi_ext.anomaly import detectors
+from dxmi_ext.errors import UserError
+from dxmi_ext.metrics.features import Extractor
+
+
+class ScoreError(UserError, ValueError):
+    """A detector cannot be made, or pictures cannot be scored."""
+
+
+class Scorer(nn.Module):
+    """A frozen backbone, an energy on the positions of its maps, and from where on scores mean a defect.
+
+    Args:
+        backbone: of ``anomaly.backbones``.
+        energy: positions [N, C] -> [N].
+        threshold: a picture with a higher score is anomalous; see `threshold_of`.
+        pixel_threshold: the same of a pixel, for heat maps; above 0.
+        top_share: a picture's score is the mean over this share of its positions, the highest; 0: their
+            maximum (DxMI, sec. 5.3).
+        size: height and width that files are brought to first; None: the backbone's.
+
+    Raises:
+        ScoreError: a threshold or the share is out of its bounds, or no size is known.
+    """
+
+    def __init__(
+        self,
+        backbone: Extractor,
+        energy: nn.Module,
+        *,
+        threshold: float,
+        pixel_threshold: float,
+        top_share: float = 0.0,
+        size: int | None = None,
+    ) -> None:
+        super().__init__()
+        if not (math.isfinite(threshold) and 0 < pixel_threshold < math.inf and 0 <= top_share <= 1):
+            raise ScoreError(
+                f"scorer: got threshold={threshold}, pixel_threshold={pixel_threshold}, "
+                f"top_share={top_share}, wants a finite one, one above 0, and a share from 0 to 1"
+            )
+        known = getattr(backbone.network, "size", None) if size is None else size
+        if not isinstance(known, int):
+            raise ScoreError(
+                f"size: got none, and backbone {backbone.name} has none; wants a number of pixels"
+            )
+        self.backbone, self.energy = backbone, energy.eval()
+        self.threshold, self.pixel_threshold, self.top_share = threshold, pixel_threshold, top_share
+        self.size = known
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is; images come there by themselves."""
+        tensors = itertools.chain(self.parameters(), self.buffers())
+        return next((tensor.device for tensor in tensors), torch.device("cpu"))
+
+    @torch.no_grad()
+    def maps(self, images: Tensor) -> Tensor:
+        """uint8 [n, 3, H, W] -> the energy of each position, float32 [n, h, w], on the scorer's device.
+
+        Raises:
+            FeatureError: other images.
+        """
+        return maps_of(self.backbone(images.to(self.device)), self.energy)
+
+    def scores(self, maps: Tensor) -> Tensor:
+        """Maps [n, h, w] -> [n]."""
+        return detectors.detect(maps, top_share=self.top_share)
+
+
+def maps_of(features: Tensor, energy: nn.Module) -> Tensor:
+    """Features [n, C, h, w] -> energies, float32 [n, h, w]."""
+    n, _, height, width = features.shape
+    rows = features.permute(0, 2, 3, 1).flatten(0, 2)
+    energies: Tensor = energy(rows).float()
+    return energies.view(n, height, width)
+
+
+def threshold_of(scores: Tensor | np.ndarray, quantile: float) -> float:
+    """A threshold that another good picture exceeds with a probability of at most 1 - quantile.
+
+    It is the ceil((n + 1) quantile)-th smallest of n scores (split conformal prediction, Vovk et al. 2005):
+    that holds for any distribution and any n, if these pictures and the other are exchangeable.
+
+    Args:
+        scores: [n], of good pictures that did not train.
+        quantile: between 0 and 1.
+
+    Raises:
+        ScoreError: n is too few for the quantile, some score is not finite, or arguments are no such thing.
+    """
+    values = torch.as_tensor(scores).flatten().double()
+    if not 0 < quantile < 1:
+        raise ScoreError(f"quantile: got {quantile}, wants a share between 0 and 1")
+    if not values.isfinite().all():
+        raise ScoreError(f"scores: {int((~values.isfinite()).sum())} of {len(values)} are not finite")
+    rank = math.ceil((len(values) + 1) * quantile - 1e-9)  # 20 * .95 may be a hair above 19
+    if rank > len(values):
+        raise ScoreError(
+            f"quantile: got {quantile} of {len(values)} good pictures, wants at least "
+            f"{math.ceil(quantile / (1 - quantile) - 1e-9)} of them: so rare a score is known from no fewer"
+        )
+    return float(values.sort().values[rank - 1])
