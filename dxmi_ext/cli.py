@@ -96,7 +96,12 @@ def _parser() -> argparse.ArgumentParser:
         "EXPERIMENT: name of an experiment",
     )
     sub.add_argument("--quick", action="store_true", help="a tenth of the iterations, in minutes")
-    command("export", _export, "Save a run's sampler of images as a pipeline of diffusers.", run)
+    command(
+        "export",
+        _export,
+        "Save a run's image sampler as a pipeline of diffusers, a detector as .pt2 (torch.export) and ONNX.",
+        run,
+    )
     command(
         "convert",
         _convert,
@@ -237,6 +242,15 @@ def _export(options: argparse.Namespace) -> None:
     import torch
 
     folder, task = _run_of(options)
+    if hasattr(task, "load_scorer"):
+        from dxmi_ext.anomaly import export
+
+        output = Path(cfg.output or folder / "detector")
+        usage = export.export(task.load_scorer(folder, torch.device("cpu")), output, onnx=cfg.onnx)
+        print(f"{output}: pictures to score maps and scores; to use it:\n{usage}")
+        return
+    if cfg.onnx is not None:
+        raise config.ConfigError(f"onnx: got {cfg.onnx}, but {options.target} is no run of anomaly detection")
     output = Path(cfg.output or folder / "diffusers")
     trained, networks = task.load(folder, torch.device("cpu"))
     if not trained.trains_sampler:

@@ -1,6 +1,6 @@
 """Networks to and from diffusers' folders, as the commands ``export`` and ``convert`` do it.
 
-Imports torch and ``dxmi_ext``; diffusers where used.
+``anomaly.export`` exports detectors. Imports torch and ``dxmi_ext``; diffusers where used.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from dxmi_ext.sampler import GaussianSampler, Timed
 class ExportSettings(Settings):
     """Settings of the command ``export``."""
 
-    output: str | None = setting(None, "folder to make; null: RUN/diffusers")
+    output: str | None = setting(None, "folder to make; null: RUN/diffusers, of a detector RUN/detector")
+    onnx: bool | None = setting(None, "a detector as ONNX too; null: if onnx and onnxscript are installed")
 
 
 @dataclasses.dataclass
