@@ -138,6 +138,23 @@ def load(
     )
 
 
+def decoded(source: Source, split: str, size: int | None) -> AnomalyData:
+    """The pictures of a source, in memory. Arguments and errors as of `load`."""
+    pairs = [_decode(item, size) for item in source.items]
+    if not pairs or len({image.shape for image, _ in pairs}) > 1:
+        raise ImageDataError(f"{split}: got no pictures, or of several sizes; give a size to bring them to")
+    return AnomalyData(
+        np.stack([image for image, _ in pairs]),
+        np.array([item.label for item in source.items], np.int64),
+        np.stack([mask for _, mask in pairs]) if source.has_masks else None,
+        classes=np.array([item.object_class for item in source.items], np.int64),
+        class_names=source.class_names,
+        label_names=source.label_names,
+        names=[item.name for item in source.items],
+        split=split,
+    )
+
+
 def _digest(shape: tuple[int, ...], images: np.ndarray | tuple[()] = ()) -> Any:
     digest = hashlib.blake2b(str(tuple(shape)).encode(), digest_size=16)
     for image in images:

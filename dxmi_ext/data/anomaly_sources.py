@@ -123,7 +123,7 @@ def _mvtec(folders: list[Path], split: str) -> Source:
                 mask = None if kind == _GOOD else _required_mask(masks, file)
                 files += [file, *([str(mask)] if mask else [])]
                 name = str(Path(file).relative_to(folder.parent))
-                items.append(_item(name, object_class, label_names.index(kind), file, mask))
+                items.append(picture_item(name, object_class, label_names.index(kind), file, mask))
     return Source(files, items, class_names, label_names, has_masks=split == "test")
 
 
@@ -159,7 +159,7 @@ def _visa(path: Path, split: str, classes: Sequence[str] | None) -> Source:
         image = str(path / row["image"])
         mask = _required_mask([path / (row["mask"] or "Masks/(none is named)")], image) if defect else None
         files += [image, *([str(mask)] if mask else [])]
-        items.append(_item(row["image"], class_names.index(row["object"]), int(defect), image, mask))
+        items.append(picture_item(row["image"], class_names.index(row["object"]), int(defect), image, mask))
     return Source(files, items, class_names, [_GOOD, "anomaly"], has_masks=split == "test")
 
 
@@ -181,7 +181,7 @@ def _folders(path: Path, split: str, train_share: float) -> Source:
                     relative = Path(f).relative_to(path).with_suffix("")
                     candidates = [path / "masks" / f"{relative}{suffix}.png" for suffix in ("", "_mask")]
                     masks[f] = _required_mask(candidates, f)
-    items = [_item(str(Path(f).relative_to(path)), 0, label, f, masks.get(f)) for label, f in wanted]
+    items = [picture_item(str(Path(f).relative_to(path)), 0, label, f, masks.get(f)) for label, f in wanted]
     files = [f for _, f in wanted] + [str(mask) for mask in masks.values()]
     return Source(files, items, [path.name], [_GOOD, *kinds], has_masks=bool(masks))
 
@@ -269,7 +269,8 @@ def _rgb(images: np.ndarray, file: Path) -> np.ndarray:
 # --- files -------------------------------------------------------------------------------------------
 
 
-def _item(name: str, object_class: int, label: int, image: str, mask: Path | None) -> Item:
+def picture_item(name: str, object_class: int, label: int, image: str, mask: Path | None) -> Item:
+    """Of files."""
     return Item(
         name,
         object_class,
