@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dxmi_ext.data import anomaly
+from dxmi_ext.data import anomaly, anomaly_sources
 from dxmi_ext.data.anomaly import AnomalyData
 from dxmi_ext.data.anomaly_sources import ImageDataError
 
@@ -109,6 +109,17 @@ def test_mvtec_all_classes_in_one_size(root: Path) -> None:
     assert test.masks is not None and not test.masks[~test.anomalous].any()
     assert np.array_equal(test.masks[1], spot() > 0)
     assert np.array_equal(test.masks[4], spot(16)[1::2, 1::2] > 0)  # the nearest pixel of each four
+
+
+def test_decoding_into_memory_gives_the_same(root: Path) -> None:
+    cached = load(write_mvtec(root), "test", size=8)
+    source = anomaly_sources.find(root, "test", None, 0.7)
+    fresh = anomaly.decoded(source, "test", 8)
+    assert fresh.fingerprint == cached.fingerprint and fresh.names == cached.names
+    assert np.array_equal(fresh.labels, cached.labels) and np.array_equal(fresh.classes, cached.classes)
+    assert fresh.masks is not None and cached.masks is not None and np.array_equal(fresh.masks, cached.masks)
+    with pytest.raises(ImageDataError, match="test: got no pictures, or of several sizes"):
+        anomaly.decoded(source, "test", None)
 
 
 def test_mvtec_one_class(root: Path) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from dxmi_ext import cli, plots, recipes
 from dxmi_ext.anomaly import backbones, inspection, scoring
+from dxmi_ext.anomaly.page import Place, Shown, Worst
 from dxmi_ext.anomaly.scoring import ScoreError, Scorer, threshold_of
 from dxmi_ext.data import anomaly
 from dxmi_ext.metrics.features import Extractor, FeatureError
@@ -224,14 +225,27 @@ def test_a_folder_becomes_a_table_heat_maps_and_a_page(
 
 
 def test_settings_stand_between_pictures(run: Path, pictures: Path, tmp_path: Path) -> None:
-    a, b, output = pictures / "a", pictures / "b", tmp_path / "elsewhere/scores"
-    given = ["threshold=9", a / "x.png", "worst=1", b / "x.png", a, "heatmaps=false", f"output={output}"]
+    a, white, output = pictures / "a", pictures / "b/<i>&'\"é.jpg", tmp_path / "elsewhere/scores"
+    given = ["threshold=10", a / "x.png", "worst=1", white, a, "heatmaps=false", f"output={output}"]
     assert cli.main(["score", str(run), *map(str, given), "device=cpu"]) == 0
     assert {path.name for path in output.iterdir()} == {"scores.csv", "index.html"}
-    rows = table(output)  # each once
-    assert [row["path"] for row in rows] == [f"{a}/x.png", f"{b}/x.png"]
-    assert [row["anomalous"] for row in rows] == ["0", "0"] and rows[0]["threshold"] == "9.0"
-    assert Page(output / "index.html").pictures == [f"{b}/x.png", f"heat map of {b}/x.png"]
+    rows = table(output)
+    assert [row["path"] for row in rows] == [f"{a}/x.png", str(white)]  # each once
+    assert rows[1]["score"] == "10" and rows[1]["threshold"] == "10.0"
+    assert [row["anomalous"] for row in rows] == ["0", "0"]  # at the threshold is not above it
+    assert Page(output / "index.html").pictures == [str(white), f"heat map of {white}"]
+
+
+@pytest.mark.parametrize("n", [1, 3, 20])
+def test_the_worst_are_the_first_of_all_sorted(n: int) -> None:
+    scores, worst = np.random.default_rng(0).integers(0, 6, 15).tolist(), Worst(n)
+    for row, score in enumerate(scores):
+        place = Place("", score, row, False)
+        shown = Shown(place, (1, 1), b"", b"")
+        if worst.has_room_for(score):
+            worst.add(shown)
+    expected = sorted(range(15), key=lambda row: (-scores[row], row))[:n]
+    assert [shown.place.row for shown in worst.sorted()] == expected
 
 
 def test_another_scoring_replaces_the_first(run: Path, pictures: Path) -> None:
