@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -76,6 +76,7 @@ def batches(
     labels: str | None = None,
     classes: int | None = None,
     chains: Langevin | None = None,
+    start: Callable[[int, int], Tensor] | None = None,
 ) -> Iterator[Batch]:
     """Samples on the networks' device, batch after batch. Row i depends on (seed, i, its label) alone, up to
     the rounding of the networks' matrix products.
@@ -88,6 +89,7 @@ def batches(
         labels: as for `read_labels`; None: uniform, where there are classes.
         classes: how many; None: the networks take no labels.
         chains: where these end, in place of the sampler's samples.
+        start: first row, count -> the data [count, *] that a sampler which wants some starts these rows from.
 
     Raises:
         ConfigError: labels are bad, or given where there are none, or chains are to be guided.
@@ -115,7 +117,8 @@ def batches(
         for first in range(rows.start, rows.stop, size):
             count = min(size, rows.stop - first)
             part = None if given is None else given[first : first + count]
-            yield Batch(draw(count, key, part, sample_offset=first, batch_size=size), part)
+            data = {} if start is None else {"data": start(first, count)}
+            yield Batch(draw(count, key, part, sample_offset=first, batch_size=size, **data), part)
 
     return drawn()
 

@@ -172,6 +172,27 @@ def grids(path: _File, models: Sequence[tuple[str, Path]]) -> None:
             axis.set_title(title)
 
 
+def heatmaps(
+    path: _File, pictures: Tensor, heat: Tensor, masks: Tensor | None, *, threshold: float | None = None
+) -> None:
+    """Pictures in a row, below them where their defects are, and their scores as colours.
+
+    Args:
+        pictures: uint8 [n, 3, H, W].
+        heat: scores of pixels [n, H, W].
+        masks: bool [n, H, W]; None: no such row.
+        threshold: of pixels: colours run from 0 to twice that; None: to the highest score.
+    """
+    import matplotlib
+
+    level = (heat / (heat.max() if threshold is None else 2 * threshold)).clamp(0, 1)
+    colours = torch.from_numpy(matplotlib.colormaps["inferno"](_numpy(level), bytes=True)[..., :3])
+    rows = [pictures, colours.permute(0, 3, 1, 2)]
+    if masks is not None:
+        rows.insert(1, 255 * masks[:, None].expand_as(pictures).to(torch.uint8))
+    images(path, torch.cat(rows), columns=len(pictures))
+
+
 def images(path: _File, images: Tensor, *, columns: int | None = None) -> None:
     """A grid of images as a png, a pixel each, row by row.
 

@@ -20,7 +20,7 @@ from types import ModuleType
 
 from dxmi_ext import config
 
-TASKS = ("two_d", "images")
+TASKS = ("two_d", "images", "anomaly")
 _FOLDER = Path(__file__).parent
 
 

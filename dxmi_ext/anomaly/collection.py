@@ -1,0 +1,168 @@
+"""What a run of anomaly detection learns from and is tested on: of pictures and vectors alike, maps.
+
+A vector is a map of one position. Imports torch, numpy and ``dxmi_ext``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+
+from dxmi_ext.anomaly import features
+from dxmi_ext.data import anomaly as data_anomaly
+from dxmi_ext.data import vectors as data_vectors
+from dxmi_ext.data.anomaly import AnomalyData
+from dxmi_ext.data.image_sources import ImageDataError
+from dxmi_ext.metrics.features import Extractor
+
+
+class Good(NamedTuple):
+    """What is learned from: features, before any preparation."""
+
+    train: np.ndarray
+    """[n, h, w, C]"""
+    held_out: np.ndarray
+    """[k, h, w, C]: nothing learns from them, so their scores tell what is usual."""
+
+
+class Tested(NamedTuple):
+    """What is told apart."""
+
+    maps: np.ndarray
+    """Features [m, h, w, C], before any preparation; m may be 0."""
+    anomalous: np.ndarray
+    """bool [m]"""
+    classes: np.ndarray
+    """int64 [m]"""
+    class_names: list[str]
+    masks: np.ndarray | None = None
+    """bool [m, H, W]; None: no pictures, or none that tell where defects are."""
+    images: np.ndarray | None = None
+    """uint8 [m, 3, H, W]; None: no pictures."""
+
+
+class Source(Protocol):
+    """Where both come from."""
+
+    def good(self, holdout: float) -> Good:
+        """A share of the good ones, at least one, is held out."""
+
+    def tested(self) -> Tested: ...
+
+
+@dataclasses.dataclass
+class Pictures:
+    """A collection of pictures, in a layout of ``anomaly_sources.LAYOUTS``; the last of each class are held
+    out, as like pictures stand together.
+
+    Args:
+        path: of the collection.
+        backbone: of ``anomaly.backbones``.
+        size, classes, train_share, cache: as `data.anomaly.load` takes them.
+        device: of the backbone.
+        few: compute features of so many pictures of each split alone, and keep none of them; None: of all.
+
+    Raises:
+        ImageDataError: by the methods: as `data.anomaly.load`, or a class has too few pictures.
+    """
+
+    path: Path | str
+    backbone: Extractor
+    size: int = 224
+    classes: Sequence[str] | None = None
+    train_share: float = 0.7
+    cache: Path | str | None = None
+    device: torch.device | str = "cpu"
+    few: int | None = None
+
+    def good(self, holdout: float) -> Good:
+        data = self._load("train")
+        held = np.zeros(len(data), bool)
+        for i in np.unique(data.classes):
+            members = np.flatnonzero(data.classes == i)
+            if len(members) < 2:
+                name = data.class_names[i]
+                raise ImageDataError(f"{self.path}: class {name!r}: one good picture to train, wants two")
+            held[members[-_count(holdout, len(members)) :]] = True
+        maps = self._maps(data)
+        return Good(maps[~held], maps[held])
+
+    def tested(self) -> Tested:
+        data = self._load("test")
+        maps = self._maps(data)
+        return Tested(maps, data.anomalous, data.classes, data.class_names, data.masks, data.images)
+
+    def _load(self, split: str) -> AnomalyData:
+        data = data_anomaly.load(
+            self.path,
+            split=split,
+            size=self.size,
+            classes=self.classes,
+            train_share=self.train_share,
+            cache=self.cache,
+        )
+        return data if self.few is None else _part(data, self.few)
+
+    def _maps(self, data: AnomalyData) -> np.ndarray:
+        if self.few is None:
+            return features.load(data, self.backbone, device=self.device, cache=self.cache).maps
+        with tempfile.TemporaryDirectory() as scratch:
+            maps = features.load(data, self.backbone, device=self.device, cache=scratch).maps
+            return maps.copy()
+
+
+@dataclasses.dataclass
+class Vectors:
+    """An npz of vectors, in a layout of ``vectors.LAYOUTS``; rows are split at random.
+
+    Args:
+        path, train_share, seed: as `data.vectors.load` takes them.
+
+    Raises:
+        VectorDataError: by the methods: as `data.vectors.load`, or there are too few good rows.
+    """
+
+    path: Path | str
+    train_share: float = 0.7
+    seed: int = 0
+
+    def good(self, holdout: float) -> Good:
+        rows = self._load().train
+        if len(rows) < 3:
+            got = f"got {len(rows)} good row(s) to train"
+            raise data_vectors.VectorDataError(f"{self.path}: {got}, wants three or more")
+        count, maps = _count(holdout, len(rows)), rows[:, None, None]
+        return Good(maps[count:], maps[:count])
+
+    def tested(self) -> Tested:
+        _, rows, anomalous = self._load()
+        classes = np.zeros(len(rows), np.int64)
+        return Tested(rows[:, None, None], anomalous, classes, [Path(self.path).stem])
+
+    def _load(self) -> data_vectors.Vectors:
+        return data_vectors.load(self.path, train_share=self.train_share, seed=self.seed)
+
+
+def _count(share: float, n: int) -> int:
+    """How many of n are held out."""
+    return min(max(1, round(share * n)), n - 1)
+
+
+def _part(data: AnomalyData, n: int) -> AnomalyData:
+    """The first n of the first class."""
+    rows = np.flatnonzero(data.classes == data.classes[0])[:n]
+    return AnomalyData(
+        data.images[rows],
+        data.labels[rows],
+        None if data.masks is None else data.masks[rows],
+        classes=data.classes[rows],
+        class_names=data.class_names,
+        label_names=data.label_names,
+        split=data.split,
+    )

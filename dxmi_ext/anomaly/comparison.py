@@ -1,0 +1,188 @@
+"""DxMI's energy beside other detectors on the same features: thresholds, scores, latency, a table.
+
+Imports torch, numpy and ``dxmi_ext``; scikit-learn and scipy by ``metrics.anomaly`` where scores are told.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dxmi_ext.anomaly.collection import Tested
+from dxmi_ext.anomaly.detectors import Detector, detect, localise
+from dxmi_ext.anomaly.features import FeatureMaps
+from dxmi_ext.metrics import anomaly as metrics
+from dxmi_ext.metrics.features import Extractor
+
+TITLES = {
+    "dxmi": "DxMI",
+    "tau0": "DxMI, tau = 0",
+    "langevin": "Langevin negatives",
+    "autoencoder": "autoencoder alone",
+    "knn": "nearest neighbours",
+    "gaussian": "Gaussian positions",
+}
+"""Methods in the order of a table; the numbers of the first bear no prefix, those of others their name."""
+
+_COLUMNS = {
+    "image_auroc": "AUROC",
+    "image_ap": "AP",
+    "pixel_auroc": "pixel AUROC",
+    "pixel_ap": "pixel AP",
+    "pro": "PRO",
+    "latency_ms": "ms a row",
+}
+
+
+def calibrate(
+    detector: Detector, good: FeatureMaps, size: int | None, quantile: float, pixel_quantile: float
+) -> tuple[float, float]:
+    """Thresholds of pictures and of pixels: quantiles of the scores of good ones that nothing learned from.
+
+    Of n pictures the ceil((n + 1) quantile)-th lowest score, so that another good one exceeds it with a
+    probability of at most 1 - quantile (split conformal prediction); the highest where n is too few for that.
+
+    Args:
+        good: maps of at least one.
+        size: height and width of pictures; None: there are none, and positions are the pixels.
+    """
+    scores = detector.score(good)
+    pixels = scores if size is None else localise(scores, (size, size))
+    ordered = detect(scores).sort().values
+    rank = min(math.ceil((len(ordered) + 1) * quantile - 1e-9), len(ordered))  # 20 * .95 may be above 19
+    return float(ordered[max(rank, 1) - 1]), float(np.quantile(pixels.numpy(), pixel_quantile))
+
+
+def measure(scores: Tensor, tested: Tested) -> tuple[dict[str, float], list[str]]:
+    """Metrics of score maps [m, h, w], and what cannot be measured, in words.
+
+    Returns:
+        means over classes, image_auroc and so on as `metrics.anomaly.evaluate` names them; of several classes
+        also each by itself, image_auroc/CLASS.
+    """
+    rows, notes = np.ones(len(tested.maps), bool), []
+    for i in np.unique(tested.classes):
+        members = tested.classes == i
+        if tested.anomalous[members].all() or not tested.anomalous[members].any():
+            kind = "defective" if tested.anomalous[members].any() else "good"
+            notes.append(
+                f"{tested.class_names[i]}: all {members.sum()} that are tested are {kind}: no scores"
+            )
+            rows &= ~members
+    if not rows.any():
+        return {}, notes
+    truth, classes = tested.anomalous[rows], tested.classes[rows]
+    pixels, masks = None, None
+    if tested.masks is not None:
+        height, width = tested.masks.shape[1:]
+        pixels, masks = localise(scores[torch.from_numpy(rows)], (height, width)), tested.masks[rows]
+    told = metrics.evaluate(
+        detect(scores)[torch.from_numpy(rows)],
+        truth,
+        pixels,
+        masks,
+        classes=classes,
+        class_names=tested.class_names,
+    )
+    numbers = told.pop("mean")
+    if len(tested.class_names) > 1:
+        numbers |= {f"{k}/{name}": v for name, each in told.items() for k, v in each.items()}
+    return numbers, notes
+
+
+def at_threshold(scores: Tensor, tested: Tested, threshold: float) -> dict[str, float]:
+    """Shares of what is tested that lie above the threshold: ``found`` of the defective, ``false_alarms`` of
+    the good; of either only where there are any."""
+    above = (detect(scores) > threshold).numpy()
+    kinds = {"found": tested.anomalous, "false_alarms": ~tested.anomalous}
+    return {name: float(above[members].mean()) for name, members in kinds.items() if members.any()}
+
+
+def latency_ms(
+    detector: Detector, maps: FeatureMaps, backbone: Extractor | None, images: np.ndarray | None
+) -> float:
+    """Milliseconds from a picture, decoded, to its score map: the median of five, one at a time."""
+    one, picture = FeatureMaps(maps.maps[:1]), None
+    if backbone is not None and images is not None:
+        device = next(backbone.buffers()).device
+        picture = torch.from_numpy(images[:1].copy()).to(device)
+    times = []
+    for _ in range(6):
+        started = time.perf_counter()
+        if backbone is not None and picture is not None:
+            backbone(picture).cpu()
+        detector.score(one)  # which ends on the CPU, so the device has done its work
+        times.append(1000 * (time.perf_counter() - started))
+    return round(statistics.median(times[1:]), 3)  # the first one warms up
+
+
+def compare(
+    detectors: Mapping[str, Detector],
+    good: Callable[[], FeatureMaps],
+    tested: Tested,
+    maps: FeatureMaps,
+    backbone: Extractor | None,
+) -> tuple[dict[str, float], list[str], Tensor]:
+    """The numbers of every detector.
+
+    Args:
+        detectors: by their names in TITLES, dxmi first.
+        good: makes the maps that they are fitted to, where one of them is.
+        tested: truths.
+        maps: what they score, prepared.
+        backbone: of pictures, for the latency; None: of vectors.
+
+    Returns:
+        numbers by name, notes on what could not be measured, and the score maps of the first.
+    """
+    numbers: dict[str, float] = {}
+    notes: list[str] = []
+    first: Tensor | None = None
+    for name, detector in detectors.items():
+        detector.fit(good())
+        scores = detector.score(maps)
+        found, notes = measure(scores, tested)
+        found["latency_ms"] = latency_ms(detector, maps, backbone, tested.images)
+        if first is None:
+            first, kept = scores, found
+        else:
+            kept = {f"{name}_{k}": v for k, v in found.items() if "/" not in k}
+        numbers |= kept
+    assert first is not None
+    return numbers, notes, first
+
+
+def table(numbers: Mapping[str, float], published: Mapping[str, Mapping[str, float]] | None = None) -> str:
+    """A row a method, then, of several classes, a row a class of the first.
+
+    Args:
+        numbers: of `compare`.
+        published: rows of others, by title.
+    """
+    columns = [name for name in _COLUMNS if name in numbers]
+    lines = [f"{'':22}" + "".join(f"{_COLUMNS[name]:>12}" for name in columns)]
+
+    def row(title: str, values: Mapping[str, float], prefix: str = "", suffix: str = "") -> None:
+        cells = [values.get(f"{prefix}{name}{suffix}") for name in columns]
+        shown = ((f"{v:.1f}" if c == "latency_ms" else f"{v:.3f}") if v is not None else "" for c, v in
+                 zip(columns, cells, strict=True))  # fmt: skip
+        lines.append(f"{title:22}" + "".join(f"{cell:>12}" for cell in shown).rstrip())
+
+    for name, title in TITLES.items():
+        prefix = "" if name == "dxmi" else f"{name}_"
+        if any(f"{prefix}{column}" in numbers for column in columns):
+            row(title, numbers, prefix)
+    for title, values in (published or {}).items():
+        row(title, values)
+    classes = [key.partition("/")[2] for key in numbers if key.startswith("image_auroc/")]
+    if classes:
+        lines.append("DxMI by class")
+        for name in classes:
+            row(f"  {name}", numbers, suffix=f"/{name}")
+    return "\n".join(lines)

@@ -1,0 +1,529 @@
+"""Anomaly detection: the features of good pictures, or vectors, are learned; what has a high energy is odd.
+
+An autoencoder is pretrained on reconstruction; its error is the energy that DxMI goes on training, beside a
+sampler that starts from data perturbed in the autoencoder's latent space (DxMI, sec. 5.3). Thresholds come
+from good pictures that nothing learned from. Imports torch and ``dxmi_ext``; backbones and scikit-learn where
+they are used.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import importlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dxmi_ext import checkpoint, config, generate, noise, plots, speed
+from dxmi_ext.anomaly import backbones, comparison
+from dxmi_ext.anomaly import networks as sphere
+from dxmi_ext.anomaly.collection import Good, Pictures, Source, Tested, Vectors
+from dxmi_ext.anomaly.detectors import (
+    Detector,
+    EnergyDetector,
+    GaussianPositions,
+    NearestNeighbours,
+    localise,
+)
+from dxmi_ext.anomaly.features import FeatureMaps
+from dxmi_ext.anomaly.networks import AutoencoderEnergy, LatentStart, SphereAutoencoder
+from dxmi_ext.anomaly.preparation import Standardised, prepared
+from dxmi_ext.anomaly.reconstruction import ReconstructionPretrainer
+from dxmi_ext.config import ConfigError, setting
+from dxmi_ext.contrastive import LangevinTrainer
+from dxmi_ext.metrics.features import Extractor
+from dxmi_ext.networks import Networks
+from dxmi_ext.prefetch import Prefetcher
+from dxmi_ext.ranks import Ranks
+from dxmi_ext.run import Run
+from dxmi_ext.trainer import DxMISettings, DxMITrainer, check_cuda_graph
+
+BASELINES = {"all": ("tau0", "langevin", "autoencoder", "knn", "gaussian"), "none": ()}
+BASELINES["quick"] = BASELINES["all"][2:]
+TRAINED = BASELINES["all"][:2]  # in phases of the run
+PAPER = {  # DxMI, Table 5: all 15 classes of MVTec-AD, EfficientNet-b4
+    "the paper": {"image_auroc": 0.970, "pixel_auroc": 0.971},
+    "the paper, tau = 0": {"image_auroc": 0.679, "pixel_auroc": 0.846},
+}
+_NETWORK_KEYS = ["steps", "latent_dim", "energy_width", "value_width", "sampler_width", "depth"]
+_NETWORK_KEYS += ["latent_std", "std", "last_std", "residual", "project"]
+_BACKBONE_KEYS = ("backbone", "weights", "size", "grid")
+_SHOWN = 8  # defective pictures in heatmaps.png
+_TRIED = 8  # pictures of a dry run
+
+
+@dataclasses.dataclass
+class Config(DxMISettings, config.RunConfig):
+    """Settings of a run of anomaly detection; the defaults are for pictures and two CPU cores."""
+
+    heading = "data, features, networks and comparison"
+    task: str = setting("anomaly", "what kind of recipe", choices=("anomaly",))
+    iterations: int = setting(600, "iterations of DxMI", minimum=0)
+    pretrain_iterations: int = setting(1500, "iterations of the autoencoder's pretraining", minimum=0)
+    batch_size: int = setting(392, "positions, or vectors, in a global batch", minimum=1)
+    log_every: int = setting(20, "iterations between lines of metrics.jsonl", minimum=1)
+    data: str | None = setting(
+        None, "pictures as of MVTec-AD or VisA, good/ beside DEFECT/, or an npz; of vectors, an npz with X, y"
+    )
+    classes: str | None = setting(None, "which classes of the pictures, as bottle,cable; null: all")
+    train_share: float = setting(0.7, "of good ones, where data have no split", minimum=0.01, below=1)
+    holdout: float = setting(0.1, "of good training ones, kept for the thresholds", minimum=0.001, below=1)
+    quantile: float = setting(0.99, "of their scores: the threshold", minimum=0, maximum=1)
+    pixel_quantile: float = setting(0.995, "of their pixels' scores: that of pixels", minimum=0, maximum=1)
+    cache: str | None = setting(None, "folder of decoded pictures and features; null: that of the user")
+    backbone: str | None = setting(
+        "efflite0", "of the features; null: data are vectors", choices=backbones.BACKBONES
+    )
+    weights: str | None = setting(None, "safetensors file of efficientnet_b4's weights")
+    size: int = setting(224, "height and width that pictures are brought to", minimum=8)
+    grid: int = setting(14, "height and width of the maps of features", minimum=1)
+    whole_pictures: bool = setting(True, "batches of pictures; false: of positions of all pictures")
+    steps: int = setting(5, "T, steps of the sampler", minimum=1)
+    latent_dim: int = setting(64, "of the autoencoder's latents", minimum=1)
+    energy_width: int = setting(256, "width of the autoencoder's hidden layers", minimum=1)
+    value_width: int = setting(256, "width of the value's", minimum=1)
+    sampler_width: int = setting(512, "width of the sampler's", minimum=1)
+    depth: int = setting(3, "linear layers of each, of encoder and decoder each", minimum=1)
+    latent_std: float = setting(0.05, "noise on latents, of length 1, at the start of samples", minimum=0)
+    std: float = setting(0.03, "sigma of the sampler's first step, at first", minimum=1e-6)
+    last_std: float = setting(0.01, "sigma of its last step, at first", minimum=1e-6)
+    residual: bool = setting(True, "the sampler's network tells where to go from x; false: where to")
+    project: bool = setting(True, "the energy brings x to the sphere first")
+    pretrain_lr: float = setting(1e-3, "learning rate of pretraining, decayed to 0", minimum=0)
+    sampler_steps: int = setting(1, "sampler steps an iteration; T of them use the whole path", minimum=1)
+    sampler_lr: float = setting(1e-4, "learning rate of the sampler's network", minimum=0)
+    log_std_lr: float = setting(1e-3, "learning rate of log sigma", minimum=0)
+    value_lr: float = setting(1e-4, "learning rate of the value", minimum=0)
+    energy_lr: float = setting(1e-4, "learning rate of the energy", minimum=0)
+    energy_clip: float = setting(0.1, "largest gradient norm of the energy; 0: any", minimum=0)
+    baselines: str = setting(
+        "quick",
+        "to compare with: quick: the autoencoder alone, nearest neighbours, Gaussians; all: also what has to "
+        "be trained: tau = 0, Langevin negatives",
+        choices=("all", "quick", "none"),
+    )
+    baseline_iterations: int | None = setting(None, "of trained ones; null: as of DxMI", minimum=0)
+    langevin_steps: int = setting(10, "Langevin steps an iteration, of the baseline", minimum=1)
+    langevin_step_size: float = setting(0.003, "s in x - s grad E(x) + noise z", minimum=1e-8)
+    langevin_noise: float | None = setting(
+        0.005, "noise of a step; null: sqrt(2 s tau), for samples of exp(-E / tau)", minimum=0
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.last_std > self.std:
+            raise ConfigError(f"last_std: got {self.last_std}, wants at most std={self.std}")
+        if self.skip_last > self.steps:
+            raise ConfigError(f"skip_last: got {self.skip_last}, wants at most steps={self.steps}")
+        if not self.trains_sampler:
+            raise ConfigError(
+                f"negatives: got {self.negatives}, wants sampler or refined; baselines=all compares with "
+                "Langevin negatives"
+            )
+        if self.shard:
+            raise ConfigError("shard: got true, wants false: these networks are small")
+        if self.backbone is None:
+            for key in ("weights", "classes"):
+                if self.changed(key):
+                    raise ConfigError(
+                        f"{key}: got {getattr(self, key)}, but vectors (backbone=null) have none"
+                    )
+
+
+@dataclasses.dataclass
+class EvaluateSettings(config.EvaluateSettings):
+    """Settings of the command ``evaluate``."""
+
+    data: str | None = setting(None, "what to test on; null: the run's own test data")
+    baselines: str | None = setting(
+        None, "all, quick or none; null: as in the run", choices=("all", "quick", "none")
+    )
+
+
+class AnomalyNetworks(Networks):
+    """Those of DxMI, what prepares their data, and energies that were trained otherwise.
+
+    Args:
+        parts: of `anomaly.networks.build`.
+        preparation: features -> points of the sphere (`anomaly.preparation`).
+        baselines: names of the energies to compare with.
+    """
+
+    energy_network: AutoencoderEnergy
+
+    def __init__(self, parts: Networks, preparation: nn.Module, baselines: Sequence[str]) -> None:
+        super().__init__(parts.sampler, parts.value, parts.energy_network)
+        self.preparation = preparation
+        energies = {name: copy.deepcopy(self.energy_network).requires_grad_(False) for name in baselines}
+        self.baselines = nn.ModuleDict(energies)
+
+    @property
+    def pretrained(self) -> SphereAutoencoder:
+        """The autoencoder as pretraining left it, which samples start from."""
+        assert isinstance(self.sampler.start, LatentStart)
+        return self.sampler.start.autoencoder
+
+    def begin_from(self, autoencoder: SphereAutoencoder) -> None:
+        """Takes a pretrained autoencoder as the energy's and as that which samples start from."""
+        self.energy_network.autoencoder.load_state_dict(autoencoder.state_dict())
+        self.pretrained.load_state_dict(autoencoder.state_dict())
+
+
+def train(cfg: Config, ranks: Ranks | None = None) -> dict[str, Any]:
+    """Runs the recipe to its end and returns the summary, on the first rank."""
+    run = Run(cfg, ranks)
+    if run.finished():
+        return {}
+    with run:
+        backbone, good, tested, networks = _prepare(run, cfg)
+        maps = prepared(good.train, networks.preparation)
+        if cfg.pretrained:
+            _pretrain(run, cfg, maps, networks)
+        for name in networks.baselines:
+            _train_baseline(run, cfg, name, maps, networks)
+        trainer = DxMITrainer(networks, cfg, iterations=cfg.iterations, seed=cfg.seed, ranks=run.ranks)
+        averaged = trainer.averaged
+        with _batches(cfg, maps, "dxmi", run, cfg.iterations) as batches:
+            run.phase("dxmi", trainer, cfg.iterations, batches, _picture(averaged, tested))
+        if cfg.dry_run or not run.ranks.first:
+            return {}
+        assert isinstance(averaged, AnomalyNetworks)
+        thresholds = _calibrate(cfg, averaged, good)
+        _save_model(run.directory / "model", averaged, cfg, backbone, tested, thresholds)
+        numbers, scores = _numbers(
+            cfg, averaged, lambda: maps, tested, thresholds[0], backbone, cfg.baselines, cfg.seed
+        )
+        plots.curves(run.directory / "curves.png", run.directory / "metrics.jsonl")
+        _heatmaps(run.directory / "heatmaps.png", scores, tested, thresholds[1])
+        summary = run.summarize({"threshold": thresholds[0], "pixel_threshold": thresholds[1], **numbers})
+    print(table(cfg, numbers))
+    print(f"{run.directory}: summary.json, model/, pictures; {summary['wall_seconds']} s")
+    return summary
+
+
+def pretrain(cfg: Config, ranks: Ranks | None = None) -> None:
+    """Runs the autoencoder's pretraining alone; training with the same output goes on from it."""
+    if not cfg.pretrained:
+        raise ConfigError("pretrained: got false, but pretraining alone was asked for")
+    run = Run(cfg, ranks)
+    if run.finished():
+        return
+    with run:
+        backbone, good, tested, networks = _prepare(run, cfg)
+        if any(phase in run.past for phase in ("pretrain", *TRAINED)):
+            print(f"{run.directory} is past its pretraining; nothing to do")
+            return
+        _pretrain(run, cfg, prepared(good.train, networks.preparation), networks)
+        if cfg.dry_run or not run.ranks.first:
+            return
+        thresholds = _calibrate(cfg, networks, good)
+        _save_model(run.directory / "model", networks, cfg, backbone, tested, thresholds)
+        print(f"{run.directory}: pretrained; `dxmi train` with output={run.directory} goes on from here")
+
+
+def sample(
+    directory: Path,
+    rows: range,
+    seed: int,
+    batch_size: int | None,
+    device: torch.device,
+    *,
+    guidance: float = 0.0,
+    labels: str | None = None,
+) -> Iterator[generate.Batch]:
+    """Samples [m, C] of a run's final sampler, unit vectors but for the last step's noise, as
+    `generate.batches`. They start from training data, of a row that (seed, i) chooses."""
+    cfg, networks = load(directory, device)
+    good = _source(cfg, _backbone(cfg, device), device).good(cfg.holdout)
+    data = prepared(good.train, networks.preparation).rows
+    key = noise.Draws(seed, "starts of samples", ["row"], device).at(0)["row"]
+
+    def start(first: int, count: int) -> Tensor:
+        chosen = noise.randint(len(data), count, key, sample_offset=first).cpu().numpy()
+        return torch.from_numpy(data[chosen].astype(np.float32)).to(device)
+
+    return generate.batches(
+        networks, rows, seed, batch_size=batch_size, guidance=guidance, labels=labels, start=start
+    )
+
+
+def evaluate(
+    directory: Path, settings: EvaluateSettings, device: torch.device
+) -> tuple[dict[str, float], str]:
+    """The numbers of a run's final networks and their table, on its own test data or on others."""
+    cfg, networks = load(directory, device)
+    about = _about(directory)
+    backbone = _backbone(cfg, device, about)
+    own = _source(cfg, backbone, device)
+    tested = _source(cfg, backbone, device, data=settings.data).tested()
+    numbers, _ = _numbers(
+        cfg,
+        networks,
+        lambda: prepared(own.good(cfg.holdout).train, networks.preparation),
+        tested,
+        about["threshold"],
+        backbone,
+        settings.baselines or cfg.baselines,
+        settings.seed,
+    )
+    return numbers, table(cfg, numbers)
+
+
+def load(directory: Path, device: torch.device) -> tuple[Config, AnomalyNetworks]:
+    """A run's settings and final networks.
+
+    Raises:
+        checkpoint.CheckpointError: there are none, or they are damaged.
+    """
+    tensors, about = checkpoint.load_model_state(directory / "model", device)
+    cfg = config.load(Config, directory / "config.yaml")
+    networks = _build(cfg, about["features"], about["baselines"])
+    networks.load_state_dict(tensors)
+    return cfg, networks.to(device).eval()
+
+
+def load_scorer(directory: Path, device: torch.device) -> Any:
+    """What scores new pictures: a run's backbone, energy and thresholds as an ``anomaly.scoring.Scorer``.
+
+    Raises:
+        ConfigError: the run is of vectors.
+        checkpoint.CheckpointError: there are no networks, or they are damaged.
+        FeatureError: the backbone's weights are missing, or others than the run's.
+    """
+    cfg, networks = load(directory, device)
+    about = _about(directory)
+    backbone = _backbone(cfg, device, about)
+    if backbone is None:
+        raise ConfigError(f"RUN: got {str(directory)!r}, which is of vectors; wants one of pictures")
+    scoring = importlib.import_module("dxmi_ext.anomaly.scoring")
+    return scoring.Scorer(
+        backbone,
+        nn.Sequential(networks.preparation, networks.energy_network).eval(),
+        threshold=about["threshold"],
+        pixel_threshold=about["pixel_threshold"],
+        top_share=about["top_share"],
+    )
+
+
+def table(cfg: Config, numbers: dict[str, float]) -> str:
+    """The run's methods, the paper's rows beside them for MVTec-AD."""
+    title = f"{cfg.recipe}, {cfg.backbone or 'vectors'}, T = {cfg.steps}, tau = {cfg.tau:g}"
+    lines = [title, comparison.table(numbers, PAPER if cfg.recipe == "mvtec-ad" else None)]
+    if shares := [f"{name} {numbers[key]:.3f}" for key, name in _SHARES.items() if key in numbers]:
+        lines.append(f"above the threshold: {', '.join(shares)}")
+    return "\n".join(lines)
+
+
+_SHARES = {"found": "of the defective", "false_alarms": "of the good"}
+
+
+def _prepare(run: Run, cfg: Config) -> tuple[Extractor | None, Good, Tested, AnomalyNetworks]:
+    """Backbone, features and networks. What is missing shows here, not after hours."""
+    check_cuda_graph(cfg, run.device, run.ranks)
+    backbone = _backbone(cfg, run.device)
+    source = _source(cfg, backbone, run.device, few=_TRIED if cfg.dry_run else None)
+    good, tested = source.good(cfg.holdout), source.tested()
+    if run.ranks.first:
+        print(f"{len(good.train)} good train, {len(good.held_out)} are held out for the thresholds; tested: "
+              f"{len(tested.maps)}, {int(tested.anomalous.sum())} of them defective")  # fmt: skip
+    names = [name for name in BASELINES[cfg.baselines] if name in TRAINED]
+    networks = _build(cfg, good.train.shape[3], names)
+    if isinstance(networks.preparation, Standardised):
+        networks.preparation.fit(good.train.reshape(-1, good.train.shape[3]))
+    networks.to(run.device)
+    run.describe(networks)
+    return backbone, good, tested, networks
+
+
+def _backbone(cfg: Config, device: torch.device, about: dict[str, Any] | None = None) -> Extractor | None:
+    """The settings', which has to be the one that a model is of, if it says."""
+    if cfg.backbone is None:
+        return None
+    backbone = backbones.load(cfg.backbone, size=cfg.size, grid=cfg.grid, weights=cfg.weights)
+    if about is not None and about["backbone"]["identity"] != backbone.identity:
+        raise ConfigError(
+            f"weights: got those of {backbone.identity}, the run is of {about['backbone']['identity']}"
+        )
+    return backbone.to(device)
+
+
+def _source(
+    cfg: Config,
+    backbone: Extractor | None,
+    device: torch.device,
+    *,
+    data: str | None = None,
+    few: int | None = None,
+) -> Source:
+    """Of the settings' data, or of others."""
+    path = data or cfg.data
+    if path is None:
+        raise ConfigError("data: got none, wants the path of pictures, or of an npz; `--help` tells more")
+    if backbone is None:
+        return Vectors(path, cfg.train_share, cfg.seed)
+    classes = None if cfg.classes is None else cfg.classes.split(",")
+    return Pictures(path, backbone, cfg.size, classes, cfg.train_share, cfg.cache, device, few)
+
+
+def _build(cfg: Config, features: int, baselines: Sequence[str]) -> AnomalyNetworks:
+    """The networks for features of so many dimensions, their weights drawn from the seed."""
+    vectors = cfg.backbone is None
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(cfg.seed)
+        parts = sphere.build(features + vectors, **{key: getattr(cfg, key) for key in _NETWORK_KEYS})
+    return AnomalyNetworks(parts, Standardised(features) if vectors else nn.Identity(), baselines)
+
+
+def _pretrain(run: Run, cfg: Config, maps: FeatureMaps, networks: AnomalyNetworks) -> None:
+    speed.prepare(cfg, networks.sampler, networks.energy_network)
+    pretrainer = ReconstructionPretrainer(
+        networks.energy_network.autoencoder,
+        lr=cfg.pretrain_lr,
+        iterations=cfg.pretrain_iterations,
+        ranks=run.ranks,
+        settings=cfg,
+    )
+    with _batches(cfg, maps, "pretrain", run, cfg.pretrain_iterations) as batches:
+        run.phase("pretrain", pretrainer, cfg.pretrain_iterations, batches)
+    networks.begin_from(pretrainer.autoencoder)
+
+
+def _train_baseline(run: Run, cfg: Config, name: str, maps: FeatureMaps, networks: AnomalyNetworks) -> None:
+    """Trains an energy otherwise, in networks of its own, from the same start and on the same batches."""
+    trial = copy.deepcopy(networks)
+    given = {field.name: getattr(cfg, field.name) for field in dataclasses.fields(DxMISettings)}
+    iterations = cfg.iterations if cfg.baseline_iterations is None else cfg.baseline_iterations
+    options: dict[str, Any] = {"iterations": iterations, "seed": cfg.seed, "ranks": run.ranks}
+    trainer: DxMITrainer | LangevinTrainer
+    if name == "tau0":
+        settings = DxMISettings(**given | {"tau": 0.0, "tau_entropy": None, "tau_velocity": None})
+        trainer = DxMITrainer(trial, settings, **options)
+    else:
+        trainer = LangevinTrainer(trial, DxMISettings(**given | {"negatives": "short_run"}), **options)
+    with _batches(cfg, maps, "dxmi", run, iterations) as batches:
+        run.phase(name, trainer, iterations, batches)
+    # Of a run that was resumed in this phase, only the trial has what the phases before it made.
+    networks.begin_from(trial.pretrained)
+    networks.baselines.load_state_dict(trial.baselines.state_dict())
+    averaged = trainer.averaged.energy_network
+    assert averaged is not None
+    networks.baselines[name].load_state_dict(averaged.state_dict())
+
+
+def _batches(cfg: Config, maps: FeatureMaps, phase: str, run: Run, iterations: int) -> Prefetcher:
+    """iteration -> this rank's rows of the data."""
+    count, offset = run.rows
+
+    def batch(iteration: int) -> Tensor:
+        rows: dict[str, Any] = {"offset": offset, "count": count, "whole_images": cfg.whole_pictures}
+        return maps.batch(iteration, cfg.batch_size, seed=cfg.seed, stream=phase, **rows)
+
+    return Prefetcher(batch, run.device, iterations)
+
+
+def _detectors(networks: AnomalyNetworks, which: str, rows: int, seed: int) -> dict[str, Detector]:
+    """By the names of ``comparison.TITLES``; the first is DxMI's."""
+    device = networks.sampler.log_std.device
+    energies: dict[str, nn.Module] = {"dxmi": networks.energy_network, **dict(networks.baselines.items())}
+    energies["autoencoder"] = AutoencoderEnergy(networks.pretrained).to(device)
+    detectors: dict[str, Detector] = {k: EnergyDetector(v, device=device) for k, v in energies.items()}
+    # 1 % of the positions, as PatchCore keeps; of few rows more, of many no more than can be searched.
+    share = min(1.0, max(0.01, 2000 / rows), 20_000 / rows)
+    detectors["knn"] = NearestNeighbours(share=share, seed=seed, device=device)
+    detectors["gaussian"] = GaussianPositions(seed=seed, device=device)
+    return {k: d for k, d in detectors.items() if k == "dxmi" or k in BASELINES[which]}
+
+
+def _calibrate(cfg: Config, networks: AnomalyNetworks, good: Good) -> tuple[float, float]:
+    energy = EnergyDetector(networks.energy_network, device=networks.sampler.log_std.device)
+    size = None if cfg.backbone is None else cfg.size
+    held_out = prepared(good.held_out, networks.preparation)
+    return comparison.calibrate(energy, held_out, size, cfg.quantile, cfg.pixel_quantile)
+
+
+def _numbers(
+    cfg: Config,
+    networks: AnomalyNetworks,
+    good: Callable[[], FeatureMaps],
+    tested: Tested,
+    threshold: float,
+    backbone: Extractor | None,
+    which: str,
+    seed: int,
+) -> tuple[dict[str, float], Tensor | None]:
+    """Numbers of all methods, and DxMI's score maps; what could not be measured is told."""
+    if not len(tested.maps):
+        print("nothing is tested: no scores")
+        return {}, None
+    maps = prepared(tested.maps, networks.preparation)
+    fitted: list[FeatureMaps] = []
+
+    def once() -> FeatureMaps:
+        fitted[:] = fitted or [good()]
+        return fitted[0]
+
+    detectors = _detectors(networks, which, len(once().rows) if which != "none" else 1, seed)
+    numbers, notes, scores = comparison.compare(detectors, once, tested, maps, backbone)
+    for note in notes:
+        print(note)
+    return numbers | comparison.at_threshold(scores, tested, threshold), scores
+
+
+def _picture(networks: Networks, tested: Tested) -> Callable[[IO[bytes]], None] | None:
+    """Draws heat maps of a few defective pictures while training."""
+    if tested.images is None or not tested.anomalous.any():
+        return None
+    assert isinstance(networks, AnomalyNetworks)
+    rows = _shown(tested)
+    few = Tested(*(None if x is None else x if isinstance(x, list) else x[rows] for x in tested))  # type: ignore[arg-type]
+    maps, device = prepared(few.maps, networks.preparation), networks.sampler.log_std.device
+
+    def draw(file: IO[bytes]) -> None:
+        _heatmaps(file, EnergyDetector(networks.energy_network, device=device).score(maps), few, None)
+
+    return draw
+
+
+def _heatmaps(path: IO[bytes] | Path, scores: Tensor | None, tested: Tested, threshold: float | None) -> None:
+    """Of a few defective pictures, where there are any."""
+    if scores is None or tested.images is None or not tested.anomalous.any():
+        return
+    rows = _shown(tested)
+    height, width = tested.images.shape[2:]
+    heat = localise(scores[torch.from_numpy(rows)], (height, width))
+    masks = None if tested.masks is None else torch.from_numpy(tested.masks[rows])
+    plots.heatmaps(path, torch.from_numpy(tested.images[rows]), heat, masks, threshold=threshold)
+
+
+def _shown(tested: Tested) -> np.ndarray:
+    """Defective pictures, evenly over all of them."""
+    rows = np.flatnonzero(tested.anomalous)
+    return rows[np.unique(np.linspace(0, len(rows) - 1, _SHOWN).round().astype(int))]
+
+
+def _about(directory: Path) -> dict[str, Any]:
+    return checkpoint.load_model_state(directory / "model")[1]
+
+
+def _save_model(
+    path: Path,
+    networks: AnomalyNetworks,
+    cfg: Config,
+    backbone: Extractor | None,
+    tested: Tested,
+    thresholds: tuple[float, float],
+) -> None:
+    """All that scoring needs but the backbone's weights, which are told by their digest."""
+    about: dict[str, Any] = {"task": cfg.task, "backbone": None, "features": 0}
+    if backbone is not None:
+        about["backbone"] = {"identity": backbone.identity, **{k: getattr(cfg, k) for k in _BACKBONE_KEYS}}
+    dim = networks.sampler.data_shape[0]
+    about |= {"features": dim - (backbone is None), "networks": {k: getattr(cfg, k) for k in _NETWORK_KEYS}}
+    about |= {"baselines": list(networks.baselines), "class_names": tested.class_names}
+    about |= {"threshold": thresholds[0], "pixel_threshold": thresholds[1], "top_share": 0.0}
+    checkpoint.save_model(path, networks, about)
