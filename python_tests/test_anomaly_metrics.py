@@ -9,7 +9,7 @@ import torch
 from dxmi_ext.metrics import anomaly
 from dxmi_ext.metrics.anomaly import AnomalyMetricError
 
-pytest.importorskip("sklearn")
+pytest.importorskip("scipy")
 
 
 def scored(n: int = 4, size: int = 9, levels: int = 12) -> tuple[np.ndarray, np.ndarray]:

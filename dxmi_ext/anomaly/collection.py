@@ -31,7 +31,7 @@ class Good(NamedTuple):
     """[k, h, w, C]: nothing learns from them, so their scores tell what is usual."""
 
 
-class Tested(NamedTuple):
+class Examined(NamedTuple):
     """What is told apart."""
 
     maps: np.ndarray
@@ -53,7 +53,7 @@ class Source(Protocol):
     def good(self, holdout: float) -> Good:
         """A share of the good ones, at least one, is held out."""
 
-    def tested(self) -> Tested: ...
+    def tested(self) -> Examined: ...
 
 
 @dataclasses.dataclass
@@ -93,10 +93,10 @@ class Pictures:
         maps = self._maps(data)
         return Good(maps[~held], maps[held])
 
-    def tested(self) -> Tested:
+    def tested(self) -> Examined:
         data = self._load("test")
         maps = self._maps(data)
-        return Tested(maps, data.anomalous, data.classes, data.class_names, data.masks, data.images)
+        return Examined(maps, data.anomalous, data.classes, data.class_names, data.masks, data.images)
 
     def _load(self, split: str) -> AnomalyData:
         data = data_anomaly.load(
@@ -140,10 +140,10 @@ class Vectors:
         count, maps = _count(holdout, len(rows)), rows[:, None, None]
         return Good(maps[count:], maps[:count])
 
-    def tested(self) -> Tested:
+    def tested(self) -> Examined:
         _, rows, anomalous = self._load()
         classes = np.zeros(len(rows), np.int64)
-        return Tested(rows[:, None, None], anomalous, classes, [Path(self.path).stem])
+        return Examined(rows[:, None, None], anomalous, classes, [Path(self.path).stem])
 
     def _load(self) -> data_vectors.Vectors:
         return data_vectors.load(self.path, train_share=self.train_share, seed=self.seed)

@@ -1,6 +1,6 @@
 """DxMI's energy beside other detectors on the same features: thresholds, scores, latency, a table.
 
-Imports torch, numpy and ``dxmi_ext``; scikit-learn and scipy by ``metrics.anomaly`` where scores are told.
+Imports torch, numpy and ``dxmi_ext``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dxmi_ext.anomaly.collection import Tested
+from dxmi_ext.anomaly.collection import Examined
 from dxmi_ext.anomaly.detectors import Detector, detect, localise
 from dxmi_ext.anomaly.features import FeatureMaps
 from dxmi_ext.metrics import anomaly as metrics
@@ -36,7 +36,7 @@ _COLUMNS = {
     "pixel_auroc": "pixel AUROC",
     "pixel_ap": "pixel AP",
     "pro": "PRO",
-    "latency_ms": "ms a row",
+    "latency_ms": "ms each",
 }
 
 
@@ -59,7 +59,7 @@ def calibrate(
     return float(ordered[max(rank, 1) - 1]), float(np.quantile(pixels.numpy(), pixel_quantile))
 
 
-def measure(scores: Tensor, tested: Tested) -> tuple[dict[str, float], list[str]]:
+def measure(scores: Tensor, tested: Examined) -> tuple[dict[str, float], list[str]]:
     """Metrics of score maps [m, h, w], and what cannot be measured, in words.
 
     Returns:
@@ -71,9 +71,8 @@ def measure(scores: Tensor, tested: Tested) -> tuple[dict[str, float], list[str]
         members = tested.classes == i
         if tested.anomalous[members].all() or not tested.anomalous[members].any():
             kind = "defective" if tested.anomalous[members].any() else "good"
-            notes.append(
-                f"{tested.class_names[i]}: all {members.sum()} that are tested are {kind}: no scores"
-            )
+            name, n = tested.class_names[i], members.sum()
+            notes.append(f"{name}: all {n} that are tested are {kind}, so nothing tells how well it does")
             rows &= ~members
     if not rows.any():
         return {}, notes
@@ -96,7 +95,7 @@ def measure(scores: Tensor, tested: Tested) -> tuple[dict[str, float], list[str]
     return numbers, notes
 
 
-def at_threshold(scores: Tensor, tested: Tested, threshold: float) -> dict[str, float]:
+def at_threshold(scores: Tensor, tested: Examined, threshold: float) -> dict[str, float]:
     """Shares of what is tested that lie above the threshold: ``found`` of the defective, ``false_alarms`` of
     the good; of either only where there are any."""
     above = (detect(scores) > threshold).numpy()
@@ -125,7 +124,7 @@ def latency_ms(
 def compare(
     detectors: Mapping[str, Detector],
     good: Callable[[], FeatureMaps],
-    tested: Tested,
+    tested: Examined,
     maps: FeatureMaps,
     backbone: Extractor | None,
 ) -> tuple[dict[str, float], list[str], Tensor]:

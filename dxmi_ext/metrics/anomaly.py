@@ -1,11 +1,11 @@
 """How well scores tell defects: of pictures (detection) and of pixels (localisation).
 
-Imports torch and numpy; scikit-learn and the scipy that it brings (extra ``train``) where they are used.
+Imports torch and numpy; the scipy that scikit-learn brings (extra ``train``) for PRO.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -27,18 +27,12 @@ def auroc(scores: np.ndarray | Tensor, anomalous: np.ndarray | Tensor) -> float:
     Raises:
         AnomalyMetricError: all are good, or none.
     """
-    from sklearn.metrics import roc_auc_score
-
-    truth, score = _pair(scores, anomalous)
-    return float(roc_auc_score(truth, score))
+    return _Ranking(scores, anomalous).auroc()
 
 
 def average_precision(scores: np.ndarray | Tensor, anomalous: np.ndarray | Tensor) -> float:
     """Area under the precision-recall curve, as a sum without interpolation. Arguments as in `auroc`."""
-    from sklearn.metrics import average_precision_score
-
-    truth, score = _pair(scores, anomalous)
-    return float(average_precision_score(truth, score))
+    return _Ranking(scores, anomalous).average_precision()
 
 
 def per_region_overlap(
@@ -53,40 +47,59 @@ def per_region_overlap(
         scores: [n, H, W].
         masks: bool [n, H, W].
     """
-    from scipy import ndimage
-
-    truth, score = _pair(scores, masks)
-    if masks.ndim != 3 or not 0 < max_fpr <= 1:
-        raise AnomalyMetricError(
-            f"PRO: got masks {list(masks.shape)} and max_fpr={max_fpr}, wants [n, H, W] and a rate up to 1"
-        )
-    weights, regions = [], 0
-    for mask in truth.reshape(masks.shape):
-        labelled, count = ndimage.label(mask, np.ones((3, 3)))
-        inverse = 1 / np.bincount(labelled.ravel(), minlength=count + 1).clip(min=1)
-        inverse[0] = 0
-        weights.append(inverse[labelled.ravel()])
-        regions += count
-    order = np.argsort(-score, kind="stable")
-    threshold = np.append(np.diff(score[order]) != 0, True)  # pixels of one score are found together
-    good = ~truth[order]
-    fpr = np.append(0.0, (np.cumsum(good) / good.sum())[threshold])
-    overlap = np.append(0.0, (np.cumsum(np.concatenate(weights)[order]) / regions)[threshold])
-    end = int(np.searchsorted(fpr, max_fpr, side="right"))
-    if end < len(fpr):  # a last point on the way to the next threshold
-        way = (max_fpr - fpr[end - 1]) / (fpr[end] - fpr[end - 1])
-        overlap[end] = overlap[end - 1] + way * (overlap[end] - overlap[end - 1])
-        fpr[end] = max_fpr
-    fpr, overlap = fpr[: end + 1], overlap[: end + 1]
-    return float((np.diff(fpr) * (overlap[1:] + overlap[:-1])).sum() / 2 / max_fpr)
+    return _Ranking(scores, masks).per_region_overlap(max_fpr)
 
 
-_IMAGE: dict[str, Callable[..., float]] = {"image_auroc": auroc, "image_ap": average_precision}
-_PIXEL: dict[str, Callable[..., float]] = {
-    "pixel_auroc": auroc,
-    "pixel_ap": average_precision,
-    "pro": per_region_overlap,
-}
+class _Ranking:
+    """Scores in falling order, sorted once for all metrics: of millions of pixels it is most of the work.
+
+    Every score is a threshold; those of one score are found together.
+    """
+
+    def __init__(self, scores: np.ndarray | Tensor, anomalous: np.ndarray | Tensor) -> None:
+        self.shape = tuple(anomalous.shape)
+        self.truth, score = _pair(scores, anomalous)
+        self.order = np.argsort(-score)
+        ranked = score[self.order]
+        self.last = np.append(np.flatnonzero(ranked[1:] != ranked[:-1]), len(ranked) - 1)
+        """Places of the last of each score."""
+        self.found = np.append(0, np.cumsum(self.truth[self.order])[self.last])
+        """Anomalous ones at or above each threshold, and above all."""
+        self.false = np.append(0, self.last + 1) - self.found
+        """Good ones."""
+
+    def auroc(self) -> float:
+        area = (np.diff(self.false) * (self.found[1:] + self.found[:-1]).astype(np.float64)).sum() / 2
+        return float(area / self.found[-1] / self.false[-1])
+
+    def average_precision(self) -> float:
+        precision = self.found[1:] / (self.last + 1)
+        return float((np.diff(self.found) * precision).sum() / self.found[-1])
+
+    def per_region_overlap(self, max_fpr: float = 0.3) -> float:
+        from scipy import ndimage
+
+        if len(self.shape) != 3 or not 0 < max_fpr <= 1:
+            raise AnomalyMetricError(
+                f"PRO: got masks {list(self.shape)} and max_fpr={max_fpr}, wants [n, H, W] and a rate up to 1"
+            )
+        weights, regions = [], 0
+        for mask in self.truth.reshape(self.shape):
+            labelled, count = ndimage.label(mask, np.ones((3, 3)))
+            inverse = 1 / np.bincount(labelled.ravel(), minlength=count + 1).clip(min=1)
+            inverse[0] = 0
+            weights.append(inverse[labelled.ravel()])
+            regions += count
+        fpr = self.false / self.false[-1]
+        covered = np.cumsum(np.concatenate(weights)[self.order])[self.last]
+        overlap = np.append(0.0, covered / regions)
+        end = int(np.searchsorted(fpr, max_fpr, side="right"))
+        if end < len(fpr):  # a last point on the way to the next threshold
+            way = (max_fpr - fpr[end - 1]) / (fpr[end] - fpr[end - 1])
+            overlap[end] = overlap[end - 1] + way * (overlap[end] - overlap[end - 1])
+            fpr[end] = max_fpr
+        fpr, overlap = fpr[: end + 1], overlap[: end + 1]
+        return float((np.diff(fpr) * (overlap[1:] + overlap[:-1])).sum() / 2 / max_fpr)
 
 
 def evaluate(
@@ -114,9 +127,12 @@ def evaluate(
     for i in np.unique(classes):
         rows, name = classes == i, class_names[i]
         try:
-            numbers = {k: metric(image_scores[rows], anomalous[rows]) for k, metric in _IMAGE.items()}
+            of_images = _Ranking(image_scores[rows], anomalous[rows])
+            numbers = {"image_auroc": of_images.auroc(), "image_ap": of_images.average_precision()}
             if pixel_scores is not None and masks is not None:
-                numbers |= {k: metric(pixel_scores[rows], masks[rows]) for k, metric in _PIXEL.items()}
+                of_pixels = _Ranking(pixel_scores[rows], masks[rows])
+                numbers |= {"pixel_auroc": of_pixels.auroc(), "pixel_ap": of_pixels.average_precision()}
+                numbers |= {"pro": of_pixels.per_region_overlap()}
         except AnomalyMetricError as error:
             raise AnomalyMetricError(f"class {name!r}: {error}") from None
         result[name] = numbers
@@ -130,7 +146,8 @@ def _pair(scores: np.ndarray | Tensor, anomalous: np.ndarray | Tensor) -> tuple[
     truth, score = (np.asarray(x.cpu() if isinstance(x, torch.Tensor) else x) for x in (anomalous, scores))
     if truth.shape != score.shape:
         raise AnomalyMetricError(f"scores: got {list(score.shape)}, wants {list(truth.shape)}, as the truth")
-    truth, score = truth.astype(bool).ravel(), score.astype(np.float64).ravel()
+    truth, score = truth.astype(bool).ravel(), score.ravel()
+    score = score if score.dtype == np.float32 else score.astype(np.float64)
     if not np.isfinite(score).all():
         raise AnomalyMetricError("scores: some are not finite")
     if truth.all() or not truth.any():

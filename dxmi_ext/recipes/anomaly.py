@@ -2,7 +2,7 @@
 
 An autoencoder is pretrained on reconstruction; its error is the energy that DxMI goes on training, beside a
 sampler that starts from data perturbed in the autoencoder's latent space (DxMI, sec. 5.3). Thresholds come
-from good pictures that nothing learned from. Imports torch and ``dxmi_ext``; backbones and scikit-learn where
+from good pictures that nothing learned from. Imports torch and ``dxmi_ext``; backbones and matplotlib where
 they are used.
 """
 
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from dxmi_ext import checkpoint, config, generate, noise, plots, speed
 from dxmi_ext.anomaly import backbones, comparison
 from dxmi_ext.anomaly import networks as sphere
-from dxmi_ext.anomaly.collection import Good, Pictures, Source, Tested, Vectors
+from dxmi_ext.anomaly.collection import Examined, Good, Pictures, Source, Vectors
 from dxmi_ext.anomaly.detectors import (
     Detector,
     EnergyDetector,
@@ -130,9 +130,8 @@ class Config(DxMISettings, config.RunConfig):
         if self.backbone is None:
             for key in ("weights", "classes"):
                 if self.changed(key):
-                    raise ConfigError(
-                        f"{key}: got {getattr(self, key)}, but vectors (backbone=null) have none"
-                    )
+                    got = getattr(self, key)
+                    raise ConfigError(f"{key}: got {got}, wants none: data are vectors (backbone=null)")
 
 
 @dataclasses.dataclass
@@ -322,7 +321,7 @@ def table(cfg: Config, numbers: dict[str, float]) -> str:
 _SHARES = {"found": "of the defective", "false_alarms": "of the good"}
 
 
-def _prepare(run: Run, cfg: Config) -> tuple[Extractor | None, Good, Tested, AnomalyNetworks]:
+def _prepare(run: Run, cfg: Config) -> tuple[Extractor | None, Good, Examined, AnomalyNetworks]:
     """Backbone, features and networks. What is missing shows here, not after hours."""
     check_cuda_graph(cfg, run.device, run.ranks)
     backbone = _backbone(cfg, run.device)
@@ -450,7 +449,7 @@ def _numbers(
     cfg: Config,
     networks: AnomalyNetworks,
     good: Callable[[], FeatureMaps],
-    tested: Tested,
+    tested: Examined,
     threshold: float,
     backbone: Extractor | None,
     which: str,
@@ -474,13 +473,13 @@ def _numbers(
     return numbers | comparison.at_threshold(scores, tested, threshold), scores
 
 
-def _picture(networks: Networks, tested: Tested) -> Callable[[IO[bytes]], None] | None:
+def _picture(networks: Networks, tested: Examined) -> Callable[[IO[bytes]], None] | None:
     """Draws heat maps of a few defective pictures while training."""
     if tested.images is None or not tested.anomalous.any():
         return None
     assert isinstance(networks, AnomalyNetworks)
     rows = _shown(tested)
-    few = Tested(*(None if x is None else x if isinstance(x, list) else x[rows] for x in tested))  # type: ignore[arg-type]
+    few = Examined(*(None if x is None else x if isinstance(x, list) else x[rows] for x in tested))  # type: ignore[arg-type]
     maps, device = prepared(few.maps, networks.preparation), networks.sampler.log_std.device
 
     def draw(file: IO[bytes]) -> None:
@@ -489,7 +488,9 @@ def _picture(networks: Networks, tested: Tested) -> Callable[[IO[bytes]], None] 
     return draw
 
 
-def _heatmaps(path: IO[bytes] | Path, scores: Tensor | None, tested: Tested, threshold: float | None) -> None:
+def _heatmaps(
+    path: IO[bytes] | Path, scores: Tensor | None, tested: Examined, threshold: float | None
+) -> None:
     """Of a few defective pictures, where there are any."""
     if scores is None or tested.images is None or not tested.anomalous.any():
         return
@@ -500,7 +501,7 @@ def _heatmaps(path: IO[bytes] | Path, scores: Tensor | None, tested: Tested, thr
     plots.heatmaps(path, torch.from_numpy(tested.images[rows]), heat, masks, threshold=threshold)
 
 
-def _shown(tested: Tested) -> np.ndarray:
+def _shown(tested: Examined) -> np.ndarray:
     """Defective pictures, evenly over all of them."""
     rows = np.flatnonzero(tested.anomalous)
     return rows[np.unique(np.linspace(0, len(rows) - 1, _SHOWN).round().astype(int))]
@@ -515,7 +516,7 @@ def _save_model(
     networks: AnomalyNetworks,
     cfg: Config,
     backbone: Extractor | None,
-    tested: Tested,
+    tested: Examined,
     thresholds: tuple[float, float],
 ) -> None:
     """All that scoring needs but the backbone's weights, which are told by their digest."""

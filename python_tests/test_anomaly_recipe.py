@@ -1,0 +1,309 @@
+"""The recipes of anomaly detection, tiny: from data to a table, stopped and resumed, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dxmi_ext import cli, plots
+from dxmi_ext.anomaly import backbones, comparison
+from dxmi_ext.anomaly.collection import Examined, Pictures
+from dxmi_ext.anomaly.features import FeatureMaps
+from dxmi_ext.anomaly.reconstruction import ReconstructionPretrainer
+from dxmi_ext.config import ConfigError
+from dxmi_ext.contrastive import LangevinTrainer
+from dxmi_ext.metrics.features import Extractor
+from dxmi_ext.recipes import anomaly
+from dxmi_ext.runlog import read_metrics
+from dxmi_ext.trainer import DxMITrainer
+
+for library in ("omegaconf", "scipy", "matplotlib"):
+    pytest.importorskip(library)
+Image = pytest.importorskip("PIL.Image")
+
+CPU, TRAINERS = torch.device("cpu"), (ReconstructionPretrainer, DxMITrainer, LangevinTrainer)
+TINY = ["size=16", "grid=4", "latent_dim=3", "energy_width=8", "value_width=8", "sampler_width=8"]
+TINY += ["batch_size=32", "steps=2", "device=cpu", "tensorboard=false", "pretrain_lr=.01"]
+SHORT = ["pretrain_iterations=3", "iterations=3", "checkpoint_every=2", "log_every=1", "picture_every=3"]
+
+
+class Patches(torch.nn.Module):
+    """Colours, as means over 4 x 4 pixels, and their differences to the whole picture's."""
+
+    def __init__(self, gain: float = 1.0) -> None:
+        super().__init__()
+        self.register_buffer("gain", torch.tensor(gain))
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        means = F.avg_pool2d(x, 4)
+        return [means, self.gain * (means - means.mean((2, 3), keepdim=True))]
+
+
+@pytest.fixture(autouse=True)
+def backbone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(spec: str, *, size: int, grid: int, weights: str | None = None) -> Extractor:
+        return backbones.backbone(Patches(float(weights or 1)), "patches", size=size, grid=grid)
+
+    monkeypatch.setattr(backbones, "load", load)
+    monkeypatch.setattr(plots, "curves", lambda *_: None)  # which takes seconds
+
+
+def save(path: Path, pixels: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+
+
+def write_mvtec(root: Path, masks: bool = True) -> Path:
+    """Two classes, plain colours with noise; screws are grey and of two sizes. Defects are bright spots."""
+    rng = np.random.default_rng(0)
+    for name, colour in (("bottle", (150, 60, 60)), ("screw", (90, 90, 90))):
+        for kind, count in (("train/good", 8), ("test/good", 4), ("test/spot", 4)):
+            for i in range(count):
+                size = 16 if name == "bottle" or i % 2 else 24
+                pixels = np.clip(rng.normal(colour, 6, (size, size, 3)), 0, 255).astype(np.uint8)
+                mask = np.zeros((size, size), np.uint8)
+                if "spot" in kind:
+                    pixels[4:9, 4:9], mask[4:9, 4:9] = (20, 160, 250), 255
+                    if masks:
+                        save(root / name / f"ground_truth/spot/{i:03}_mask.png", mask)
+                save(root / name / kind / f"{i:03}.png", pixels if name == "bottle" else pixels[..., 2])
+    return root
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_mvtec(tmp_path_factory.mktemp("data") / "mvtec")
+
+
+def run(folder: Path, data: Path, *settings: str, recipe: str = "mvtec-ad", command: str = "train") -> int:
+    shared = [f"output={folder}", f"data={data}", f"cache={data.parent / 'cache'}", *TINY, *SHORT]
+    return cli.main([command, recipe, *shared, *settings])
+
+
+def summary(folder: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((folder / "summary.json").read_text())
+    return content
+
+
+@pytest.fixture(scope="module")
+def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A run with all baselines; not to be changed."""
+    with pytest.MonkeyPatch.context() as patch:
+        backbone.__wrapped__(patch)  # type: ignore[attr-defined]
+        folder = tmp_path_factory.mktemp("finished") / "run"
+        assert run(folder, data) == 0
+        yield folder
+
+
+# --- a run -------------------------------------------------------------------------------------------
+
+
+def test_a_run_ends_in_a_table_pictures_and_numbers(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    numbers = summary(finished)
+    phases = [row["phase"] for row in read_metrics(finished / "metrics.jsonl")]
+    assert list(dict.fromkeys(phases)) == ["pretrain", "tau0", "langevin", "dxmi"]
+    metrics = ("image_auroc", "image_ap", "pixel_auroc", "pixel_ap", "pro")
+    for prefix in ("", "tau0_", "langevin_", "autoencoder_", "knn_", "gaussian_"):
+        assert all(0 <= numbers[f"{prefix}{metric}"] <= 1 for metric in metrics)
+        assert numbers[f"{prefix}latency_ms"] > 0
+    assert numbers["knn_image_auroc"] == 1  # so the data are easy
+    per_class = [numbers[f"image_auroc/{name}"] for name in ("bottle", "screw")]
+    assert numbers["image_auroc"] == pytest.approx(sum(per_class) / 2)
+    assert 0 <= numbers["found"] <= 1 and 0 <= numbers["false_alarms"] <= 1
+    assert (finished / "pictures/dxmi_00000003.png").stat().st_size
+    assert Image.open(finished / "heatmaps.png").size == (2 + 8 * 18, 2 + 3 * 18)
+    numbers, table = anomaly.evaluate(finished, anomaly.EvaluateSettings(), CPU)
+    exact = {k: v for k, v in numbers.items() if "latency" not in k}
+    assert exact == {key: summary(finished)[key] for key in exact} and len(exact) > 30
+    assert "the paper" in table and "  screw" in table and "pixel AUROC" in table
+    assert cli.main(["export", str(finished)]) == 2
+    assert "the sampler of a SphereSampler, which diffusers does not know" in capsys.readouterr().err
+
+
+def test_a_run_stopped_in_every_phase_ends_in_the_same_bytes(
+    finished: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = 0
+
+    def stop(trainer: Any, batch: Tensor, step: Any) -> Any:
+        nonlocal steps
+        steps += 1
+        if steps == 3:  # of the session: each does at least one
+            raise KeyboardInterrupt
+        return step(trainer, batch)
+
+    sessions = 0
+    with monkeypatch.context() as patch:
+        for trainer in TRAINERS:
+            original = trainer.step
+            patch.setattr(trainer, "step", lambda self, batch, step=original: stop(self, batch, step))
+        while run(tmp_path / "run", data) == 130:
+            steps, sessions = 0, sessions + 1
+    assert sessions > 4
+    final = "model/model.safetensors"
+    assert (tmp_path / "run" / final).read_bytes() == (finished / final).read_bytes()
+    pretrained = tmp_path / "pretrained"
+    assert run(pretrained, data, command="pretrain") == 0 and run(pretrained, data) == 0
+    assert (pretrained / final).read_bytes() == (finished / final).read_bytes()
+
+
+def test_a_longer_run_learns_the_defects(data: Path, tmp_path: Path) -> None:
+    settings = ["pretrain_iterations=100", "iterations=10", "baselines=none", "picture_every=0"]
+    assert run(tmp_path, data, *settings, recipe="anomaly") == 0
+    numbers = summary(tmp_path)
+    assert numbers["image_auroc"] > 0.9 and numbers["pixel_auroc"] > 0.9
+    assert not [key for key in numbers if key.startswith("knn")]
+
+
+def test_samples_start_from_training_data_and_are_keyed_by_their_row(finished: Path) -> None:
+    drawn = [
+        torch.cat([batch.samples for batch in anomaly.sample(finished, rows, 0, size, CPU)])
+        for rows, size in ((range(7), 7), (range(7), 3), (range(2, 7), 4))
+    ]
+    torch.testing.assert_close(drawn[1], drawn[0], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(drawn[2], drawn[0][2:], rtol=1e-4, atol=1e-4)
+    assert drawn[0].shape == (7, 6) and (drawn[0].norm(dim=1) - 1).abs().max() < 0.5
+
+
+def test_a_scorer_has_all_that_scoring_needs(
+    finished: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def scorer(backbone: Extractor, energy: torch.nn.Module, **options: float) -> Any:
+        return backbone, energy, options
+
+    module = types.ModuleType("dxmi_ext.anomaly.scoring")
+    module.Scorer = scorer  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    network, energy, options = anomaly.load_scorer(finished, CPU)
+    assert options.keys() == {"threshold", "pixel_threshold", "top_share"}
+    tested = Pictures(data, network, 16, cache=data.parent / "cache").tested()
+    assert tested.images is not None
+    maps = network(torch.from_numpy(tested.images.copy())).permute(0, 2, 3, 1)
+    with torch.no_grad():
+        scores = energy(maps.flatten(0, 2)).view(maps.shape[:3])
+    numbers, _ = comparison.measure(scores, tested)
+    assert numbers["pixel_auroc"] == pytest.approx(summary(finished)["pixel_auroc"], abs=0.01)
+    above = comparison.at_threshold(scores, tested, options["threshold"])
+    assert above["false_alarms"] == summary(finished)["false_alarms"]
+    cfg = anomaly.load(finished, CPU)[0]
+    cfg.weights = "2"
+    with pytest.raises(ConfigError, match=r"weights: got those of patches-.*, the run is of patches-"):
+        anomaly._backbone(cfg, CPU, anomaly._about(finished))
+
+
+# --- data --------------------------------------------------------------------------------------------
+
+
+def test_dry_run_tries_each_phase_and_writes_nothing(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(tmp_path / "run", data, "--dry-run") == 0
+    shown = capsys.readouterr().out
+    phases = [line.split(":")[0] for line in shown.splitlines() if "one iteration" in line]
+    assert phases == ["pretrain", "tau0", "langevin", "dxmi"] and not (tmp_path / "run").exists()
+
+
+def test_held_out_pictures_are_the_last_of_each_class(data: Path) -> None:
+    pictures = Pictures(data, backbones.load("", size=16, grid=4), 16, cache=data.parent / "cache")
+    good, whole = pictures.good(0.25), pictures.good(0.001)
+    assert len(good.train) == 12 and len(good.held_out) == 4 and len(whole.held_out) == 2
+    rows = {each.tobytes() for each in good.train}
+    assert not rows & {each.tobytes() for each in good.held_out}
+    assert np.array_equal(whole.held_out[0], good.held_out[1])  # bottle's last
+
+
+def test_what_the_data_do_not_allow_is_left_out_in_words(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Folders without masks; then without defects."""
+    mvtec = write_mvtec(tmp_path / "mvtec")
+    (tmp_path / "own").mkdir()
+    (mvtec / "bottle/train/good").rename(tmp_path / "own/good")
+    assert run(tmp_path / "none", tmp_path / "own", recipe="anomaly") == 0
+    assert "own: all 2 that are tested are good, so nothing tells" in capsys.readouterr().out
+    assert "image_auroc" not in summary(tmp_path / "none") and summary(tmp_path / "none")["threshold"] > 0
+    assert not (tmp_path / "none/heatmaps.png").exists()
+    (mvtec / "bottle/test/spot").rename(tmp_path / "own/spot")
+    assert run(tmp_path / "some", tmp_path / "own", recipe="anomaly") == 0
+    shown = capsys.readouterr().out
+    assert "AUROC" in shown and "pixel AUROC" not in shown
+    assert "pixel_auroc" not in summary(tmp_path / "some") and (tmp_path / "some/heatmaps.png").exists()
+    settings = anomaly.EvaluateSettings(data=str(write_mvtec(tmp_path / "other")), baselines="none")
+    numbers, _ = anomaly.evaluate(tmp_path / "some", settings, CPU)
+    assert "pixel_auroc" in numbers and "knn_image_auroc" not in numbers
+
+
+def test_bad_data_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    missing, corrupt = write_mvtec(tmp_path / "a", masks=False), write_mvtec(tmp_path / "b")
+    (corrupt / "screw/train/good/003.png").write_bytes(b"no picture")
+    for data, message in (
+        (missing, "spot/000.png: its mask is missing, wants"),
+        (corrupt, "screw/train/good/003.png: cannot be decoded"),
+        (tmp_path / "nowhere", "nowhere: nothing there, wants one of"),
+    ):
+        assert run(tmp_path / "run", data, "--dry-run") == 2
+        assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["data=null"], "data: got none, wants the path of pictures, or of an npz"),
+        (["classes=bottle,nut"], "classes: got nut, "),
+        (["negatives=short_run"], "negatives: got short_run, wants sampler or refined; baselines=all"),
+        (["last_std=1"], "last_std: got 1.0, wants at most std="),
+        (["shard=true"], "shard: got true, wants false"),
+        (["backbone=null", "weights=file"], "weights: got file, wants none: data are vectors"),
+        (["backbone=resnet"], "backbone: got 'resnet', wants one of efflite0, efficientnet_b4"),
+        (["holdout=1"], "holdout: got 1.0, wants less than 1"),
+    ],
+)
+def test_bad_settings(
+    settings: list[str], message: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(tmp_path, data, *settings) == 2
+    assert message in capsys.readouterr().err
+
+
+# --- numbers -----------------------------------------------------------------------------------------
+
+
+class Given:
+    """A detector whose scores are its maps' first channel."""
+
+    def fit(self, maps: FeatureMaps) -> None: ...
+
+    def score(self, maps: FeatureMaps) -> Tensor:
+        return torch.from_numpy(maps.maps[..., 0].astype(np.float32))
+
+
+@pytest.mark.parametrize(("quantile", "rank"), [(0.5, 10), (0.9, 18), (0.95, 19), (0.99, 19), (0.0, 1)])
+def test_the_threshold_is_the_score_of_a_rank(quantile: float, rank: int) -> None:
+    """Of 19 pictures; another good one lies above the k-th of them with probability 1 - k / 20."""
+    maps = np.random.default_rng(0).permutation(19).astype(np.float32)[:, None, None, None] + 1
+    threshold, pixels = comparison.calibrate(Given(), FeatureMaps(maps), None, quantile, 0.5)
+    assert threshold == rank and pixels == 10
+
+
+def test_classes_of_one_kind_are_left_out_and_named() -> None:
+    scores = torch.tensor([0.0, 1.0, 5.0, 5.0]).view(4, 1, 1)
+    anomalous, classes = np.array([False, True, False, False]), np.array([0, 0, 1, 1])
+    tested = Examined(scores.numpy()[..., None], anomalous, classes, ["nut", "pill"])
+    numbers, notes = comparison.measure(scores, tested)
+    assert numbers["image_auroc"] == numbers["image_auroc/nut"] == 1 and "image_auroc/pill" not in numbers
+    assert len(notes) == 1 and notes[0].startswith("pill: all 2 that are tested are good")
+    found = comparison.at_threshold(scores, tested, 2.0)
+    assert found == {"found": 0.0, "false_alarms": pytest.approx(2 / 3)} and math.isfinite(found["found"])
