@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from dxmi_ext import cli, plots
 from dxmi_ext.anomaly import backbones, comparison
 from dxmi_ext.anomaly.collection import Examined, Pictures
+from dxmi_ext.anomaly.detectors import detect
 from dxmi_ext.anomaly.features import FeatureMaps
 from dxmi_ext.anomaly.reconstruction import ReconstructionPretrainer
 from dxmi_ext.config import ConfigError
@@ -194,14 +195,14 @@ def test_a_scorer_has_all_that_scoring_needs(
     maps = network(torch.from_numpy(tested.images.copy())).permute(0, 2, 3, 1)
     with torch.no_grad():
         scores = energy(maps.flatten(0, 2)).view(maps.shape[:3])
-    numbers, _ = comparison.measure(scores, tested)
+    numbers, _ = comparison.measure(detect(scores), scores, tested)
     assert numbers["pixel_auroc"] == pytest.approx(summary(finished)["pixel_auroc"], abs=0.01)
-    above = comparison.at_threshold(scores, tested, options["threshold"])
+    above = comparison.at_threshold(detect(scores), tested, options["threshold"])
     assert above["false_alarms"] == summary(finished)["false_alarms"]
-    cfg = anomaly.load(finished, CPU)[0]
+    cfg, _, about = anomaly._load(finished, CPU)
     cfg.weights = "2"
     with pytest.raises(ConfigError, match=r"weights: got those of patches-.*, the run is of patches-"):
-        anomaly._backbone(cfg, CPU, anomaly._about(finished))
+        anomaly._backbone(cfg, CPU, about)
 
 
 # --- data --------------------------------------------------------------------------------------------
@@ -294,16 +295,16 @@ class Given:
 def test_the_threshold_is_the_score_of_a_rank(quantile: float, rank: int) -> None:
     """Of 19 pictures; another good one lies above the k-th of them with probability 1 - k / 20."""
     maps = np.random.default_rng(0).permutation(19).astype(np.float32)[:, None, None, None] + 1
-    threshold, pixels = comparison.calibrate(Given(), FeatureMaps(maps), None, quantile, 0.5)
-    assert threshold == rank and pixels == 10
+    found = comparison.calibrate(Given(), FeatureMaps(maps), None, quantile, 0.5)
+    assert found == {"threshold": rank, "pixel_threshold": 10}
 
 
 def test_classes_of_one_kind_are_left_out_and_named() -> None:
     scores = torch.tensor([0.0, 1.0, 5.0, 5.0]).view(4, 1, 1)
     anomalous, classes = np.array([False, True, False, False]), np.array([0, 0, 1, 1])
     tested = Examined(scores.numpy()[..., None], anomalous, classes, ["nut", "pill"])
-    numbers, notes = comparison.measure(scores, tested)
+    numbers, notes = comparison.measure(scores.flatten(), scores, tested)
     assert numbers["image_auroc"] == numbers["image_auroc/nut"] == 1 and "image_auroc/pill" not in numbers
     assert len(notes) == 1 and notes[0].startswith("pill: all 2 that are tested are good")
-    found = comparison.at_threshold(scores, tested, 2.0)
+    found = comparison.at_threshold(scores.flatten(), tested, 2.0)
     assert found == {"found": 0.0, "false_alarms": pytest.approx(2 / 3)} and math.isfinite(found["found"])

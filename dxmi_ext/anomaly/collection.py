@@ -46,6 +46,12 @@ class Examined(NamedTuple):
     images: np.ndarray | None = None
     """uint8 [m, 3, H, W]; None: no pictures."""
 
+    def at(self, rows: np.ndarray) -> Examined:
+        """Some of them: int64, or bool [m]."""
+        masks, images = (None if each is None else each[rows] for each in (self.masks, self.images))
+        maps, anomalous, classes = self.maps[rows], self.anomalous[rows], self.classes[rows]
+        return Examined(maps, anomalous, classes, self.class_names, masks, images)
+
 
 class Source(Protocol):
     """Where both come from."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -39,11 +39,13 @@ _COLUMNS = {
     "latency_ms": "ms each",
 }
 
+_SHARES = {"found": "of the defective", "false_alarms": "of the good"}
+
 
 def calibrate(
     detector: Detector, good: FeatureMaps, size: int | None, quantile: float, pixel_quantile: float
-) -> tuple[float, float]:
-    """Thresholds of pictures and of pixels: quantiles of the scores of good ones that nothing learned from.
+) -> dict[str, float]:
+    """The thresholds of pictures and of pixels: quantiles of scores of good ones that nothing learned from.
 
     Of n pictures the ceil((n + 1) quantile)-th lowest score, so that another good one exceeds it with a
     probability of at most 1 - quantile (split conformal prediction); the highest where n is too few for that.
@@ -51,16 +53,26 @@ def calibrate(
     Args:
         good: maps of at least one.
         size: height and width of pictures; None: there are none, and positions are the pixels.
+
+    Returns:
+        ``threshold`` and ``pixel_threshold``.
     """
     scores = detector.score(good)
     pixels = scores if size is None else localise(scores, (size, size))
     ordered = detect(scores).sort().values
     rank = min(math.ceil((len(ordered) + 1) * quantile - 1e-9), len(ordered))  # 20 * .95 may be above 19
-    return float(ordered[max(rank, 1) - 1]), float(np.quantile(pixels.numpy(), pixel_quantile))
+    return {
+        "threshold": float(ordered[max(rank, 1) - 1]),
+        "pixel_threshold": float(np.quantile(pixels.numpy(), pixel_quantile)),
+    }
 
 
-def measure(scores: Tensor, tested: Examined) -> tuple[dict[str, float], list[str]]:
-    """Metrics of score maps [m, h, w], and what cannot be measured, in words.
+def measure(pictures: Tensor, scores: Tensor, tested: Examined) -> tuple[dict[str, float], list[str]]:
+    """Metrics of scores, and what cannot be measured, in words.
+
+    Args:
+        pictures: their scores [m].
+        scores: their maps [m, h, w].
 
     Returns:
         means over classes, image_auroc and so on as `metrics.anomaly.evaluate` names them; of several classes
@@ -76,17 +88,16 @@ def measure(scores: Tensor, tested: Examined) -> tuple[dict[str, float], list[st
             rows &= ~members
     if not rows.any():
         return {}, notes
-    truth, classes = tested.anomalous[rows], tested.classes[rows]
-    pixels, masks = None, None
+    pixels = None
     if tested.masks is not None:
         height, width = tested.masks.shape[1:]
-        pixels, masks = localise(scores[torch.from_numpy(rows)], (height, width)), tested.masks[rows]
+        pixels = localise(scores[torch.from_numpy(rows)], (height, width))
     told = metrics.evaluate(
-        detect(scores)[torch.from_numpy(rows)],
-        truth,
+        pictures[torch.from_numpy(rows)],
+        tested.anomalous[rows],
         pixels,
-        masks,
-        classes=classes,
+        None if tested.masks is None else tested.masks[rows],
+        classes=tested.classes[rows],
         class_names=tested.class_names,
     )
     numbers = told.pop("mean")
@@ -95,10 +106,10 @@ def measure(scores: Tensor, tested: Examined) -> tuple[dict[str, float], list[st
     return numbers, notes
 
 
-def at_threshold(scores: Tensor, tested: Examined, threshold: float) -> dict[str, float]:
-    """Shares of what is tested that lie above the threshold: ``found`` of the defective, ``false_alarms`` of
-    the good; of either only where there are any."""
-    above = (detect(scores) > threshold).numpy()
+def at_threshold(pictures: Tensor, tested: Examined, threshold: float) -> dict[str, float]:
+    """Shares of pictures whose score [m] lies above the threshold: ``found`` of the defective,
+    ``false_alarms`` of the good; of either only where there are any."""
+    above = (pictures > threshold).numpy()
     kinds = {"found": tested.anomalous, "false_alarms": ~tested.anomalous}
     return {name: float(above[members].mean()) for name, members in kinds.items() if members.any()}
 
@@ -123,45 +134,47 @@ def latency_ms(
 
 def compare(
     detectors: Mapping[str, Detector],
-    good: Callable[[], FeatureMaps],
+    good: FeatureMaps | None,
     tested: Examined,
     maps: FeatureMaps,
     backbone: Extractor | None,
+    threshold: float,
 ) -> tuple[dict[str, float], list[str], Tensor]:
     """The numbers of every detector.
 
     Args:
         detectors: by their names in TITLES, dxmi first.
-        good: makes the maps that they are fitted to, where one of them is.
+        good: what they are fitted to; None: they are as they should be.
         tested: truths.
         maps: what they score, prepared.
         backbone: of pictures, for the latency; None: of vectors.
+        threshold: of the first one's scores.
 
     Returns:
         numbers by name, notes on what could not be measured, and the score maps of the first.
     """
     numbers: dict[str, float] = {}
     notes: list[str] = []
-    first: Tensor | None = None
+    kept: list[Tensor] = []
     for name, detector in detectors.items():
-        detector.fit(good())
+        if good is not None:
+            detector.fit(good)
         scores = detector.score(maps)
-        found, notes = measure(scores, tested)
+        pictures = detect(scores)
+        found, notes = measure(pictures, scores, tested)
         found["latency_ms"] = latency_ms(detector, maps, backbone, tested.images)
-        if first is None:
-            first, kept = scores, found
+        if not kept:
+            kept, numbers = [scores], found | at_threshold(pictures, tested, threshold)
         else:
-            kept = {f"{name}_{k}": v for k, v in found.items() if "/" not in k}
-        numbers |= kept
-    assert first is not None
-    return numbers, notes, first
+            numbers |= {f"{name}_{k}": v for k, v in found.items() if "/" not in k}
+    return numbers, notes, kept[0]
 
 
 def table(numbers: Mapping[str, float], published: Mapping[str, Mapping[str, float]] | None = None) -> str:
     """A row a method, then, of several classes, a row a class of the first.
 
     Args:
-        numbers: of `compare`.
+        numbers: of `compare` and `calibrate`.
         published: rows of others, by title.
     """
     columns = [name for name in _COLUMNS if name in numbers]
@@ -184,4 +197,7 @@ def table(numbers: Mapping[str, float], published: Mapping[str, Mapping[str, flo
         lines.append("DxMI by class")
         for name in classes:
             row(f"  {name}", numbers, suffix=f"/{name}")
+    shares = [f"{numbers[key]:.3f} {what}" for key, what in _SHARES.items() if key in numbers]
+    if shares:
+        lines.append(f"above the threshold, {numbers['threshold']:.4g}: {', '.join(shares)}")
     return "\n".join(lines)

@@ -46,9 +46,9 @@ from dxmi_ext.trainer import DxMISettings, DxMITrainer, check_cuda_graph
 BASELINES = {"all": ("tau0", "langevin", "autoencoder", "knn", "gaussian"), "none": ()}
 BASELINES["quick"] = BASELINES["all"][2:]
 TRAINED = BASELINES["all"][:2]  # in phases of the run
-PAPER = {  # DxMI, Table 5: all 15 classes of MVTec-AD, EfficientNet-b4
-    "the paper": {"image_auroc": 0.970, "pixel_auroc": 0.971},
-    "the paper, tau = 0": {"image_auroc": 0.679, "pixel_auroc": 0.846},
+PAPER = {  # DxMI, Table 5: all 15 classes of MVTec-AD
+    "the paper, b4": {"image_auroc": 0.970, "pixel_auroc": 0.971},
+    "  tau = 0": {"image_auroc": 0.679, "pixel_auroc": 0.846},
 }
 _NETWORK_KEYS = ["steps", "latent_dim", "energy_width", "value_width", "sampler_width", "depth"]
 _NETWORK_KEYS += ["latent_std", "std", "last_std", "residual", "project"]
@@ -194,12 +194,11 @@ def train(cfg: Config, ranks: Ranks | None = None) -> dict[str, Any]:
         assert isinstance(averaged, AnomalyNetworks)
         thresholds = _calibrate(cfg, averaged, good)
         _save_model(run.directory / "model", averaged, cfg, backbone, tested, thresholds)
-        numbers, scores = _numbers(
-            cfg, averaged, lambda: maps, tested, thresholds[0], backbone, cfg.baselines, cfg.seed
-        )
+        numbers, scores = _numbers(averaged, cfg.baselines, maps, tested, backbone, thresholds, cfg.seed)
         plots.curves(run.directory / "curves.png", run.directory / "metrics.jsonl")
-        _heatmaps(run.directory / "heatmaps.png", scores, tested, thresholds[1])
-        summary = run.summarize({"threshold": thresholds[0], "pixel_threshold": thresholds[1], **numbers})
+        if scores is not None:
+            _heatmaps(run.directory / "heatmaps.png", scores, tested, thresholds["pixel_threshold"])
+        summary = run.summarize(numbers)
     print(table(cfg, numbers))
     print(f"{run.directory}: summary.json, model/, pictures; {summary['wall_seconds']} s")
     return summary
@@ -214,7 +213,7 @@ def pretrain(cfg: Config, ranks: Ranks | None = None) -> None:
         return
     with run:
         backbone, good, tested, networks = _prepare(run, cfg)
-        if any(phase in run.past for phase in ("pretrain", *TRAINED)):
+        if "pretrain" in run.past:
             print(f"{run.directory} is past its pretraining; nothing to do")
             return
         _pretrain(run, cfg, prepared(good.train, networks.preparation), networks)
@@ -255,21 +254,13 @@ def evaluate(
     directory: Path, settings: EvaluateSettings, device: torch.device
 ) -> tuple[dict[str, float], str]:
     """The numbers of a run's final networks and their table, on its own test data or on others."""
-    cfg, networks = load(directory, device)
-    about = _about(directory)
-    backbone = _backbone(cfg, device, about)
-    own = _source(cfg, backbone, device)
+    cfg, networks, about = _load(directory, device)
+    backbone, which = _backbone(cfg, device, about), settings.baselines or cfg.baselines
+    good = None
+    if which != "none":
+        good = prepared(_source(cfg, backbone, device).good(cfg.holdout).train, networks.preparation)
     tested = _source(cfg, backbone, device, data=settings.data).tested()
-    numbers, _ = _numbers(
-        cfg,
-        networks,
-        lambda: prepared(own.good(cfg.holdout).train, networks.preparation),
-        tested,
-        about["threshold"],
-        backbone,
-        settings.baselines or cfg.baselines,
-        settings.seed,
-    )
+    numbers, _ = _numbers(networks, which, good, tested, backbone, about["thresholds"], settings.seed)
     return numbers, table(cfg, numbers)
 
 
@@ -279,11 +270,16 @@ def load(directory: Path, device: torch.device) -> tuple[Config, AnomalyNetworks
     Raises:
         checkpoint.CheckpointError: there are none, or they are damaged.
     """
+    cfg, networks, _ = _load(directory, device)
+    return cfg, networks
+
+
+def _load(directory: Path, device: torch.device) -> tuple[Config, AnomalyNetworks, dict[str, Any]]:
     tensors, about = checkpoint.load_model_state(directory / "model", device)
     cfg = config.load(Config, directory / "config.yaml")
     networks = _build(cfg, about["features"], about["baselines"])
     networks.load_state_dict(tensors)
-    return cfg, networks.to(device).eval()
+    return cfg, networks.to(device).eval(), about
 
 
 def load_scorer(directory: Path, device: torch.device) -> Any:
@@ -294,8 +290,7 @@ def load_scorer(directory: Path, device: torch.device) -> Any:
         checkpoint.CheckpointError: there are no networks, or they are damaged.
         FeatureError: the backbone's weights are missing, or others than the run's.
     """
-    cfg, networks = load(directory, device)
-    about = _about(directory)
+    cfg, networks, about = _load(directory, device)
     backbone = _backbone(cfg, device, about)
     if backbone is None:
         raise ConfigError(f"RUN: got {str(directory)!r}, which is of vectors; wants one of pictures")
@@ -303,8 +298,7 @@ def load_scorer(directory: Path, device: torch.device) -> Any:
     return scoring.Scorer(
         backbone,
         nn.Sequential(networks.preparation, networks.energy_network).eval(),
-        threshold=about["threshold"],
-        pixel_threshold=about["pixel_threshold"],
+        **about["thresholds"],
         top_share=about["top_share"],
     )
 
@@ -312,13 +306,7 @@ def load_scorer(directory: Path, device: torch.device) -> Any:
 def table(cfg: Config, numbers: dict[str, float]) -> str:
     """The run's methods, the paper's rows beside them for MVTec-AD."""
     title = f"{cfg.recipe}, {cfg.backbone or 'vectors'}, T = {cfg.steps}, tau = {cfg.tau:g}"
-    lines = [title, comparison.table(numbers, PAPER if cfg.recipe == "mvtec-ad" else None)]
-    if shares := [f"{name} {numbers[key]:.3f}" for key, name in _SHARES.items() if key in numbers]:
-        lines.append(f"above the threshold: {', '.join(shares)}")
-    return "\n".join(lines)
-
-
-_SHARES = {"found": "of the defective", "false_alarms": "of the good"}
+    return f"{title}\n{comparison.table(numbers, PAPER if cfg.recipe == 'mvtec-ad' else None)}"
 
 
 def _prepare(run: Run, cfg: Config) -> tuple[Extractor | None, Good, Examined, AnomalyNetworks]:
@@ -438,7 +426,7 @@ def _detectors(networks: AnomalyNetworks, which: str, rows: int, seed: int) -> d
     return {k: d for k, d in detectors.items() if k == "dxmi" or k in BASELINES[which]}
 
 
-def _calibrate(cfg: Config, networks: AnomalyNetworks, good: Good) -> tuple[float, float]:
+def _calibrate(cfg: Config, networks: AnomalyNetworks, good: Good) -> dict[str, float]:
     energy = EnergyDetector(networks.energy_network, device=networks.sampler.log_std.device)
     size = None if cfg.backbone is None else cfg.size
     held_out = prepared(good.held_out, networks.preparation)
@@ -446,40 +434,33 @@ def _calibrate(cfg: Config, networks: AnomalyNetworks, good: Good) -> tuple[floa
 
 
 def _numbers(
-    cfg: Config,
     networks: AnomalyNetworks,
-    good: Callable[[], FeatureMaps],
-    tested: Examined,
-    threshold: float,
-    backbone: Extractor | None,
     which: str,
+    good: FeatureMaps | None,
+    tested: Examined,
+    backbone: Extractor | None,
+    thresholds: dict[str, float],
     seed: int,
 ) -> tuple[dict[str, float], Tensor | None]:
     """Numbers of all methods, and DxMI's score maps; what could not be measured is told."""
     if not len(tested.maps):
         print("nothing is tested: no scores")
-        return {}, None
+        return thresholds, None
     maps = prepared(tested.maps, networks.preparation)
-    fitted: list[FeatureMaps] = []
-
-    def once() -> FeatureMaps:
-        fitted[:] = fitted or [good()]
-        return fitted[0]
-
-    detectors = _detectors(networks, which, len(once().rows) if which != "none" else 1, seed)
-    numbers, notes, scores = comparison.compare(detectors, once, tested, maps, backbone)
+    detectors = _detectors(networks, which, 1 if good is None else len(good.rows), seed)
+    threshold = thresholds["threshold"]
+    numbers, notes, scores = comparison.compare(detectors, good, tested, maps, backbone, threshold)
     for note in notes:
         print(note)
-    return numbers | comparison.at_threshold(scores, tested, threshold), scores
+    return thresholds | numbers, scores
 
 
 def _picture(networks: Networks, tested: Examined) -> Callable[[IO[bytes]], None] | None:
     """Draws heat maps of a few defective pictures while training."""
-    if tested.images is None or not tested.anomalous.any():
-        return None
     assert isinstance(networks, AnomalyNetworks)
-    rows = _shown(tested)
-    few = Examined(*(None if x is None else x if isinstance(x, list) else x[rows] for x in tested))  # type: ignore[arg-type]
+    few = tested.at(_shown(tested))
+    if few.images is None or not len(few.maps):
+        return None
     maps, device = prepared(few.maps, networks.preparation), networks.sampler.log_std.device
 
     def draw(file: IO[bytes]) -> None:
@@ -488,27 +469,22 @@ def _picture(networks: Networks, tested: Examined) -> Callable[[IO[bytes]], None
     return draw
 
 
-def _heatmaps(
-    path: IO[bytes] | Path, scores: Tensor | None, tested: Examined, threshold: float | None
-) -> None:
+def _heatmaps(path: IO[bytes] | Path, scores: Tensor, tested: Examined, threshold: float | None) -> None:
     """Of a few defective pictures, where there are any."""
-    if scores is None or tested.images is None or not tested.anomalous.any():
-        return
     rows = _shown(tested)
-    height, width = tested.images.shape[2:]
+    few = tested.at(rows)
+    if few.images is None or not len(rows):
+        return
+    height, width = few.images.shape[2:]
     heat = localise(scores[torch.from_numpy(rows)], (height, width))
-    masks = None if tested.masks is None else torch.from_numpy(tested.masks[rows])
-    plots.heatmaps(path, torch.from_numpy(tested.images[rows]), heat, masks, threshold=threshold)
+    masks = None if few.masks is None else torch.from_numpy(few.masks)
+    plots.heatmaps(path, torch.from_numpy(few.images), heat, masks, threshold=threshold)
 
 
 def _shown(tested: Examined) -> np.ndarray:
-    """Defective pictures, evenly over all of them."""
+    """Defective pictures, evenly over all of them, int64."""
     rows = np.flatnonzero(tested.anomalous)
-    return rows[np.unique(np.linspace(0, len(rows) - 1, _SHOWN).round().astype(int))]
-
-
-def _about(directory: Path) -> dict[str, Any]:
-    return checkpoint.load_model_state(directory / "model")[1]
+    return rows[np.unique(np.linspace(0, len(rows) - 1, min(_SHOWN, len(rows))).round().astype(int))]
 
 
 def _save_model(
@@ -517,7 +493,7 @@ def _save_model(
     cfg: Config,
     backbone: Extractor | None,
     tested: Examined,
-    thresholds: tuple[float, float],
+    thresholds: dict[str, float],
 ) -> None:
     """All that scoring needs but the backbone's weights, which are told by their digest."""
     about: dict[str, Any] = {"task": cfg.task, "backbone": None, "features": 0}
@@ -526,5 +502,5 @@ def _save_model(
     dim = networks.sampler.data_shape[0]
     about |= {"features": dim - (backbone is None), "networks": {k: getattr(cfg, k) for k in _NETWORK_KEYS}}
     about |= {"baselines": list(networks.baselines), "class_names": tested.class_names}
-    about |= {"threshold": thresholds[0], "pixel_threshold": thresholds[1], "top_share": 0.0}
+    about |= {"thresholds": thresholds, "top_share": 0.0}  # a picture's score is the maximum of its map
     checkpoint.save_model(path, networks, about)
