@@ -83,7 +83,7 @@ class Config(DxMISettings, config.RunConfig):
     size: int = setting(224, "height and width that pictures are brought to", minimum=8)
     grid: int = setting(14, "height and width of the maps of features", minimum=1)
     whole_pictures: bool = setting(True, "batches of pictures; false: of positions of all pictures")
-    steps: int = setting(5, "T, steps of the sampler", minimum=1)
+    steps: int = setting(5, "T, steps of the sampler", minimum=2)
     latent_dim: int = setting(64, "of the autoencoder's latents", minimum=1)
     energy_width: int = setting(256, "width of the autoencoder's hidden layers", minimum=1)
     value_width: int = setting(256, "width of the value's", minimum=1)
@@ -236,8 +236,8 @@ def sample(
 ) -> Iterator[generate.Batch]:
     """Samples [m, C] of a run's final sampler, unit vectors but for the last step's noise, as
     `generate.batches`. They start from training data, of a row that (seed, i) chooses."""
-    cfg, networks = load(directory, device)
-    good = _source(cfg, _backbone(cfg, device), device).good(cfg.holdout)
+    cfg, networks, about = _load(directory, device)
+    good = _source(cfg, _backbone(cfg, device, about), device).good(cfg.holdout)
     data = prepared(good.train, networks.preparation).rows
     key = noise.Draws(seed, "starts of samples", ["row"], device).at(0)["row"]
 
@@ -347,13 +347,13 @@ def _source(
     data: str | None = None,
     few: int | None = None,
 ) -> Source:
-    """Of the settings' data, or of others."""
+    """Of the settings' data, or of all classes of others."""
     path = data or cfg.data
     if path is None:
         raise ConfigError("data: got none, wants the path of pictures, or of an npz; `--help` tells more")
     if backbone is None:
         return Vectors(path, cfg.train_share, cfg.seed)
-    classes = None if cfg.classes is None else cfg.classes.split(",")
+    classes = None if cfg.classes is None or data else cfg.classes.split(",")
     return Pictures(path, backbone, cfg.size, classes, cfg.train_share, cfg.cache, device, few)
 
 
@@ -367,7 +367,7 @@ def _build(cfg: Config, features: int, baselines: Sequence[str]) -> AnomalyNetwo
 
 
 def _pretrain(run: Run, cfg: Config, maps: FeatureMaps, networks: AnomalyNetworks) -> None:
-    speed.prepare(cfg, networks.sampler, networks.energy_network)
+    speed.prepare(cfg, networks.sampler, networks.energy_network.autoencoder)
     pretrainer = ReconstructionPretrainer(
         networks.energy_network.autoencoder,
         lr=cfg.pretrain_lr,
