@@ -85,6 +85,16 @@ def test_bad_files(tmp_path: Path, changes: dict[str, object], message: str) -> 
         vectors.load(write(tmp_path / "a.npz", **changes))
 
 
+def test_files_that_are_no_npz(tmp_path: Path) -> None:
+    whole = write(tmp_path / "whole.npz").read_bytes()
+    np.save(tmp_path / "array.npy", rows())
+    for name, content in (("text", b"1, 2"), ("cut", whole[: len(whole) // 2]), ("empty", b"")):
+        (tmp_path / f"{name}.npz").write_bytes(content)
+    for name in ("text.npz", "cut.npz", "empty.npz", "array.npy", "missing.npz"):
+        with pytest.raises(VectorDataError, match=f"{name}: cannot be read as npz without pickles"):
+            vectors.load(tmp_path / name)
+
+
 def test_vectors_come_to_the_sphere_and_could_come_back() -> None:
     """Whatever float32 would make of an offset as theirs; a vector of length sqrt(D) lies at 45 degrees."""
     x = torch.from_numpy(rows() + 1e9)
