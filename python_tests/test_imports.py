@@ -39,10 +39,12 @@ def test_training_needs_no_library_of_config_metrics_or_pictures() -> None:
     code = f"""
 {REFUSE}
 from dxmi_ext import checkpoint, pretrain, run, sampler, schedules, trainer
-from dxmi_ext.anomaly import backbones, detectors, features, networks, reconstruction, scoring
-from dxmi_ext.data import anomaly, images, two_d
+from dxmi_ext.anomaly import backbones, collection, comparison, detectors, features, networks
+from dxmi_ext.anomaly import preparation, reconstruction, scoring
+from dxmi_ext.data import anomaly, images, two_d, vectors
 from dxmi_ext.metrics import anomaly, features, images, inception, two_d
 from dxmi_ext.models import convert, energy, mlp, pretrained, unet
+from dxmi_ext.recipes import anomaly, images, two_d
 """
     run(code)
 
