@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
-import sys
-import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,6 @@ from torch.nn import functional as F
 from dxmi_ext import cli, plots
 from dxmi_ext.anomaly import backbones, comparison
 from dxmi_ext.anomaly.collection import Examined, Pictures
-from dxmi_ext.anomaly.detectors import detect
 from dxmi_ext.anomaly.features import FeatureMaps
 from dxmi_ext.anomaly.reconstruction import ReconstructionPretrainer
 from dxmi_ext.config import ConfigError
@@ -110,9 +108,7 @@ def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[P
 # --- a run -------------------------------------------------------------------------------------------
 
 
-def test_a_run_ends_in_a_table_pictures_and_numbers(
-    finished: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_run_ends_in_a_table_pictures_and_numbers(finished: Path) -> None:
     numbers = summary(finished)
     phases = [row["phase"] for row in read_metrics(finished / "metrics.jsonl")]
     assert list(dict.fromkeys(phases)) == ["pretrain", "tau0", "langevin", "dxmi"]
@@ -130,8 +126,6 @@ def test_a_run_ends_in_a_table_pictures_and_numbers(
     exact = {k: v for k, v in numbers.items() if "latency" not in k}
     assert exact == {key: summary(finished)[key] for key in exact} and len(exact) > 30
     assert "the paper" in table and "  screw" in table and "pixel AUROC" in table
-    assert cli.main(["export", str(finished)]) == 2
-    assert "the sampler of a SphereSampler, which diffusers does not know" in capsys.readouterr().err
 
 
 def test_a_run_stopped_in_every_phase_ends_in_the_same_bytes(
@@ -179,26 +173,28 @@ def test_samples_start_from_training_data_and_are_keyed_by_their_row(finished: P
     assert drawn[0].shape == (7, 6) and (drawn[0].norm(dim=1) - 1).abs().max() < 0.5
 
 
-def test_a_scorer_has_all_that_scoring_needs(
-    finished: Path, data: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def scorer(backbone: Extractor, energy: torch.nn.Module, **options: float) -> Any:
-        return backbone, energy, options
-
-    module = types.ModuleType("dxmi_ext.anomaly.scoring")
-    module.Scorer = scorer  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, module.__name__, module)
-    network, energy, options = anomaly.load_scorer(finished, CPU)
-    assert options.keys() == {"threshold", "pixel_threshold", "top_share"}
-    tested = Pictures(data, network, 16, cache=data.parent / "cache").tested()
+def test_new_pictures_are_scored_as_the_runs_own(finished: Path, data: Path, tmp_path: Path) -> None:
+    found = summary(finished)
+    scorer = anomaly.load_scorer(finished, CPU)
+    assert (scorer.threshold, scorer.pixel_threshold) == (found["threshold"], found["pixel_threshold"])
+    tested = Pictures(data, scorer.backbone, 16, cache=data.parent / "cache").tested()
     assert tested.images is not None
-    maps = network(torch.from_numpy(tested.images.copy())).permute(0, 2, 3, 1)
-    with torch.no_grad():
-        scores = energy(maps.flatten(0, 2)).view(maps.shape[:3])
-    numbers, _ = comparison.measure(detect(scores), scores, tested)
-    assert numbers["pixel_auroc"] == pytest.approx(summary(finished)["pixel_auroc"], abs=0.01)
-    above = comparison.at_threshold(detect(scores), tested, options["threshold"])
-    assert above["false_alarms"] == summary(finished)["false_alarms"]
+    maps = scorer.maps(torch.from_numpy(tested.images.copy()))
+    numbers, _ = comparison.measure(scorer.scores(maps), maps, tested)
+    assert numbers["pixel_auroc"] == pytest.approx(found["pixel_auroc"], abs=0.01)
+    folders = [str(data / name / "test") for name in ("bottle", "screw")]
+    output = tmp_path / "scores"
+    assert cli.main(["score", str(finished), *folders, f"output={output}", "device=cpu"]) == 0
+    with (output / "scores.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    of_good = [row["anomalous"] == "1" for row in rows if "/good/" in row["path"]]
+    assert sum(of_good) / len(of_good) == pytest.approx(found["false_alarms"])
+    assert sorted(float(row["score"]) for row in rows) == pytest.approx(
+        sorted(scorer.scores(maps).tolist()), rel=1e-4
+    )
+
+
+def test_a_run_knows_its_backbone(finished: Path) -> None:
     cfg, _, about = anomaly._load(finished, CPU)
     cfg.weights = "2"
     with pytest.raises(ConfigError, match=r"weights: got those of patches-.*, the run is of patches-"):
@@ -292,11 +288,14 @@ class Given:
 
 
 @pytest.mark.parametrize(("quantile", "rank"), [(0.5, 10), (0.9, 18), (0.95, 19), (0.99, 19), (0.0, 1)])
-def test_the_threshold_is_the_score_of_a_rank(quantile: float, rank: int) -> None:
+def test_the_threshold_is_the_score_of_a_rank(
+    quantile: float, rank: int, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Of 19 pictures; another good one lies above the k-th of them with probability 1 - k / 20."""
     maps = np.random.default_rng(0).permutation(19).astype(np.float32)[:, None, None, None] + 1
     found = comparison.calibrate(Given(), FeatureMaps(maps), None, quantile, 0.5)
     assert found == {"threshold": rank, "pixel_threshold": 10}
+    assert ("of 19 good pictures, wants at least 99" in capsys.readouterr().err) == (quantile == 0.99)
 
 
 def test_classes_of_one_kind_are_left_out_and_named() -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from dxmi_ext import cli, plots, recipes
 from dxmi_ext.anomaly import backbones, inspection, scoring
 from dxmi_ext.anomaly.page import Place, Shown, Worst
-from dxmi_ext.anomaly.scoring import ScoreError, Scorer, threshold_of
+from dxmi_ext.anomaly.scoring import ScoreError, Scorer, TooFew, threshold_of
 from dxmi_ext.data import anomaly
 from dxmi_ext.metrics.features import Extractor, FeatureError
 
@@ -93,11 +93,14 @@ def test_a_good_picture_exceeds_it_as_rarely_as_promised(n: int, quantile: float
 
 def test_too_few_good_pictures_have_no_threshold() -> None:
     for n, quantile, least in ((18, 0.95, 19), (98, 0.99, 99), (0, 0.5, 1)):
-        with pytest.raises(ScoreError, match=f"of {n} good pictures, wants at least {least} of them"):
+        with pytest.raises(TooFew, match=f"of {n} good pictures, wants at least {least} of them"):
             threshold_of(torch.arange(n), quantile)
         assert threshold_of(np.arange(least), quantile) == least - 1
-    with pytest.raises(ScoreError, match="quantile: got 1, wants a share between 0 and 1"):
+    with pytest.raises(TooFew, match="got 1 of 5 good pictures, wants at least endlessly many"):
         threshold_of(torch.arange(5), 1)
+    with pytest.raises(ScoreError, match=r"quantile: got 1\.5, wants a share, 0 to 1"):
+        threshold_of(torch.arange(5), 1.5)
+    assert threshold_of(torch.arange(5), 0) == 0
     with pytest.raises(ScoreError, match="scores: 1 of 2 are not finite"):
         threshold_of(torch.tensor([1.0, torch.nan]), 0.5)
 

@@ -5,7 +5,6 @@ Imports torch, numpy and ``dxmi_ext``.
 
 from __future__ import annotations
 
-import math
 import statistics
 import time
 from collections.abc import Mapping
@@ -14,9 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dxmi_ext import runlog
 from dxmi_ext.anomaly.collection import Examined
 from dxmi_ext.anomaly.detectors import Detector, detect, localise
 from dxmi_ext.anomaly.features import FeatureMaps
+from dxmi_ext.anomaly.scoring import TooFew, threshold_of
 from dxmi_ext.metrics import anomaly as metrics
 from dxmi_ext.metrics.features import Extractor
 
@@ -47,8 +48,8 @@ def calibrate(
 ) -> dict[str, float]:
     """The thresholds of pictures and of pixels: quantiles of scores of good ones that nothing learned from.
 
-    Of n pictures the ceil((n + 1) quantile)-th lowest score, so that another good one exceeds it with a
-    probability of at most 1 - quantile (split conformal prediction); the highest where n is too few for that.
+    That of pictures as `threshold_of`; where they are too few for the quantile, their highest score, and a
+    line that says so.
 
     Args:
         good: maps of at least one.
@@ -59,12 +60,13 @@ def calibrate(
     """
     scores = detector.score(good)
     pixels = scores if size is None else localise(scores, (size, size))
-    ordered = detect(scores).sort().values
-    rank = min(math.ceil((len(ordered) + 1) * quantile - 1e-9), len(ordered))  # 20 * .95 may be above 19
-    return {
-        "threshold": float(ordered[max(rank, 1) - 1]),
-        "pixel_threshold": float(np.quantile(pixels.numpy(), pixel_quantile)),
-    }
+    pictures = detect(scores)
+    try:
+        threshold = threshold_of(pictures, quantile)
+    except TooFew as error:
+        threshold = float(pictures.max())
+        runlog.note(f"the threshold is the highest score of those held out; {error}")
+    return {"threshold": threshold, "pixel_threshold": float(np.quantile(pixels.numpy(), pixel_quantile))}
 
 
 def measure(pictures: Tensor, scores: Tensor, tested: Examined) -> tuple[dict[str, float], list[str]]:

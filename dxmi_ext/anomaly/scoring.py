@@ -18,6 +18,10 @@ class ScoreError(UserError, ValueError):
     """A detector cannot be made, or pictures cannot be scored."""
 
 
+class TooFew(ScoreError):
+    """Good pictures are too few for a threshold of that quantile."""
+
+
 class Scorer(nn.Module):
     """A frozen backbone, an energy on the positions of its maps, and from where on scores mean a defect.
 
@@ -95,20 +99,21 @@ def threshold_of(scores: Tensor | np.ndarray, quantile: float) -> float:
 
     Args:
         scores: [n], of good pictures that did not train.
-        quantile: between 0 and 1.
+        quantile: from 0 to 1, which no n suffices for.
 
     Raises:
-        ScoreError: n is too few for the quantile, some score is not finite, or arguments are no such thing.
+        TooFew: n is, for the quantile.
+        ScoreError: another quantile, or some score is not finite.
     """
     values = torch.as_tensor(scores).flatten().double()
-    if not 0 < quantile < 1:
-        raise ScoreError(f"quantile: got {quantile}, wants a share between 0 and 1")
+    if not 0 <= quantile <= 1:
+        raise ScoreError(f"quantile: got {quantile}, wants a share, 0 to 1")
     if not values.isfinite().all():
         raise ScoreError(f"scores: {int((~values.isfinite()).sum())} of {len(values)} are not finite")
     rank = math.ceil((len(values) + 1) * quantile - 1e-9)  # 20 * .95 may be a hair above 19
     if rank > len(values):
-        raise ScoreError(
-            f"quantile: got {quantile} of {len(values)} good pictures, wants at least "
-            f"{math.ceil(quantile / (1 - quantile) - 1e-9)} of them: so rare a score is known from no fewer"
+        least = math.ceil(max(1, quantile / (1 - quantile) - 1e-9)) if quantile < 1 else "endlessly many"
+        raise TooFew(
+            f"quantile: got {quantile} of {len(values)} good pictures, wants at least {least} of them"
         )
-    return float(values.sort().values[rank - 1])
+    return float(values.sort().values[max(rank, 1) - 1])

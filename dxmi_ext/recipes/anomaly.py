@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import importlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -34,6 +33,7 @@ from dxmi_ext.anomaly.features import FeatureMaps
 from dxmi_ext.anomaly.networks import AutoencoderEnergy, LatentStart, SphereAutoencoder
 from dxmi_ext.anomaly.preparation import Standardised, prepared
 from dxmi_ext.anomaly.reconstruction import ReconstructionPretrainer
+from dxmi_ext.anomaly.scoring import Scorer
 from dxmi_ext.config import ConfigError, setting
 from dxmi_ext.contrastive import LangevinTrainer
 from dxmi_ext.metrics.features import Extractor
@@ -282,8 +282,8 @@ def _load(directory: Path, device: torch.device) -> tuple[Config, AnomalyNetwork
     return cfg, networks.to(device).eval(), about
 
 
-def load_scorer(directory: Path, device: torch.device) -> Any:
-    """What scores new pictures: a run's backbone, energy and thresholds as an ``anomaly.scoring.Scorer``.
+def load_scorer(directory: Path, device: torch.device) -> Scorer:
+    """What scores new pictures: a run's backbone, energy and thresholds.
 
     Raises:
         ConfigError: the run is of vectors.
@@ -294,8 +294,7 @@ def load_scorer(directory: Path, device: torch.device) -> Any:
     backbone = _backbone(cfg, device, about)
     if backbone is None:
         raise ConfigError(f"RUN: got {str(directory)!r}, which is of vectors; wants one of pictures")
-    scoring = importlib.import_module("dxmi_ext.anomaly.scoring")
-    return scoring.Scorer(
+    return Scorer(
         backbone,
         nn.Sequential(networks.preparation, networks.energy_network).eval(),
         **about["thresholds"],
