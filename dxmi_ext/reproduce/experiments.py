@@ -147,7 +147,12 @@ The DxMI rows are `dxmi train 8gaussians` (variance-exploding levels 3 to .4) bu
             "fashion-mnist",
             "Fashion-MNIST on CPU cores",
             [
-                Row("start", "start: DDPM, FastDPM T = 10", {"iterations": 0}, recipe="fashion-mnist-t10"),
+                Row(
+                    "start",
+                    "start: DDPM, FastDPM T = 10",
+                    {"iterations": 0, "pretrain_iterations": 3000, "batch_size": 64},
+                    recipe="fashion-mnist-t10",
+                ),
                 _fashion_mnist("start-t4", "the same, FastDPM T = 4", chain="fastdpm-4"),
                 _fashion_mnist("ddim-10", "the same, DDIM T = 10", chain="ddim-10"),
                 _fashion_mnist("ddim-100", "the same, DDIM T = 100", chain="ddim-100"),
