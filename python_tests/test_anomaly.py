@@ -116,7 +116,8 @@ def test_batches_see_every_position_once_an_epoch() -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: backbones.load("resnet"), "backbone: got 'resnet', wants one of efflite0, efficientnet_b4"),
+        (lambda: backbones.load("resnet"), "backbone: got 'resnet', wants one of efflite0, efflite0_d"),
+        (lambda: backbones.efflite0(blocks=(4, 16)), r"blocks: got \[4, 16\], wants some of 0 to 15"),
         (lambda: backbones.load("efficientnet_b4"), "weights: got None, .* wants the safetensors file"),
         (
             lambda: backbones.backbone(nn.Flatten(), "flat", size=8)(torch.from_numpy(pictures(2).images)),
@@ -151,6 +152,10 @@ def test_lite0_has_the_stages_of_its_network() -> None:
     with torch.no_grad():
         network.extract_features((images.float() - 127) / 128)
     torch.testing.assert_close(maps[:, 80:], kept[0], atol=1e-4, rtol=1e-4)  # what enters reduction 32
+    deep = backbones.load("efflite0_deep", size=64, grid=4, normalise=False)
+    assert deep.name != backbones.efflite0(size=64, grid=4, normalise=False).name
+    torch.testing.assert_close(deep(images)[:, : 40 + 112], maps[:, 40:], atol=1e-4, rtol=1e-4)
+    assert deep(images).shape == (1, 344, 4, 4)
 
 
 def test_b4_from_timms_weights(tmp_path: Path) -> None:

@@ -18,23 +18,33 @@ from torch.nn import functional as F
 from dxmi_ext.metrics.features import Extractor, FeatureError, efficientnet_lite0_network
 
 _IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-BACKBONES = ("efflite0", "efficientnet_b4")
+BACKBONES = ("efflite0", "efflite0_deep", "efficientnet_b4")
+_PAPER, _DEEP = (0, 2, 4, 10), (4, 10, 14)
 
 
-def load(spec: str, *, size: int = 224, grid: int = 14, weights: Path | str | None = None) -> Extractor:
+def load(
+    spec: str,
+    *,
+    size: int = 224,
+    grid: int = 14,
+    normalise: bool = True,
+    weights: Path | str | None = None,
+) -> Extractor:
     """A backbone by name, one of BACKBONES.
 
     Args:
-        size, grid: as in `backbone`.
+        size, grid, normalise: as in `backbone`.
         weights: file of efficientnet_b4's; efflite0 has its own.
 
     Raises:
         FeatureError: the name is unknown, or packages or weights are missing.
     """
     if spec == "efflite0":
-        return efflite0(size=size, grid=grid)
+        return efflite0(size=size, grid=grid, normalise=normalise)
+    if spec == "efflite0_deep":
+        return efflite0(size=size, grid=grid, normalise=normalise, blocks=_DEEP)
     if spec == "efficientnet_b4":
-        return efficientnet_b4(weights, size=size, grid=grid)
+        return efficientnet_b4(weights, size=size, grid=grid, normalise=normalise)
     raise FeatureError(f"backbone: got {spec!r}, wants one of {', '.join(BACKBONES)}")
 
 
@@ -65,17 +75,26 @@ def backbone(
     return Extractor(_Maps(network, size, grid, mean, std, normalise), name)
 
 
-def efflite0(*, size: int = 224, grid: int = 14, normalise: bool = True) -> Extractor:
+def efflite0(
+    *, size: int = 224, grid: int = 14, normalise: bool = True, blocks: Sequence[int] = _PAPER
+) -> Extractor:
     """EfficientNet-lite0's stages of reductions 2, 4, 8 and 16: 16 + 24 + 40 + 112 = 192 channels.
 
     They correspond to those of b4. Weights come with the extra ``images``; so it runs anywhere.
 
+    Args:
+        blocks: of its 16, whose outputs are the maps, in rising order. efflite0_deep has 4, 10 and 14, of
+            reductions 8, 16 and 32: 40 + 112 + 192 = 344 channels.
+
     Raises:
-        FeatureError: its packages are not installed.
+        FeatureError: its packages are not installed, or it has no such blocks.
     """
-    network = _Lite0(efficientnet_lite0_network(size))
+    if not blocks or list(blocks) != sorted({*blocks} & {*range(16)}):
+        raise FeatureError(f"blocks: got {list(blocks)}, wants some of 0 to 15 in rising order")
+    network = _Lite0(efficientnet_lite0_network(size), blocks)
+    name = "efflite0" + ("" if tuple(blocks) == _PAPER else "-" + ".".join(map(str, blocks)))
     scale = {"mean": (127 / 255,) * 3, "std": (128 / 255,) * 3}
-    return backbone(network, "efflite0", size=size, grid=grid, normalise=normalise, **scale)
+    return backbone(network, name, size=size, grid=grid, normalise=normalise, **scale)
 
 
 def efficientnet_b4(
@@ -158,19 +177,17 @@ class _Maps(nn.Module):
 
 
 class _Lite0(nn.Module):
-    """The last block of each reduction up to 16."""
+    """What some of its blocks give."""
 
-    _LAST = (0, 2, 4, 10)
-
-    def __init__(self, network: Any) -> None:
+    def __init__(self, network: Any, blocks: Sequence[int]) -> None:
         super().__init__()
         self.stem, self.norm, self.activation = network._conv_stem, network._bn0, network._swish
-        self.blocks = network._blocks[: self._LAST[-1] + 1]
+        self.blocks, self.given = network._blocks[: blocks[-1] + 1], frozenset(blocks)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         x, maps = self.activation(self.norm(self.stem(x))), []
         for i, block in enumerate(self.blocks):
             x = block(x)
-            if i in self._LAST:
+            if i in self.given:
                 maps.append(x)
         return maps
