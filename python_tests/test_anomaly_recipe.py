@@ -33,7 +33,16 @@ Image = pytest.importorskip("PIL.Image")
 
 CPU, TRAINERS = torch.device("cpu"), (ReconstructionPretrainer, DxMITrainer, LangevinTrainer)
 TINY = ["size=16", "grid=4", "latent_dim=3", "energy_width=8", "value_width=8", "sampler_width=8"]
-TINY += ["batch_size=32", "steps=2", "device=cpu", "tensorboard=false", "pretrain_lr=.01"]
+TINY += [
+    "whiten=true",
+    "patch=3",
+    "top_share=.1",
+    "batch_size=32",
+    "steps=2",
+    "device=cpu",
+    "tensorboard=false",
+    "pretrain_lr=.01",
+]
 SHORT = ["pretrain_iterations=3", "iterations=3", "checkpoint_every=2", "log_every=1", "picture_every=3"]
 
 
@@ -51,8 +60,8 @@ class Patches(torch.nn.Module):
 
 @pytest.fixture(autouse=True)
 def backbone(monkeypatch: pytest.MonkeyPatch) -> None:
-    def load(spec: str, *, size: int, grid: int, weights: str | None = None) -> Extractor:
-        return backbones.backbone(Patches(float(weights or 1)), "patches", size=size, grid=grid)
+    def load(spec: str, *, weights: str | None = None, **options: Any) -> Extractor:
+        return backbones.backbone(Patches(float(weights or 1)), "patches", **options)
 
     monkeypatch.setattr(backbones, "load", load)
     monkeypatch.setattr(plots, "curves", lambda *_: None)  # which takes seconds
@@ -156,7 +165,7 @@ def test_a_run_stopped_in_every_phase_ends_in_the_same_bytes(
 
 
 def test_a_longer_run_learns_the_defects(data: Path, tmp_path: Path) -> None:
-    settings = ["pretrain_iterations=100", "iterations=10", "baselines=none", "picture_every=0"]
+    settings = ["pretrain_iterations=100", "iterations=10", "baselines=none", "picture_every=0", "patch=1"]
     assert run(tmp_path, data, *settings, recipe="anomaly") == 0
     numbers = summary(tmp_path)
     assert numbers["image_auroc"] > 0.9 and numbers["pixel_auroc"] > 0.9
@@ -170,7 +179,7 @@ def test_samples_start_from_training_data_and_are_keyed_by_their_row(finished: P
     ]
     torch.testing.assert_close(drawn[1], drawn[0], rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(drawn[2], drawn[0][2:], rtol=1e-4, atol=1e-4)
-    assert drawn[0].shape == (7, 6) and (drawn[0].norm(dim=1) - 1).abs().max() < 0.5
+    assert drawn[0].shape == (7, 7) and (drawn[0].norm(dim=1) - 1).abs().max() < 0.5
 
 
 def test_new_pictures_are_scored_as_the_runs_own(finished: Path, data: Path, tmp_path: Path) -> None:
@@ -264,7 +273,7 @@ def test_bad_data_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         (["last_std=1"], "last_std: got 1.0, wants at most std="),
         (["shard=true"], "shard: got true, wants false"),
         (["backbone=null", "weights=file"], "weights: got file, wants none: data are vectors"),
-        (["backbone=resnet"], "backbone: got 'resnet', wants one of efflite0, efficientnet_b4"),
+        (["backbone=resnet"], "backbone: got 'resnet', wants one of efflite0, efflite0_deep, "),
         (["holdout=1"], "holdout: got 1.0, wants less than 1"),
     ],
 )

@@ -144,6 +144,7 @@ class Vectors:
             got = f"got {len(rows)} good row(s) to train"
             raise data_vectors.VectorDataError(f"{self.path}: {got}, wants three or more")
         count, maps = _count(holdout, len(rows)), rows[:, None, None]
+        _check_columns(rows[count:])
         return Good(maps[count:], maps[:count])
 
     def tested(self) -> Examined:
@@ -153,6 +154,15 @@ class Vectors:
 
     def _load(self) -> data_vectors.Vectors:
         return data_vectors.load(self.path, train_share=self.train_share, seed=self.seed)
+
+
+def _check_columns(rows: np.ndarray) -> None:
+    constant = rows.std(0) <= 1e-12 * np.abs(rows).max(0)
+    if constant.any():
+        columns = ", ".join(map(str, np.flatnonzero(constant)[:10]))
+        raise data_vectors.VectorDataError(
+            f"X: constant in the {len(rows)} good rows that train: column {columns}; leave it out"
+        )
 
 
 def _count(share: float, n: int) -> int:

@@ -44,7 +44,13 @@ _SHARES = {"found": "of the defective", "false_alarms": "of the good"}
 
 
 def calibrate(
-    detector: Detector, good: FeatureMaps, size: int | None, quantile: float, pixel_quantile: float
+    detector: Detector,
+    good: FeatureMaps,
+    size: int | None,
+    quantile: float,
+    pixel_quantile: float,
+    *,
+    top_share: float = 0.0,
 ) -> dict[str, float]:
     """The thresholds of pictures and of pixels: quantiles of scores of good ones that nothing learned from.
 
@@ -54,13 +60,14 @@ def calibrate(
     Args:
         good: maps of at least one.
         size: height and width of pictures; None: there are none, and positions are the pixels.
+        top_share: of the scores of pictures, as `detect` takes it.
 
     Returns:
         ``threshold`` and ``pixel_threshold``.
     """
     scores = detector.score(good)
     pixels = scores if size is None else localise(scores, (size, size))
-    pictures = detect(scores)
+    pictures = detect(scores, top_share=top_share)
     try:
         threshold = threshold_of(pictures, quantile)
     except TooFew as error:
@@ -141,6 +148,8 @@ def compare(
     maps: FeatureMaps,
     backbone: Extractor | None,
     threshold: float,
+    *,
+    top_share: float = 0.0,
 ) -> tuple[dict[str, float], list[str], Tensor]:
     """The numbers of every detector.
 
@@ -151,6 +160,7 @@ def compare(
         maps: what they score, prepared.
         backbone: of pictures, for the latency; None: of vectors.
         threshold: of the first one's scores.
+        top_share: of the scores of pictures, as `detect` takes it.
 
     Returns:
         numbers by name, notes on what could not be measured, and the score maps of the first.
@@ -162,7 +172,7 @@ def compare(
         if good is not None:
             detector.fit(good)
         scores = detector.score(maps)
-        pictures = detect(scores)
+        pictures = detect(scores, top_share=top_share)
         found, notes = measure(pictures, scores, tested)
         found["latency_ms"] = latency_ms(detector, maps, backbone, tested.images)
         if not kept:

@@ -30,12 +30,12 @@ class Detector(nn.Module):
     def __init__(self, scorer: Scorer) -> None:
         super().__init__()
         self.backbone = copy.deepcopy(scorer.backbone.network)  # without the checks of an Extractor
-        self.energy = copy.deepcopy(scorer.energy)
+        self.preparation, self.energy = copy.deepcopy((scorer.preparation, scorer.energy))
         self.top_share = scorer.top_share
         self.requires_grad_(False).eval()
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        maps = maps_of(self.backbone(images), self.energy)
+        maps = maps_of(self.preparation(self.backbone(images)), self.energy)
         return maps, detectors.detect(maps, top_share=self.top_share)
 
 

@@ -1,12 +1,13 @@
-"""What stands between features and the networks: fixed, fitted to training data before they learn.
+"""What stands between features and the networks: fitted to good ones before anything learns, then fixed.
 
-The maps of backbones lie on the unit sphere already and pass as they are (``nn.Identity``); vectors of any
-units are standardised here. Imports torch, numpy and ``dxmi_ext.anomaly.features``.
+Channels of a backbone, as columns of a table, differ in scale and repeat each other; what the good ones are
+like evens that out. Imports torch, numpy and ``dxmi_ext.anomaly.features``.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -14,57 +15,104 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dxmi_ext.anomaly.features import FeatureMaps
-from dxmi_ext.metrics.features import FeatureError
 
-_CHUNK = 65_536  # rows at a time
+_CHUNK = 64  # maps at a time
 
 
-class Standardised(nn.Module):
-    """Vectors [N, d] of any units -> unit vectors [N, d + 1], float32.
+class Whitened(nn.Module):
+    """Maps [n, C, h, w] -> maps [n, C + 1, h, w] of unit vectors: whitened features and one coordinate more.
 
-    Columns get mean 0 and variance 1 over the training data. A constant coordinate is appended before the
-    result is brought to the sphere, which makes the map one to one: length tells too. It is sqrt(d), about
-    the length of a standardised vector, so that most of them lie some 45 degrees from the pole.
+    Projection to the sphere forgets how far a position is from the mean, which a Mahalanobis distance is. The
+    further coordinate is constant before it, sqrt(C), the length to expect of whitened features: so after it
+    this coordinate falls as that distance grows, and most positions lie some 45 degrees from the pole.
 
     Args:
-        dim: d.
+        shape: (h, w, C) of the maps; those of vectors are (1, 1, C).
+        patch: a position stands for the mean over so many neighbours each way, an odd number; 1: itself.
+        aligned: whether pictures show an object always at the same place. Then a position's features are
+            about its own mean, and their variances are halfway between its own and those of all positions.
+        shrinkage: weight of the identity in the correlation of channels.
     """
 
-    def __init__(self, dim: int) -> None:
+    def __init__(
+        self,
+        shape: tuple[int, int, int],
+        *,
+        patch: int = 5,
+        aligned: bool = False,
+        shrinkage: float = 0.01,
+    ) -> None:
         super().__init__()
+        if patch < 1 or patch % 2 == 0 or not 0 < shrinkage <= 1:
+            raise ValueError(
+                f"preparation: got patch={patch}, shrinkage={shrinkage}, wants an odd patch and a shrinkage "
+                "above 0, up to 1"
+            )
+        height, width, channels = shape
+        self.patch, self.aligned, self.shrinkage = patch, aligned, shrinkage
+        places = (height, width) if aligned else (1, 1)
         self.mean: Tensor
         self.std: Tensor
-        self.register_buffer("mean", torch.zeros(dim, dtype=torch.float64))
-        self.register_buffer("std", torch.ones(dim, dtype=torch.float64))
+        self.whitening: Tensor
+        # Of columns in any unit the mean may be many times the deviation, so both are float64.
+        self.register_buffer("mean", torch.zeros(channels, *places, dtype=torch.float64))
+        self.register_buffer("std", torch.ones(channels, *places, dtype=torch.float64))
+        self.register_buffer("whitening", torch.eye(channels))
 
-    def fit(self, rows: np.ndarray) -> None:
-        """Takes mean and standard deviation from training data, float64 [n, d].
+    def fit(self, maps: np.ndarray) -> None:
+        """Learns from maps of good pictures, [n, h, w, C]. A channel that never changes is left as it is."""
+        mean = torch.stack([block.sum(0) for block in self._blocks(maps)]).sum(0) / len(maps)
+        if not self.aligned:
+            mean = mean.mean((1, 2), keepdim=True)
+        # About the mean: the sums of squares of a second pass lose nothing.
+        squares = [(block - mean).square().sum(0) for block in self._blocks(maps)]
+        variance = torch.stack(squares).sum(0) / len(maps)
+        overall = variance.mean((1, 2), keepdim=True)
+        overall = torch.where(overall > 1e-24 * mean.square().amax((1, 2), keepdim=True), overall, 1.0)
+        std = ((variance + overall) / 2 if self.aligned else overall).sqrt()
+        channels = len(mean)
+        correlation = torch.zeros(channels, channels, dtype=torch.float64)
+        for block in self._blocks(maps):
+            rows = ((block - mean) / std).permute(0, 2, 3, 1).reshape(-1, channels)
+            correlation += rows.T @ rows / maps[..., 0].size
+        identity = torch.eye(channels, dtype=torch.float64)
+        values, vectors = torch.linalg.eigh((1 - self.shrinkage) * correlation + self.shrinkage * identity)
+        self.mean.copy_(mean)
+        self.std.copy_(std)
+        self.whitening.copy_(vectors * values.rsqrt() @ vectors.T)
 
-        Raises:
-            FeatureError: a column is constant.
-        """
-        mean, std = rows.mean(0), rows.std(0)
-        constant = std <= 1e-12 * np.abs(rows).max(0)
-        if constant.any():
-            columns = ", ".join(map(str, np.flatnonzero(constant)[:10]))
-            raise FeatureError(
-                f"X: constant in the {len(rows)} good rows that train: column {columns}; leave it out"
-            )
-        self.mean.copy_(torch.from_numpy(mean))
-        self.std.copy_(torch.from_numpy(std))
+    def forward(self, maps: Tensor) -> Tensor:
+        x = ((self._pooled(maps) - self.mean) / self.std).to(self.whitening)
+        x = torch.einsum("dc,nchw->ndhw", self.whitening, x)
+        pole = torch.full_like(x[:, :1], math.sqrt(x.shape[1]))
+        return F.normalize(torch.cat((x, pole), dim=1), dim=1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = (x.double() - self.mean) / self.std
-        pole = x.new_full((len(x), 1), math.sqrt(x.shape[1]))
-        return F.normalize(torch.cat((x, pole), dim=1), dim=1).float()
+    def _blocks(self, maps: np.ndarray) -> Iterator[Tensor]:
+        """Neighbourhood means of some maps at a time, float64 [m, C, h, w]."""
+        for start in range(0, len(maps), _CHUNK):
+            block = torch.from_numpy(maps[start : start + _CHUNK].astype(np.float64))
+            yield self._pooled(block.permute(0, 3, 1, 2))
+
+    def _pooled(self, maps: Tensor) -> Tensor:
+        if self.patch == 1:
+            return maps
+        return F.avg_pool2d(maps, self.patch, 1, self.patch // 2, count_include_pad=False)
 
 
+@torch.no_grad()
 def prepared(maps: np.ndarray, preparation: nn.Module) -> FeatureMaps:
-    """Features [n, h, w, C] as the networks, and the detectors beside them, see them."""
+    """Features [n, h, w, C] as the networks, and the detectors beside them, see them.
+
+    Args:
+        preparation: maps [n, C, h, w] -> maps [n, D, h, w].
+    """
     if isinstance(preparation, nn.Identity):
         return FeatureMaps(maps)
-    device, rows = next(preparation.buffers()).device, maps.reshape(-1, maps.shape[3])
-    starts = range(0, len(rows), _CHUNK)
-    chunks = [preparation(torch.from_numpy(rows[i : i + _CHUNK]).to(device)).cpu().numpy() for i in starts]
-    unit = np.concatenate(chunks)
-    return FeatureMaps(unit.reshape(*maps.shape[:3], unit.shape[1]))
+    device, blocks = next(preparation.buffers()).device, []
+    dtype = np.float16 if maps.dtype == np.float16 else np.float32
+    chunk = _CHUNK if maps.shape[1:3] != (1, 1) else 65_536
+    for start in range(0, len(maps), chunk):
+        block = torch.from_numpy(np.array(maps[start : start + chunk])).to(device)
+        block = block.float() if maps.dtype == np.float16 else block
+        blocks.append(preparation(block.permute(0, 3, 1, 2)).permute(0, 2, 3, 1).cpu().numpy().astype(dtype))
+    return FeatureMaps(np.concatenate(blocks))

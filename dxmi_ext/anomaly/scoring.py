@@ -28,6 +28,7 @@ class Scorer(nn.Module):
     Args:
         backbone: of ``anomaly.backbones``.
         energy: positions [N, C] -> [N].
+        preparation: of the backbone's maps for the energy, [n, C, h, w] -> [n, D, h, w]; None: as they are.
         threshold: a picture with a higher score is anomalous; see `threshold_of`.
         pixel_threshold: the same of a pixel, for heat maps; above 0.
         top_share: a picture's score is the mean over this share of its positions, the highest; 0: their
@@ -43,6 +44,7 @@ class Scorer(nn.Module):
         backbone: Extractor,
         energy: nn.Module,
         *,
+        preparation: nn.Module | None = None,
         threshold: float,
         pixel_threshold: float,
         top_share: float = 0.0,
@@ -60,6 +62,7 @@ class Scorer(nn.Module):
                 f"size: got none, and backbone {backbone.name} has none; wants a number of pixels"
             )
         self.backbone, self.energy = backbone, energy.eval()
+        self.preparation = (preparation or nn.Identity()).eval()
         self.threshold, self.pixel_threshold, self.top_share = threshold, pixel_threshold, top_share
         self.size = known
 
@@ -76,7 +79,7 @@ class Scorer(nn.Module):
         Raises:
             FeatureError: other images.
         """
-        return maps_of(self.backbone(images.to(self.device)), self.energy)
+        return maps_of(self.preparation(self.backbone(images.to(self.device))), self.energy)
 
     def scores(self, maps: Tensor) -> Tensor:
         """Maps [n, h, w] -> [n]."""

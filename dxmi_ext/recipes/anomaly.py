@@ -31,7 +31,7 @@ from dxmi_ext.anomaly.detectors import (
 )
 from dxmi_ext.anomaly.features import FeatureMaps
 from dxmi_ext.anomaly.networks import AutoencoderEnergy, LatentStart, SphereAutoencoder
-from dxmi_ext.anomaly.preparation import Standardised, prepared
+from dxmi_ext.anomaly.preparation import Whitened, prepared
 from dxmi_ext.anomaly.reconstruction import ReconstructionPretrainer
 from dxmi_ext.anomaly.scoring import Scorer
 from dxmi_ext.config import ConfigError, setting
@@ -63,9 +63,9 @@ class Config(DxMISettings, config.RunConfig):
 
     heading = "data, features, networks and comparison"
     task: str = setting("anomaly", "what kind of recipe", choices=("anomaly",))
-    iterations: int = setting(600, "iterations of DxMI", minimum=0)
-    pretrain_iterations: int = setting(1500, "iterations of the autoencoder's pretraining", minimum=0)
-    batch_size: int = setting(392, "positions, or vectors, in a global batch", minimum=1)
+    iterations: int = setting(300, "iterations of DxMI", minimum=0)
+    pretrain_iterations: int = setting(500, "iterations of the autoencoder's pretraining", minimum=0)
+    batch_size: int = setting(256, "positions, or vectors, in a global batch", minimum=1)
     log_every: int = setting(20, "iterations between lines of metrics.jsonl", minimum=1)
     data: str | None = setting(
         None, "pictures as of MVTec-AD or VisA, good/ beside DEFECT/, or an npz; of vectors, an npz with X, y"
@@ -77,17 +77,30 @@ class Config(DxMISettings, config.RunConfig):
     pixel_quantile: float = setting(0.995, "of their pixels' scores: that of pixels", minimum=0, maximum=1)
     cache: str | None = setting(None, "folder of decoded pictures and features; null: that of the user")
     backbone: str | None = setting(
-        "efflite0", "of the features; null: data are vectors", choices=backbones.BACKBONES
+        "efflite0_deep", "of the features; null: data are vectors", choices=backbones.BACKBONES
     )
     weights: str | None = setting(None, "safetensors file of efficientnet_b4's weights")
     size: int = setting(224, "height and width that pictures are brought to", minimum=8)
     grid: int = setting(14, "height and width of the maps of features", minimum=1)
-    whole_pictures: bool = setting(True, "batches of pictures; false: of positions of all pictures")
+    whiten: bool = setting(
+        True, "features by their covariance over good pictures, length kept; false: each to length 1 alone"
+    )
+    patch: int = setting(5, "whitened is the mean over so many neighbours each way, an odd number", minimum=1)
+    aligned: bool = setting(
+        False, "objects stand at the same place in all pictures, so each position has a mean of its own"
+    )
+    top_share: float = setting(
+        0.03,
+        "a picture's score is the mean of this share of its map, the highest; 0: the highest one",
+        minimum=0,
+        maximum=1,
+    )
+    whole_pictures: bool = setting(False, "batches of pictures; false: of positions of all pictures")
     steps: int = setting(5, "T, steps of the sampler", minimum=2)
-    latent_dim: int = setting(64, "of the autoencoder's latents", minimum=1)
-    energy_width: int = setting(256, "width of the autoencoder's hidden layers", minimum=1)
-    value_width: int = setting(256, "width of the value's", minimum=1)
-    sampler_width: int = setting(512, "width of the sampler's", minimum=1)
+    latent_dim: int = setting(16, "of the autoencoder's latents", minimum=1)
+    energy_width: int = setting(128, "width of the autoencoder's hidden layers", minimum=1)
+    value_width: int = setting(64, "width of the value's", minimum=1)
+    sampler_width: int = setting(128, "width of the sampler's", minimum=1)
     depth: int = setting(3, "linear layers of each, of encoder and decoder each", minimum=1)
     latent_std: float = setting(0.05, "noise on latents, of length 1, at the start of samples", minimum=0)
     std: float = setting(0.03, "sigma of the sampler's first step, at first", minimum=1e-6)
@@ -98,8 +111,8 @@ class Config(DxMISettings, config.RunConfig):
     sampler_steps: int = setting(1, "sampler steps an iteration; T of them use the whole path", minimum=1)
     sampler_lr: float = setting(1e-4, "learning rate of the sampler's network", minimum=0)
     log_std_lr: float = setting(1e-3, "learning rate of log sigma", minimum=0)
-    value_lr: float = setting(1e-4, "learning rate of the value", minimum=0)
-    energy_lr: float = setting(1e-4, "learning rate of the energy", minimum=0)
+    value_lr: float = setting(1e-3, "learning rate of the value", minimum=0)
+    energy_lr: float = setting(3e-4, "learning rate of the energy", minimum=0)
     energy_clip: float = setting(0.1, "largest gradient norm of the energy; 0: any", minimum=0)
     baselines: str = setting(
         "quick",
@@ -108,8 +121,8 @@ class Config(DxMISettings, config.RunConfig):
         choices=("all", "quick", "none"),
     )
     baseline_iterations: int | None = setting(None, "of trained ones; null: as of DxMI", minimum=0)
-    langevin_steps: int = setting(10, "Langevin steps an iteration, of the baseline", minimum=1)
-    langevin_step_size: float = setting(0.003, "s in x - s grad E(x) + noise z", minimum=1e-8)
+    langevin_steps: int = setting(5, "Langevin steps an iteration, of the baseline", minimum=1)
+    langevin_step_size: float = setting(2e-4, "s in x - s grad E(x) + noise z", minimum=1e-8)
     langevin_noise: float | None = setting(
         0.005, "noise of a step; null: sqrt(2 s tau), for samples of exp(-E / tau)", minimum=0
     )
@@ -128,7 +141,7 @@ class Config(DxMISettings, config.RunConfig):
         if self.shard:
             raise ConfigError("shard: got true, wants false: these networks are small")
         if self.backbone is None:
-            for key in ("weights", "classes"):
+            for key in ("weights", "classes", "whiten", "patch", "aligned"):
                 if self.changed(key):
                     got = getattr(self, key)
                     raise ConfigError(f"{key}: got {got}, wants none: data are vectors (backbone=null)")
@@ -193,8 +206,10 @@ def train(cfg: Config, ranks: Ranks | None = None) -> dict[str, Any]:
             return {}
         assert isinstance(averaged, AnomalyNetworks)
         thresholds = _calibrate(cfg, averaged, good)
-        _save_model(run.directory / "model", averaged, cfg, backbone, tested, thresholds)
-        numbers, scores = _numbers(averaged, cfg.baselines, maps, tested, backbone, thresholds, cfg.seed)
+        _save_model(
+            run.directory / "model", averaged, cfg, backbone, good.train.shape[1:], tested, thresholds
+        )
+        numbers, scores = _numbers(cfg, averaged, cfg.baselines, maps, tested, backbone, thresholds, cfg.seed)
         plots.curves(run.directory / "curves.png", run.directory / "metrics.jsonl")
         if scores is not None:
             _heatmaps(run.directory / "heatmaps.png", scores, tested, thresholds["pixel_threshold"])
@@ -220,7 +235,9 @@ def pretrain(cfg: Config, ranks: Ranks | None = None) -> None:
         if cfg.dry_run or not run.ranks.first:
             return
         thresholds = _calibrate(cfg, networks, good)
-        _save_model(run.directory / "model", networks, cfg, backbone, tested, thresholds)
+        _save_model(
+            run.directory / "model", networks, cfg, backbone, good.train.shape[1:], tested, thresholds
+        )
         print(f"{run.directory}: pretrained; `dxmi train` with output={run.directory} goes on from here")
 
 
@@ -260,7 +277,7 @@ def evaluate(
     if which != "none":
         good = prepared(_source(cfg, backbone, device).good(cfg.holdout).train, networks.preparation)
     tested = _source(cfg, backbone, device, data=settings.data).tested()
-    numbers, _ = _numbers(networks, which, good, tested, backbone, about["thresholds"], settings.seed)
+    numbers, _ = _numbers(cfg, networks, which, good, tested, backbone, about["thresholds"], settings.seed)
     return numbers, table(cfg, numbers)
 
 
@@ -277,7 +294,7 @@ def load(directory: Path, device: torch.device) -> tuple[Config, AnomalyNetworks
 def _load(directory: Path, device: torch.device) -> tuple[Config, AnomalyNetworks, dict[str, Any]]:
     tensors, about = checkpoint.load_model_state(directory / "model", device)
     cfg = config.load(Config, directory / "config.yaml")
-    networks = _build(cfg, about["features"], about["baselines"])
+    networks = _build(cfg, tuple(about["shape"]), about["baselines"])
     networks.load_state_dict(tensors)
     return cfg, networks.to(device).eval(), about
 
@@ -296,9 +313,10 @@ def load_scorer(directory: Path, device: torch.device) -> Scorer:
         raise ConfigError(f"RUN: got {str(directory)!r}, which is of vectors; wants one of pictures")
     return Scorer(
         backbone,
-        nn.Sequential(networks.preparation, networks.energy_network).eval(),
+        networks.energy_network,
+        preparation=networks.preparation,
         **about["thresholds"],
-        top_share=about["top_share"],
+        top_share=cfg.top_share,
     )
 
 
@@ -318,9 +336,9 @@ def _prepare(run: Run, cfg: Config) -> tuple[Extractor | None, Good, Examined, A
         print(f"{len(good.train)} good train, {len(good.held_out)} are held out for the thresholds; tested: "
               f"{len(tested.maps)}, {int(tested.anomalous.sum())} of them defective")  # fmt: skip
     names = [name for name in BASELINES[cfg.baselines] if name in TRAINED]
-    networks = _build(cfg, good.train.shape[3], names)
-    if isinstance(networks.preparation, Standardised):
-        networks.preparation.fit(good.train.reshape(-1, good.train.shape[3]))
+    networks = _build(cfg, good.train.shape[1:], names)
+    if isinstance(networks.preparation, Whitened):
+        networks.preparation.fit(good.train)
     networks.to(run.device)
     run.describe(networks)
     return backbone, good, tested, networks
@@ -330,7 +348,8 @@ def _backbone(cfg: Config, device: torch.device, about: dict[str, Any] | None = 
     """The settings', which has to be the one that a model is of, if it says."""
     if cfg.backbone is None:
         return None
-    backbone = backbones.load(cfg.backbone, size=cfg.size, grid=cfg.grid, weights=cfg.weights)
+    options: dict[str, Any] = {"size": cfg.size, "grid": cfg.grid, "weights": cfg.weights}
+    backbone = backbones.load(cfg.backbone, normalise=not cfg.whiten, **options)
     if about is not None and about["backbone"]["identity"] != backbone.identity:
         raise ConfigError(
             f"weights: got those of {backbone.identity}, the run is of {about['backbone']['identity']}"
@@ -356,13 +375,17 @@ def _source(
     return Pictures(path, backbone, cfg.size, classes, cfg.train_share, cfg.cache, device, few)
 
 
-def _build(cfg: Config, features: int, baselines: Sequence[str]) -> AnomalyNetworks:
-    """The networks for features of so many dimensions, their weights drawn from the seed."""
-    vectors = cfg.backbone is None
+def _build(cfg: Config, shape: tuple[int, int, int], baselines: Sequence[str]) -> AnomalyNetworks:
+    """The networks for maps [h, w, C] of features, their weights drawn from the seed."""
+    preparation: nn.Module = nn.Identity()
+    dim = shape[2]
+    if cfg.whiten:
+        preparation = Whitened(shape, patch=cfg.patch, aligned=cfg.aligned)
+        dim += 1  # the coordinate that tells length
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cfg.seed)
-        parts = sphere.build(features + vectors, **{key: getattr(cfg, key) for key in _NETWORK_KEYS})
-    return AnomalyNetworks(parts, Standardised(features) if vectors else nn.Identity(), baselines)
+        parts = sphere.build(dim, **{key: getattr(cfg, key) for key in _NETWORK_KEYS})
+    return AnomalyNetworks(parts, preparation, baselines)
 
 
 def _pretrain(run: Run, cfg: Config, maps: FeatureMaps, networks: AnomalyNetworks) -> None:
@@ -421,7 +444,7 @@ def _detectors(networks: AnomalyNetworks, which: str, rows: int, seed: int) -> d
     # 1 % of the positions, as PatchCore keeps; of few rows more, of many no more than can be searched.
     share = min(1.0, max(0.01, 2000 / rows), 20_000 / rows)
     detectors["knn"] = NearestNeighbours(share=share, seed=seed, device=device)
-    detectors["gaussian"] = GaussianPositions(seed=seed, device=device)
+    detectors["gaussian"] = GaussianPositions(dims=None, shrinkage=0.3, seed=seed, device=device)
     return {k: d for k, d in detectors.items() if k == "dxmi" or k in BASELINES[which]}
 
 
@@ -429,10 +452,12 @@ def _calibrate(cfg: Config, networks: AnomalyNetworks, good: Good) -> dict[str, 
     energy = EnergyDetector(networks.energy_network, device=networks.sampler.log_std.device)
     size = None if cfg.backbone is None else cfg.size
     held_out = prepared(good.held_out, networks.preparation)
-    return comparison.calibrate(energy, held_out, size, cfg.quantile, cfg.pixel_quantile)
+    quantiles = cfg.quantile, cfg.pixel_quantile
+    return comparison.calibrate(energy, held_out, size, *quantiles, top_share=cfg.top_share)
 
 
 def _numbers(
+    cfg: Config,
     networks: AnomalyNetworks,
     which: str,
     good: FeatureMaps | None,
@@ -447,8 +472,9 @@ def _numbers(
         return thresholds, None
     maps = prepared(tested.maps, networks.preparation)
     detectors = _detectors(networks, which, 1 if good is None else len(good.rows), seed)
-    threshold = thresholds["threshold"]
-    numbers, notes, scores = comparison.compare(detectors, good, tested, maps, backbone, threshold)
+    numbers, notes, scores = comparison.compare(
+        detectors, good, tested, maps, backbone, thresholds["threshold"], top_share=cfg.top_share
+    )
     for note in notes:
         print(note)
     return thresholds | numbers, scores
@@ -491,15 +517,14 @@ def _save_model(
     networks: AnomalyNetworks,
     cfg: Config,
     backbone: Extractor | None,
+    shape: Sequence[int],
     tested: Examined,
     thresholds: dict[str, float],
 ) -> None:
     """All that scoring needs but the backbone's weights, which are told by their digest."""
-    about: dict[str, Any] = {"task": cfg.task, "backbone": None, "features": 0}
+    about: dict[str, Any] = {"task": cfg.task, "backbone": None, "shape": shape}
     if backbone is not None:
         about["backbone"] = {"identity": backbone.identity, **{k: getattr(cfg, k) for k in _BACKBONE_KEYS}}
-    dim = networks.sampler.data_shape[0]
-    about |= {"features": dim - (backbone is None), "networks": {k: getattr(cfg, k) for k in _NETWORK_KEYS}}
+    about |= {"networks": {k: getattr(cfg, k) for k in _NETWORK_KEYS}, "thresholds": thresholds}
     about |= {"baselines": list(networks.baselines), "class_names": tested.class_names}
-    about |= {"thresholds": thresholds, "top_share": 0.0}  # a picture's score is the maximum of its map
     checkpoint.save_model(path, networks, about)

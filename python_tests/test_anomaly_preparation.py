@@ -1,0 +1,68 @@
+"""Preparation of feature maps, against plain numpy in float64."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from dxmi_ext.anomaly.preparation import Whitened, prepared
+
+
+def _maps(n: int = 80, seed: int = 0) -> np.ndarray:
+    """More pictures than are seen at a time; channels mixed and of unequal scales, places with means."""
+    rng = np.random.default_rng(seed)
+    mixed = rng.normal(size=(n, 3, 4, 5)) @ np.random.default_rng(1).normal(size=(5, 5))
+    place = np.arange(12).reshape(3, 4, 1)
+    return (mixed * [1, 10, 0.1, 3, 1] + place + 100).astype(np.float32)
+
+
+def _pooled(maps: np.ndarray) -> np.ndarray:
+    out, (height, width) = np.empty(maps.shape), maps.shape[1:3]
+    for i in range(height):
+        for j in range(width):
+            out[:, i, j] = maps[:, max(i - 1, 0) : i + 2, max(j - 1, 0) : j + 2].mean((1, 2))
+    return out
+
+
+@pytest.mark.parametrize("aligned", [False, True])
+def test_further_coordinate_tells_the_mahalanobis_distance_of_neighbourhood_means(aligned: bool) -> None:
+    train, test = _maps(), _maps(70, seed=2)
+    preparation = Whitened((3, 4, 5), patch=3, aligned=aligned, shrinkage=0.1)
+    preparation.fit(train)
+    points = prepared(test, preparation).maps.astype(np.float64)
+
+    pooled = _pooled(train.astype(np.float64))
+    axes = 0 if aligned else (0, 1, 2)
+    mean = pooled.mean(axes)
+    own = ((pooled - mean) ** 2).mean(0)
+    overall = own.mean((0, 1))
+    std = np.sqrt((own + overall) / 2 if aligned else overall)
+    rows = ((pooled - mean) / std).reshape(-1, 5)
+    correlation = 0.9 * rows.T @ rows / len(rows) + 0.1 * np.eye(5)
+    x = (_pooled(test.astype(np.float64)) - mean) / std
+    sq_distance = np.einsum("nhwc,cd,nhwd->nhw", x, np.linalg.inv(correlation), x)
+    assert points.shape == (70, 3, 4, 6)
+    np.testing.assert_allclose(np.linalg.norm(points, axis=3), 1, rtol=1e-6)
+    np.testing.assert_allclose(points[..., 5], np.sqrt(5 / (sq_distance + 5)), rtol=1e-4)
+
+
+def test_a_channel_that_never_changes_harms_nothing() -> None:
+    maps = _maps()
+    maps[..., 2] = 7
+    preparation = Whitened((3, 4, 5))
+    preparation.fit(maps)
+    points = prepared(maps, preparation).maps
+    np.testing.assert_allclose(points[..., 2], 0, atol=1e-6)
+    assert np.isfinite(points).all()
+
+
+def test_its_buffers_are_all_that_it_learned() -> None:
+    learned, other = (Whitened((3, 4, 5), aligned=True) for _ in range(2))
+    learned.fit(_maps())
+    other.load_state_dict(learned.state_dict())
+    np.testing.assert_array_equal(prepared(_maps(), learned).maps, prepared(_maps(), other).maps)
+
+
+def test_bad_arguments_are_named() -> None:
+    with pytest.raises(ValueError, match="got patch=2"):
+        Whitened((3, 4, 5), patch=2)
