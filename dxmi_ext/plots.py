@@ -175,19 +175,18 @@ def grids(path: _File, models: Sequence[tuple[str, Path]]) -> None:
 def heatmaps(
     path: _File, pictures: Tensor, heat: Tensor, masks: Tensor | None, *, threshold: float | None = None
 ) -> None:
-    """Pictures in a row, below them where their defects are, and their scores as colours.
+    """Pictures in a row, below them where their defects are, and each under the colours of its scores.
 
     Args:
         pictures: uint8 [n, 3, H, W].
         heat: scores of pixels [n, H, W].
         masks: bool [n, H, W]; None: no such row.
-        threshold: of pixels: colours run from 0 to twice that; None: to the highest score.
+        threshold: as of `heat_map`; None: half the highest score.
     """
-    import matplotlib
-
-    level = (heat / (heat.max() if threshold is None else 2 * threshold)).clamp(0, 1)
-    colours = torch.from_numpy(matplotlib.colormaps["inferno"](_numpy(level), bytes=True)[..., :3])
-    rows = [pictures, colours.permute(0, 3, 1, 2)]
+    level = max(float(heat.max()) / 2, 1e-12) if threshold is None else threshold
+    pairs = zip(pictures.permute(0, 2, 3, 1).numpy(), _numpy(heat), strict=True)
+    overlays = np.stack([heat_map(picture, scores, level) for picture, scores in pairs])
+    rows = [pictures, torch.from_numpy(overlays).permute(0, 3, 1, 2)]
     if masks is not None:
         rows.insert(1, 255 * masks[:, None].expand_as(pictures).to(torch.uint8))
     images(path, torch.cat(rows), columns=len(pictures))
