@@ -18,7 +18,8 @@ import torch
 import reproduce_command
 import runs
 from dxmi_ext import cli, plots
-from dxmi_ext.recipes import two_d
+from dxmi_ext import reproduce as reproduce_module
+from dxmi_ext.recipes import images, two_d
 from dxmi_ext.reproduce import EXPERIMENTS, table, units
 from dxmi_ext.reproduce.experiments import Experiment, Row
 from dxmi_ext.reproduce.units import Unit
@@ -67,6 +68,44 @@ def test_table1_has_the_papers_rows() -> None:
     assert [cfg.steps for cfg in configs] == [5, 10, 100, 1000, 5, 5, 5, 5, 5]
     assert [(cfg.pretrained, cfg.tau) for cfg in configs[4:]] == list(two_d.PAPER)
     assert all(two_d.build(cfg, torch.device("cpu"))[0].sampler.steps == cfg.steps for cfg in configs)
+
+
+def test_rows_start_from_another_rows_run(tmp_path: Path) -> None:
+    """It comes first where it is not here, and is waited for; a unit's identity holds no folder."""
+    experiment = EXPERIMENTS["fashion-mnist"]
+    rows = {row.name: row for row in experiment.rows}
+
+    def unit(name: str, **where: Any) -> Unit:
+        return Unit(rows[name], 0, False, tmp_path / "results", tmp_path / "work", **where)
+
+    tuned, chain = unit("dxmi-t4"), unit("ddim-100")
+    ordered = reproduce_module._with_starts([tuned, chain], experiment)
+    assert [each.name for each in ordered] == ["start-seed0", "dxmi-t4-seed0", "ddim-100-seed0"]
+    assert reproduce_module._ready(ordered, []) is ordered[0]
+    assert reproduce_module._ready(ordered[1:], ordered[:1]) is None
+    assert reproduce_module._ready(ordered[1:], []) is tuned
+    (ordered[0].folder / "model").mkdir(parents=True)
+    assert reproduce_module._with_starts([tuned], experiment) == [tuned]
+    assert tuned.config().start == str(ordered[0].folder)
+    assert unit("dxmi-t4", data="elsewhere").config().data == "elsewhere"
+    identity = unit("dxmi-t4", data="elsewhere").identity()
+    assert identity == tuned.identity() and identity["start"] == "start"
+    assert str(tmp_path) not in json.dumps(identity)
+    assert chain.identity()["chain"] == "ddim-100"
+
+
+def test_a_row_may_evaluate_a_chain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def evaluate(directory: Path, settings: Any, _: torch.device) -> tuple[dict[str, float], str]:
+        asked.append((directory, settings.chain, settings.n, settings.picture))
+        return {"fd_efflite0_2500": 1.5}, ""
+
+    monkeypatch.setattr(images, "evaluate", evaluate)
+    row = next(row for row in EXPERIMENTS["fashion-mnist"].rows if row.chain == "ddim-100")
+    unit = Unit(row, 0, False, tmp_path / "results", tmp_path / "work")
+    assert units.compute(unit)["numbers"] == {"fd_efflite0_2500": 1.5} and units.read(unit) is not None
+    assert asked == [(unit.start, "ddim-100", 2500, str(unit.folder / "samples.png"))]
 
 
 def test_a_finished_unit_is_kept_and_a_damaged_one_made_again(
@@ -229,6 +268,7 @@ def test_help_and_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert cli.main(["reproduce", "table1", "--help"]) == 0
     assert "ddpm-t1000" in capsys.readouterr().out
     for arguments, says in (
+        (["densities", "data=x", f"work={tmp_path}", f"output={tmp_path}"], "data: got 'x', but the dens"),
         (["table2"], "experiment: got 'table2', wants one of table1, "),
         (["tiny", "seed=1"], "seed: unknown key; did you mean seeds?"),
         (["tiny", f"work={tmp_path}", f"output={tmp_path}", "rows=a,bd"], "rows: got 'bd'; did you mean b"),

@@ -169,7 +169,7 @@ The DxMI rows are `dxmi train 8gaussians` (variance-exploding levels 3 to .4) bu
             notes="""\
 FD: Frechet distance of EfficientNet-lite0's features, 2,500 samples against 2,500 training images; no FID.
 With so few it is far from 0 for true images too: 2,500 test images are the floor.
-`start` is pretrained by the recipe, and all other rows start from it.""",
+`start` is pretrained in batches of 64, and all other rows start from it.""",
             seeds=1,
         ),
     )

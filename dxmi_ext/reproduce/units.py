@@ -150,25 +150,20 @@ def compute(unit: Unit) -> dict[str, Any]:
         signals.Stopped: on SIGTERM or Ctrl-C, with the run saved.
     """
     cfg = unit.config()
-    numbers, seconds, resumed_from = _evaluated(unit, cfg) if unit.row.chain else _trained(unit, cfg)
     found = {
         "row": unit.row.name,
         "seed": unit.seed,
         "quick": unit.quick,
         "settings": unit.identity(),
-        "numbers": numbers,
-        "versions": versions(),
-        "machine": {"processor": processor(str(choose_device(cfg.device))), "threads": cfg.threads},
-        "seconds": seconds,
-        "resumed_from": resumed_from,
+        **(_evaluated(unit, cfg) if unit.row.chain else _trained(unit, cfg)),
     }
     unit.output.mkdir(parents=True, exist_ok=True)
     write_json(unit.path, found)
     return found
 
 
-def _trained(unit: Unit, cfg: Any) -> tuple[dict[str, float], float, list[int]]:
-    """Numbers, seconds and where it was stopped, of a unit that is trained."""
+def _trained(unit: Unit, cfg: Any) -> dict[str, Any]:
+    """What a unit that is trained came to, and where, as its run tells."""
     if _holds_another(unit, cfg):
         cfg.resume = "never"
     unit.task.train(cfg)
@@ -177,10 +172,16 @@ def _trained(unit: Unit, cfg: Any) -> tuple[dict[str, float], float, list[int]]:
     seconds = numbers.pop("wall_seconds")
     if not cfg.iterations:  # no energy has been trained
         numbers = {key: value for key, value in numbers.items() if key not in _OF_ENERGIES}
-    return numbers, seconds, summary["resumed_from"]
+    return {
+        "numbers": numbers,
+        "versions": summary["versions"],
+        "machine": {"processor": processor(summary["device"]), "threads": cfg.threads},
+        "seconds": seconds,
+        "resumed_from": summary["resumed_from"],
+    }
 
 
-def _evaluated(unit: Unit, cfg: Any) -> tuple[dict[str, float], float, list[int]]:
+def _evaluated(unit: Unit, cfg: Any) -> dict[str, Any]:
     """The same of a unit that evaluates the network of another."""
     started = time.monotonic()
     assert unit.start is not None
@@ -188,8 +189,15 @@ def _evaluated(unit: Unit, cfg: Any) -> tuple[dict[str, float], float, list[int]
     settings = unit.task.EvaluateSettings(
         seed=unit.seed, n=cfg.evaluate_n, chain=unit.row.chain, picture=str(unit.folder / "samples.png")
     )
-    numbers, _ = unit.task.evaluate(unit.start, settings, choose_device(cfg.device))
-    return numbers, round(time.monotonic() - started, 1), []
+    device = choose_device(cfg.device)
+    numbers, _ = unit.task.evaluate(unit.start, settings, device)
+    return {
+        "numbers": numbers,
+        "versions": versions(),
+        "machine": {"processor": processor(str(device)), "threads": cfg.threads},
+        "seconds": round(time.monotonic() - started, 1),
+        "resumed_from": [],
+    }
 
 
 def processor(device: str) -> str:
