@@ -121,9 +121,10 @@ def test_a_run_starts_from_another_and_is_scored(
     assert summary["fd_means_24"] > 0 and "fd_means_24_floor" in summary
     assert {row["phase"] for row in read_metrics(second / "metrics.jsonl")} == {"dxmi"}
     capsys.readouterr()
-    settings = images.EvaluateSettings(chain="ddim-6", n=12)
+    picture = first.parent / "grid.png"
+    settings = images.EvaluateSettings(chain="ddim-6", n=12, picture=str(picture))
     numbers, table = images.evaluate(first, settings, torch.device("cpu"))
-    assert numbers["fd_means_12"] > 0 and "test images" in table
+    assert numbers["fd_means_12"] > 0 and "test images" in table and picture.stat().st_size > 100
     with pytest.raises(ConfigError, match="chain: got 'edm-4', wants ddim-STEPS or ddpm-STEPS or fastdpm-ST"):
         images.evaluate(first, images.EvaluateSettings(chain="edm-4"), torch.device("cpu"))
 

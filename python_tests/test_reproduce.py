@@ -259,6 +259,8 @@ def test_gallery_is_drawn(tmp_path: Path) -> None:
     energies = plots.grid(20).square().sum(dim=1)
     GALLERY(tmp_path / "a.png", [("one", torch.randn(9, 2), energies), ("two", torch.randn(9, 2), None)])
     assert (tmp_path / "a.png").stat().st_size > 1000
+    plots.grids(tmp_path / "b.png", [("again", tmp_path / "a.png")] * 5)
+    assert (tmp_path / "b.png").stat().st_size > 1000
 
 
 def test_help_and_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
