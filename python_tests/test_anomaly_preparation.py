@@ -34,13 +34,13 @@ def test_further_coordinate_tells_the_mahalanobis_distance_of_neighbourhood_mean
     pooled = _pooled(train.astype(np.float64))
     axes = 0 if aligned else (0, 1, 2)
     mean = pooled.mean(axes)
-    own = ((pooled - mean) ** 2).mean(0)
+    std = np.sqrt(((pooled - mean) ** 2).mean((0, 1, 2)))
+    rows = (pooled - mean) / std
+    own = np.einsum("nhwc,nhwd->hwcd", rows, rows) / len(rows)
     overall = own.mean((0, 1))
-    std = np.sqrt((own + overall) / 2 if aligned else overall)
-    rows = ((pooled - mean) / std).reshape(-1, 5)
-    correlation = 0.9 * rows.T @ rows / len(rows) + 0.1 * np.eye(5)
+    correlations = 0.9 * ((own + overall) / 2 if aligned else overall + 0 * own) + 0.1 * np.eye(5)
     x = (_pooled(test.astype(np.float64)) - mean) / std
-    sq_distance = np.einsum("nhwc,cd,nhwd->nhw", x, np.linalg.inv(correlation), x)
+    sq_distance = np.einsum("nhwc,hwcd,nhwd->nhw", x, np.linalg.inv(correlations), x)
     assert points.shape == (70, 3, 4, 6)
     np.testing.assert_allclose(np.linalg.norm(points, axis=3), 1, rtol=1e-6)
     np.testing.assert_allclose(points[..., 5], np.sqrt(5 / (sq_distance + 5)), rtol=1e-4)

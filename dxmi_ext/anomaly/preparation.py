@@ -30,7 +30,8 @@ class Whitened(nn.Module):
         shape: (h, w, C) of the maps; those of vectors are (1, 1, C).
         patch: a position stands for the mean over so many neighbours each way, an odd number; 1: itself.
         aligned: whether pictures show an object always at the same place. Then a position's features are
-            about its own mean, and their variances are halfway between its own and those of all positions.
+            about its own mean, and their covariance is halfway between its own and that of all positions;
+            there are h w C^2 numbers to keep rather than C^2.
         shrinkage: weight of the identity in the correlation of channels.
     """
 
@@ -50,14 +51,14 @@ class Whitened(nn.Module):
             )
         height, width, channels = shape
         self.patch, self.aligned, self.shrinkage = patch, aligned, shrinkage
-        places = (height, width) if aligned else (1, 1)
+        self._places = (height, width) if aligned else ()  # that have a covariance of their own
         self.mean: Tensor
         self.std: Tensor
         self.whitening: Tensor
         # Of columns in any unit the mean may be many times the deviation, so both are float64.
-        self.register_buffer("mean", torch.zeros(channels, *places, dtype=torch.float64))
-        self.register_buffer("std", torch.ones(channels, *places, dtype=torch.float64))
-        self.register_buffer("whitening", torch.eye(channels))
+        self.register_buffer("mean", torch.zeros(channels, *(self._places or (1, 1)), dtype=torch.float64))
+        self.register_buffer("std", torch.ones(channels, 1, 1, dtype=torch.float64))
+        self.register_buffer("whitening", torch.eye(channels).repeat(*self._places, 1, 1))
 
     def fit(self, maps: np.ndarray) -> None:
         """Learns from maps of good pictures, [n, h, w, C]. A channel that never changes is left as it is."""
@@ -66,26 +67,36 @@ class Whitened(nn.Module):
             mean = mean.mean((1, 2), keepdim=True)
         # About the mean: the sums of squares of a second pass lose nothing.
         squares = [(block - mean).square().sum(0) for block in self._blocks(maps)]
-        variance = torch.stack(squares).sum(0) / len(maps)
-        overall = variance.mean((1, 2), keepdim=True)
-        overall = torch.where(overall > 1e-24 * mean.square().amax((1, 2), keepdim=True), overall, 1.0)
-        std = ((variance + overall) / 2 if self.aligned else overall).sqrt()
-        channels = len(mean)
-        correlation = torch.zeros(channels, channels, dtype=torch.float64)
-        for block in self._blocks(maps):
-            rows = ((block - mean) / std).permute(0, 2, 3, 1).reshape(-1, channels)
-            correlation += rows.T @ rows / maps[..., 0].size
-        identity = torch.eye(channels, dtype=torch.float64)
-        values, vectors = torch.linalg.eigh((1 - self.shrinkage) * correlation + self.shrinkage * identity)
+        variance = (torch.stack(squares).sum(0) / len(maps)).mean((1, 2), keepdim=True)
+        constant = variance <= 1e-24 * mean.square().amax((1, 2), keepdim=True)
+        std = torch.where(constant, 1.0, variance).sqrt()
+        whitening = self._whitening_of(self._correlations(maps, mean, std))
         self.mean.copy_(mean)
         self.std.copy_(std)
-        self.whitening.copy_(vectors * values.rsqrt() @ vectors.T)
+        self.whitening.copy_(whitening.view_as(self.whitening))
 
     def forward(self, maps: Tensor) -> Tensor:
         x = ((self._pooled(maps) - self.mean) / self.std).to(self.whitening)
-        x = torch.einsum("dc,nchw->ndhw", self.whitening, x)
+        x = torch.einsum("hwdc,nchw->ndhw" if self.aligned else "dc,nchw->ndhw", self.whitening, x)
         pole = torch.full_like(x[:, :1], math.sqrt(x.shape[1]))
         return F.normalize(torch.cat((x, pole), dim=1), dim=1)
+
+    def _correlations(self, maps: np.ndarray, mean: Tensor, std: Tensor) -> Tensor:
+        """Of the channels, [h w, C, C], or [1, C, C] where all positions share one."""
+        total = torch.zeros(math.prod(self._places), len(mean), len(mean), dtype=torch.float64)
+        for block in self._blocks(maps):
+            rows = ((block - mean) / std).permute(2, 3, 0, 1)
+            rows = rows.reshape(len(total), -1, len(mean))
+            total += rows.mT @ rows
+        own = total / (len(maps) if self.aligned else maps[..., 0].size)
+        return (own + own.mean(0)) / 2  # from few pictures alone, its own would be singular
+
+    def _whitening_of(self, correlations: Tensor) -> Tensor:
+        """The symmetric inverse roots [places, C, C], which turn directions least."""
+        identity = torch.eye(correlations.shape[-1], dtype=torch.float64)
+        shrunk = (1 - self.shrinkage) * correlations + self.shrinkage * identity
+        values, vectors = torch.linalg.eigh(shrunk)
+        return vectors * values.rsqrt()[:, None] @ vectors.mT
 
     def _blocks(self, maps: np.ndarray) -> Iterator[Tensor]:
         """Neighbourhood means of some maps at a time, float64 [m, C, h, w]."""
