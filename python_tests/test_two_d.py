@@ -72,6 +72,20 @@ def test_sliced_wasserstein_known_values() -> None:
     assert metrics.sliced_wasserstein(x, x + 1, seed=1) == metrics.sliced_wasserstein(x, x + 1, seed=1)
 
 
+def test_entropy_and_coverage_known_values() -> None:
+    pytest.importorskip("sklearn")
+    draw = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(4000, 2, generator=draw) for _ in range(2))
+    assert metrics.entropy_excess(3 * x, x) == pytest.approx(2 * math.log(3), abs=1e-5)
+    assert metrics.entropy_excess(y, x) == pytest.approx(0, abs=0.05)
+    assert metrics.entropy_excess(torch.zeros(50, 2), x[:50]) < -50
+    assert metrics.coverage(y, x) == pytest.approx(1 - 2**-5, abs=0.01)
+    left = y[y[:, 0] < 0]
+    assert metrics.coverage(torch.cat((left, left)), x) == pytest.approx(0.5, abs=0.03)
+    with pytest.raises(ValueError, match=r"samples: got \[3, 2\], wants as many as data, \[4, 2\]"):
+        metrics.entropy_excess(x[:3], x[:4])
+
+
 def test_energy_auroc_known_values() -> None:
     pytest.importorskip("sklearn")
     low, high = torch.linspace(0, 1, 10), torch.linspace(2, 3, 20)
@@ -128,6 +142,8 @@ def test_evaluate_a_perfect_model_reaches_the_papers_ceiling() -> None:
     result = metrics.evaluate(draws(0), draws(1), true_energy, n=2000, projections=50)
     assert result["auroc"] == pytest.approx(0.902, abs=0.01) and 0 < result["auroc_std"] < 0.02
     assert result["sliced_wasserstein"] < 2 * result["sliced_wasserstein_floor"]
+    assert result["entropy_excess"] == pytest.approx(0, abs=0.05)
+    assert result["coverage"] == pytest.approx(1 - 2**-5, abs=0.02)
     worse = metrics.evaluate(lambda n, _: torch.zeros(n, 2), draws(1), true_energy, n=500, projections=50)
     assert worse["sliced_wasserstein"] > 5 * worse["sliced_wasserstein_floor"]
 

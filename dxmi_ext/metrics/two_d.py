@@ -1,5 +1,5 @@
-"""Numbers for 2D data: sliced Wasserstein distance and AUROC of the energy (DxMI, Table 1), and the energy's
-divergence from the data.
+"""Numbers for 2D data: sliced Wasserstein distance and AUROC of the energy (DxMI, Table 1), entropy and coverage
+of samples, and the energy's divergence from the data.
 
 Imports torch and numpy; POT and scikit-learn (extra ``train``) are imported where used.
 """
@@ -53,6 +53,32 @@ def energy_auroc(energy_data: Tensor, energy_uniform: Tensor) -> float:
     return float(roc_auc_score(is_data, -energy))
 
 
+def entropy_excess(samples: Tensor, data: Tensor, *, k: int = 5) -> float:
+    """H(samples) - H(data) in nats, by distances to k-th nearest neighbours (Kozachenko & Leonenko 1987).
+
+    Args:
+        samples, data: [n, D] each: of as many, everything else in that estimate is the same.
+    """
+    if samples.shape != data.shape:
+        raise ValueError(f"samples: got {[*samples.shape]}, wants as many as data, {[*data.shape]}")
+    logs = [np.log(_neighbour_distances(_numpy(points), k)).mean() for points in (samples, data)]
+    return float(samples.shape[1] * (logs[0] - logs[1]))
+
+
+def coverage(samples: Tensor, data: Tensor, *, k: int = 5) -> float:
+    """The share of data that have a sample nearer than their k-th nearest neighbour in the data (Naeem et al.
+    2020); of fresh data, 1 - 2^-k.
+
+    Args:
+        samples, data: [n, D], [m, D].
+    """
+    from sklearn.neighbors import NearestNeighbors
+
+    points = _numpy(data)
+    nearest, _ = NearestNeighbors(n_neighbors=1).fit(_numpy(samples)).kneighbors(points)
+    return float((nearest[:, 0] <= _neighbour_distances(points, k)).mean())
+
+
 def energy_kl(
     energy_fn: Callable[[Tensor], Tensor],
     log_density_fn: Callable[[Tensor], Tensor],
@@ -100,23 +126,37 @@ def evaluate(
     Returns:
         sliced_wasserstein(_std): samples to data. sliced_wasserstein_floor: data to other data, what a
         perfect sampler would get. auroc(_std): energies of data against those of uniform points on [-4, 4]^2.
+        entropy_excess, coverage: of samples against data.
     """
-    distances, floors, aurocs = [], [], []
+    distances, floors, aurocs, excesses, coverages = [], [], [], [], []
     for repeat in range(repeats):
         data, other = data_fn(n, 2 * repeat), data_fn(n, 2 * repeat + 1)
         random = np.random.default_rng([seed, repeat])
         uniform = torch.from_numpy(random.uniform(-4, 4, size=(n, 2))).to(data)
         slices = {"projections": projections, "seed": seed + repeat}
-        distances.append(sliced_wasserstein(sample_fn(n, repeat), data, **slices))
+        samples = sample_fn(n, repeat)
+        distances.append(sliced_wasserstein(samples, data, **slices))
         floors.append(sliced_wasserstein(other, data, **slices))
         aurocs.append(energy_auroc(energy_fn(data), energy_fn(uniform)))
+        excesses.append(entropy_excess(samples, data))
+        coverages.append(coverage(samples, data))
     return {
         "sliced_wasserstein": float(np.mean(distances)),
         "sliced_wasserstein_std": float(np.std(distances)),
         "sliced_wasserstein_floor": float(np.mean(floors)),
         "auroc": float(np.mean(aurocs)),
         "auroc_std": float(np.std(aurocs)),
+        "entropy_excess": float(np.mean(excesses)),
+        "coverage": float(np.mean(coverages)),
     }
+
+
+def _neighbour_distances(points: np.ndarray, k: int) -> np.ndarray:
+    """Of each point [n, D] to the k-th nearest other, [n]; points that coincide count as a hair apart."""
+    from sklearn.neighbors import NearestNeighbors
+
+    distances, _ = NearestNeighbors(n_neighbors=k + 1).fit(points).kneighbors(points)  # the first is itself
+    return distances[:, k].clip(min=np.finfo(np.float32).tiny)
 
 
 def _numpy(x: Tensor) -> np.ndarray:
