@@ -78,6 +78,12 @@ class DxMISettings(LangevinSettings, SpeedSettings):
         choices=("backward", "shuffled"),
     )
     td_redraw: bool = setting(False, "redraw x_{t+1} from the current sampler for the value's target")
+    td_weight: float = setting(
+        1.0,
+        "of the value's squared errors; below 1 the energy, where they share weights and an optimizer, has the "
+        "greater say against its T steps",
+        minimum=0,
+    )
     velocity_decay: float = setting(
         0.99, "alpha of adaptive velocity regularisation; 1: off", minimum=0, maximum=1
     )
@@ -341,7 +347,7 @@ class DxMITrainer:
             target = ops.td_target(next_value, sq_displacement, timestep, *tables, *taus, skip_last=skipped)
             value = conditioned(self._learning.value, step.sample, timestep, labels)
             loss = nn.functional.mse_loss(value, target)
-            self.value_optimizer.descend(loss, self._failures["value"])
+            self.value_optimizer.descend(self.settings.td_weight * loss, self._failures["value"])
             losses.append(loss.detach())
         return torch.stack(losses[::-1])  # of step t, in backward order
 

@@ -203,7 +203,7 @@ def plain_dxmi(networks: Networks, settings: DxMISettings, labels: Tensor | None
                     value_at(following, place + 1) + cost(x, following, place, "value") + time_cost[place]
                 )
             loss = ((target - value(x, place, *classes)) ** 2).mean()
-            descend(loss, value_adam, settings.value_clip)
+            descend(settings.td_weight * loss, value_adam, settings.value_clip)
 
         with torch.no_grad():
             to_go = energy(path[T])
@@ -257,7 +257,7 @@ UNCLIPPED = {"sampler_clip": 0, "value_clip": 0, "energy_clip": 0}
         ("time_independent", {**ALGORITHM_2, "time_cost": "linear", "skip_last": 1, "train_last_std": False}),
         ("separate", {"skip_last": 2}),
         ("separate", {"costs_in": "value", "td_order": "shuffled", "td_redraw": True}),
-        ("per_step", {"td_order": "shuffled"}),
+        ("per_step", {"td_order": "shuffled", "td_weight": 0.1}),
         ("per_step", {"td_redraw": True, "time_cost": "linear"}),
         ("per_step", {"sampler_update": "policy_gradient"}),
         ("separate", {"sampler_update": "policy_gradient", "sampler_steps": 1, **UNCLIPPED}),
