@@ -80,8 +80,8 @@ class DxMISettings(LangevinSettings, SpeedSettings):
     td_redraw: bool = setting(False, "redraw x_{t+1} from the current sampler for the value's target")
     td_weight: float = setting(
         1.0,
-        "of the value's squared errors; below 1 the energy, where they share weights and an optimizer, has the "
-        "greater say against its T steps",
+        "of the value's squared errors; below 1 an energy that shares weights and optimizer with the value has "
+        "the greater say against its T steps",
         minimum=0,
     )
     velocity_decay: float = setting(

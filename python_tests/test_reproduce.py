@@ -238,8 +238,9 @@ def test_table_of_fixed_units() -> None:
     rows = [
         Row("x", "first", {}, {"sliced_wasserstein": (0.1, 0.02), "auroc": (0.9, None)}),
         *(Row("y", "second", {}), Row("z", "third", {})),
+        Row("w", "in the second's runs", {}, of="y", prefix="w_"),
     ]
-    found = {"x": [unit(0.1, auroc=0.8), unit(0.3, auroc=0.9)], "y": [unit(0.5)]}
+    found = {"x": [unit(0.1, auroc=0.8), unit(0.3, auroc=0.9)], "y": [unit(0.5, w_auroc=0.7)]}
     page = table.markdown(Experiment("name", "Title", rows, notes="Notes."), found, figure="name.png")
     assert page.splitlines() == [
         *("# Title", ""),
@@ -248,6 +249,7 @@ def test_table_of_fixed_units() -> None:
         "| first | 0.200 ± 0.141 | 0.100 ± 0.020 | 0.850 ± 0.071 | 0.900 |  | 2 |",
         "| second | 0.500 |  |  |  |  | 1 |",
         "| third |  |  |  |  |  | 0 |",
+        "| in the second's runs |  |  | 0.700 |  |  | 1 |",
         *("", "Mean ± standard deviation over seeds, of runs that differ in nothing else.", "", "Notes.", ""),
         *("Fresh data against data: SW 0.050 ± 0.000.", "", "![samples](name.png)", ""),
         *("- 3 runs on a processor, 1 thread a run, torch 2.13, dxmi_ext 0.1; 10 to 50 s each", ""),

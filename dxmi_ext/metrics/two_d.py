@@ -1,5 +1,5 @@
-"""Numbers for 2D data: sliced Wasserstein distance and AUROC of the energy (DxMI, Table 1), entropy and coverage
-of samples, and the energy's divergence from the data.
+"""Numbers for 2D data: sliced Wasserstein distance and AUROC of the energy (DxMI, Table 1), entropy and
+coverage of samples, and the energy's divergence from the data.
 
 Imports torch and numpy; POT and scikit-learn (extra ``train``) are imported where used.
 """

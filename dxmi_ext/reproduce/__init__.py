@@ -75,7 +75,7 @@ def describe(name: str | None = None) -> str:
         lines = [(e.name, f"{e.title}; {len(e.rows)} rows") for e in EXPERIMENTS.values()]
         heading = "experiments"
     else:
-        lines = [(row.name, row.label) for row in find(name).rows]
+        lines = [(row.name, row.label) for row in find(name).rows if row.of is None]
         heading = f"rows of {name}"
     width = max(len(left) for left, _ in lines)
     listed = "\n".join(f"  {left:<{width}}  {right}" for left, right in lines)
@@ -122,7 +122,7 @@ def run(experiment: Experiment, cfg: ReproduceSettings) -> None:
 
 
 def _names(experiment: Experiment, given: str | None) -> list[str]:
-    known = [row.name for row in experiment.rows]
+    known = [row.name for row in experiment.rows if row.of is None]
     names = known if given is None else given.split(",")
     for name in names:
         if name not in known:

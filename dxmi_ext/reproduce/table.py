@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from dxmi_ext import files, plots
-from dxmi_ext.recipes import two_d
+from dxmi_ext.recipes import anomaly, images, two_d
 from dxmi_ext.reproduce.experiments import Experiment
 from dxmi_ext.reproduce.units import Unit
 
 Found = Mapping[str, Sequence[Mapping[str, Any]]]
 """The name of a row -> what its units came to, by seed."""
-_GRID = "samples.png"  # of a run of images
+_PICTURES = {images: "samples.png", anomaly: "heatmaps.png"}  # that a run draws of itself
 
 
 def markdown(experiment: Experiment, found: Found, *, quick: bool = False, figure: str | None = None) -> str:
@@ -37,10 +37,11 @@ def markdown(experiment: Experiment, found: Found, *, quick: bool = False, figur
         heads += [heading, "the paper"] if key in published else [heading]
     rows = []
     for row in experiment.rows:
-        units = found.get(row.name, ())
+        units = found.get(row.of or row.name, ())
         cells = [row.label]
         for key in experiment.columns:
-            cells.append(_mean([unit["numbers"][key] for unit in units if key in unit["numbers"]]))
+            told = [unit["numbers"].get(row.prefix + key) for unit in units]
+            cells.append(_mean([number for number in told if number is not None]))
             if key in published:
                 cells.append(_paper(row.paper.get(key)))
         rows.append([*cells, str(len(units))])
@@ -63,7 +64,7 @@ def markdown(experiment: Experiment, found: Found, *, quick: bool = False, figur
 
 
 def figure(path: Path, experiment: Experiment, units: Sequence[Unit]) -> list[str]:
-    """A panel for each row whose run is here: of 2D runs samples above energies, of images their samples.
+    """A panel for each row whose run is here: of 2D runs samples above energies, of others what they drew.
 
     Args:
         path: a picture that is there already stays, unless the runs of all rows are here.
@@ -75,7 +76,7 @@ def figure(path: Path, experiment: Experiment, units: Sequence[Unit]) -> list[st
     shown: dict[str, Unit] = {}
     finished = dict.fromkeys(unit.row.name for unit in units)
     for unit in units:
-        if (unit.folder / "model").is_dir() or (unit.folder / _GRID).is_file():
+        if (unit.folder / "model").is_dir() or _picture(unit).is_file():
             shown.setdefault(unit.row.name, unit)
     absent = [name for name in finished if name not in shown]
     if not shown or (absent and path.exists()):
@@ -84,9 +85,16 @@ def figure(path: Path, experiment: Experiment, units: Sequence[Unit]) -> list[st
     with files.file(path) as file:
         if drawn[0].task is two_d:
             plots.gallery(file, [_plane(unit) for unit in drawn])
+        elif len(drawn) > 1:
+            plots.grids(file, [(_title(unit), _picture(unit)) for unit in drawn])
         else:
-            plots.grids(file, [(_title(unit), unit.folder / _GRID) for unit in drawn])
+            file.write(_picture(drawn[0]).read_bytes())
     return absent
+
+
+def _picture(unit: Unit) -> Path:
+    """What a run draws of itself, a folder where it draws nothing."""
+    return unit.folder / _PICTURES.get(unit.task, "")
 
 
 def _plane(unit: Unit) -> tuple[str, Tensor, Tensor | None]:
@@ -132,6 +140,6 @@ def _machines(units: Sequence[Mapping[str, Any]]) -> str:
         kind += "".join(f", {name} {unit['versions'].get(name)}" for name in ("torch", "dxmi_ext"))
         kinds.setdefault(kind, []).append(unit["seconds"])
     return "\n".join(
-        f"- {len(seconds)} runs on {kind}; {min(seconds):.0f} to {max(seconds):.0f} s each"
+        f"- {len(seconds)} run{'s' * (len(seconds) != 1)} on {kind}; {min(seconds):.0f} to {max(seconds):.0f} s each"
         for kind, seconds in kinds.items()
     )
