@@ -159,7 +159,8 @@ def _sample(options: argparse.Namespace) -> None:
     rows = generate.rows_of(n, ranks)
     with ranks.joined(device):
         drawn = task.sample(
-            folder, rows, cfg.seed, cfg.batch_size, device, guidance=cfg.guidance, labels=cfg.labels
+            *(folder, rows, cfg.seed, cfg.batch_size, device),
+            **{"guidance": cfg.guidance, "labels": cfg.labels, "steps": cfg.steps},
         )
         written = generate.write(output, n, drawn, ranks)
     if ranks.first:

@@ -44,6 +44,9 @@ class SampleSettings(Settings):
     batch_size: int | None = setting(
         None, "rows that a rank's networks see at a time; null: by the size of a row, at most 4096", minimum=1
     )
+    steps: int | None = setting(
+        None, "T, of a run whose sampler knows several; null: the run's own", minimum=1
+    )
     guidance: float = setting(0.0, "lambda of value guidance; the paper's are at most .5", minimum=0)
     labels: str | None = setting(
         None, "classes, where networks take them: 3, or in turn 0-9 or 1,4; uniform, or null: at random"
@@ -75,6 +78,7 @@ def batches(
     guidance: float = 0.0,
     labels: str | None = None,
     classes: int | None = None,
+    steps: int | None = None,
     chains: Langevin | None = None,
     start: Callable[[int, int], Tensor] | None = None,
 ) -> Iterator[Batch]:
@@ -88,12 +92,19 @@ def batches(
         guidance: lambda of value guidance (DxMI, sec. 4); 0: none.
         labels: as for `read_labels`; None: uniform, where there are classes.
         classes: how many; None: the networks take no labels.
+        steps: T, one of the sampler's ``lengths``; None: the one in use.
         chains: where these end, in place of the sampler's samples.
         start: first row, count -> the data [count, *] that a sampler which wants some starts these rows from.
 
     Raises:
-        ConfigError: labels are bad, or given where there are none, or chains are to be guided.
+        ConfigError: labels are bad, or given where there are none, or chains are to be guided; or the sampler
+            knows no such T.
     """
+    if steps is not None:
+        try:
+            networks.sampler.use(steps)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
     device, shape = networks.sampler.log_std.device, networks.sampler.data_shape
     key = ops.noise_key(seed, device=device)
     given = None

@@ -19,6 +19,7 @@ class Networks(nn.Module):
     Args:
         sampler: pi.
         value: V^t, (x [N, *], timestep int64 [N]) -> [N]; t = 0..T, or 0..T - 1 beside an energy of its own.
+            T is the sampler's `end`.
         energy: E = V^T, (x [N, *]) -> [N]; None: the value's last step.
     """
 
@@ -30,14 +31,14 @@ class Networks(nn.Module):
         """E(x), [N]; low where data is likely."""
         if self.energy_network is not None:
             return conditioned(self.energy_network, x, labels)
-        last = torch.full((len(x),), self.sampler.steps, device=x.device)
+        last = torch.full((len(x),), self.sampler.end, device=x.device)
         return conditioned(self.value, x, last, labels)
 
     def value_at(self, x: Tensor, timestep: Tensor, labels: Tensor | None = None) -> Tensor:
         """V^t(x), [N], for t = 0..T; V^T is the energy."""
         if self.energy_network is None:
             return conditioned(self.value, x, timestep, labels)
-        last = self.sampler.steps
+        last = self.sampler.end
         values = conditioned(self.value, x, timestep.clamp(max=last - 1), labels)
         return torch.where(timestep == last, self.energy(x, labels), values)
 
@@ -47,8 +48,9 @@ class Networks(nn.Module):
         def move(x: Tensor, timestep: Tensor, labels: Tensor | None) -> Tensor:
             with torch.enable_grad(), frozen(self):
                 x = x.detach().requires_grad_()
-                (slope,) = torch.autograd.grad(self.value_at(x, timestep, labels).sum(), x)
-            std = self.sampler.log_std.detach().exp()[timestep - 1]
+                reached = self.sampler.after(timestep)
+                (slope,) = torch.autograd.grad(self.value_at(x, reached, labels).sum(), x)
+            std = self.sampler.log_std.detach().exp()[timestep]
             return (x - guidance * per_row(std, x) * slope).detach()
 
         return move

@@ -21,7 +21,7 @@ LATENT_TIMESTEP = ops.INITIAL_TIMESTEP - 1
 
 
 class Guide(Protocol):
-    """(x [N, *], timestep int64 [N] that x has reached, labels [N] or None) -> the samples to go on from."""
+    """(x [N, *], timestep int64 [N] of the step that led to x, labels [N] or None) -> where to go on from."""
 
     def __call__(self, x: Tensor, timestep: Tensor, labels: Tensor | None) -> Tensor: ...
 
@@ -52,18 +52,17 @@ class Trajectory(NamedTuple):
         """Every particle's step t; views."""
         return Transition(self.samples[t], self.samples[t + 1], self.sq_displacement[t])
 
-    def at(self, timestep: Tensor) -> Transition:
-        """Each particle's step at its own timestep, int64 [B]; gathered."""
-        rows = torch.arange(len(timestep), device=timestep.device)
-        return Transition(
-            self.samples[timestep, rows],
-            self.samples[timestep + 1, rows],
-            self.sq_displacement[timestep, rows],
-        )
+    def at(self, t: Tensor) -> Transition:
+        """Each particle's own step t, int64 [B]; gathered."""
+        rows = torch.arange(len(t), device=t.device)
+        return Transition(self.samples[t, rows], self.samples[t + 1, rows], self.sq_displacement[t, rows])
 
 
 class GaussianSampler(nn.Module):
     """x_{t+1} = sample_coef[t] x_t + output_coef[t] network(x_t, t) + exp(log_std[t]) z (DxMI, sec. 1).
+
+    A chain has T steps. A sampler may know chains of several lengths, each with tables of its own, those of
+    one after those of another: a timestep is a row of them, and tells both the length and the step.
 
     Args:
         network: (x [N, *], timestep int64 [N]) -> [N, *], or with labels [N] as a third argument.
@@ -73,8 +72,10 @@ class GaussianSampler(nn.Module):
             each step (DDGAN, Xiao et al. 2022); 0: none.
         start: makes x_0 from data, (data [N, *], key, sample_offset=) -> [N, *], its noise keyed by the
             global row; a module, so that checkpoints hold it. None: x_0 is normal noise.
+        lengths: T of each chain in a schedule that is `schedules.joined`; None: it is of one chain.
 
     Attributes:
+        steps: T of the chain in use.
         memory_format: of the samples; every step keeps that of the one before.
     """
 
@@ -88,10 +89,16 @@ class GaussianSampler(nn.Module):
         *,
         latent_dim: int = 0,
         start: nn.Module | None = None,
+        lengths: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         if latent_dim < 0:
             raise ValueError(f"latent_dim: got {latent_dim}, wants 0 or more")
+        self.lengths = tuple(lengths or [len(schedule.log_std)])
+        if sum(self.lengths) != len(schedule.log_std):
+            raise ValueError(
+                f"lengths: got {self.lengths}, wants in all the schedule's {len(schedule.log_std)} steps"
+            )
         self.network, self.start = network, start
         self.data_shape = tuple(data_shape)
         self.latent_dim = latent_dim
@@ -102,16 +109,36 @@ class GaussianSampler(nn.Module):
         self.register_buffer("sample_coef", schedule.sample_coef.float())
         self.register_buffer("output_coef", schedule.output_coef.float())
         self.timesteps: Tensor
-        self.register_buffer("timesteps", torch.arange(len(self.log_std)), persistent=False)
+        self.register_buffer("timesteps", torch.arange(self.end), persistent=False)
+        following = torch.arange(1, self.end + 1)
+        following[torch.tensor(self.lengths).cumsum(0) - 1] = self.end
+        self.following: Tensor
+        self.register_buffer("following", following, persistent=False)
+        self.use(self.lengths[0])
+
+    def use(self, steps: int) -> None:
+        """Chains have so many steps from here on.
+
+        Raises:
+            ValueError: it is none of ``lengths``.
+        """
+        if steps not in self.lengths:
+            raise ValueError(f"steps: got {steps}, wants one of {', '.join(map(str, self.lengths))}")
+        self.steps = steps
+        self.first = sum(self.lengths[: self.lengths.index(steps)])
 
     @property
-    def steps(self) -> int:
-        """T."""
+    def end(self) -> int:
+        """The timestep of every chain's x_T: one after all steps."""
         return len(self.log_std)
 
     def timestep(self, t: int, n: int) -> Tensor:
-        """Step t for n rows: int64 [n], without a copy."""
-        return self.timesteps[t].expand(n)
+        """Step t of the chain in use, for n rows: int64 [n], without a copy."""
+        return self.timesteps[self.first + t].expand(n)
+
+    def after(self, timestep: Tensor) -> Tensor:
+        """Where steps [n] lead to: the next of their chain, or `end`."""
+        return self.following[timestep]
 
     def initial(self, n: int, key: Tensor, *, data: Tensor | None = None, sample_offset: int = 0) -> Tensor:
         """x_0 [n, *]; of data [n, *] where the sampler has a ``start``, which else have no effect."""
@@ -145,7 +172,7 @@ class GaussianSampler(nn.Module):
         """
         latent = None
         if self.latent_dim:
-            latent = draw_latents(timestep, self.steps, self.latent_dim, key, sample_offset=sample_offset)
+            latent = draw_latents(timestep, self.end, self.latent_dim, key, sample_offset=sample_offset)
         output = conditioned(self.network, sample, timestep, labels, latent=latent)
         tables = self.sample_coef, self.output_coef, self.log_std
         return ops.sampler_step(sample, output, timestep, *tables, key, sample_offset=sample_offset)
@@ -207,7 +234,7 @@ class GaussianSampler(nn.Module):
                 timestep = self.timestep(t, count)
                 x = self(x, timestep, key, classes, sample_offset=offset).next_sample
                 if guide is not None:
-                    x = guide(x, timestep + 1, classes)
+                    x = guide(x, timestep, classes)
             batches.append(x)
         return torch.cat(batches) if batches else self.initial(0, key, data=data)
 

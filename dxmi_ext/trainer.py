@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import random
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
@@ -80,7 +81,7 @@ class DxMISettings(LangevinSettings, SpeedSettings):
     td_redraw: bool = setting(False, "redraw x_{t+1} from the current sampler for the value's target")
     td_weight: float = setting(
         1.0,
-        "of the value's squared errors; below 1 an energy that shares weights and optimizer with the value has "
+        "of the value's squared errors; below 1 an energy that shares the value's weights and optimizer has "
         "the greater say against its T steps",
         minimum=0,
     )
@@ -222,7 +223,8 @@ class DxMITrainer:
         log_std = sampler.log_std.detach()
         self._initial_std = log_std.exp().tolist()
         self.velocity_var = (2 * log_std).exp()  # s_t^2 starts at sigma_t^2
-        self.time_cost = time_costs(settings.time_cost, sampler.steps).to(log_std)
+        costs = [time_costs(settings.time_cost, steps) for steps in sampler.lengths]
+        self.time_cost = torch.cat(costs).to(log_std)
         self.temperature = Temperature(settings.tau_rate, log_std.new_ones(()), self.ranks)
         self._dim = math.prod(sampler.data_shape)
         speed.prepare(settings, sampler, value, networks.energy_network)
@@ -248,7 +250,7 @@ class DxMITrainer:
         self._failures = {name: log_std.new_zeros(()) for name in ("energy", "value", "sampler")}
         if not settings.train_last_std:
             trained = torch.ones_like(log_std)
-            trained[-1] = 0
+            trained[sampler.following == sampler.end] = 0
             sampler.log_std.register_hook(lambda grad: grad * trained)
         # The networks as they are called where they learn.
         wrap, energy = self.ranks.wrap, networks.energy_network
@@ -267,6 +269,10 @@ class DxMITrainer:
         self.retry(0, 1.0)
         self._iterate: Callable[..., dict[str, Tensor]] = self._iteration_of
         check_cuda_graph(settings, log_std.device, self.ranks)
+        if len(sampler.lengths) > 1 and (settings.cuda_graph or settings.skip_last):
+            raise ConfigError(
+                "cuda_graph, skip_last: got one of them, wants none with chains of several lengths"
+            )
         if settings.cuda_graph:
             self._iterate = Graphed(self._iteration_of)
 
@@ -279,17 +285,20 @@ class DxMITrainer:
         return health.symptoms(numbers, self._initial_std)
 
     def step(self, batch: Tensor | tuple[Tensor, Tensor]) -> dict[str, Tensor]:
-        """One iteration of Algorithm 1 or 2.
+        """One iteration of Algorithm 1 or 2, on chains of a length drawn from those that the sampler knows.
 
         Args:
             batch: this rank's rows: data [B, *], or data and labels [B].
 
         Returns:
-            What to log, on the device: scalars, and vectors [T] or of one value a sampler step.
+            What to log, on the device: scalars, and vectors, of one value a step of the chain or of the
+            tables, or of one a sampler step. Of several lengths, means over the chain.
         """
         data, labels = batch if isinstance(batch, tuple) else (batch, None)
         data = data.contiguous(memory_format=self.sampler.memory_format)
         self._learning_rates.at(self.iteration)
+        # The same on all ranks, and after a resume.
+        self.sampler.use(random.Random(f"{self._seed} {self.iteration}").choice(self.sampler.lengths))
         with speed.running(self.settings, data.device):
             metrics = self._iterate(self._draws.keys(self.iteration), data, labels)
         self.iteration += 1
@@ -309,8 +318,11 @@ class DxMITrainer:
         metrics["sq_displacement"] = path.sq_displacement.mean(1)
         metrics = self.ranks.mean(metrics)
         moved = metrics["sq_displacement"]
-        moved = torch.where(moved < math.inf, moved, self.velocity_var)  # NaN would stay for ever
-        ops.update_velocity_var_(self.velocity_var, moved[:, None], self.settings.velocity_decay)
+        velocity_var = self.velocity_var.narrow(0, self.sampler.first, self.sampler.steps)
+        moved = torch.where(moved < math.inf, moved, velocity_var)  # NaN would stay for ever
+        ops.update_velocity_var_(velocity_var, moved[:, None], self.settings.velocity_decay)
+        if len(self.sampler.lengths) > 1:
+            metrics |= {name: metrics[name].mean() for name in ("log_prob", "sq_displacement", "value_loss")}
         if self.settings.tau_rate:
             metrics |= self.temperature.update(data, path.samples[-1])
         self._average(*map(sharding.local, self._averages), None)
@@ -338,7 +350,7 @@ class DxMITrainer:
                     following, _, sq_displacement = self.sampler(
                         step.sample, timestep, keys["td_redraw"], labels, sample_offset=self._offset
                     )
-                next_value = self.networks.value_at(following, timestep + 1, labels)
+                next_value = self.networks.value_at(following, self.sampler.after(timestep), labels)
             tables = self.sampler.log_std, self.velocity_var, self.time_cost
             taus, skipped = self._taus("value"), self.settings.skip_last
             if self.settings.tau_rate:
@@ -355,13 +367,13 @@ class DxMITrainer:
         """The timesteps [B] and transitions that the value learns from, in turn; each of the path once."""
         steps, n = path.sq_displacement.shape
         if self.settings.td_order == "backward":
-            for t in reversed(range(steps)):
-                yield self.sampler.timestep(t, n), path.step(t)
+            for step in reversed(range(steps)):
+                yield self.sampler.timestep(step, n), path.step(step)
         else:
             first = noise.randint(steps, n, keys["td_choice"], sample_offset=self._offset)
             for i in range(steps):
-                timestep = (first + i) % steps
-                yield timestep, path.at(timestep)
+                t = (first + i) % steps
+                yield self.sampler.first + t, path.at(t)
 
     def _sampler_steps(
         self, path: Trajectory, labels: Tensor | None, keys: dict[str, Tensor], data: Tensor
@@ -375,12 +387,13 @@ class DxMITrainer:
             if self.settings.sampler_update == "policy_gradient":
                 advantage = self._advantages(path, labels)
             for i in range(self.settings.sampler_steps):
-                timestep, key = (first + i) % steps, keys[f"redraw{i}"]
+                t, key = (first + i) % steps, keys[f"redraw{i}"]
+                timestep = self.sampler.first + t
                 if self.settings.sampler_update == "dxdp":
-                    loss = self._dxdp_loss(path.at(timestep), timestep, labels, key)
+                    loss = self._dxdp_loss(path.at(t), timestep, labels, key)
                 elif self.settings.sampler_update == "policy_gradient":
-                    mine = advantage.gather(0, timestep[None])[0]
-                    loss = self._policy_gradient_loss(path.at(timestep), timestep, labels, mine)
+                    mine = advantage.gather(0, t[None])[0]
+                    loss = self._policy_gradient_loss(path.at(t), timestep, labels, mine)
                 else:
                     loss = self._backprop_loss(data, labels, key)
                 self.sampler_optimizer.descend(loss, self._failures["sampler"])
@@ -390,7 +403,7 @@ class DxMITrainer:
     def _dxdp_loss(self, step: Transition, timestep: Tensor, labels: Tensor | None, key: Tensor) -> Tensor:
         """The value of a redrawn step and its cost; the gradient goes through the step (DxMI, sec. 2)."""
         redrawn = self._learning_sampler(step.sample, timestep, key, labels, sample_offset=self._offset)
-        value = self.networks.value_at(redrawn.next_sample, timestep + 1, labels)
+        value = self.networks.value_at(redrawn.next_sample, self.sampler.after(timestep), labels)
         return (value + self._cost("sampler", redrawn.sq_displacement, timestep)).mean()
 
     def _policy_gradient_loss(

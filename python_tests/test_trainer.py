@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dxmi_ext import health, noise, ops, schedules
+from dxmi_ext.config import ConfigError
 from dxmi_ext.data import two_d
 from dxmi_ext.models.mlp import EnergyMLP, SamplerMLP, ValueMLP
 from dxmi_ext.networks import Networks, TimeIndependent
@@ -279,13 +280,63 @@ def test_trainer_follows_the_algorithms(kind: str, changes: dict[str, Any], labe
     torch.testing.assert_close(actual, wanted, rtol=1e-8, atol=1e-9)
 
 
+LENGTHS = (1, 2, 3)
+
+
+def of_several_lengths(settings: DxMISettings | None = None) -> DxMITrainer:
+    chains = [schedules.variance_exploding(steps, sigma_max=3.0, sigma_min=0.4) for steps in LENGTHS]
+    torch.manual_seed(0)
+    network, value = SamplerMLP(D, sum(LENGTHS), 8, 2), ValueMLP(D, LENGTHS, 8, 2)
+    sampler = GaussianSampler(network, schedules.joined(chains), (D,), lengths=LENGTHS)
+    return DxMITrainer(Networks(sampler, value), settings or DxMISettings(), iterations=20, seed=0)
+
+
+def test_values_of_several_lengths_add_the_heads_of_their_own_chain() -> None:
+    value = of_several_lengths().value
+    with torch.no_grad():
+        value.heads.weight.zero_()
+        value.heads.bias.copy_(2.0 ** torch.arange(7))
+        values = value(torch.zeros(7, D), torch.arange(7)).tolist()
+    assert values == [1 + 64, 2 + 4 + 64, 4 + 64, 8 + 16 + 32 + 64, 16 + 32 + 64, 32 + 64, 64]
+
+
+def test_each_iteration_learns_the_steps_of_one_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its targets at chains' ends are energies, and resuming goes on with the length that would follow."""
+    trainer, seen = of_several_lengths(), set()
+    value_at = Networks.value_at
+    ends: list[set[int]] = []
+
+    def noted(self: Networks, x: Tensor, timestep: Tensor, *rest: Any) -> Tensor:
+        ends.append(set(timestep.tolist()))
+        return value_at(self, x, timestep, *rest)
+
+    monkeypatch.setattr(Networks, "value_at", noted)
+    for _ in range(12):
+        velocity_var = trainer.velocity_var.clone()
+        ends.clear()
+        metrics = trainer.step(torch.randn(B, D, generator=torch.Generator().manual_seed(trainer.iteration)))
+        steps, first = trainer.sampler.steps, trainer.sampler.first
+        mine = {*range(first, first + steps)}
+        assert {*(trainer.velocity_var != velocity_var).nonzero()[:, 0].tolist()} == mine
+        assert ends[0] == {6} and set().union(*ends) <= mine - {first} | {6}
+        assert metrics["value_loss"].shape == () and all(v.isfinite().all() for v in metrics.values())
+        seen.add(steps)
+    assert seen == {*LENGTHS}
+    other = of_several_lengths()
+    other.load_state_dict(copy.deepcopy(trainer.state_dict()))
+    data = torch.randn(B, D)
+    torch.testing.assert_close(other.step(data), trainer.step(data), rtol=0, atol=0)
+    with pytest.raises(ConfigError, match="skip_last: got one"):
+        of_several_lengths(DxMISettings(skip_last=1))
+
+
 def test_value_guidance_goes_down_the_value() -> None:
     """x - guidance sigma_t grad V(x), with the paper's sign: samples end at lower energies."""
     networks = make_networks(kind="time_independent")
-    x, timestep = batch(0), torch.arange(B) % T + 1
+    x, timestep = batch(0), torch.arange(B) % T
     leaf = x.clone().requires_grad_()
     (slope,) = torch.autograd.grad(networks.value(leaf, timestep).sum(), leaf)
-    std = networks.sampler.log_std.detach().exp()[timestep - 1][:, None]
+    std = networks.sampler.log_std.detach().exp()[timestep][:, None]
     moved = networks.guide(0.3)(x, timestep, None)
     torch.testing.assert_close(moved, x - 0.3 * std * slope)
     key = ops.noise_key(1)

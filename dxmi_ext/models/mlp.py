@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -40,23 +42,30 @@ class ValueMLP(nn.Module):
 
     Args:
         dim: D.
-        steps: T.
+        steps: T, or each T of a sampler that knows several.
         width, depth: of the hidden layers.
         extent: the data lie within [-extent, extent].
     """
 
-    def __init__(self, dim: int, steps: int, width: int, depth: int, extent: float = 4.0) -> None:
+    def __init__(
+        self, dim: int, steps: int | Sequence[int], width: int, depth: int, extent: float = 4.0
+    ) -> None:
         super().__init__()
+        lengths = [steps] if isinstance(steps, int) else steps
+        total = sum(lengths)
         self.trunk = nn.Sequential(_first_layer(dim, width, extent), _hidden_layers(width, depth))
-        self.heads = nn.Linear(width, steps + 1)
+        self.heads = nn.Linear(width, total + 1)
         with torch.no_grad():
             self.heads.weight[:-1] = 0
             self.heads.bias[:-1] = 0
         self.later: Tensor
-        self.register_buffer("later", torch.ones(steps + 1, steps + 1).triu(1), persistent=False)
+        chains = torch.block_diag(*(torch.ones(n, n).triu(1) for n in lengths))
+        later = nn.functional.pad(chains, (0, 1, 0, 1))
+        later[:-1, -1] = 1  # the energy's head comes after every step
+        self.register_buffer("later", later, persistent=False)
 
     def forward(self, x: Tensor, timestep: Tensor) -> Tensor:
-        # Each head plus those of later steps, which get no gradient here.
+        # Each head plus those of later steps of its chain, which get no gradient here.
         weight = torch.addmm(self.heads.weight, self.later, self.heads.weight.detach())
         bias = torch.addmv(self.heads.bias, self.later, self.heads.bias.detach())
         values = nn.functional.linear(self.trunk(x), weight, bias)

@@ -247,9 +247,7 @@ def sample(
     seed: int,
     batch_size: int | None,
     device: torch.device,
-    *,
-    guidance: float = 0.0,
-    labels: str | None = None,
+    **options: Any,
 ) -> Iterator[generate.Batch]:
     """Samples [m, C] of a run's final sampler, unit vectors but for the last step's noise, as
     `generate.batches`. They start from training data, of a row that (seed, i) chooses."""
@@ -262,9 +260,7 @@ def sample(
         chosen = noise.randint(len(data), count, key, sample_offset=first).cpu().numpy()
         return torch.from_numpy(data[chosen].astype(np.float32)).to(device)
 
-    return generate.batches(
-        networks, rows, seed, batch_size=batch_size, guidance=guidance, labels=labels, start=start
-    )
+    return generate.batches(networks, rows, seed, batch_size=batch_size, start=start, **options)
 
 
 def evaluate(

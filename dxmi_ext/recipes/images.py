@@ -157,16 +157,12 @@ def sample(
     seed: int,
     batch_size: int | None,
     device: torch.device,
-    *,
-    guidance: float = 0.0,
-    labels: str | None = None,
+    **options: Any,
 ) -> Iterator[generate.Batch]:
     """Samples [m, C, H, W] of a run's final sampler, near [-1, 1], as `generate.batches`."""
     _, networks = load(directory, device)
     classes = _classes_of(networks)
-    return generate.batches(
-        networks, rows, seed, batch_size=batch_size, guidance=guidance, labels=labels, classes=classes
-    )
+    return generate.batches(networks, rows, seed, batch_size=batch_size, classes=classes, **options)
 
 
 def evaluate(

@@ -52,7 +52,10 @@ class Config(DxMISettings, config.RunConfig):
     log_every: int = setting(20, "iterations between lines of metrics.jsonl", minimum=1)
     threads: int = setting(1, "CPU threads of torch; networks of this size gain nothing from more", minimum=0)
     data: str = setting("8gaussians", "density", choices=tuple(data_two_d.DENSITIES))
-    steps: int = setting(5, "T, steps of the sampler", minimum=2)
+    steps: int = setting(5, "T, steps of the sampler", minimum=1)
+    lengths: str | None = setting(
+        None, "T of all chains that one sampler learns, as 1,2,5,10, `steps` among them; null: steps alone"
+    )
     schedule: str = setting(
         "variance_exploding",
         "of the sampler: sigma_max to sigma_min; ddpm: DDPM's linear betas, T of them from 1e-4 to .02; "
@@ -80,10 +83,12 @@ class Config(DxMISettings, config.RunConfig):
             raise config.ConfigError(
                 f"sigma_min: got {self.sigma_min!r}, wants a value between 0 and sigma_max={self.sigma_max!r}"
             )
-        if self.schedule == "respaced_ddpm" and self.steps > 1000:
+        if self.schedule == "respaced_ddpm" and max(self.all_steps) > 1000:
             raise config.ConfigError(
-                f"steps: got {self.steps}, wants at most 1000 with schedule=respaced_ddpm"
+                f"steps: got {max(self.all_steps)}, wants at most 1000 with schedule=respaced_ddpm"
             )
+        if self.steps not in self.all_steps:
+            raise config.ConfigError(f"lengths: got {self.lengths!r}, wants steps={self.steps} among them")
         if self.skip_last > self.steps:
             raise config.ConfigError(f"skip_last: got {self.skip_last}, wants at most steps={self.steps}")
         for key in ("energy_lr", "energy_clip"):
@@ -94,6 +99,18 @@ class Config(DxMISettings, config.RunConfig):
                 )
         if self.cuda_graph and self.device == "cpu":
             raise config.ConfigError("cuda_graph: got true, wants a CUDA device, but device=cpu")
+
+    @property
+    def all_steps(self) -> list[int]:
+        """T of all chains that the sampler learns.
+
+        Raises:
+            config.ConfigError: they are no such numbers.
+        """
+        texts = str(self.steps).split() if self.lengths is None else self.lengths.split(",")
+        if not all(text.strip().isdecimal() and int(text) for text in texts) or len({*texts}) < len(texts):
+            raise config.ConfigError(f"lengths: got {self.lengths!r}, wants numbers of steps, as 1,2,5")
+        return [int(text) for text in texts]
 
 
 EvaluateSettings = config.EvaluateSettings
@@ -153,17 +170,13 @@ def sample(
     seed: int,
     batch_size: int | None,
     device: torch.device,
-    *,
-    guidance: float = 0.0,
-    labels: str | None = None,
+    **options: Any,
 ) -> Iterator[generate.Batch]:
     """Samples [m, 2] of a run's final sampler, or of Langevin chains where it trained none, as
     `generate.batches`."""
     cfg, networks = load(directory, device)
     chains = None if cfg.trains_sampler else _chains(cfg)
-    return generate.batches(
-        networks, rows, seed, batch_size=batch_size, guidance=guidance, labels=labels, chains=chains
-    )
+    return generate.batches(networks, rows, seed, batch_size=batch_size, chains=chains, **options)
 
 
 def evaluate(
@@ -180,15 +193,16 @@ def build(cfg: Config, device: torch.device) -> tuple[Networks, schedules.Schedu
     schedule = _schedule(cfg)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cfg.seed)
-        network = SamplerMLP(2, cfg.steps, cfg.sampler_width, cfg.sampler_depth)
+        network = SamplerMLP(2, sum(cfg.all_steps), cfg.sampler_width, cfg.sampler_depth)
         size = cfg.value_width, cfg.value_depth
         value: nn.Module
         if cfg.value_kind == "time_independent":
             value, energy = TimeIndependent(EnergyMLP(2, *size)), None
         else:
-            value = ValueMLP(2, cfg.steps, *size)
+            value = ValueMLP(2, cfg.all_steps, *size)
             energy = EnergyMLP(2, *size) if cfg.value_kind == "separate" else None
-    sampler = GaussianSampler(network, schedule, (2,))
+    sampler = GaussianSampler(network, schedule, (2,), lengths=cfg.all_steps)
+    sampler.use(cfg.steps)
     return Networks(sampler, value, energy).to(device), schedule
 
 
@@ -206,15 +220,21 @@ def load(directory: Path, device: torch.device) -> tuple[Config, Networks]:
 
 
 def evaluate_networks(cfg: Config, networks: Networks, *, seed: int) -> dict[str, float]:
-    """Sliced Wasserstein and AUROC by the paper's protocol; energy_kl where there is a temperature."""
+    """Sliced Wasserstein and AUROC by the paper's protocol; energy_kl where there is a temperature; of a
+    sampler that knows several T also sliced_wasserstein_tT of each."""
     device = networks.sampler.log_std.device
     draws = noise.Draws(seed, "evaluate", ["sample", "data"], device)
-    numbers = metrics_two_d.evaluate(
-        lambda n, draw: _draw(cfg, networks, n, draws.at(draw)["sample"]),
-        lambda n, draw: data_two_d.sample(cfg.data, n, draws.at(draw)["data"]),
-        torch.no_grad()(networks.energy),
-        seed=seed,
-    )
+    numbers: dict[str, float] = {}
+    for steps in sorted(cfg.all_steps, key=lambda steps: steps == cfg.steps):
+        networks.sampler.use(steps)
+        numbers |= metrics_two_d.evaluate(
+            lambda n, draw: _draw(cfg, networks, n, draws.at(draw)["sample"]),
+            lambda n, draw: data_two_d.sample(cfg.data, n, draws.at(draw)["data"]),
+            torch.no_grad()(networks.energy),
+            seed=seed,
+        )
+        if cfg.lengths is not None:
+            numbers[f"sliced_wasserstein_t{steps}"] = numbers["sliced_wasserstein"]
     if temperature := temperature_of(cfg):
         numbers["energy_kl"] = metrics_two_d.energy_kl(
             torch.no_grad()(networks.energy),
@@ -274,12 +294,16 @@ def table(cfg: Config, numbers: dict[str, float]) -> str:
 
 
 def _schedule(cfg: Config) -> schedules.Schedule:
+    return schedules.joined([_chain(cfg, steps) for steps in cfg.all_steps])
+
+
+def _chain(cfg: Config, steps: int) -> schedules.Schedule:
     if cfg.schedule == "ddpm":
-        return schedules.ddpm(schedules.make_betas(steps=cfg.steps), min_std=cfg.min_std)
+        return schedules.ddpm(schedules.make_betas(steps=steps), min_std=cfg.min_std)
     if cfg.schedule == "respaced_ddpm":  # from pure noise on, so trailing
-        return schedules.ddim(cfg.steps, eta=1.0, spacing="trailing", min_std=cfg.min_std)
+        return schedules.ddim(steps, eta=1.0, spacing="trailing", min_std=cfg.min_std)
     return schedules.variance_exploding(
-        cfg.steps, sigma_max=cfg.sigma_max, sigma_min=cfg.sigma_min, min_std=cfg.min_std
+        steps, sigma_max=cfg.sigma_max, sigma_min=cfg.sigma_min, min_std=cfg.min_std
     )
 
 

@@ -170,9 +170,9 @@ The DxMI rows are `dxmi train 8gaussians` (variance-exploding levels 3 to .4) bu
             },
             notes="""\
 952 good and 392 defective pictures of 128 x 128 (Huang et al. 2018), `data=magnetic_tile_128.npz`; split by
-sorted number: 599 train, 67 are held out for the thresholds, 678 are tested. All methods are parts of one run a
-seed, on the same features. Which features, and how they are whitened, was chosen by looking at this test set, so
-the figures flatter all methods alike.""",
+sorted number: 599 train, 67 are held out for the thresholds, 678 are tested. All methods are parts of one run
+a seed, on the same features. Which features, and how they are whitened, was chosen by looking at this test
+set, so the figures flatter all methods alike.""",
             seeds=3,
         ),
         Experiment(

@@ -140,6 +140,6 @@ def _machines(units: Sequence[Mapping[str, Any]]) -> str:
         kind += "".join(f", {name} {unit['versions'].get(name)}" for name in ("torch", "dxmi_ext"))
         kinds.setdefault(kind, []).append(unit["seconds"])
     return "\n".join(
-        f"- {len(seconds)} run{'s' * (len(seconds) != 1)} on {kind}; {min(seconds):.0f} to {max(seconds):.0f} s each"
-        for kind, seconds in kinds.items()
+        f"- {len(times)} run{'s' * (len(times) > 1)} on {kind}; {min(times):.0f} to {max(times):.0f} s each"
+        for kind, times in kinds.items()
     )

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from dxmi_ext.schedules.exploding import edm, variance_exploding
 from dxmi_ext.schedules.preserving import ddgan, ddim, ddpm, fastdpm, make_betas
-from dxmi_ext.schedules.tables import Schedule, from_levels, posterior_std, target
+from dxmi_ext.schedules.tables import Schedule, from_levels, joined, posterior_std, target
 
 __all__ = [
     "CHOICES",
@@ -21,6 +21,7 @@ __all__ = [
     "edm",
     "fastdpm",
     "from_levels",
+    "joined",
     "make_betas",
     "posterior_std",
     "target",

@@ -16,12 +16,12 @@ def variance_exploding(
     """Ancestral sampling on geometric noise levels sigma_max .. sigma_min, 0.
 
     Args:
-        steps: T, at least 2.
+        steps: T; of one step, sigma_max is the level.
         sigma_max, sigma_min: noise levels at which the first and the last step see the sample.
         min_std: lower bound of the posterior's standard deviation, which is 0 at the last step.
         prediction: what the network tells, as in `from_levels`.
     """
-    check_steps(steps, 2)
+    check_steps(steps, 1)
     _check_sigmas(sigma_min, sigma_max)
     sigmas = torch.linspace(math.log(sigma_max), math.log(sigma_min), steps, dtype=torch.float64).exp()
     return _ancestral(_with_zero(sigmas), sigma_max, min_std=min_std, prediction=prediction)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -25,6 +26,9 @@ class Schedule(NamedTuple):
     """What a network that knows no steps gets for t: a DDPM timestep, maybe fractional, or EDM's c_noise."""
     input_scale: Tensor
     """What it wants x_t multiplied by, as EDM's c_in; `sampler.Timed` applies both."""
+
+
+_TABLES = [name for name in Schedule._fields if name != "initial_std"]
 
 
 def from_levels(
@@ -100,6 +104,19 @@ def from_levels(
         time=time.double(),
         input_scale=input_scale,
     )
+
+
+def joined(chains: Sequence[Schedule]) -> Schedule:
+    """The tables of chains of several lengths, one after another, for a `GaussianSampler` that knows all.
+
+    Raises:
+        ValueError: they start from different noise.
+    """
+    starts = [chain.initial_std for chain in chains]
+    if len(set(starts)) != 1:
+        raise ValueError(f"chains: got initial_std {starts}, wants one for all")
+    tables = {name: torch.cat([getattr(chain, name) for chain in chains]) for name in _TABLES}
+    return Schedule(**tables, initial_std=starts[0])
 
 
 def target(
