@@ -1,8 +1,9 @@
 """A temperature that nobody has to choose: it follows the entropy of the data.
 
-At DxMI's equilibrium samples and data have one distribution, so one entropy. Below the right tau the sampler
-gathers where the energy is low, above it spreads beyond the data, and its entropy rises with tau all the way:
-so tau is the multiplier of the constraint that both entropies be equal, and dual ascent finds it.
+At DxMI's equilibrium samples and data have one distribution, so one entropy, whatever tau is; what training
+reaches is near that for a range of tau. Below it the sampler gathers where the energy is low, above it
+spreads beyond the data; within it the energy tells the more the larger tau is. So tau is taken so large that
+the samples' entropy is a margin above the data's: the multiplier of that constraint, found by dual ascent.
 Imports torch and ``dxmi_ext.ranks``.
 """
 
@@ -22,12 +23,15 @@ class Temperature:
 
     Args:
         rate: the factor grows by exp(rate) an iteration for each nat a dimension that samples lack.
+        margin: nats a dimension by which samples are to exceed the data.
         factor: a scalar on the device, to begin with; it is changed in place.
         ranks: whose rows are taken together, so that the factor is the same on all.
     """
 
-    def __init__(self, rate: float, factor: Tensor, ranks: Ranks | None = None) -> None:
-        self.rate, self.factor, self.ranks = rate, factor, ranks or Ranks()
+    def __init__(
+        self, rate: float, factor: Tensor, ranks: Ranks | None = None, *, margin: float = 0.0
+    ) -> None:
+        self.rate, self.factor, self.margin, self.ranks = rate, factor, margin, ranks or Ranks()
 
     @torch.no_grad()
     def update(self, data: Tensor, samples: Tensor) -> dict[str, Tensor]:
@@ -40,7 +44,8 @@ class Temperature:
             What to log.
         """
         gap = entropy_gap(self.ranks.gather(data), self.ranks.gather(samples))
-        self.factor.mul_(torch.exp(self.rate * gap.nan_to_num(0.0, 0.0, 0.0)))
+        lack = (gap + self.margin).nan_to_num(0.0, 0.0, 0.0)
+        self.factor.mul_(torch.exp(self.rate * lack))
         self.factor.clamp_(1 / _LARGEST, _LARGEST)
         return {"entropy_gap": gap, "temperature": self.factor.clone()}
 

@@ -60,6 +60,9 @@ class DxMISettings(LangevinSettings, SpeedSettings):
     tau_rate: float = setting(
         0.0, "how fast tau follows the data's entropy; 0: it stays as it is", minimum=0, maximum=1
     )
+    tau_margin: float = setting(
+        0.15, "nats a dimension by which the samples' entropy is to exceed the data's, with tau_rate"
+    )
     gamma: float = setting(1.0, "weight of the squared energies in the energy loss", minimum=0)
     cost_reduction: str = setting(
         "mean", "of costs over data dimensions; sum multiplies tau by D", choices=("mean", "sum")
@@ -225,7 +228,9 @@ class DxMITrainer:
         self.velocity_var = (2 * log_std).exp()  # s_t^2 starts at sigma_t^2
         costs = [time_costs(settings.time_cost, steps) for steps in sampler.lengths]
         self.time_cost = torch.cat(costs).to(log_std)
-        self.temperature = Temperature(settings.tau_rate, log_std.new_ones(()), self.ranks)
+        self.temperature = Temperature(
+            settings.tau_rate, log_std.new_ones(()), self.ranks, margin=settings.tau_margin
+        )
         self._dim = math.prod(sampler.data_shape)
         speed.prepare(settings, sampler, value, networks.energy_network)
         for network in (sampler.network, value, networks.energy_network):

@@ -200,6 +200,15 @@ def test_a_run_that_fails_leaves_the_others(tmp_path: Path, capsys: pytest.Captu
     assert stamps(tmp_path).keys() == {"b-seed0.json"}
 
 
+def test_a_run_may_diverge_where_that_is_a_result(tmp_path: Path) -> None:
+    for name, settings, diverged in (("bad", {"value_lr": 1e30, "rollbacks": 0}, 1), ("fine", {}, 0)):
+        row = Row(name, name, reproduce_command.LENGTH | {"iterations": 30} | settings, may_diverge=True)
+        unit = Unit(row, 0, False, tmp_path / "results", tmp_path / "work")
+        numbers = units.compute(unit)["numbers"]
+        assert numbers["diverged"] == diverged and ("auroc" in numbers) == (not diverged)
+        assert (units.read(unit) or {})["numbers"] == numbers
+
+
 def test_processes_run_side_by_side_and_stop_by_a_signal(tmp_path: Path) -> None:
     """Of three runs one ends, one diverges, and one is stopped as `dxmi train` would be."""
     command = [sys.executable, reproduce_command.__file__, "reproduce", "tiny", f"output={tmp_path}/results"]

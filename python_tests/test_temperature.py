@@ -31,6 +31,9 @@ def test_tau_rises_where_samples_are_too_close_and_falls_where_they_are_not() ->
     torch.testing.assert_close(shown["entropy_gap"], torch.tensor(1.0))
     temperature.update(data, data * math.e)
     torch.testing.assert_close(temperature.factor, torch.tensor(1.0))
+    roomier = Temperature(0.1, torch.tensor(1.0), margin=0.5)
+    roomier.update(data, data)
+    torch.testing.assert_close(roomier.factor, torch.tensor(math.exp(0.05)))
 
 
 def test_what_is_not_finite_leaves_tau_as_it_is() -> None:

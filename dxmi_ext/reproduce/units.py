@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from dxmi_ext import config, recipes
+from dxmi_ext import config, health, recipes
 from dxmi_ext.errors import UserError
 from dxmi_ext.reproduce.experiments import Row
 from dxmi_ext.run import choose_device, versions
@@ -157,6 +157,8 @@ def compute(unit: Unit) -> dict[str, Any]:
         "settings": unit.identity(),
         **(_evaluated(unit, cfg) if unit.row.chain else _trained(unit, cfg)),
     }
+    if unit.row.may_diverge:
+        found["numbers"] = {"diverged": 0.0} | found["numbers"]
     unit.output.mkdir(parents=True, exist_ok=True)
     write_json(unit.path, found)
     return found
@@ -166,7 +168,13 @@ def _trained(unit: Unit, cfg: Any) -> dict[str, Any]:
     """What a unit that is trained came to, and where, as its run tells."""
     if _holds_another(unit, cfg):
         cfg.resume = "never"
-    unit.task.train(cfg)
+    started = time.monotonic()
+    try:
+        unit.task.train(cfg)
+    except health.Diverged:
+        if not unit.row.may_diverge:
+            raise
+        return _here(cfg.device, cfg.threads, started) | {"numbers": {"diverged": 1.0}}
     summary = json.loads((unit.folder / "summary.json").read_text(encoding="utf-8"))
     numbers = {key: value for key, value in summary.items() if isinstance(value, float)}
     seconds = numbers.pop("wall_seconds")
@@ -191,10 +199,14 @@ def _evaluated(unit: Unit, cfg: Any) -> dict[str, Any]:
     )
     device = choose_device(cfg.device)
     numbers, _ = unit.task.evaluate(unit.start, settings, device)
+    return _here(str(device), cfg.threads, started) | {"numbers": numbers}
+
+
+def _here(device: str, threads: int, started: float) -> dict[str, Any]:
+    """What tells of a unit that was run just now, without numbers."""
     return {
-        "numbers": numbers,
         "versions": versions(),
-        "machine": {"processor": processor(str(device)), "threads": cfg.threads},
+        "machine": {"processor": processor(device), "threads": threads},
         "seconds": round(time.monotonic() - started, 1),
         "resumed_from": [],
     }
