@@ -90,9 +90,34 @@ def _tiles(name: str, label: str) -> Row:
     return Row(name, label, {}, recipe="anomaly", of="dxmi", prefix=f"{name}_")
 
 
-def _fashion_mnist(name: str, label: str, steps: int = 10, chain: str | None = None, **settings: Any) -> Row:
-    return Row(name, label, settings, recipe=f"fashion-mnist-t{steps}", start="start", chain=chain)
+def _small_images(name: str, title: str, notes: str, **settings: Any) -> Experiment:
+    def row(name: str, label: str, steps: int = 10, chain: str | None = None, **changes: Any) -> Row:
+        recipe = f"fashion-mnist-t{steps}"
+        return Row(name, label, settings | changes, recipe=recipe, start="start", chain=chain)
 
+    start = {"iterations": 0, "pretrain_iterations": 3000, "batch_size": 64}
+    rows = [
+        dataclasses.replace(row("start", "start: DDPM, FastDPM T = 10", **start), start=None),
+        row("start-t4", "the same, FastDPM T = 4", chain="fastdpm-4"),
+        row("ddim-10", "the same, DDIM T = 10", chain="ddim-10"),
+        row("ddim-100", "the same, DDIM T = 100", chain="ddim-100"),
+        row("dxmi-t10", "DxMI, T = 10"),
+        row("dxmi-t10-tau0", "DxMI, T = 10, tau = 0", tau_entropy=0.0, tau_velocity=0.0),
+        row("dxmi-t4", "DxMI, T = 4", steps=4),
+    ]
+    return Experiment(name, title, rows, columns=_IMAGE_COLUMNS, notes=notes, seeds=1)
+
+
+_IMAGE_COLUMNS = {
+    "fd_efflite0_2500": "FD",
+    "fd_efflite0_2500_floor": "FD of test images",
+    "precision_efflite0_2500": "precision",
+    "recall_efflite0_2500": "recall",
+}
+_IMAGE_SCORES = """\
+FD: Frechet distance of EfficientNet-lite0's features, 2,500 samples against 2,500 training images; no FID.
+With so few it is far from 0 for true images too: 2,500 test images are the floor.
+`start` is pretrained in batches of 64, and all other rows start from it."""
 
 _SPREAD = _COLUMNS | {"entropy_excess": "entropy", "coverage": "coverage"}
 
@@ -257,34 +282,14 @@ a seed, on the same features. Which features, and how they are whitened, was cho
 set, so the figures flatter all methods alike.""",
             seeds=3,
         ),
-        Experiment(
-            "fashion-mnist",
-            "Fashion-MNIST on CPU cores",
-            [
-                Row(
-                    "start",
-                    "start: DDPM, FastDPM T = 10",
-                    {"iterations": 0, "pretrain_iterations": 3000, "batch_size": 64},
-                    recipe="fashion-mnist-t10",
-                ),
-                _fashion_mnist("start-t4", "the same, FastDPM T = 4", chain="fastdpm-4"),
-                _fashion_mnist("ddim-10", "the same, DDIM T = 10", chain="ddim-10"),
-                _fashion_mnist("ddim-100", "the same, DDIM T = 100", chain="ddim-100"),
-                _fashion_mnist("dxmi-t10", "DxMI, T = 10"),
-                _fashion_mnist("dxmi-t10-tau0", "DxMI, T = 10, tau = 0", tau_entropy=0.0, tau_velocity=0.0),
-                _fashion_mnist("dxmi-t4", "DxMI, T = 4", steps=4),
-            ],
-            columns={
-                "fd_efflite0_2500": "FD",
-                "fd_efflite0_2500_floor": "FD of test images",
-                "precision_efflite0_2500": "precision",
-                "recall_efflite0_2500": "recall",
-            },
-            notes="""\
-FD: Frechet distance of EfficientNet-lite0's features, 2,500 samples against 2,500 training images; no FID.
-With so few it is far from 0 for true images too: 2,500 test images are the floor.
-`start` is pretrained in batches of 64, and all other rows start from it.""",
-            seeds=1,
+        _small_images("fashion-mnist", "Fashion-MNIST on CPU cores", _IMAGE_SCORES),
+        _small_images(
+            "cifar10-small",
+            "CIFAR-10, shrunken to CPU cores",
+            f"""{_IMAGE_SCORES}
+Network and training are those of `fashion-mnist`, 50 times smaller than the paper's: what this
+compares is rows with each other.""",
+            flip=True,
         ),
     )
 }
