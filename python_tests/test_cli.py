@@ -413,6 +413,25 @@ def test_sample_guides_and_refuses_labels(
     assert "labels: got '3', but the networks of this run take none" in capsys.readouterr().err
 
 
+def test_one_run_samples_with_any_of_its_lengths(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train(tmp_path / "run", "lengths=1,2,5") == 0
+    summary = read(tmp_path / "run" / "summary.json")
+    assert {"sliced_wasserstein_t1", "sliced_wasserstein_t2"} < summary.keys()
+    assert summary["sliced_wasserstein_t5"] == summary["sliced_wasserstein"]
+    own, five, two = (
+        draw(tmp_path / "run", tmp_path / "a.npz", "n=20", *steps) for steps in ([], ["steps=5"], ["steps=2"])
+    )
+    np.testing.assert_array_equal(own, five)
+    assert not np.allclose(own, two, atol=0.1)
+    for arguments, says in (
+        (["sample", str(tmp_path / "run"), "steps=3"], "steps: got 3, wants one of 1, 2, 5"),
+        (["train", "8gaussians", "lengths=1,2"], "lengths: got '1,2', wants steps=5 among them"),
+        (["train", "8gaussians", "lengths=5,x"], "lengths: got '5,x', wants numbers of steps, as 1,2,5"),
+        (["train", "8gaussians", "lengths=5,5"], "lengths: got '5,5', wants numbers of steps"),
+    ):
+        assert cli.main(arguments) == 2 and says in capsys.readouterr().err
+
+
 def test_labels_are_one_some_in_turn_or_random() -> None:
     key = noise.Draws(0, "test", ["labels"]).at(0)["labels"]
 
