@@ -95,7 +95,7 @@ def _small_images(name: str, title: str, notes: str, **settings: Any) -> Experim
         recipe = f"fashion-mnist-t{steps}"
         return Row(name, label, settings | changes, recipe=recipe, start="start", chain=chain)
 
-    start = {"iterations": 0, "pretrain_iterations": 3000, "batch_size": 64}
+    start: dict[str, Any] = {"iterations": 0, "pretrain_iterations": 3000, "batch_size": 64}
     rows = [
         dataclasses.replace(row("start", "start: DDPM, FastDPM T = 10", **start), start=None),
         row("start-t4", "the same, FastDPM T = 4", chain="fastdpm-4"),
