@@ -225,7 +225,7 @@ def evaluate_networks(cfg: Config, networks: Networks, *, seed: int) -> dict[str
     device = networks.sampler.log_std.device
     draws = noise.Draws(seed, "evaluate", ["sample", "data"], device)
     numbers: dict[str, float] = {}
-    for steps in sorted(cfg.all_steps, key=lambda steps: steps == cfg.steps):
+    for steps in sorted(cfg.all_steps, key=lambda steps: steps == cfg.steps):  # its own last: that stays
         networks.sampler.use(steps)
         numbers |= metrics_two_d.evaluate(
             lambda n, draw: _draw(cfg, networks, n, draws.at(draw)["sample"]),
