@@ -23,9 +23,9 @@ class Temperature:
 
     Args:
         rate: the factor grows by exp(rate) an iteration for each nat a dimension that samples lack.
-        margin: nats a dimension by which samples are to exceed the data.
         factor: a scalar on the device, to begin with; it is changed in place.
         ranks: whose rows are taken together, so that the factor is the same on all.
+        margin: nats a dimension by which samples are to exceed the data.
     """
 
     def __init__(

@@ -428,6 +428,10 @@ def test_one_run_samples_with_any_of_its_lengths(tmp_path: Path, capsys: pytest.
         (["train", "8gaussians", "lengths=1,2"], "lengths: got '1,2', wants steps=5 among them"),
         (["train", "8gaussians", "lengths=5,x"], "lengths: got '5,x', wants numbers of steps, as 1,2,5"),
         (["train", "8gaussians", "lengths=5,5"], "lengths: got '5,5', wants numbers of steps"),
+        (
+            ["train", "8gaussians", "lengths=1,5", "skip_last=1"],
+            "lengths: got '1,5', wants none with cuda_gr",
+        ),
     ):
         assert cli.main(arguments) == 2 and says in capsys.readouterr().err
 

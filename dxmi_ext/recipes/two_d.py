@@ -89,6 +89,10 @@ class Config(DxMISettings, config.RunConfig):
             )
         if self.steps not in self.all_steps:
             raise config.ConfigError(f"lengths: got {self.lengths!r}, wants steps={self.steps} among them")
+        if self.lengths is not None and (self.cuda_graph or self.skip_last or not self.trains_sampler):
+            raise config.ConfigError(
+                f"lengths: got {self.lengths!r}, wants none with cuda_graph, skip_last or Langevin negatives"
+            )
         if self.skip_last > self.steps:
             raise config.ConfigError(f"skip_last: got {self.skip_last}, wants at most steps={self.steps}")
         for key in ("energy_lr", "energy_clip"):

@@ -206,7 +206,7 @@ The DxMI rows are `dxmi train 8gaussians` (variance-exploding levels 3 to .4) bu
             "mcmc",
             "8 Gaussians: the same energy network without and with MCMC",
             [
-                _variant("dxmi", "DxMI, T = 5", value_kind="separate"),
+                _variant("dxmi", "DxMI, T = 5"),
                 *(
                     _langevin(kind, budget, steps)
                     for kind in ("short_run", "persistent")
@@ -223,7 +223,8 @@ The DxMI rows are `dxmi train 8gaussians` (variance-exploding levels 3 to .4) bu
 {_SPREADS}
 Langevin: negatives of the energy by chains of K steps x - s grad E + sqrt(2 s tau) z, from noise (short-run)
 or from where they were (persistent); samples are such chains of the trained energy. An iteration of DxMI
-passes 32 batches through its networks, forward or backward, as do 14 Langevin steps; it takes as long as 23.
+passes 32 batches through its networks, forward or backward, as do 14 Langevin steps; it takes a core about as
+long as 23.
 diverged: the share of runs that stopped being finite; other numbers are those of the rest.""",
             seeds=5,
         ),

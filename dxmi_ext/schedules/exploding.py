@@ -21,7 +21,7 @@ def variance_exploding(
         min_std: lower bound of the posterior's standard deviation, which is 0 at the last step.
         prediction: what the network tells, as in `from_levels`.
     """
-    check_steps(steps, 1)
+    check_steps(steps)
     _check_sigmas(sigma_min, sigma_max)
     sigmas = torch.linspace(math.log(sigma_max), math.log(sigma_min), steps, dtype=torch.float64).exp()
     return _ancestral(_with_zero(sigmas), sigma_max, min_std=min_std, prediction=prediction)
