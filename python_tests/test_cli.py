@@ -31,7 +31,7 @@ from dxmi_ext.runlog import TIMING_FIELDS, read_metrics
 from dxmi_ext.sampler import GaussianSampler
 from runs import DXMI, PRETRAIN, SAMPLE_DATA, SCORES, SETTINGS, assert_same_run, interrupt, model, read, train
 
-for library in ("matplotlib", "omegaconf", "ot", "sklearn", "tensorboard"):
+for library in ("matplotlib", "omegaconf", "sklearn", "tensorboard"):
     pytest.importorskip(library)
 Image = pytest.importorskip("PIL.Image")
 

@@ -85,7 +85,7 @@ def test_all_ranks_hear_of_a_signal_after_the_same_iteration() -> None:
 @pytest.mark.parametrize("shard", ["true", "false"])
 def test_a_signal_to_one_rank_stops_all_and_any_number_goes_on(tmp_path: Path, shard: str) -> None:
     """Saved by two ranks, taken on by one, which ends where an uninterrupted one does."""
-    for library in ("omegaconf", "ot", "sklearn"):
+    for library in ("omegaconf", "sklearn"):
         pytest.importorskip(library)
     settings = ["checkpoint_every=100", "iterations=12"]
     assert spawn(2, rank_processes.stopped_run, tmp_path / "two", [*settings, f"shard={shard}"]) == [True] * 2
@@ -98,7 +98,7 @@ def test_a_signal_to_one_rank_stops_all_and_any_number_goes_on(tmp_path: Path, s
 
 def test_ranks_go_back_together_or_stop_together(tmp_path: Path) -> None:
     """One of them meets NaNs. A checkpoint is left at a time, in the first run a sharded one."""
-    for library in ("omegaconf", "ot", "sklearn"):
+    for library in ("omegaconf", "sklearn"):
         pytest.importorskip(library)
     settings = ["rollback_after=2", "rollbacks=2", "keep_checkpoints=1"]
     sharded = [*settings, "shard=true"]

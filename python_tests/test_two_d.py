@@ -63,13 +63,16 @@ def test_unknown_density_lists_the_known() -> None:
 
 
 def test_sliced_wasserstein_known_values() -> None:
-    pytest.importorskip("ot")
     x = torch.randn(60, 2, generator=torch.Generator().manual_seed(0))
     assert metrics.sliced_wasserstein(x, x.flip(0)) == pytest.approx(0, abs=1e-9)
     # each direction sees the shift's projection, whose mean square is |shift|^2 / D
     shifted = metrics.sliced_wasserstein(x, x + torch.tensor([3.0, 4.0]), projections=10_000)
     assert shifted == pytest.approx(5 / 2**0.5, rel=0.02)
     assert metrics.sliced_wasserstein(x, x + 1, seed=1) == metrics.sliced_wasserstein(x, x + 1, seed=1)
+    line = torch.tensor([[0.0], [4.0], [1.0]]), torch.tensor([[2.0], [5.0], [1.0]])
+    assert metrics.sliced_wasserstein(*line) == pytest.approx((3 / 3) ** 0.5)  # 0-1, 1-2, 4-5
+    with pytest.raises(ValueError, match=r"y: got \[59, 2\], wants as many points as x, \[60, 2\]"):
+        metrics.sliced_wasserstein(x, x[1:])
 
 
 def test_entropy_and_coverage_known_values() -> None:
@@ -128,7 +131,6 @@ def test_energy_kl_known_values() -> None:
 
 def test_evaluate_a_perfect_model_reaches_the_papers_ceiling() -> None:
     """DxMI, Table 1: a perfect sampler stays at the floor, the true density's AUROC is about .902."""
-    pytest.importorskip("ot")
     pytest.importorskip("sklearn")
     angles = torch.arange(8) * math.pi / 4
     centres = 4 / 1.414 * torch.stack([angles.cos(), angles.sin()], dim=1)

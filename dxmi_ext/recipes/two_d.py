@@ -1,6 +1,6 @@
 """2D recipes: DDPM pretraining, DxMI, then pictures and a row of the paper's Table 1.
 
-Imports torch and ``dxmi_ext``; POT, scikit-learn and matplotlib where they are used.
+Imports torch and ``dxmi_ext``; scikit-learn and matplotlib where they are used.
 """
 
 from __future__ import annotations
