@@ -172,6 +172,20 @@ def test_a_row_of_other_settings_is_run_again(tmp_path: Path, capsys: pytest.Cap
     assert reproduce(tmp_path, rows="a") == 0 and stamps(tmp_path) == before
 
 
+def test_a_row_that_trains_no_energy_does_not_depend_on_how(tmp_path: Path) -> None:
+    pretrained = reproduce_command.LENGTH | {"iterations": 0}
+
+    def unit(**settings: Any) -> Unit:
+        row = Row("a", "DDPM", pretrained | settings)
+        return Unit(row, 0, False, tmp_path / "results", tmp_path / "work")
+
+    units.compute(unit())
+    assert units.read(unit(tau=0.3, value_width=64)) is not None
+    for changed in ({"pretrain_lr": 1e-3}, {"iterations": 2}, {"compile": True}):
+        with pytest.raises(units.UnusableUnit, match=f"made with {next(iter(changed))}="):
+            units.read(unit(**changed))
+
+
 def test_quick_units_never_meet_real_ones(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert reproduce(tmp_path, "--quick", rows="a") == 0
     assert read(tmp_path / "results" / "a-seed0.json")["settings"]["iterations"] == 6

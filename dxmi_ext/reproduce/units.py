@@ -18,6 +18,8 @@ from dxmi_ext.errors import UserError
 from dxmi_ext.reproduce.experiments import Row
 from dxmi_ext.run import choose_device, versions
 from dxmi_ext.runlog import write_json
+from dxmi_ext.speed import SpeedSettings
+from dxmi_ext.trainer import DxMISettings
 
 _KINDS: dict[str, Any] = {"row": str, "seed": int, "quick": bool, "settings": dict, "numbers": dict}
 _KINDS |= {"versions": dict, "machine": dict, "seconds": float, "resumed_from": list}
@@ -25,6 +27,10 @@ _OF_ENERGIES = ("auroc", "auroc_std", "energy_kl")
 # Settings that change nothing of what a run comes to.
 _ELSEWHERE = {"output", "resume", "dry_run", "keep_checkpoints", "checkpoint_every", "log_every"}
 _ELSEWHERE |= {"picture_every", "tensorboard", "wandb", "threads", "device", "cache"}
+# Settings that a run does not use which trains no sampler and no energy.
+_OF_DXMI = {field.name for field in dataclasses.fields(DxMISettings)}
+_OF_DXMI -= {field.name for field in dataclasses.fields(SpeedSettings)}
+_OF_DXMI |= {"value_kind", "value_width", "value_depth", "energy_width"}
 _QUICK = 10  # times as few iterations
 
 
@@ -98,7 +104,7 @@ class Unit:
         """What its outcome depends on, wherever it is run."""
         anywhere = dataclasses.replace(self, data=None, device="cpu").config()
         names = {} if self.row.start is None else {"start": self.row.start, "chain": self.row.chain}
-        return _settings(anywhere) | names
+        return _settings(anywhere, trains=self.row.chain is None) | names
 
 
 def read(unit: Unit) -> dict[str, Any] | None:
@@ -226,9 +232,10 @@ def processor(device: str) -> str:
     return next(models, platform.processor() or platform.machine())
 
 
-def _settings(cfg: config.RunConfig) -> dict[str, Any]:
+def _settings(cfg: config.RunConfig, *, trains: bool = True) -> dict[str, Any]:
     """What a run's outcome depends on."""
-    return {key: value for key, value in dataclasses.asdict(cfg).items() if key not in _ELSEWHERE | {"seed"}}
+    unused = _ELSEWHERE | {"seed"} | (_OF_DXMI if not (trains and cfg.iterations) else set())
+    return {key: value for key, value in dataclasses.asdict(cfg).items() if key not in unused}
 
 
 def _holds_another(unit: Unit, cfg: config.RunConfig) -> bool:
