@@ -7,7 +7,7 @@ dependency PIL where used, without a display.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -153,6 +153,28 @@ def gallery(path: _File, models: Sequence[tuple[str, Tensor, Tensor | None]]) ->
             line = np.linspace(-_EXTENT, _EXTENT, size)
             below.contourf(line, line, _numpy(energies).reshape(size, size).T, levels=40, cmap="viridis_r")
             _plane(below, "", extent=_EXTENT, ticks=False)
+
+
+def sweep(path: _File, labels: Sequence[str], panels: Mapping[str, Sequence[Sequence[float]]]) -> None:
+    """How numbers change with a setting: a panel a number, a dot a run, a line through the means.
+
+    Args:
+        labels: of what the setting was, from left to right.
+        panels: name of a number -> what it came to at each label, of no run or several.
+    """
+    with _figure(path, 1, len(panels), width=2.3, height=2.2) as axes:
+        for axis, (title, columns) in zip(axes, panels.items(), strict=True):
+            runs = [(x, y) for x, values in enumerate(columns) for y in values]
+            means = [(x, np.mean(values)) for x, values in enumerate(columns) if len(values)]
+            axis.plot(*zip(*means, strict=True), color=_SAMPLES, lw=1.0)
+            axis.scatter(*zip(*runs, strict=True), s=9, c=_SAMPLES, alpha=0.5, linewidths=0)
+            heights = [y for _, y in runs]
+            if min(heights) > 0 and max(heights) > 10 * min(heights):
+                axis.set_yscale("log")
+            axis.set_xlim(-0.4, len(labels) - 0.6)
+            axis.set_xticks(range(len(labels)), labels, rotation=40, ha="right", rotation_mode="anchor")
+            axis.set_title(title)
+            axis.spines[["top", "right"]].set_visible(False)
 
 
 def grids(path: _File, models: Sequence[tuple[str, Path]]) -> None:

@@ -264,7 +264,7 @@ def test_table_of_fixed_units() -> None:
         Row("w", "in the second's runs", {}, of="y", prefix="w_"),
     ]
     found = {"x": [unit(0.1, auroc=0.8), unit(0.3, auroc=0.9)], "y": [unit(0.5, w_auroc=0.7)]}
-    page = table.markdown(Experiment("name", "Title", rows, notes="Notes."), found, figure="name.png")
+    page = table.markdown(Experiment("name", "Title", rows, notes="Notes."), found, figures=["name.png"])
     assert page.splitlines() == [
         *("# Title", ""),
         "|  | SW | the paper | AUROC | the paper | KL | seeds |",
@@ -274,7 +274,7 @@ def test_table_of_fixed_units() -> None:
         "| third |  |  |  |  |  | 0 |",
         "| in the second's runs |  |  | 0.700 |  |  | 1 |",
         *("", "Mean ± standard deviation over seeds, of runs that differ in nothing else.", "", "Notes.", ""),
-        *("Fresh data against data: SW 0.050 ± 0.000.", "", "![samples](name.png)", ""),
+        *("Fresh data against data: SW 0.050 ± 0.000.", "", "![name](name.png)", ""),
         *("- 3 runs on a processor, 1 thread a run, torch 2.13, dxmi_ext 0.1; 10 to 50 s each", ""),
         "Made by `dxmi reproduce name`, from the json files beside it.",
     ]
@@ -286,6 +286,37 @@ def test_gallery_is_drawn(tmp_path: Path) -> None:
     assert (tmp_path / "a.png").stat().st_size > 1000
     plots.grids(tmp_path / "b.png", [("again", tmp_path / "a.png")] * 5)
     assert (tmp_path / "b.png").stat().st_size > 1000
+
+
+def test_sweeps_of_fixed_units(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Any] = []
+    monkeypatch.setattr(plots, "sweep", lambda file, *what: drawn.append(what))
+    rows = [Row(name, name.upper(), {}) for name in "abc"]
+    found = {
+        "a": [{"numbers": {"sliced_wasserstein": 0.1}}, {"numbers": {"sliced_wasserstein": 0.3}}],
+        "c": [{"numbers": {"sliced_wasserstein": 2.0, "auroc": 0.9}}],
+    }
+    experiment = Experiment("name", "Title", rows, sweeps={"ab": "ab", "b": "b", "cba": "cba"})
+    pictures = table.sweeps(tmp_path, experiment, found)  # of b nothing is there yet
+    assert [path.name for path in pictures] == ["name-ab.png", "name-cba.png"]
+    assert drawn == [
+        (["A", "B"], {"SW": [[0.1, 0.3], []]}),
+        (["C", "B", "A"], {"SW": [[2.0], [], [0.1, 0.3]], "AUROC": [[0.9], [], []]}),
+    ]
+
+
+def test_pictures_of_sweeps_have_a_panel_a_number(tmp_path: Path) -> None:
+    plots.sweep(
+        tmp_path / "a.png", ["1", "2", "3"], {"SW": [[0.1, 0.3], [], [2.0]], "AUROC": [[0.9], [], []]}
+    )
+    assert (tmp_path / "a.png").stat().st_size > 1000
+
+
+def test_every_sweep_is_of_rows() -> None:
+    for experiment in EXPERIMENTS.values():
+        names = {row.name for row in experiment.rows}
+        assert all(names >= set(rows) for rows in experiment.sweeps.values())
+        assert not names & experiment.sweeps.keys()
 
 
 def test_help_and_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

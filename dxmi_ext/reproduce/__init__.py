@@ -1,7 +1,7 @@
 """`dxmi reproduce`: the paper's tables again, row by row and seed by seed.
 
 Every (row, seed) is a unit (`units`) with a small json; what is there already is not run again. `experiments`
-tells what there is, `table` makes a page and a picture of the units. Imports ``dxmi_ext`` up to recipes.
+tells what there is, `table` makes a page and pictures of the units. Imports ``dxmi_ext`` up to recipes.
 """
 
 from __future__ import annotations
@@ -44,7 +44,9 @@ class ReproduceSettings(Settings):
     seeds: int | None = setting(
         None, "runs of each row, seeds 0, 1, ...; null: as many as the experiment has, of quick 1", minimum=1
     )
-    rows: str | None = setting(None, "names of the rows to run, with commas between; null: all")
+    rows: str | None = setting(
+        None, "names of the rows, or of sweeps, to run, with commas between; null: all rows"
+    )
     workers: int = setting(
         0, "runs at a time, each a process with one thread of torch; 0: one for each core", minimum=0
     )
@@ -76,6 +78,7 @@ def describe(name: str | None = None) -> str:
         heading = "experiments"
     else:
         lines = [(row.name, row.label) for row in find(name).rows if row.of is None]
+        lines += [(sweep, f"sweep of {', '.join(rows)}") for sweep, rows in find(name).sweeps.items()]
         heading = f"rows of {name}"
     width = max(len(left) for left, _ in lines)
     listed = "\n".join(f"  {left:<{width}}  {right}" for left, right in lines)
@@ -123,7 +126,10 @@ def run(experiment: Experiment, cfg: ReproduceSettings) -> None:
 
 def _names(experiment: Experiment, given: str | None) -> list[str]:
     known = [row.name for row in experiment.rows if row.of is None]
-    names = known if given is None else given.split(",")
+    if given is None:
+        return known
+    names = [row for name in given.split(",") for row in experiment.sweeps.get(name, (name,))]
+    known += experiment.sweeps
     for name in names:
         if name not in known:
             nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
@@ -165,7 +171,7 @@ def _there(unit_of: Callable[[Row, int], Unit], experiment: Experiment, output: 
 def _publish(
     experiment: Experiment, there: Sequence[Unit], output: Path, *, quick: bool, draws: bool
 ) -> None:
-    """Writes README.md; draws the picture, if that is wanted or there is none."""
+    """Writes README.md; draws pictures, if that is wanted or there are none."""
     found: dict[str, list[Any]] = {}
     done = []
     for unit in there:
@@ -175,19 +181,30 @@ def _publish(
             continue
         found.setdefault(unit.row.name, []).append(numbers)
         done.append(unit)
+    try:
+        pictures = _draw(experiment, found, done, output, draws=draws)
+    except ModuleNotFoundError as error:
+        _tell(f"no picture, for {error.name} is not installed: pip install {error.name}")
+        pictures = []
+    text = table.markdown(experiment, found, quick=quick, figures=[picture.name for picture in pictures])
+    files.write_text(output / "README.md", text)
+    print("\n".join(line for line in text.splitlines() if line.startswith("|")))
+    print(f"{output}: README.md, of {len(done)} units")
+
+
+def _draw(
+    experiment: Experiment, found: table.Found, done: Sequence[Unit], output: Path, *, draws: bool
+) -> list[Path]:
+    """The pictures of an experiment: of its sweeps, of numbers alone; else one that wants the networks."""
+    if experiment.sweeps:
+        return table.sweeps(output, experiment, found)
     picture = output / f"{experiment.name}.png"
     try:
         if (draws or not picture.exists()) and (absent := table.figure(picture, experiment, done)):
             _tell(f"{picture}: the networks of {', '.join(absent)} are not in {done[0].work}")
-    except ModuleNotFoundError as error:
-        _tell(f"no picture, for {error.name} is not installed: pip install {error.name}")
     except UserError as error:  # networks of another version, or damaged
         _tell(f"no picture: {error}")
-    shown = picture.name if picture.is_file() else None
-    text = table.markdown(experiment, found, quick=quick, figure=shown)
-    files.write_text(output / "README.md", text)
-    print("\n".join(line for line in text.splitlines() if line.startswith("|")))
-    print(f"{output}: README.md, of {len(done)} units")
+    return [picture] if picture.is_file() else []
 
 
 def _run(missing: Sequence[Unit], workers: int) -> list[str]:

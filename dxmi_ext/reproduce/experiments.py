@@ -56,6 +56,8 @@ class Experiment:
     """What a reader of the table must know."""
     seeds: int = 5
     """Runs of each row, where nothing else is asked for."""
+    sweeps: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
+    """What is changed -> the rows that differ in it, in order. It has a picture, and ``rows=`` takes it."""
 
 
 def _ddpm(steps: int, paper: float) -> Row:
@@ -173,19 +175,19 @@ The DxMI rows are `dxmi train 8gaussians` (variance-exploding levels 3 to .4) bu
             "ablations",
             "8 Gaussians: one setting changed at a time",
             [
-                _variant("default", "DxMI, T = 5, tau = 0.1"),
+                _variant("default", "default"),
                 *(
                     _variant(f"tau{tau:g}", f"tau = {tau:g}", tau=tau)
                     for tau in (0.001, 0.01, 0.03, 0.3, 1, 10)
                 ),
-                _variant("sums", "costs summed over dimensions", cost_reduction="sum"),
                 _variant("costs-value", "costs in the value alone", costs_in="value"),
                 _variant("costs-sampler", "costs in the sampler alone", costs_in="sampler"),
+                _variant("sums", "costs summed over dimensions", cost_reduction="sum"),
+                _variant("avr-off", "without AVR", velocity_decay=1.0),
                 *(
                     _variant(f"avr{alpha:g}", f"AVR's alpha = {alpha:g}", velocity_decay=alpha)
                     for alpha in (0.9, 0.999)
                 ),
-                _variant("avr-off", "without AVR", velocity_decay=1.0),
                 *(
                     _variant(f"gamma{gamma:g}", f"gamma = {gamma:g}", gamma=gamma)
                     for gamma in (0.1, 0.3, 3.0)
@@ -199,8 +201,21 @@ The DxMI rows are `dxmi train 8gaussians` (variance-exploding levels 3 to .4) bu
                 _variant("backprop", "back-propagation through paths", sampler_update="backprop"),
             ],
             columns=_SPREAD,
-            notes=f"{_SCORES}\n{_SPREADS}",
+            notes=f"""{_SCORES}
+{_SPREADS}
+default: T = 5, tau = .1, gamma = 1, alpha = .99, costs in both losses and means, V with a head a step, TD
+backward in time.""",
             seeds=3,
+            sweeps={
+                "tau": ("tau0.001", "tau0.01", "tau0.03", "default", "tau0.3", "tau1", "tau10"),
+                "costs": ("default", "costs-value", "costs-sampler", "sums"),
+                "avr": ("avr0.9", "default", "avr0.999", "avr-off"),
+                "gamma": ("gamma0.1", "gamma0.3", "default", "gamma3"),
+                "steps": ("t1", "t2", "t3", "default", "t10"),
+                "td": ("default", "td-shuffled", "td-redraw"),
+                "value": ("default", "value-energy", "separate"),
+                "update": ("default", "policy-gradient", "backprop"),
+            },
         ),
         Experiment(
             "mcmc",
@@ -247,6 +262,10 @@ diverged: the share of runs that stopped being finite; other numbers are those o
 {_SPREADS}
 Automatic: tau starts at 1 and follows the entropy of the data, `dxmi_ext/temperature.py`.""",
             seeds=3,
+            sweeps={
+                name: tuple(f"{name}-{tau}" for tau in ("auto", "tau0.03", "tau0.1", "tau0.3"))
+                for name in ("8gaussians", "2spirals", "checkerboard")
+            },
         ),
         Experiment(
             "lengths",

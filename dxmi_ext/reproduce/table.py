@@ -23,13 +23,15 @@ Found = Mapping[str, Sequence[Mapping[str, Any]]]
 _PICTURES = {images: "samples.png", anomaly: "heatmaps.png"}  # that a run draws of itself
 
 
-def markdown(experiment: Experiment, found: Found, *, quick: bool = False, figure: str | None = None) -> str:
+def markdown(
+    experiment: Experiment, found: Found, *, quick: bool = False, figures: Sequence[str] = ()
+) -> str:
     """A table: mean ± standard deviation over seeds of each number, the paper's beside it.
 
     Args:
         found: of rows that have no units yet there may be nothing.
         quick: they have a tenth of the iterations, as the page then says.
-        figure: path of the picture, from the table's folder.
+        figures: paths of pictures, from the table's folder.
     """
     published = {key for row in experiment.rows for key in row.paper}
     heads = [""]
@@ -57,10 +59,29 @@ def markdown(experiment: Experiment, found: Found, *, quick: bool = False, figur
     ]
     if (floor := _mean([value for value in floors if value is not None])) != "":
         notes.append(f"Fresh data against data: SW {floor}.")
-    parts += [*notes, *([f"![samples]({figure})"] if figure else []), _machines(every)]
+    parts += [*notes, *(f"![{Path(figure).stem}]({figure})" for figure in figures), _machines(every)]
     option = " --quick" if quick else ""
     parts.append(f"Made by `dxmi reproduce {experiment.name}{option}`, from the json files beside it.")
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def sweeps(folder: Path, experiment: Experiment, found: Found) -> list[Path]:
+    """Draws the pictures of an experiment's sweeps: those of which something is found."""
+    labels, pictures = {row.name: row.label for row in experiment.rows}, []
+    for sweep, names in experiment.sweeps.items():
+        panels = {
+            heading: [
+                [unit["numbers"][key] for unit in found.get(name, ()) if key in unit["numbers"]]
+                for name in names
+            ]
+            for key, heading in experiment.columns.items()
+        }
+        panels = {heading: columns for heading, columns in panels.items() if any(columns)}
+        if panels:
+            pictures.append(folder / f"{experiment.name}-{sweep}.png")
+            with files.file(pictures[-1]) as file:
+                plots.sweep(file, [labels[name] for name in names], panels)
+    return pictures
 
 
 def figure(path: Path, experiment: Experiment, units: Sequence[Unit]) -> list[str]:
