@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from dxmi_ext import ops
-from dxmi_ext.schedules import Schedule
+from dxmi_ext.schedules import Schedule, reading
 
 LATENT_TIMESTEP = ops.INITIAL_TIMESTEP - 1
 """The timestep that addresses the noise of latents; no step of a sampler has it, nor x_0."""
@@ -281,6 +281,32 @@ class Timed(nn.Module):
     def forward(self, x: Tensor, timestep: Tensor, *labels: Tensor, latent: Tensor | None = None) -> Tensor:
         scale = per_row(self.input_scale[timestep].to(x.dtype), x)
         return _call(self.network, scale * x, self.time[timestep], *labels, latent=latent)
+
+
+class Clipped(Timed):
+    """A `Timed` network that tells no data beyond [-1, 1] (Ho et al. 2020): its output is that of the nearest
+    data. What a young network gets wrong where all is noise would else grow along the chain.
+
+    Args:
+        network, schedule: as of `Timed`.
+        prediction, sigma_data: what the network tells, as in `schedules.from_levels`.
+    """
+
+    def __init__(
+        self, network: nn.Module, schedule: Schedule, prediction: str, sigma_data: float = 0.5
+    ) -> None:
+        super().__init__(network, schedule)
+        skip, out, _ = reading(prediction, schedule.signal, schedule.noise, sigma_data)
+        self.skip: Tensor
+        self.out: Tensor
+        self.register_buffer("skip", skip.float())
+        self.register_buffer("out", out.float())
+
+    def forward(self, x: Tensor, timestep: Tensor, *labels: Tensor, latent: Tensor | None = None) -> Tensor:
+        output = super().forward(x, timestep, *labels, latent=latent)
+        kept, out = (per_row(table[timestep].to(x.dtype), x) for table in (self.skip, self.out))
+        data = kept * x + out * output
+        return (data.clamp(-1, 1) - kept * x) / out
 
 
 _AUTOCAST: ContextVar[torch.dtype | None] = ContextVar("autocast", default=None)

@@ -18,7 +18,7 @@ from dxmi_ext.models.pretrained import DDPM, EDM
 from dxmi_ext.ranks import Ranks
 from dxmi_ext.recipes import images
 from dxmi_ext.runlog import read_metrics
-from dxmi_ext.sampler import GaussianSampler, Timed
+from dxmi_ext.sampler import Clipped, GaussianSampler, Timed
 
 for library in ("diffusers", "omegaconf", "PIL"):
     pytest.importorskip(library)
@@ -125,6 +125,11 @@ def test_a_run_starts_from_another_and_is_scored(
     settings = images.EvaluateSettings(chain="ddim-6", n=12, picture=str(picture))
     numbers, table = images.evaluate(first, settings, torch.device("cpu"))
     assert numbers["fd_means_12"] > 0 and "test images" in table and picture.stat().st_size > 100
+    bounded: list[float] = []
+    monkeypatch.setattr(Clipped, "forward", lambda self, x, *_: bounded.append(self.out[-1].item()) or x)
+    settings = images.EvaluateSettings(chain="ddim-6-clipped", n=12)
+    assert images.evaluate(first, settings, torch.device("cpu"))[0].keys() == numbers.keys()
+    assert len(bounded) == 6 and bounded[0] == pytest.approx(-0.01, rel=0.01)  # -noise / signal at level 0
     with pytest.raises(ConfigError, match="chain: got 'edm-4', wants ddim-STEPS or ddpm-STEPS or fastdpm-ST"):
         images.evaluate(first, images.EvaluateSettings(chain="edm-4"), torch.device("cpu"))
 

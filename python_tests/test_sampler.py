@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from dxmi_ext import ops, schedules
 from dxmi_ext.models.mlp import SamplerMLP
-from dxmi_ext.sampler import LATENT_TIMESTEP, GaussianSampler, LogProb, Timed
+from dxmi_ext.sampler import LATENT_TIMESTEP, Clipped, GaussianSampler, LogProb, Timed
 from dxmi_ext.schedules import Schedule
 
 SHAPE = (3, 5)  # of a data point
@@ -206,6 +206,27 @@ def test_timed_gives_the_schedules_time_and_scale() -> None:
     torch.testing.assert_close(time, 250 * sigmas.log())
     assert passed is labels and not more
     assert network(x.bfloat16(), timestep).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("prediction", ["eps", "v", "x", "edm"])
+def test_clipped_tells_the_nearest_data(prediction: str) -> None:
+    """Where the network tells data within [-1, 1] its output stays, elsewhere it is that of the bound."""
+    schedule = schedules.edm(4) if prediction == "edm" else schedules.ddim(4, prediction=prediction)
+    timestep = torch.tensor([1, 3, 2])
+    signal, noise = (table[timestep, None] for table in (schedule.signal, schedule.noise))
+    data = torch.tensor([[-0.9, 0.3, 5.0], [0.7, -1.5, 1.0], [0.0, 2.0, -7.0]], dtype=torch.float64)
+    x = signal * data.flip(0) + noise * torch.linspace(-2, 2, 9, dtype=torch.float64).view(3, 3)
+
+    def output(data: Tensor) -> Tensor:
+        return schedules.target(prediction, data, (x - signal * data) / noise, signal, noise)
+
+    class Network(nn.Module):
+        def forward(self, scaled: Tensor, time: Tensor) -> Tensor:
+            torch.testing.assert_close(scaled, schedule.input_scale[timestep, None] * x)
+            return output(data)
+
+    clipped = Clipped(Network(), schedule, prediction).double()
+    torch.testing.assert_close(clipped(x, timestep), output(data.clamp(-1, 1)), rtol=1e-4, atol=1e-4)
 
 
 class Latent(nn.Module):

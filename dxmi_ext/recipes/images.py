@@ -30,12 +30,13 @@ from dxmi_ext.prefetch import Prefetcher
 from dxmi_ext.pretrain import Pretrainer, lognormal_levels, uniform_levels
 from dxmi_ext.ranks import Ranks
 from dxmi_ext.run import Run
-from dxmi_ext.sampler import GaussianSampler, Timed
+from dxmi_ext.sampler import Clipped, GaussianSampler, Timed
 from dxmi_ext.schedules import Schedule
 from dxmi_ext.trainer import DxMISettings, DxMITrainer, check_cuda_graph
 
 _PREDICTIONS = {"epsilon": "eps", "sample": "x", "v_prediction": "v"}  # diffusers' names and ours
 _KINDS: dict[str, Any] = {ours: theirs for theirs, ours in _PREDICTIONS.items()}
+_CLIPPED = "-clipped"
 _PICTURED = 64
 
 
@@ -101,7 +102,9 @@ class EvaluateSettings(config.EvaluateSettings):
 
     n: int | None = setting(None, "number of samples; null: as in the run", minimum=2)
     chain: str | None = setting(
-        None, "another schedule for the run's network, as fastdpm-4, ddim-100, ddpm-1000 or edm-79"
+        None,
+        "another schedule for the run's network, as fastdpm-4, ddim-100, ddpm-1000 or edm-79; with -clipped "
+        "after it the data that it tells are kept in [-1, 1]",
     )
     picture: str | None = setting(None, "png file to write a grid of samples to; null: none")
 
@@ -174,9 +177,11 @@ def evaluate(
     if settings.chain is not None:
         timed = networks.sampler.network
         assert isinstance(timed, Timed)
-        chain = _chain(settings.chain, cfg, diffusion)
-        shape = networks.sampler.data_shape
-        networks.sampler = GaussianSampler(Timed(timed.network, chain), chain, shape).to(device)
+        chain = _chain(settings.chain.removesuffix(_CLIPPED), cfg, diffusion)
+        network = Timed(timed.network, chain)
+        if settings.chain.endswith(_CLIPPED):
+            network = Clipped(timed.network, chain, *_prediction_of(diffusion))
+        networks.sampler = GaussianSampler(network, chain, networks.sampler.data_shape).to(device)
     data = _load_data(cfg)
     if settings.picture is not None:
         _draw_samples(Path(settings.picture), cfg, networks.sampler, data.classes)
@@ -350,6 +355,13 @@ def _chain(text: str, cfg: Config, diffusion: DDPM | EDM) -> Schedule:
     if name == "ddim":
         return schedules.ddim(steps, **own)
     return schedules.ddim(steps, eta=1.0, large_std=True, **own)
+
+
+def _prediction_of(diffusion: DDPM | EDM) -> tuple[str, float]:
+    """What a network tells, and the data's deviation, as in `schedules.from_levels`."""
+    if isinstance(diffusion, EDM):
+        return "edm", diffusion.sigma_data
+    return _PREDICTIONS[diffusion.prediction], 0.5
 
 
 def _pretrain(run: Run, cfg: Config, data: ImageData, networks: Networks, diffusion: DDPM | EDM) -> None:

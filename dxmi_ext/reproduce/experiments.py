@@ -104,6 +104,9 @@ def _small_images(name: str, title: str, notes: str, **settings: Any) -> Experim
         row("ddim-10", "the same, DDIM T = 10", chain="ddim-10"),
         row("ddim-100", "the same, DDIM T = 100", chain="ddim-100"),
         row("fastdpm-100", "the same, FastDPM T = 100", chain="fastdpm-100"),
+        row("fastdpm-10-clipped", "the same, FastDPM T = 10, clipped", chain="fastdpm-10-clipped"),
+        row("ddim-10-clipped", "the same, DDIM T = 10, clipped", chain="ddim-10-clipped"),
+        row("ddim-100-clipped", "the same, DDIM T = 100, clipped", chain="ddim-100-clipped"),
         row("dxmi-t10", "DxMI, T = 10"),
         row("dxmi-t10-tau0", "DxMI, T = 10, tau = 0", tau_entropy=0.0, tau_velocity=0.0),
         row("dxmi-t4", "DxMI, T = 4", steps=4),
@@ -120,7 +123,8 @@ _IMAGE_COLUMNS = {
 _IMAGE_SCORES = """\
 FD: Frechet distance of EfficientNet-lite0's features, 2,500 samples against 2,500 training images; no FID.
 With so few it is far from 0 for true images too: 2,500 test images are the floor.
-Chains clip nothing: the errors of so young a network where noise is all stay in DDIM's, which draws no other.
+clipped: the data that the network tells at each step are kept in [-1, 1]. Without that the errors of so
+young a network where noise is all stay in DDIM's chains, which draw no noise.
 `start` is pretrained in batches of 64, and all other rows start from it."""
 
 _SPREAD = _COLUMNS | {"entropy_excess": "entropy", "coverage": "coverage"}

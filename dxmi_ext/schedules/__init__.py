@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from dxmi_ext.schedules.exploding import edm, variance_exploding
 from dxmi_ext.schedules.preserving import ddgan, ddim, ddpm, fastdpm, make_betas
-from dxmi_ext.schedules.tables import Schedule, from_levels, joined, posterior_std, target
+from dxmi_ext.schedules.tables import Schedule, from_levels, joined, posterior_std, reading, target
 
 __all__ = [
     "CHOICES",
@@ -24,6 +24,7 @@ __all__ = [
     "joined",
     "make_betas",
     "posterior_std",
+    "reading",
     "target",
     "variance_exploding",
 ]

@@ -45,7 +45,8 @@ def from_levels(
     """Steps from one noise level to the next (Song et al. 2021, DDIM, eq. 12, for any levels).
 
     ``x_{t+1} = signal[t+1] data + sqrt(noise[t+1]^2 - std[t]^2) eps + std[t] z``, where the network's output
-    at x_t = signal[t] data + noise[t] eps tells data and eps, both linearly; so nothing is clipped.
+    at x_t = signal[t] data + noise[t] eps tells data and eps, both linearly. `sampler.Clipped` keeps data in
+    bounds.
 
     Args:
         signal, noise: [T + 1], of x_0 .. x_T. The last is usually 1, 0: the data.
@@ -79,19 +80,7 @@ def from_levels(
         raise ValueError(f"std: got {std}, wants values from 0 to the noise of the next level, {noise[1:]}")
 
     s, n, next_signal = signal[:-1], noise[:-1], signal[1:]
-    total = (s**2 + n**2).sqrt()
-    input_scale = torch.ones_like(s)
-    # data = skip x_t + out network(input_scale x_t)
-    if prediction == "eps":
-        skip, out = 1 / s, -n / s
-    elif prediction == "x":
-        skip, out = torch.zeros_like(s), torch.ones_like(s)
-    elif prediction == "v":
-        skip, out, input_scale = s / total**2, -n / total, 1 / total
-    else:
-        sigma = n / s  # of x_t / s
-        c_in = (sigma**2 + sigma_data**2).rsqrt()
-        skip, out, input_scale = (sigma_data * c_in) ** 2 / s, sigma * sigma_data * c_in, c_in / s
+    skip, out, input_scale = reading(prediction, s, n, sigma_data)
     eps_coef = (noise[1:] ** 2 - std**2).clamp(min=0).sqrt()
     data_coef = next_signal - eps_coef * s / n  # with eps = (x_t - s data) / n
     return Schedule(
@@ -104,6 +93,29 @@ def from_levels(
         time=time.double(),
         input_scale=input_scale,
     )
+
+
+def reading(
+    prediction: str, signal: Tensor, noise: Tensor, sigma_data: float = 0.5
+) -> tuple[Tensor, Tensor, Tensor]:
+    """How a network tells data: skip, out and input_scale, as signal and noise, of
+    ``data = skip x_t + out network(input_scale x_t)``.
+
+    Args:
+        prediction, sigma_data: as in `from_levels`.
+        signal, noise: of x_t = signal data + noise eps.
+    """
+    total = (signal**2 + noise**2).sqrt()
+    ones = torch.ones_like(signal)
+    if prediction == "eps":
+        return 1 / signal, -noise / signal, ones
+    if prediction == "x":
+        return torch.zeros_like(signal), ones, ones
+    if prediction == "v":
+        return signal / total**2, -noise / total, 1 / total
+    sigma = noise / signal  # of x_t / signal
+    c_in = (sigma**2 + sigma_data**2).rsqrt()
+    return (sigma_data * c_in) ** 2 / signal, sigma * sigma_data * c_in, c_in / signal
 
 
 def joined(chains: Sequence[Schedule]) -> Schedule:
