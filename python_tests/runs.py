@@ -25,7 +25,7 @@ SETTINGS = [
 SCORES = ("sliced_wasserstein", "sliced_wasserstein_std", "sliced_wasserstein_floor")
 SCORES += ("auroc", "auroc_std", "entropy_excess", "coverage", "energy_kl")
 SAMPLE_DATA = data.sample
-FEW_POINTS = functools.partial(metrics.evaluate, n=100, repeats=2, projections=10)
+FEW_POINTS = functools.partial(metrics.evaluate, n=100, projections=10)
 
 
 @contextmanager

@@ -587,6 +587,8 @@ def test_evaluate_gives_the_runs_own_numbers(
     table = capsys.readouterr().out
     assert "8gaussians, T = 5, tau = 0.1, pretrained" in table and "the paper" in table
     assert f"{summary['sliced_wasserstein']:.3f}" in table and f"{summary['auroc']:.3f}" in table
+    assert cli.main(["evaluate", str(finished), f"output={output}", "device=cpu", "samplings=1"]) == 0
+    assert read(output)["sliced_wasserstein_std"] == 0  # of one
 
 
 def test_info_tells_versions_and_kernels(capsys: pytest.CaptureFixture[str]) -> None:

@@ -117,7 +117,11 @@ class Config(DxMISettings, config.RunConfig):
         return [int(text) for text in texts]
 
 
-EvaluateSettings = config.EvaluateSettings
+@dataclasses.dataclass
+class EvaluateSettings(config.EvaluateSettings):
+    """Settings of the command ``evaluate``."""
+
+    samplings: int = setting(5, "fresh samples and data that numbers are means over", minimum=1)
 
 
 def train(cfg: Config, ranks: Ranks | None = None) -> dict[str, Any]:
@@ -184,11 +188,11 @@ def sample(
 
 
 def evaluate(
-    directory: Path, settings: config.EvaluateSettings, device: torch.device
+    directory: Path, settings: EvaluateSettings, device: torch.device
 ) -> tuple[dict[str, float], str]:
     """The numbers of a run's final networks and their table, with noise and data of a seed of one's own."""
     cfg, networks = load(directory, device)
-    numbers = evaluate_networks(cfg, networks, seed=settings.seed)
+    numbers = evaluate_networks(cfg, networks, seed=settings.seed, samplings=settings.samplings)
     return numbers, table(cfg, numbers)
 
 
@@ -223,7 +227,7 @@ def load(directory: Path, device: torch.device) -> tuple[Config, Networks]:
     return cfg, networks.eval()
 
 
-def evaluate_networks(cfg: Config, networks: Networks, *, seed: int) -> dict[str, float]:
+def evaluate_networks(cfg: Config, networks: Networks, *, seed: int, samplings: int = 5) -> dict[str, float]:
     """Sliced Wasserstein and AUROC by the paper's protocol; energy_kl where there is a temperature; of a
     sampler that knows several T also sliced_wasserstein_tT of each."""
     device = networks.sampler.log_std.device
@@ -235,6 +239,7 @@ def evaluate_networks(cfg: Config, networks: Networks, *, seed: int) -> dict[str
             lambda n, draw: _draw(cfg, networks, n, draws.at(draw)["sample"]),
             lambda n, draw: data_two_d.sample(cfg.data, n, draws.at(draw)["data"]),
             torch.no_grad()(networks.energy),
+            repeats=samplings,
             seed=seed,
         )
         if cfg.lengths is not None:
