@@ -14,12 +14,13 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from dxmi_ext import health, noise, speed
 from dxmi_ext.config import ConfigError
+from dxmi_ext.energy_step import energy_step, loss_of
 from dxmi_ext.graphs import Graphed
 from dxmi_ext.langevin import Langevin, Pool
 from dxmi_ext.networks import Networks
 from dxmi_ext.optim import Adam, LearningRates
 from dxmi_ext.ranks import Ranks
-from dxmi_ext.trainer import DxMISettings, check_cuda_graph, energy_step
+from dxmi_ext.trainer import DxMISettings, check_cuda_graph
 
 
 class LangevinTrainer:
@@ -64,6 +65,7 @@ class LangevinTrainer:
             self._learning = Networks(networks.sampler, networks.value, wrap(energy))
         self._learning_rates = LearningRates([self.optimizer], settings.lr_decay, iterations)
         self._langevin = Langevin.of(settings, settings.tau)
+        self._energy_loss = loss_of(settings.energy_loss, settings.gamma, settings.noise_magnitude)
         device = networks.sampler.log_std.device
         self._failures, self._seed = networks.sampler.log_std.new_zeros(()), seed
         self.retry(0, 1.0)
@@ -107,8 +109,7 @@ class LangevinTrainer:
     def _iteration_of(self, drawn: Tensor, data: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
         """What the device does in an iteration, whose noise keys are `drawn`."""
         samples, sample_labels, diagnostics = self._negatives(self._draws.named(drawn), data, labels)
-        gamma = self.settings.gamma
-        steps = self._learning, self.optimizer, gamma, self._failures
+        steps = self._learning, self.optimizer, self._energy_loss, self._failures
         metrics = energy_step(*steps, data, samples, labels, sample_labels)
         self._average(*self._averages, None)
         return self.ranks.mean(metrics | diagnostics) | {"energy_failures": self._failures.clone()}

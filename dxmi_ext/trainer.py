@@ -14,6 +14,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from dxmi_ext import health, noise, ops, sharding, speed
 from dxmi_ext.config import ConfigError, setting
+from dxmi_ext.energy_step import energy_step, loss_of
 from dxmi_ext.graphs import Graphed
 from dxmi_ext.langevin import Langevin, LangevinSettings
 from dxmi_ext.networks import Networks, frozen
@@ -62,6 +63,15 @@ class DxMISettings(LangevinSettings, SpeedSettings):
     )
     tau_margin: float = setting(
         0.15, "nats a dimension by which the samples' entropy is to exceed the data's, with tau_rate"
+    )
+    energy_loss: str = setting(
+        "contrast",
+        "of the energy: contrast, the paper's; noise_contrastive: samples count the less the higher their "
+        "energy is already (N2CE)",
+        choices=("contrast", "noise_contrastive"),
+    )
+    noise_magnitude: float = setting(
+        10.0, "M of N2CE, at which likelihood takes the place of classification", minimum=1
     )
     gamma: float = setting(1.0, "weight of the squared energies in the energy loss", minimum=0)
     cost_reduction: str = setting(
@@ -128,6 +138,10 @@ class DxMISettings(LangevinSettings, SpeedSettings):
                 f"costs_in: got 'value', but with sampler_update={self.sampler_update} the sampler does not "
                 "learn from the value, so no cost would reach it; wants both or sampler"
             )
+        if self.changed("noise_magnitude") and self.energy_loss == "contrast":
+            raise ConfigError(
+                f"noise_magnitude: got {self.noise_magnitude}, wants energy_loss=noise_contrastive with it"
+            )
         if self.tau_rate and not costs:
             raise ConfigError(f"tau_rate: got {self.tau_rate}, but tau is 0; wants a tau to start from")
 
@@ -150,52 +164,6 @@ def time_costs(kind: str, steps: int) -> Tensor:
         "linear": torch.full_like(t, 0.05),
         "sigmoid": torch.sigmoid(steps / 2 - t) - torch.sigmoid(steps / 2 - t - 1),
     }[kind]
-
-
-def energy_step(
-    networks: Networks,
-    optimizer: Adam,
-    gamma: float,
-    failures: Tensor,
-    data: Tensor,
-    samples: Tensor,
-    labels: Tensor | None = None,
-    sample_labels: Tensor | None = None,
-) -> dict[str, Tensor]:
-    """Lowers the energy of data, raises that of samples (DxMI, Alg. 1).
-
-    Args:
-        networks: as they are called where they learn.
-        optimizer: of the energy.
-        gamma: weight of the squared energies.
-        failures: of such steps in a row, a scalar that is updated.
-        data, samples: [N, *], [M, *].
-        labels: of the data, [N], or None.
-        sample_labels: [M]; None: those of the data.
-
-    Returns:
-        What to log: the loss, both mean energies, and spreads.
-    """
-    n, both = len(data), None
-    if labels is not None:
-        both = torch.cat((labels, labels if sample_labels is None else sample_labels))
-    energies = networks.energy(torch.cat((data, samples)), both)
-    loss = ops.energy_loss(energies[:n], energies[n:], gamma)
-    optimizer.descend(loss, failures)
-    energies = energies.detach()
-    return {
-        "energy_loss": loss.detach(),
-        "energy_data": energies[:n].mean(),
-        "energy_sample": energies[n:].mean(),
-        "energy_spread": spread(energies),
-        "data_spread": spread(data),
-        "sample_spread": spread(samples),
-    }
-
-
-def spread(rows: Tensor) -> Tensor:
-    """The standard deviation over rows [N, *], its root mean square over dimensions."""
-    return rows.var(0, correction=0).mean().sqrt()
 
 
 class DxMITrainer:
@@ -270,6 +238,7 @@ class DxMITrainer:
         uses += ["td_choice"] * (settings.td_order == "shuffled") + ["td_redraw"] * settings.td_redraw
         uses += ["refine"] * (settings.negatives == "refined")
         self._langevin = Langevin.of(settings, settings.tau)
+        self._energy_loss = loss_of(settings.energy_loss, settings.gamma, settings.noise_magnitude)
         self._uses, self._seed = uses, seed
         self.retry(0, 1.0)
         self._iterate: Callable[..., dict[str, Tensor]] = self._iteration_of
@@ -315,7 +284,7 @@ class DxMITrainer:
         self._offset = self.ranks.rank * len(data)
         path = self.sampler.rollout(len(data), keys["rollout"], labels, data=data, sample_offset=self._offset)
         samples = self._negatives(path, labels, keys)
-        learning = self._learning, self.energy_optimizer, self.settings.gamma, self._failures["energy"]
+        learning = self._learning, self.energy_optimizer, self._energy_loss, self._failures["energy"]
         metrics = energy_step(*learning, data, samples, labels)
         metrics["value_loss"] = self._value_steps(path, labels, keys)
         metrics["sampler_loss"] = self._sampler_steps(path, labels, keys, data)

@@ -95,6 +95,7 @@ def test_bad_override(recipe: Path, override: str, says: str) -> None:
     [
         ("tau=.2 tau_entropy=.1 tau_velocity=.1", "tau: got 0.2, but tau_entropy and tau_velocity both"),
         ("sampler_update=policy_gradient costs_in=value", "costs_in: got 'value', but with"),
+        ("noise_magnitude=100", "noise_magnitude: got 100.0, wants energy_loss=noise_contrastive with it"),
         ("energy_lr=.1", "energy_lr: got 0.1, but with value_kind=per_step"),
         ("energy_clip=.1 value_kind=time_independent", "energy_clip: got 0.1, but with"),
         ("cuda_graph=true device=cpu", "cuda_graph: got true, wants a CUDA device"),

@@ -186,8 +186,12 @@ def plain_dxmi(networks: Networks, settings: DxMISettings, labels: Tensor | None
 
         of_data, of_samples = energy(data), energy(path[T])
         squares = (of_data**2).mean() + (of_samples**2).mean()
-        loss = of_data.mean() - of_samples.mean() + settings.gamma * squares
-        descend(loss, energy_adam, energy_clip)
+        loss = of_data.mean() - of_samples.mean()
+        if settings.energy_loss == "noise_contrastive":  # arXiv 2405.16730, -E for log r
+            times = settings.noise_magnitude
+            is_data = [(-energies).exp() / ((-energies).exp() + times) for energies in (of_data, of_samples)]
+            loss = -is_data[0].log().mean() - times * (1 - is_data[1]).log().mean()
+        descend(loss + settings.gamma * squares, energy_adam, energy_clip)
 
         def at(t: Tensor, path: list[Tensor] = path) -> Tensor:
             return torch.stack(path)[t, torch.arange(B)]
@@ -265,6 +269,8 @@ UNCLIPPED = {"sampler_clip": 0, "value_clip": 0, "energy_clip": 0}
         ("separate", {"sampler_update": "backprop", "sampler_steps": 2, "tau_rate": 0.5}),
         ("time_independent", {**ALGORITHM_2, "tau_rate": 0.5}),
         ("per_step", {"tau_rate": 0.5, "sampler_wait": 1}),
+        ("per_step", {"energy_loss": "noise_contrastive", "gamma": 0.0}),
+        ("separate", {"energy_loss": "noise_contrastive", "noise_magnitude": 100.0}),
     ],
 )
 @pytest.mark.parametrize("labelled", [False, True])
