@@ -1,4 +1,5 @@
-"""Peak memory of an iteration on images, ours beside the plain loop: ``python benchmarks/peak_memory.py``.
+"""Peak memory of an iteration on images, ours beside the plain loop and beside back-propagation through the
+path, which DxMI is there to avoid: ``python benchmarks/peak_memory.py``.
 
 Each is the first iteration of a fresh process. On the CPU the high-water mark of resident memory, which Linux
 keeps, less what was resident before; on a GPU the same of what torch has allocated. So it counts what an
@@ -10,6 +11,7 @@ iteration makes and what it leaves: activations, gradients, moments, the traject
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import multiprocessing
 from pathlib import Path
 
@@ -33,7 +35,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=default)
     size = parser.parse_args()
     found = {}
-    for name in ("ours", "plain loop", "plain loop, fused Adam"):
+    for name in ("ours", "ours, backprop", "plain loop", "plain loop, fused Adam"):
         with multiprocessing.get_context("spawn").Pool(1) as process:
             found[name] = process.apply(peak, (name, size.batch, size.steps, size.width))
     for name, mib in found.items():
@@ -49,8 +51,10 @@ def peak(name: str, batch: int, steps: int, width: int) -> float:
     schedule = schedules.ddpm(torch.linspace(1e-2, 0.5, steps))
     networks = Networks(GaussianSampler(network, schedule, (3, 32, 32)), value).to(device)
     data = ops.normal((batch, 3, 32, 32), ops.noise_key(0, device=device))
-    if name == "ours":
-        step = DxMITrainer(networks, SETTINGS, iterations=1000, seed=0).step
+    if name.startswith("ours"):
+        update = "backprop" if "backprop" in name else "dxdp"
+        settings = dataclasses.replace(SETTINGS, sampler_update=update)
+        step = DxMITrainer(networks, settings, iterations=1000, seed=0).step
     else:
         step = PlainLoop(networks, SETTINGS, iterations=1000, fused="fused" in name).step
     network(data[:1], torch.zeros(1, dtype=torch.int64, device=device))  # what libraries make on first use

@@ -21,7 +21,7 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 def loss_of(kind: str, gamma: float, magnitude: float) -> Loss:
     """The loss of a name: contrast, DxMI's, or noise_contrastive, N2CE with that magnitude."""
     if kind == "contrast":
-        return functools.partial(ops.energy_loss, gamma=gamma)
+        return lambda energy_data, energy_sample: ops.energy_loss(energy_data, energy_sample, gamma)
     return functools.partial(noise_contrastive_loss, gamma=gamma, magnitude=magnitude)
 
 

@@ -4,6 +4,7 @@ At DxMI's equilibrium samples and data have one distribution, so one entropy, wh
 reaches is near that for a range of tau. Below it the sampler gathers where the energy is low, above it
 spreads beyond the data; within it the energy tells the more the larger tau is. So tau is taken so large that
 the samples' entropy is a margin above the data's: the multiplier of that constraint, found by dual ascent.
+Once the energy has learned, the margin goes, so that the samples end as spread as the data.
 Imports torch and ``dxmi_ext.ranks``.
 """
 
@@ -25,13 +26,19 @@ class Temperature:
         rate: the factor grows by exp(rate) an iteration for each nat a dimension that samples lack.
         factor: a scalar on the device, to begin with; it is changed in place.
         ranks: whose rows are taken together, so that the factor is the same on all.
-        margin: nats a dimension by which samples are to exceed the data.
+        margin: nats a dimension by which samples are to exceed the data, until half of the run is done; from
+            there it falls to 0.
     """
 
     def __init__(
         self, rate: float, factor: Tensor, ranks: Ranks | None = None, *, margin: float = 0.0
     ) -> None:
-        self.rate, self.factor, self.margin, self.ranks = rate, factor, margin, ranks or Ranks()
+        self.rate, self.factor, self.ranks = rate, factor, ranks or Ranks()
+        self._margin, self._wanted = margin, factor.new_tensor(margin)
+
+    def at(self, done: float) -> None:
+        """Sets the margin for a place in the run: 0 at its start, 1 at its end."""
+        self._wanted.fill_(self._margin * min(1.0, 2 * (1 - done)))
 
     @torch.no_grad()
     def update(self, data: Tensor, samples: Tensor) -> dict[str, Tensor]:
@@ -44,7 +51,7 @@ class Temperature:
             What to log.
         """
         gap = entropy_gap(self.ranks.gather(data), self.ranks.gather(samples))
-        lack = (gap + self.margin).nan_to_num(0.0, 0.0, 0.0)
+        lack = (gap + self._wanted).nan_to_num(0.0, 0.0, 0.0)
         self.factor.mul_(torch.exp(self.rate * lack))
         self.factor.clamp_(1 / _LARGEST, _LARGEST)
         return {"entropy_gap": gap, "temperature": self.factor.clone()}

@@ -62,7 +62,9 @@ class DxMISettings(LangevinSettings, SpeedSettings):
         0.0, "how fast tau follows the data's entropy; 0: it stays as it is", minimum=0, maximum=1
     )
     tau_margin: float = setting(
-        0.15, "nats a dimension by which the samples' entropy is to exceed the data's, with tau_rate"
+        0.15,
+        "with tau_rate, nats a dimension by which the samples' entropy is to exceed the data's; it falls to "
+        "0 in the second half of the run",
     )
     energy_loss: str = setting(
         "contrast",
@@ -271,6 +273,7 @@ class DxMITrainer:
         data, labels = batch if isinstance(batch, tuple) else (batch, None)
         data = data.contiguous(memory_format=self.sampler.memory_format)
         self._learning_rates.at(self.iteration)
+        self.temperature.at(self.iteration / self.iterations)
         # The same on all ranks, and after a resume.
         self.sampler.use(random.Random(f"{self._seed} {self.iteration}").choice(self.sampler.lengths))
         with speed.running(self.settings, data.device):

@@ -32,8 +32,10 @@ def test_tau_rises_where_samples_are_too_close_and_falls_where_they_are_not() ->
     temperature.update(data, data * math.e)
     torch.testing.assert_close(temperature.factor, torch.tensor(1.0))
     roomier = Temperature(0.1, torch.tensor(1.0), margin=0.5)
-    roomier.update(data, data)
-    torch.testing.assert_close(roomier.factor, torch.tensor(math.exp(0.05)))
+    for done, total in ((0.0, 0.05), (0.5, 0.1), (0.75, 0.125), (1.0, 0.125)):  # a margin that shrinks
+        roomier.at(done)
+        roomier.update(data, data)
+        torch.testing.assert_close(roomier.factor, torch.tensor(math.exp(total)))
 
 
 def test_what_is_not_finite_leaves_tau_as_it_is() -> None:

@@ -241,7 +241,8 @@ def plain_dxmi(networks: Networks, settings: DxMISettings, labels: Tensor | None
         variance = settings.velocity_decay * variance + (1 - settings.velocity_decay) * displacement
         with torch.no_grad():
             lack = mean_log_distance(data) - mean_log_distance(path[T])
-            factor = factor * (settings.tau_rate * (lack + settings.tau_margin)).exp()
+            margin = settings.tau_margin * min(1, 2 * remaining)
+            factor = factor * (settings.tau_rate * (lack + margin)).exp()
             for mean, p in zip(average.parameters(), networks.parameters(), strict=True):
                 mean.copy_(settings.ema_decay * mean + (1 - settings.ema_decay) * p)
     return state(networks, average, variance)
