@@ -186,6 +186,21 @@ def test_a_row_that_trains_no_energy_does_not_depend_on_how(tmp_path: Path) -> N
             units.read(unit(**changed))
 
 
+def test_a_run_of_another_experiment_is_taken_over(tmp_path: Path) -> None:
+    def unit(name: str, experiment: str, seed: int = 0, **settings: Any) -> Unit:
+        row = Row(name, "DxMI", reproduce_command.LENGTH | {"iterations": 2} | settings)
+        return Unit(row, seed, False, tmp_path / experiment, tmp_path / "work")
+
+    found = units.compute(unit("a", "first"))
+    (tmp_path / "second").mkdir()
+    for other in (unit("b", "second", gamma=0.5), unit("b", "second", seed=1)):
+        assert units.adopt(other, ["auroc"]) is None
+    same = unit("b", "second")
+    assert units.adopt(same, ["auroc", "not told"]) is None and units.read(same) is None
+    assert units.adopt(same, ["auroc"]) == tmp_path / "first" / "a-seed0.json"
+    assert units.read(same) == found | {"row": "b", "taken_from": "first/a-seed0.json"}
+
+
 def test_quick_units_never_meet_real_ones(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert reproduce(tmp_path, "--quick", rows="a") == 0
     assert read(tmp_path / "results" / "a-seed0.json")["settings"]["iterations"] == 6

@@ -1,7 +1,8 @@
 """`dxmi reproduce`: the paper's tables again, row by row and seed by seed.
 
-Every (row, seed) is a unit (`units`) with a small json; what is there already is not run again. `experiments`
-tells what there is, `table` makes a page and pictures of the units. Imports ``dxmi_ext`` up to recipes.
+Every (row, seed) is a unit (`units`) with a small json; what is there already, maybe in another experiment,
+is not run again. `experiments` tells what there is, `table` makes a page and pictures of the units. Imports
+``dxmi_ext`` up to recipes.
 """
 
 from __future__ import annotations
@@ -113,7 +114,8 @@ def run(experiment: Experiment, cfg: ReproduceSettings) -> None:
         # Seed by seed: a table that is stopped early has something of every row.
         rows = [row for row in experiment.rows if row.name in names]
         chosen = [unit_of(row, seed) for seed in range(seeds) for row in rows]
-        missing = _with_starts([unit for unit in chosen if not _is_done(unit)], experiment)
+        missing = [unit for unit in chosen if not (_is_done(unit) or _is_elsewhere(unit, experiment))]
+        missing = _with_starts(missing, experiment)
         print(f"{experiment.name}: {len(chosen)} units, {len(chosen) - len(missing)} of them done")
         try:
             failures = _run(missing, cfg.workers or _cores())
@@ -145,6 +147,17 @@ def _is_done(unit: Unit) -> bool:
     except units.UnusableUnit as error:
         _tell(f"{error}; it is made again")
         return False
+
+
+def _is_elsewhere(unit: Unit, experiment: Experiment) -> bool:
+    """Whether another experiment has had the same run, whose numbers are then this unit's. In 2D alone, where
+    settings tell the data, and where the pictures want no network."""
+    if unit.task is not two_d or unit.row.may_diverge or not experiment.sweeps:
+        return False
+    path = units.adopt(unit, experiment.columns.keys() - {"diverged"})
+    if path is not None:
+        _tell(f"{unit.name}: the run is that of {path}")
+    return path is not None
 
 
 def _with_starts(missing: Sequence[Unit], experiment: Experiment) -> list[Unit]:

@@ -82,10 +82,14 @@ def _variant(name: str, label: str, recipe: str = "8gaussians", **settings: Any)
     return Row(name, label, settings, recipe=recipe)
 
 
+_KINDS = ("short-run", "persistent")
+
+
 def _langevin(kind: str, budget: str, steps: int, size: float = 0.5) -> Row:
-    settings = {"negatives": kind, "langevin_steps": steps, "langevin_step_size": size, "rollbacks": 0}
-    label = f"{kind.replace('_', '-')} Langevin, K = {steps} (equal {budget}), s = {size:g}"
-    return Row(f"{kind.replace('_', '-')}-{steps}-s{size:g}", label, settings, may_diverge=True)
+    settings: dict[str, Any] = {"negatives": kind.replace("-", "_"), "rollbacks": 0}
+    settings |= {"langevin_steps": steps, "langevin_step_size": size}
+    label = f"{kind} Langevin, K = {steps} (equal {budget}), s = {size:g}"
+    return Row(f"{kind}-{steps}-s{size:g}", label, settings, may_diverge=True)
 
 
 def _tiles(name: str, label: str) -> Row:
@@ -228,14 +232,10 @@ backward in time.""",
                 _variant("dxmi", "DxMI, T = 5"),
                 *(
                     _langevin(kind, budget, steps)
-                    for kind in ("short_run", "persistent")
+                    for kind in _KINDS
                     for budget, steps in (("evaluations", 14), ("time", 23))
                 ),
-                *(
-                    _langevin(kind, "time", 23, size)
-                    for kind in ("short_run", "persistent")
-                    for size in (0.05, 5.0)
-                ),
+                *(_langevin(kind, "time", 23, size) for kind in _KINDS for size in (0.05, 5.0)),
             ],
             columns={"diverged": "diverged"} | _SPREAD,
             notes=f"""{_SCORES}
@@ -246,6 +246,10 @@ passes 32 batches through its networks, forward or backward, as do 14 Langevin s
 long as 23.
 diverged: the share of runs that stopped being finite; other numbers are those of the rest.""",
             seeds=5,
+            sweeps={
+                "budget": ("dxmi", *(f"{kind}-{k}-s0.5" for kind in _KINDS for k in (14, 23))),
+                **{f"{kind}-step": tuple(f"{kind}-23-s{s}" for s in ("0.05", "0.5", "5")) for kind in _KINDS},
+            },
         ),
         Experiment(
             "temperature",

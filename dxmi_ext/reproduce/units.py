@@ -10,6 +10,7 @@ import json
 import math
 import platform
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -115,13 +116,9 @@ def read(unit: Unit) -> dict[str, Any] | None:
         UserError: the folder is for quick units and this is none, or the other way round.
     """
     try:
-        found = json.loads(unit.path.read_text(encoding="utf-8"))
+        found = _load(unit.path)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
-        raise UnusableUnit(f"{unit.path}: cannot be read: {error}") from error
-    if not _is_whole(found):
-        raise UnusableUnit(f"{unit.path}: is damaged: not all of {', '.join(_KINDS)} is there")
     if (found["row"], found["seed"]) != (unit.row.name, unit.seed):
         raise UnusableUnit(f"{unit.path}: holds {found['row']}, seed {found['seed']}")
     if found["quick"] != unit.quick:
@@ -129,13 +126,52 @@ def read(unit: Unit) -> dict[str, Any] | None:
             f"output: got {str(unit.output)!r}, which holds units with quick={json.dumps(found['quick'])}; "
             "wants another folder"
         )
-    # A setting that is newer than the json had its default then.
-    was, now = _settings(unit.task.Config()) | found["settings"], unit.identity()
-    if changed := [
-        f"{key}={was.get(key)}, now {value}" for key, value in now.items() if was.get(key) != value
-    ]:
+    if changed := _changes(found, unit):
         raise UnusableUnit(f"{unit.path}: made with {'; '.join(changed)}")
     return found
+
+
+def adopt(unit: Unit, numbers: Collection[str]) -> Path | None:
+    """Takes over what the same run came to in another experiment, from a folder beside the unit's own.
+
+    Args:
+        numbers: that it must tell.
+
+    Returns:
+        The json that was taken over; None where there is none.
+    """
+    for path in sorted(unit.output.parent.glob(f"*/*-seed{unit.seed}.json")):
+        try:
+            found = _load(path)
+        except (UnusableUnit, FileNotFoundError):
+            continue
+        same = (found["seed"], found["quick"]) == (unit.seed, unit.quick) and not _changes(found, unit)
+        if same and found["numbers"].keys() >= set(numbers):
+            write_json(
+                unit.path, found | {"row": unit.row.name, "taken_from": f"{path.parent.name}/{path.name}"}
+            )
+            return path
+    return None
+
+
+def _load(path: Path) -> dict[str, Any]:
+    """A json of a unit, whatever its settings."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as error:
+        raise UnusableUnit(f"{path}: cannot be read: {error}") from error
+    if not _is_whole(found):
+        raise UnusableUnit(f"{path}: is damaged: not all of {', '.join(_KINDS)} is there")
+    return dict(found)
+
+
+def _changes(found: dict[str, Any], unit: Unit) -> list[str]:
+    """The settings with which a json was made that are others now."""
+    # A setting that is newer than the json had its default then.
+    was, now = _settings(unit.task.Config()) | found["settings"], unit.identity()
+    return [f"{key}={was.get(key)}, now {value}" for key, value in now.items() if was.get(key) != value]
 
 
 def _is_whole(found: Any) -> bool:
