@@ -172,7 +172,7 @@ def test_a_row_of_other_settings_is_run_again(tmp_path: Path, capsys: pytest.Cap
     assert reproduce(tmp_path, rows="a") == 0 and stamps(tmp_path) == before
 
 
-def test_a_row_that_trains_no_energy_does_not_depend_on_how(tmp_path: Path) -> None:
+def test_a_unit_does_not_depend_on_what_it_does_not_use(tmp_path: Path) -> None:
     pretrained = reproduce_command.LENGTH | {"iterations": 0}
 
     def unit(**settings: Any) -> Unit:
@@ -184,6 +184,8 @@ def test_a_row_that_trains_no_energy_does_not_depend_on_how(tmp_path: Path) -> N
     for changed in ({"pretrain_lr": 1e-3}, {"iterations": 2}, {"compile": True}):
         with pytest.raises(units.UnusableUnit, match=f"made with {next(iter(changed))}="):
             units.read(unit(**changed))
+    fixed, automatic = (unit(iterations=2, tau_rate=rate, tau_margin=0.7).identity() for rate in (0, 0.01))
+    assert "tau_margin" not in fixed and automatic["tau_margin"] == 0.7
 
 
 def test_a_run_of_another_experiment_is_taken_over(tmp_path: Path) -> None:

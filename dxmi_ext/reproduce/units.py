@@ -270,8 +270,15 @@ def processor(device: str) -> str:
 
 def _settings(cfg: config.RunConfig, *, trains: bool = True) -> dict[str, Any]:
     """What a run's outcome depends on."""
-    unused = _ELSEWHERE | {"seed"} | (_OF_DXMI if not (trains and cfg.iterations) else set())
-    return {key: value for key, value in dataclasses.asdict(cfg).items() if key not in unused}
+    settings = dataclasses.asdict(cfg)
+    unused = _ELSEWHERE | {"seed"}
+    if not (trains and cfg.iterations):
+        unused |= _OF_DXMI
+    if not settings["tau_rate"]:
+        unused.add("tau_margin")
+    if settings["energy_loss"] == "contrast":
+        unused.add("noise_magnitude")
+    return {key: value for key, value in settings.items() if key not in unused}
 
 
 def _holds_another(unit: Unit, cfg: config.RunConfig) -> bool:
