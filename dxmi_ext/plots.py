@@ -156,17 +156,20 @@ def gallery(path: _File, models: Sequence[tuple[str, Tensor, Tensor | None]]) ->
 
 
 def sweep(path: _File, labels: Sequence[str], panels: Mapping[str, Sequence[Sequence[float]]]) -> None:
-    """How numbers change with a setting: a panel a number, a dot a run, a line through the means.
+    """How numbers change with a setting: a panel a number, a dot a run, a dash a mean.
 
     Args:
-        labels: of what the setting was, from left to right.
+        labels: of what the setting was, from left to right; how all begin, up to a comma, is not repeated.
         panels: name of a number -> what it came to at each label, of no run or several.
     """
+    heads, _, tails = zip(*(label.partition(", ") for label in labels), strict=True)
+    if len(set(heads)) == 1 and all(tails):
+        labels = tails
     with _figure(path, 1, len(panels), width=2.3, height=2.2) as axes:
         for axis, (title, columns) in zip(axes, panels.items(), strict=True):
             runs = [(x, y) for x, values in enumerate(columns) for y in values]
             means = [(x, np.mean(values)) for x, values in enumerate(columns) if len(values)]
-            axis.plot(*zip(*means, strict=True), color=_SAMPLES, lw=1.0)
+            axis.plot(*zip(*means, strict=True), color=_SAMPLES, lw=0.6, marker="_", markersize=12)
             axis.scatter(*zip(*runs, strict=True), s=9, c=_SAMPLES, alpha=0.5, linewidths=0)
             heights = [y for _, y in runs]
             if min(heights) > 0 and max(heights) > 10 * min(heights):
