@@ -313,11 +313,11 @@ def test_sweeps_of_fixed_units(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         "a": [{"numbers": {"sliced_wasserstein": 0.1}}, {"numbers": {"sliced_wasserstein": 0.3}}],
         "c": [{"numbers": {"sliced_wasserstein": 2.0, "auroc": 0.9}}],
     }
-    experiment = Experiment("name", "Title", rows, sweeps={"ab": "ab", "b": "b", "cba": "cba"})
+    experiment = Experiment("name", "Title", rows, sweeps={"ac": "ac", "ab": "ab", "cba": "cba"})
     pictures = table.sweeps(tmp_path, experiment, found)  # of b nothing is there yet
-    assert [path.name for path in pictures] == ["name-ab.png", "name-cba.png"]
+    assert [path.name for path in pictures] == ["name-ac.png", "name-cba.png"]
     assert drawn == [
-        (["A", "B"], {"SW": [[0.1, 0.3], []]}),
+        (["A", "C"], {"SW": [[0.1, 0.3], [2.0]], "AUROC": [[], [0.9]]}),
         (["C", "B", "A"], {"SW": [[2.0], [], [0.1, 0.3]], "AUROC": [[0.9], [], []]}),
     ]
 

@@ -66,9 +66,11 @@ def markdown(
 
 
 def sweeps(folder: Path, experiment: Experiment, found: Found) -> list[Path]:
-    """Draws the pictures of an experiment's sweeps: those of which something is found."""
+    """Draws the pictures of an experiment's sweeps: those of which two rows or more are found."""
     labels, pictures = {row.name: row.label for row in experiment.rows}, []
     for sweep, names in experiment.sweeps.items():
+        if sum(name in found for name in names) < 2:
+            continue
         panels = {
             heading: [
                 [unit["numbers"][key] for unit in found.get(name, ()) if key in unit["numbers"]]
@@ -77,10 +79,9 @@ def sweeps(folder: Path, experiment: Experiment, found: Found) -> list[Path]:
             for key, heading in experiment.columns.items()
         }
         panels = {heading: columns for heading, columns in panels.items() if any(columns)}
-        if panels:
-            pictures.append(folder / f"{experiment.name}-{sweep}.png")
-            with files.file(pictures[-1]) as file:
-                plots.sweep(file, [labels[name] for name in names], panels)
+        pictures.append(folder / f"{experiment.name}-{sweep}.png")
+        with files.file(pictures[-1]) as file:
+            plots.sweep(file, [labels[name] for name in names], panels)
     return pictures
 
 
