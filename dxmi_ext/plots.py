@@ -189,7 +189,8 @@ def grids(path: _File, models: Sequence[tuple[str, Path]]) -> None:
     from matplotlib.image import imread
 
     columns = min(4, len(models))
-    with _figure(path, -(-len(models) // columns), columns, width=2.0, height=2.3) as axes:
+    # 130 pixels an inch: about a pixel for each of theirs.
+    with _figure(path, -(-len(models) // columns), columns, width=2.0, height=2.3, dpi=130) as axes:
         for axis in axes:
             axis.set_axis_off()
         for axis, (title, picture) in zip(axes, models, strict=False):
@@ -278,13 +279,15 @@ def heat_colours(n: int) -> list[tuple[int, int, int]]:
 
 
 @contextmanager
-def _figure(path: _File, rows: int, columns: int, *, width: float, height: float) -> Iterator[list[Any]]:
+def _figure(
+    path: _File, rows: int, columns: int, *, width: float, height: float, dpi: int = 200
+) -> Iterator[list[Any]]:
     """Panels of width x height inches; written to ``path`` at the end. No pyplot: no state, no display."""
     import matplotlib
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(columns * width, rows * height), dpi=200, layout="constrained")
+        figure = Figure(figsize=(columns * width, rows * height), dpi=dpi, layout="constrained")
         yield list(figure.subplots(rows, columns, squeeze=False).flat)
         figure.savefig(path, bbox_inches="tight", pad_inches=0.06)
 

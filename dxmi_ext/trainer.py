@@ -273,7 +273,8 @@ class DxMITrainer:
         data, labels = batch if isinstance(batch, tuple) else (batch, None)
         data = data.contiguous(memory_format=self.sampler.memory_format)
         self._learning_rates.at(self.iteration)
-        self.temperature.at(self.iteration / self.iterations)
+        if self.settings.tau_rate:
+            self.temperature.at(self.iteration / self.iterations)
         # The same on all ranks, and after a resume.
         self.sampler.use(random.Random(f"{self._seed} {self.iteration}").choice(self.sampler.lengths))
         with speed.running(self.settings, data.device):
