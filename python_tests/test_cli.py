@@ -591,6 +591,24 @@ def test_evaluate_gives_the_runs_own_numbers(
     assert read(output)["sliced_wasserstein_std"] == 0  # of one
 
 
+def test_divergence_of_an_automatic_tau_is_that_at_its_last_value(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, output = tmp_path / "run", tmp_path / "numbers.json"
+    assert train(folder, "tau_rate=.5", "samplings=2") == 0
+    assert "tau = 0.1, then automatic" in capsys.readouterr().out
+    factor = read(folder / "model/config.json")["tau_factor"]
+    assert factor == pytest.approx(read_metrics(folder / "metrics.jsonl")[-1]["temperature"]) and factor != 1
+    cfg, networks = two_d.load(folder, torch.device("cpu"))
+    divergences = [
+        two_d.evaluate_networks(cfg, networks, seed=0, tau_factor=each)["energy_kl"] for each in (factor, 1.0)
+    ]
+    summary = read(folder / "summary.json")
+    assert divergences[0] == pytest.approx(summary["energy_kl"]) and divergences[0] != divergences[1]
+    assert cli.main(["evaluate", str(folder), f"output={output}", "device=cpu"]) == 0
+    assert read(output) == pytest.approx({key: summary[key] for key in SCORES})
+
+
 def test_info_tells_versions_and_kernels(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["info"]) == 0
     lines = capsys.readouterr().out.splitlines()

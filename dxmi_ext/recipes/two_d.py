@@ -76,6 +76,7 @@ class Config(DxMISettings, config.RunConfig):
     sigma_min: float = setting(0.4, "noise level of its last step", minimum=0)
     min_std: float = setting(0.05, "lower bound of the initial sigma of a step", minimum=1e-6)
     pretrain_lr: float = setting(2e-3, "learning rate of pretraining, decayed to 0", minimum=0)
+    samplings: int = setting(5, "fresh samples and data that the final numbers are means over", minimum=1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -121,7 +122,9 @@ class Config(DxMISettings, config.RunConfig):
 class EvaluateSettings(config.EvaluateSettings):
     """Settings of the command ``evaluate``."""
 
-    samplings: int = setting(5, "fresh samples and data that numbers are means over", minimum=1)
+    samplings: int | None = setting(
+        None, "fresh samples and data that numbers are means over; null: as in training", minimum=1
+    )
 
 
 def train(cfg: Config, ranks: Ranks | None = None) -> dict[str, Any]:
@@ -142,8 +145,9 @@ def train(cfg: Config, ranks: Ranks | None = None) -> dict[str, Any]:
         averaged = run.ranks.whole(trainer.averaged)
         if cfg.dry_run or not run.ranks.first:
             return {}
-        _save_model(run.directory / "model", averaged, cfg)
-        numbers = evaluate_networks(cfg, averaged, seed=cfg.seed)
+        tau_factor = float(trainer.temperature.factor) if isinstance(trainer, DxMITrainer) else 1.0
+        _save_model(run.directory / "model", averaged, cfg, tau_factor)
+        numbers = evaluate_networks(cfg, averaged, seed=cfg.seed, tau_factor=tau_factor)
         draw_pictures(run.directory, cfg, averaged)
         summary = run.summarize({"samples": samples_of(cfg), **numbers})
     print(table(cfg, numbers))
@@ -192,7 +196,9 @@ def evaluate(
 ) -> tuple[dict[str, float], str]:
     """The numbers of a run's final networks and their table, with noise and data of a seed of one's own."""
     cfg, networks = load(directory, device)
-    numbers = evaluate_networks(cfg, networks, seed=settings.seed, samplings=settings.samplings)
+    _, about = checkpoint.load_model_state(directory / "model")
+    cfg.samplings = settings.samplings or cfg.samplings
+    numbers = evaluate_networks(cfg, networks, seed=settings.seed, tau_factor=about.get("tau_factor", 1.0))
     return numbers, table(cfg, numbers)
 
 
@@ -227,9 +233,15 @@ def load(directory: Path, device: torch.device) -> tuple[Config, Networks]:
     return cfg, networks.eval()
 
 
-def evaluate_networks(cfg: Config, networks: Networks, *, seed: int, samplings: int = 5) -> dict[str, float]:
+def evaluate_networks(
+    cfg: Config, networks: Networks, *, seed: int, tau_factor: float = 1.0
+) -> dict[str, float]:
     """Sliced Wasserstein and AUROC by the paper's protocol; energy_kl where there is a temperature; of a
-    sampler that knows several T also sliced_wasserstein_tT of each."""
+    sampler that knows several T also sliced_wasserstein_tT of each.
+
+    Args:
+        tau_factor: of tau at the run's end, where it was not fixed.
+    """
     device = networks.sampler.log_std.device
     draws = noise.Draws(seed, "evaluate", ["sample", "data"], device)
     numbers: dict[str, float] = {}
@@ -239,12 +251,12 @@ def evaluate_networks(cfg: Config, networks: Networks, *, seed: int, samplings: 
             lambda n, draw: _draw(cfg, networks, n, draws.at(draw)["sample"]),
             lambda n, draw: data_two_d.sample(cfg.data, n, draws.at(draw)["data"]),
             torch.no_grad()(networks.energy),
-            repeats=samplings,
+            repeats=cfg.samplings,
             seed=seed,
         )
         if cfg.lengths is not None:
             numbers[f"sliced_wasserstein_t{steps}"] = numbers["sliced_wasserstein"]
-    if temperature := temperature_of(cfg):
+    if temperature := tau_factor * temperature_of(cfg):
         numbers["energy_kl"] = metrics_two_d.energy_kl(
             torch.no_grad()(networks.energy),
             lambda x: data_two_d.log_density(cfg.data, x),
@@ -285,7 +297,8 @@ def samples_of(cfg: Config) -> str:
 def table(cfg: Config, numbers: dict[str, float]) -> str:
     """The run's row, the paper's beside it where it has one."""
     start = "pretrained" if cfg.pretrained else "from scratch"
-    title = f"{cfg.data}, T = {cfg.steps}, tau = {cfg.tau:g}, {start}"
+    tau = f"{cfg.tau:g}, then automatic" if cfg.tau_rate else f"{cfg.tau:g}"
+    title = f"{cfg.data}, T = {cfg.steps}, tau = {tau}, {start}"
     if not cfg.trains_sampler:
         title = f"{cfg.data}, tau = {cfg.tau:g}, negatives: {cfg.negatives}; samples: {samples_of(cfg)}"
     rows = [title, f"{'':12}{'SW':>16}{'AUROC':>16}"]
@@ -295,6 +308,7 @@ def table(cfg: Config, numbers: dict[str, float]) -> str:
         f"{auroc:8.3f} ± {numbers['auroc_std']:.3f}"
     )
     published = cfg.data == "8gaussians" and cfg.steps == 5 and cfg.negatives == "sampler"
+    published &= not cfg.tau_rate
     if published and (cfg.pretrained, cfg.tau) in PAPER:
         paper_sw, deviation, paper_auroc = PAPER[cfg.pretrained, cfg.tau]
         rows.append(f"{'the paper':12}{paper_sw:8.3f} ± {deviation:.3f}{paper_auroc:8.3f}")
@@ -370,6 +384,7 @@ def _batches(cfg: Config, phase: str, run: Run) -> Callable[[int], Tensor]:
     )
 
 
-def _save_model(path: Path, networks: Networks, cfg: Config) -> None:
+def _save_model(path: Path, networks: Networks, cfg: Config, tau_factor: float = 1.0) -> None:
     shape = ("data", "steps", "sampler_width", "sampler_depth", "value_width", "value_depth")
-    checkpoint.save_model(path, networks, {"task": cfg.task} | {key: getattr(cfg, key) for key in shape})
+    about = {"task": cfg.task, **{key: getattr(cfg, key) for key in shape}, "tau_factor": tau_factor}
+    checkpoint.save_model(path, networks, about)
