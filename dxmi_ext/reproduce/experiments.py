@@ -131,6 +131,8 @@ clipped: the data that the network tells at each step are kept in [-1, 1]. Witho
 young a network where noise is all stay in DDIM's chains, which draw no noise.
 `start` is pretrained in batches of 64, and all other rows start from it."""
 
+_AUTOMATIC: dict[str, Any] = {"tau": 1.0, "tau_rate": 0.01}
+
 _SPREAD = _COLUMNS | {"entropy_excess": "entropy", "coverage": "coverage"}
 
 _TILES = {"aligned": True, "size": 192, "baselines": "all"}
@@ -258,7 +260,7 @@ diverged: the share of runs that stopped being finite; other numbers are those o
                 row
                 for name in ("8gaussians", "2spirals", "checkerboard")
                 for row in (
-                    _variant(f"{name}-auto", f"{name}, automatic tau", name, tau=1.0, tau_rate=0.01),
+                    _variant(f"{name}-auto", f"{name}, automatic tau", name, **_AUTOMATIC),
                     *(
                         _variant(f"{name}-tau{tau:g}", f"{name}, tau = {tau:g}", name, tau=tau)
                         for tau in (0.03, 0.1, 0.3)
@@ -274,6 +276,19 @@ Automatic: tau starts at 1 and follows the entropy of the data, `dxmi_ext/temper
                 name: tuple(f"{name}-{tau}" for tau in ("auto", "tau0.03", "tau0.1", "tau0.3"))
                 for name in ("8gaussians", "2spirals", "checkerboard")
             },
+        ),
+        Experiment(
+            "batches",
+            "8 Gaussians: automatic tau and larger batches",
+            [
+                _variant(f"{name}-b{b}", f"{label}, batches of {b}", **tau, batch_size=b, samplings=50)
+                for b in (128, 1024)
+                for name, label, tau in (("tau0.1", "tau = 0.1", {}), ("auto", "automatic tau", _AUTOMATIC))
+            ],
+            columns=_SPREAD | {"sliced_wasserstein_floor": "SW of fresh data"},
+            notes=f"""{_SCORES.replace("five", "50")}
+{_SPREADS}
+Automatic: as in `temperature`.""",
         ),
         Experiment(
             "lengths",
