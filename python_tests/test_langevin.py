@@ -313,7 +313,6 @@ def test_length_of_evaluation_chains() -> None:
 def test_a_run_resumes_and_says_what_its_samples_are(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pytest.importorskip("ot")
     settings = ["negatives=persistent", "langevin_pool=32", "langevin_steps=2", "langevin_sample_steps=5"]
     with runs.quick():
         assert runs.train(tmp_path / "dry", *settings, "--dry-run") == 0

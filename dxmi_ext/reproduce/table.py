@@ -51,14 +51,13 @@ def markdown(
     parts = [f"# {experiment.title}"]
     if quick:
         parts.append("**A tenth of the iterations: this shows that the experiment runs, and no result.**")
-    floors = [unit["numbers"].get("sliced_wasserstein_floor") for unit in every]
     parts.append(_table([*heads, "seeds"], rows))
     notes = [
         "Mean ± standard deviation over seeds, of runs that differ in nothing else.",
         *([experiment.notes] if experiment.notes else []),
     ]
-    if (floor := _mean([value for value in floors if value is not None])) != "":
-        notes.append(f"Fresh data against data: SW {floor}.")
+    if floors := _floors(experiment, found):
+        notes.append(f"Fresh data against data: SW {floors}.")
     parts += [*notes, *(f"![{Path(figure).stem}]({figure})" for figure in figures), _machines(every)]
     option = " --quick" if quick else ""
     parts.append(f"Made by `dxmi reproduce {experiment.name}{option}`, from the json files beside it.")
@@ -136,6 +135,16 @@ def _title(unit: Unit) -> str:
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     rule = ["---", *["---:"] * (len(heads) - 1)]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (heads, rule, *rows))
+
+
+def _floors(experiment: Experiment, found: Found) -> str:
+    """Of each density, over the seeds: rows with one seed have the same points."""
+    key, floors = "sliced_wasserstein_floor", dict[str, dict[int, float]]()
+    for row in experiment.rows:
+        for unit in found.get(row.name, ()):
+            if key in unit["numbers"]:
+                floors.setdefault(row.recipe, {})[unit["seed"]] = unit["numbers"][key]
+    return ", ".join(f"{_mean([*by_seed.values()])} ({recipe})" for recipe, by_seed in floors.items())
 
 
 def _mean(values: Sequence[float]) -> str:
