@@ -9,6 +9,8 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import zipfile
+import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -17,6 +19,11 @@ from typing import IO
 
 from dxmi_ext.errors import UserError
 
+UNREADABLE = (
+    *(OSError, EOFError, ValueError, AttributeError, TypeError),
+    *(zipfile.BadZipFile, zlib.error),
+)
+"""What numpy and gzip raise of files that are missing, empty, cut short, damaged or of another kind."""
 _UNFINISHED, _PREVIOUS, _REMOVED = ".unfinished", ".previous", ".removed"
 
 

@@ -31,7 +31,10 @@ class LangevinSettings(Settings):
     langevin_steps: int = setting(10, "Langevin steps an iteration", minimum=1)
     langevin_step_size: float = setting(0.5, "s in x - s grad E(x) + noise z", minimum=1e-8)
     langevin_noise: float | None = setting(
-        None, "noise of a step; null: sqrt(2 s tau), for samples of exp(-E / tau)", minimum=0
+        None,
+        "noise of a step; null: sqrt(2 s w), for samples of exp(-E / w), w being tau; with refined the "
+        "entropy's tau, over D where costs are means",
+        minimum=0,
     )
     langevin_clip: float = setting(0.0, "largest norm of a sample's gradient; 0: any", minimum=0)
     langevin_pool: int = setting(10_000, "persistent chains", minimum=1)

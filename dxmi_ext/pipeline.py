@@ -81,12 +81,19 @@ class DxMIScheduler(SchedulerMixin, ConfigMixin):
 
     @classmethod
     def from_sampler(cls, sampler: GaussianSampler) -> DxMIScheduler:
-        """A trained sampler without its network, which must be `Timed`."""
-        if not isinstance(sampler.network, Timed):
+        """A trained sampler without its network, which must be `Timed`.
+
+        Raises:
+            TypeError: it is another, as one that takes generation steps, or clips what it tells.
+            ValueError: the sampler has chains of several lengths, or a start of its own.
+        """
+        if type(sampler.network) is not Timed:
             raise TypeError(
                 f"sampler: got one of a {type(sampler.network).__name__}, wants one of a Timed network: "
-                "others take generation steps, which diffusers does not know"
+                "diffusers does not know what others do"
             )
+        if len(sampler.lengths) > 1 or sampler.start is not None:
+            raise ValueError("sampler: got one of several lengths or a start of its own, wants neither")
         coefs = (sampler.sample_coef, sampler.output_coef, sampler.log_std.detach())
         tables = (*coefs, sampler.network.time, sampler.network.input_scale)
         return cls(

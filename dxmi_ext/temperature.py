@@ -62,7 +62,7 @@ def entropy_gap(data: Tensor, samples: Tensor) -> Tensor:
     """H(data) - H(samples) in nats a dimension, by distances to nearest neighbours (Kozachenko & Leonenko
     1987): of as many rows of both, everything else in that estimate is the same. A scalar.
 
-    Neighbours are sought in groups of 128 rows, whatever the batch. Structure finer than these are apart
+    Neighbours are sought in groups of some 128 rows, whatever the batch. Structure finer than these are apart
     counts for nothing, which is wanted: a sampler that cannot be so fine would have its tau fall to 0.
 
     Args:

@@ -144,8 +144,16 @@ class DxMISettings(LangevinSettings, SpeedSettings):
             raise ConfigError(
                 f"noise_magnitude: got {self.noise_magnitude}, wants energy_loss=noise_contrastive with it"
             )
-        if self.tau_rate and not costs:
-            raise ConfigError(f"tau_rate: got {self.tau_rate}, but tau is 0; wants a tau to start from")
+        if self.tau_rate and not density_temperature(self, 1):
+            raise ConfigError(
+                f"tau_rate: got {self.tau_rate}, but the entropy's tau is 0; wants one to start from"
+            )
+        chains = self.negatives == "refined" and self.langevin_noise is None
+        if self.tau_rate and (chains or not self.trains_sampler):
+            raise ConfigError(
+                f"tau_rate: got {self.tau_rate}, but Langevin chains do not follow it; wants "
+                "negatives=sampler, or refined with langevin_noise"
+            )
 
 
 def check_cuda_graph(settings: DxMISettings, device: torch.device, ranks: Ranks) -> None:
@@ -156,6 +164,27 @@ def check_cuda_graph(settings: DxMISettings, device: torch.device, ranks: Ranks)
     """
     if settings.cuda_graph and (device.type != "cuda" or not ranks.alone):
         raise ConfigError("cuda_graph: got true, wants a CUDA device and a single rank")
+
+
+def check_energy_settings(settings: DxMISettings, value_kind: str) -> None:
+    """Refuses settings of an energy network of its own where there is none.
+
+    Raises:
+        ConfigError: there is none, but they are set.
+    """
+    for key in ("energy_lr", "energy_clip"):
+        if settings.changed(key) and value_kind != "separate":
+            raise ConfigError(
+                f"{key}: got {getattr(settings, key)}, but with value_kind={value_kind} the energy is "
+                f"part of the value; set {key.replace('energy', 'value')}, or value_kind=separate"
+            )
+
+
+def density_temperature(settings: DxMISettings, dim: int) -> float:
+    """w in the density exp(-E / w) / Z that a sampler of `dim` dimensions is to have: the weight of the
+    entropy, a sum over dimensions (DxMI, sec. 2). 0 where there is no entropy."""
+    tau = settings.tau if settings.tau_entropy is None else settings.tau_entropy
+    return tau if settings.cost_reduction == "sum" else tau / dim
 
 
 def time_costs(kind: str, steps: int) -> Tensor:
@@ -239,7 +268,7 @@ class DxMITrainer:
         uses = ["rollout", "choice", *(f"redraw{i}" for i in range(settings.sampler_steps))]
         uses += ["td_choice"] * (settings.td_order == "shuffled") + ["td_redraw"] * settings.td_redraw
         uses += ["refine"] * (settings.negatives == "refined")
-        self._langevin = Langevin.of(settings, settings.tau)
+        self._langevin = Langevin.of(settings, density_temperature(settings, self._dim))
         self._energy_loss = loss_of(settings.energy_loss, settings.gamma, settings.noise_magnitude)
         self._uses, self._seed = uses, seed
         self.retry(0, 1.0)

@@ -22,7 +22,7 @@ import torch
 
 import image_samplers
 import runs
-from dxmi_ext import cli, files, generate, noise, ops, plots, recipes, run
+from dxmi_ext import cli, config, files, generate, noise, ops, plots, recipes, run
 from dxmi_ext.data import two_d as data
 from dxmi_ext.models import convert, pretrained
 from dxmi_ext.models.unet import Architecture, unet
@@ -607,6 +607,21 @@ def test_divergence_of_an_automatic_tau_is_that_at_its_last_value(
     assert divergences[0] == pytest.approx(summary["energy_kl"]) and divergences[0] != divergences[1]
     assert cli.main(["evaluate", str(folder), f"output={output}", "device=cpu"]) == 0
     assert read(output) == pytest.approx({key: summary[key] for key in SCORES})
+
+
+@pytest.mark.parametrize(
+    ("settings", "title", "paper"),
+    [
+        ("tau=1", "T = 5, tau = 1, pretrained", "1.030"),
+        ("tau_entropy=1 tau_velocity=1", "T = 5, tau = 1, pretrained", "1.030"),
+        ("tau_entropy=.5", "T = 5, tau = 0.5 and 0.1, pretrained", None),
+        ("tau_rate=.1", "T = 5, tau = 0.1, then automatic, pretrained", None),
+    ],
+)
+def test_a_runs_row_names_its_taus(settings: str, title: str, paper: str | None) -> None:
+    cfg = config.load(two_d.Config, None, settings.split())
+    text = two_d.table(cfg, dict.fromkeys(SCORES, 0.5))
+    assert title in text and (("the paper" not in text) if paper is None else paper in text)
 
 
 def test_info_tells_versions_and_kernels(capsys: pytest.CaptureFixture[str]) -> None:

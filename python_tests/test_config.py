@@ -96,6 +96,9 @@ def test_bad_override(recipe: Path, override: str, says: str) -> None:
         ("tau=.2 tau_entropy=.1 tau_velocity=.1", "tau: got 0.2, but tau_entropy and tau_velocity both"),
         ("sampler_update=policy_gradient costs_in=value", "costs_in: got 'value', but with"),
         ("noise_magnitude=100", "noise_magnitude: got 100.0, wants energy_loss=noise_contrastive with it"),
+        ("tau_rate=.1 tau_entropy=0", "tau_rate: got 0.1, but the entropy's tau is 0"),
+        ("tau_rate=.1 negatives=refined", "tau_rate: got 0.1, but Langevin chains do not follow it"),
+        ("tau_rate=.1 negatives=short_run", "tau_rate: got 0.1, but Langevin chains do not follow it"),
         ("energy_lr=.1", "energy_lr: got 0.1, but with value_kind=per_step"),
         ("energy_clip=.1 value_kind=time_independent", "energy_clip: got 0.1, but with"),
         ("cuda_graph=true device=cpu", "cuda_graph: got true, wants a CUDA device"),
@@ -117,6 +120,7 @@ def test_settings_without_effect_are_refused(overrides: str, says: str) -> None:
         "tau_entropy=.1 tau_velocity=.1",
         "sampler_update=policy_gradient costs_in=value tau=0",
         "energy_lr=.1 value_kind=separate",
+        "tau_rate=.1 negatives=refined langevin_noise=.1",
         "td_order=shuffled td_redraw=true velocity_decay=1",
         "value_kind=time_independent costs_in=sampler",  # the paper's row without time cost
     ],

@@ -322,6 +322,32 @@ def spoil_npz_keys(folder: Path) -> Path:
     return folder / "a.npz"
 
 
+def spoil_npz_body(folder: Path) -> Path:
+    path = write_npz(folder, pixels(5, 8, 3), LABELS)
+    path.write_bytes(path.read_bytes()[:300])
+    return path
+
+
+def spoil_npz_to_nothing(folder: Path) -> Path:
+    (folder / "a.npz").write_bytes(b"")
+    return folder / "a.npz"
+
+
+def spoil_npz_to_an_array(folder: Path) -> Path:
+    with (folder / "a.npz").open("wb") as file:
+        np.save(file, pixels(5, 8, 3))
+    return folder / "a.npz"
+
+
+def spoil_gzip(folder: Path) -> Path:
+    plain = write_idx(folder, pixels(5, 8, 1), LABELS) / "train-images-idx3-ubyte"
+    content = bytearray(gzip.compress(plain.read_bytes()))
+    content[20:60] = bytes(40)
+    plain.unlink()
+    plain.with_name(plain.name + ".gz").write_bytes(content)
+    return folder
+
+
 def spoil_sizes(folder: Path) -> Path:
     for i, size in enumerate((8, 9)):
         (folder / f"{i}.png").write_bytes(encoded(pixels(1, size, 3)[0]))
@@ -340,6 +366,10 @@ def spoil_sizes(folder: Path) -> Path:
         (spoil_idx_labels, r"labels are uint8 \[4\], wants 5"),
         (spoil_npz_type, r"images are float64 \[5, 8, 8, 3\], wants uint8"),
         (spoil_npz_keys, r"has the keys faces, wants x"),
+        (spoil_npz_body, r"a\.npz: cannot be read as npz"),
+        (spoil_npz_to_nothing, r"a\.npz: cannot be read as npz"),
+        (spoil_npz_to_an_array, r"a\.npz: cannot be read as npz"),
+        (spoil_gzip, r"ubyte\.gz: is damaged"),
         (spoil_sizes, r"pictures are \[3, 8, 8\] and \[3, 9, 9\]; give a size"),
     ],
 )

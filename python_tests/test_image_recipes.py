@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from dxmi_ext import cli, ops, recipes, schedules
+from dxmi_ext import checkpoint, cli, ops, recipes, schedules
 from dxmi_ext.config import ConfigError
 from dxmi_ext.metrics import features
 from dxmi_ext.models import pretrained, unet
@@ -101,6 +101,28 @@ def test_a_run_from_data_to_samples(settings: list[str], data: Path, tmp_path: P
     )
     assert drawn.shape == (5, 3, 8, 8)
     torch.testing.assert_close(drawn, once, rtol=1e-4, atol=1e-4)
+
+
+def interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_pretraining_alone_leaves_a_run_that_is_past_it(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(images, "_save_model", interrupted)
+        assert run("train", "fashion-mnist-t4", tmp_path, data) == 130
+    assert run("pretrain", "fashion-mnist-t4", tmp_path, data) == 0
+    assert "is past its pretraining" in capsys.readouterr().out and not (tmp_path / "model").exists()
+
+
+def test_a_run_of_another_task_is_no_start(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint.save_model(tmp_path / "plane/model", torch.nn.Linear(1, 1), {"task": "two_d"})
+    assert run("train", "fashion-mnist-t4", tmp_path / "run", data, f"start={tmp_path / 'plane'}") == 2
+    assert "is a run of the task two_d, wants images" in capsys.readouterr().err
 
 
 def test_a_run_starts_from_another_and_is_scored(
@@ -224,6 +246,9 @@ def test_what_pretraining_teaches_is_what_the_samplers_steps_want(prediction: st
         (["pretrain_iterations=0"], "start: got none, wants a network, or pretrain_iterations above 0"),
         (["cuda_graph=true"], "cuda_graph: got true, wants a CUDA device"),
         (["negatives=short_run"], "negatives: got short_run, wants sampler or refined"),
+        (["pretrained=false", "start=run"], "pretrained: got false, but start=run is a network to start"),
+        (["energy_lr=.1"], "energy_lr: got 0.1, but with value_kind=time_independent"),
+        (["evaluate_n=3"], "evaluate_n: got 3, wants 4 or more"),
     ],
 )
 def test_bad_settings(

@@ -265,7 +265,7 @@ def test_refined_negatives_start_from_the_samplers_samples(monkeypatch: pytest.M
     trainer, networks = (DxMITrainer(make_networks(), s, iterations=2, seed=SEED) for s in (settings,) * 2)
     keys = noise.Draws(SEED, "dxmi", ["rollout", "choice", "redraw0", "redraw1", "refine"]).at(0)
     samples = networks.sampler.sample(B, keys["rollout"])
-    refined = Langevin.of(settings, settings.tau)(networks.networks, samples, keys["refine"]).samples
+    refined = Langevin.of(settings, settings.tau / D)(networks.networks, samples, keys["refine"]).samples
     energy = networks.networks.energy(refined).mean()
     torch.testing.assert_close(trainer.step(batch(0))["energy_sample"], energy.detach())
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from dxmi_ext import ops, schedules
-from dxmi_ext.sampler import GaussianSampler, Timed
+from dxmi_ext.sampler import Clipped, GaussianSampler, Timed
 from dxmi_ext.schedules import Schedule
 
 diffusers = pytest.importorskip("diffusers", reason="the scheduler and pipeline are classes of diffusers")
@@ -212,3 +212,13 @@ def test_bad_input() -> None:
         DxMIScheduler(**{**tables, "time": [1.0, 1.0]})
     with pytest.raises(TypeError, match="sampler: got one of a Linear, wants one of a Timed network"):
         DxMIScheduler.from_sampler(GaussianSampler(torch.nn.Linear(1, 1), SCHEDULES["edm"], SHAPE))
+    schedule, network = SCHEDULES["fastdpm"], sampler.network
+    clipped = Clipped(network.network, schedule, "eps")
+    with pytest.raises(TypeError, match="sampler: got one of a Clipped, wants one of a Timed network"):
+        DxMIScheduler.from_sampler(GaussianSampler(clipped, schedule, SHAPE))
+    for other in (
+        GaussianSampler(network, schedule, SHAPE, lengths=[1, 3]),
+        GaussianSampler(network, schedule, SHAPE, start=torch.nn.Identity()),
+    ):
+        with pytest.raises(ValueError, match="sampler: got one of several lengths or a start of its own"):
+            DxMIScheduler.from_sampler(other)

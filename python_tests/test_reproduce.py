@@ -79,17 +79,20 @@ def test_rows_start_from_another_rows_run(tmp_path: Path) -> None:
         return Unit(rows[name], 0, False, tmp_path / "results", tmp_path / "work", **where)
 
     tuned, chain = unit("dxmi-t4"), unit("ddim-100")
-    ordered = reproduce_module._with_starts([tuned, chain], experiment)
+    ordered = reproduce_module._with_starts([tuned, chain])
     assert [each.name for each in ordered] == ["start-seed0", "dxmi-t4-seed0", "ddim-100-seed0"]
     assert reproduce_module._ready(ordered, []) is ordered[0]
     assert reproduce_module._ready(ordered[1:], ordered[:1]) is None
     assert reproduce_module._ready(ordered[1:], []) is tuned
     (ordered[0].folder / "model").mkdir(parents=True)
-    assert reproduce_module._with_starts([tuned], experiment) == [tuned]
+    assert reproduce_module._with_starts([tuned])[1:] == [tuned]  # of other settings, for all one knows
+    (ordered[0].folder / "unit.json").write_text(json.dumps(ordered[0].identity()))
+    assert reproduce_module._with_starts([tuned]) == [tuned]
     assert tuned.config().start == str(ordered[0].folder)
     assert unit("dxmi-t4", data="elsewhere").config().data == "elsewhere"
     identity = unit("dxmi-t4", data="elsewhere").identity()
     assert identity == tuned.identity() and identity["start"] == "start"
+    assert identity["start.pretrain_iterations"] == 3000  # another start would make it another unit
     assert str(tmp_path) not in json.dumps(identity)
     assert chain.identity()["chain"] == "ddim-100"
 
@@ -105,7 +108,8 @@ def test_a_row_may_evaluate_a_chain(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     row = next(row for row in EXPERIMENTS["fashion-mnist"].rows if row.chain == "ddim-100")
     unit = Unit(row, 0, False, tmp_path / "results", tmp_path / "work")
     assert units.compute(unit)["numbers"] == {"fd_efflite0_2500": 1.5} and units.read(unit) is not None
-    assert asked == [(unit.start, "ddim-100", 2500, str(unit.folder / "samples.png"))]
+    assert unit.start is not None
+    assert asked == [(unit.start.folder, "ddim-100", 2500, str(unit.folder / "samples.png"))]
 
 
 def test_a_finished_unit_is_kept_and_a_damaged_one_made_again(
@@ -267,9 +271,11 @@ def test_processes_run_side_by_side_and_stop_by_a_signal(tmp_path: Path) -> None
 
 
 def test_table_of_fixed_units() -> None:
-    def unit(sw: float, **numbers: float) -> dict[str, Any]:
+    def unit(sw: float, seed: int = 0, **numbers: float) -> dict[str, Any]:
+        floor = 0.05 + 0.02 * seed
         return {
-            "numbers": {"sliced_wasserstein": sw, "sliced_wasserstein_floor": 0.05, **numbers},
+            "seed": seed,
+            "numbers": {"sliced_wasserstein": sw, "sliced_wasserstein_floor": floor, **numbers},
             "versions": {"torch": "2.13", "dxmi_ext": "0.1"},
             "machine": {"processor": "a processor", "threads": 1},
             "seconds": 100 * sw,
@@ -277,10 +283,11 @@ def test_table_of_fixed_units() -> None:
 
     rows = [
         Row("x", "first", {}, {"sliced_wasserstein": (0.1, 0.02), "auroc": (0.9, None)}),
-        *(Row("y", "second", {}), Row("z", "third", {})),
+        *(Row("y", "second", {}), Row("z", "third", {}, recipe="2spirals")),
         Row("w", "in the second's runs", {}, of="y", prefix="w_"),
     ]
-    found = {"x": [unit(0.1, auroc=0.8), unit(0.3, auroc=0.9)], "y": [unit(0.5, w_auroc=0.7)]}
+    found = {"x": [unit(0.1, auroc=0.8), unit(0.3, 1, auroc=0.9)], "y": [unit(0.5, w_auroc=0.7)]}
+    found["z"] = [unit(0.2)]
     page = table.markdown(Experiment("name", "Title", rows, notes="Notes."), found, figures=["name.png"])
     assert page.splitlines() == [
         *("# Title", ""),
@@ -288,11 +295,16 @@ def test_table_of_fixed_units() -> None:
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
         "| first | 0.200 ± 0.141 | 0.100 ± 0.020 | 0.850 ± 0.071 | 0.900 |  | 2 |",
         "| second | 0.500 |  |  |  |  | 1 |",
-        "| third |  |  |  |  |  | 0 |",
+        "| third | 0.200 |  |  |  |  | 1 |",
         "| in the second's runs |  |  | 0.700 |  |  | 1 |",
         *("", "Mean ± standard deviation over seeds, of runs that differ in nothing else.", "", "Notes.", ""),
-        *("Fresh data against data: SW 0.050 ± 0.000.", "", "![name](name.png)", ""),
-        *("- 3 runs on a processor, 1 thread a run, torch 2.13, dxmi_ext 0.1; 10 to 50 s each", ""),
+        *(
+            "Fresh data against data: SW 0.060 ± 0.014 (8gaussians), 0.050 (2spirals).",
+            "",
+            "![name](name.png)",
+            "",
+        ),
+        *("- 4 runs on a processor, 1 thread a run, torch 2.13, dxmi_ext 0.1; 10 to 50 s each", ""),
         "Made by `dxmi reproduce name`, from the json files beside it.",
     ]
 

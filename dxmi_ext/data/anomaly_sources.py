@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dxmi_ext.data.image_sources import ImageDataError, decode, pictures_in
+from dxmi_ext.files import UNREADABLE
 
 LAYOUTS = """\
   MVTec-AD    [CLASS/]train/good/*.png, [CLASS/]test/good|DEFECT/NAME.png,
@@ -207,7 +208,7 @@ def _npz(file: Path, split: str, train_share: float) -> Source:
     try:
         with np.load(file) as arrays:  # without pickles, which is the default
             content = {name: arrays[name] for name in arrays.files}
-    except (OSError, ValueError) as error:
+    except UNREADABLE as error:
         raise ImageDataError(f"{file}: cannot be read as npz without pickles ({error})") from error
 
     def first(*names: str) -> np.ndarray | None:

@@ -19,6 +19,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 
 from dxmi_ext.errors import UserError
+from dxmi_ext.files import UNREADABLE
 
 LAYOUTS = """\
   an .npz file            x uint8 [n, H, W(, C)], y [n] (or images, labels); train_x, test_x, ... for splits;
@@ -161,7 +162,9 @@ def _read_idx(file: Path, dimensions: int) -> np.ndarray:
                 )
             shape = struct.unpack(f">{dimensions}I", header[4:])
             content = np.frombuffer(stream.read(), np.uint8)
-    except (gzip.BadGzipFile, EOFError) as error:
+    except ImageDataError:
+        raise
+    except UNREADABLE as error:
         raise ImageDataError(f"{file}: is damaged ({error})") from error
     if content.size != int(np.prod(shape)):
         raise ImageDataError(f"{file}: got {content.size} bytes, its header says {shape}")
@@ -186,9 +189,9 @@ def _open_npz(file: Path, split: str) -> Pictures:
 
         labels, streams, offsets = first("y", "labels", "label"), first("jpeg"), first("off")
         images = None if streams is not None else first("x", "images")
-    except (OSError, ValueError) as error:
-        if isinstance(error, ImageDataError):
-            raise
+    except ImageDataError:
+        raise
+    except UNREADABLE as error:
         raise ImageDataError(f"{file}: cannot be read as npz without pickles ({error})") from error
     if streams is not None and offsets is not None:
         count, get = len(offsets) - 1, _jpeg_getter(streams, offsets, file)

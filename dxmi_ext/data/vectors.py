@@ -3,21 +3,18 @@
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from dxmi_ext.errors import UserError
+from dxmi_ext.files import UNREADABLE
 
 LAYOUTS = """\
   X [n, d]; y [n], 0 is good, all else anomalous: good rows are split at random, the others are tested
   X [n, d] alone: all rows train, nothing is tested
   X_train [n, d], X_test [m, d], y_test [m]; y_train [n] too: rows that are not good do not train"""
-
-# What numpy raises of files that are missing, empty, cut short, text, or a .npy.
-_UNREADABLE = (OSError, EOFError, ValueError, zipfile.BadZipFile, AttributeError, TypeError)
 
 
 class VectorDataError(UserError, ValueError):
@@ -49,7 +46,7 @@ def load(path: Path | str, *, train_share: float = 0.7, seed: int = 0) -> Vector
     try:
         with np.load(path) as file:  # without pickles, which is the default
             arrays = {name: file[name] for name in file.files}
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise VectorDataError(f"data: {path}: cannot be read as npz without pickles ({error})") from error
     random = np.random.default_rng(seed)
     if "X" in arrays:

@@ -403,6 +403,7 @@ def _train_baseline(run: Run, cfg: Config, name: str, maps: FeatureMaps, network
     trial = copy.deepcopy(networks)
     given = {field.name: getattr(cfg, field.name) for field in dataclasses.fields(DxMISettings)}
     iterations = cfg.iterations if cfg.baseline_iterations is None else cfg.baseline_iterations
+    given["tau_rate"] = 0.0
     options: dict[str, Any] = {"iterations": iterations, "seed": cfg.seed, "ranks": run.ranks}
     trainer: DxMITrainer | LangevinTrainer
     if name == "tau0":

@@ -32,7 +32,7 @@ from dxmi_ext.ranks import Ranks
 from dxmi_ext.run import Run
 from dxmi_ext.sampler import Clipped, GaussianSampler, Timed
 from dxmi_ext.schedules import Schedule
-from dxmi_ext.trainer import DxMISettings, DxMITrainer, check_cuda_graph
+from dxmi_ext.trainer import DxMISettings, DxMITrainer, check_cuda_graph, check_energy_settings
 
 _PREDICTIONS = {"epsilon": "eps", "sample": "x", "v_prediction": "v"}  # diffusers' names and ours
 _KINDS: dict[str, Any] = {ours: theirs for theirs, ours in _PREDICTIONS.items()}
@@ -83,7 +83,7 @@ class Config(DxMISettings, config.RunConfig):
     features: str | None = setting(
         "efflite0", "network of the metrics: efflite0, or the path of Inception's weights; null: no metrics"
     )
-    evaluate_n: int = setting(10_000, "samples, and training images, that the metrics compare", minimum=2)
+    evaluate_n: int = setting(10_000, "samples, and training images, that the metrics compare", minimum=4)
     sample_batch: int = setting(250, "rows that the networks see at a time in evaluation", minimum=1)
 
     def __post_init__(self) -> None:
@@ -94,13 +94,16 @@ class Config(DxMISettings, config.RunConfig):
             raise ConfigError(f"skip_last: got {self.skip_last}, wants at most steps={self.steps}")
         if not self.trains_sampler:
             raise ConfigError(f"negatives: got {self.negatives}, wants sampler or refined in image recipes")
+        if self.start is not None and not self.pretrained:
+            raise ConfigError(f"pretrained: got false, but start={self.start} is a network to start from")
+        check_energy_settings(self, self.value_kind)
 
 
 @dataclasses.dataclass
 class EvaluateSettings(config.EvaluateSettings):
     """Settings of the command ``evaluate``."""
 
-    n: int | None = setting(None, "number of samples; null: as in the run", minimum=2)
+    n: int | None = setting(None, "number of samples; null: as in the run", minimum=4)
     chain: str | None = setting(
         None,
         "another schedule for the run's network, as fastdpm-4, ddim-100, ddpm-1000 or edm-79; with -clipped "
@@ -142,7 +145,7 @@ def pretrain(cfg: Config, ranks: Ranks | None = None) -> None:
         return
     with run:
         data, networks, diffusion = _prepare(run, cfg)
-        if "pretrain" in run.past and (run.directory / "model").is_dir():
+        if "pretrain" in run.past:
             print(f"{run.directory} is past its pretraining; nothing to do")
             return
         _pretrain(run, cfg, data, networks, diffusion)
@@ -277,6 +280,10 @@ def _network(cfg: Config, shape: tuple[int, int, int], classes: int | None) -> t
     if isinstance(diffusion, EDM) != wants_edm:
         kind = "EDM's network" if isinstance(diffusion, EDM) else "a network of betas"
         raise ConfigError(f"schedule: got {cfg.schedule}, but {cfg.start} holds {kind}")
+    if isinstance(diffusion, EDM) and cfg.changed("sigma_data") and cfg.sigma_data != diffusion.sigma_data:
+        raise ConfigError(
+            f"sigma_data: got {cfg.sigma_data}, but {cfg.start} was trained with {diffusion.sigma_data}"
+        )
     if isinstance(diffusion, EDM) and diffusion.boundary:
         raise ConfigError(
             f"start: {cfg.start} holds a consistency model, wants its teacher or another denoiser"
@@ -453,7 +460,8 @@ def _scores(cfg: Config, data: ImageData, networks: Networks, *, seed: int) -> d
     numbers = metrics.compare(samples, reference, extractor)
     try:
         test = _load_data(cfg, "test")
-    except data_images.ImageDataError:
+    except data_images.ImageDataError as error:
+        print(f"no test images to compare with: {error}")
         return numbers
     return numbers | metrics.floor(data, test, extractor, n, **options) if len(test) >= n else numbers
 
@@ -507,6 +515,8 @@ def _rebuilt(about: dict[str, Any]) -> tuple[UNet, DDPM | EDM]:
 def _of_run(directory: Path) -> tuple[UNet, DDPM | EDM, tuple[tuple[int, ...], int | None]]:
     """The network of a run's sampler, what it was trained for, and the shape and classes of its data."""
     tensors, about = checkpoint.load_model_state(directory / "model")
+    if about.get("task") != "images":
+        raise ConfigError(f"start: {directory} is a run of the task {about.get('task')}, wants images")
     (network, diffusion), prefix = _rebuilt(about), "sampler.network.network."
     network.load_state_dict(
         {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}

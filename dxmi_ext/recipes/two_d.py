@@ -25,7 +25,13 @@ from dxmi_ext.pretrain import Pretrainer, uniform_levels
 from dxmi_ext.ranks import Ranks
 from dxmi_ext.run import Run
 from dxmi_ext.sampler import GaussianSampler
-from dxmi_ext.trainer import DxMISettings, DxMITrainer, check_cuda_graph
+from dxmi_ext.trainer import (
+    DxMISettings,
+    DxMITrainer,
+    check_cuda_graph,
+    check_energy_settings,
+    density_temperature,
+)
 
 PAPER = {  # DxMI, Table 1: (pretrained, tau) -> SW, its deviation, AUC; 8 Gaussians, T = 5
     (True, 0.0): (0.074, 0.018, 0.707),
@@ -96,12 +102,7 @@ class Config(DxMISettings, config.RunConfig):
             )
         if self.skip_last > self.steps:
             raise config.ConfigError(f"skip_last: got {self.skip_last}, wants at most steps={self.steps}")
-        for key in ("energy_lr", "energy_clip"):
-            if self.changed(key) and self.value_kind != "separate":
-                raise config.ConfigError(
-                    f"{key}: got {getattr(self, key)}, but with value_kind={self.value_kind} the energy is "
-                    f"part of the value; set {key.replace('energy', 'value')}, or value_kind=separate"
-                )
+        check_energy_settings(self, self.value_kind)
         if self.cuda_graph and self.device == "cpu":
             raise config.ConfigError("cuda_graph: got true, wants a CUDA device, but device=cpu")
 
@@ -267,11 +268,8 @@ def evaluate_networks(
 
 
 def temperature_of(cfg: Config) -> float:
-    """That of the density exp(-E / temperature) / Z: the weight of the entropy, a sum over dimensions."""
-    if not cfg.trains_sampler:
-        return cfg.tau
-    tau = cfg.tau if cfg.tau_entropy is None else cfg.tau_entropy
-    return tau if cfg.cost_reduction == "sum" else tau / 2
+    """That of the density exp(-E / temperature) / Z."""
+    return density_temperature(cfg, 2) if cfg.trains_sampler else cfg.tau
 
 
 def draw_pictures(directory: Path, cfg: Config, networks: Networks) -> None:
@@ -297,7 +295,8 @@ def samples_of(cfg: Config) -> str:
 def table(cfg: Config, numbers: dict[str, float]) -> str:
     """The run's row, the paper's beside it where it has one."""
     start = "pretrained" if cfg.pretrained else "from scratch"
-    tau = f"{cfg.tau:g}, then automatic" if cfg.tau_rate else f"{cfg.tau:g}"
+    taus = [cfg.tau if tau is None else tau for tau in (cfg.tau_entropy, cfg.tau_velocity)]
+    tau = " and ".join(f"{each:g}" for each in dict.fromkeys(taus)) + ", then automatic" * bool(cfg.tau_rate)
     title = f"{cfg.data}, T = {cfg.steps}, tau = {tau}, {start}"
     if not cfg.trains_sampler:
         title = f"{cfg.data}, tau = {cfg.tau:g}, negatives: {cfg.negatives}; samples: {samples_of(cfg)}"
@@ -308,9 +307,9 @@ def table(cfg: Config, numbers: dict[str, float]) -> str:
         f"{auroc:8.3f} ± {numbers['auroc_std']:.3f}"
     )
     published = cfg.data == "8gaussians" and cfg.steps == 5 and cfg.negatives == "sampler"
-    published &= not cfg.tau_rate
-    if published and (cfg.pretrained, cfg.tau) in PAPER:
-        paper_sw, deviation, paper_auroc = PAPER[cfg.pretrained, cfg.tau]
+    published &= not cfg.tau_rate and taus[0] == taus[1]
+    if published and (cfg.pretrained, taus[0]) in PAPER:
+        paper_sw, deviation, paper_auroc = PAPER[cfg.pretrained, taus[0]]
         rows.append(f"{'the paper':12}{paper_sw:8.3f} ± {deviation:.3f}{paper_auroc:8.3f}")
     rows.append(f"{'data itself':12}{numbers['sliced_wasserstein_floor']:8.3f}")
     return "\n".join(rows)

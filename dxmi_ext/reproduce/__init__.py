@@ -115,8 +115,8 @@ def run(experiment: Experiment, cfg: ReproduceSettings) -> None:
         rows = [row for row in experiment.rows if row.name in names]
         chosen = [unit_of(row, seed) for seed in range(seeds) for row in rows]
         missing = [unit for unit in chosen if not (_is_done(unit) or _is_elsewhere(unit, experiment))]
-        missing = _with_starts(missing, experiment)
         print(f"{experiment.name}: {len(chosen)} units, {len(chosen) - len(missing)} of them done")
+        missing = _with_starts(missing)
         try:
             failures = _run(missing, cfg.workers or _cores())
         finally:
@@ -160,14 +160,12 @@ def _is_elsewhere(unit: Unit, experiment: Experiment) -> bool:
     return path is not None
 
 
-def _with_starts(missing: Sequence[Unit], experiment: Experiment) -> list[Unit]:
+def _with_starts(missing: Sequence[Unit]) -> list[Unit]:
     """Units, and before each the one it starts from, where its run is not here."""
-    rows = {row.name: row for row in experiment.rows}
     ordered: dict[str, Unit] = {}
     for unit in missing:
-        if unit.start is not None and not (unit.start / "model").is_dir():
-            start = dataclasses.replace(unit, row=rows[str(unit.row.start)])
-            ordered.setdefault(start.name, start)
+        if unit.start is not None and not unit.start.is_here():
+            ordered.setdefault(unit.start.name, unit.start)
         ordered.setdefault(unit.name, unit)
     return list(ordered.values())
 
@@ -266,7 +264,7 @@ def _run_in_processes(missing: Sequence[Unit], workers: int) -> list[str]:
 def _ready(waiting: Sequence[Unit], running: Collection[Unit]) -> Unit | None:
     """The first unit that waits for no other."""
     unfinished = {unit.folder for unit in (*waiting, *running)}
-    return next((unit for unit in waiting if unit.start not in unfinished), None)
+    return next((u for u in waiting if u.start is None or u.start.folder not in unfinished), None)
 
 
 def _start(unit: Unit) -> SpawnProcess:

@@ -31,8 +31,8 @@ class Row:
     """Over those of the recipe."""
     paper: Published = dataclasses.field(default_factory=dict)
     recipe: str = "8gaussians"
-    start: str | None = None
-    """Name of the row whose network, of the same seed, this one starts from."""
+    start: Row | None = None
+    """Whose network, of the same seed, this one starts from."""
     chain: str | None = None
     """Nothing is trained: the network of ``start`` is evaluated by this chain, as `dxmi evaluate chain=`."""
     of: str | None = None
@@ -97,13 +97,15 @@ def _tiles(name: str, label: str) -> Row:
 
 
 def _small_images(name: str, title: str, notes: str, **settings: Any) -> Experiment:
+    pretraining = settings | {"iterations": 0, "pretrain_iterations": 3000, "batch_size": 64}
+    start = Row("start", "start: DDPM, FastDPM T = 10", pretraining, recipe="fashion-mnist-t10")
+
     def row(name: str, label: str, steps: int = 10, chain: str | None = None, **changes: Any) -> Row:
         recipe = f"fashion-mnist-t{steps}"
-        return Row(name, label, settings | changes, recipe=recipe, start="start", chain=chain)
+        return Row(name, label, settings | changes, recipe=recipe, start=start, chain=chain)
 
-    start: dict[str, Any] = {"iterations": 0, "pretrain_iterations": 3000, "batch_size": 64}
     rows = [
-        dataclasses.replace(row("start", "start: DDPM, FastDPM T = 10", **start), start=None),
+        start,
         row("start-t4", "the same, FastDPM T = 4", chain="fastdpm-4"),
         row("ddim-10", "the same, DDIM T = 10", chain="ddim-10"),
         row("ddim-100", "the same, DDIM T = 100", chain="ddim-100"),
@@ -141,8 +143,9 @@ _SCORES = """\
 SW: sliced 2-Wasserstein distance of samples to data (10,000 each, 1,000 projections), mean of five samplings.
 AUROC: of the energy, data against uniform points on [-4, 4]^2; the true density of the 8 Gaussians has .902,
 of 2spirals .924, of the checkerboard .750.
-KL: KL(data || exp(-E / w) / Z) in nats, by quadrature over that square. w is the weight of the entropy at the
-end of the run: tau / 2 where costs are means over the two dimensions; without entropy there is no such density."""
+KL: KL(data || exp(-E / w) / Z) in nats, by quadrature over that square. w is the weight of the entropy when
+the run ends, tau / 2 where costs are means over the two dimensions; without entropy there is no such
+density."""
 
 _SPREADS = """\
 entropy: that of samples less that of data, in nats. coverage: share of data that have a sample nearer than

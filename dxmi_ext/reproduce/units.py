@@ -14,6 +14,8 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from dxmi_ext import config, health, recipes
 from dxmi_ext.errors import UserError
 from dxmi_ext.reproduce.experiments import Row
@@ -33,6 +35,7 @@ _OF_DXMI = {field.name for field in dataclasses.fields(DxMISettings)}
 _OF_DXMI -= {field.name for field in dataclasses.fields(SpeedSettings)}
 _OF_DXMI |= {"value_kind", "value_width", "value_depth", "energy_width"}
 _QUICK = 10  # times as few iterations
+_IDENTITY = "unit.json"  # of the unit, in its run's folder
 
 
 class UnusableUnit(UserError):
@@ -69,20 +72,17 @@ class Unit:
 
     @property
     def folder(self) -> Path:
-        return self._folder_of(self.row.name)
+        return self.work / f"{self.name}{'-quick' * self.quick}"
 
     @property
-    def start(self) -> Path | None:
-        """The folder of the run whose network it starts from."""
-        return None if self.row.start is None else self._folder_of(self.row.start)
+    def start(self) -> Unit | None:
+        """The one whose network it starts from."""
+        return None if self.row.start is None else dataclasses.replace(self, row=self.row.start)
 
     @property
     def task(self) -> Any:
         """The module that runs its recipe."""
         return recipes.task_of(recipes.find(self.row.recipe))
-
-    def _folder_of(self, row: str) -> Path:
-        return self.work / f"{row}-seed{self.seed}{'-quick' * self.quick}"
 
     def config(self) -> Any:
         """Settings of its run.
@@ -93,7 +93,7 @@ class Unit:
         path = recipes.find(self.row.recipe)
         settings: dict[str, Any] = {"seed": self.seed, "output": str(self.folder), "device": self.device}
         settings |= {"threads": 1, "tensorboard": False, "picture_every": 0, **self.row.settings}
-        settings |= {} if self.start is None else {"start": str(self.start)}
+        settings |= {} if self.start is None else {"start": str(self.start.folder)}
         settings |= {} if self.data is None else {"data": self.data}
         cfg = config.load(self.task.Config, path, [_override(*item) for item in settings.items()])
         if not self.quick:
@@ -102,10 +102,17 @@ class Unit:
         return dataclasses.replace(cfg, **lengths)
 
     def identity(self) -> dict[str, Any]:
-        """What its outcome depends on, wherever it is run."""
+        """What its outcome depends on, wherever it is run; ``start.KEY`` of what it starts from."""
         anywhere = dataclasses.replace(self, data=None, device="cpu").config()
-        names = {} if self.row.start is None else {"start": self.row.start, "chain": self.row.chain}
-        return _settings(anywhere, trains=self.row.chain is None) | names
+        settings = _settings(anywhere, trains=self.row.chain is None)
+        if self.start is None:
+            return settings
+        given = {f"start.{key}": value for key, value in self.start.identity().items()}
+        return settings | {"start": self.start.row.name, "chain": self.row.chain} | given
+
+    def is_here(self) -> bool:
+        """Whether its run has ended in its folder, with the settings of now."""
+        return (self.folder / "model").is_dir() and not _holds_another(self)
 
 
 def read(unit: Unit) -> dict[str, Any] | None:
@@ -170,7 +177,8 @@ def _load(path: Path) -> dict[str, Any]:
 def _changes(found: dict[str, Any], unit: Unit) -> list[str]:
     """The settings with which a json was made that are others now."""
     # A setting that is newer than the json had its default then.
-    was, now = _settings(unit.task.Config()) | found["settings"], unit.identity()
+    defaults, now = _settings(unit.task.Config()), unit.identity()
+    was = defaults | {f"start.{key}": value for key, value in defaults.items()} | found["settings"]
     return [f"{key}={was.get(key)}, now {value}" for key, value in now.items() if was.get(key) != value]
 
 
@@ -192,6 +200,10 @@ def compute(unit: Unit) -> dict[str, Any]:
         signals.Stopped: on SIGTERM or Ctrl-C, with the run saved.
     """
     cfg = unit.config()
+    if _holds_another(unit):
+        cfg.resume = "never"
+    unit.folder.mkdir(parents=True, exist_ok=True)
+    write_json(unit.folder / _IDENTITY, unit.identity())
     found = {
         "row": unit.row.name,
         "seed": unit.seed,
@@ -208,8 +220,6 @@ def compute(unit: Unit) -> dict[str, Any]:
 
 def _trained(unit: Unit, cfg: Any) -> dict[str, Any]:
     """What a unit that is trained came to, and where, as its run tells."""
-    if _holds_another(unit, cfg):
-        cfg.resume = "never"
     started = time.monotonic()
     try:
         unit.task.train(cfg)
@@ -233,14 +243,17 @@ def _trained(unit: Unit, cfg: Any) -> dict[str, Any]:
 
 def _evaluated(unit: Unit, cfg: Any) -> dict[str, Any]:
     """The same of a unit that evaluates the network of another."""
-    started = time.monotonic()
+    started, threads = time.monotonic(), torch.get_num_threads()
     assert unit.start is not None
-    unit.folder.mkdir(parents=True, exist_ok=True)
     settings = unit.task.EvaluateSettings(
         seed=unit.seed, n=cfg.evaluate_n, chain=unit.row.chain, picture=str(unit.folder / "samples.png")
     )
     device = choose_device(cfg.device)
-    numbers, _ = unit.task.evaluate(unit.start, settings, device)
+    torch.set_num_threads(cfg.threads or threads)
+    try:
+        numbers, _ = unit.task.evaluate(unit.start.folder, settings, device)
+    finally:
+        torch.set_num_threads(threads)
     return _here(str(device), cfg.threads, started) | {"numbers": numbers}
 
 
@@ -257,8 +270,6 @@ def _here(device: str, threads: int, started: float) -> dict[str, Any]:
 def processor(device: str) -> str:
     """The model of what a device name stands for."""
     if device.startswith("cuda"):
-        import torch
-
         return torch.cuda.get_device_name(device)
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
@@ -281,15 +292,15 @@ def _settings(cfg: config.RunConfig, *, trains: bool = True) -> dict[str, Any]:
     return {key: value for key, value in settings.items() if key not in unused}
 
 
-def _holds_another(unit: Unit, cfg: config.RunConfig) -> bool:
-    """Whether the unit's folder holds a run with other settings."""
-    path = unit.folder / "config.yaml"
-    if not path.is_file():
+def _holds_another(unit: Unit) -> bool:
+    """Whether the unit's folder holds a run with other settings, or one that cannot tell."""
+    if not unit.folder.is_dir():
         return False
     try:
-        return _settings(config.load(type(cfg), path)) != _settings(cfg)
-    except config.ConfigError:  # of another version
+        found: Any = json.loads((unit.folder / _IDENTITY).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
         return True
+    return bool(found != unit.identity())
 
 
 def _override(key: str, value: Any) -> str:
