@@ -9,6 +9,7 @@ import dataclasses
 import json
 import math
 import platform
+import shutil
 import time
 from collections.abc import Collection
 from pathlib import Path
@@ -201,7 +202,7 @@ def compute(unit: Unit) -> dict[str, Any]:
     """
     cfg = unit.config()
     if _holds_another(unit):
-        cfg.resume = "never"
+        shutil.rmtree(unit.folder)
     unit.folder.mkdir(parents=True, exist_ok=True)
     write_json(unit.folder / _IDENTITY, unit.identity())
     found = {
