@@ -85,10 +85,10 @@ def _variant(name: str, label: str, recipe: str = "8gaussians", **settings: Any)
 _KINDS = ("short-run", "persistent")
 
 
-def _langevin(kind: str, budget: str, steps: int, size: float = 0.5) -> Row:
+def _langevin(kind: str, steps: int, size: float = 0.5) -> Row:
     settings: dict[str, Any] = {"negatives": kind.replace("-", "_"), "rollbacks": 0}
     settings |= {"langevin_steps": steps, "langevin_step_size": size}
-    label = f"{kind} Langevin, K = {steps} (equal {budget}), s = {size:g}"
+    label = f"{kind}, K = {steps}, s = {size:g}"
     return Row(f"{kind}-{steps}-s{size:g}", label, settings, may_diverge=True)
 
 
@@ -236,20 +236,16 @@ backward in time.""",
             "8 Gaussians: the same energy network without and with MCMC",
             [
                 _variant("dxmi", "DxMI, T = 5"),
-                *(
-                    _langevin(kind, budget, steps)
-                    for kind in _KINDS
-                    for budget, steps in (("evaluations", 14), ("time", 23))
-                ),
-                *(_langevin(kind, "time", 23, size) for kind in _KINDS for size in (0.05, 5.0)),
+                *(_langevin(kind, steps) for kind in _KINDS for steps in (14, 23)),
+                *(_langevin(kind, 23, size) for kind in _KINDS for size in (0.05, 5.0)),
             ],
             columns={"diverged": "diverged"} | _SPREAD,
             notes=f"""{_SCORES}
 {_SPREADS}
 Langevin: negatives of the energy by chains of K steps x - s grad E + sqrt(2 s tau) z, from noise (short-run)
 or from where they were (persistent); samples are such chains of the trained energy. An iteration of DxMI
-passes 32 batches through its networks, forward or backward, as do 14 Langevin steps; it takes a core about as
-long as 23.
+passes 32 batches through its networks, forward or backward, as do K = 14 Langevin steps; it takes a core
+about as long as K = 23.
 diverged: the share of runs that stopped being finite; other numbers are those of the rest.""",
             seeds=5,
             sweeps={
