@@ -216,7 +216,8 @@ def test_a_run_knows_its_backbone(finished: Path) -> None:
 def test_dry_run_tries_each_phase_and_writes_nothing(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(tmp_path / "run", data, "--dry-run") == 0
+    # The baselines have a tau of their own, or none.
+    assert run(tmp_path / "run", data, "tau_rate=.1", "--dry-run") == 0
     shown = capsys.readouterr().out
     phases = [line.split(":")[0] for line in shown.splitlines() if "one iteration" in line]
     assert phases == ["pretrain", "tau0", "langevin", "dxmi"] and not (tmp_path / "run").exists()

@@ -117,6 +117,15 @@ def test_pretraining_alone_leaves_a_run_that_is_past_it(
     assert "is past its pretraining" in capsys.readouterr().out and not (tmp_path / "model").exists()
 
 
+def test_a_denoiser_keeps_its_sigma_data(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("pretrain", "fashion-mnist-t4", tmp_path / "base", data, "schedule=edm") == 0
+    settings = ["schedule=edm", f"start={tmp_path / 'base'}", "sigma_data=.7"]
+    assert run("train", "fashion-mnist-t4", tmp_path / "run", data, *settings) == 2
+    assert "sigma_data: got 0.7, but" in capsys.readouterr().err
+
+
 def test_a_run_of_another_task_is_no_start(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -99,16 +99,20 @@ def test_rows_start_from_another_rows_run(tmp_path: Path) -> None:
 
 def test_a_row_may_evaluate_a_chain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
+    threads: list[int] = []
+    monkeypatch.setattr(units.torch, "get_num_threads", lambda: 3)
+    monkeypatch.setattr(units.torch, "set_num_threads", threads.append)
 
     def evaluate(directory: Path, settings: Any, _: torch.device) -> tuple[dict[str, float], str]:
         asked.append((directory, settings.chain, settings.n, settings.picture))
+        assert threads == [1]
         return {"fd_efflite0_2500": 1.5}, ""
 
     monkeypatch.setattr(images, "evaluate", evaluate)
     row = next(row for row in EXPERIMENTS["fashion-mnist"].rows if row.chain == "ddim-100")
     unit = Unit(row, 0, False, tmp_path / "results", tmp_path / "work")
     assert units.compute(unit)["numbers"] == {"fd_efflite0_2500": 1.5} and units.read(unit) is not None
-    assert unit.start is not None
+    assert unit.start is not None and threads == [1, 3]  # as it was
     assert asked == [(unit.start.folder, "ddim-100", 2500, str(unit.folder / "samples.png"))]
 
 

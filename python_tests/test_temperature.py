@@ -28,9 +28,10 @@ def test_neighbours_are_sought_in_groups_of_128() -> None:
     data, samples = points(512, 1), points(512, 2, std=0.5)
     groups = [entropy_gap(*each) for each in zip(data.split(128), samples.split(128), strict=True)]
     torch.testing.assert_close(entropy_gap(data, samples), torch.stack(groups).mean())
-    # Pairs a thousandth apart are as one point where no group holds both.
-    twins = points(128, 3).repeat(2, 1) + torch.tensor([0.0, 1e-3]).repeat_interleave(128)[:, None]
-    assert entropy_gap(points(256, 4), twins).abs() < 0.2
+    # Four copies a thousandth apart are as one point where no group holds two: among all they would be the
+    # third nearest, and the gap about 4.
+    copies = points(128, 3).repeat(4, 1) + 1e-3 * torch.arange(4.0).repeat_interleave(128)[:, None]
+    assert entropy_gap(points(512, 4), copies).abs() < 0.2
 
 
 def test_tau_rises_where_samples_are_too_close_and_falls_where_they_are_not() -> None:
