@@ -12,6 +12,8 @@ import torch
 from dxmi_ext import ops, plots
 from dxmi_ext.data import two_d as data
 from dxmi_ext.metrics import two_d as metrics
+from dxmi_ext.models.mlp import EnergyMLP
+from dxmi_ext.recipes import two_d as recipe
 
 
 @pytest.mark.parametrize("name", data.DENSITIES)
@@ -161,3 +163,22 @@ def test_pictures_are_drawn(tmp_path: Path) -> None:
     plots.curves(tmp_path / "curves.png", tmp_path / "metrics.jsonl")
     assert {path.stem for path in tmp_path.glob("*.png")} == {"samples", "energy", "paths", "curves"}
     assert all(path.stat().st_size > 1000 for path in tmp_path.glob("*.png"))
+
+
+def test_networks_with_octaves_see_sinusoids() -> None:
+    torch.manual_seed(0)
+    network, x = EnergyMLP(2, width=8, depth=1, octaves=3).double(), 3 * torch.randn(5, 2).double()
+    first, _, last = (network.layers[0], *network.layers[1], network.layers[2])
+    seen = [x] + [
+        torch.stack([wave(2 * math.pi / length * x[:, i]) for i in range(2) for length in (8, 4, 2)], dim=1)
+        for wave in (torch.sin, torch.cos)
+    ]
+    hidden = torch.nn.functional.leaky_relu(torch.cat(seen, dim=1) @ first.weight.T + first.bias, 0.2)
+    torch.testing.assert_close(network(x), hidden @ last.weight[0] + last.bias)
+
+
+@pytest.mark.parametrize("value_kind", ["per_step", "time_independent", "separate"])
+def test_octaves_reach_all_networks(value_kind: str) -> None:
+    networks, _ = recipe.build(recipe.Config(octaves=2, value_kind=value_kind), torch.device("cpu"))
+    inputs = {name: p.shape[1] for name, p in networks.named_parameters() if p.ndim == 2 and p.shape[1] < 128}
+    assert len(inputs) == 2 + (value_kind == "separate") and {*inputs.values()} == {2 * (1 + 2 * 2)}

@@ -78,6 +78,9 @@ class Config(DxMISettings, config.RunConfig):
     )
     value_width: int = setting(128, "width of the value's hidden layers", minimum=1)
     value_depth: int = setting(3, "hidden layers of the value", minimum=1)
+    octaves: int = setting(
+        0, "sinusoids of the coordinates that networks see beside them: wavelengths 8, 4, 2, ...", minimum=0
+    )
     sigma_max: float = setting(3.0, "noise level of the sampler's first step", minimum=0)
     sigma_min: float = setting(0.4, "noise level of its last step", minimum=0)
     min_std: float = setting(0.05, "lower bound of the initial sigma of a step", minimum=1e-6)
@@ -208,8 +211,8 @@ def build(cfg: Config, device: torch.device) -> tuple[Networks, schedules.Schedu
     schedule = _schedule(cfg)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cfg.seed)
-        network = SamplerMLP(2, sum(cfg.all_steps), cfg.sampler_width, cfg.sampler_depth)
-        size = cfg.value_width, cfg.value_depth
+        network = SamplerMLP(2, sum(cfg.all_steps), cfg.sampler_width, cfg.sampler_depth, cfg.octaves)
+        size = cfg.value_width, cfg.value_depth, cfg.octaves
         value: nn.Module
         if cfg.value_kind == "time_independent":
             value, energy = TimeIndependent(EnergyMLP(2, *size)), None
