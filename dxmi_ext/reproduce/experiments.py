@@ -278,17 +278,25 @@ Automatic: tau starts at 1 and follows the entropy of the data, `dxmi_ext/temper
             },
         ),
         Experiment(
-            "batches",
-            "8 Gaussians: automatic tau and larger batches",
+            "refinements",
+            "8 Gaussians: automatic tau, larger batches, sinusoids",
             [
-                _variant(f"{name}-b{b}", f"{label}, batches of {b}", **tau, batch_size=b, samplings=50)
-                for b in (128, 1024)
-                for name, label, tau in (("tau0.1", "tau = 0.1", {}), ("auto", "automatic tau", _AUTOMATIC))
+                _variant(name, label, **settings, samplings=50)
+                for name, label, settings in (
+                    ("octaves2", "tau = 0.1, 2 octaves", {"octaves": 2}),
+                    ("auto-octaves2", "automatic tau, 2 octaves", _AUTOMATIC | {"octaves": 2}),
+                    ("auto-b1024", "automatic tau, batches of 1,024", _AUTOMATIC | {"batch_size": 1024}),
+                    (
+                        "auto-octaves2-b512",
+                        "automatic tau, 2 octaves, batches of 512",
+                        _AUTOMATIC | {"octaves": 2, "batch_size": 512},
+                    ),
+                )
             ],
             columns=_SPREAD | {"sliced_wasserstein_floor": "SW of fresh data"},
             notes=f"""{_SCORES.replace("five", "50")}
 {_SPREADS}
-Automatic: as in `temperature`.""",
+Automatic: as in `temperature`. Octaves: sinusoids of the coordinates that networks see beside them.""",
         ),
         Experiment(
             "lengths",
