@@ -62,7 +62,7 @@ class DxMISettings(LangevinSettings, SpeedSettings):
         0.0, "how fast tau follows the data's entropy; 0: it stays as it is", minimum=0, maximum=1
     )
     tau_margin: float = setting(
-        0.3,
+        0.1,
         "with tau_rate, nats a dimension by which the samples' entropy is to exceed the data's; it falls to "
         "0 in the second half of the run",
     )
