@@ -290,7 +290,7 @@ batch, rates and average of `8gaussians-auto`, 2 octaves on the 8 Gaussians and 
             "8 Gaussians: nearer the data",
             [
                 _variant("auto-b1024", "automatic tau, batches of 1,024", **_LARGE, samplings=50),
-                _variant("auto", "`8gaussians-auto`", "8gaussians-auto", samplings=50),
+                _variant("auto", "8gaussians-auto", "8gaussians-auto", samplings=50),
                 _variant("auto-plain", "the same, no sinusoids", "8gaussians-auto", octaves=0, samplings=50),
             ],
             columns=_SPREAD | {"sliced_wasserstein_floor": "SW of fresh data"},
