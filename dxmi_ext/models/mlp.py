@@ -18,8 +18,8 @@ class SamplerMLP(nn.Module):
         dim: D.
         steps: T.
         width, depth: of the hidden layers.
-        octaves: how many times sinusoids of the coordinates beside them halve their wavelength, 2 extent at
-            first; lets a small network tell fine structure (Tancik et al. 2020).
+        octaves: how many wavelengths the coordinates' sinusoids have, which it sees beside them: 2 extent and
+            halves of it; lets a small network tell fine structure (Tancik et al. 2020).
         extent: the data lie within [-extent, extent].
     """
 
@@ -48,10 +48,7 @@ class ValueMLP(nn.Module):
     Args:
         dim: D.
         steps: T, or each T of a sampler that knows several.
-        width, depth: of the hidden layers.
-        octaves: how many times sinusoids of the coordinates beside them halve their wavelength, 2 extent at
-            first; lets a small network tell fine structure (Tancik et al. 2020).
-        extent: the data lie within [-extent, extent].
+        width, depth, octaves, extent: as in `SamplerMLP`.
     """
 
     def __init__(
