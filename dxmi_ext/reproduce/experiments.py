@@ -60,9 +60,13 @@ class Experiment:
     """What is changed -> the rows that differ in it, in order. It has a picture, and ``rows=`` takes it."""
 
 
-def _ddpm(steps: int, paper: float) -> Row:
+# T and the paper's SW
+_DDPM = ((5, 0.967), (10, 0.824), (100, 0.241), (1000, 0.123))
+
+
+def _ddpm(steps: int, paper: float, schedule: str = "respaced_ddpm") -> Row:
     # Noise below min_std would blur the many small steps; as many iterations as a row of DxMI has in all.
-    settings = {"schedule": "ddpm", "steps": steps, "min_std": 1e-3}
+    settings = {"schedule": schedule, "steps": steps, "min_std": 1e-3}
     settings |= {"pretrain_iterations": 5600, "iterations": 0}
     return Row(f"ddpm-t{steps}", f"DDPM, T = {steps}", settings, {"sliced_wasserstein": (paper, None)})
 
@@ -76,6 +80,16 @@ def _dxmi(pretrained: bool, tau: float) -> Row:
         {"tau": tau, "pretrained": pretrained},
         {"sliced_wasserstein": (sw, deviation), "auroc": (auroc, None)},
     )
+
+
+def _density(name: str) -> list[Row]:
+    rows = *(_ddpm(*row) for row in _DDPM), *(_dxmi(*run) for run in two_d.PAPER)
+    return [
+        dataclasses.replace(
+            row, name=f"{name}-{row.name}", label=f"{name}, {row.label}", paper={}, recipe=name
+        )
+        for row in rows
+    ]
 
 
 def _variant(name: str, label: str, recipe: str = "8gaussians", **settings: Any) -> Row:
@@ -136,10 +150,13 @@ young a network where noise is all stay in DDIM's chains, which draw no noise.
 _STEADY: dict[str, Any] = {"batch_size": 256, "sampler_lr": 1e-3, "value_lr": 5e-4, "ema_decay": 0.998}
 _AUTOMATIC: dict[str, Any] = {"tau": 1.0, "tau_rate": 0.03, "tau_margin": 0.1}
 _LARGE: dict[str, Any] = {"tau": 1.0, "tau_rate": 0.01, "tau_margin": 0.3, "batch_size": 1024}
-_DENSITIES: dict[str, dict[str, Any]] = {
-    "8gaussians": _STEADY | {"octaves": 2},
-    "2spirals": _STEADY,
-    "checkerboard": _STEADY,
+_STEADY_8: dict[str, Any] = _STEADY | {"octaves": 2}
+_TEMPERATURES: dict[str, tuple[str, dict[str, Any]]] = {
+    "8gaussians": ("8gaussians", _STEADY_8),
+    "2spirals": ("2spirals", _STEADY),
+    "checkerboard": ("checkerboard", _STEADY),
+    "vp": ("8gaussians", _STEADY_8 | {"schedule": "respaced_ddpm"}),
+    "edm": ("8gaussians", _STEADY_8 | {"schedule": "edm", "sigma_max": 10.0, "sigma_min": 0.1}),
 }
 
 _SPREAD = _COLUMNS | {"entropy_excess": "entropy", "coverage": "coverage"}
@@ -165,7 +182,7 @@ EXPERIMENTS: dict[str, Experiment] = {
             "table1",
             "8 Gaussians (DxMI, Table 1)",
             [
-                *(_ddpm(*row) for row in ((5, 0.967), (10, 0.824), (100, 0.241), (1000, 0.123))),
+                *(_ddpm(*row, schedule="ddpm") for row in _DDPM),
                 *(_dxmi(*run) for run in two_d.PAPER),
             ],
             notes=f"""{_SCORES}
@@ -179,18 +196,18 @@ The DxMI rows are `dxmi train 8gaussians` (variance-exploding levels 3 to .4) bu
         Experiment(
             "ddpm",
             "8 Gaussians: DDPM with T levels that end in noise",
-            [
-                dataclasses.replace(row, settings={**row.settings, "schedule": "respaced_ddpm"})
-                for row in (_ddpm(5, 0.967), _ddpm(10, 0.824), _ddpm(100, 0.241))
-            ],
+            [_ddpm(*row) for row in _DDPM[:-1]],
             columns={"sliced_wasserstein": "SW"},
             notes="T of the levels that DDPM has with 1,000 betas. At T = 1000 this is the row of `table1`.",
         ),
         Experiment(
             "densities",
-            "Other densities in the plane",
-            [_variant(name, name, name) for name in _DENSITIES],
-            notes=_SCORES,
+            "Table 1 on other densities",
+            [*_density("2spirals"), *_density("checkerboard")],
+            notes=f"""{_SCORES}
+
+DDPM: T of the levels that DDPM has with 1,000 betas, as in the experiment `ddpm`. No row is published.""",
+            seeds=3,
         ),
         Experiment(
             "ablations",
@@ -265,11 +282,11 @@ diverged: the share of runs that stopped being finite; other numbers are those o
             "A temperature that nobody tunes",
             [
                 row
-                for name, base in _DENSITIES.items()
+                for name, (recipe, base) in _TEMPERATURES.items()
                 for row in (
-                    _variant(f"{name}-auto", f"{name}, automatic tau", name, **base, **_AUTOMATIC),
+                    _variant(f"{name}-auto", f"{name}, automatic tau", recipe, **base, **_AUTOMATIC),
                     *(
-                        _variant(f"{name}-tau{tau:g}", f"{name}, tau = {tau:g}", name, **base, tau=tau)
+                        _variant(f"{name}-tau{tau:g}", f"{name}, tau = {tau:g}", recipe, **base, tau=tau)
                         for tau in (0.03, 0.1, 0.3)
                     ),
                 )
@@ -278,11 +295,13 @@ diverged: the share of runs that stopped being finite; other numbers are those o
             notes=f"""{_SCORES}
 {_SPREADS}
 Automatic: tau starts at 1 and follows the entropy of the data, `dxmi_ext/temperature.py`. All rows have the
-batch, rates and average of `8gaussians-auto`, 2 octaves on the 8 Gaussians and 3 on the others.""",
+batch, rates and average of `8gaussians-auto`, 2 octaves on the 8 Gaussians and 3 on the others. vp, edm: the
+8 Gaussians with other noise levels than 3 to .4, DDPM's (T of its 1,000, ending in noise) and EDM's, 10 to .1
+with rho = 7.""",
             seeds=3,
             sweeps={
                 name: tuple(f"{name}-{tau}" for tau in ("auto", "tau0.03", "tau0.1", "tau0.3"))
-                for name in _DENSITIES
+                for name in _TEMPERATURES
             },
         ),
         Experiment(
