@@ -167,7 +167,7 @@ def test_pictures_are_drawn(tmp_path: Path) -> None:
 
 
 def test_pretraining_teaches_what_edm_reads(tmp_path: Path) -> None:
-    """A denoiser that is hardly trained is nearer the data than its noise; one that told eps would be at 2.4."""
+    """A denoiser that is hardly trained is nearer the data than its noise; one that told eps is at 2.4."""
     pytest.importorskip("sklearn")
     cfg = recipe.Config(schedule="edm", steps=10, output=str(tmp_path / "run"), tensorboard=False)
     cfg = dataclasses.replace(cfg, iterations=0, pretrain_iterations=150, batch_size=64, samplings=1)
