@@ -271,7 +271,7 @@ or from where they were (persistent); samples are such chains of the trained ene
 passes 32 batches through its networks, forward or backward, as do K = 14 Langevin steps; it takes a core
 about as long as K = 23.
 diverged: the share of runs that stopped being finite; other numbers are those of the rest.""",
-            seeds=5,
+            seeds=3,
             sweeps={
                 "budget": ("dxmi", *(f"{kind}-{k}-s0.5" for kind in _KINDS for k in (14, 23))),
                 **{f"{kind}-step": tuple(f"{kind}-23-s{s}" for s in ("0.05", "0.5", "5")) for kind in _KINDS},
