@@ -275,10 +275,11 @@ def test_processes_run_side_by_side_and_stop_by_a_signal(tmp_path: Path) -> None
 
 
 def test_table_of_fixed_units() -> None:
-    def unit(sw: float, seed: int = 0, **numbers: float) -> dict[str, Any]:
+    def unit(sw: float, seed: int = 0, data: str = "8gaussians", **numbers: float) -> dict[str, Any]:
         floor = 0.05 + 0.02 * seed
         return {
             "seed": seed,
+            "settings": {"data": data},
             "numbers": {"sliced_wasserstein": sw, "sliced_wasserstein_floor": floor, **numbers},
             "versions": {"torch": "2.13", "dxmi_ext": "0.1"},
             "machine": {"processor": "a processor", "threads": 1},
@@ -287,11 +288,11 @@ def test_table_of_fixed_units() -> None:
 
     rows = [
         Row("x", "first", {}, {"sliced_wasserstein": (0.1, 0.02), "auroc": (0.9, None)}),
-        *(Row("y", "second", {}), Row("z", "third", {}, recipe="2spirals")),
+        *(Row("y", "second", {}), Row("z", "third", {})),
         Row("w", "in the second's runs", {}, of="y", prefix="w_"),
     ]
     found = {"x": [unit(0.1, auroc=0.8), unit(0.3, 1, auroc=0.9)], "y": [unit(0.5, w_auroc=0.7)]}
-    found["z"] = [unit(0.2)]
+    found["z"] = [unit(0.2, data="2spirals")]
     page = table.markdown(Experiment("name", "Title", rows, notes="Notes."), found, figures=["name.png"])
     assert page.splitlines() == [
         *("# Title", ""),

@@ -143,8 +143,8 @@ def _floors(experiment: Experiment, found: Found) -> str:
     for row in experiment.rows:
         for unit in found.get(row.name, ()):
             if key in unit["numbers"]:
-                floors.setdefault(row.recipe, {})[unit["seed"]] = unit["numbers"][key]
-    return ", ".join(f"{_mean([*by_seed.values()])} ({recipe})" for recipe, by_seed in floors.items())
+                floors.setdefault(unit["settings"]["data"], {})[unit["seed"]] = unit["numbers"][key]
+    return ", ".join(f"{_mean([*by_seed.values()])} ({data})" for data, by_seed in floors.items())
 
 
 def _mean(values: Sequence[float]) -> str:
