@@ -26,6 +26,7 @@ _EXTENT = 4.0  # energies and the uniform points of AUROC live on [-4, 4]^2
 _MARGIN = 4.6  # what is shown: samples stray beyond
 _INK, _DATA, _SAMPLES, _ACCENT = "#1f2933", "#52606d", "#1673b8", "#d1571f"
 _CONTOUR = (64, 224, 255)  # of a colour that inferno lacks
+_COLUMNS = 9  # of a gallery
 _PHASES = (_SAMPLES, _ACCENT, "#2f8f5b", "#7b4fa3")
 _STYLE: dict[Any, Any] = {
     "font.size": 9,
@@ -136,20 +137,25 @@ def curves(path: _File, metrics_jsonl: str | Path) -> None:
 
 
 def gallery(path: _File, models: Sequence[tuple[str, Tensor, Tensor | None]]) -> None:
-    """Samplers and their energies: a column each, samples above the energy.
+    """Samplers and their energies: a column each, at most nine side by side, samples above the energy.
 
     Args:
         models: title, samples [n, 2] and energies [size * size] at the points of ``grid(size)``, or None.
     """
-    with _figure(path, 2, len(models), width=1.9, height=2.0) as axes:
-        for (title, points, energies), above, below in zip(
-            models, axes[: len(models)], axes[len(models) :], strict=True
-        ):
+    rows = math.ceil(len(models) / _COLUMNS)
+    columns = math.ceil(len(models) / rows)
+    with _figure(path, 2 * rows, columns, width=1.9, height=2.0) as axes:
+        for axis in axes:
+            axis.set_visible(False)
+        for number, (title, points, energies) in enumerate(models):
+            place = number + number // columns * columns
+            above, below = axes[place], axes[place + columns]
+            above.set_visible(True)
             _scatter(above, points, _SAMPLES, size=1.2)
             _plane(above, title, ticks=False)
             if energies is None:
-                below.set_visible(False)
                 continue
+            below.set_visible(True)
             size = round(energies.numel() ** 0.5)
             line = np.linspace(-_EXTENT, _EXTENT, size)
             below.contourf(line, line, _numpy(energies).reshape(size, size).T, levels=40, cmap="viridis_r")

@@ -316,7 +316,8 @@ def test_table_of_fixed_units() -> None:
 
 def test_gallery_is_drawn(tmp_path: Path) -> None:
     energies = plots.grid(20).square().sum(dim=1)
-    GALLERY(tmp_path / "a.png", [("one", torch.randn(9, 2), energies), ("two", torch.randn(9, 2), None)])
+    models = [("one", torch.randn(9, 2), energies), ("two", torch.randn(9, 2), None)]
+    GALLERY(tmp_path / "a.png", models * 6)  # in two rows
     assert (tmp_path / "a.png").stat().st_size > 1000
     plots.grids(tmp_path / "b.png", [("again", tmp_path / "a.png")] * 5)
     assert (tmp_path / "b.png").stat().st_size > 1000
