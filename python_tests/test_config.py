@@ -103,6 +103,7 @@ def test_bad_override(recipe: Path, override: str, says: str) -> None:
         ("energy_clip=.1 value_kind=time_independent", "energy_clip: got 0.1, but with"),
         ("cuda_graph=true device=cpu", "cuda_graph: got true, wants a CUDA device"),
         ("schedule=edm steps=1", "steps: got 1, wants 2 or more with schedule=edm"),
+        ("schedule=edm lengths=1,5", "lengths: got '1,5', wants 2 or more with schedule=edm"),
         ("skip_last=6", "skip_last: got 6, wants at most steps=5"),
         ("ema_decay=1", "ema_decay: got 1.0, wants less than 1"),
         ("task=images", "task: got 'images', wants one of two_d"),

@@ -95,12 +95,11 @@ class Config(DxMISettings, config.RunConfig):
             raise config.ConfigError(
                 f"sigma_min: got {self.sigma_min!r}, wants a value between 0 and sigma_max={self.sigma_max!r}"
             )
+        got = f"steps: got {self.steps}" if self.lengths is None else f"lengths: got {self.lengths!r}"
         if self.schedule == "edm" and min(self.all_steps) < 2:
-            raise config.ConfigError("steps: got 1, wants 2 or more with schedule=edm")
+            raise config.ConfigError(f"{got}, wants 2 or more with schedule=edm")
         if self.schedule == "respaced_ddpm" and max(self.all_steps) > 1000:
-            raise config.ConfigError(
-                f"steps: got {max(self.all_steps)}, wants at most 1000 with schedule=respaced_ddpm"
-            )
+            raise config.ConfigError(f"{got}, wants at most 1000 with schedule=respaced_ddpm")
         if self.steps not in self.all_steps:
             raise config.ConfigError(f"lengths: got {self.lengths!r}, wants steps={self.steps} among them")
         if self.lengths is not None and (self.cuda_graph or self.skip_last or not self.trains_sampler):
