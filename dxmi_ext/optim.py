@@ -83,6 +83,7 @@ class LearningRates:
         decay: constant, linear (to 0) or cosine (to 0).
         iterations: length of the run.
         waits: of each optimizer, the iterations in which its rates are 0 at first; by default none.
+        warmup: iterations in which all rates rise linearly to what they would else be.
 
     Attributes:
         scale: of all rates, on top of the decay; a run that went wrong lowers it.
@@ -94,8 +95,10 @@ class LearningRates:
         decay: str,
         iterations: int,
         waits: Sequence[int] | None = None,
+        warmup: int = 0,
     ) -> None:
         self._optimizers, self._decay, self._iterations = optimizers, decay, iterations
+        self._warmup = warmup
         self._waits = waits or [0] * len(optimizers)
         self.scale = 1.0
         self._initial = [[float(group["lr"]) for group in optimizer.param_groups] for optimizer in optimizers]
@@ -104,6 +107,8 @@ class LearningRates:
         done = iteration / self._iterations
         decays = {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}
         factor = self.scale * decays[self._decay]
+        if iteration < self._warmup:
+            factor *= (iteration + 1) / (self._warmup + 1)
         for optimizer, rates, wait in zip(self._optimizers, self._initial, self._waits, strict=True):
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 now = rate * factor if iteration >= wait else 0.0

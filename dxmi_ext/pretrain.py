@@ -69,6 +69,7 @@ class Pretrainer:
         draw_levels: what it is trained at.
         prediction, sigma_data: what it tells; as in `schedules.from_levels`.
         lr: learning rate, decayed to 0 over the run.
+        warmup: iterations in which it rises from 0 first.
         iterations: length of the run.
         seed: of every random choice, each keyed by the global row.
         ema_decay: of `averaged`; 0: it is the network itself.
@@ -89,6 +90,7 @@ class Pretrainer:
         prediction: str = "eps",
         sigma_data: float = 0.5,
         lr: float,
+        warmup: int = 0,
         iterations: int,
         seed: int,
         ema_decay: float = 0.0,
@@ -107,7 +109,7 @@ class Pretrainer:
         self._averages = list(self.averaged.parameters()), list(network.parameters())
         self._learning = self.ranks.wrap(network)
         self._optimizer = Adam(network.parameters(), lr, clip)
-        self._learning_rates = LearningRates([self._optimizer], "linear", iterations)
+        self._learning_rates = LearningRates([self._optimizer], "linear", iterations, warmup=warmup)
         self._failures = torch.zeros((), device=self._averages[1][0].device)
         self._seed = seed
         self.retry(0, 1.0)

@@ -57,6 +57,7 @@ class Config(DxMISettings, config.RunConfig):
         "network to start from: a run's folder, a diffusers folder, or hub:OWNER/NAME; null: pretrain one",
     )
     unet: str = setting("small", "the sampler's network, where none is given", choices=tuple(ARCHITECTURES))
+    patch: int = setting(1, "side of the squares of pixels that the U-Net sees as channels", minimum=1)
     steps: int = setting(10, "T, steps of the sampler", minimum=2)
     schedule: str = setting(
         "fastdpm", "of the sampler; edm goes with EDM's networks", choices=("fastdpm", "ddim", "edm")
@@ -69,6 +70,7 @@ class Config(DxMISettings, config.RunConfig):
     sigma_min: float = setting(0.002, "EDM's last noise level", minimum=1e-6)
     sigma_max: float = setting(80.0, "EDM's first noise level", minimum=1e-6)
     sigma_data: float = setting(0.5, "standard deviation of the data, for EDM", minimum=1e-6)
+    time_scale: float = setting(1.0, "EDM's network gets time_scale ln(sigma) / 4 as its time", minimum=1e-6)
     stochastic_last: bool = setting(False, "EDM: the last step ends at sigma_min, with its noise")
     min_std: float = setting(1e-3, "lower bound of the initial sigma of a step", minimum=1e-6)
     value_kind: str = setting(
@@ -78,6 +80,9 @@ class Config(DxMISettings, config.RunConfig):
     )
     energy_width: int = setting(128, "width of the value's and the energy's networks", minimum=1)
     pretrain_lr: float = setting(2e-4, "learning rate of pretraining, decayed to 0", minimum=0)
+    pretrain_warmup: int = setting(0, "iterations in which pretraining's learning rate rises", minimum=0)
+    level_mean: float = setting(-1.2, "mean of ln(sigma) in pretraining for EDM")
+    level_std: float = setting(1.2, "standard deviation of ln(sigma) in pretraining for EDM", minimum=0)
     pretrain_ema_decay: float = setting(0.9995, "of the pretrained network's average", minimum=0, below=1)
     pretrain_clip: float = setting(1.0, "largest gradient norm of pretraining; 0: any", minimum=0)
     features: str | None = setting(
@@ -263,11 +268,11 @@ def _network(cfg: Config, shape: tuple[int, int, int], classes: int | None) -> t
     wants_edm = cfg.schedule == "edm"
     own: DDPM | EDM = DDPM(schedules.make_betas(), _KINDS[cfg.prediction])
     if wants_edm:
-        own = EDM(cfg.sigma_data, cfg.sigma_min, cfg.sigma_max)
+        own = EDM(cfg.sigma_data, cfg.sigma_min, cfg.sigma_max, cfg.time_scale)
     if cfg.start is None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(cfg.seed)
-            return unet(cfg.unet, shape, classes), own
+            return unet(cfg.unet, shape, classes, cfg.patch), own
     if (Path(cfg.start) / "model").is_dir():
         network, diffusion, of = _of_run(Path(cfg.start))
         if of != (tuple(shape), classes):
@@ -392,7 +397,12 @@ def _pretrainer(
     sigma_data = 1.0
     if isinstance(diffusion, EDM):
         prediction, sigma_data = "edm", diffusion.sigma_data
-        levels = lognormal_levels(sigma_data=sigma_data, time_scale=diffusion.time_scale)
+        levels = lognormal_levels(
+            mean=cfg.level_mean,
+            std=cfg.level_std,
+            sigma_data=sigma_data,
+            time_scale=diffusion.time_scale,
+        )
     else:
         prediction = _PREDICTIONS[diffusion.prediction]
         alpha_bar = (1 - diffusion.betas).cumprod(0)
@@ -403,6 +413,7 @@ def _pretrainer(
         prediction=prediction,
         sigma_data=sigma_data,
         lr=cfg.pretrain_lr,
+        warmup=cfg.pretrain_warmup,
         iterations=cfg.pretrain_iterations,
         seed=cfg.seed,
         ema_decay=cfg.pretrain_ema_decay,
@@ -491,6 +502,7 @@ def _save_model(path: Path, networks: Networks, cfg: Config, data: ImageData, di
         "data_shape": list(data.shape),
         "classes": _classes_of(networks),
         "unet": json.loads(network.model.to_json_string()),
+        "patch": network.patch,
     }
     if isinstance(diffusion, EDM):
         about |= {"prediction": "edm", **diffusion._asdict()}
@@ -505,7 +517,7 @@ def _rebuilt(about: dict[str, Any]) -> tuple[UNet, DDPM | EDM]:
     from diffusers import UNet2DModel
 
     # In evaluation mode, as diffusers gives the networks of its folders: dropout is for pretraining.
-    network = UNet(UNet2DModel.from_config(about["unet"])).eval()
+    network = UNet(UNet2DModel.from_config(about["unet"]), about.get("patch", 1)).eval()
     if about["prediction"] == "edm":
         return network, EDM(**{name: about[name] for name in EDM._fields if name in about})
     betas = torch.tensor(about["betas"], dtype=torch.float64) if "betas" in about else schedules.make_betas()
