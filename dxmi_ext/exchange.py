@@ -56,12 +56,13 @@ def export(sampler: GaussianSampler, output: Path) -> str:
             f"RUN: got the sampler of a {type(network).__name__}, which diffusers does not know; "
             "wants one of a U-Net"
         )
+    unet = network.network
     files.check_new(output)
     from dxmi_ext import pipeline
 
     with files.folder(output.resolve()) as folder:
-        pipeline.save_pretrained(folder, network.network.model, sampler)
-    what = "batch_size=16" if network.network.classes is None else "batch_size=2, class_labels=[0, 1]"
+        pipeline.save_pretrained(folder, unet.model, sampler, unet.patch)
+    what = "batch_size=16" if unet.classes is None else "batch_size=2, class_labels=[0, 1]"
     return (
         "from dxmi_ext.pipeline import DxMIPipeline\n"
         f"images = DxMIPipeline.from_pretrained({str(output)!r})({what}).images"

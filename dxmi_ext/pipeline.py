@@ -18,6 +18,7 @@ from diffusers import ConfigMixin, DiffusionPipeline, ImagePipelineOutput, Model
 from diffusers.configuration_utils import register_to_config
 from diffusers.utils import BaseOutput
 from torch import Tensor
+from torch.nn import functional as F
 
 from dxmi_ext import ops
 from dxmi_ext.sampler import GaussianSampler, Timed, conditioned, draw_latents, per_row
@@ -193,13 +194,15 @@ class DxMIPipeline(DiffusionPipeline):
         unet: (x [N, C, H, W], timestep [N], class labels) -> the output, or an object that has it as
             ``sample``; its config has in_channels and sample_size. `diffusers.UNet2DModel` is one.
         scheduler: its steps.
+        patch_size: side of the squares of pixels that the network sees as channels of one.
     """
 
     model_cpu_offload_seq = "unet"
 
-    def __init__(self, unet: ModelMixin, scheduler: DxMIScheduler) -> None:
+    def __init__(self, unet: ModelMixin, scheduler: DxMIScheduler, patch_size: int = 1) -> None:
         super().__init__()
         self.register_modules(unet=unet, scheduler=scheduler)
+        self.register_to_config(patch_size=patch_size)
 
     @torch.no_grad()
     def __call__(
@@ -236,8 +239,9 @@ class DxMIPipeline(DiffusionPipeline):
             )
         scheduler.set_timesteps(num_inference_steps, device=device)
         key = noise_key(key, generator, device)
-        size = network.config.sample_size
-        shape = (batch_size, network.config.in_channels, *((size, size) if isinstance(size, int) else size))
+        patch, size = self.config.patch_size, network.config.sample_size
+        height, width = (size, size) if isinstance(size, int) else size
+        shape = (batch_size, network.config.in_channels // patch**2, height * patch, width * patch)
         # Steps are made in float32 at least, whatever the network's dtype.
         dtype = torch.promote_types(network.dtype, torch.float32)
         x = scheduler.init_noise_sigma * ops.normal(shape, key, sample_offset=sample_offset, dtype=dtype)
@@ -248,7 +252,9 @@ class DxMIPipeline(DiffusionPipeline):
                 latent = draw_latents(step, len(scheduler), latent_dim, key, sample_offset=sample_offset)
                 latent = latent.to(network.dtype)
             scaled = scheduler.scale_model_input(x, time).to(network.dtype)
-            output = conditioned(network, scaled, time.expand(batch_size), labels, latent=latent)
+            patches = F.pixel_unshuffle(scaled, patch)
+            output = conditioned(network, patches, time.expand(batch_size), labels, latent=latent)
+            output = F.pixel_shuffle(output, patch)
             x = scheduler.step(output, time, x, key=key, sample_offset=sample_offset).prev_sample
         self.maybe_free_model_hooks()
         images: Any = x
@@ -265,7 +271,9 @@ class DxMIPipeline(DiffusionPipeline):
 diffusers.DxMIPipeline = DxMIPipeline
 
 
-def save_pretrained(folder: str | PathLike[str], unet: ModelMixin, sampler: GaussianSampler) -> None:
+def save_pretrained(
+    folder: str | PathLike[str], unet: ModelMixin, sampler: GaussianSampler, patch_size: int = 1
+) -> None:
     """Saves a sampler as a pipeline: model_index.json, unet/ and scheduler/, in json and safetensors.
 
     ``DiffusionPipeline.from_pretrained(folder)`` reads it where this module is imported, and
@@ -275,8 +283,9 @@ def save_pretrained(folder: str | PathLike[str], unet: ModelMixin, sampler: Gaus
         folder: is made.
         unet: the network within `sampler.Timed`, of diffusers or of its kind.
         sampler: what was trained; its network is `Timed`.
+        patch_size: as in `DxMIPipeline`.
     """
-    DxMIPipeline(unet, DxMIScheduler.from_sampler(sampler)).save_pretrained(folder)
+    DxMIPipeline(unet, DxMIScheduler.from_sampler(sampler), patch_size).save_pretrained(folder)
 
 
 def noise_key(key: Tensor | None, generator: torch.Generator | None, device: torch.device) -> Tensor:

@@ -45,22 +45,31 @@ def test_paper_architectures_have_the_published_sizes() -> None:
         "imagenet64": (3, 64, 64),
         "lsun256": (3, 256, 256),
         "small": (1, 28, 28),
+        "compact": (1, 28, 28),
     }
     classes = {"imagenet64": 1000}
     with torch.device("meta"):
         sizes = {name: size(unet(name, shape, classes.get(name))) for name, shape in shapes.items()}
+        patched = size(unet("compact", (1, 28, 28), patch=2))
     assert shapes.keys() == ARCHITECTURES.keys()
     assert sizes == {
         "cifar10": 35_746_307,
         "imagenet64": 295_899_267,
         "lsun256": 526_304_771,
         "small": 686_769,
+        "compact": 996_321,
     }
+    assert patched == 1_081_892
 
 
-@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32)])
-def test_unet_starts_at_zero_and_depends_on_all_its_inputs(shape: tuple[int, int, int]) -> None:
-    network = unet("small", shape, classes=3)
+@pytest.mark.parametrize(
+    ("name", "shape", "patch"),
+    [("small", (1, 28, 28), 1), ("small", (3, 32, 32), 1), ("compact", (1, 28, 28), 2)],
+)
+def test_unet_starts_at_zero_and_depends_on_all_its_inputs(
+    name: str, shape: tuple[int, int, int], patch: int
+) -> None:
+    network = unet(name, shape, classes=3, patch=patch)
     x, time, labels = (
         torch.randn(1, *shape).expand(3, *shape),
         torch.tensor([5, 5, 900]),
@@ -81,11 +90,23 @@ def test_unet_computes_in_the_dtype_of_its_weights(dtype: torch.dtype) -> None:
     assert network(x, torch.tensor([0.5, 3.0])).dtype == dtype
 
 
+def test_a_patched_unet_sees_squares_of_pixels_as_channels() -> None:
+    """Where the network depends on a pixel alone, its output does on the pixels of its square alone."""
+    network, asked = unet(TINY, (1, 8, 8), patch=2), torch.zeros(4, 1, 8, 8)
+    network.model.forward = lambda x, *_, **__: (x.sum(1, keepdim=True).expand_as(x),)
+    asked[0, 0, 0, 0] = asked[1, 0, 1, 1] = asked[2, 0, 2, 2] = 1
+    out = network(asked, torch.zeros(4))
+    square = torch.zeros(8, 8)
+    square[:2, :2] = 1
+    assert torch.equal(out[:, 0], torch.stack([square, square, square.roll((2, 2), (0, 1)), 0 * square]))
+
+
 def test_unet_names_what_is_wrong() -> None:
     for arguments, message in [
         (("cifar", (3, 32, 32)), "did you mean cifar10"),
         (("cifar10", (3, 28, 28)), "multiples of 8"),
         (("small", (28, 28)), "wants .C, H, W."),
+        (("small", (1, 28, 28), None, 3), "patch: got 3 for images of 28 x 28"),
         ((Architecture(50, (1,), 1, ()), (1, 8, 8)), "width: got 50"),
         ((Architecture(32, (1, 2), 1, (8,), head_channels=24), (1, 8, 8)), "head_channels: got 24"),
     ]:

@@ -73,6 +73,7 @@ def test_every_recipe_tries_an_iteration(
         ["value_kind=per_step", "prediction=v", "channels_last=true"],
         ["value_kind=separate", "schedule=ddim", "conditional=true", "sampler_update=policy_gradient"],
         ["schedule=edm", "rho=4", "stochastic_last=true", "conditional=true"],
+        ["schedule=edm", "patch=2", "time_scale=1000", "level_mean=-.9", "pretrain_warmup=2"],
     ],
 )
 def test_a_run_from_data_to_samples(settings: list[str], data: Path, tmp_path: Path) -> None:
@@ -197,9 +198,13 @@ def test_a_run_keeps_what_its_network_was_trained_for(
         betas = schedules.make_betas("cosine", steps=80)
         expected = schedules.ddim(80, eta=1.0, large_std=True, betas=betas)
         assert time.tolist() == [52, 26, 0]
-        with pytest.raises(ConfigError, match="chain: got 'ddim-81', wants ddim-STEPS or ddpm-STEPS, of 2"):
-            images._chain("ddim-81", cfg, diffusion)
-    torch.testing.assert_close(images._chain(chain, cfg, diffusion), expected)
+        with pytest.raises(ConfigError, match="chain: got 'ddim-81', wants ddim-STEPS or ddpm-STEPS or heun-"):
+            images._other_sampler("ddim-81", networks.sampler, cfg, diffusion)
+    other = images._other_sampler(chain, networks.sampler, cfg, diffusion)
+    for name in ("sample_coef", "output_coef", "log_std"):
+        torch.testing.assert_close(getattr(other, name).detach(), getattr(expected, name).float())
+    solved = images._other_sampler("dpmpp-4", networks.sampler, cfg, diffusion).sample(2, ops.noise_key(0))
+    assert solved.shape == (2, 3, 8, 8) and solved.isfinite().all()
 
 
 class Oracle(torch.nn.Module):
@@ -241,6 +246,10 @@ def test_what_pretraining_teaches_is_what_the_samplers_steps_want(prediction: st
     for t, x in enumerate(path[:-1]):
         torch.testing.assert_close(x, signal[t] * data + noise[t] * eps, rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(path[-1], data.expand_as(path[-1]), rtol=0, atol=1e-3)
+    if prediction == "edm":
+        solver = images._solver("heun", 4, oracle, cfg, diffusion, data.shape, clip=False)
+        solved = solver.sample(2, ops.noise_key(0))
+        torch.testing.assert_close(solved, data.float().expand_as(solved), rtol=0, atol=1e-3)
     pretrainer = images._pretrainer(cfg, oracle, diffusion, torch.contiguous_format, Ranks())
     assert pretrainer.step(data.expand(64, 3, 4, 4).clone())["loss"] < 1e-6
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from dxmi_ext import ops, schedules
+from dxmi_ext.models.unet import UNet
 from dxmi_ext.sampler import Clipped, GaussianSampler, Timed
 from dxmi_ext.schedules import Schedule
 
@@ -31,8 +32,18 @@ SCHEDULES = {"fastdpm": schedules.fastdpm(4), "edm": schedules.edm(4, rho=4.0, s
 def make_sampler(schedule: Schedule, classes: int | None = None) -> GaussianSampler:
     """A tiny random U-Net, and sigmas as if trained."""
     torch.manual_seed(0)
-    unet = diffusers.UNet2DModel(
-        sample_size=8,
+    unet = make_unet(classes=classes)
+    sampler = GaussianSampler(Timed(unet.eval(), schedule), schedule, SHAPE)
+    with torch.no_grad():
+        sampler.log_std += 0.1 * torch.randn(sampler.steps)
+    return sampler
+
+
+def make_unet(channels: int = 3, size: int = 8, classes: int | None = None) -> Any:
+    return diffusers.UNet2DModel(
+        sample_size=size,
+        in_channels=channels,
+        out_channels=channels,
         block_out_channels=(8,),
         norm_num_groups=4,
         down_block_types=("DownBlock2D",),
@@ -41,14 +52,10 @@ def make_sampler(schedule: Schedule, classes: int | None = None) -> GaussianSamp
         add_attention=False,
         num_class_embeds=classes,
     )
-    sampler = GaussianSampler(Timed(unet.eval(), schedule), schedule, SHAPE)
-    with torch.no_grad():
-        sampler.log_std += 0.1 * torch.randn(sampler.steps)
-    return sampler
 
 
-def make_pipeline(sampler: GaussianSampler) -> Any:
-    pipeline = DxMIPipeline(sampler.network.network, DxMIScheduler.from_sampler(sampler))
+def make_pipeline(sampler: GaussianSampler, **options: Any) -> Any:
+    pipeline = DxMIPipeline(sampler.network.network, DxMIScheduler.from_sampler(sampler), **options)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -58,6 +65,16 @@ def test_the_image_of_a_key_is_the_samplers(name: str) -> None:
     sampler = make_sampler(SCHEDULES[name])
     images = make_pipeline(sampler)(4, key=KEY, sample_offset=3, output_type="raw").images
     assert torch.equal(images, sampler.sample(4, KEY, sample_offset=3))
+
+
+def test_a_network_of_patches() -> None:
+    """It sees 12 channels of 4 x 4; the image that it makes is 3 x 8 x 8."""
+    sampler = make_sampler(SCHEDULES["edm"])
+    network = UNet(make_unet(channels=12, size=4), patch=2)
+    sampler.network = Timed(network.eval(), SCHEDULES["edm"])
+    expected = sampler.sample(2, KEY)
+    sampler.network.network = network.model
+    assert torch.equal(make_pipeline(sampler, patch_size=2)(2, key=KEY, output_type="raw").images, expected)
 
 
 def test_class_labels() -> None:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -32,12 +33,14 @@ from dxmi_ext.ranks import Ranks
 from dxmi_ext.run import Run
 from dxmi_ext.sampler import Clipped, GaussianSampler, Timed
 from dxmi_ext.schedules import Schedule
+from dxmi_ext.solvers import SOLVERS, SolverSampler, karras_sigmas, time_in_table
 from dxmi_ext.trainer import DxMISettings, DxMITrainer, check_cuda_graph, check_energy_settings
 
 _PREDICTIONS = {"epsilon": "eps", "sample": "x", "v_prediction": "v"}  # diffusers' names and ours
 _KINDS: dict[str, Any] = {ours: theirs for theirs, ours in _PREDICTIONS.items()}
 _CLIPPED = "-clipped"
 _PICTURED = 64
+Sampler = GaussianSampler | SolverSampler
 
 
 @dataclasses.dataclass
@@ -57,7 +60,7 @@ class Config(DxMISettings, config.RunConfig):
         "network to start from: a run's folder, a diffusers folder, or hub:OWNER/NAME; null: pretrain one",
     )
     unet: str = setting("small", "the sampler's network, where none is given", choices=tuple(ARCHITECTURES))
-    patch: int = setting(1, "side of the squares of pixels that the U-Net sees as channels", minimum=1)
+    patch: int = setting(1, "side of the squares of pixels that a new U-Net sees as channels", minimum=1)
     steps: int = setting(10, "T, steps of the sampler", minimum=2)
     schedule: str = setting(
         "fastdpm", "of the sampler; edm goes with EDM's networks", choices=("fastdpm", "ddim", "edm")
@@ -111,8 +114,8 @@ class EvaluateSettings(config.EvaluateSettings):
     n: int | None = setting(None, "number of samples; null: as in the run", minimum=4)
     chain: str | None = setting(
         None,
-        "another schedule for the run's network, as fastdpm-4, ddim-100, ddpm-1000 or edm-79; with -clipped "
-        "after it the data that it tells are kept in [-1, 1]",
+        "another way to sample from the run's network: a chain as fastdpm-4, ddim-100, ddpm-1000, edm-79 or "
+        "edm-ancestral-100, or a solver, heun-18 or dpmpp-10; -clipped keeps the predicted data in [-1, 1]",
     )
     picture: str | None = setting(None, "png file to write a grid of samples to; null: none")
 
@@ -172,7 +175,7 @@ def sample(
 ) -> Iterator[generate.Batch]:
     """Samples [m, C, H, W] of a run's final sampler, near [-1, 1], as `generate.batches`."""
     _, networks = load(directory, device)
-    classes = _classes_of(networks)
+    classes = _classes_of(networks.sampler)
     return generate.batches(networks, rows, seed, batch_size=batch_size, classes=classes, **options)
 
 
@@ -182,18 +185,13 @@ def evaluate(
     """The metrics of a run's final network, by its own few steps or another chain."""
     cfg, networks, diffusion = _load(directory, device)
     cfg = dataclasses.replace(cfg, evaluate_n=settings.n or cfg.evaluate_n)
+    sampler: Sampler = networks.sampler
     if settings.chain is not None:
-        timed = networks.sampler.network
-        assert isinstance(timed, Timed)
-        chain = _chain(settings.chain.removesuffix(_CLIPPED), cfg, diffusion)
-        network = Timed(timed.network, chain)
-        if settings.chain.endswith(_CLIPPED):
-            network = Clipped(timed.network, chain, *_prediction_of(diffusion))
-        networks.sampler = GaussianSampler(network, chain, networks.sampler.data_shape).to(device)
+        sampler = _other_sampler(settings.chain, networks.sampler, cfg, diffusion).to(device)
     data = _load_data(cfg)
     if settings.picture is not None:
-        _draw_samples(Path(settings.picture), cfg, networks.sampler, data.classes)
-    numbers = _scores(cfg, data, networks, seed=settings.seed)
+        _draw_samples(Path(settings.picture), cfg, sampler, data.classes)
+    numbers = _scores(cfg, data, sampler, seed=settings.seed)
     return numbers, table(numbers)
 
 
@@ -345,21 +343,34 @@ def _are_linear(betas: Tensor) -> bool:
     return betas.shape == usual.shape and torch.allclose(betas, usual)
 
 
-def _chain(text: str, cfg: Config, diffusion: DDPM | EDM) -> Schedule:
-    """A schedule by name and length, for the network as it was pretrained."""
-    name, _, length = text.partition("-")
+def _other_sampler(text: str, sampler: GaussianSampler, cfg: Config, diffusion: DDPM | EDM) -> Sampler:
+    """By the name of a chain or solver and its steps, for the network as it was pretrained."""
+    timed = sampler.network
+    assert isinstance(timed, Timed)
+    clipped = text.endswith(_CLIPPED)
+    name, _, length = text.removesuffix(_CLIPPED).rpartition("-")
     if isinstance(diffusion, EDM):
-        kinds, longest = ["edm"], 1000
+        kinds, longest = ["edm", "edm-ancestral"], 1000
     else:
         kinds, longest = ["ddim", "ddpm", *["fastdpm"] * _are_linear(diffusion.betas)], len(diffusion.betas)
+    kinds += SOLVERS
     if name not in kinds or not length.isdecimal() or not 1 < int(length) <= longest:
         wanted = " or ".join(f"{kind}-STEPS" for kind in kinds)
         raise ConfigError(f"chain: got {text!r}, wants {wanted}, of 2 to {longest} steps")
-    steps = int(length)
+    if name in SOLVERS:
+        return _solver(name, int(length), timed.network, cfg, diffusion, sampler.data_shape, clipped)
+    chain = _chain(name, int(length), cfg, diffusion)
+    network = Timed(timed.network, chain)
+    if clipped:
+        network = Clipped(timed.network, chain, *_prediction_of(diffusion))
+    return GaussianSampler(network, chain, sampler.data_shape)
+
+
+def _chain(name: str, steps: int, cfg: Config, diffusion: DDPM | EDM) -> Schedule:
     if isinstance(diffusion, EDM):
         bounds: dict[str, Any] = {"sigma_max": cfg.sigma_max, "sigma_min": cfg.sigma_min, "rho": cfg.rho}
         trained: dict[str, Any] = {"sigma_data": diffusion.sigma_data, "time_scale": diffusion.time_scale}
-        return schedules.edm(steps, eta=0.0, **bounds, **trained)
+        return schedules.edm(steps, eta=float(name == "edm-ancestral"), **bounds, **trained)
     prediction = _PREDICTIONS[diffusion.prediction]
     if name == "fastdpm":
         return schedules.fastdpm(steps, prediction=prediction)
@@ -367,6 +378,35 @@ def _chain(text: str, cfg: Config, diffusion: DDPM | EDM) -> Schedule:
     if name == "ddim":
         return schedules.ddim(steps, **own)
     return schedules.ddim(steps, eta=1.0, large_std=True, **own)
+
+
+def _solver(
+    name: str,
+    steps: int,
+    network: nn.Module,
+    cfg: Config,
+    diffusion: DDPM | EDM,
+    data_shape: Sequence[int],
+    clip: bool,
+) -> SolverSampler:
+    """On Karras et al.'s levels, whatever the diffusion's own."""
+    prediction, sigma_data = _prediction_of(diffusion)
+    if isinstance(diffusion, EDM):
+        scale = diffusion.time_scale
+        time, least, largest = (lambda sigma: scale * math.log(sigma) / 4), cfg.sigma_min, cfg.sigma_max
+    else:
+        time, least, largest = time_in_table(diffusion.betas)
+    return SolverSampler(
+        network,
+        SOLVERS[name],
+        karras_sigmas(steps, least, largest),
+        time=time,
+        prediction=prediction,
+        sigma_data=sigma_data,
+        preserving=isinstance(diffusion, DDPM),
+        data_shape=data_shape,
+        clip=clip,
+    )
 
 
 def _prediction_of(diffusion: DDPM | EDM) -> tuple[str, float]:
@@ -446,8 +486,8 @@ def _picture(cfg: Config, sampler: GaussianSampler, data: ImageData) -> Callable
     return lambda file: _draw_samples(file, cfg, sampler, data.classes)
 
 
-def _draw_samples(file: IO[bytes] | Path, cfg: Config, sampler: GaussianSampler, classes: int) -> None:
-    key = noise.Draws(cfg.seed, "pictures", ["sample"], sampler.log_std.device).at(0)["sample"]
+def _draw_samples(file: IO[bytes] | Path, cfg: Config, sampler: Sampler, classes: int) -> None:
+    key = noise.Draws(cfg.seed, "pictures", ["sample"], next(sampler.parameters()).device).at(0)["sample"]
     labels = torch.arange(_PICTURED, device=key.device) % classes if cfg.conditional else None
     plots.images(file, sampler.sample(_PICTURED, key, labels).cpu())
 
@@ -456,18 +496,18 @@ def _finish(run: Run, cfg: Config, data: ImageData, networks: Networks) -> dict[
     """Pictures and metrics of a run that is over."""
     _draw_samples(run.directory / "samples.png", cfg, networks.sampler, data.classes)
     plots.curves(run.directory / "curves.png", run.directory / "metrics.jsonl")
-    return _scores(cfg, data, networks, seed=cfg.seed)
+    return _scores(cfg, data, networks.sampler, seed=cfg.seed)
 
 
-def _scores(cfg: Config, data: ImageData, networks: Networks, *, seed: int) -> dict[str, float]:
+def _scores(cfg: Config, data: ImageData, sampler: Sampler, *, seed: int) -> dict[str, float]:
     """Metrics against as many training images, and what as many test images score, where there are any."""
     if cfg.features is None:
         return {}
-    device, n = networks.sampler.log_std.device, min(cfg.evaluate_n, len(data))
+    device, n = next(sampler.parameters()).device, min(cfg.evaluate_n, len(data))
     extractor = features.load(cfg.features).to(device)
     options: dict[str, Any] = {"keep": min(n, 5000), "device": device, "cache": cfg.cache}
     reference = metrics.reference(data, extractor, n, **options)
-    samples = metrics.statistics(_samples(cfg, networks, n, seed), extractor, keep=options["keep"])
+    samples = metrics.statistics(_samples(cfg, sampler, n, seed), extractor, keep=options["keep"])
     numbers = metrics.compare(samples, reference, extractor)
     try:
         test = _load_data(cfg, "test")
@@ -477,10 +517,10 @@ def _scores(cfg: Config, data: ImageData, networks: Networks, *, seed: int) -> d
     return numbers | metrics.floor(data, test, extractor, n, **options) if len(test) >= n else numbers
 
 
-def _samples(cfg: Config, networks: Networks, n: int, seed: int) -> Iterator[Tensor]:
+def _samples(cfg: Config, sampler: Sampler, n: int, seed: int) -> Iterator[Tensor]:
     """n samples in batches, as uint8; of classes at random."""
-    sampler, classes = networks.sampler, _classes_of(networks)
-    draws = noise.Draws(seed, "evaluate", ["sample", "labels"], sampler.log_std.device).at(0)
+    classes = _classes_of(sampler)
+    draws = noise.Draws(seed, "evaluate", ["sample", "labels"], next(sampler.parameters()).device).at(0)
     labels = None if classes is None else noise.randint(classes, n, draws["labels"])
     for first in range(0, n, cfg.sample_batch):
         count = min(cfg.sample_batch, n - first)
@@ -488,10 +528,8 @@ def _samples(cfg: Config, networks: Networks, n: int, seed: int) -> Iterator[Ten
         yield data_images.to_uint8(sampler.sample(count, draws["sample"], part, sample_offset=first))
 
 
-def _classes_of(networks: Networks) -> int | None:
-    network = networks.sampler.network.network
-    assert isinstance(network, UNet)
-    return network.classes
+def _classes_of(sampler: Sampler) -> int | None:
+    return next(module.classes for module in sampler.modules() if isinstance(module, UNet))
 
 
 def _save_model(path: Path, networks: Networks, cfg: Config, data: ImageData, diffusion: DDPM | EDM) -> None:
@@ -500,7 +538,7 @@ def _save_model(path: Path, networks: Networks, cfg: Config, data: ImageData, di
     about = {
         "task": cfg.task,
         "data_shape": list(data.shape),
-        "classes": _classes_of(networks),
+        "classes": _classes_of(networks.sampler),
         "unet": json.loads(network.model.to_json_string()),
         "patch": network.patch,
     }
