@@ -198,7 +198,9 @@ def test_a_run_keeps_what_its_network_was_trained_for(
         betas = schedules.make_betas("cosine", steps=80)
         expected = schedules.ddim(80, eta=1.0, large_std=True, betas=betas)
         assert time.tolist() == [52, 26, 0]
-        with pytest.raises(ConfigError, match="chain: got 'ddim-81', wants ddim-STEPS or ddpm-STEPS or heun-"):
+        with pytest.raises(
+            ConfigError, match="chain: got 'ddim-81', wants ddim-STEPS or ddpm-STEPS or heun-"
+        ):
             images._other_sampler("ddim-81", networks.sampler, cfg, diffusion)
     other = images._other_sampler(chain, networks.sampler, cfg, diffusion)
     for name in ("sample_coef", "output_coef", "log_std"):
