@@ -1,4 +1,4 @@
-"""The command `dxmi`: train, pretrain, sample, evaluate, score, report, reproduce, export, convert, info.
+"""The command `dxmi`, a function for each of its own commands.
 
 Imports what a command needs when it runs.
 """
@@ -78,6 +78,14 @@ def _parser() -> argparse.ArgumentParser:
             action="store_true",
             help="build everything, try one iteration of each phase, write nothing",
         )
+    sub = command(
+        "data",
+        _data,
+        "Show what would be read from a path: splits, classes, masks, sizes, what is left out.",
+        "PATH: a folder or file of images, or a file of vectors",
+        rest="recipe=NAME or key=value",
+    )
+    sub.add_argument("--json", action="store_true", help="print JSON")
     run = "RUN: folder of a finished run"
     command("sample", _sample, "Draw samples from a run's sampler; torchrun: on several devices.", run)
     command("evaluate", _evaluate, "Compute a run's numbers again.", run)
@@ -141,6 +149,37 @@ def _train(options: argparse.Namespace) -> None:
             return
         settings = [s for s in options.settings if s.partition("=")[0] not in ("output", "resume")]
         _tell_how_to_go_on(options, f"output={cfg.output}", *settings)
+
+
+def _data(options: argparse.Namespace) -> None:
+    import json
+
+    from dxmi_ext import recipes
+    from dxmi_ext.data import anomaly_sources, image_sources, overview, vectors
+    from dxmi_ext.recipes import images
+
+    if options.help or options.target is None:
+        layouts = (
+            f"{title}:\n{module.LAYOUTS}"
+            for title, module in (("images", image_sources), ("anomaly", anomaly_sources))
+        )
+        keys = (
+            "recipe=NAME  recipe that is to read PATH, or images; by default anomaly or anomaly-vectors "
+            "where PATH\n             has one of their layouts, else images\n"
+            "key=value    setting of that recipe, as classes= or train_share="
+        )
+        _show_help(options, "\n\n".join([keys, *layouts, f"anomaly-vectors, an npz:\n{vectors.LAYOUTS}"]))
+        return
+    chosen = [text for text in options.settings if text.startswith("recipe=")]
+    settings = [text for text in options.settings if text not in chosen]
+    name = chosen[-1].partition("=")[2] if chosen else overview.task_of(Path(options.target))
+    yaml = None if name == "images" else recipes.find(name)
+    task = images if yaml is None else recipes.task_of(yaml)
+    if not hasattr(task, "read"):
+        raise config.ConfigError(f"recipe must be one that reads data from a path, got {name!r}")
+    read = task.read(config.load(task.Config, yaml, [*settings, f"data={options.target}"]))
+    about = {"recipe": name, **read.details()}
+    print(json.dumps(about, indent=2) if options.json else overview.text_of(about))
 
 
 def _sample(options: argparse.Namespace) -> None:

@@ -253,13 +253,28 @@ def test_what_the_data_do_not_allow_is_left_out_in_words(
     assert "pixel_auroc" in numbers and "knn_image_auroc" not in numbers
 
 
+def test_its_own_runs_are_no_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "parts"
+    root.mkdir()
+    (write_mvtec(tmp_path / "mvtec") / "bottle/train/good").rename(root / "good")
+    (tmp_path / "mvtec/bottle/test/spot").rename(root / "spot")
+    monkeypatch.chdir(root)
+    for i in range(2):
+        assert run(Path(f"runs/{i}"), Path("."), "baselines=none", "cache=../cache", recipe="anomaly") == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert f"{root} (good and defects): train good: 6; test 6 (good: 2, spot: 4)" in lines
+    assert list(root.glob("runs/0/*.png")) and "left out: runs (results of dxmi)" in lines
+
+
 def test_bad_data_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     missing, corrupt = write_mvtec(tmp_path / "a", masks=False), write_mvtec(tmp_path / "b")
     (corrupt / "screw/train/good/003.png").write_bytes(b"no picture")
     for data, message in (
         (missing, "spot/000.png: its mask is missing, wants"),
         (corrupt, "screw/train/good/003.png: cannot be decoded"),
-        (tmp_path / "nowhere", "nowhere: nothing there, wants one of"),
+        (tmp_path / "nowhere", "nowhere does not exist; `dxmi data --help` lists the layouts"),
     ):
         assert run(tmp_path / "run", data, "--dry-run") == 2
         assert message in capsys.readouterr().err

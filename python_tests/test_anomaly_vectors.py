@@ -63,7 +63,7 @@ def test_a_file_may_have_its_own_split_or_no_truth(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"X": None}, r"has the arrays y, wants one of"),
+        ({"X": None}, r"has the arrays y, wants X, or X_train, X_test and y_test; `dxmi"),
         ({"X": np.zeros(5)}, r"X: got float64 \[5\], wants numbers \[n, d\]"),
         ({"X": np.full((3, 2), "a")}, r"X: got <U1 \[3, 2\], wants numbers"),
         (

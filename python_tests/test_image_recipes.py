@@ -63,6 +63,9 @@ def test_every_recipe_tries_an_iteration(
     assert run("train", recipe, tmp_path / "run", data, *settings) == 0
     assert cli.main(["train", recipe, "--help"]) == 0
     shown = capsys.readouterr().out
+    assert (
+        f"{data} (npz): train 24 (0: 8, 1: 8, 2: 8); test 24 (0: 8, 1: 8, 2: 8)\nleft out: nothing\n" in shown
+    )
     assert "tau_entropy=0." in shown and "pretrain: one iteration" in shown and "dxmi: one iteration" in shown
     assert not (tmp_path / "run").exists()
 
@@ -284,7 +287,7 @@ def test_a_run_without_results_takes_other_settings(
 ) -> None:
     shared, right = [f"cache={tmp_path / 'cache'}", "steps=3"], tmp_path / "right.npz"
     assert run("pretrain", "fashion-mnist-t4", tmp_path / "run", right, *shared) == 2
-    assert "nothing there" in capsys.readouterr().err
+    assert "right.npz does not exist" in capsys.readouterr().err
     assert run("pretrain", "fashion-mnist-t4", tmp_path / "run", data, *shared) == 0
     assert run("pretrain", "fashion-mnist-t4", tmp_path / "run", right, *shared) == 2
     assert "data: got" in capsys.readouterr().err

@@ -29,8 +29,10 @@ from dxmi_ext.anomaly import detectors, page
 from dxmi_ext.anomaly.page import Place, Shown, Worst
 from dxmi_ext.anomaly.scoring import Scorer
 from dxmi_ext.config import ConfigError, Settings, device_setting, setting
+from dxmi_ext.data import listing
 from dxmi_ext.data.anomaly import resized
-from dxmi_ext.data.image_sources import PICTURES, ImageDataError, decode, pictures_in
+from dxmi_ext.data.image_sources import ImageDataError, decode
+from dxmi_ext.data.listing import PICTURES
 
 COLUMNS = ("path", "score", "anomalous", "threshold", "heatmap", "error")
 _TABLE, _PAGE, _HEAT_MAPS = "scores.csv", "index.html", "heatmaps"
@@ -71,18 +73,22 @@ def split_arguments(given: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def find_pictures(given: Iterable[str], output: Path) -> list[str]:
-    """Files as they are given, and those below folders; each once, without hidden ones and those in output.
+    """Files as they are given, and the images below folders by the rule of ``data.listing``; each once,
+    without those in output. A note says what is left out.
 
     Raises:
         ConfigError: none are given, or a folder has none.
+        ImageDataError: a folder holds results of dxmi, or cannot be read.
     """
     found = dict[str, str]()
     for path in given:
         below = [path]
         if os.path.isdir(path):
             own = output.resolve()
-            below = [p for p in pictures_in(Path(path), below=True) if not _hidden(os.path.relpath(p, path))]
+            below, skipped = listing.gather(listing.scan(path), splits=True)
             below = [p for p in below if own not in Path(p).resolve().parents]
+            if unread := listing.summary((s for s in skipped if Path(s.path).resolve() != own), path):
+                runlog.note(f"left out of {path}: {unread}")
             if not below:
                 raise ConfigError(f"IMAGES: got the folder {path!r}, which has no {', '.join(PICTURES)}")
         for name in below:
@@ -90,10 +96,6 @@ def find_pictures(given: Iterable[str], output: Path) -> list[str]:
     if not found:
         raise ConfigError("IMAGES: got none, wants pictures or folders of them")
     return list(found.values())
-
-
-def _hidden(path: str) -> bool:
-    return any(part.startswith(".") for part in Path(path).parts)
 
 
 def score(scorer: Scorer, pictures: Sequence[str], output: Path, cfg: ScoreSettings) -> tuple[str, int]:

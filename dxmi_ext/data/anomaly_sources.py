@@ -6,6 +6,7 @@ Imports numpy and ``dxmi_ext``; Pillow where a picture is decoded.
 from __future__ import annotations
 
 import csv
+import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,15 +14,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dxmi_ext.data.image_sources import ImageDataError, decode, pictures_in
+from dxmi_ext.data import listing
+from dxmi_ext.data.image_sources import decode
+from dxmi_ext.data.listing import Folder, ImageDataError, Skipped
 from dxmi_ext.files import UNREADABLE
 
 LAYOUTS = """\
   MVTec-AD    [CLASS/]train/good/*.png, [CLASS/]test/good|DEFECT/NAME.png,
               [CLASS/]ground_truth/DEFECT/NAME_mask.png (or NAME.png); the folder of all classes or of one
   VisA        split_csv/1cls.csv (object,split,label,image,mask), and the files that it names
-  folders     good/**/*.jpg; any other folder is a kind of defect: DEFECT/*.jpg;
-              for localisation masks/DEFECT/NAME.png, of every picture of a defect
+  folders     good/**/*.jpg; any other folder of images is a kind of defect: DEFECT/*.jpg;
+              for localisation masks/[DEFECT/]NAME.png, of every image of a defect (or ground_truth/, ...);
+              or good/**/*.jpg, which all train, and test/good|DEFECT/*.jpg
   an .npz     x or images uint8 [n, H, W(, C)]; y, label or labels [n], 0 is good; for localisation mask or
               masks [n, H, W], or mask_packed [n, H, W / 8] of np.packbits; num or group [n]: see below;
               classes, the labels' names; name [n]
@@ -31,6 +35,7 @@ or of one num, are never divided; nor does a picture train whose num has a defec
 
 _SPLITS = ("train", "test")
 _GOOD = "good"
+_MVTEC = "MVTec-AD"
 
 
 class Item(NamedTuple):
@@ -44,6 +49,8 @@ class Item(NamedTuple):
     """uint8 [H, W, 3], or a PIL image in RGB."""
     mask: Callable[[], np.ndarray] | None
     """bool [H, W]; None: it has none, as good pictures do."""
+    file: str | None = None
+    """Where it lies, if in a file of its own."""
 
 
 class Source(NamedTuple):
@@ -57,6 +64,9 @@ class Source(NamedTuple):
     """The first is good."""
     has_masks: bool
     """Whether every defect has a mask."""
+    layout: str = ""
+    skipped: Sequence[Skipped] = ()
+    """What lies there too and is left out."""
 
 
 def find(path: Path, split: str, classes: Sequence[str] | None, train_share: float) -> Source:
@@ -79,19 +89,50 @@ def find(path: Path, split: str, classes: Sequence[str] | None, train_share: flo
         return _npz(path, split, train_share)
     if (path / "split_csv").is_dir():
         return _visa(path, split, classes)
-    if (path / "train").is_dir():
-        _chosen([path.name], classes, path)
-        return _mvtec([path], split)
-    if of_classes := sorted(folder.parent for folder in path.glob("*/train") if folder.is_dir()):
-        return _mvtec([path / name for name in _chosen([p.name for p in of_classes], classes, path)], split)
-    if (path / _GOOD).is_dir():
-        _chosen([path.name], classes, path)
-        return _folders(path, split, train_share)
-    raise _unknown(path, "no collection of a known layout" if path.exists() else "nothing there")
+    if not path.is_dir():
+        what = "is no collection of a known layout" if path.exists() else "does not exist"
+        raise ImageDataError(f"data: {path} {what}; `dxmi data --help` lists the layouts")
+    root = listing.scan(path)
+    parts = listing.parts(root)
+    if "train" in parts.splits or (good := _good_of(root, parts.others)) is None:
+        return _mvtec(root, split, classes)
+    _chosen([path.name], classes, path)
+    if parts.splits:
+        return _good_and_test(root, good, split)
+    return _folders(root, good, split, train_share)
 
 
-def _unknown(path: Path, found: str) -> ImageDataError:
-    return ImageDataError(f"data path: {path}: {found}, wants one of\n{LAYOUTS}")
+def recognises(path: Path) -> bool:
+    """Whether `find` reads what lies in a folder by the folder's own layout: VisA's table, train/good/ (of a
+    class or of one of many), or good/.
+
+    Raises:
+        ImageDataError: as of `listing.scan`.
+    """
+    if (path / "split_csv").is_dir():
+        return True
+    root = listing.scan(path)
+    return _good_of(root, root.folders) is not None or any(
+        (train := listing.parts(inner).splits.get("train")) is not None and [*train.folders] == [_GOOD]
+        for inner in (root, *root.folders.values())
+    )
+
+
+def _good_of(folder: Folder, inner: dict[str, Folder]) -> Folder | None:
+    """The folder of good images in a folder, of those in it.
+
+    Raises:
+        ImageDataError: there are several.
+    """
+    found = [each for name, each in inner.items() if name.lower() == _GOOD]
+    if len(found) > 1:
+        both = listing.listed(each.name for each in found)
+        raise ImageDataError(f"data: {folder.path}: {both} are all called good; keep one")
+    return found[0] if found else None
+
+
+def _unknown(folder: Folder, found: str) -> ImageDataError:
+    return ImageDataError(f"data: {folder.path}: {found}; `dxmi data --help` lists the layouts")
 
 
 def _chosen(names: list[str], wanted: Sequence[str] | None, path: Path) -> list[str]:
@@ -106,33 +147,161 @@ def _chosen(names: list[str], wanted: Sequence[str] | None, path: Path) -> list[
 # --- MVTec-AD ----------------------------------------------------------------------------------------
 
 
-def _mvtec(folders: list[Path], split: str) -> Source:
-    class_names = [folder.name for folder in folders]
-    kinds = {kind for folder in folders for kind in _subfolders(folder / split)}
+class _Class(NamedTuple):
+    """A class of a collection that has a split."""
+
+    name: str
+    base: str
+    """Where names of its images begin."""
+    train: Folder | None
+    """Of good images alone."""
+    test: Folder | None
+    """Of folders of good images and of kinds of defect."""
+    masks: dict[str, Folder]
+    skipped: list[Skipped]
+
+
+def _mvtec(root: Folder, split: str, classes: Sequence[str] | None) -> Source:
+    if "train" in listing.parts(root).splits:
+        _chosen([root.name], classes, Path(root.path))
+        return _with_split([_mvtec_class(root, split)], split, _MVTEC)
+    found = {name: f for name, f in root.folders.items() if "train" in listing.parts(f).splits}
+    if not found:
+        raise _unknown(root, "has no good/, train/good/ or CLASS/train/good/ with images")
+    chosen = [found[name] for name in _chosen([*found], classes, Path(root.path))]
+    skipped = root.skipped + [Skipped(image, "beside the classes") for image in root.images]
+    unused = {name: f for name, f in root.folders.items() if name not in found}
+    skipped += listing.left_out(unused, "not a class: has no train/good/")
+    skipped += listing.left_out({n: f for n, f in found.items() if f not in chosen}, "a class not asked for")
+    return _with_split([_mvtec_class(folder, split) for folder in chosen], split, _MVTEC, skipped)
+
+
+def _mvtec_class(folder: Folder, split: str) -> _Class:
+    parts = listing.parts(folder)
+    if _good_of(folder, parts.others):
+        raise _unknown(folder, "good/ stands beside train/; wants either good/ or train/good/")
+    train = parts.splits["train"]
+    kinds = listing.parts(train).others
+    good = _good_of(train, kinds)
+    if split == "train" and (good is None or len(kinds) > 1):
+        found = ", ".join(kinds) or "images" * bool(train.images) or "nothing"
+        raise _unknown(folder, f"{found} in train, where good images alone belong (train/good)")
+    skipped = folder.skipped + train.skipped
+    skipped += [Skipped(image, "in no train/good/ or test/KIND/") for image in folder.images + train.images]
+    skipped += listing.left_out(parts.others, "not train/, test/ or ground_truth/")
+    skipped += listing.left_out(listing.parts(train).masks, "masks, by its name")
+    unread = {name: f for name, f in parts.splits.items() if name not in _SPLITS}
+    skipped += listing.left_out(unread, "a split that is not read")
+    base = os.path.dirname(folder.path)
+    return _Class(folder.name, base, good, parts.splits.get("test"), parts.masks, skipped)
+
+
+def _good_and_test(root: Folder, good: Folder, split: str) -> Source:
+    """good/ beside test/, which has kinds of its own."""
+    parts = listing.parts(root)
+    kinds = [inner.name for inner in parts.others.values() if inner is not good]
+    if kinds or parts.splits.keys() != {"test"}:
+        names = listing.listed([*(inner.name for inner in parts.splits.values()), *kinds])
+        raise _unknown(root, f"{names} stand beside good/; kinds of defect go beside good/ or into test/")
+    skipped = root.skipped + [Skipped(image, "beside good/") for image in root.images]
+    name = root.name
+    found = _Class(name, root.path, good, parts.splits["test"], parts.masks, skipped)
+    return _with_split([found], split, "good and test")
+
+
+def _with_split(
+    classes: Sequence[_Class], split: str, layout: str, skipped: Sequence[Skipped] = ()
+) -> Source:
+    skipped = [*skipped, *(each for one in classes for each in one.skipped)]
+    folders = [_kinds(one, split, skipped) for one in classes]
+    kinds = {kind for inner in folders for kind in inner}
     label_names = [_GOOD, *sorted(kinds - {_GOOD})]
-    items, files = [], list[str]()
-    for object_class, folder in enumerate(folders):
-        if split == "train" and _subfolders(folder / split) != [_GOOD]:
-            found = ", ".join(_subfolders(folder / split)) or "nothing"
-            raise _unknown(folder, f"{found} in train, where good pictures alone belong (train/good)")
-        if split == "test" and _GOOD not in _subfolders(folder / split):
-            raise _unknown(folder, "no good pictures in test (test/good)")
-        truth = folder / "ground_truth"
-        for kind in sorted(_subfolders(folder / split), key=label_names.index):
-            for file in _pictures(folder / split / kind):
-                masks = [truth / kind / f"{Path(file).stem}{suffix}.png" for suffix in ("_mask", "")]
-                mask = None if kind == _GOOD else _required_mask(masks, file)
-                files += [file, *([str(mask)] if mask else [])]
-                name = str(Path(file).relative_to(folder.parent))
+    items, files, masked = [], list[str](), False
+    for object_class, (one, inner) in enumerate(zip(classes, folders, strict=True)):
+        where = os.path.join(one.base, one.name) if layout == _MVTEC else one.base
+        masks = _Masks(one.masks, where, required=layout == _MVTEC)
+        for kind in sorted(inner, key=label_names.index):
+            for file in _images(inner[kind], skipped, holds_directly=kind != _GOOD):
+                mask = masks.of(file, kind, inner[kind]) if kind != _GOOD else None
+                files += [file, *([mask] if mask else [])]
+                masked |= mask is not None
+                name = os.path.relpath(file, one.base)
                 items.append(picture_item(name, object_class, label_names.index(kind), file, mask))
-    return Source(files, items, class_names, label_names, has_masks=split == "test")
+    names = [one.name for one in classes]
+    return Source(files, items, names, label_names, masked, layout, skipped)
 
 
-def _required_mask(candidates: Sequence[Path], file: str) -> Path:
-    for candidate in candidates:
-        if candidate.is_file():
-            return candidate
-    raise ImageDataError(f"{file}: its mask is missing, wants {' or '.join(map(str, candidates))}")
+def _kinds(one: _Class, split: str, skipped: list[Skipped]) -> dict[str, Folder]:
+    """The folders of a split of a class, by kind."""
+    if split == "train":
+        return {} if one.train is None else {_GOOD: one.train}
+    where = os.path.join(one.base, one.name)
+    if one.test is None:
+        raise ImageDataError(f"data: {where}: has no good images in test (test/good)")
+    parts = listing.parts(one.test)
+    good = _good_of(one.test, parts.others)
+    if good is None:
+        raise _unknown(one.test, "has no good images (test/good)")
+    if parts.splits:
+        raise _unknown(one.test, f"the splits {listing.listed(parts.splits)} lie in another")
+    one.masks.update(parts.masks)
+    skipped += one.test.skipped
+    skipped += [Skipped(image, "in no folder of a kind") for image in one.test.images]
+    kinds = {name: inner for name, inner in parts.others.items() if inner is not good}
+    return {_GOOD: good, **kinds}
+
+
+# --- masks -------------------------------------------------------------------------------------------
+
+
+class _Masks:
+    """The masks of a collection or a class: MASKS/KIND/NAME.png or MASKS/NAME.png; NAME_mask.png is NAME's.
+
+    Args:
+        folders: called as masks are, at most one.
+        where: the folder that they lie in, for errors.
+        required: whether there has to be one.
+
+    Raises:
+        ImageDataError: there are several folders.
+    """
+
+    def __init__(self, folders: dict[str, Folder], where: str, *, required: bool = False) -> None:
+        if len(folders) > 1:
+            names = listing.listed(folders)
+            raise ImageDataError(f"data: {where}: {names} may all be the masks; keep one")
+        self._folder = next(iter(folders.values()), None)
+        if self._folder is None and required:
+            self._folder = Folder(os.path.join(where, "ground_truth"), [], {}, [])
+        self._found, self._used = dict[str, str](), dict[str, str]()
+        if self._folder is not None:
+            for file in sorted(file for inner in self._folder.walk() for file in inner.images):
+                name = listing.stem_of(file, self._folder.path).lower()
+                self._found[name] = file
+                self._found.setdefault(listing.without_mask(name), file)
+
+    def of(self, image: str, kind: str, folder: Folder) -> str | None:
+        """The mask of an image of a kind, which lies in a folder; None: there are no masks at all.
+
+        Raises:
+            ImageDataError: it is missing, or that of another image too.
+        """
+        if self._folder is None:
+            return None
+        name = listing.stem_of(image, folder.path)
+        candidates = [os.path.join(kind, name), name, os.path.join(kind, os.path.basename(name))]
+        mask = next((found for c in candidates if (found := self._found.get(c.lower()))), None)
+        if mask is None:
+            wanted = [os.path.join(self._folder.path, f"{kind}/{name}{end}.png") for end in ("_mask", "")]
+            by = f"; {os.path.basename(self._folder.path)}/ is for masks: rename a kind of defect so called"
+            raise ImageDataError(f"{_missing_mask(image, wanted)}{by}")
+        if (other := self._used.setdefault(mask, image)) != image:
+            raise ImageDataError(f"{mask}: is the mask of {image} or of {other}; wants MASKS/KIND/NAME.png")
+        return mask
+
+
+def _missing_mask(image: str, wanted: Sequence[str]) -> ImageDataError:
+    return ImageDataError(f"{image}: its mask is missing, wants {' or '.join(wanted)}")
 
 
 # --- VisA --------------------------------------------------------------------------------------------
@@ -141,7 +310,7 @@ def _required_mask(candidates: Sequence[Path], file: str) -> Path:
 def _visa(path: Path, split: str, classes: Sequence[str] | None) -> Source:
     table = path / "split_csv" / "1cls.csv"
     if not table.is_file():
-        raise _unknown(path, "split_csv without 1cls.csv")
+        raise ImageDataError(f"data: {path}: has split_csv/ without 1cls.csv")
     with table.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
         columns = ("object", "split", "label", "image", "mask")
@@ -158,36 +327,40 @@ def _visa(path: Path, split: str, classes: Sequence[str] | None) -> Source:
         if not (path / row["image"]).is_file():
             raise ImageDataError(f"{table}: names {row['image']}, which is missing in {path}")
         image = str(path / row["image"])
-        mask = _required_mask([path / (row["mask"] or "Masks/(none is named)")], image) if defect else None
-        files += [image, *([str(mask)] if mask else [])]
+        mask = str(path / (row["mask"] or "Masks/(none is named)")) if defect else None
+        if mask is not None and not os.path.isfile(mask):
+            raise _missing_mask(image, [mask])
+        files += [image, *([mask] if mask else [])]
         items.append(picture_item(row["image"], class_names.index(row["object"]), int(defect), image, mask))
-    return Source(files, items, class_names, [_GOOD, "anomaly"], has_masks=split == "test")
+    return Source(files, items, class_names, [_GOOD, "anomaly"], split == "test", "VisA")
 
 
 # --- plain folders -----------------------------------------------------------------------------------
 
 
-def _folders(path: Path, split: str, train_share: float) -> Source:
-    kinds = [name for name in _subfolders(path) if name not in (_GOOD, "masks")]
-    good = _pictures(path / _GOOD)
-    groups = [Path(f).relative_to(path / _GOOD).parts[0] for f in good]  # a subfolder, or the file alone
+def _folders(root: Folder, good: Folder, split: str, train_share: float) -> Source:
+    path, parts = root.path, listing.parts(root)
+    kinds = {name: inner for name, inner in parts.others.items() if inner is not good}
+    skipped = root.skipped + [Skipped(image, "beside good/") for image in root.images]
+    files = _images(good, skipped)
+    groups = [os.path.relpath(f, good.path).split(os.sep)[0] for f in files]  # a subfolder, or the file alone
     trains = _leading(groups, train_share, path)
-    wanted = [(0, f) for f, first in zip(good, trains, strict=True) if first == (split == "train")]
-    masks: dict[str, Path] = {}
-    if split == "test":
-        wanted += [(1 + i, f) for i, kind in enumerate(kinds) for f in _pictures(path / kind)]
-        if (path / "masks").is_dir():
-            for label, f in wanted:
-                if label:
-                    relative = Path(f).relative_to(path).with_suffix("")
-                    candidates = [path / "masks" / f"{relative}{suffix}.png" for suffix in ("", "_mask")]
-                    masks[f] = _required_mask(candidates, f)
-    items = [picture_item(str(Path(f).relative_to(path)), 0, label, f, masks.get(f)) for label, f in wanted]
-    files = [f for _, f in wanted] + [str(mask) for mask in masks.values()]
-    return Source(files, items, [path.name], [_GOOD, *kinds], has_masks=bool(masks))
+    wanted = [(0, f) for f, first in zip(files, trains, strict=True) if first == (split == "train")]
+    masks, found = _Masks(parts.masks, path), dict[str, str]()
+    if not kinds:
+        skipped += listing.left_out(parts.masks, "masks of no image")
+    for i, (kind, inner) in enumerate(kinds.items(), 1):
+        for f in _images(inner, skipped, holds_directly=True):
+            mask = masks.of(f, kind, inner)
+            if split == "test":
+                wanted.append((i, f))
+                found |= {} if mask is None else {f: mask}
+    items = [picture_item(os.path.relpath(f, path), 0, label, f, found.get(f)) for label, f in wanted]
+    files = [f for _, f in wanted] + [*found.values()]
+    return Source(files, items, [root.name], [_GOOD, *kinds], bool(found), "good and defects", skipped)
 
 
-def _leading(groups: Sequence[Any], share: float, path: Path) -> list[bool]:
+def _leading(groups: Sequence[Any], share: float, path: Path | str) -> list[bool]:
     """Which of the good pictures train: those before the place ``share`` of the way, and to the end of the
     group that lies there. Equal groups stand together."""
     if len(set(groups)) < 2:
@@ -216,7 +389,9 @@ def _npz(file: Path, split: str, train_share: float) -> Source:
 
     images, labels = first("x", "images"), first("y", "label", "labels")
     if images is None or labels is None:
-        raise ImageDataError(f"{file}: has the keys {', '.join(content)}, wants\n{LAYOUTS}")
+        raise ImageDataError(
+            f"{file}: has the keys {', '.join(content)}, wants x and y; `dxmi data --help` lists the layouts"
+        )
     images = _rgb(images, file)
     if labels.shape != (len(images),) or labels.dtype.kind not in "iub" or labels.min() < 0:
         raise ImageDataError(
@@ -249,7 +424,7 @@ def _npz(file: Path, split: str, train_share: float) -> Source:
         return Item(name, 0, int(labels[i]), lambda: images[i], None if mask is None else lambda: mask)
 
     items = [item(int(i)) for i in chosen]
-    return Source([str(file)], items, [file.stem], label_names.tolist(), has_masks=masks is not None)
+    return Source([str(file)], items, [file.stem], label_names.tolist(), masks is not None, "npz")
 
 
 def _rgb(images: np.ndarray, file: Path) -> np.ndarray:
@@ -270,7 +445,7 @@ def _rgb(images: np.ndarray, file: Path) -> np.ndarray:
 # --- files -------------------------------------------------------------------------------------------
 
 
-def picture_item(name: str, object_class: int, label: int, image: str, mask: Path | None) -> Item:
+def picture_item(name: str, object_class: int, label: int, image: str, mask: Path | str | None) -> Item:
     """Of files."""
     return Item(
         name,
@@ -278,6 +453,7 @@ def picture_item(name: str, object_class: int, label: int, image: str, mask: Pat
         label,
         lambda: decode(image, image, upright=True),
         None if mask is None else lambda: _any_colour(str(mask)),
+        image,
     )
 
 
@@ -285,17 +461,21 @@ def _any_colour(mask: str) -> np.ndarray:
     return np.any(np.asarray(decode(mask, mask, upright=True)), axis=2)
 
 
-def _subfolders(path: Path) -> list[str]:
-    return sorted(entry.name for entry in path.iterdir() if entry.is_dir()) if path.is_dir() else []
+def _images(folder: Folder, skipped: list[Skipped], *, holds_directly: bool = False) -> list[str]:
+    """Those of a kind, in natural order: 2.png before 10.png. What is left out is added to a list.
 
-
-def _pictures(path: Path) -> list[str]:
-    """Those below a folder, in natural order: 2.png before 10.png."""
-    found = sorted(pictures_in(path, below=True), key=_natural)
-    if not found:
-        raise _unknown(path, "no pictures")
-    return found
+    Raises:
+        ImageDataError: the folder holds no image itself and has to; or splits.
+    """
+    if holds_directly and not folder.images:
+        inner = listing.listed(folder.folders)
+        raise ImageDataError(
+            f"data: {folder.path} holds folders ({inner}) and no images; a kind of defect holds images itself"
+        )
+    files, more = listing.gather(folder)
+    skipped += more
+    return sorted(files, key=_natural)
 
 
 def _natural(name: str) -> list[tuple[int, int, str]]:
-    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", name)]
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", name)]

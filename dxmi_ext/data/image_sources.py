@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gzip
 import io
-import os
 import pickletools
 import struct
 from collections.abc import Callable, Sequence
@@ -18,7 +17,9 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 
-from dxmi_ext.errors import UserError
+from dxmi_ext.data import listing
+from dxmi_ext.data.listing import Folder, Skipped
+from dxmi_ext.data.listing import ImageDataError as ImageDataError
 from dxmi_ext.files import UNREADABLE
 
 LAYOUTS = """\
@@ -27,15 +28,14 @@ LAYOUTS = """\
   CIFAR-10                data_batch_1.bin ... data_batch_5.bin, test_batch.bin (the binary version),
                           or data_batch_1 ... data_batch_5, test_batch (the Python version)
   MNIST, Fashion-MNIST    train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-..., each plain or .gz
-  folders of pictures     [SPLIT/]CLASS/*.jpg (ImageNet; classes in the order of their names),
+  folders of images       [SPLIT/]CLASS/**/*.jpg (ImageNet; classes in the order of their names),
                           or [SPLIT/]*.jpg without classes (LSUN, exported flat)"""
 
-PICTURES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 _CIFAR10_BYTES = 3 * 32 * 32
 
 
-class ImageDataError(UserError, ValueError):
-    """Images are missing, damaged or laid out in a way that is not known."""
+class SplitMissing(ImageDataError):
+    """The split that was asked for is not there, or nothing is."""
 
 
 class Pictures(NamedTuple):
@@ -56,25 +56,29 @@ class Source(NamedTuple):
     files: Sequence[str | Path]
     """All it consists of: when one changes, so do the pictures."""
     open: Callable[[], Pictures]
+    layout: str
+    skipped: Sequence[Skipped] = ()
+    """What lies there too and is left out."""
 
 
 def find(path: Path, split: str) -> Source:
     """Recognise what lies at ``path`` by the names of its files (LAYOUTS).
 
     Args:
-        split: "train", "test", or another folder's name; folders take "val" for a missing "test".
+        split: "train", "test" or "val"; folders take "val" for a missing "test".
 
     Raises:
-        ImageDataError: nothing known lies there, or not that split of it.
+        SplitMissing: nothing known lies there, or not that split of it.
+        ImageDataError: what lies there is ambiguous, or a part of it is missing.
     """
     if path.suffix == ".npz" and path.is_file():
-        return Source([path], lambda: _open_npz(path, split))
+        return Source([path], lambda: _open_npz(path, split), "npz")
     if path.is_dir():
         for look in (_find_cifar10, _find_idx, _find_folder):
             if source := look(path, split):
                 return source
-    found = "no images of a known layout" if path.exists() else "nothing there"
-    raise ImageDataError(f"data path: {path} (split {split!r}): {found}, wants one of\n{LAYOUTS}")
+    found = f"has no images of a known layout (split {split!r})" if path.exists() else "does not exist"
+    raise SplitMissing(f"data: {path} {found}; `dxmi data --help` lists the layouts")
 
 
 def _find_cifar10(path: Path, split: str) -> Source | None:
@@ -82,7 +86,7 @@ def _find_cifar10(path: Path, split: str) -> Source | None:
     for suffix, read in ((".bin", _read_cifar10_binary), ("", _read_cifar10_python)):
         files = [path / (name + suffix) for name in names]
         if any(file.is_file() for file in files):
-            return Source(_all_there(files), partial(_open_cifar10, files, read))
+            return Source(_all_there(files), partial(_open_cifar10, files, read), "CIFAR-10")
     return None
 
 
@@ -141,7 +145,7 @@ def _find_idx(path: Path, split: str) -> Source | None:
         files.append(next(filter(Path.is_file, names), names[0]))
     if not files[0].is_file():
         return None
-    return Source(_all_there(files), partial(_open_idx, *files))
+    return Source(_all_there(files), partial(_open_idx, *files), "idx")
 
 
 def _open_idx(images_file: Path, labels_file: Path) -> Pictures:
@@ -180,9 +184,7 @@ def _open_npz(file: Path, split: str) -> Pictures:
         arrays = np.load(file)  # without pickles, which is the default
         prefix = f"{split}_" if any(name.startswith(("train_", "test_")) for name in arrays.files) else ""
         if not prefix and split != "train":
-            raise ImageDataError(
-                f"{file}: has no splits (keys {', '.join(arrays.files)}), got split {split!r}"
-            )
+            raise SplitMissing(f"{file}: has no splits (keys {', '.join(arrays.files)}), got split {split!r}")
 
         def first(*names: str) -> np.ndarray | None:
             return next((arrays[prefix + name] for name in names if prefix + name in arrays.files), None)
@@ -199,7 +201,8 @@ def _open_npz(file: Path, split: str) -> Pictures:
         images = _channels_last(images, file)
         count, get = len(images), images.__getitem__
     else:
-        raise ImageDataError(
+        missing = prefix and not any(name.startswith(prefix) for name in arrays.files)
+        raise (SplitMissing if missing else ImageDataError)(
             f"{file}: has the keys {', '.join(arrays.files)}, wants {prefix}x (or {prefix}images), "
             f"or {prefix}jpeg and {prefix}off"
         )
@@ -229,37 +232,101 @@ def _channels_last(images: np.ndarray, file: Path) -> np.ndarray:
 
 
 def _find_folder(path: Path, split: str) -> Source | None:
-    splits = [name for name in dict.fromkeys(("train", "test", "val", split)) if (path / name).is_dir()]
-    if splits:
-        name = "val" if split == "test" and "test" not in splits else split
-        if name not in splits:
-            raise ImageDataError(f"{path}: has the splits {', '.join(splits)}, got split {split!r}")
-        path = path / name
+    folder, skipped = _unwrapped(listing.scan(path))
+    parts = listing.parts(folder)
+    if parts.splits:
+        if parts.others:
+            unclear = listing.listed(inner.name for inner in parts.splits.values())
+            classes = listing.listed(parts.others)
+            raise ImageDataError(
+                f"data: {folder.path}: {unclear} may be a split or a class, beside {classes}; rename the "
+                "class, or put all classes into train/"
+            )
+        name = "val" if split == "test" and "test" not in parts.splits else split
+        if name not in parts.splits:
+            raise SplitMissing(f"data: {path} has the splits {', '.join(parts.splits)}, got split {split!r}")
+        skipped += listing.strays(folder, parts.splits.values()) + folder.skipped
+        skipped += listing.left_out(parts.masks, "masks, by its name")
+        folder, more = _unwrapped(parts.splits[name])
+        skipped += more
     elif split != "train":
         return None
-    classes = sorted(entry.name for entry in os.scandir(path) if entry.is_dir())
-    files, labels = pictures_in(path, below=False), None
-    if not files:  # a folder for each class
-        of_class = [pictures_in(path / name, below=True) for name in classes]
-        files = [file for part in of_class for file in part]
-        labels = np.repeat(np.arange(len(classes)), [len(part) for part in of_class])
+    found, more = _classes(folder, within_split=bool(parts.splits))
+    skipped += more
+    files, labels = [], list[int]()
+    for i, inner in enumerate(found or [folder]):
+        images, more = (inner.images, []) if inner is folder else listing.gather(inner)
+        files += images
+        skipped += more
+        labels += [i] * len(images)
     if not files:
         return None
-    names = classes if labels is not None else []
+    names = [inner.name for inner in found]
 
     def get(i: int) -> Any:
         return decode(files[i], files[i])
 
-    return Source(files, lambda: Pictures(len(files), get, labels, names))
+    def opened() -> Pictures:
+        return Pictures(len(files), get, np.array(labels, np.int64) if found else None, names)
+
+    return Source(files, opened, "folders of classes" if found else "a folder of images", skipped)
 
 
-def pictures_in(folder: Path, *, below: bool) -> list[str]:
-    found = []
-    for parent, folders, names in os.walk(folder):  # of strings: a million Paths take half a minute
-        found += [os.path.join(parent, name) for name in names if name.lower().endswith(PICTURES)]
-        if not below:
-            folders.clear()
-    return sorted(found)
+def _unwrapped(folder: Folder) -> tuple[Folder, list[Skipped]]:
+    """A folder, or the one in it where that is called images, perhaps beside masks; and what is left out."""
+    parts = listing.parts(folder)
+    others = list(parts.others.values())
+    if len(others) == 1 and listing.is_wrapper(others[0].name) and not parts.splits:
+        inner, skipped = _unwrapped(others[0])
+        skipped += (
+            listing.strays(folder, others)
+            + folder.skipped
+            + listing.left_out(parts.masks, "masks, by its name")
+        )
+        return inner, skipped
+    return folder, []
+
+
+def _classes(folder: Folder, *, within_split: bool) -> tuple[list[Folder], list[Skipped]]:
+    """The folders of classes in a folder, none where it holds images alone; and what is left out.
+
+    Args:
+        within_split: a class may then be called as a split is.
+    """
+    parts = listing.parts(folder)
+    classes = dict(parts.others)
+    if within_split and classes:
+        classes |= {inner.name: inner for inner in parts.splits.values()}
+    elif parts.splits:
+        inside = listing.listed(inner.name for inner in parts.splits.values())
+        raise ImageDataError(f"data: {folder.path} is a split and holds the splits {inside}; keep one level")
+    _check_masks(folder, parts.masks, classes)
+    skipped = folder.skipped + listing.left_out(parts.masks, "masks, by its name")
+    if folder.images and len(classes) == 1:
+        raise listing.ambiguous(folder, classes)
+    if classes:
+        skipped += listing.strays(folder, classes.values())
+    return [classes[name] for name in sorted(classes)], skipped
+
+
+def _check_masks(folder: Folder, masks: dict[str, Folder], classes: dict[str, Folder]) -> None:
+    """Refuses folders that are called as masks are and may be classes."""
+    stems: set[str] | None = None
+    for name, inner in masks.items():
+        what = f"data: {folder.path}: {name}/ may be masks or a class"
+        alike = [other for other in classes if name.lower().rstrip("s") in other.lower()]
+        if alike or len(classes) == 1 or not (classes or folder.images):
+            raise ImageDataError(f"{what}, beside {listing.listed(alike or classes) or 'nothing'}; rename it")
+        if stems is None:
+            stems = {_stem(image) for image in folder.images}
+            stems |= {_stem(i) for other in classes.values() for part in other.walk() for i in part.images}
+        own = [listing.without_mask(_stem(image)) for part in inner.walk() for image in part.images]
+        if 2 * sum(stem in stems for stem in own) < len(own):
+            raise ImageDataError(f"{what}: most of its names are those of no image; rename it")
+
+
+def _stem(image: str) -> str:
+    return Path(image).stem.lower()
 
 
 def decode(file: str | IO[bytes], name: str, *, upright: bool = False) -> Any:

@@ -71,7 +71,10 @@ def load(path: Path | str, *, train_share: float = 0.7, seed: int = 0) -> Vector
         if len(train) < 2:
             raise VectorDataError(f"{path}: X_train: got {len(train)} good row(s), wants two or more")
         return Vectors(random.permutation(train), test, _truth(arrays["y_test"], "y_test", len(test), path))
-    raise VectorDataError(f"{path}: has the arrays {', '.join(arrays) or 'none'}, wants one of\n{LAYOUTS}")
+    raise VectorDataError(
+        f"{path}: has the arrays {', '.join(arrays) or 'none'}, wants X, or X_train, X_test and y_test; "
+        "`dxmi data --help` lists the layouts"
+    )
 
 
 def _rows(array: np.ndarray, name: str, path: Path) -> np.ndarray:

@@ -7,6 +7,7 @@ A task is a module of this package with
     load(directory, device) -> cfg, networks
     sample(directory, rows, seed, batch_size, device, *, guidance, labels) -> batches of samples
     evaluate(directory, settings, device) -> numbers, their table
+    read(cfg) -> a data.overview.Overview of the settings' data, where they lie in files
     load_scorer(directory, device) -> an anomaly.scoring.Scorer, where it detects anomalies
 
 Row i of the samples depends on (seed, i) alone; guidance is the lambda of value guidance, labels the text

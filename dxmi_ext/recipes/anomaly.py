@@ -36,6 +36,8 @@ from dxmi_ext.anomaly.reconstruction import ReconstructionPretrainer
 from dxmi_ext.anomaly.scoring import Scorer
 from dxmi_ext.config import ConfigError, setting
 from dxmi_ext.contrastive import LangevinTrainer
+from dxmi_ext.data import overview
+from dxmi_ext.data.overview import Overview
 from dxmi_ext.metrics.features import Extractor
 from dxmi_ext.networks import Networks
 from dxmi_ext.prefetch import Prefetcher
@@ -316,6 +318,19 @@ def load_scorer(directory: Path, device: torch.device) -> Scorer:
     )
 
 
+def read(cfg: Config) -> Overview:
+    """What the settings' data are, told before they are decoded.
+
+    Raises:
+        ConfigError: there are none.
+        ImageDataError, VectorDataError: they cannot be read.
+    """
+    path = _path(cfg)
+    if cfg.backbone is None:
+        return overview.of_vectors(path, cfg.train_share, cfg.seed)
+    return overview.of_anomalies(path, _classes(cfg), cfg.train_share)
+
+
 def table(cfg: Config, numbers: dict[str, float]) -> str:
     """The run's methods, the paper's rows beside them for MVTec-AD."""
     title = f"{cfg.recipe}, {cfg.backbone or 'vectors'}, T = {cfg.steps}, tau = {cfg.tau:g}"
@@ -326,6 +341,8 @@ def _prepare(run: Run, cfg: Config) -> tuple[Extractor | None, Good, Examined, A
     """Backbone, features and networks. What is missing shows here, not after hours."""
     check_cuda_graph(cfg, run.device, run.ranks)
     backbone = _backbone(cfg, run.device)
+    if run.ranks.first:
+        print(read(cfg).lines())
     source = _source(cfg, backbone, run.device, few=_TRIED if cfg.dry_run else None)
     good, tested = source.good(cfg.holdout), source.tested()
     if run.ranks.first:
@@ -362,13 +379,21 @@ def _source(
     few: int | None = None,
 ) -> Source:
     """Of the settings' data, or of all classes of others."""
-    path = data or cfg.data
-    if path is None:
-        raise ConfigError("data: got none, wants the path of pictures, or of an npz; `--help` tells more")
+    path = data or _path(cfg)
     if backbone is None:
         return Vectors(path, cfg.train_share, cfg.seed)
-    classes = None if cfg.classes is None or data else cfg.classes.split(",")
+    classes = None if data else _classes(cfg)
     return Pictures(path, backbone, cfg.size, classes, cfg.train_share, cfg.cache, device, few)
+
+
+def _path(cfg: Config) -> str:
+    if cfg.data is None:
+        raise ConfigError("data: got none, wants the path of pictures, or of an npz; `--help` tells more")
+    return cfg.data
+
+
+def _classes(cfg: Config) -> list[str] | None:
+    return None if cfg.classes is None else cfg.classes.split(",")
 
 
 def _build(cfg: Config, shape: tuple[int, int, int], baselines: Sequence[str]) -> AnomalyNetworks:

@@ -18,7 +18,9 @@ from torch import Tensor, nn
 from dxmi_ext import checkpoint, config, generate, noise, plots, schedules, sharding, speed
 from dxmi_ext.config import ConfigError, setting
 from dxmi_ext.data import images as data_images
+from dxmi_ext.data import overview
 from dxmi_ext.data.images import ImageData
+from dxmi_ext.data.overview import Overview
 from dxmi_ext.errors import UserError
 from dxmi_ext.metrics import features
 from dxmi_ext.metrics import images as metrics
@@ -214,6 +216,16 @@ def _load(directory: Path, device: torch.device) -> tuple[Config, Networks, DDPM
     return cfg, networks.to(device).eval(), diffusion
 
 
+def read(cfg: Config) -> Overview:
+    """What the settings' data are, told before they are decoded.
+
+    Raises:
+        ConfigError: there are none.
+        ImageDataError: they cannot be read.
+    """
+    return overview.of_images(_path(cfg))
+
+
 def table(numbers: dict[str, float]) -> str:
     """Metrics, one a line, each beside what as many test images score."""
     rows = {name: value for name, value in numbers.items() if not name.endswith(("_floor", "_std"))}
@@ -232,6 +244,8 @@ def _prepare(run: Run, cfg: Config) -> tuple[ImageData, Networks, DDPM | EDM]:
             "start: got none, wants a network, or pretrain_iterations above 0, or pretrained=false"
         )
     check_cuda_graph(cfg, run.device, run.ranks)
+    if run.ranks.first:
+        print(read(cfg).lines())
     data = _load_data(cfg)
     classes = _classes(cfg, data)
     if cfg.features is not None and run.ranks.first:
@@ -247,10 +261,14 @@ def _prepare(run: Run, cfg: Config) -> tuple[ImageData, Networks, DDPM | EDM]:
     return data, networks, diffusion
 
 
-def _load_data(cfg: Config, split: str = "train") -> ImageData:
+def _path(cfg: Config) -> str:
     if cfg.data is None:
         raise ConfigError("data: got none, wants the path of images; `dxmi train RECIPE --help` tells more")
-    return data_images.load(cfg.data, split=split, size=cfg.image_size, cache=cfg.cache)
+    return cfg.data
+
+
+def _load_data(cfg: Config, split: str = "train") -> ImageData:
+    return data_images.load(_path(cfg), split=split, size=cfg.image_size, cache=cfg.cache)
 
 
 def _classes(cfg: Config, data: ImageData) -> int | None:
