@@ -358,7 +358,7 @@ def spoil_sizes(folder: Path) -> Path:
     ("spoil", "message"),
     [
         (lambda folder: folder / "none", r"none does not exist; `dxmi data --help` lists the layouts$"),
-        (lambda folder: folder, r"has no images of a known layout \(split 'train'\); `dxmi data --help`"),
+        (lambda folder: folder, r"data: .*/data has no images$"),
         (spoil_missing_batch, r"data_batch_4\.bin missing"),
         (spoil_binary, r"data_batch_2\.bin: got 3072 bytes, wants records of 3073"),
         (spoil_idx_header, r"begins with 00 00 0d 03, wants 00 00 08 03"),

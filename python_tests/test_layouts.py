@@ -92,8 +92,8 @@ IMAGES = [
     ("deep", "cat/a/2, cat/b/c/3, dog/1", {"train": {"cat": 5, "dog": 1}}, []),
     ("runs", "cat/2, dog/1, runs/a/dxmi.json, runs/a/pictures/9, runs/b/dxmi.json, out/dxmi.json, out/3",
      {"train": {"cat": 2, "dog": 1}}, ["out", "runs"]),
-    ("runs of today", "cat/2, dog/1, runs/a/config.yaml, runs/a/checkpoints/, runs/a/pictures/9",
-     {"train": {"cat": 2, "dog": 1}}, ["runs"]),
+    ("runs without marks", "cat/2, dog/1, runs/a/config.yaml, runs/a/model/, runs/a/pictures/9, "
+     "s/scores.csv, s/heatmaps/3", {"train": {"cat": 2, "dog": 1}}, ["runs", "s"]),
 ]  # fmt: skip
 
 ANOMALIES = [
@@ -192,8 +192,8 @@ REFUSED = [
     ("images", "label/3, cap/3", "label/ may be masks or a class, beside cap/; rename it"),
     ("images", "cat/3, dog/3, mask/a.png", "mask/ may be masks or a class: most of its names are"),
     ("images", "gt/3", "gt/ may be masks or a class, beside nothing; rename it"),
-    ("images", "empty/, .hidden/3, a/dxmi.json, a/3", "has no images of a known layout (split 'train')"),
-    ("images", "dxmi.json, 3", "holds results of dxmi (dxmi.json), not data"),
+    ("images", "empty/, .x/3, a/dxmi.json, a/3", "data has no images; left out: a (results of dxmi); empty"),
+    ("images", "dxmi.json, 3", "data holds results of dxmi, not data"),
     ("anomaly", "good/9, dent/2, test/good/2", "test/, dent/ stand beside good/; kinds of defect go"),
     ("anomaly", "good/9, val/good/2", "val/ stand beside good/; kinds of defect go beside good/"),
     ("anomaly", "good/9, train/good/2", "good/ stands beside train/; wants either good/ or train/good/"),
@@ -251,7 +251,7 @@ def test_images_to_score_are_those_of_folders_without_masks_and_results(
     names = [os.path.relpath(path, root) for path in found]
     assert names == ["0.png", "1.png", "dent/0.png", *(f"dent/more/{i}.png" for i in range(3)), "train/0.png"]
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.endswith("a.txt (not an image); runs (results of dxmi); ground_truth (masks, by its name)")
+    assert line.endswith("runs (results of dxmi); ground_truth (masks, by its name)") and "a.txt (not" in line
     with pytest.raises(ImageDataError, match="holds results of dxmi"):
         inspection.find_pictures([str(root / "runs/a")], root / "own")
 

@@ -233,6 +233,9 @@ def _channels_last(images: np.ndarray, file: Path) -> np.ndarray:
 
 def _find_folder(path: Path, split: str) -> Source | None:
     folder, skipped = _unwrapped(listing.scan(path))
+    if split == "train" and not (folder.images or folder.folders):
+        left_out = listing.summary(folder.skipped, str(path))
+        raise SplitMissing(f"data: {path} has no images{left_out and f'; left out: {left_out}'}")
     parts = listing.parts(folder)
     if parts.splits:
         if parts.others:

@@ -39,9 +39,12 @@ _MASKS |= {"groundtruth", "groundtruths", "gt", "gts", "mask", "masks", "truth",
 _MASKS |= {"segmentation", "segmentations", "segmentationclass", "segmentationobject"}
 _OF_MASKS = _MASKS | _IMAGES | _SPLITS.keys() | {"anomaly", "binary", "class", "color", "defect", "defects"}
 _OF_MASKS |= {"ground", "map", "maps", "object", "pixel", "png"}
+_UNMARKED = {"config.yaml": ("checkpoints", "model"), "scores.csv": ("heatmaps",)}
 _REASONS = 8  # in a summary
 _YEAR = re.compile(r"(19|20)\d\d$")
-_MASK_OF = re.compile(r"(.+)[-_. ](?:masks?|gts?|ground_?truth|seg|segmentation)", re.IGNORECASE)
+_MASK_OF = re.compile(
+    r"(.+)[-_. ](?:masks?|gts?|ground_?truth|seg|segmentation)(?:\.[^.]*)?", re.IGNORECASE | re.DOTALL
+)
 
 
 class ImageDataError(UserError, ValueError):
@@ -98,10 +101,12 @@ def scan(path: Path | str) -> Folder:
     Raises:
         ImageDataError: it holds results of this package, or a folder in it cannot be read.
     """
-    if folders.is_marked(Path(path)):
-        raise ImageDataError(f"data: {path} holds results of dxmi ({folders.MARKER}), not data")
-    folder, _ = _scan(os.fspath(path), ())
-    return folder
+    if _is_results(os.fspath(path)):
+        raise ImageDataError(f"data: {path} holds results of dxmi, not data")
+    try:
+        return _scan(os.fspath(path), ())[0]
+    except RecursionError as error:
+        raise ImageDataError(f"data: {path} holds folders that lie too deep in others") from error
 
 
 def _scan(path: str, above: tuple[tuple[int, int], ...]) -> tuple[Folder, bool]:
@@ -110,7 +115,7 @@ def _scan(path: str, above: tuple[tuple[int, int], ...]) -> tuple[Folder, bool]:
     Args:
         above: device and inode of the folders on the way to it.
     """
-    folder, names, holds_results = Folder(path, [], {}, []), list[str](), False
+    folder, names, holds_results = Folder(path, [], {}, []), dict[str, str](), False
     try:
         stat = os.stat(path)
         with os.scandir(path) as found:  # paths are strings: a million Paths take half a minute
@@ -129,20 +134,25 @@ def _scan(path: str, above: tuple[tuple[int, int], ...]) -> tuple[Folder, bool]:
         elif not _is(entry.is_file):
             reason = "a broken link" if entry.is_symlink() else "not a regular file"
         elif not entry.name.lower().endswith(PICTURES):
-            reason = "not an image"
+            reason = "not an image of a type that is read"
         else:
-            names.append(entry.name)
+            names[entry.name] = entry.path
         if reason is not None:
             folder.skipped.append(Skipped(entry.path, reason))
-    stems = {_stem(name) for name in names}
-    for name in names:
-        full = os.path.join(path, name)
-        of = _MASK_OF.fullmatch(_stem(name))
-        if of is not None and of[1] in stems:
-            folder.skipped.append(Skipped(full, "a mask beside its image"))
+    masks = _masks_beside(names)
+    for name, image in names.items():
+        if name in masks:
+            folder.skipped.append(Skipped(image, "a mask beside its image"))
         else:
-            folder.images.append(full)
+            folder.images.append(image)
     return folder, holds_results
+
+
+def _masks_beside(names: Iterable[str]) -> set[str]:
+    """The names of images that are masks of others."""
+    likely = {name: match[1] for name in names if (match := _MASK_OF.fullmatch(name))}
+    stems = {_stem(name) for name in names} if likely else set()
+    return {name for name, of in likely.items() if of in stems}
 
 
 def _is(test: Callable[[], bool]) -> bool:
@@ -153,11 +163,12 @@ def _is(test: Callable[[], bool]) -> bool:
 
 
 def _is_results(path: str) -> bool:
-    """Whether a folder is marked, or a run from before folders were."""
-    if folders.is_marked(Path(path)):
-        return True
-    parts = (os.path.join(path, name) for name in ("checkpoints", "model"))
-    return os.path.isfile(os.path.join(path, "config.yaml")) and any(map(os.path.isdir, parts))
+    """Whether a folder is marked, or holds a run or scores from before folders were."""
+    return folders.is_marked(Path(path)) or any(
+        os.path.isfile(os.path.join(path, file))
+        and any(os.path.isdir(os.path.join(path, inner)) for inner in folders_beside)
+        for file, folders_beside in _UNMARKED.items()
+    )
 
 
 def _enter(folder: Folder, entry: os.DirEntry[str], above: tuple[tuple[int, int], ...]) -> str | None:
