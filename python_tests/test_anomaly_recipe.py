@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dxmi_ext import cli, plots
+from dxmi_ext import cli, config, plots
 from dxmi_ext.anomaly import backbones, comparison
 from dxmi_ext.anomaly.collection import Examined, Pictures
 from dxmi_ext.anomaly.features import FeatureMaps
@@ -23,6 +23,7 @@ from dxmi_ext.anomaly.reconstruction import ReconstructionPretrainer
 from dxmi_ext.config import ConfigError
 from dxmi_ext.contrastive import LangevinTrainer
 from dxmi_ext.metrics.features import Extractor
+from dxmi_ext.ranks import Ranks
 from dxmi_ext.recipes import anomaly
 from dxmi_ext.runlog import read_metrics
 from dxmi_ext.trainer import DxMITrainer
@@ -162,6 +163,28 @@ def test_a_run_stopped_in_every_phase_ends_in_the_same_bytes(
     pretrained = tmp_path / "pretrained"
     assert run(pretrained, data, command="pretrain") == 0 and run(pretrained, data) == 0
     assert (pretrained / final).read_bytes() == (finished / final).read_bytes()
+
+
+def test_learning_without_a_folder_ends_in_the_same_scorer(finished: Path, data: Path) -> None:
+    """As the adapter to anomalib learns: into a scorer of the shape that it was made with."""
+
+    class Phases:
+        device, ranks, rows = CPU, Ranks(), (32, 0)
+
+        def phase(self, name: str, stepper: Any, iterations: int, batch: Any, picture: Any = None) -> None:
+            for i in range(iterations):
+                stepper.step(batch(i))
+
+    cfg = config.load(anomaly.Config, finished / "config.yaml")
+    backbone = backbones.load("", size=cfg.size, grid=cfg.grid, normalise=not cfg.whiten)
+    good = Pictures(data, backbone, cfg.size, cache=data.parent / "cache").good(cfg.holdout)
+    scorer, expected = anomaly.fit(Phases(), cfg, good, backbone), anomaly.load_scorer(finished, CPU)
+    assert (scorer.threshold, scorer.pixel_threshold) == (expected.threshold, expected.pixel_threshold)
+    made = anomaly.new_scorer(cfg)
+    made.load_state_dict(scorer.state_dict())
+    images = torch.randint(256, (3, 3, 16, 16), dtype=torch.uint8)
+    for each in (scorer, made):
+        assert torch.equal(each.scores(each.maps(images)), expected.scores(expected.maps(images)))
 
 
 def test_a_longer_run_learns_the_defects(data: Path, tmp_path: Path) -> None:

@@ -1,134 +1,155 @@
 """DxMI as a model of anomalib, which its Engine trains and tests, and anomalib's pictures as data of ours.
 
-Needs the extra ``anomalib``; written for version 2.7. Imports anomalib, torchvision, torch and ``dxmi_ext``.
+Needs the extras ``anomalib`` and ``images``; written for version 2.7. Imports anomalib, torchvision, torch
+and ``dxmi_ext``, the recipe too, which it is a front end of.
 
     from anomalib.data import MVTecAD
     from anomalib.engine import Engine
     from dxmi_ext.anomaly.anomalib import DxMI
 
     Engine().train(model=DxMI(), datamodule=MVTecAD(category="bottle"))
+    Engine().predict(model=DxMI.from_run("runs/parts"), data_path="new-pictures")
 """
 
 from __future__ import annotations
 
 import dataclasses
-import inspect
+import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
 from anomalib import LearningType
 from anomalib.data import AnomalibDataModule, Batch, InferenceBatch
 from anomalib.models.components import AnomalibModule, MemoryBankMixin
+from anomalib.post_processing import PostProcessor
 from anomalib.pre_processing import PreProcessor
+from anomalib.visualization import ImageVisualizer
 from torch import Tensor, nn
-from torchvision.transforms.v2 import Compose, InterpolationMode, Resize
+from torch.nn import functional as F
+from torchvision import tv_tensors
+from torchvision.transforms.v2 import InterpolationMode, Resize
 from tqdm import trange
 
-from dxmi_ext.anomaly import backbones, detectors, networks
-from dxmi_ext.anomaly.features import FeatureMaps
-from dxmi_ext.anomaly.networks import AutoencoderEnergy, LatentStart
-from dxmi_ext.anomaly.reconstruction import ReconstructionPretrainer
-from dxmi_ext.anomaly.scoring import maps_of
+from dxmi_ext import config, health, recipes
+from dxmi_ext.anomaly import collection, detectors
+from dxmi_ext.anomaly.scoring import ScoreError, Scorer, maps_of
 from dxmi_ext.data import anomaly, anomaly_sources
 from dxmi_ext.data.anomaly import AnomalyData
-from dxmi_ext.metrics.features import Extractor
-from dxmi_ext.trainer import DxMITrainer, Stepper
+from dxmi_ext.ranks import Ranks
+from dxmi_ext.recipes import anomaly as recipe_anomaly
+from dxmi_ext.trainer import Stepper
+
+_ELSEWHERE = {"recipe", "task", "output", "device", "threads", "shard", "resume", "dry_run"}
+_ELSEWHERE |= {"checkpoint_every", "keep_checkpoints", "rollbacks", "rollback_lr"}
+_ELSEWHERE |= {"log_every", "picture_every", "tensorboard", "wandb"}
+_ELSEWHERE |= {"data", "classes", "train_share", "cache", "baselines", "baseline_iterations"}
+"""Settings of the recipe that the Engine and the data module decide."""
 
 
 class DxMI(MemoryBankMixin, AnomalibModule):
-    """The recipe ``anomaly``: an epoch of good pictures becomes features, from which `fit` learns.
+    """The recipe ``anomaly``: an epoch of good images becomes features, from which `fit` learns.
+
+    It computes what the command ``dxmi`` does: it learns from the same images and settings as ``dxmi train``,
+    ``pred_score`` is the score that ``dxmi score`` writes, and ``pred_label`` and ``pred_mask`` are by
+    thresholds from held-out good images. For that, leave these alone:
+
+    - ``pre_processor=True``: it resizes whole images by Pillow, as ``dxmi`` does. One of your own must keep
+      values in [0, 1]: no ``Normalize``, for the backbone scales them itself.
+    - ``post_processor=True``: anomalib's own ``PostProcessor`` maps scores to [0, 1] and takes its thresholds
+      from validation images, defective ones among them.
+    - Augmentations of the data module: none. ``max_epochs``: 1, which is the default here.
+
+    anomalib decodes the files. Images of 8 bits a channel without an EXIF orientation are the same to both;
+    it cuts values of 16 bits off at 255 and does not turn images upright, so convert those first.
+
+    What is learned is the same to the rounding of the backbone, which depends on the size of its batches.
+    Checkpoints restore all of it. An exported model (``Engine.export``) has no Pillow: give it images of
+    ``settings["size"]``; ``dxmi export`` writes a detector without anomalib.
 
     Args:
-        settings: of the recipe, by name, as ``{"iterations": 2000, "backbone": "efficientnet_b4"}``; those of
-            data, files and ranks say nothing here.
-        top_share: as of `detectors.detect`.
-        pre_processor, post_processor, evaluator, visualizer: as of any model of anomalib. A pre-processor
-            must leave values in [0, 1], for the backbone scales them itself.
+        settings: of the recipe, by name, over its own values, as ``{"iterations": 2000, "top_share": 0}``.
+        recipe: name of a recipe of anomaly detection on images, or the path of a yaml file.
+        pre_processor, post_processor, evaluator, visualizer: as of any model of anomalib.
+
+    Raises:
+        ConfigError: a setting is unknown, of a wrong value, or not for this class to decide.
+        FeatureError: the backbone's weights are missing.
     """
 
     def __init__(
         self,
         settings: dict[str, Any] | None = None,
-        top_share: float = 0.0,
+        recipe: str = "anomaly",
         pre_processor: nn.Module | bool = True,
         post_processor: nn.Module | bool = True,
         evaluator: Any = True,
         visualizer: Any = True,
     ) -> None:
-        from dxmi_ext.recipes.anomaly import Config
-
-        cfg = Config(**settings or {})
-        if cfg.backbone is None:
-            raise ValueError("settings: got backbone=None, wants pictures")
-        if pre_processor is True:
-            pre_processor = self.configure_pre_processor((cfg.size, cfg.size))
+        cfg = _config(recipe, settings or {})
         super().__init__(
-            pre_processor=pre_processor,
+            pre_processor=WholeImages(cfg.size) if pre_processor is True else pre_processor,
             post_processor=post_processor,
             evaluator=evaluator,
             visualizer=visualizer,
         )
         self.cfg = cfg
-        backbone = backbones.load(cfg.backbone, size=cfg.size, grid=cfg.grid, weights=cfg.weights)
-        channels = backbone(torch.zeros(1, 3, cfg.size, cfg.size, dtype=torch.uint8)).shape[1]
-        keys = inspect.signature(networks.build).parameters
-        self._shape = {"dim": channels} | {key: getattr(cfg, key) for key in keys if hasattr(cfg, key)}
-        energy = networks.build(**self._shape).energy_network
-        assert isinstance(energy, AutoencoderEnergy)
-        self.model: _Detector = _Detector(backbone, energy, top_share)
+        self.model: _Detector = _Detector(recipe_anomaly.new_scorer(cfg))
         self._features: list[np.ndarray] = []
+        self._paths: list[str] = []
 
     @classmethod
     def from_run(cls, directory: Path | str, **options: Any) -> DxMI:
-        """The detector of a finished run, to be tested or exported by anomalib."""
-        from dxmi_ext.recipes import anomaly as recipe
+        """The detector of a finished run of images, to be tested, exported or used to predict by anomalib.
 
-        cfg, trained = recipe.load(Path(directory), torch.device("cpu"))
-        made = cls(dataclasses.asdict(cfg), **options)
-        made.model.energy.load_state_dict(trained.energy_network.state_dict())
+        Args:
+            directory: of the run.
+            options: as the class takes them, but ``settings`` and ``recipe``, which are the run's.
+
+        Raises:
+            ConfigError, CheckpointError, FeatureError: as `recipes.anomaly.load_scorer`.
+        """
+        scorer = recipe_anomaly.load_scorer(Path(directory), torch.device("cpu"))
+        cfg = config.load(recipe_anomaly.Config, Path(directory) / "config.yaml")
+        settings = {k: v for k, v in dataclasses.asdict(cfg).items() if k not in _ELSEWHERE}
+        made = cls(settings, **options)
+        made._take(scorer)
         made._is_fitted = torch.tensor([True])
         return made
 
     def training_step(self, batch: Batch, *args: Any, **kwargs: Any) -> Tensor:
         """Keeps features; the loss means nothing, Lightning wants one."""
-        with torch.no_grad():
+        if not self._is_fitted:
             features = self.model.features(batch.image).permute(0, 2, 3, 1)
-        self._features.append(features.to("cpu", torch.float16).numpy())
+            self._features.append(features.to("cpu", torch.float16).numpy())
+            self._paths += batch.image_path or []
         return torch.zeros((), requires_grad=True, device=self.device)
 
     def fit(self) -> None:
-        """Pretraining and DxMI on the features of the epoch; called by the mixin, once."""
+        """Pretraining and DxMI on the features of the epoch; called by the mixin, once.
+
+        Raises:
+            ImageDataError: there are fewer than two images.
+            health.Diverged: losses stay not finite.
+        """
+        maps = np.concatenate(self._features) if self._features else np.empty(0)
+        if len(maps) < 2:
+            raise anomaly_sources.ImageDataError(f"training must have 2 images or more, got {len(maps)}")
+        if len(self._paths) == len(maps):  # the loader shuffles; learning goes by their order
+            maps = maps[sorted(range(len(maps)), key=lambda i: anomaly_sources._natural(self._paths[i]))]
+        good = collection.divided(maps, self.cfg.holdout)
         # A validation is about to start, perhaps, and under it nothing learns.
         with torch.inference_mode(False), torch.enable_grad():
-            self._train(FeatureMaps(np.concatenate(self._features)))
-        self._features = []
+            phases = _Phases(self.cfg, self.device)
+            self._take(recipe_anomaly.fit(phases, self.cfg, good, self.model.scorer.backbone))
+        self._features, self._paths = [], []
 
-    def _train(self, maps: FeatureMaps) -> None:
-        cfg = self.cfg
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(cfg.seed)
-            made = networks.build(**self._shape).to(self.device)
-        energy, start = made.energy_network, made.sampler.start
-        assert isinstance(energy, AutoencoderEnergy) and isinstance(start, LatentStart)
-        if cfg.pretrained:
-            pretrainer = ReconstructionPretrainer(
-                energy.autoencoder, lr=cfg.pretrain_lr, iterations=cfg.pretrain_iterations
-            )
-            self._repeat(pretrainer, "pretrain", cfg.pretrain_iterations, maps)
-            start.copy_from(energy.autoencoder)
-        trainer = DxMITrainer(made, cfg, iterations=cfg.iterations, seed=cfg.seed)
-        self._repeat(trainer, "dxmi", cfg.iterations, maps)
-        averaged = trainer.averaged.energy_network
-        assert averaged is not None
-        self.model.energy.load_state_dict(averaged.state_dict())
-
-    def _repeat(self, stepper: Stepper, phase: str, iterations: int, maps: FeatureMaps) -> None:
-        cfg = self.cfg
-        rows: dict[str, Any] = {"seed": cfg.seed, "stream": phase, "whole_images": cfg.whole_pictures}
-        for i in trange(iterations, desc=phase, disable=None):
-            stepper.step(maps.batch(i, cfg.batch_size, device=self.device, **rows))
+    def _take(self, scorer: Scorer) -> None:
+        self.model.scorer = scorer
+        if isinstance(self.post_processor, OwnThresholds):
+            self.post_processor.set(scorer.threshold, scorer.pixel_threshold)
 
     def validation_step(self, batch: Batch, *args: Any, **kwargs: Any) -> Batch:
         return batch.update(**self.model(batch.image)._asdict())
@@ -146,31 +167,183 @@ class DxMI(MemoryBankMixin, AnomalibModule):
 
     @staticmethod
     def configure_pre_processor(image_size: tuple[int, int] | None = None) -> PreProcessor:
-        """Whole pictures to that size; nothing is cut off."""
-        resize = Resize(image_size or (224, 224), interpolation=InterpolationMode.BICUBIC, antialias=True)
-        return PreProcessor(transform=Compose([resize]))
+        """Whole images to that size, which is square; nothing is cut off."""
+        height, width = image_size or (224, 224)
+        if height != width:
+            raise ValueError(f"image_size must be square, got {height} x {width}")
+        return WholeImages(height)
+
+    def configure_post_processor(self) -> PostProcessor:
+        return OwnThresholds()
+
+    @classmethod
+    def configure_visualizer(cls) -> ImageVisualizer:
+        return _Visualizer()
+
+
+def _config(recipe: str, settings: dict[str, Any]) -> recipe_anomaly.Config:
+    """The recipe's settings and those given over them, checked as those of the command line are."""
+    for key in _ELSEWHERE & settings.keys():
+        raise config.ConfigError(f"settings: {key} is for the command dxmi; anomalib decides it here")
+    given = [f"{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in settings.items()]
+    return config.load(recipe_anomaly.Config, recipes.find(recipe), given)
+
+
+class _Phases:
+    """Repeats the steps of a phase where the model is. Nothing is saved, so nothing goes back either."""
+
+    def __init__(self, cfg: recipe_anomaly.Config, device: torch.device) -> None:
+        self.device, self.ranks, self.rows = device, Ranks(), (cfg.batch_size, 0)
+        self._patience = cfg.rollback_after
+
+    def phase(
+        self,
+        name: str,
+        stepper: Stepper,
+        iterations: int,
+        batch: Callable[[int], Tensor],
+        picture: Callable[[IO[bytes]], None] | None = None,
+    ) -> None:
+        metrics: dict[str, Tensor] = {}
+        for i in trange(iterations, desc=name, disable=None):
+            metrics = stepper.step(batch(i))
+        failures = health.failures({k: v for k, v in metrics.items() if v.ndim == 0})
+        if 0 < self._patience <= max(failures.values(), default=0):
+            raise health.Diverged(f"{name}: the last steps were not finite, in a row: {failures}")
 
 
 class _Detector(nn.Module):
-    """float images [n, 3, size, size] in [0, 1] -> scores [n] and maps of their size, [n, 1, size, size]."""
+    """float images [n, 3, H, W] in [0, 1] -> scores [n] and maps of energies, [n, 1, H, W]."""
 
-    def __init__(self, backbone: Extractor, energy: AutoencoderEnergy, top_share: float) -> None:
+    def __init__(self, scorer: Scorer) -> None:
         super().__init__()
-        self.backbone, self.energy, self.top_share = (
-            backbone,
-            energy,
-            top_share,
-        )  # whose mode stays evaluation
+        self.scorer = scorer
 
     def features(self, images: Tensor) -> Tensor:
-        return self.backbone.network(255 * images.clamp(0, 1))
+        """The backbone's, before any preparation, [n, C, h, w]."""
+        features: Tensor = self.scorer.backbone(_resized(_to_uint8(images), self.scorer.size))
+        return features
 
     def forward(self, images: Tensor) -> InferenceBatch:
-        maps = maps_of(self.features(images), self.energy)
+        if torch.compiler.is_compiling():  # an Extractor's checks and switches cannot be exported
+            features = self.scorer.backbone.network(_to_uint8(images))
+            maps = maps_of(self.scorer.preparation(features), self.scorer.energy)
+        else:
+            maps = self.scorer.maps(_resized(_to_uint8(images), self.scorer.size))
         pixels = detectors.localise(maps, (images.shape[2], images.shape[3]))
-        return InferenceBatch(
-            pred_score=detectors.detect(maps, top_share=self.top_share), anomaly_map=pixels[:, None]
-        )
+        return InferenceBatch(pred_score=self.scorer.scores(maps), anomaly_map=pixels[:, None])
+
+
+# --- before and after the model ----------------------------------------------------------------------
+
+
+class WholeImages(PreProcessor):
+    """Whole images to a size, by Pillow (bicubic, antialiased, 8 bits) as ``dxmi`` brings them to it.
+
+    Args:
+        size: height and width.
+    """
+
+    def __init__(self, size: int) -> None:
+        super().__init__(_PillowResize(size))
+        self.export_transform = None  # no operation of ONNX; called outside the Engine, the model resizes
+
+    def checkpoint_config(self) -> dict[str, Any]:
+        """Nothing: the size is among the model's settings."""
+        return {}
+
+    def load_checkpoint_config(self, config: dict[str, Any]) -> None:
+        """Keeps what it is."""
+
+
+class _PillowResize(Resize):
+    """A ``Resize``, which data modules find and apply before they collate."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__((size, size), interpolation=InterpolationMode.BICUBIC, antialias=True)
+
+    def transform(self, inpt: Tensor, params: dict[str, Any]) -> Tensor:
+        size = self.size[0]
+        if inpt.shape[-2:] == (size, size):
+            return inpt
+        if isinstance(inpt, tv_tensors.Mask):  # nearest-exact is Pillow's NEAREST
+            rows = inpt.as_subclass(Tensor).reshape(-1, 1, *inpt.shape[-2:])
+            mask = F.interpolate(rows.to(torch.uint8), (size, size), mode="nearest-exact")
+            changed = mask.to(inpt.dtype).reshape(*inpt.shape[:-2], size, size)
+        else:
+            changed = _resized(_to_uint8(inpt), size).float() / 255
+        return tv_tensors.wrap(changed, like=inpt) if isinstance(inpt, tv_tensors.TVTensor) else changed
+
+
+class OwnThresholds(PostProcessor):
+    """Scores stay as they are; labels and masks are what exceeds the detector's own thresholds."""
+
+    def __init__(self) -> None:
+        super().__init__(enable_normalization=False)
+
+    def set(self, threshold: float, pixel_threshold: float) -> None:
+        """Those of a `Scorer`."""
+        self._image_threshold.fill_(threshold)
+        self._pixel_threshold.fill_(pixel_threshold)
+
+    @property
+    def normalized_image_threshold(self) -> Tensor:
+        return self._image_threshold
+
+    @property
+    def normalized_pixel_threshold(self) -> Tensor:
+        return self._pixel_threshold
+
+    def on_validation_batch_end(self, *args: Any, **kwargs: Any) -> None:
+        """Learns nothing from validation images."""
+
+    def on_validation_epoch_end(self, *args: Any, **kwargs: Any) -> None:
+        """The same."""
+
+
+class _Visualizer(ImageVisualizer):
+    """Shows maps of energies from 0 to twice the threshold; anomalib's would take them to be in [0, 1]."""
+
+    def on_test_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, *args: Any, **kwargs: Any
+    ) -> None:
+        energies, after = batch.anomaly_map, pl_module.post_processor
+        if isinstance(after, OwnThresholds):
+            batch.anomaly_map = (energies / (2 * after.pixel_threshold)).clamp(0, 1)
+        super().on_test_batch_end(trainer, pl_module, outputs, batch, *args, **kwargs)
+        batch.anomaly_map = energies
+
+
+def _to_uint8(images: Tensor) -> Tensor:
+    """Images in [0, 1], as anomalib has them, in the 8 bits that they were read in.
+
+    Raises:
+        ScoreError: values lie far outside.
+    """
+    if isinstance(images, tv_tensors.TVTensor):
+        images = images.as_subclass(Tensor)
+    if images.dtype == torch.uint8:
+        return images
+    if not torch.compiler.is_compiling() and images.numel():
+        low, high = (float(x) for x in images.aminmax())
+        if not (low > -0.25 and high < 1.25):  # bicubic resizing of floats may overshoot
+            raise ScoreError(
+                f"images must have values in [0, 1], got {low:.3g} to {high:.3g}; the pre_processor must not "
+                "normalize them"
+            )
+    return (255 * images.clamp(0, 1)).round().to(torch.uint8)
+
+
+def _resized(images: Tensor, size: int) -> Tensor:
+    """uint8 [..., 3, H, W] -> [..., 3, size, size], as in `data.anomaly.load`; by Pillow, so on the CPU."""
+    if images.shape[-2:] == (size, size):
+        return images
+    rows = images.cpu().reshape(-1, *images.shape[-3:]).permute(0, 2, 3, 1).contiguous().numpy()
+    small = torch.from_numpy(np.stack([anomaly.resized(row, size) for row in rows]))
+    return small.permute(0, 3, 1, 2).reshape(*images.shape[:-2], size, size).to(images.device)
+
+
+# --- anomalib's data ---------------------------------------------------------------------------------
 
 
 def data_of(datamodule: AnomalibDataModule, *, split: str = "train", size: int | None = 224) -> AnomalyData:

@@ -89,15 +89,11 @@ class Pictures:
 
     def good(self, holdout: float) -> Good:
         data = self._load("train")
-        held = np.zeros(len(data), bool)
-        for i in np.unique(data.classes):
-            members = np.flatnonzero(data.classes == i)
-            if len(members) < 2:
+        for i, count in enumerate(np.bincount(data.classes)):
+            if count == 1:
                 name = data.class_names[i]
                 raise ImageDataError(f"{self.path}: class {name!r}: one good picture to train, wants two")
-            held[members[-_count(holdout, len(members)) :]] = True
-        maps = self._maps(data)
-        return Good(maps[~held], maps[held])
+        return divided(self._maps(data), holdout, data.classes)
 
     def tested(self) -> Examined:
         data = self._load("test")
@@ -154,6 +150,22 @@ class Vectors:
 
     def _load(self) -> data_vectors.Vectors:
         return data_vectors.load(self.path, train_share=self.train_share, seed=self.seed)
+
+
+def divided(maps: np.ndarray, holdout: float, classes: np.ndarray | None = None) -> Good:
+    """Features of good pictures [n, h, w, C], of which a share is held out: the last of each class.
+
+    Args:
+        maps: in the order of the pictures' names, two or more of each class.
+        holdout: the share, of each at least one.
+        classes: int64 [n]; None: all are of one.
+    """
+    classes = np.zeros(len(maps), np.int64) if classes is None else classes
+    held = np.zeros(len(maps), bool)
+    for i in np.unique(classes):
+        members = np.flatnonzero(classes == i)
+        held[members[-_count(holdout, len(members)) :]] = True
+    return Good(maps[~held], maps[held])
 
 
 def _check_columns(rows: np.ndarray) -> None:

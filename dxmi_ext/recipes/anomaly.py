@@ -12,7 +12,7 @@ import copy
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 import numpy as np
 import torch
@@ -43,7 +43,7 @@ from dxmi_ext.networks import Networks
 from dxmi_ext.prefetch import Prefetcher
 from dxmi_ext.ranks import Ranks
 from dxmi_ext.run import Run
-from dxmi_ext.trainer import DxMISettings, DxMITrainer, check_cuda_graph
+from dxmi_ext.trainer import DxMISettings, DxMITrainer, Stepper, check_cuda_graph
 
 BASELINES = {"all": ("tau0", "langevin", "autoencoder", "knn", "gaussian"), "none": ()}
 BASELINES["quick"] = BASELINES["all"][2:]
@@ -188,6 +188,27 @@ class AnomalyNetworks(Networks):
         self.pretrained.load_state_dict(autoencoder.state_dict())
 
 
+class Phases(Protocol):
+    """What learning needs of a `Run`: where it happens, and what repeats its steps."""
+
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def ranks(self) -> Ranks: ...
+    @property
+    def rows(self) -> tuple[int, int]:
+        """How many rows of a batch are this rank's, and the first of them."""
+
+    def phase(
+        self,
+        name: str,
+        stepper: Stepper,
+        iterations: int,
+        batch: Callable[[int], Tensor],
+        picture: Callable[[IO[bytes]], None] | None = None,
+    ) -> None: ...
+
+
 def train(cfg: Config, ranks: Ranks | None = None) -> dict[str, Any]:
     """Runs the recipe to its end and returns the summary, on the first rank."""
     run = Run(cfg, ranks)
@@ -196,17 +217,9 @@ def train(cfg: Config, ranks: Ranks | None = None) -> dict[str, Any]:
     with run:
         backbone, good, tested, networks = _prepare(run, cfg)
         maps = prepared(good.train, networks.preparation)
-        if cfg.pretrained:
-            _pretrain(run, cfg, maps, networks)
-        for name in networks.baselines:
-            _train_baseline(run, cfg, name, maps, networks)
-        trainer = DxMITrainer(networks, cfg, iterations=cfg.iterations, seed=cfg.seed, ranks=run.ranks)
-        averaged = trainer.averaged
-        with _batches(cfg, maps, "dxmi", run, cfg.iterations) as batches:
-            run.phase("dxmi", trainer, cfg.iterations, batches, _picture(averaged, tested))
+        averaged = _learn(run, cfg, maps, networks, tested)
         if cfg.dry_run or not run.ranks.first:
             return {}
-        assert isinstance(averaged, AnomalyNetworks)
         thresholds = _calibrate(cfg, averaged, good)
         _save_model(
             run.directory / "model", averaged, cfg, backbone, good.train.shape[1:], tested, thresholds
@@ -309,11 +322,46 @@ def load_scorer(directory: Path, device: torch.device) -> Scorer:
     backbone = _backbone(cfg, device, about)
     if backbone is None:
         raise ConfigError(f"RUN: got {str(directory)!r}, which is of vectors; wants one of pictures")
+    return _scorer(cfg, networks, backbone, about["thresholds"])
+
+
+def new_scorer(cfg: Config) -> Scorer:
+    """A scorer that has learned nothing yet, of the shape of one that `fit` returns; on the CPU.
+
+    Raises:
+        ConfigError: the settings are of vectors.
+        FeatureError: the backbone's weights are missing.
+    """
+    backbone = _backbone(cfg, torch.device("cpu"))
+    if backbone is None:
+        raise ConfigError("backbone must be a network, got null, which is for vectors")
+    channels, height, width = backbone(torch.zeros(1, 3, cfg.size, cfg.size, dtype=torch.uint8)).shape[1:]
+    networks = _build(cfg, (height, width, channels), ())
+    return _scorer(cfg, networks, backbone, {"threshold": 0.0, "pixel_threshold": 1.0})
+
+
+def fit(phases: Phases, cfg: Config, good: Good, backbone: Extractor) -> Scorer:
+    """What `train` learns from the features of good pictures, without baselines and without a folder.
+
+    Args:
+        phases: where and how it learns.
+        cfg: settings of pictures.
+        good: features by the backbone, as ``anomaly.collection.Pictures`` gives them.
+    """
+    networks = _fitted_networks(cfg, good, (), phases.device)
+    averaged = _learn(phases, cfg, prepared(good.train, networks.preparation), networks)
+    return _scorer(cfg, averaged, backbone, _calibrate(cfg, averaged, good))
+
+
+def _scorer(
+    cfg: Config, networks: AnomalyNetworks, backbone: Extractor, thresholds: dict[str, float]
+) -> Scorer:
     return Scorer(
         backbone,
         networks.energy_network,
         preparation=networks.preparation,
-        **about["thresholds"],
+        threshold=thresholds["threshold"],
+        pixel_threshold=thresholds["pixel_threshold"],
         top_share=cfg.top_share,
     )
 
@@ -349,12 +397,19 @@ def _prepare(run: Run, cfg: Config) -> tuple[Extractor | None, Good, Examined, A
         print(f"{len(good.train)} good train, {len(good.held_out)} are held out for the thresholds; tested: "
               f"{len(tested.maps)}, {int(tested.anomalous.sum())} of them defective")  # fmt: skip
     names = [name for name in BASELINES[cfg.baselines] if name in TRAINED]
-    networks = _build(cfg, good.train.shape[1:], names)
-    if isinstance(networks.preparation, Whitened):
-        networks.preparation.fit(good.train)
-    networks.to(run.device)
+    networks = _fitted_networks(cfg, good, names, run.device)
     run.describe(networks)
     return backbone, good, tested, networks
+
+
+def _fitted_networks(
+    cfg: Config, good: Good, baselines: Sequence[str], device: torch.device
+) -> AnomalyNetworks:
+    """New networks, and a preparation that knows what the good ones are like."""
+    networks = _build(cfg, good.train.shape[1:], baselines)
+    if isinstance(networks.preparation, Whitened):
+        networks.preparation.fit(good.train)
+    return networks.to(device)
 
 
 def _backbone(cfg: Config, device: torch.device, about: dict[str, Any] | None = None) -> Extractor | None:
@@ -409,7 +464,28 @@ def _build(cfg: Config, shape: tuple[int, int, int], baselines: Sequence[str]) -
     return AnomalyNetworks(parts, preparation, baselines)
 
 
-def _pretrain(run: Run, cfg: Config, maps: FeatureMaps, networks: AnomalyNetworks) -> None:
+def _learn(
+    run: Phases, cfg: Config, maps: FeatureMaps, networks: AnomalyNetworks, tested: Examined | None = None
+) -> AnomalyNetworks:
+    """All phases in turn; returns the averaged networks.
+
+    Args:
+        tested: what pictures are drawn of meanwhile.
+    """
+    if cfg.pretrained:
+        _pretrain(run, cfg, maps, networks)
+    for name in networks.baselines:
+        _train_baseline(run, cfg, name, maps, networks)
+    trainer = DxMITrainer(networks, cfg, iterations=cfg.iterations, seed=cfg.seed, ranks=run.ranks)
+    averaged = trainer.averaged
+    assert isinstance(averaged, AnomalyNetworks)
+    draw = None if tested is None else _picture(averaged, tested)
+    with _batches(cfg, maps, "dxmi", run, cfg.iterations) as batches:
+        run.phase("dxmi", trainer, cfg.iterations, batches, draw)
+    return averaged
+
+
+def _pretrain(run: Phases, cfg: Config, maps: FeatureMaps, networks: AnomalyNetworks) -> None:
     speed.prepare(cfg, networks.sampler, networks.energy_network.autoencoder)
     pretrainer = ReconstructionPretrainer(
         networks.energy_network.autoencoder,
@@ -423,7 +499,9 @@ def _pretrain(run: Run, cfg: Config, maps: FeatureMaps, networks: AnomalyNetwork
     networks.begin_from(pretrainer.autoencoder)
 
 
-def _train_baseline(run: Run, cfg: Config, name: str, maps: FeatureMaps, networks: AnomalyNetworks) -> None:
+def _train_baseline(
+    run: Phases, cfg: Config, name: str, maps: FeatureMaps, networks: AnomalyNetworks
+) -> None:
     """Trains an energy otherwise, in networks of its own, from the same start and on the same batches."""
     trial = copy.deepcopy(networks)
     given = {field.name: getattr(cfg, field.name) for field in dataclasses.fields(DxMISettings)}
@@ -446,7 +524,7 @@ def _train_baseline(run: Run, cfg: Config, name: str, maps: FeatureMaps, network
     networks.baselines[name].load_state_dict(averaged.state_dict())
 
 
-def _batches(cfg: Config, maps: FeatureMaps, phase: str, run: Run, iterations: int) -> Prefetcher:
+def _batches(cfg: Config, maps: FeatureMaps, phase: str, run: Phases, iterations: int) -> Prefetcher:
     """iteration -> this rank's rows of the data."""
     count, offset = run.rows
 
