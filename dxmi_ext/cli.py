@@ -92,9 +92,10 @@ def _parser() -> argparse.ArgumentParser:
     command(
         "score",
         _score,
-        "Score pictures by a run of anomaly detection: a table, heat maps and a page of the worst.",
+        "Score pictures by a run of anomaly detection: a table, heat maps and a page of the worst; or a file "
+        "of vectors by a run of vectors: a table.",
         run,
-        rest="IMAGE, FOLDER or key=value",
+        rest="IMAGE, FOLDER, FILE or key=value",
     )
     command("report", _report, "Write numbers, curves and pictures as one page.", "RUN: folder of a run")
     sub = command(
@@ -228,6 +229,7 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 def _score(options: argparse.Namespace) -> None:
     from dxmi_ext.anomaly import inspection
+    from dxmi_ext.anomaly.scoring import VectorScorer
     from dxmi_ext.run import choose_device
 
     given, options.settings = inspection.split_arguments(options.settings)
@@ -237,8 +239,11 @@ def _score(options: argparse.Namespace) -> None:
     if not hasattr(task, "load_scorer"):
         raise config.ConfigError(f"RUN: got {options.target!r}, which is no run of anomaly detection")
     output = Path(cfg.output or folder / "scores")
-    pictures = inspection.find_pictures(given, output)
     scorer = task.load_scorer(folder, choose_device(cfg.device))
+    if isinstance(scorer, VectorScorer):
+        print(f"{output}: {inspection.score_vectors(scorer, given, output, cfg)}")
+        return
+    pictures = inspection.find_pictures(given, output)
     found, missing = inspection.score(scorer, pictures, output, cfg)
     print(f"{output}: {found}")
     if missing:

@@ -297,7 +297,7 @@ def test_a_score_that_is_not_finite_is_an_error_of_its_picture(
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        (["none.png"], "IMAGES: got 'none.png', wants a picture or a folder that exists, or key=value"),
+        (["none.png"], "IMAGES: got 'none.png', wants a picture, folder or file of vectors that exists, or"),
         (["treshold=3"], "treshold: unknown key; did you mean threshold?"),
         (["threshold=high"], "threshold: got 'high', wants"),
         ([], "IMAGES: got none, wants pictures or folders of them"),

@@ -112,6 +112,8 @@ class DxMI(MemoryBankMixin, AnomalibModule):
             ConfigError, CheckpointError, FeatureError: as `recipes.anomaly.load_scorer`.
         """
         scorer = recipe_anomaly.load_scorer(Path(directory), torch.device("cpu"))
+        if not isinstance(scorer, Scorer):
+            raise config.ConfigError(f"directory must hold a run of images, got {directory}, one of vectors")
         cfg = config.load(recipe_anomaly.Config, Path(directory) / "config.yaml")
         settings = {k: v for k, v in dataclasses.asdict(cfg).items() if k not in _ELSEWHERE}
         made = cls(settings, **options)

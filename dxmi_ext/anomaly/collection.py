@@ -6,6 +6,7 @@ A vector is a map of one position. Imports torch, numpy and ``dxmi_ext``.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from dxmi_ext.data import anomaly as data_anomaly
 from dxmi_ext.data import vectors as data_vectors
 from dxmi_ext.data.anomaly import AnomalyData
 from dxmi_ext.data.image_sources import ImageDataError
+from dxmi_ext.data.vectors import Columns
 from dxmi_ext.metrics.features import Extractor
 
 
@@ -29,6 +31,8 @@ class Good(NamedTuple):
     """[n, h, w, C]"""
     held_out: np.ndarray
     """[k, h, w, C]: nothing learns from them, so their scores tell what is usual."""
+    columns: Columns | None = None
+    """Of vectors: which of theirs the C are."""
 
 
 class Examined(NamedTuple):
@@ -45,12 +49,15 @@ class Examined(NamedTuple):
     """bool [m, H, W]; None: no pictures, or none that tell where defects are."""
     images: np.ndarray | None = None
     """uint8 [m, 3, H, W]; None: no pictures."""
+    deviates: np.ndarray | None = None
+    """bool [m], of vectors: those that differ where all good ones that train are the same."""
 
     def at(self, rows: np.ndarray) -> Examined:
         """Some of them: int64, or bool [m]."""
-        masks, images = (None if each is None else each[rows] for each in (self.masks, self.images))
+        optional = (self.masks, self.images, self.deviates)
+        masks, images, deviates = (None if each is None else each[rows] for each in optional)
         maps, anomalous, classes = self.maps[rows], self.anomalous[rows], self.classes[rows]
-        return Examined(maps, anomalous, classes, self.class_names, masks, images)
+        return Examined(maps, anomalous, classes, self.class_names, masks, images, deviates)
 
 
 class Source(Protocol):
@@ -121,10 +128,11 @@ class Pictures:
 
 @dataclasses.dataclass
 class Vectors:
-    """An npz of vectors, in a layout of ``vectors.LAYOUTS``; rows are split at random.
+    """A file of vectors, in a layout of ``vectors.LAYOUTS``; rows are split at random.
 
     Args:
         path, train_share, seed: as `data.vectors.load` takes them.
+        columns: of the rows that a run learned from; None: found in these.
 
     Raises:
         VectorDataError: by the methods: as `data.vectors.load`, or there are too few good rows.
@@ -133,23 +141,42 @@ class Vectors:
     path: Path | str
     train_share: float = 0.7
     seed: int = 0
+    columns: Columns | None = None
 
     def good(self, holdout: float) -> Good:
-        rows = self._load().train
+        rows, columns = self._loaded.train, self._columns
         if len(rows) < 3:
             got = f"got {len(rows)} good row(s) to train"
             raise data_vectors.VectorDataError(f"{self.path}: {got}, wants three or more")
-        count, maps = _count(holdout, len(rows)), rows[:, None, None]
-        _check_columns(rows[count:])
-        return Good(maps[count:], maps[:count])
+        rows = columns.varying(rows)
+        held = np.arange(len(rows)) < _count(holdout, len(rows))
+        # A value that held-out rows alone have would leave its column constant to those that train.
+        rare = data_vectors.constant(rows[~held])
+        held &= (rows[:, rare] == rows[-1, rare]).all(axis=1)
+        if not held.any():
+            raise data_vectors.VectorDataError(
+                f"{self.path}: good rows must be more, or more alike, to hold some out, got {len(rows)}"
+            )
+        maps = rows[:, None, None]
+        return Good(maps[~held], maps[held], columns)
 
     def tested(self) -> Examined:
-        _, rows, anomalous = self._load()
-        classes = np.zeros(len(rows), np.int64)
-        return Examined(rows[:, None, None], anomalous, classes, [Path(self.path).stem])
+        _, rows, anomalous = self._loaded
+        classes, columns = np.zeros(len(rows), np.int64), self._columns
+        maps = columns.varying(rows)[:, None, None]
+        names = [Path(self.path).stem]
+        return Examined(maps, anomalous, classes, names, deviates=columns.deviates(rows))
 
-    def _load(self) -> data_vectors.Vectors:
-        return data_vectors.load(self.path, train_share=self.train_share, seed=self.seed)
+    @functools.cached_property
+    def _loaded(self) -> data_vectors.Vectors:
+        count = None if self.columns is None else self.columns.total
+        return data_vectors.load(self.path, train_share=self.train_share, seed=self.seed, columns=count)
+
+    @functools.cached_property
+    def _columns(self) -> Columns:
+        if self.columns is not None:
+            return self.columns
+        return Columns.of(self._loaded.train, str(self.path))
 
 
 def divided(maps: np.ndarray, holdout: float, classes: np.ndarray | None = None) -> Good:
@@ -166,15 +193,6 @@ def divided(maps: np.ndarray, holdout: float, classes: np.ndarray | None = None)
         members = np.flatnonzero(classes == i)
         held[members[-_count(holdout, len(members)) :]] = True
     return Good(maps[~held], maps[held])
-
-
-def _check_columns(rows: np.ndarray) -> None:
-    constant = rows.std(0) <= 1e-12 * np.abs(rows).max(0)
-    if constant.any():
-        columns = ", ".join(map(str, np.flatnonzero(constant)[:10]))
-        raise data_vectors.VectorDataError(
-            f"X: constant in the {len(rows)} good rows that train: column {columns}; leave it out"
-        )
 
 
 def _count(share: float, n: int) -> int:

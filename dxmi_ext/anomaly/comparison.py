@@ -172,6 +172,8 @@ def compare(
         if good is not None:
             detector.fit(good)
         scores = detector.score(maps)
+        if tested.deviates is not None:
+            scores[torch.from_numpy(tested.deviates)] = torch.inf
         pictures = detect(scores, top_share=top_share)
         found, notes = measure(pictures, scores, tested)
         found["latency_ms"] = latency_ms(detector, maps, backbone, tested.images)

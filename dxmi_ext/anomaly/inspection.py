@@ -1,4 +1,5 @@
-"""What the command ``score`` does: pictures through a trained detector, into a table, heat maps and a page.
+"""What the command ``score`` does: pictures through a trained detector, into a table, heat maps and a page;
+or vectors into a table.
 
 Imports torch, numpy and ``dxmi_ext``; Pillow, matplotlib and tqdm while pictures are scored.
 """
@@ -27,14 +28,15 @@ from torch import Tensor
 from dxmi_ext import files, plots, runlog
 from dxmi_ext.anomaly import detectors, page
 from dxmi_ext.anomaly.page import Place, Shown, Worst
-from dxmi_ext.anomaly.scoring import Scorer
+from dxmi_ext.anomaly.scoring import ScoreError, Scorer, VectorScorer
 from dxmi_ext.config import ConfigError, Settings, device_setting, setting
-from dxmi_ext.data import listing
+from dxmi_ext.data import listing, vectors
 from dxmi_ext.data.anomaly import resized
 from dxmi_ext.data.image_sources import ImageDataError, decode
 from dxmi_ext.data.listing import PICTURES
 
 COLUMNS = ("path", "score", "anomalous", "threshold", "heatmap", "error")
+VECTOR_COLUMNS = ("row", "score", "anomalous", "threshold")
 _TABLE, _PAGE, _HEAT_MAPS = "scores.csv", "index.html", "heatmaps"
 _LONGEST = 512  # pixels of a side, as pictures are shown
 _THREADS = min(8, os.cpu_count() or 1)
@@ -68,7 +70,9 @@ def split_arguments(given: Sequence[str]) -> tuple[list[str], list[str]]:
         elif key.isidentifier() and equals:
             settings.append(text)  # to be told its nearest key
         else:
-            raise ConfigError(f"IMAGES: got {text!r}, wants a picture or a folder that exists, or key=value")
+            raise ConfigError(
+                f"IMAGES: got {text!r}, wants a picture, folder or file of vectors that exists, or key=value"
+            )
     return paths, settings
 
 
@@ -141,6 +145,42 @@ def score(scorer: Scorer, pictures: Sequence[str], output: Path, cfg: ScoreSetti
     whole, network = (1000 * s / len(pictures) for s in (time.perf_counter() - started, seconds))
     pace = f"{whole:.1f} ms a picture, {network:.1f} of them the network's on {scorer.device}"
     return f"{lead} {pace}", len(failures)
+
+
+def score_vectors(scorer: VectorScorer, given: Sequence[str], output: Path, cfg: ScoreSettings) -> str:
+    """Writes scores.csv (VECTOR_COLUMNS), a line for each row of a file, into a folder of its own.
+
+    Args:
+        given: the one file; see `data.vectors.rows_to_score`.
+        output: as of `score`.
+
+    Returns:
+        what was found, in words.
+
+    Raises:
+        ConfigError: there are more files or none, or settings of pictures.
+        VectorDataError: the file is damaged or of other columns.
+        ScoreError: scores are NaN.
+        UserError: the output holds something else.
+    """
+    if len(given) != 1:
+        raise ConfigError(f"FILE must be one file of vectors (.npz, .npy or .csv), got {len(given)}")
+    for key in ("batch_size", "heatmaps", "worst"):
+        if cfg.changed(key):
+            raise ConfigError(f"{key} is for pictures, got {getattr(cfg, key)} with a run of vectors")
+    rows = vectors.rows_to_score(given[0], scorer.columns.total)
+    threshold = scorer.threshold if cfg.threshold is None else cfg.threshold
+    scores = scorer.scores(rows).tolist()
+    if any(map(math.isnan, scores)):
+        raise ScoreError("scores must be numbers, got NaN: the run's networks are damaged")
+    _make_room(output, None)
+    with _table(output / _TABLE, VECTOR_COLUMNS) as table:
+        for i, value in enumerate(scores):
+            row = {"row": i, "score": f"{value:.9g}", "anomalous": int(value > threshold)}
+            table.writerow(row | {"threshold": threshold})
+    anomalous, apart = sum(value > threshold for value in scores), scores.count(math.inf)
+    lead = f"Of {len(scores)} rows {anomalous} are anomalous (score above {threshold:.4g})."
+    return lead + (f" {apart} differ in {scorer.columns.told()}, constant in training." if apart else "")
 
 
 class _Findings:
@@ -277,13 +317,13 @@ def _make_room(output: Path, heat_maps: Path | None) -> None:
 
 
 @contextlib.contextmanager
-def _table(path: Path) -> Iterator[csv.DictWriter[str]]:
+def _table(path: Path, columns: Sequence[str] = COLUMNS) -> Iterator[csv.DictWriter[str]]:
     """A csv that is complete under its name; unfinished, it stays beside. Each row is flushed."""
     making = files.unfinished(path)
     options: dict[str, Any] = {"newline": "", "encoding": "utf-8", "errors": "surrogateescape"}  # odd names
     try:
         with files.naming(making), making.open("w", buffering=1, **options) as file:
-            table = csv.DictWriter(file, COLUMNS)
+            table = csv.DictWriter(file, columns)
             table.writeheader()
             yield table
             file.flush()

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from dxmi_ext.anomaly.features import FeatureMaps
 
 _CHUNK = 64  # maps at a time
+_FAR = 1e12  # deviations; the square of a number much larger is inf in float32, and its direction lost
 
 
 class Whitened(nn.Module):
@@ -76,7 +77,8 @@ class Whitened(nn.Module):
         self.whitening.copy_(whitening.view_as(self.whitening))
 
     def forward(self, maps: Tensor) -> Tensor:
-        x = ((self._pooled(maps) - self.mean) / self.std).to(self.whitening)
+        x = (self._pooled(maps) - self.mean) / self.std
+        x = x.clamp(-_FAR, _FAR).to(self.whitening)
         x = torch.einsum("hwdc,nchw->ndhw" if self.aligned else "dc,nchw->ndhw", self.whitening, x)
         pole = torch.full_like(x[:, :1], math.sqrt(x.shape[1]))
         return F.normalize(torch.cat((x, pole), dim=1), dim=1)
@@ -105,7 +107,7 @@ class Whitened(nn.Module):
             yield self._pooled(block.permute(0, 3, 1, 2))
 
     def _pooled(self, maps: Tensor) -> Tensor:
-        if self.patch == 1:
+        if self.patch == 1 or maps.shape[2:] == (1, 1):  # a vector is all of its neighbourhood
             return maps
         return F.avg_pool2d(maps, self.patch, 1, self.patch // 2, count_include_pad=False)
 

@@ -1,4 +1,4 @@
-"""A trained detector of anomalies: pictures in, score maps and scores out. Imports torch and ``dxmi_ext``."""
+"""A trained detector of anomalies: pictures or vectors in, scores out. Imports torch and ``dxmi_ext``."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from dxmi_ext.anomaly import detectors
+from dxmi_ext.anomaly.preparation import prepared
+from dxmi_ext.data.vectors import Columns
 from dxmi_ext.errors import UserError
 from dxmi_ext.metrics.features import Extractor
 
@@ -84,6 +86,36 @@ class Scorer(nn.Module):
     def scores(self, maps: Tensor) -> Tensor:
         """Maps [n, h, w] -> [n]."""
         return detectors.detect(maps, top_share=self.top_share)
+
+
+class VectorScorer(nn.Module):
+    """An energy on rows of numbers, and from where on a score means an anomaly.
+
+    Args:
+        energy: points [N, C] -> [N].
+        preparation: of the columns that vary, as maps [n, C, 1, 1], for the energy.
+        columns: which those are.
+        threshold: a row with a higher score is anomalous.
+    """
+
+    def __init__(
+        self, energy: nn.Module, preparation: nn.Module, columns: Columns, *, threshold: float
+    ) -> None:
+        super().__init__()
+        self.energy, self.preparation = energy.eval(), preparation.eval()
+        self.columns, self.threshold = columns, threshold
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is; rows come there by themselves."""
+        return next(self.energy.parameters()).device
+
+    def scores(self, rows: np.ndarray) -> Tensor:
+        """float64 [n, d] -> float32 [n] on the CPU; inf where a row differs in a constant column."""
+        maps = prepared(self.columns.varying(rows)[:, None, None], self.preparation)
+        scores = detectors.EnergyDetector(self.energy, device=self.device).score(maps)[:, 0, 0]
+        scores[torch.from_numpy(self.columns.deviates(rows))] = math.inf
+        return scores
 
 
 def maps_of(features: Tensor, energy: nn.Module) -> Tensor:

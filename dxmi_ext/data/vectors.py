@@ -1,10 +1,11 @@
-"""Vectors for anomaly detection: rows of numbers in an npz, good ones to train on. Imports numpy and
+"""Vectors for anomaly detection: rows of numbers in a file, good ones to train on. Imports numpy and
 ``dxmi_ext``."""
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -13,8 +14,11 @@ from dxmi_ext.files import UNREADABLE
 
 LAYOUTS = """\
   X [n, d]; y [n], 0 is good, all else anomalous: good rows are split at random, the others are tested
-  X [n, d] alone: all rows train, nothing is tested
+  X [n, d] alone (an .npz, an .npy or a .csv): all rows train, nothing is tested
   X_train [n, d], X_test [m, d], y_test [m]; y_train [n] too: rows that are not good do not train"""
+
+_EXTREME = 1e100  # squares of larger numbers, or of smaller differences, would leave float64
+_SAME = 2e-12  # two numbers that differ by such a share of their size are the same
 
 
 class VectorDataError(UserError, ValueError):
@@ -32,25 +36,89 @@ class Vectors(NamedTuple):
     """bool [m]"""
 
 
-def load(path: Path | str, *, train_share: float = 0.7, seed: int = 0) -> Vectors:
-    """The vectors of an npz in a layout of LAYOUTS.
+class Columns(NamedTuple):
+    """Which columns of a table vary among good rows.
+
+    Nothing can be learned from a column that is constant there, so it is dropped. But a row that differs in
+    it is like no good one: `deviates` finds these, and their score is inf, above every threshold.
+    """
+
+    total: int
+    """d, with those that are constant."""
+    constants: dict[int, float]
+    """Column, from 0, -> its value in the good rows."""
+
+    @classmethod
+    def of(cls, rows: np.ndarray, what: str = "X") -> Columns:
+        """Those of good rows, float64 [n, d].
+
+        Args:
+            what: what errors call the rows.
+
+        Raises:
+            VectorDataError: all columns are constant, or one varies less than float64 can square.
+        """
+        same = constant(rows)
+        if same.all():
+            raise VectorDataError(f"{what}: a column must vary, got {rows.shape[1]} that are constant in the "
+                                  f"{len(rows)} good rows to train on")  # fmt: skip
+        spread = np.ptp(rows, axis=0)
+        if len(tiny := np.flatnonzero(~same & (spread < 1 / _EXTREME))):
+            raise VectorDataError(
+                f"{what}: a column must vary by {1 / _EXTREME:g} or more, got {spread[tiny[0]]:.3g} in "
+                f"column {tiny[0]}; multiply it"
+            )
+        return cls(rows.shape[1], {int(i): float(rows[0, i]) for i in np.flatnonzero(same)})
+
+    def varying(self, rows: np.ndarray) -> np.ndarray:
+        """Rows [n, d] without the constant columns."""
+        return np.delete(rows, list(self.constants), axis=1)
+
+    def deviates(self, rows: np.ndarray) -> np.ndarray:
+        """bool [n]: which rows [n, d] differ in a constant column, and not by rounding to float32 alone."""
+        value, x = np.array(list(self.constants.values())), rows[:, list(self.constants)]
+        with np.errstate(over="ignore"):
+            rounded = value.astype(np.float32).astype(np.float64)
+        found: np.ndarray = ((np.abs(x - value) > _SAME * np.abs(value)) & (x != rounded)).any(axis=1)
+        return found
+
+    def told(self) -> str:
+        """The constant columns in words, at most ten by number."""
+        names = [str(i) for i in self.constants]
+        more = f" and {len(names) - 10} more" if len(names) > 10 else ""
+        return f"column{'s' * (len(names) > 1)} {', '.join(names[:10])}{more} of {self.total} (from 0)"
+
+    def to_json(self) -> dict[str, Any]:
+        return {"total": self.total, "constants": {str(k): v for k, v in self.constants.items()}}
+
+    @classmethod
+    def from_json(cls, stored: dict[str, Any]) -> Columns:
+        return cls(stored["total"], {int(k): v for k, v in stored["constants"].items()})
+
+
+def constant(rows: np.ndarray) -> np.ndarray:
+    """bool [d]: which columns of rows [n, d], n > 0, have one value, to float64's rounding."""
+    low, high = rows.min(axis=0), rows.max(axis=0)
+    same: np.ndarray = high - low <= _SAME / 2 * np.maximum(np.abs(low), np.abs(high))
+    return same
+
+
+def load(path: Path | str, *, train_share: float = 0.7, seed: int = 0, columns: int | None = None) -> Vectors:
+    """The vectors of a file in a layout of LAYOUTS.
 
     Args:
         train_share: of the good rows, where the file has no split of its own.
         seed: of that split, and of the training rows' order.
+        columns: d, where it is known.
 
     Raises:
         VectorDataError: names the array and what is wrong with it.
     """
     path = Path(path).expanduser()
-    try:
-        with np.load(path) as file:  # without pickles, which is the default
-            arrays = {name: file[name] for name in file.files}
-    except UNREADABLE as error:
-        raise VectorDataError(f"data: {path}: cannot be read as npz without pickles ({error})") from error
+    arrays = _read(path)
     random = np.random.default_rng(seed)
     if "X" in arrays:
-        x = _rows(arrays["X"], "X", path)
+        x = _rows(arrays["X"], "X", path, columns)
         if "y" not in arrays:
             return Vectors(random.permutation(x), x[:0], np.zeros(0, bool))
         anomalous = _truth(arrays["y"], "y", len(x), path)
@@ -61,11 +129,8 @@ def load(path: Path | str, *, train_share: float = 0.7, seed: int = 0) -> Vector
         rest = np.sort(np.concatenate((order[end:], np.flatnonzero(anomalous))))
         return Vectors(x[order[:end]], x[rest], anomalous[rest])
     if {"X_train", "X_test", "y_test"} <= arrays.keys():
-        train, test = (_rows(arrays[name], name, path) for name in ("X_train", "X_test"))
-        if train.shape[1] != test.shape[1]:
-            raise VectorDataError(
-                f"{path}: X_test: got {test.shape[1]} columns, wants {train.shape[1]}, as X_train"
-            )
+        train = _rows(arrays["X_train"], "X_train", path, columns)
+        test = _rows(arrays["X_test"], "X_test", path, train.shape[1])
         if "y_train" in arrays:
             train = train[~_truth(arrays["y_train"], "y_train", len(train), path)]
         if len(train) < 2:
@@ -77,17 +142,75 @@ def load(path: Path | str, *, train_share: float = 0.7, seed: int = 0) -> Vector
     )
 
 
-def _rows(array: np.ndarray, name: str, path: Path) -> np.ndarray:
+def rows_to_score(path: Path | str, columns: int) -> np.ndarray:
+    """The rows of a file, float64 [n, columns]: its array X, else X_test, else the only one.
+
+    Raises:
+        VectorDataError: there is no such array, or something is wrong with it.
+    """
+    path = Path(path).expanduser()
+    arrays = _read(path)
+    for name in ("X", "X_test", *arrays):
+        if name in arrays and (name in ("X", "X_test") or len(arrays) == 1):
+            return _rows(arrays[name], name, path, columns)
+    names = ", ".join(arrays) or "none"
+    raise VectorDataError(f"{path}: must have the array X or X_test, or one array alone, got {names}")
+
+
+def _read(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a file; X is that of one with a single array and no names."""
+    try:
+        if path.suffix.lower() == ".csv":
+            return {"X": _csv(path)}
+        loaded = np.load(path)  # without pickles, which is the default
+        if isinstance(loaded, np.ndarray):
+            return {"X": loaded}
+        with loaded:
+            return {name: loaded[name] for name in loaded.files}
+    except UNREADABLE as error:
+        raise VectorDataError(f"data: {path}: cannot be read as .npz, .npy or .csv ({error})") from error
+
+
+def _csv(path: Path) -> np.ndarray:
+    """A table of numbers with commas, under a line of names or not; names are no numbers, or 0, 1, 2, ..."""
+    with path.open(encoding="utf-8-sig") as file:
+        first = [cell.strip().strip('"') for cell in file.readline().split(",")]
+    named = not any(map(_is_number, first)) or first == [str(i) for i in range(len(first))]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of an empty file, which is refused as such
+        return np.loadtxt(path, delimiter=",", skiprows=int(named), ndmin=2, encoding="utf-8-sig")
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _rows(array: np.ndarray, name: str, path: Path, columns: int | None = None) -> np.ndarray:
     if array.dtype.kind not in "fiub" or array.ndim != 2 or array.size == 0:
         raise VectorDataError(
             f"{path}: {name}: got {array.dtype} {list(array.shape)}, wants numbers [n, d], neither of them 0"
         )
-    array = array.astype(np.float64)
+    if columns is not None and array.shape[1] != columns:
+        raise VectorDataError(
+            f"{path}: {name} must have {columns} columns, as the rows to train on, got {array.shape[1]}"
+        )
+    with np.errstate(over="ignore"):  # of long doubles, told below
+        array = array.astype(np.float64)
     if not (finite := np.isfinite(array)).all():
         row, column = np.argwhere(~finite)[0]
         raise VectorDataError(
             f"{path}: {name}: {(~finite).sum()} of its numbers are not finite, the first in row {row}, "
             f"column {column}"
+        )
+    if (large := np.abs(array) > _EXTREME).any():
+        row, column = np.argwhere(large)[0]
+        raise VectorDataError(
+            f"{path}: {name} must have numbers of size {_EXTREME:g} or less, got {array[row, column]:.3g} in "
+            f"row {row}, column {column}"
         )
     return array
 

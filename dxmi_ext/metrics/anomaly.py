@@ -148,8 +148,8 @@ def _pair(scores: np.ndarray | Tensor, anomalous: np.ndarray | Tensor) -> tuple[
         raise AnomalyMetricError(f"scores: got {list(score.shape)}, wants {list(truth.shape)}, as the truth")
     truth, score = truth.astype(bool).ravel(), score.ravel()
     score = score if score.dtype == np.float32 else score.astype(np.float64)
-    if not np.isfinite(score).all():
-        raise AnomalyMetricError("scores: some are not finite")
+    if not (score > -np.inf).all():  # inf is a rank as good as any
+        raise AnomalyMetricError("scores must be numbers or inf, got NaN or -inf")
     if truth.all() or not truth.any():
         kind = "defective" if truth.any() else "good"
         raise AnomalyMetricError(f"scores: all {len(truth)} are {kind}; wants some of both")

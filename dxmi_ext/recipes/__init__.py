@@ -8,7 +8,7 @@ A task is a module of this package with
     sample(directory, rows, seed, batch_size, device, *, guidance, labels) -> batches of samples
     evaluate(directory, settings, device) -> numbers, their table
     read(cfg) -> a data.overview.Overview of the settings' data, where they lie in files
-    load_scorer(directory, device) -> an anomaly.scoring.Scorer, where it detects anomalies
+    load_scorer(directory, device) -> an anomaly.scoring.Scorer or VectorScorer, where it detects anomalies
 
 Row i of the samples depends on (seed, i) alone; guidance is the lambda of value guidance, labels the text
 that ``dxmi_ext.generate`` reads. Imports tasks where they are wanted.

@@ -33,11 +33,12 @@ from dxmi_ext.anomaly.features import FeatureMaps
 from dxmi_ext.anomaly.networks import AutoencoderEnergy, LatentStart, SphereAutoencoder
 from dxmi_ext.anomaly.preparation import Whitened, prepared
 from dxmi_ext.anomaly.reconstruction import ReconstructionPretrainer
-from dxmi_ext.anomaly.scoring import Scorer
+from dxmi_ext.anomaly.scoring import Scorer, VectorScorer
 from dxmi_ext.config import ConfigError, setting
 from dxmi_ext.contrastive import LangevinTrainer
 from dxmi_ext.data import overview
 from dxmi_ext.data.overview import Overview
+from dxmi_ext.data.vectors import Columns
 from dxmi_ext.metrics.features import Extractor
 from dxmi_ext.networks import Networks
 from dxmi_ext.prefetch import Prefetcher
@@ -70,7 +71,8 @@ class Config(DxMISettings, config.RunConfig):
     batch_size: int = setting(256, "positions, or vectors, in a global batch", minimum=1)
     log_every: int = setting(20, "iterations between lines of metrics.jsonl", minimum=1)
     data: str | None = setting(
-        None, "pictures as of MVTec-AD or VisA, good/ beside DEFECT/, or an npz; of vectors, an npz with X, y"
+        None,
+        "pictures as of MVTec-AD or VisA, good/ beside DEFECT/, or an npz; of vectors, an npz with X, y",
     )
     classes: str | None = setting(None, "which classes of the pictures, as bottle,cable; null: all")
     train_share: float = setting(0.7, "of good ones, where data have no split", minimum=0.01, below=1)
@@ -221,9 +223,7 @@ def train(cfg: Config, ranks: Ranks | None = None) -> dict[str, Any]:
         if cfg.dry_run or not run.ranks.first:
             return {}
         thresholds = _calibrate(cfg, averaged, good)
-        _save_model(
-            run.directory / "model", averaged, cfg, backbone, good.train.shape[1:], tested, thresholds
-        )
+        _save_model(run.directory / "model", averaged, cfg, backbone, good, tested, thresholds)
         numbers, scores = _numbers(cfg, averaged, cfg.baselines, maps, tested, backbone, thresholds, cfg.seed)
         plots.curves(run.directory / "curves.png", run.directory / "metrics.jsonl")
         if scores is not None:
@@ -250,9 +250,7 @@ def pretrain(cfg: Config, ranks: Ranks | None = None) -> None:
         if cfg.dry_run or not run.ranks.first:
             return
         thresholds = _calibrate(cfg, networks, good)
-        _save_model(
-            run.directory / "model", networks, cfg, backbone, good.train.shape[1:], tested, thresholds
-        )
+        _save_model(run.directory / "model", networks, cfg, backbone, good, tested, thresholds)
         print(f"{run.directory}: pretrained; `dxmi train` with output={run.directory} goes on from here")
 
 
@@ -267,7 +265,7 @@ def sample(
     """Samples [m, C] of a run's final sampler, unit vectors but for the last step's noise, as
     `generate.batches`. They start from training data, of a row that (seed, i) chooses."""
     cfg, networks, about = _load(directory, device)
-    good = _source(cfg, _backbone(cfg, device, about), device).good(cfg.holdout)
+    good = _source(cfg, _backbone(cfg, device, about), device, about=about).good(cfg.holdout)
     data = prepared(good.train, networks.preparation).rows
     key = noise.Draws(seed, "starts of samples", ["row"], device).at(0)["row"]
 
@@ -286,8 +284,9 @@ def evaluate(
     backbone, which = _backbone(cfg, device, about), settings.baselines or cfg.baselines
     good = None
     if which != "none":
-        good = prepared(_source(cfg, backbone, device).good(cfg.holdout).train, networks.preparation)
-    tested = _source(cfg, backbone, device, data=settings.data).tested()
+        source = _source(cfg, backbone, device, about=about)
+        good = prepared(source.good(cfg.holdout).train, networks.preparation)
+    tested = _source(cfg, backbone, device, data=settings.data, about=about).tested()
     numbers, _ = _numbers(cfg, networks, which, good, tested, backbone, about["thresholds"], settings.seed)
     return numbers, table(cfg, numbers)
 
@@ -310,18 +309,18 @@ def _load(directory: Path, device: torch.device) -> tuple[Config, AnomalyNetwork
     return cfg, networks.to(device).eval(), about
 
 
-def load_scorer(directory: Path, device: torch.device) -> Scorer:
-    """What scores new pictures: a run's backbone, energy and thresholds.
+def load_scorer(directory: Path, device: torch.device) -> Scorer | VectorScorer:
+    """What scores new pictures, or vectors: a run's backbone, energy and thresholds.
 
     Raises:
-        ConfigError: the run is of vectors.
         checkpoint.CheckpointError: there are no networks, or they are damaged.
         FeatureError: the backbone's weights are missing, or others than the run's.
     """
     cfg, networks, about = _load(directory, device)
     backbone = _backbone(cfg, device, about)
     if backbone is None:
-        raise ConfigError(f"RUN: got {str(directory)!r}, which is of vectors; wants one of pictures")
+        threshold, preparation = about["thresholds"]["threshold"], networks.preparation
+        return VectorScorer(networks.energy_network, preparation, _columns(about), threshold=threshold)
     return _scorer(cfg, networks, backbone, about["thresholds"])
 
 
@@ -396,6 +395,11 @@ def _prepare(run: Run, cfg: Config) -> tuple[Extractor | None, Good, Examined, A
     if run.ranks.first:
         print(f"{len(good.train)} good train, {len(good.held_out)} are held out for the thresholds; tested: "
               f"{len(tested.maps)}, {int(tested.anomalous.sum())} of them defective")  # fmt: skip
+        if good.columns is not None and good.columns.constants:
+            print(
+                f"dropped: {good.columns.told()}, constant in the good rows to train on; a row that differs "
+                "there is anomalous"
+            )
     names = [name for name in BASELINES[cfg.baselines] if name in TRAINED]
     networks = _fitted_networks(cfg, good, names, run.device)
     run.describe(networks)
@@ -431,12 +435,13 @@ def _source(
     device: torch.device,
     *,
     data: str | None = None,
+    about: dict[str, Any] | None = None,
     few: int | None = None,
 ) -> Source:
-    """Of the settings' data, or of all classes of others."""
+    """Of the settings' data, or of all classes of others; with vectors as a model says that they are."""
     path = data or _path(cfg)
     if backbone is None:
-        return Vectors(path, cfg.train_share, cfg.seed)
+        return Vectors(path, cfg.train_share, cfg.seed, None if about is None else _columns(about))
     classes = None if data else _classes(cfg)
     return Pictures(path, backbone, cfg.size, classes, cfg.train_share, cfg.cache, device, few)
 
@@ -449,6 +454,11 @@ def _path(cfg: Config) -> str:
 
 def _classes(cfg: Config) -> list[str] | None:
     return None if cfg.classes is None else cfg.classes.split(",")
+
+
+def _columns(about: dict[str, Any]) -> Columns:
+    """Of the vectors that a model is of; older ones have no constant columns."""
+    return Columns.from_json(about.get("columns", {"total": about["shape"][2], "constants": {}}))
 
 
 def _build(cfg: Config, shape: tuple[int, int, int], baselines: Sequence[str]) -> AnomalyNetworks:
@@ -617,12 +627,14 @@ def _save_model(
     networks: AnomalyNetworks,
     cfg: Config,
     backbone: Extractor | None,
-    shape: Sequence[int],
+    good: Good,
     tested: Examined,
     thresholds: dict[str, float],
 ) -> None:
     """All that scoring needs but the backbone's weights, which are told by their digest."""
-    about: dict[str, Any] = {"task": cfg.task, "backbone": None, "shape": shape}
+    about: dict[str, Any] = {"task": cfg.task, "backbone": None, "shape": good.train.shape[1:]}
+    if good.columns is not None:
+        about["columns"] = good.columns.to_json()
     if backbone is not None:
         about["backbone"] = {"identity": backbone.identity, **{k: getattr(cfg, k) for k in _BACKBONE_KEYS}}
     about |= {"networks": {k: getattr(cfg, k) for k in _NETWORK_KEYS}, "thresholds": thresholds}
