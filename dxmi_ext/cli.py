@@ -292,7 +292,7 @@ def _export(options: argparse.Namespace) -> None:
 
         output = Path(cfg.output or folder / "detector")
         usage = export.export(task.load_scorer(folder, torch.device("cpu")), output, onnx=cfg.onnx)
-        print(f"{output}: pictures to score maps and scores; to use it:\n{usage}")
+        print(f"{output}: a detector; to use it:\n{usage}")
         return
     if cfg.onnx is not None:
         raise config.ConfigError(f"onnx: got {cfg.onnx}, but {options.target} is no run of anomaly detection")

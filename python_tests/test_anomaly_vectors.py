@@ -265,9 +265,33 @@ def test_a_file_of_vectors_becomes_a_table(
     given = [str(tmp_path / "a.csv"), "threshold=1e30", f"output={tmp_path / 'out'}"]
     assert cli.main(["score", str(run), *given]) == 0
     assert capsys.readouterr().out == (
-        f"{tmp_path / 'out'}: Of 240 rows 1 are anomalous (score above 1e+30). 1 differ in column 2 of 5 "
-        "(from 0), constant in training.\n"
+        f"{tmp_path / 'out'}: Of 240 rows 1 are anomalous (score above 1e+30). In column 2 of 5 (from 0), "
+        "constant in training, 1 differ.\n"
     )
+
+
+@pytest.mark.parametrize("onnx", [False, True])
+def test_an_exported_run_scores_rows(
+    run: Path, data: Path, tmp_path: Path, onnx: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for library in ("onnxscript", "onnxruntime") if onnx else ():
+        pytest.importorskip(library)
+    folder = tmp_path / "detector"
+    assert cli.main(["export", str(run), f"onnx={str(onnx).lower()}", f"output={folder}"]) == 0
+    usage = capsys.readouterr().out.splitlines()[-2 - 3 * onnx :]
+    assert usage[0] == "import torch  # rows: float64 [n, 5]"
+    expected = anomaly.load_scorer(run, torch.device("cpu")).scores(np.load(data)["X"])
+    for rows in (
+        slice(-2, None),
+        slice(-1, None),
+    ):  # the last has a value of its own
+        names = {"rows": torch.from_numpy(np.load(data)["X"][rows])}
+        exec("\n".join(usage), names)
+        scores = torch.as_tensor(names["scores"])
+        torch.testing.assert_close(scores, expected[rows], rtol=1e-5, atol=1e-5)
+        assert math.isinf(scores[-1])
+    about = json.loads((folder / "detector.json").read_text())
+    assert about["constant_columns"] == {"2": 0.5} and about["outputs"] == {"scores": ["n"]}
 
 
 @pytest.mark.parametrize(

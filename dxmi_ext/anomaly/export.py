@@ -1,23 +1,28 @@
 """A trained detector as one module for other programs: torch.export, and ONNX where onnx is installed.
 
-Inside is all from pictures of the backbone's size on; bringing files to that size stays outside, for bicubic
-resizing with antialiasing is no operation of ONNX. Imports torch and ``dxmi_ext``; onnx and onnxscript (extra
-``onnx``) where they are used.
+Inside is all from rows of numbers, or pictures of the backbone's size, on; bringing files to that size stays
+outside, for bicubic resizing with antialiasing is no operation of ONNX. Imports torch, numpy and
+``dxmi_ext``; onnx and onnxscript (extra ``onnx``) where they are used.
 """
 
 from __future__ import annotations
 
 import copy
 import importlib.util
+import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from dxmi_ext import __version__, files
 from dxmi_ext.anomaly import detectors
-from dxmi_ext.anomaly.scoring import ScoreError, Scorer, maps_of
+from dxmi_ext.anomaly.preparation import Whitened
+from dxmi_ext.anomaly.scoring import ScoreError, Scorer, VectorScorer, maps_of
+from dxmi_ext.data import vectors
 from dxmi_ext.runlog import write_json
 
 
@@ -39,8 +44,46 @@ class Detector(nn.Module):
         return maps, detectors.detect(maps, top_share=self.top_share)
 
 
-def export(scorer: Scorer, output: Path, *, onnx: bool | None = None) -> str:
-    """Writes detector.pt2, detector.onnx and detector.json (size and thresholds), complete or not at all.
+class VectorDetector(nn.Module):
+    """float64 rows [n, d] -> scores [n], as of a `VectorScorer`. It is a frozen copy."""
+
+    def __init__(self, scorer: VectorScorer) -> None:
+        super().__init__()
+        self.preparation, self.energy = copy.deepcopy((scorer.preparation, scorer.energy))
+        columns = scorer.columns
+        value, rounded = columns.values()
+        tensors = {"varying": np.delete(np.arange(columns.total), list(columns.constants)), "value": value}
+        tensors |= {"constant": np.array(list(columns.constants), np.int64), "rounded": rounded}
+        for name, array in tensors.items():
+            self.register_buffer(name, torch.from_numpy(array))
+        self.requires_grad_(False).eval()
+
+    varying: Tensor
+    constant: Tensor
+
+    def forward(self, rows: Tensor) -> Tensor:
+        maps = self.preparation(rows.index_select(1, self.varying)[:, :, None, None])
+        scores = maps_of(maps, self.energy)[:, 0, 0]
+        apart = vectors.differs(rows.index_select(1, self.constant), self.value, self.rounded)
+        return scores.masked_fill(apart, math.inf)
+
+
+class _Plan(NamedTuple):
+    """What is exported, and how it is tried and told."""
+
+    detector: nn.Module
+    inputs: Tensor
+    """Another n than it is exported with."""
+    outputs: tuple[str, ...]
+    """Their names."""
+    wanted: Callable[[], tuple[Tensor, ...]]
+    """The outputs by the scorer itself."""
+    about: dict[str, Any]
+    """The first key is the input's name."""
+
+
+def export(scorer: Scorer | VectorScorer, output: Path, *, onnx: bool | None = None) -> str:
+    """Writes detector.pt2, detector.onnx and detector.json (input and thresholds), complete or not at all.
 
     Args:
         scorer: on the CPU.
@@ -58,55 +101,87 @@ def export(scorer: Scorer, output: Path, *, onnx: bool | None = None) -> str:
     if with_onnx and not _has_onnx():
         raise ScoreError("onnx: got true, wants onnx and onnxscript: pip install 'dxmi_ext[onnx]'")
     files.check_new(output)
-    shape = 3, scorer.size, scorer.size
-    images = torch.randint(256, (3, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    detector = Detector(scorer)
-    program = _exported(detector, images[:2])
-    maps, scores = program.module()(images)  # another n than it was exported with
-    wanted = scorer.maps(images)
-    for got, want in ((maps, wanted), (scores, scorer.scores(wanted))):
+    plan = _plan_of_vectors(scorer) if isinstance(scorer, VectorScorer) else _plan_of_images(scorer)
+    (name, given), names = next(iter(plan.about.items())), plan.outputs
+    program = _exported(plan.detector, plan.inputs[:2], name)
+    found, wanted = program.module()(plan.inputs), plan.wanted()
+    for got, want in zip([found] if len(names) == 1 else found, wanted, strict=True):
         if not torch.allclose(got, want, rtol=1e-5, atol=1e-5):
             raise ScoreError(f"exported: scores differ by up to {float((got - want).abs().max()):.2g}")
     about = {
-        "images": {"dtype": "uint8", "shape": ["n", *shape], "channels": "RGB"},
-        "resizing": "the whole picture to that size: bicubic, antialiased, as Image.resize of Pillow does",
-        "outputs": {"maps": ["n", *wanted.shape[1:]], "scores": ["n"]},
+        **plan.about,
+        "outputs": {key: ["n", *want.shape[1:]] for key, want in zip(names, wanted, strict=True)},
         "threshold": scorer.threshold,
-        "pixel_threshold": scorer.pixel_threshold,
-        "top_share": scorer.top_share,
-        "backbone": scorer.backbone.identity,
         "versions": {"dxmi_ext": __version__, "torch": torch.__version__},
     }
     with files.folder(output.resolve()) as folder:
         torch.export.save(program, folder / "detector.pt2")
         if with_onnx:
-            _save_onnx(program, folder / "detector.onnx")
+            _save_onnx(program, folder / "detector.onnx", name, names)
         write_json(folder / "detector.json", about)
     usage = [
-        f"import torch  # images: uint8 {['n', *shape]}".replace("'", ""),
-        f"maps, scores = torch.export.load({str(output / 'detector.pt2')!r}).module()(images)",
+        f"import torch  # {name}: {given['dtype']} {given['shape']}".replace("'", ""),
+        f"{', '.join(names)} = torch.export.load({str(output / 'detector.pt2')!r}).module()({name})",
     ]
     if with_onnx:
         usage += [
             "import onnxruntime",
             f"session = onnxruntime.InferenceSession({str(output / 'detector.onnx')!r})",
-            'maps, scores = session.run(None, {"images": images.numpy()})',
+            f'{", ".join(names)}{"," * (len(names) == 1)} = session.run(None, {{"{name}": {name}.numpy()}})',
         ]
     return "\n".join(usage)
 
 
-def _exported(detector: Detector, images: Tensor) -> Any:
-    batch = {"images": {0: torch.export.Dim("n", min=1)}}
+def _plan_of_images(scorer: Scorer) -> _Plan:
+    shape = 3, scorer.size, scorer.size
+    images = torch.randint(256, (3, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+    def wanted() -> tuple[Tensor, Tensor]:
+        maps = scorer.maps(images)
+        return maps, scorer.scores(maps)
+
+    about = {
+        "images": {"dtype": "uint8", "shape": ["n", *shape], "channels": "RGB"},
+        "resizing": "the whole picture to that size: bicubic, antialiased, as Image.resize of Pillow does",
+        "pixel_threshold": scorer.pixel_threshold,
+        "top_share": scorer.top_share,
+        "backbone": scorer.backbone.identity,
+    }
+    return _Plan(Detector(scorer), images, ("maps", "scores"), wanted, about)
+
+
+def _plan_of_vectors(scorer: VectorScorer) -> _Plan:
+    """It is tried on rows like the good ones, of which the last differs in the constant columns."""
+    columns, prepares = scorer.columns, scorer.preparation
+    assert isinstance(prepares, Whitened)
+    mean, std = prepares.mean.flatten().numpy(), prepares.std.flatten().numpy()
+    random = np.random.default_rng(0)
+    rows = np.empty((5, columns.total))
+    rows[:, list(columns.constants)] = columns.values()[0]
+    rows[-1, list(columns.constants)] += 1 + np.abs(columns.values()[0])
+    varying = np.delete(np.arange(columns.total), list(columns.constants))
+    rows[:, varying] = mean + std * random.normal(size=(5, len(varying)))
+    about = {
+        "rows": {"dtype": "float64", "shape": ["n", columns.total]},
+        "constant_columns": columns.to_json()["constants"],
+    }
+    inputs = torch.from_numpy(rows)
+    return _Plan(VectorDetector(scorer), inputs, ("scores",), lambda: (scorer.scores(rows),), about)
+
+
+def _exported(detector: nn.Module, inputs: Tensor, name: str) -> Any:
+    batch = {name: {0: torch.export.Dim("n", min=1)}}
     try:
-        return torch.export.export(detector, (images,), dynamic_shapes=batch, strict=False)
+        return torch.export.export(detector, (inputs,), dynamic_shapes=batch, strict=False)
     except Exception as error:  # of many kinds
         raise ScoreError(f"exported: torch.export does not take these networks: {_brief(error)}") from error
 
 
-def _save_onnx(program: Any, path: Path) -> None:
-    names: dict[str, Any] = {"input_names": ["images"], "output_names": ["maps", "scores"]}
+def _save_onnx(program: Any, path: Path, name: str, outputs: Sequence[str]) -> None:
     try:
-        made = torch.onnx.export(program, dynamo=True, verbose=False, **names)
+        made = torch.onnx.export(
+            program, dynamo=True, verbose=False, input_names=[name], output_names=list(outputs)
+        )
     except torch.onnx.errors.OnnxExporterError as error:
         raise ScoreError(f"onnx: does not take these networks, so onnx=false: {_brief(error)}") from error
     assert made is not None

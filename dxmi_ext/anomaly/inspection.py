@@ -180,7 +180,7 @@ def score_vectors(scorer: VectorScorer, given: Sequence[str], output: Path, cfg:
             table.writerow(row | {"threshold": threshold})
     anomalous, apart = sum(value > threshold for value in scores), scores.count(math.inf)
     lead = f"Of {len(scores)} rows {anomalous} are anomalous (score above {threshold:.4g})."
-    return lead + (f" {apart} differ in {scorer.columns.told()}, constant in training." if apart else "")
+    return lead + (f" In {scorer.columns.told()}, constant in training, {apart} differ." if apart else "")
 
 
 class _Findings:

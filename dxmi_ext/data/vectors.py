@@ -76,11 +76,14 @@ class Columns(NamedTuple):
 
     def deviates(self, rows: np.ndarray) -> np.ndarray:
         """bool [n]: which rows [n, d] differ in a constant column, and not by rounding to float32 alone."""
-        value, x = np.array(list(self.constants.values())), rows[:, list(self.constants)]
-        with np.errstate(over="ignore"):
-            rounded = value.astype(np.float32).astype(np.float64)
-        found: np.ndarray = ((np.abs(x - value) > _SAME * np.abs(value)) & (x != rounded)).any(axis=1)
+        found: np.ndarray = differs(rows[:, list(self.constants)], *self.values())
         return found
+
+    def values(self) -> tuple[np.ndarray, np.ndarray]:
+        """Those of the constant columns [k], and the same in float32; both as float64."""
+        value = np.array(list(self.constants.values()), np.float64)
+        with np.errstate(over="ignore"):
+            return value, value.astype(np.float32).astype(np.float64)
 
     def told(self) -> str:
         """The constant columns in words, at most ten by number."""
@@ -94,6 +97,19 @@ class Columns(NamedTuple):
     @classmethod
     def from_json(cls, stored: dict[str, Any]) -> Columns:
         return cls(stored["total"], {int(k): v for k, v in stored["constants"].items()})
+
+
+def differs(x: Any, value: Any, rounded: Any) -> Any:
+    """Which rows are told apart by constant columns: arrays of numpy, or tensors.
+
+    Args:
+        x: float64 [n, k], those columns.
+        value, rounded: of `Columns.values`.
+
+    Returns:
+        bool [n]
+    """
+    return ((abs(x - value) > _SAME * abs(value)) & (x != rounded)).any(1)
 
 
 def constant(rows: np.ndarray) -> np.ndarray:
