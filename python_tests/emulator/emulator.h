@@ -22,6 +22,7 @@
 #endif
 
 #define __global__
+#define __grid_constant__
 #define __device__
 #define __noinline__ inline
 #define __shared__ static  // blocks run one at a time, so a static is shared by one block's threads
