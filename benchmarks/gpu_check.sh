@@ -1,125 +1,171 @@
 #!/usr/bin/env bash
-# Checks dxmi_ext on this machine's GPU, in under 9 minutes and without a network: builds it beside the installed
-# torch, runs the tests marked gpu, some of them under compute-sanitizer, and the benchmarks of the ops.
+# Checks dxmi_ext on this machine's GPU, in under 8 minutes and without a network.
 #
-#   benchmarks/gpu_check.sh [FOLDER]     PYTHON=python3 names the interpreter
+#   benchmarks/gpu_check.sh [FOLDER] [PART ...]
 #
-# Writes gpu_check-DEVICE.json and .txt into FOLDER (default benchmarks/results). What the machine cannot do is
-# "not run", with the reason, and the rest goes on. Exits 1 if a part failed, 2 if there is nothing to check.
+#   FOLDER   gets gpu_check-DEVICE-torch-VERSION.json and .txt (default benchmarks/results). They are written
+#            after every part, and keep the parts of earlier calls.
+#   PART     what to run; default all, in this order of worth:
+#     build           dxmi_ext beside the installed torch, in build/gpu_check; a build of the same files is reused,
+#                     and whatever else is asked for, it comes first
+#     tests           the tests marked gpu
+#     main            the 8 Gaussians by the Python API with cuda_graph=true: losses, SW, AUROC
+#     iteration       whole iterations beside plain torch loops
+#     step-float32    the roof and sampler_step beside its peers
+#     step-bfloat16   the same in bfloat16
+#     ops             all other ops
+#     settings        iterations in other precisions and memory formats
+#     memcheck        some of the tests under compute-sanitizer
+#     racecheck
+#
+# Each part has a time limit, and none begins when the 8 minutes are nearly over: it is then "not run", as is what
+# the machine cannot do, with the reason. A second call names what is missing:
+#
+#   benchmarks/gpu_check.sh benchmarks/results settings memcheck racecheck
+#
+# PYTHON=python3 names the interpreter. GPU_CHECK_DEVICE=cpu rehearses all this without a GPU, in small.
+# Exits with 1 if a part failed, with 2 if there is nothing to check.
+# shellcheck disable=SC2016,SC2317 # parts run in a bash of their own
 set -uo pipefail
-cd "$(dirname "$0")/.."
-results=$(realpath -m "${1:-benchmarks/results}")
+cd "$(dirname "$0")/.." || exit 2
+
+parts=(build tests main iteration step-float32 step-bfloat16 ops settings memcheck racecheck)
+declare -A limits=([build]=110 [tests]=110 [main]=80 [iteration]=70 [step-float32]=80 [step-bfloat16]=50 [ops]=50
+  [settings]=50 [memcheck]=60 [racecheck]=60)
+budget=465 # seconds in all; the last part may take 5 more to die
+
+is_part() { [[ -v "limits[$1]" ]]; }
+folder=benchmarks/results
+if (($#)) && ! is_part "$1"; then
+  folder=$1
+  shift
+fi
+for name in "$@"; do
+  is_part "$name" || { echo "gpu_check: PART must be one of ${parts[*]}, got '$name'" >&2 && exit 2; }
+done
+if (($#)); then
+  wanted=(build)
+  for name in "${parts[@]:1}"; do [[ " $* " == *" $name "* ]] && wanted+=("$name"); done
+else
+  wanted=("${parts[@]}")
+fi
+
 python=${PYTHON:-python3}
+device=${GPU_CHECK_DEVICE:-cuda}
+root=$PWD
+folder=$(realpath -m "$folder")
+site=$root/build/gpu_check
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-export PYTHONPATH="$work/site${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+export PYTHONPATH="$site${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 export PATH="$PATH:/usr/local/cuda/bin"
+export python device root site work
 
-read -r capability device < <("$python" -c '
-import torch
-if torch.cuda.is_available():
-    print("%d.%d" % torch.cuda.get_device_capability(), torch.cuda.get_device_name())') || {
+"$python" benchmarks/gpu_results.py environment "$device" >"$work/environment.json" 2>"$work/error" || {
   echo "gpu_check: $python has no torch that sees a CUDA device; there is nothing to check" >&2
+  tail -n 1 "$work/error" >&2
   exit 2
 }
 
-# part NAME SECONDS COMMAND...: runs it with a time limit; keeps its log, status and time.
-part() {
-  local name=$1 limit=$2 log="$work/$1.log" start=$SECONDS status
-  shift 2
-  echo "=== $name"
-  timeout --kill-after=5 "$limit" "$@" 2>&1 | tee "$log"
-  case ${PIPESTATUS[0]} in
-    0) status=passed ;;
-    3) status="not run" ;; # a command of ours that says why
-    124 | 137) status="stopped after $limit s" ;;
-    *) status=failed ;;
-  esac
-  printf '%s\t%s\t%s\n' "$name" "$status" "$((SECONDS - start))" >>"$work/parts"
-}
-# wants COMMAND REASON: ends a part as not run where the command is missing.
-wants() { command -v "$1" >/dev/null || { echo "$2" && exit 3; }; }
+# wants COMMAND: ends a part as not run where the command is missing.
+wants() { command -v "$1" >/dev/null || { echo "no $1 on PATH" && exit 3; }; }
 
 build() {
-  wants nvcc "no nvcc on PATH"
-  export DXMI_CUDA=ON TORCH_CUDA_ARCH_LIST=$capability # this device's alone, to be quick
-  "$python" -m pip install --quiet --no-build-isolation --no-deps --no-index --target "$work/site" .
+  local files
+  files=$({
+    cat "$work/environment.json"
+    find csrc dxmi_ext CMakeLists.txt pyproject.toml -type f ! -name '*.pyc' ! -name '*.so' -print0 |
+      sort -z | xargs -0 sha256sum
+  } | sha256sum)
+  if [[ $files == "$(cat "$site/built-from" 2>/dev/null)" ]]; then
+    echo "reused: the same files have been built"
+    exit 0
+  fi
+  if [[ $device == cuda ]]; then
+    wants nvcc
+    DXMI_CUDA=ON TORCH_CUDA_ARCH_LIST=$("$python" -c "import json; print(json.load(open('$work/environment.json'))['capability'])")
+    export DXMI_CUDA TORCH_CUDA_ARCH_LIST # this device's alone, to be quick
+  fi
+  rm -rf "$site"
+  "$python" -m pip install --quiet --no-build-isolation --no-deps --no-index --target "$site" . || exit 1
+  (cd "$work" && "$python" -c "import dxmi_ext.ops") || exit 1
+  echo "$files" >"$site/built-from"
 }
-tests() { "$python" -m pytest -q -p no:cacheprovider -m gpu python_tests; }
+
+# From a folder of their own, since python -m puts the current one, with its unbuilt dxmi_ext, before the build.
+tests() {
+  cd python_tests || exit 1
+  "$python" -m pytest -q -p no:cacheprovider -m gpu .
+}
+
+main_job() {
+  local options=(--device "$device" --json "$work/main.json")
+  [[ $device == cpu ]] && options+=(--iterations 50 --pretrain-iterations 50 --samplings 1)
+  "$python" benchmarks/main_job.py "${options[@]}" && exit 0
+  [[ $device == cpu ]] && exit 1
+  echo "with cuda_graph=true it failed; without:"
+  "$python" benchmarks/main_job.py "${options[@]}" --no-graph
+  exit 1
+}
+
 sanitizer() { # TOOL
-  wants compute-sanitizer "no compute-sanitizer on PATH"
+  wants compute-sanitizer
   # Without torch's cache every tensor is an allocation, whose ends the tool knows.
   export PYTORCH_NO_CUDA_MEMORY_CACHING=1
+  cd python_tests || exit 1
   compute-sanitizer --tool "$1" --report-api-errors no --error-exitcode 99 \
-    "$python" -m pytest -q -p no:cacheprovider -m gpu python_tests/test_cuda.py python_tests/test_ops.py \
+    "$python" -m pytest -q -p no:cacheprovider -m gpu test_cuda.py test_ops.py \
     -k "(unaligned or nan or costs or energy or velocity_var) and not graph" # which need the cache
   local code=$?
   grep -qs "Device not supported" "$work/$1.log" && exit 3
-  exit $code
+  exit "$code"
 }
-benchmarks() { # NAME EXPRESSION: those that match; in several parts, so that one that is stopped loses its own alone
+
+benchmarks() { # PART EXPRESSION FILE...
+  local part=$1 expression=$2
+  shift 2
   "$python" -c "import pytest_benchmark" 2>/dev/null || { echo "$python has no pytest-benchmark" && exit 3; }
-  cd benchmarks
-  "$python" -m pytest -q -p no:cacheprovider test_roof.py test_ops.py test_iteration.py --benchmark-only --quick \
-    -k "cuda and ($2)" --benchmark-json "$work/$1.json"
+  cd benchmarks || exit 1
+  "$python" -m pytest -q -p no:cacheprovider --benchmark-only --quick -k "$device and ($expression)" \
+    --benchmark-json "$work/$part.json" "$@"
 }
-export -f build tests sanitizer benchmarks wants
-export python work capability
 
-part build 100 bash -c build
-part tests 110 bash -c tests
-part memcheck 60 bash -c "sanitizer memcheck"
-part racecheck 50 bash -c "sanitizer racecheck"
-part step-float32 90 bash -c "benchmarks step-float32 'roof or sampler_step and float32'"
-part step-bfloat16 50 bash -c "benchmarks step-bfloat16 'roof or sampler_step and bfloat16'"
-part others 60 bash -c "benchmarks others 'not roof and not sampler_step and not settings'"
-
-mkdir -p "$results"
-"$python" - "$work" "$results" "$device" <<'PYTHON'
-import datetime, json, pathlib, re, subprocess, sys
-
-import torch
-
-work, results, device = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), sys.argv[3]
-
-
-def output(*command):
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return ""
-
-
-parts = []
-for line in (work / "parts").read_text().splitlines():
-    name, status, seconds = line.split("\t")
-    lines = [text for text in (work / f"{name}.log").read_text(errors="replace").splitlines() if text.strip()]
-    telling = [t for t in lines if re.search(r"\d+ (passed|failed|skipped)|SUMMARY|not supported|^FAILED|^ERROR", t)]
-    detail = (telling or lines)[-8:] if status != "failed" else [*telling[-20:], *lines[-20:]]
-    parts.append({"name": name, "status": status, "seconds": int(seconds), "detail": detail})
-times = [b for path in sorted(work.glob("*.json")) for b in json.loads(path.read_text())["benchmarks"]]
-record = {
-    "date": datetime.date.today().isoformat(),
-    "commit": output("git", "describe", "--always", "--dirty"),
-    "device": device,
-    "driver": output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader").split("\n")[0],
-    "torch": torch.__version__,
-    "CUDA of torch": torch.version.cuda,
-    "nvcc": (re.findall(r"release ([\d.]+)", output("nvcc", "--version")) or [""])[0],
-    "parts": parts,
-    "benchmarks": [
-        {"group": b["group"], **b["extra_info"], "median": b["stats"]["median"], "min": b["stats"]["min"]}
-        for b in times
-    ],
+run_part() {
+  case $1 in
+    build) build ;;
+    tests) tests ;;
+    main) main_job ;;
+    iteration) benchmarks "$1" "not settings" test_iteration.py ;;
+    step-float32) benchmarks "$1" "roof or sampler_step and not bfloat16" test_roof.py test_ops.py ;;
+    step-bfloat16) benchmarks "$1" "roof or sampler_step and bfloat16" test_roof.py test_ops.py ;;
+    ops) benchmarks "$1" "not sampler_step" test_ops.py ;;
+    settings) benchmarks "$1" "settings and not compiled" test_iteration.py ;; # compiling takes minutes
+    memcheck | racecheck) sanitizer "$1" ;;
+  esac
 }
-text = [f"{key}: {value}" for key, value in record.items() if key not in ("parts", "benchmarks")]
-for p in parts:
-    text += ["", f"{p['name']}: {p['status']} ({p['seconds']} s)", *(f"    {line}" for line in p["detail"])]
-for b in record["benchmarks"]:
-    text.append(f"{b['group']:60}  {b['implementation']:20} {b['median'] * 1e6:10.1f} us")
-name = "gpu_check-" + re.sub(r"\W+", "-", device)
-(results / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
-(results / f"{name}.txt").write_text("\n".join(text) + "\n")
-print("\n".join(text))
-sys.exit(any(p["status"] not in ("passed", "not run") for p in parts))
-PYTHON
+export -f wants build tests main_job sanitizer benchmarks run_part
+
+failures=0
+for name in "${wanted[@]}"; do
+  echo "=== $name ($SECONDS s)"
+  limit=$((budget - SECONDS < limits[$name] ? budget - SECONDS : limits[$name]))
+  start=$SECONDS
+  if ((limit < 15)); then
+    echo "no time is left in this call" | tee "$work/$name.log"
+    status="not run"
+  else
+    timeout --kill-after=5 "$limit" bash -c 'run_part "$1"' bash "$name" 2>&1 | tee "$work/$name.log"
+    case ${PIPESTATUS[0]} in
+      0) status=passed ;;
+      3) status="not run" ;; # a command of ours that says why
+      124 | 137) status="stopped after $limit s" ;;
+      *) status=failed ;;
+    esac
+  fi
+  text=$("$python" benchmarks/gpu_results.py add "$folder" "$work" "$name" "$status" $((SECONDS - start)))
+  [[ $status == passed || $status == "not run" ]] || failures=1
+  [[ $name == build && $status != passed ]] && break # nothing else can run
+done
+echo "=== done ($SECONDS s)"
+cat "$text"
+exit $failures

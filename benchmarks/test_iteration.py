@@ -65,25 +65,29 @@ class TrainersNoise(TorchNoise):
 
 def two_d(place: Place) -> Setup:
     """The recipe 8gaussians as it stands."""
-    for library in ("omegaconf", "safetensors", "tqdm"):
+    for library in ("safetensors", "tqdm"):
         pytest.importorskip(library, reason=f"the 2D recipe needs {library}")
-    from dxmi_ext import config, recipes
     from dxmi_ext.data import two_d as data
     from dxmi_ext.recipes import two_d as recipe
 
-    settings = config.load(recipe.Config, recipes.find("8gaussians"))
+    settings = recipe.Config()  # the defaults are those of 8gaussians.yaml
     networks, _ = recipe.build(settings, place.device)
     key = ops.noise_key(SEED, device=place.device)
     return networks, settings, data.sample(settings.data, settings.batch_size, key)
 
 
+def is_small(place: Place, quick: bool) -> bool:
+    """Whether image networks are smaller than a sampler's; to a GPU the usual size is quick enough."""
+    return quick and place.device.type == "cpu"
+
+
 def images(place: Place, quick: bool) -> Setup:
     """Images of 3 x 32 x 32: on a GPU 128 in bfloat16 and channels_last, elsewhere what a CPU can bear."""
-    cuda = place.device.type == "cuda"
-    steps, batch = (10, 128) if cuda and not quick else (4, 1)
+    cuda, small = place.device.type == "cuda", is_small(place, quick)
+    steps, batch = (10, 128) if cuda else (4, 1)
     torch.manual_seed(SEED)
-    network = UNet(steps, 16, (1, 2)) if quick else UNet(steps)
-    value = ConvValue(steps, 16 if quick else 64)
+    network = UNet(steps, 16, (1, 2)) if small else UNet(steps)
+    value = ConvValue(steps, 16 if small else 64)
     schedule = schedules.ddpm(torch.linspace(1e-2, 0.5, steps))
     networks = Networks(GaussianSampler(network, schedule, (3, 32, 32)), value).to(place.device)
     data = ops.normal((batch, 3, 32, 32), ops.noise_key(SEED, device=place.device)).clamp(-1, 1)
@@ -103,7 +107,7 @@ def as_they_run(networks: Networks, settings: DxMISettings) -> Networks:
 @pytest.mark.parametrize("name", [OURS, PLAIN, FUSED, FLOOR])
 @pytest.mark.parametrize("task", ["2D", "image"])
 def test_iteration(measure: Any, place: Place, quick: bool, task: str, name: str) -> None:
-    group = f"iteration of {task if task == '2D' else 'small image' if quick else 'image'} networks"
+    group = title(task, place, quick)
     if place.graph and name == FLOOR:
         measure.skip(group, name, "measured on cuda")
     networks, settings, data = two_d(place) if task == "2D" else images(place, quick)
@@ -127,7 +131,7 @@ def test_iteration(measure: Any, place: Place, quick: bool, task: str, name: str
 @pytest.mark.parametrize("task", ["2D", "image"])
 def test_settings(measure: Any, place: Place, quick: bool, task: str, name: str) -> None:
     """The settings' effect on ours; that they change no loss but by rounding is a test of the package."""
-    group = f"iteration of {task if task == '2D' else 'small image' if quick else 'image'} networks"
+    group = title(task, place, quick)
     networks, settings, data = two_d(place) if task == "2D" else images(place, quick)
     changes = VARIANTS[name]
     if all(getattr(settings, key) == value for key, value in changes.items()):
@@ -145,6 +149,10 @@ def test_settings(measure: Any, place: Place, quick: bool, task: str, name: str)
         ours=lambda: ours.step(data),
         shape=list(data.shape),
     )
+
+
+def title(task: str, place: Place, quick: bool) -> str:
+    return f"iteration of {'small ' if task == 'image' and is_small(place, quick) else ''}{task} networks"
 
 
 def make_trainer(networks: Networks, settings: DxMISettings, **changes: Any) -> DxMITrainer:

@@ -9,6 +9,7 @@ ABI, so either build serves every torch >= 2.10.
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from functools import wraps
@@ -42,6 +43,9 @@ def _build(hook):
         settings = dict(config_settings or {})
         # Empty: CMake asks the build environment, whatever an earlier build left in its cache.
         settings.setdefault("cmake.define.DXMI_TORCH_DIR", _installed_torch())
+        if compiler := re.sub(r"[^\w+.]+", "-", os.environ.get("CXX", "")):
+            # CMake stays with the compiler of an earlier build in the same folder, whatever CXX says now.
+            settings.setdefault("build-dir", f"build/{{wheel_tag}}-{compiler.strip('-')}")
         return hook(wheel_directory, settings, metadata_directory)
 
     return wrapped

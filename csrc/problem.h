@@ -20,6 +20,15 @@ struct Half {
   uint16_t bits;
 };
 
+// The compiler's own float16, for conversions on the CPU. GCC 12 knows _Float16 in C++ on x86 alone.
+#if !defined(__CUDACC__)
+#ifdef __aarch64__
+using NativeHalf = __fp16;
+#else
+using NativeHalf = _Float16;
+#endif
+#endif
+
 // body(T{}) for the sample type T that a dtype stands for.
 template <class Body>
 void with_dtype(Dtype dtype, const Body& body) {

@@ -93,11 +93,14 @@ def test_entropy_and_coverage_known_values() -> None:
 
 
 def test_energy_auroc_known_values() -> None:
-    pytest.importorskip("sklearn")
     low, high = torch.linspace(0, 1, 10), torch.linspace(2, 3, 20)
     assert metrics.energy_auroc(low, high) == 1
     assert metrics.energy_auroc(high, low) == 0
     assert metrics.energy_auroc(torch.zeros(10), torch.zeros(20)) == 0.5
+    mixed = torch.tensor([1.0, 2, 2, 5]), torch.tensor([2.0, 3, 1])
+    assert metrics.energy_auroc(*mixed) == pytest.approx((2 + 3 + 0.5) / 12)  # pairs in order, ties as halves
+    with pytest.raises(ValueError, match="energies must be finite"):
+        metrics.energy_auroc(low, torch.tensor([1.0, math.nan]))
 
 
 @pytest.mark.parametrize("name", data.DENSITIES)

@@ -119,12 +119,12 @@ struct Simd {
   DXMI_CORE F to_float(U u) { return __builtin_convertvector(u, F); }
   DXMI_CORE F load(const Half* p) {
     F v;
-    for (int i = 0; i < width; ++i) v[i] = static_cast<float>(load_as<_Float16>(p + i));
+    for (int i = 0; i < width; ++i) v[i] = static_cast<float>(load_as<NativeHalf>(p + i));
     return v;
   }
   DXMI_CORE void store(Half* p, F v) {
     for (int i = 0; i < width; ++i) {
-      const _Float16 half = static_cast<_Float16>(v[i]);
+      const NativeHalf half = static_cast<NativeHalf>(v[i]);
       __builtin_memcpy(p + i, &half, sizeof half);
     }
   }

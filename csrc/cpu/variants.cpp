@@ -5,6 +5,10 @@
 
 #include "backend.h"
 
+#ifdef DXMI_X86_VARIANTS
+#include <cpuid.h>
+#endif
+
 namespace dxmi::cpu {
 
 extern const Kernels kernels_baseline;
@@ -13,12 +17,23 @@ extern const Kernels kernels_avx2;
 extern const Kernels kernels_avx512;
 #endif
 
+#ifdef DXMI_X86_VARIANTS
+namespace {
+
+// Not every Clang lets __builtin_cpu_supports ask for it.
+bool has_f16c() {
+  unsigned eax, ebx, ecx, edx;
+  return __get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx & bit_F16C);
+}
+
+}  // namespace
+#endif
+
 std::vector<const Kernels*> usable_kernels() {
   std::vector<const Kernels*> usable;
 #ifdef DXMI_X86_VARIANTS
   __builtin_cpu_init();
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                    __builtin_cpu_supports("f16c");
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
   if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
     usable.push_back(&kernels_avx512);

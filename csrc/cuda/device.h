@@ -32,6 +32,8 @@ inline void check(cudaError_t error, const char* op) {
                              ": CUDA: " + cudaGetErrorString(error));
 }
 
+// A kernel takes structs with Views as `const __grid_constant__`: to hand one on by reference to a function that
+// is not inlined, it would copy the whole of it into local memory.
 #define DXMI_KERNEL __global__ void __launch_bounds__(dxmi::cuda::kMaxThreads, 1)
 
 // Launches a kernel and reports what the launch itself gets wrong; nothing waits for it to run.

@@ -159,7 +159,7 @@ __device__ RowTables<R> row_tables(const TransitionProblem& p, const Part& part)
 // --- kernels -----------------------------------------------------------------------------------------------
 
 template <class T, bool kVector>
-DXMI_KERNEL normal_kernel(NormalProblem p, Plan plan) {
+DXMI_KERNEL normal_kernel(const __grid_constant__ NormalProblem p, Plan plan) {
   const Part part = part_of(plan);
   const NoiseKey key = read_key(p.key);
   for (int unit = part.first; unit < part.count; unit += part.stride) {
@@ -195,7 +195,8 @@ __device__ bool sum_splits(const Plan& plan, const Part& part, R (&sums)[K], R* 
 
 // partial and arrived: for sum_splits.
 template <class T, bool kVector>
-DXMI_KERNEL step_kernel(StepProblem p, StepResult result, Plan plan, WideT<T>* partial,
+DXMI_KERNEL step_kernel(const __grid_constant__ StepProblem p,
+                        const __grid_constant__ StepResult result, Plan plan, WideT<T>* partial,
                         unsigned* arrived) {
   using L = LaneOf<T>;
   using R = WideT<T>;
@@ -223,7 +224,9 @@ DXMI_KERNEL step_kernel(StepProblem p, StepResult result, Plan plan, WideT<T>* p
 
 // grad_std: [rows, splits] sums of the gradient of std.
 template <class T, bool kVector>
-DXMI_KERNEL step_grad_kernel(StepProblem p, StepGradients g, Plan plan, WideT<T>* grad_std) {
+DXMI_KERNEL step_grad_kernel(const __grid_constant__ StepProblem p,
+                             const __grid_constant__ StepGradients g, Plan plan,
+                             WideT<T>* grad_std) {
   using L = LaneOf<T>;
   using R = WideT<T>;
   constexpr int n = kUnit<T>;
@@ -256,8 +259,8 @@ DXMI_KERNEL step_grad_kernel(StepProblem p, StepGradients g, Plan plan, WideT<T>
 
 // partial and arrived: for sum_splits.
 template <class T, bool kVector>
-DXMI_KERNEL log_prob_kernel(LogProbProblem p, AnyVector log_prob, Plan plan, WideT<T>* partial,
-                            unsigned* arrived) {
+DXMI_KERNEL log_prob_kernel(const __grid_constant__ LogProbProblem p, AnyVector log_prob, Plan plan,
+                            WideT<T>* partial, unsigned* arrived) {
   using L = LaneOf<T>;
   using R = WideT<T>;
   constexpr int n = kUnit<T>;
@@ -283,7 +286,8 @@ DXMI_KERNEL log_prob_kernel(LogProbProblem p, AnyVector log_prob, Plan plan, Wid
 
 // noise_sq: [rows, splits] sums of z^2.
 template <class T, bool kVector>
-DXMI_KERNEL log_prob_grad_kernel(LogProbProblem p, LogProbGradients g, Plan plan,
+DXMI_KERNEL log_prob_grad_kernel(const __grid_constant__ LogProbProblem p,
+                                 const __grid_constant__ LogProbGradients g, Plan plan,
                                  WideT<T>* noise_sq) {
   using L = LaneOf<T>;
   using R = WideT<T>;

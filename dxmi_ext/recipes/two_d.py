@@ -243,8 +243,8 @@ def load(directory: Path, device: torch.device) -> tuple[Config, Networks]:
 def evaluate_networks(
     cfg: Config, networks: Networks, *, seed: int, tau_factor: float = 1.0
 ) -> dict[str, float]:
-    """Sliced Wasserstein and AUROC by the paper's protocol; energy_kl where there is a temperature; of a
-    sampler that knows several T also sliced_wasserstein_tT of each.
+    """The numbers of `metrics.two_d.evaluate`; energy_kl where there is a temperature; of a sampler that
+    knows several T also sliced_wasserstein_tT of each.
 
     Args:
         tau_factor: of tau at the run's end, where it was not fixed.
@@ -263,6 +263,8 @@ def evaluate_networks(
         )
         if cfg.lengths is not None:
             numbers[f"sliced_wasserstein_t{steps}"] = numbers["sliced_wasserstein"]
+    if not metrics_two_d.has_scikit_learn():
+        print("scikit-learn is not installed: entropy_excess and coverage are left out")
     if temperature := tau_factor * temperature_of(cfg):
         numbers["energy_kl"] = metrics_two_d.energy_kl(
             torch.no_grad()(networks.energy),

@@ -15,11 +15,14 @@
 #include <utility>
 #include <vector>
 
+#include "problem.h"
+
 #ifdef __SANITIZE_ADDRESS__
 #include <sanitizer/common_interface_defs.h>
 #endif
 
 #define __global__
+#define __grid_constant__
 #define __device__
 #define __noinline__ inline
 #define __shared__ static  // blocks run one at a time, so a static is shared by one block's threads
@@ -215,12 +218,12 @@ inline uint16_t float_to_bfloat16(float x) {
   return static_cast<uint16_t>((bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16);  // nearest even
 }
 inline float half_to_float(uint16_t bits) {
-  _Float16 half;
+  dxmi::NativeHalf half;
   std::memcpy(&half, &bits, sizeof half);
   return static_cast<float>(half);
 }
 inline uint16_t float_to_half(float x) {
-  const _Float16 half = static_cast<_Float16>(x);
+  const auto half = static_cast<dxmi::NativeHalf>(x);
   uint16_t bits;
   std::memcpy(&bits, &half, sizeof bits);
   return bits;
