@@ -88,11 +88,36 @@ def test_each_class_by_itself_then_their_mean() -> None:
 
 
 def test_what_cannot_be_measured_is_refused() -> None:
-    with pytest.raises(AnomalyMetricError, match="all 3 are good"):
+    with pytest.raises(AnomalyMetricError, match="all 3 that are tested are good"):
         anomaly.auroc(np.arange(3.0), np.zeros(3, bool))
     with pytest.raises(AnomalyMetricError, match="scores must be numbers or inf, got NaN or -inf"):
         anomaly.average_precision(np.array([1.0, np.nan]), np.array([True, False]))
     with pytest.raises(AnomalyMetricError, match=r"scores: got \[2\], wants \[3\]"):
         anomaly.auroc(np.arange(2.0), np.zeros(3, bool))
-    with pytest.raises(AnomalyMetricError, match=r"class 'nut': scores: all 2 are defective"):
-        anomaly.evaluate(torch.arange(2.0), np.ones(2, bool), class_names=["nut"])
+
+
+def test_what_cannot_be_measured_is_left_out_of_the_whole() -> None:
+    """The screws are all defective; the mask of one marks nothing, another is not finite in its map."""
+    scores, masks = scored(8)
+    classes, lines = np.repeat([0, 1], 4), list[str]()
+    masks[3] = masks[4] = False
+    anomalous = masks.any(axis=(1, 2))
+    anomalous[4:] = True
+    arguments = anomalous, masks, classes, ["nut", "screw"], [f"{i}.png" for i in range(8)]
+    assert anomaly.unmeasurable(*arguments) == [
+        "2 of the 7 masks of defective images mark nothing, such as that of 4.png; pixel metrics leave these "
+        "images out",
+        "screw: image metrics: will be left out, all 4 that are tested are defective",
+    ]
+    images, pixels = torch.arange(8.0), torch.from_numpy(scores)
+    options = {"classes": classes, "class_names": ["nut", "screw"], "say": lines.append}
+    found = anomaly.evaluate(images, anomalous, pixels, masks, **options)  # type: ignore[arg-type]
+    assert list(found["screw"]) == ["pixel_auroc", "pixel_ap", "pro"]
+    assert found["screw"]["pixel_auroc"] == anomaly.auroc(scores[5:7], masks[5:7])
+    assert found["mean"]["image_auroc"] == found["nut"]["image_auroc"]
+    pixels[6, 0, 0] = torch.nan
+    found = anomaly.evaluate(images, anomalous, pixels, masks, **options)  # type: ignore[arg-type]
+    assert found["screw"] == {} and found["mean"]["pro"] == found["nut"]["pro"]
+    assert lines[-1] == "screw: pixel metrics: left out, scores must be numbers or inf, got NaN or -inf"
+    unmarked = anomaly.unmeasurable(np.array([False, True]), np.zeros((2, 3, 3), bool), classes[:2], ["nut"])
+    assert unmarked[1] == "nut: pixel metrics: will be left out, all 1 that are tested are good"

@@ -263,7 +263,9 @@ def test_what_the_data_do_not_allow_is_left_out_in_words(
     (tmp_path / "own").mkdir()
     (mvtec / "bottle/train/good").rename(tmp_path / "own/good")
     assert run(tmp_path / "none", tmp_path / "own", recipe="anomaly") == 0
-    assert "own: all 2 that are tested are good, so nothing tells" in capsys.readouterr().out
+    shown = capsys.readouterr().err  # once before the run, once at its end
+    assert "own: image metrics: will be left out, all 2 that are tested are good" in shown
+    assert "own: image metrics: left out, all 2 that are tested are good" in shown
     assert "image_auroc" not in summary(tmp_path / "none") and summary(tmp_path / "none")["threshold"] > 0
     assert not (tmp_path / "none/heatmaps.png").exists()
     (mvtec / "bottle/test/spot").rename(tmp_path / "own/spot")
@@ -289,6 +291,20 @@ def test_its_own_runs_are_no_data(
         lines = capsys.readouterr().out.splitlines()
         assert f"{root} (good and defects): train good: 6; test 6 (good: 2, spot: 4)" in lines
     assert list(root.glob("runs/0/*.png")) and "left out: runs (results of dxmi)" in lines
+
+
+@pytest.mark.parametrize("every", [True, False])
+def test_masks_that_mark_nothing_end_no_run(
+    every: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_mvtec(tmp_path / "data")
+    masks = sorted((data / "screw/ground_truth/spot").iterdir())
+    for mask in masks if every else masks[:1]:
+        save(mask, np.zeros_like(np.asarray(Image.open(mask))))
+    assert run(tmp_path / "run", data, "classes=screw") == 0
+    found, shown = summary(tmp_path / "run"), capsys.readouterr().err
+    assert f"{4 if every else 1} of the 4 masks of defective images mark nothing, such as that of" in shown
+    assert ("pixel_auroc" in found) != every and found["image_auroc"] > 0.5
 
 
 def test_bad_data_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -352,6 +368,6 @@ def test_classes_of_one_kind_are_left_out_and_named() -> None:
     tested = Examined(scores.numpy()[..., None], anomalous, classes, ["nut", "pill"])
     numbers, notes = comparison.measure(scores.flatten(), scores, tested)
     assert numbers["image_auroc"] == numbers["image_auroc/nut"] == 1 and "image_auroc/pill" not in numbers
-    assert len(notes) == 1 and notes[0].startswith("pill: all 2 that are tested are good")
+    assert notes == ["pill: image metrics: left out, all 2 that are tested are good"]
     found = comparison.at_threshold(scores.flatten(), tested, 2.0)
     assert found == {"found": 0.0, "false_alarms": pytest.approx(2 / 3)} and math.isfinite(found["found"])

@@ -191,7 +191,7 @@ def test_reference_is_computed_once_for_each_of_what_it_depends_on(tmp_path: Pat
     assert Extractor(Linear(2), "linear").identity != extractor.identity
     found = images.reference(data, extractor, 50, keep=10, cache=tmp_path)
     assert found.n == 50 and found.features.shape == (10, 6)
-    with pytest.raises(ImageMetricError, match="got 61, wants 2 to 60"):
+    with pytest.raises(ImageMetricError, match="n must be <= 60, the images there are, got 61"):
         images.reference(data, extractor, 61, cache=tmp_path)
 
 

@@ -138,15 +138,55 @@ def test_a_run_of_another_task_is_no_start(
     assert "is a run of the task two_d, wants images" in capsys.readouterr().err
 
 
+class Means(torch.nn.Module):
+    """Features: means of 4 x 4 pixels."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.avg_pool2d(x.float(), 4).flatten(1)
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "kept", "lines"),
+    [
+        (1, 1, [], ["metrics of samples: will be left out, they need 2 or more images, got 1"]),
+        (3, 0, ["fd_means_3", "kd_means_3", "kd_means_3_std"], ["precision and recall: will be left out, th",
+                                                              "metrics of test images: left out, "]),
+        (5, 4, ["fd_means_5", "kd_means_5", "kd_means_5_std", "precision_means_5", "recall_means_5"],
+         ["metrics of test images: left out, got 4 test images, fewer than the 5 samples"]),
+    ],
+)  # fmt: skip
+def test_few_images_end_no_run(
+    train: int,
+    test: int,
+    kept: list[str],
+    lines: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """What metrics lack is said before the first iteration, and they alone are left out."""
+    monkeypatch.setattr(features, "load", lambda _: features.Extractor(Means(), "means"))
+    monkeypatch.setattr(images.plots, "curves", lambda *_: None)  # which takes seconds
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 8, 8, 3), dtype=np.uint8)
+    np.savez(tmp_path / "few.npz", train_x=pixels[:train], **({"test_x": pixels[-test:]} if test else {}))
+    said: list[str] = []
+    prepare = images._pretrain
+    monkeypatch.setattr(
+        images, "_pretrain", lambda *given: said.append(capsys.readouterr().err) or prepare(*given)
+    )
+    output = tmp_path / "run"
+    assert run("train", "fashion-mnist-t4", output, tmp_path / "few.npz", "steps=3", "features=efflite0") == 0
+    assert all(line in said[0] for line in lines)
+    summary = json.loads((output / "summary.json").read_text())
+    assert [name for name in summary if "means" in name] == kept
+    monkeypatch.setattr(images.GaussianSampler, "sample", lambda *_, **__: torch.full((4, 3, 8, 8), math.nan))
+    assert cli.main(["evaluate", str(output)]) == 0
+    assert not kept or "metrics of samples: left out, samples: some of rows" in capsys.readouterr().err
+
+
 def test_a_run_starts_from_another_and_is_scored(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Features here are means of 2 x 2 pixels."""
-
-    class Means(torch.nn.Module):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return torch.nn.functional.avg_pool2d(x.float(), 4).flatten(1)
-
     monkeypatch.setattr(features, "load", lambda _: features.Extractor(Means(), "means"))
     first, second = tmp_path / "first", tmp_path / "second"
     scored = ["features=efflite0", "evaluate_n=24"]

@@ -14,6 +14,7 @@ from dxmi_ext import ops, plots
 from dxmi_ext.data import two_d as data
 from dxmi_ext.metrics import two_d as metrics
 from dxmi_ext.models.mlp import EnergyMLP
+from dxmi_ext.recipes import two_d
 from dxmi_ext.recipes import two_d as recipe
 
 
@@ -154,6 +155,24 @@ def test_evaluate_a_perfect_model_reaches_the_papers_ceiling() -> None:
     assert result["coverage"] == pytest.approx(1 - 2**-5, abs=0.02)
     worse = metrics.evaluate(lambda n, _: torch.zeros(n, 2), draws(1), true_energy, n=500, projections=50)
     assert worse["sliced_wasserstein"] > 5 * worse["sliced_wasserstein_floor"]
+
+
+def test_numbers_that_cannot_be_computed_are_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    """Samples that are not finite; then energies that are not."""
+    pytest.importorskip("sklearn")
+
+    def draws(n: int, draw: int) -> torch.Tensor:
+        return data.sample("8gaussians", n, torch.tensor([0, draw]))
+
+    few = {"n": 100, "repeats": 2, "projections": 5}
+    found = metrics.evaluate(lambda n, _: torch.full((n, 2), math.nan), draws, lambda x: x[:, 0], **few)  # type: ignore[arg-type]
+    assert list(found) == ["sliced_wasserstein_floor", "auroc", "auroc_std"]
+    shown = capsys.readouterr().err
+    assert shown.count("sliced_wasserstein: left out, not finite") == 1 and "coverage: left out" in shown
+    assert "auroc" not in two_d.table(two_d.Config(recipe="8gaussians"), found)
+    found = metrics.evaluate(draws, draws, lambda x: torch.full((len(x),), math.nan), **few)  # type: ignore[arg-type]
+    assert "auroc" not in found and "auroc_std" not in found and found["coverage"] > 0
+    assert "auroc: left out" in capsys.readouterr().err
 
 
 def test_pictures_are_drawn(tmp_path: Path) -> None:

@@ -51,6 +51,8 @@ class Examined(NamedTuple):
     """uint8 [m, 3, H, W]; None: no pictures."""
     deviates: np.ndarray | None = None
     """bool [m], of vectors: those that differ where all good ones that train are the same."""
+    names: Sequence[str] = ()
+    """Of the pictures [m], where they have any."""
 
     def at(self, rows: np.ndarray) -> Examined:
         """Some of them: int64, or bool [m]."""
@@ -105,7 +107,8 @@ class Pictures:
     def tested(self) -> Examined:
         data = self._load("test")
         maps = self._maps(data)
-        return Examined(maps, data.anomalous, data.classes, data.class_names, data.masks, data.images)
+        truths = data.anomalous, data.classes, data.class_names, data.masks
+        return Examined(maps, *truths, data.images, names=data.names)
 
     def _load(self, split: str) -> AnomalyData:
         data = data_anomaly.load(

@@ -19,6 +19,7 @@ from dxmi_ext.anomaly.detectors import Detector, detect, localise
 from dxmi_ext.anomaly.features import FeatureMaps
 from dxmi_ext.anomaly.scoring import TooFew, threshold_of
 from dxmi_ext.metrics import anomaly as metrics
+from dxmi_ext.metrics import final
 from dxmi_ext.metrics.features import Extractor
 
 TITLES = {
@@ -87,27 +88,19 @@ def measure(pictures: Tensor, scores: Tensor, tested: Examined) -> tuple[dict[st
         means over classes, image_auroc and so on as `metrics.anomaly.evaluate` names them; of several classes
         also each by itself, image_auroc/CLASS.
     """
-    rows, notes = np.ones(len(tested.maps), bool), []
-    for i in np.unique(tested.classes):
-        members = tested.classes == i
-        if tested.anomalous[members].all() or not tested.anomalous[members].any():
-            kind = "defective" if tested.anomalous[members].any() else "good"
-            name, n = tested.class_names[i], members.sum()
-            notes.append(f"{name}: all {n} that are tested are {kind}, so nothing tells how well it does")
-            rows &= ~members
-    if not rows.any():
-        return {}, notes
+    notes: list[str] = []
     pixels = None
     if tested.masks is not None:
         height, width = tested.masks.shape[1:]
-        pixels = localise(scores[torch.from_numpy(rows)], (height, width))
+        pixels = localise(scores, (height, width))
     told = metrics.evaluate(
-        pictures[torch.from_numpy(rows)],
-        tested.anomalous[rows],
+        pictures,
+        tested.anomalous,
         pixels,
-        None if tested.masks is None else tested.masks[rows],
-        classes=tested.classes[rows],
+        tested.masks,
+        classes=tested.classes,
         class_names=tested.class_names,
+        say=notes.append,
     )
     numbers = told.pop("mean")
     if len(tested.class_names) > 1:
@@ -150,7 +143,7 @@ def compare(
     threshold: float,
     *,
     top_share: float = 0.0,
-) -> tuple[dict[str, float], list[str], Tensor]:
+) -> tuple[dict[str, float], list[str], Tensor | None]:
     """The numbers of every detector.
 
     Args:
@@ -163,25 +156,35 @@ def compare(
         top_share: of the scores of pictures, as `detect` takes it.
 
     Returns:
-        numbers by name, notes on what could not be measured, and the score maps of the first.
+        numbers by name, notes on what could not be measured, and the score maps of the first; None where it
+        fails.
     """
     numbers: dict[str, float] = {}
     notes: list[str] = []
-    kept: list[Tensor] = []
+    first: Tensor | None = None
     for name, detector in detectors.items():
-        if good is not None:
-            detector.fit(good)
-        scores = detector.score(maps)
-        if tested.deviates is not None:
-            scores[torch.from_numpy(tested.deviates)] = torch.inf
-        pictures = detect(scores, top_share=top_share)
-        found, notes = measure(pictures, scores, tested)
-        found["latency_ms"] = latency_ms(detector, maps, backbone, tested.images)
-        if not kept:
-            kept, numbers = [scores], found | at_threshold(pictures, tested, threshold)
+
+        def measured(detector: Detector = detector) -> tuple[Tensor, Tensor, dict[str, float], list[str]]:
+            if good is not None:
+                detector.fit(good)
+            scores = detector.score(maps)
+            if tested.deviates is not None:
+                scores[torch.from_numpy(tested.deviates)] = torch.inf
+            pictures = detect(scores, top_share=top_share)
+            found, lines = measure(pictures, scores, tested)
+            found["latency_ms"] = latency_ms(detector, maps, backbone, tested.images)
+            return scores, pictures, found, lines
+
+        if (done := final.attempt(TITLES[name], measured, notes.append)) is None:
+            continue
+        scores, pictures, found, lines = done
+        notes += [line for line in lines if line not in notes]  # most are of the data, not of the detector
+        if name == next(iter(detectors)):
+            first = scores
+            numbers |= found | at_threshold(pictures, tested, threshold)
         else:
             numbers |= {f"{name}_{k}": v for k, v in found.items() if "/" not in k}
-    return numbers, notes, kept[0]
+    return numbers, notes, first
 
 
 def table(numbers: Mapping[str, float], published: Mapping[str, Mapping[str, float]] | None = None) -> str:

@@ -11,7 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dxmi_ext import runlog
 from dxmi_ext.errors import UserError
+from dxmi_ext.metrics import final
 
 
 class AnomalyMetricError(UserError, ValueError):
@@ -110,14 +112,19 @@ def evaluate(
     *,
     classes: np.ndarray | None = None,
     class_names: Sequence[str] = ("all",),
+    say: final.Say = runlog.note,
 ) -> dict[str, dict[str, float]]:
     """All metrics, each class by itself, and their means over classes (DxMI, Table 5).
 
+    A number that cannot be computed is left out, of its class and of the means, and a line says so.
+
     Args:
         image_scores, anomalous: [n]; `detectors.detect`, `AnomalyData.anomalous`.
-        pixel_scores, masks: [n, H, W]; `detectors.localise`. Without them pictures are measured alone.
+        pixel_scores, masks: [n, H, W]; `detectors.localise`. Without them pictures are measured alone. A
+            defective picture whose mask marks nothing does not count.
         classes: int64 [n]; None: all are of one.
         class_names: of the classes; those without pictures are left out.
+        say: gets the lines.
 
     Returns:
         by class name, last "mean": image_auroc, image_ap (average precision), pixel_auroc, pixel_ap, pro.
@@ -126,19 +133,69 @@ def evaluate(
     result: dict[str, dict[str, float]] = {}
     for i in np.unique(classes):
         rows, name = classes == i, class_names[i]
-        try:
-            of_images = _Ranking(image_scores[rows], anomalous[rows])
-            numbers = {"image_auroc": of_images.auroc(), "image_ap": of_images.average_precision()}
-            if pixel_scores is not None and masks is not None:
-                of_pixels = _Ranking(pixel_scores[rows], masks[rows])
-                numbers |= {"pixel_auroc": of_pixels.auroc(), "pixel_ap": of_pixels.average_precision()}
-                numbers |= {"pro": of_pixels.per_region_overlap()}
-        except AnomalyMetricError as error:
-            raise AnomalyMetricError(f"class {name!r}: {error}") from None
-        result[name] = numbers
-    names = next(iter(result.values()))
-    means = {k: float(np.mean([numbers[k] for numbers in result.values()])) for k in names}
+        result[name] = numbers = _of_class(image_scores[rows], anomalous[rows], f"{name}: image", say)
+        if pixel_scores is not None and masks is not None:
+            rows &= ~_unmarked(anomalous, masks)
+            numbers |= _of_class(pixel_scores[rows], masks[rows], f"{name}: pixel", say)
+    names = {k: None for numbers in result.values() for k in numbers}  # in their order
+    means = {k: float(np.mean([each[k] for each in result.values() if k in each])) for k in names}
     return result | {"mean": means}
+
+
+def _of_class(scores: Tensor, truth: np.ndarray, what: str, say: final.Say) -> dict[str, float]:
+    """image_auroc and so on, or pixel_auroc and so on, of a class; ``what`` says which and ends so."""
+    kind = what.rpartition(" ")[2]
+    if (one := _of_one_kind(truth)) is not None:
+        say(f"{what} metrics: left out, {one}")
+        return {}
+    if (ranking := final.attempt(f"{what} metrics", lambda: _Ranking(scores, truth), say)) is None:
+        return {}
+    numbers = {f"{kind}_auroc": ranking.auroc(), f"{kind}_ap": ranking.average_precision()}
+    if kind == "pixel":
+        numbers |= final.numbers(f"{what}: pro", lambda: {"pro": ranking.per_region_overlap()}, say)
+    return numbers
+
+
+def unmeasurable(
+    anomalous: np.ndarray,
+    masks: np.ndarray | None,
+    classes: np.ndarray,
+    class_names: Sequence[str],
+    names: Sequence[str] = (),
+) -> list[str]:
+    """What `evaluate` will leave out whatever the scores are, in lines. Arguments as there; names of the
+    pictures."""
+    lines = []
+    unmarked = np.zeros(len(anomalous), bool) if masks is None else _unmarked(anomalous, masks)
+    if unmarked.any():
+        first = f", such as that of {names[int(np.argmax(unmarked))]}" if names else ""
+        lines.append(
+            f"{unmarked.sum()} of the {anomalous.sum()} masks of defective images mark nothing{first}; pixel "
+            "metrics leave these images out"
+        )
+    for i in np.unique(classes):
+        rows, name = classes == i, class_names[i]
+        for kind, truth in (("image", anomalous), ("pixel", masks)):
+            kept = rows & ~unmarked if kind == "pixel" else rows
+            if truth is not None and (one := _of_one_kind(truth[kept])) is not None:
+                lines.append(f"{name}: {kind} metrics: will be left out, {one}")
+    return lines
+
+
+def _unmarked(anomalous: np.ndarray, masks: np.ndarray) -> np.ndarray:
+    """bool [n]: defective, and the mask marks nothing."""
+    marked = np.fromiter((mask.any() for mask in masks), bool, len(masks))  # masks are mapped from disk
+    return anomalous & ~marked
+
+
+def _of_one_kind(truth: np.ndarray) -> str | None:
+    """Why nothing is to be told apart, in words; None: it is."""
+    if truth.size == 0:
+        return "none are tested"
+    found = truth.any()
+    if found and not truth.all():
+        return None
+    return f"all {len(truth)} that are tested are {'defective' if found else 'good'}"
 
 
 def _pair(scores: np.ndarray | Tensor, anomalous: np.ndarray | Tensor) -> tuple[np.ndarray, np.ndarray]:
@@ -150,7 +207,6 @@ def _pair(scores: np.ndarray | Tensor, anomalous: np.ndarray | Tensor) -> tuple[
     score = score if score.dtype == np.float32 else score.astype(np.float64)
     if not (score > -np.inf).all():  # inf is a rank as good as any
         raise AnomalyMetricError("scores must be numbers or inf, got NaN or -inf")
-    if truth.all() or not truth.any():
-        kind = "defective" if truth.any() else "good"
-        raise AnomalyMetricError(f"scores: all {len(truth)} are {kind}; wants some of both")
+    if (one := _of_one_kind(truth)) is not None:
+        raise AnomalyMetricError(f"scores: {one}; wants some of both")
     return truth, score

@@ -21,9 +21,11 @@ from torch import Tensor
 from dxmi_ext import files
 from dxmi_ext.data.images import ImageData, default_cache
 from dxmi_ext.errors import UserError
+from dxmi_ext.metrics import final
 from dxmi_ext.metrics.features import Extractor
 
 _CACHE_FORMAT = 1
+_NEAREST = 3  # the neighbour that precision and recall go out to
 
 
 class ImageMetricError(UserError, ValueError):
@@ -118,8 +120,10 @@ def reference(
         ImageMetricError: n is more than there are, or an entry of the cache is of something else.
     """
     n = len(data) if n is None else n
-    if not 2 <= n <= len(data):
-        raise ImageMetricError(f"n: got {n}, wants 2 to {len(data)}, the images there are")
+    if n < 2:
+        raise ImageMetricError(f"n must be >= 2 for statistics of features, got {n}")
+    if n > len(data):
+        raise ImageMetricError(f"n must be <= {len(data)}, the images there are, got {n}")
     belongs = {"format": _CACHE_FORMAT, "images": data.fingerprint, "of": len(data), "n": n, "keep": keep}
     belongs |= {"extractor": extractor.identity}
     digest = hashlib.blake2b(json.dumps(belongs).encode(), digest_size=16).hexdigest()
@@ -144,21 +148,37 @@ def compare(
     Returns:
         for Inception fidN, kidN (mean over subsets; its deviation kidN_std), precision_inception_N,
         recall_inception_N; for another network fd_NAME_N, kd_NAME_N and so on. N is the number of samples:
-        all for the Frechet distance, those kept for the others.
+        all for the Frechet distance, those kept for the others. What cannot be computed is left out, and a
+        line says so.
     """
     got, wants = len(samples.mean), len(reference.mean)
     if got != wants:
         raise ImageMetricError(f"samples: have {got} features each where the reference has {wants}")
-    moments = samples.mean, samples.covariance, reference.mean, reference.covariance
-    result = {metric_name("fd", extractor.name, samples.n): frechet_distance(*moments)}
-    fake, real = samples.features, reference.features.to(samples.features)
-    if len(fake) > 1 and len(real) > 1:
-        name = metric_name("kd", extractor.name, len(fake))
-        result[name], result[name + "_std"] = kernel_distance(real, fake)
-        precision, recall = precision_recall(real, fake)
-        result[metric_name("precision", extractor.name, len(fake))] = precision
-        result[metric_name("recall", extractor.name, len(fake))] = recall
+
+    def moments() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return samples.mean, samples.covariance, reference.mean, reference.covariance
+
+    network, fake, real = extractor.name, samples.features, reference.features.to(samples.features)
+    fd = metric_name("fd", network, samples.n)
+    result = final.numbers(fd, lambda: {fd: frechet_distance(*moments())})
+    if len(fake) and len(real):
+        kd = metric_name("kd", network, len(fake))
+        kernel = (kd, f"{kd}_std")
+        result |= final.numbers(kd, lambda: dict(zip(kernel, kernel_distance(real, fake), strict=True)))
+        pair = [metric_name(kind, network, len(fake)) for kind in ("precision", "recall")]
+        result |= final.numbers(
+            " and ".join(pair), lambda: dict(zip(pair, precision_recall(real, fake), strict=True))
+        )
     return result
+
+
+def unmeasurable(n: int) -> str | None:
+    """What n images are too few for, in words; None: for nothing."""
+    if n < 2:
+        return f"metrics of samples: will be left out, they need 2 or more images, got {n}"
+    if n <= _NEAREST:
+        return f"precision and recall: will be left out, they need more than {_NEAREST} images, got {n}"
+    return None
 
 
 def floor(
@@ -244,7 +264,9 @@ def kernel_distance(
     return float(values.mean()), float(values.std(correction=0))
 
 
-def precision_recall(real: Tensor, fake: Tensor, *, k: int = 3, chunk: int = 1024) -> tuple[float, float]:
+def precision_recall(
+    real: Tensor, fake: Tensor, *, k: int = _NEAREST, chunk: int = 1024
+) -> tuple[float, float]:
     """Improved precision and recall (Kynkaanniemi et al. 2019), in float64.
 
     A set's manifold is the union of balls around its features, each out to the k-th nearest other. Precision

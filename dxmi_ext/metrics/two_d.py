@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from dxmi_ext.metrics import final
 
 Draws = Callable[[int, int], Tensor]
 """(n, draw) -> [n, 2]; the draws 0, 1, 2, ... are independent of each other."""
@@ -124,41 +127,39 @@ def evaluate(
     Returns:
         sliced_wasserstein(_std): samples to data. sliced_wasserstein_floor: data to other data, what a
         perfect sampler would get. auroc(_std): energies of data against those of uniform points on [-4, 4]^2.
-        entropy_excess, coverage: of samples against data; left out where scikit-learn is not installed.
+        entropy_excess, coverage: of samples against data. A number that cannot be computed is left out, and
+        a line says so.
     """
-    neighbours = has_scikit_learn()
-    distances, floors, aurocs, excesses, coverages = [], [], [], [], []
+    found: dict[str, list[float]] = {}
+    left_out: set[str] = set()
     for repeat in range(repeats):
         data, other = data_fn(n, 2 * repeat), data_fn(n, 2 * repeat + 1)
         random = np.random.default_rng([seed, repeat])
         uniform = torch.from_numpy(random.uniform(-4, 4, size=(n, 2))).to(data)
         slices = {"projections": projections, "seed": seed + repeat}
         samples = sample_fn(n, repeat)
-        distances.append(sliced_wasserstein(samples, data, **slices))
-        floors.append(sliced_wasserstein(other, data, **slices))
-        aurocs.append(energy_auroc(energy_fn(data), energy_fn(uniform)))
-        if neighbours:
-            excesses.append(entropy_excess(samples, data))
-            coverages.append(coverage(samples, data))
-    numbers = {
-        "sliced_wasserstein": float(np.mean(distances)),
-        "sliced_wasserstein_std": float(np.std(distances)),
-        "sliced_wasserstein_floor": float(np.mean(floors)),
-        "auroc": float(np.mean(aurocs)),
-        "auroc_std": float(np.std(aurocs)),
-    }
-    if neighbours:
-        numbers |= {"entropy_excess": float(np.mean(excesses)), "coverage": float(np.mean(coverages))}
+        measures = {
+            "sliced_wasserstein": partial(sliced_wasserstein, samples, data, **slices),
+            "sliced_wasserstein_floor": partial(sliced_wasserstein, other, data, **slices),
+            "auroc": partial(_auroc, energy_fn, data, uniform),
+            "entropy_excess": partial(entropy_excess, samples, data),
+            "coverage": partial(coverage, samples, data),
+        }
+        for name in [name for name in measures if name not in left_out]:
+            if (value := final.number(name, measures[name])) is None:
+                left_out.add(name)
+            else:
+                found.setdefault(name, []).append(value)
+    numbers: dict[str, float] = {}
+    for name in [name for name in found if name not in left_out]:
+        numbers[name] = float(np.mean(found[name]))
+        if name in ("sliced_wasserstein", "auroc"):
+            numbers[f"{name}_std"] = float(np.std(found[name]))
     return numbers
 
 
-def has_scikit_learn() -> bool:
-    """Whether nearest neighbours can be found."""
-    try:
-        import sklearn.neighbors  # noqa: F401
-    except ImportError:
-        return False
-    return True
+def _auroc(energy_fn: Callable[[Tensor], Tensor], data: Tensor, uniform: Tensor) -> float:
+    return energy_auroc(energy_fn(data), energy_fn(uniform))
 
 
 def _neighbour_distances(points: np.ndarray, k: int) -> np.ndarray:

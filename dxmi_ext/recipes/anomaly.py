@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dxmi_ext import checkpoint, config, generate, noise, plots, speed
+from dxmi_ext import checkpoint, config, generate, noise, plots, runlog, speed
 from dxmi_ext.anomaly import backbones, comparison
 from dxmi_ext.anomaly import networks as sphere
 from dxmi_ext.anomaly.collection import Examined, Good, Pictures, Source, Vectors
@@ -39,6 +39,8 @@ from dxmi_ext.contrastive import LangevinTrainer
 from dxmi_ext.data import overview
 from dxmi_ext.data.overview import Overview
 from dxmi_ext.data.vectors import Columns
+from dxmi_ext.metrics import anomaly as metrics
+from dxmi_ext.metrics import final
 from dxmi_ext.metrics.features import Extractor
 from dxmi_ext.networks import Networks
 from dxmi_ext.prefetch import Prefetcher
@@ -225,9 +227,11 @@ def train(cfg: Config, ranks: Ranks | None = None) -> dict[str, Any]:
         thresholds = _calibrate(cfg, averaged, good)
         _save_model(run.directory / "model", averaged, cfg, backbone, good, tested, thresholds)
         numbers, scores = _numbers(cfg, averaged, cfg.baselines, maps, tested, backbone, thresholds, cfg.seed)
-        plots.curves(run.directory / "curves.png", run.directory / "metrics.jsonl")
+        folder, threshold = run.directory, thresholds["pixel_threshold"]
+        final.attempt("curves.png", lambda: plots.curves(folder / "curves.png", folder / "metrics.jsonl"))
         if scores is not None:
-            _heatmaps(run.directory / "heatmaps.png", scores, tested, thresholds["pixel_threshold"])
+            heat = scores
+            final.attempt("heatmaps.png", lambda: _heatmaps(folder / "heatmaps.png", heat, tested, threshold))
         summary = run.summarize(numbers)
     print(table(cfg, numbers))
     print(f"{run.directory}: summary.json, model/, pictures; {summary['wall_seconds']} s")
@@ -400,6 +404,7 @@ def _prepare(run: Run, cfg: Config) -> tuple[Extractor | None, Good, Examined, A
                 f"dropped: {good.columns.told()}, constant in the good rows to train on; a row that differs "
                 "there is anomalous"
             )
+        _announce(tested)
     names = [name for name in BASELINES[cfg.baselines] if name in TRAINED]
     networks = _fitted_networks(cfg, good, names, run.device)
     run.describe(networks)
@@ -414,6 +419,14 @@ def _fitted_networks(
     if isinstance(networks.preparation, Whitened):
         networks.preparation.fit(good.train)
     return networks.to(device)
+
+
+def _announce(tested: Examined) -> None:
+    """Says before a run which of its numbers it will lack."""
+    final.announce_missing({"matplotlib": "pictures"} | ({} if tested.masks is None else {"scipy": "pro"}))
+    truths = tested.anomalous, tested.masks, tested.classes, tested.class_names, tested.names
+    for line in metrics.unmeasurable(*truths):
+        runlog.note(line)
 
 
 def _backbone(cfg: Config, device: torch.device, about: dict[str, Any] | None = None) -> Extractor | None:
@@ -586,7 +599,7 @@ def _numbers(
         detectors, good, tested, maps, backbone, thresholds["threshold"], top_share=cfg.top_share
     )
     for note in notes:
-        print(note)
+        runlog.note(note)
     return thresholds | numbers, scores
 
 

@@ -15,14 +15,14 @@ from typing import IO, Any
 import torch
 from torch import Tensor, nn
 
-from dxmi_ext import checkpoint, config, generate, noise, plots, schedules, sharding, speed
+from dxmi_ext import checkpoint, config, generate, noise, plots, runlog, schedules, sharding, speed
 from dxmi_ext.config import ConfigError, setting
 from dxmi_ext.data import images as data_images
 from dxmi_ext.data import overview
 from dxmi_ext.data.images import ImageData
 from dxmi_ext.data.overview import Overview
 from dxmi_ext.errors import UserError
-from dxmi_ext.metrics import features
+from dxmi_ext.metrics import features, final
 from dxmi_ext.metrics import images as metrics
 from dxmi_ext.models import pretrained as pretrained_models
 from dxmi_ext.models.energy import ResNetEnergy, ResNetValue
@@ -129,6 +129,8 @@ def train(cfg: Config, ranks: Ranks | None = None) -> dict[str, Any]:
         return {}
     with run:
         data, networks, diffusion = _prepare(run, cfg)
+        if run.ranks.first:
+            _announce(cfg, data)
         if cfg.pretrained and cfg.start is None:
             _pretrain(run, cfg, data, networks, diffusion)
         trainer = DxMITrainer(networks, cfg, iterations=cfg.iterations, seed=cfg.seed, ranks=run.ranks)
@@ -510,29 +512,60 @@ def _draw_samples(file: IO[bytes] | Path, cfg: Config, sampler: Sampler, classes
     plots.images(file, sampler.sample(_PICTURED, key, labels).cpu())
 
 
+def _announce(cfg: Config, data: ImageData) -> None:
+    """Says before a run which of its numbers it will lack."""
+    final.announce_missing({"matplotlib": "curves.png"})
+    if cfg.features is not None:
+        if lacks := metrics.unmeasurable(_compared(cfg, data)):
+            runlog.note(lacks)
+        _test_images(cfg, data)
+
+
 def _finish(run: Run, cfg: Config, data: ImageData, networks: Networks) -> dict[str, float]:
     """Pictures and metrics of a run that is over."""
-    _draw_samples(run.directory / "samples.png", cfg, networks.sampler, data.classes)
-    plots.curves(run.directory / "curves.png", run.directory / "metrics.jsonl")
+    folder = run.directory
+    final.attempt(
+        "samples.png", lambda: _draw_samples(folder / "samples.png", cfg, networks.sampler, data.classes)
+    )
+    final.attempt("curves.png", lambda: plots.curves(folder / "curves.png", folder / "metrics.jsonl"))
     return _scores(cfg, data, networks.sampler, seed=cfg.seed)
 
 
 def _scores(cfg: Config, data: ImageData, sampler: Sampler, *, seed: int) -> dict[str, float]:
-    """Metrics against as many training images, and what as many test images score, where there are any."""
+    """Metrics against as many training images, and what as many test images score, where there are any; what
+    cannot be computed is left out, and a line says so."""
     if cfg.features is None:
         return {}
-    device, n = next(sampler.parameters()).device, min(cfg.evaluate_n, len(data))
+    device, n = next(sampler.parameters()).device, _compared(cfg, data)
     extractor = features.load(cfg.features).to(device)
     options: dict[str, Any] = {"keep": min(n, 5000), "device": device, "cache": cfg.cache}
-    reference = metrics.reference(data, extractor, n, **options)
-    samples = metrics.statistics(_samples(cfg, sampler, n, seed), extractor, keep=options["keep"])
-    numbers = metrics.compare(samples, reference, extractor)
-    try:
-        test = _load_data(cfg, "test")
-    except data_images.ImageDataError as error:
-        print(f"no test images to compare with: {error}")
-        return numbers
-    return numbers | metrics.floor(data, test, extractor, n, **options) if len(test) >= n else numbers
+
+    def of_samples() -> dict[str, float]:
+        reference = metrics.reference(data, extractor, n, **options)
+        samples = metrics.statistics(_samples(cfg, sampler, n, seed), extractor, keep=options["keep"])
+        return metrics.compare(samples, reference, extractor)
+
+    numbers = final.numbers("metrics of samples", of_samples)
+    if (test := _test_images(cfg, data)) is not None:
+        numbers |= final.numbers(
+            "metrics of test images", lambda: metrics.floor(data, test, extractor, n, **options)
+        )
+    return numbers
+
+
+def _compared(cfg: Config, data: ImageData) -> int:
+    """How many samples and images metrics compare."""
+    return min(cfg.evaluate_n, len(data))
+
+
+def _test_images(cfg: Config, data: ImageData) -> ImageData | None:
+    """What as many true images score is computed from these; None, and a line, where they are missing."""
+    what, n = "metrics of test images", _compared(cfg, data)
+    test = final.attempt(what, lambda: _load_data(cfg, "test"))
+    if test is not None and len(test) < n:
+        runlog.note(f"{what}: left out, got {len(test)} test images, fewer than the {n} samples")
+        return None
+    return test
 
 
 def _samples(cfg: Config, sampler: Sampler, n: int, seed: int) -> Iterator[Tensor]:
@@ -543,7 +576,12 @@ def _samples(cfg: Config, sampler: Sampler, n: int, seed: int) -> Iterator[Tenso
     for first in range(0, n, cfg.sample_batch):
         count = min(cfg.sample_batch, n - first)
         part = None if labels is None else labels[first : first + count]
-        yield data_images.to_uint8(sampler.sample(count, draws["sample"], part, sample_offset=first))
+        samples = sampler.sample(count, draws["sample"], part, sample_offset=first)
+        if not samples.isfinite().all():
+            raise metrics.ImageMetricError(
+                f"samples: some of rows {first} to {first + count - 1} are not finite"
+            )
+        yield data_images.to_uint8(samples)
 
 
 def _classes_of(sampler: Sampler) -> int | None:

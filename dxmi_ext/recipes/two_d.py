@@ -18,6 +18,7 @@ from dxmi_ext.config import setting
 from dxmi_ext.contrastive import LangevinTrainer
 from dxmi_ext.data import two_d as data_two_d
 from dxmi_ext.langevin import Langevin
+from dxmi_ext.metrics import final
 from dxmi_ext.metrics import two_d as metrics_two_d
 from dxmi_ext.models.mlp import EnergyMLP, SamplerMLP, ValueMLP
 from dxmi_ext.networks import Networks, TimeIndependent
@@ -40,6 +41,7 @@ PAPER = {  # DxMI, Table 1: (pretrained, tau) -> SW, its deviation, AUC; 8 Gauss
     (True, 1.0): (1.030, 0.004, 0.842),
     (False, 0.1): (0.076, 0.011, 0.883),
 }
+_NEEDS = {"sklearn": "entropy_excess and coverage", "matplotlib": "pictures"}
 _SIGMA_DATA = 2.0  # for EDM: about that of the 8 Gaussians; the checkerboard has 2.3, the spirals 1.6
 
 
@@ -143,6 +145,8 @@ def train(cfg: Config, ranks: Ranks | None = None) -> dict[str, Any]:
     with run:
         networks, schedule = build(cfg, run.device)
         run.describe(networks)
+        if run.ranks.first:
+            final.announce_missing(_NEEDS)
         if cfg.pretrained and cfg.trains_sampler:
             _pretrain(run, cfg, networks, schedule)
         phase, trains = ("dxmi", DxMITrainer) if cfg.trains_sampler else ("langevin", LangevinTrainer)
@@ -155,7 +159,7 @@ def train(cfg: Config, ranks: Ranks | None = None) -> dict[str, Any]:
         tau_factor = float(trainer.temperature.factor) if isinstance(trainer, DxMITrainer) else 1.0
         _save_model(run.directory / "model", averaged, cfg, tau_factor)
         numbers = evaluate_networks(cfg, averaged, seed=cfg.seed, tau_factor=tau_factor)
-        draw_pictures(run.directory, cfg, averaged)
+        final.attempt("pictures", lambda: draw_pictures(run.directory, cfg, averaged))
         summary = run.summarize({"samples": samples_of(cfg), **numbers})
     print(table(cfg, numbers))
     print(f"{run.directory}: summary.json, model/, pictures; {summary['wall_seconds']} s")
@@ -244,34 +248,40 @@ def evaluate_networks(
     cfg: Config, networks: Networks, *, seed: int, tau_factor: float = 1.0
 ) -> dict[str, float]:
     """The numbers of `metrics.two_d.evaluate`; energy_kl where there is a temperature; of a sampler that
-    knows several T also sliced_wasserstein_tT of each.
+    knows several T also sliced_wasserstein_tT of each. What cannot be computed is left out.
 
     Args:
         tau_factor: of tau at the run's end, where it was not fixed.
     """
     device = networks.sampler.log_std.device
     draws = noise.Draws(seed, "evaluate", ["sample", "data"], device)
-    numbers: dict[str, float] = {}
+    own, of_lengths = dict[str, float](), dict[str, float]()
     for steps in sorted(cfg.all_steps, key=lambda steps: steps == cfg.steps):  # its own last: that stays
         networks.sampler.use(steps)
-        numbers |= metrics_two_d.evaluate(
-            lambda n, draw: _draw(cfg, networks, n, draws.at(draw)["sample"]),
-            lambda n, draw: data_two_d.sample(cfg.data, n, draws.at(draw)["data"]),
-            torch.no_grad()(networks.energy),
-            repeats=cfg.samplings,
-            seed=seed,
+        own = final.numbers(
+            f"numbers at T = {steps}",
+            lambda: metrics_two_d.evaluate(
+                lambda n, draw: _draw(cfg, networks, n, draws.at(draw)["sample"]),
+                lambda n, draw: data_two_d.sample(cfg.data, n, draws.at(draw)["data"]),
+                torch.no_grad()(networks.energy),
+                repeats=cfg.samplings,
+                seed=seed,
+            ),
         )
-        if cfg.lengths is not None:
-            numbers[f"sliced_wasserstein_t{steps}"] = numbers["sliced_wasserstein"]
-    if not metrics_two_d.has_scikit_learn():
-        print("scikit-learn is not installed: entropy_excess and coverage are left out")
+        if cfg.lengths is not None and "sliced_wasserstein" in own:
+            of_lengths[f"sliced_wasserstein_t{steps}"] = own["sliced_wasserstein"]
+    numbers = own | of_lengths
     if temperature := tau_factor * temperature_of(cfg):
-        numbers["energy_kl"] = metrics_two_d.energy_kl(
-            torch.no_grad()(networks.energy),
-            lambda x: data_two_d.log_density(cfg.data, x),
-            temperature,
-            device=device,
+        kl = final.number(
+            "energy_kl",
+            lambda: metrics_two_d.energy_kl(
+                torch.no_grad()(networks.energy),
+                lambda x: data_two_d.log_density(cfg.data, x),
+                temperature,
+                device=device,
+            ),
         )
+        numbers |= {} if kl is None else {"energy_kl": kl}
     return numbers
 
 
@@ -309,18 +319,21 @@ def table(cfg: Config, numbers: dict[str, float]) -> str:
     if not cfg.trains_sampler:
         title = f"{cfg.data}, tau = {cfg.tau:g}, negatives: {cfg.negatives}; samples: {samples_of(cfg)}"
     rows = [title, f"{'':12}{'SW':>16}{'AUROC':>16}"]
-    sw, auroc = numbers["sliced_wasserstein"], numbers["auroc"]
-    rows.append(
-        f"{'this run':12}{sw:8.3f} ± {numbers['sliced_wasserstein_std']:.3f}"
-        f"{auroc:8.3f} ± {numbers['auroc_std']:.3f}"
-    )
+    rows.append(f"{'this run':12}{_cell(numbers, 'sliced_wasserstein')}{_cell(numbers, 'auroc')}")
     published = cfg.data == "8gaussians" and cfg.steps == 5 and cfg.negatives == "sampler"
     published &= not cfg.tau_rate and taus[0] == taus[1]
     if published and (cfg.pretrained, taus[0]) in PAPER:
         paper_sw, deviation, paper_auroc = PAPER[cfg.pretrained, taus[0]]
         rows.append(f"{'the paper':12}{paper_sw:8.3f} ± {deviation:.3f}{paper_auroc:8.3f}")
-    rows.append(f"{'data itself':12}{numbers['sliced_wasserstein_floor']:8.3f}")
+    if (floor := numbers.get("sliced_wasserstein_floor")) is not None:
+        rows.append(f"{'data itself':12}{floor:8.3f}")
     return "\n".join(rows)
+
+
+def _cell(numbers: dict[str, float], name: str) -> str:
+    if name not in numbers:
+        return f"{'-':>16}"
+    return f"{numbers[name]:8.3f} ± {numbers[f'{name}_std']:.3f}"
 
 
 def _schedule(cfg: Config) -> schedules.Schedule:
