@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -371,3 +372,30 @@ def test_classes_of_one_kind_are_left_out_and_named() -> None:
     assert notes == ["pill: image metrics: left out, all 2 that are tested are good"]
     found = comparison.at_threshold(scores.flatten(), tested, 2.0)
     assert found == {"found": 0.0, "false_alarms": pytest.approx(2 / 3)} and math.isfinite(found["found"])
+
+
+def test_a_run_keeps_the_scale_of_its_images_and_takes_odd_names(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """12 bits in 16, names that are not UTF-8: what is scored alone is seen as what trained."""
+    data, odd = write_mvtec(tmp_path / "data"), os.fsdecode(b"caf\xe9")
+    for path in (data / "screw").rglob("*.png"):
+        if "ground_truth" not in path.parts:
+            save(path, np.asarray(Image.open(path)).astype(np.uint16) * 16)
+    dark = np.full((16, 16), 300, np.uint16)
+    save(data / f"screw/test/good/{odd}.png", dark)
+    for name in ("test", "ground_truth"):
+        (data / f"screw/{name}/spot").rename(data / f"screw/{name}/{odd}")
+    (data / "screw").rename(data / odd)
+    assert run(tmp_path / "run", data) == 0
+    assert "image_auroc/caf\\xe9" in summary(tmp_path / "run")
+    scorer = anomaly.load_scorer(tmp_path / "run", CPU)
+    assert scorer.scale == (4095, None)
+    scored = str(data / odd / f"test/good/{odd}.png")
+    assert cli.main(["score", str(tmp_path / "run"), scored]) == 0
+    with (tmp_path / "run/scores/scores.csv").open(encoding="utf-8", errors="surrogateescape") as file:
+        (row,) = csv.DictReader(file)
+    expected = scorer.scores(scorer.maps(torch.full((1, 3, 16, 16), 19, dtype=torch.uint8)))
+    assert row["path"] == scored and float(row["score"]) == pytest.approx(float(expected), rel=1e-5)
+    settings = anomaly.EvaluateSettings(data=str(data), baselines="none")
+    assert anomaly.evaluate(tmp_path / "run", settings, CPU)[0]["image_auroc"] > 0

@@ -302,7 +302,7 @@ def test_an_exported_run_scores_rows(
         (["a.npy", "hole.csv"], "FILE must be one file of vectors (.npz, .npy or .csv), got 2"),
         ([], "FILE must be one file of vectors (.npz, .npy or .csv), got 0"),
         (["a.npy", "worst=3"], "worst is for pictures, got 3 with a run of vectors"),
-        (["."], "data: .: cannot be read as .npz, .npy or .csv"),
+        (["."], ".: cannot be read as .npz, .npy or .csv"),
     ],
 )
 def test_mistakes_of_scoring_are_one_line(

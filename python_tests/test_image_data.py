@@ -314,7 +314,7 @@ def spoil_idx_labels(folder: Path) -> Path:
 
 
 def spoil_npz_type(folder: Path) -> Path:
-    return write_npz(folder, pixels(5, 8, 3) / 255, LABELS)
+    return write_npz(folder, pixels(5, 8, 3).astype(complex), LABELS)
 
 
 def spoil_npz_keys(folder: Path) -> Path:
@@ -335,7 +335,7 @@ def spoil_npz_to_nothing(folder: Path) -> Path:
 
 def spoil_npz_to_an_array(folder: Path) -> Path:
     with (folder / "a.npz").open("wb") as file:
-        np.save(file, pixels(5, 8, 3))
+        np.save(file, np.zeros((5, 8), complex))
     return folder / "a.npz"
 
 
@@ -364,11 +364,11 @@ def spoil_sizes(folder: Path) -> Path:
         (spoil_idx_header, r"begins with 00 00 0d 03, wants 00 00 08 03"),
         (spoil_idx_length, r"got 321 bytes, its header says \(5, 8, 8\)"),
         (spoil_idx_labels, r"labels are uint8 \[4\], wants 5"),
-        (spoil_npz_type, r"images are float64 \[5, 8, 8, 3\], wants uint8"),
+        (spoil_npz_type, r"images are complex128 \[5, 8, 8, 3\], wants numbers"),
         (spoil_npz_keys, r"has the keys faces, wants x"),
         (spoil_npz_body, r"a\.npz: cannot be read as npz"),
         (spoil_npz_to_nothing, r"a\.npz: cannot be read as npz"),
-        (spoil_npz_to_an_array, r"a\.npz: cannot be read as npz"),
+        (spoil_npz_to_an_array, r"images are complex128 \[5, 8\], wants numbers"),
         (spoil_gzip, r"ubyte\.gz: is damaged"),
         (spoil_sizes, r"pictures are \[3, 8, 8\] and \[3, 9, 9\]; give a size"),
     ],

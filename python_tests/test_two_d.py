@@ -14,7 +14,6 @@ from dxmi_ext import ops, plots
 from dxmi_ext.data import two_d as data
 from dxmi_ext.metrics import two_d as metrics
 from dxmi_ext.models.mlp import EnergyMLP
-from dxmi_ext.recipes import two_d
 from dxmi_ext.recipes import two_d as recipe
 
 
@@ -169,7 +168,7 @@ def test_numbers_that_cannot_be_computed_are_left_out(capsys: pytest.CaptureFixt
     assert list(found) == ["sliced_wasserstein_floor", "auroc", "auroc_std"]
     shown = capsys.readouterr().err
     assert shown.count("sliced_wasserstein: left out, not finite") == 1 and "coverage: left out" in shown
-    assert "auroc" not in two_d.table(two_d.Config(recipe="8gaussians"), found)
+    assert "auroc" not in recipe.table(recipe.Config(recipe="8gaussians"), found)
     found = metrics.evaluate(draws, draws, lambda x: torch.full((len(x),), math.nan), **few)  # type: ignore[arg-type]
     assert "auroc" not in found and "auroc_std" not in found and found["coverage"] > 0
     assert "auroc: left out" in capsys.readouterr().err

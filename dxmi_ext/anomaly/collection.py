@@ -20,6 +20,7 @@ from dxmi_ext.data import anomaly as data_anomaly
 from dxmi_ext.data import vectors as data_vectors
 from dxmi_ext.data.anomaly import AnomalyData
 from dxmi_ext.data.image_sources import ImageDataError
+from dxmi_ext.data.pixels import Scale
 from dxmi_ext.data.vectors import Columns
 from dxmi_ext.metrics.features import Extractor
 
@@ -53,6 +54,8 @@ class Examined(NamedTuple):
     """bool [m], of vectors: those that differ where all good ones that train are the same."""
     names: Sequence[str] = ()
     """Of the pictures [m], where they have any."""
+    scale: Scale | None = None
+    """By which pictures of other than 8 bits became these; None: there are no pictures."""
 
     def at(self, rows: np.ndarray) -> Examined:
         """Some of them: int64, or bool [m]."""
@@ -82,6 +85,7 @@ class Pictures:
         size, classes, train_share, cache: as `data.anomaly.load` takes them.
         device: of the backbone.
         few: compute features of so many pictures of each split alone, and keep none of them; None: of all.
+        scale: of pictures of other than 8 bits: a run's; None: that of the training split.
 
     Raises:
         ImageDataError: by the methods: as `data.anomaly.load`, or a class has too few pictures.
@@ -95,6 +99,7 @@ class Pictures:
     cache: Path | str | None = None
     device: torch.device | str = "cpu"
     few: int | None = None
+    scale: Scale | None = None
 
     def good(self, holdout: float) -> Good:
         data = self._load("train")
@@ -108,7 +113,7 @@ class Pictures:
         data = self._load("test")
         maps = self._maps(data)
         truths = data.anomalous, data.classes, data.class_names, data.masks
-        return Examined(maps, *truths, data.images, names=data.names)
+        return Examined(maps, *truths, data.images, names=data.names, scale=data.scale)
 
     def _load(self, split: str) -> AnomalyData:
         data = data_anomaly.load(
@@ -118,7 +123,9 @@ class Pictures:
             classes=self.classes,
             train_share=self.train_share,
             cache=self.cache,
+            scale=self.scale,
         )
+        self.scale = data.scale if split == "train" else self.scale
         return data if self.few is None else _part(data, self.few)
 
     def _maps(self, data: AnomalyData) -> np.ndarray:

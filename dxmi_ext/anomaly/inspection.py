@@ -30,10 +30,11 @@ from dxmi_ext.anomaly import detectors, page
 from dxmi_ext.anomaly.page import Place, Shown, Worst
 from dxmi_ext.anomaly.scoring import ScoreError, Scorer, VectorScorer
 from dxmi_ext.config import ConfigError, Settings, device_setting, setting
-from dxmi_ext.data import listing, vectors
+from dxmi_ext.data import listing, pixels, vectors
 from dxmi_ext.data.anomaly import resized
-from dxmi_ext.data.image_sources import ImageDataError, decode
+from dxmi_ext.data.contents import ImageDataError, printable
 from dxmi_ext.data.listing import PICTURES
+from dxmi_ext.data.pixels import NOMINAL, Scale
 
 COLUMNS = ("path", "score", "anomalous", "threshold", "heatmap", "error")
 VECTOR_COLUMNS = ("row", "score", "anomalous", "threshold")
@@ -128,7 +129,8 @@ def score(scorer: Scorer, pictures: Sequence[str], output: Path, cfg: ScoreSetti
         runlog.Progress("score", len(pictures), 0, enabled=True) as bar,
     ):
         findings = _Findings(threshold, scorer.pixel_threshold, folder, Worst(cfg.worst), threads)
-        read = functools.partial(_read, size=scorer.size, shows=cfg.heatmaps or cfg.worst > 0)
+        shows = cfg.heatmaps or cfg.worst > 0
+        read = functools.partial(_read, size=scorer.size, shows=shows, scale=scorer.scale)
         for first, batch in _batches(_ahead(threads, read, pictures, 2 * cfg.batch_size), cfg.batch_size):
             begun = time.perf_counter()
             scored = _score_batch(scorer, batch)
@@ -240,11 +242,11 @@ class _Picture(NamedTuple):
     error: str = ""
 
 
-def _read(path: str, size: int, shows: bool) -> _Picture:
+def _read(path: str, size: int, shows: bool, scale: Scale = NOMINAL) -> _Picture:
     try:
-        picture = np.asarray(decode(path, path, upright=True))
+        picture = pixels.decode(path, path, scale, upright=True)
     except ImageDataError as error:
-        return _Picture(path, None, None, str(error).removeprefix(f"{path}: "))
+        return _Picture(path, None, None, str(error).removeprefix(f"{printable(path)}: "))
     image = np.ascontiguousarray(resized(picture, size).transpose(2, 0, 1))
     return _Picture(path, image, _thumbnail(picture) if shows else None)
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from dxmi_ext.anomaly import detectors
 from dxmi_ext.anomaly.preparation import prepared
+from dxmi_ext.data.pixels import NOMINAL, Scale
 from dxmi_ext.data.vectors import Columns
 from dxmi_ext.errors import UserError
 from dxmi_ext.metrics.features import Extractor
@@ -36,6 +37,7 @@ class Scorer(nn.Module):
         top_share: a picture's score is the mean over this share of its positions, the highest; 0: their
             maximum (DxMI, sec. 5.3).
         size: height and width that files are brought to first; None: the backbone's.
+        scale: of files of other than 8 bits: that of the training images.
 
     Raises:
         ScoreError: a threshold or the share is out of its bounds, or no size is known.
@@ -51,6 +53,7 @@ class Scorer(nn.Module):
         pixel_threshold: float,
         top_share: float = 0.0,
         size: int | None = None,
+        scale: Scale = NOMINAL,
     ) -> None:
         super().__init__()
         if not (math.isfinite(threshold) and 0 < pixel_threshold < math.inf and 0 <= top_share <= 1):
@@ -66,7 +69,7 @@ class Scorer(nn.Module):
         self.backbone, self.energy = backbone, energy.eval()
         self.preparation = (preparation or nn.Identity()).eval()
         self.threshold, self.pixel_threshold, self.top_share = threshold, pixel_threshold, top_share
-        self.size = known
+        self.size, self.scale = known, scale
 
     @property
     def device(self) -> torch.device:

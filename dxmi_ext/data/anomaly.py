@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dxmi_ext import files
-from dxmi_ext.data import anomaly_sources
+from dxmi_ext import files, runlog
+from dxmi_ext.data import anomaly_sources, pixels
 from dxmi_ext.data.anomaly_sources import Item, Source
-from dxmi_ext.data.image_sources import ImageDataError
-from dxmi_ext.data.images import default_cache
+from dxmi_ext.data.contents import ImageDataError, printable
+from dxmi_ext.data.images import beyond, default_cache, key_of
+from dxmi_ext.data.pixels import NOMINAL, Scale
 
-_CACHE_FORMAT = 2
+_CACHE_FORMAT = 3
 
 
 class AnomalyData:
@@ -37,6 +37,7 @@ class AnomalyData:
         names: of the pictures, [n].
         split: "train" or "test".
         fingerprint: says whether two collections hold the same images; by default made from them.
+        scale: by which images of other than 8 bits became these.
 
     Raises:
         ImageDataError: a wrong type or shape, or defects where good pictures train.
@@ -54,6 +55,7 @@ class AnomalyData:
         names: Sequence[str] = (),
         split: str = "test",
         fingerprint: str | None = None,
+        scale: Scale = NOMINAL,
     ) -> None:
         n = len(images)
         classes = np.zeros(n, np.int64) if classes is None else classes
@@ -71,8 +73,10 @@ class AnomalyData:
         if split == "train" and labels.any():
             raise ImageDataError(f"labels: got {int(labels.astype(bool).sum())} defects, training wants none")
         self.images, self.labels, self.masks, self.classes = images, labels, masks, classes
-        self.class_names, self.names, self.split = list(class_names), list(names), split
-        self.label_names = list(label_names) or ["good", *map(str, range(1, 1 + int(labels.max())))]
+        self.class_names, self.names = ([*map(printable, given)] for given in (class_names, names))
+        kinds = label_names or ["good", *map(str, range(1, 1 + int(labels.max())))]
+        self.label_names, self.split = [*map(printable, kinds)], split
+        self.scale = scale
         self.fingerprint = fingerprint or _digest(images.shape[1:], images).hexdigest()
 
     def __len__(self) -> int:
@@ -92,6 +96,7 @@ def load(
     classes: Sequence[str] | None = None,
     train_share: float = 0.7,
     cache: Path | str | None = None,
+    scale: Scale | None = None,
 ) -> AnomalyData:
     """A split of the collection at a path, in a layout of ``anomaly_sources.LAYOUTS``; cached.
 
@@ -104,6 +109,7 @@ def load(
         train_share: of the good pictures, where the layout has no split of its own.
         cache: folder of the decoded arrays, by default ``images.default_cache()``. An entry belongs to the
             files' names, sizes and times and to the arguments; it may be deleted.
+        scale: of images of other than 8 bits: of a run's training set; None: of the training split here.
 
     Raises:
         ImageDataError: the path holds no known layout; a file is missing or damaged; sizes are unequal.
@@ -111,16 +117,25 @@ def load(
     path = Path(path).expanduser().resolve()
     if size is not None and size < 1:
         raise ImageDataError(f"size: got {size}, wants a positive number of pixels, or None")
+    if scale is not None and split == "train":  # most often their own, and decoded already
+        own = load(path, split=split, size=size, classes=classes, train_share=train_share, cache=cache)
+        if own.scale == scale:
+            return own
     source = anomaly_sources.find(path, split, classes, train_share)
     if not source.items:
         raise ImageDataError(f"{path}: has no pictures to {split}")
     cache = Path(cache).expanduser() if cache is not None else default_cache()
-    entry = cache / f"anomaly-{_key(path, split, size, train_share, source)}"
+    trained = source
+    if scale is None and split != "train":
+        trained = anomaly_sources.find(path, "train", classes, train_share)
+    about = f"{_CACHE_FORMAT} {path} {split} {size} {train_share} {scale}"
+    about += "".join(f"\n{item.name} {item.label} {item.mask is not None}" for item in source.items)
+    entry = cache / f"anomaly-{key_of(about, [*source.files, *trained.files])}"
     if not entry.is_dir():
         with files.locked(entry.with_suffix(".lock")):
             if not entry.is_dir():  # another process may have been first
-                _decode_to(entry, source, size, path)
-    about = json.loads((entry / "about.json").read_text())
+                _decode_to(entry, source, size, path, scale, trained)
+    told = json.loads((entry / "about.json").read_text())
     masks = None
     if (entry / "masks.npy").exists():
         masks = np.asarray(np.load(entry / "masks.npy", mmap_mode="r"))
@@ -134,13 +149,14 @@ def load(
         label_names=source.label_names,
         names=[item.name for item in source.items],
         split=split,
-        fingerprint=about["fingerprint"],
+        fingerprint=told["fingerprint"],
+        scale=Scale.of(told["scale"]),
     )
 
 
-def decoded(source: Source, split: str, size: int | None) -> AnomalyData:
+def decoded(source: Source, split: str, size: int | None, scale: Scale = NOMINAL) -> AnomalyData:
     """The pictures of a source, in memory. Arguments and errors as of `load`."""
-    pairs = [_decode(item, size) for item in source.items]
+    pairs = [_decode(item, size, scale)[:2] for item in source.items]
     if not pairs or len({image.shape for image, _ in pairs}) > 1:
         raise ImageDataError(f"{split}: got no pictures, or of several sizes; give a size to bring them to")
     return AnomalyData(
@@ -162,59 +178,84 @@ def _digest(shape: tuple[int, ...], images: np.ndarray | tuple[()] = ()) -> Any:
     return digest
 
 
-def _key(path: Path, split: str, size: int | None, train_share: float, source: Source) -> str:
-    digest = hashlib.blake2b(f"{_CACHE_FORMAT} {path} {split} {size} {train_share}".encode(), digest_size=16)
-    for item in source.items:
-        digest.update(f"\n{item.name} {item.label} {item.mask is not None}".encode())
-    for file in source.files:
-        stat = os.stat(file)
-        digest.update(f"\n{file} {stat.st_size} {stat.st_mtime_ns}".encode())
-    return digest.hexdigest()
-
-
-def _decode_to(entry: Path, source: Source, size: int | None, path: Path) -> None:
+def _decode_to(
+    entry: Path, source: Source, size: int | None, path: Path, scale: Scale | None, trained: Source
+) -> None:
     """Write a cache entry: images.npy, masks.npy where there are any, about.json."""
+    try:
+        _write(entry, source, size, path, scale)
+    except pixels.Unsettled:  # most collections are of 8 bits, and read once
+        found = pixels.settled((item.image() for item in trained.items), printable(path))
+        _write(entry, source, size, path, found)
+
+
+def _write(entry: Path, source: Source, size: int | None, path: Path, scale: Scale | None) -> None:
     from tqdm import tqdm
 
-    items = source.items
-    shape = _decode(items[0], size)[0].shape
+    items, clipped = source.items, 0
+    shape = _decode(items[0], size, scale)[0].shape
     digest = _digest(shape)
     with files.folder(entry) as folder:
         with (folder / "images.npy").open("wb") as images, (folder / "masks.npy").open("wb") as masks:
             _header(images, "|u1", (len(items), *shape))
             _header(masks, "|b1", (len(items), *shape[1:]))
-            for item in tqdm(items, desc=f"decoding {path.name}", unit="image", disable=None):
-                image, mask = _decode(item, size)
+            for item in tqdm(items, desc=f"decoding {printable(path.name)}", unit="image", disable=None):
+                image, mask, is_beyond = _decode(item, size, scale)
                 if image.shape != shape:
                     sizes = f"{list(shape)} and {list(image.shape)}"
-                    raise ImageDataError(f"{path}: pictures are {sizes}; give a size to bring them to")
+                    raise ImageDataError(
+                        f"{printable(path)}: pictures are {sizes}; give a size to bring them to"
+                    )
                 images.write(image.tobytes())
                 masks.write(mask.tobytes())
                 digest.update(image.data)
+                clipped += is_beyond
         if not source.has_masks:
             (folder / "masks.npy").unlink()
-        (folder / "about.json").write_text(
-            json.dumps({"source": str(path), "size": size, "fingerprint": digest.hexdigest()})
-        )
+        about = {"source": str(path), "size": size, "scale": scale, "fingerprint": digest.hexdigest()}
+        (folder / "about.json").write_text(json.dumps(about))
+    if scale is not None and clipped:
+        runlog.note(f"{printable(path)}: {beyond(clipped, scale)}")
 
 
 def _header(file: Any, dtype: str, shape: tuple[int, ...]) -> None:
     np.lib.format.write_array_header_1_0(file, {"descr": dtype, "fortran_order": False, "shape": shape})
 
 
-def _decode(item: Item, size: int | None) -> tuple[np.ndarray, np.ndarray]:
-    """A picture, uint8 [3, H, W], and its mask, bool [H, W]: nowhere true where it has none."""
-    picture = np.asarray(item.image())
+def _decode(item: Item, size: int | None, scale: Scale | None) -> tuple[np.ndarray, np.ndarray, bool]:
+    """A picture, uint8 [3, H, W]; its mask, bool [H, W], nowhere true where it has none; whether the scale
+    clips the picture."""
+    stored = item.image()
+    name = printable(item.name)
+    picture = rgb(stored, scale, name)
     mask = np.zeros(picture.shape[:2], np.bool_) if item.mask is None else item.mask()
     if mask.shape != picture.shape[:2]:
         raise ImageDataError(
-            f"{item.name}: its mask is {list(mask.shape)}, wants {list(picture.shape[:2])}, as the picture"
+            f"{name}: its mask is {list(mask.shape)}, wants {list(picture.shape[:2])}, as the picture"
         )
-    if size is not None and mask.shape != (size, size):
-        from PIL import Image
+    is_beyond = scale is not None and pixels.exceeds(stored, scale)
+    picture = np.ascontiguousarray(resized(picture, size).transpose(2, 0, 1))
+    return picture, mask if size is None else _resized_mask(mask, size), is_beyond
 
-        mask = np.asarray(Image.fromarray(mask).resize((size, size), Image.Resampling.NEAREST))
-    return np.ascontiguousarray(resized(picture, size).transpose(2, 0, 1)), mask
+
+def rgb(stored: np.ndarray, scale: Scale | None, name: str) -> np.ndarray:
+    """Pixels [H, W, C], as they are stored, as uint8 [H, W, 3]; grey ones stand thrice. Errors as of
+    `pixels.eight_bits`."""
+    picture = pixels.eight_bits(stored, scale, name)
+    return np.asarray(np.broadcast_to(picture, (*picture.shape[:2], 3)))
+
+
+def _resized_mask(mask: np.ndarray, size: int) -> np.ndarray:
+    """To the nearest pixel; but a defect that is too small for that keeps one."""
+    if mask.shape == (size, size):
+        return mask
+    from PIL import Image
+
+    found = np.array(Image.fromarray(mask).resize((size, size), Image.Resampling.NEAREST))
+    if not found.any():
+        rows, columns = np.nonzero(mask)
+        found[rows * size // mask.shape[0], columns * size // mask.shape[1]] = True
+    return found
 
 
 def resized(picture: np.ndarray, size: int | None) -> np.ndarray:

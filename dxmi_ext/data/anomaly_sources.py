@@ -6,6 +6,7 @@ Imports numpy and ``dxmi_ext``; Pillow where a picture is decoded.
 from __future__ import annotations
 
 import csv
+import io
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -14,10 +15,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dxmi_ext.data import listing
-from dxmi_ext.data.image_sources import decode
-from dxmi_ext.data.listing import Folder, ImageDataError, Skipped
-from dxmi_ext.files import UNREADABLE
+from dxmi_ext.data import listing, npz, pixels
+from dxmi_ext.data.contents import ImageDataError, printable, refuse_pointer, what_it_is
+from dxmi_ext.data.listing import Folder, Skipped
 
 LAYOUTS = """\
   MVTec-AD    [CLASS/]train/good/*.png, [CLASS/]test/good|DEFECT/NAME.png,
@@ -26,9 +26,9 @@ LAYOUTS = """\
   folders     good/**/*.jpg; any other folder of images is a kind of defect: DEFECT/*.jpg;
               for localisation masks/[DEFECT/]NAME.png, of every image of a defect (or ground_truth/, ...);
               or good/**/*.jpg, which all train, and test/good|DEFECT/*.jpg
-  an .npz     x or images uint8 [n, H, W(, C)]; y, label or labels [n], 0 is good; for localisation mask or
-              masks [n, H, W], or mask_packed [n, H, W / 8] of np.packbits; num or group [n]: see below;
-              classes, the labels' names; name [n]
+  an .npz     x or images [n, H, W], [n, H, W, C] or [n, C, H, W]; y, label or labels [n], 0 is good; for
+              localisation mask or masks [n, H, W], or mask_packed [n, H, W / 8] of np.packbits; num or group
+              [n]: see below; classes, the labels' names; name [n]
 Where the layout has no split of its own, the first part of the good pictures trains and the rest is tested,
 in the order of their names, or of num (group): like pictures stand together. Those of one folder below good/,
 or of one num, are never divided; nor does a picture train whose num has a defect."""
@@ -45,8 +45,8 @@ class Item(NamedTuple):
     object_class: int
     label: int
     """Index into the names of labels; 0 is good."""
-    image: Callable[[], Any]
-    """uint8 [H, W, 3], or a PIL image in RGB."""
+    image: Callable[[], np.ndarray]
+    """As `pixels.eight_bits` takes it: [H, W, C]."""
     mask: Callable[[], np.ndarray] | None
     """bool [H, W]; None: it has none, as good pictures do."""
     file: str | None = None
@@ -84,14 +84,15 @@ def find(path: Path, split: str, classes: Sequence[str] | None, train_share: flo
         raise ImageDataError(f"split: got {split!r}, wants train or test")
     if not 0 < train_share < 1:
         raise ImageDataError(f"train_share: got {train_share}, wants a share between 0 and 1")
-    if path.suffix == ".npz" and path.is_file():
+    if path.suffix.lower() in npz.SUFFIXES and path.is_file():
         _chosen([path.stem], classes, path)
         return _npz(path, split, train_share)
     if (path / "split_csv").is_dir():
         return _visa(path, split, classes)
     if not path.is_dir():
         what = "is no collection of a known layout" if path.exists() else "does not exist"
-        raise ImageDataError(f"data: {path} {what}; `dxmi data --help` lists the layouts")
+        what = (path.is_file() and what_it_is(path)) or what
+        raise ImageDataError(f"data: {printable(path)} {what}; `dxmi data --help` lists the layouts")
     root = listing.scan(path)
     parts = listing.parts(root)
     if "train" in parts.splits or (good := _good_of(root, parts.others)) is None:
@@ -311,12 +312,7 @@ def _visa(path: Path, split: str, classes: Sequence[str] | None) -> Source:
     table = path / "split_csv" / "1cls.csv"
     if not table.is_file():
         raise ImageDataError(f"data: {path}: has split_csv/ without 1cls.csv")
-    with table.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        columns = ("object", "split", "label", "image", "mask")
-        if missing := set(columns) - set(reader.fieldnames or ()):
-            raise ImageDataError(f"{table}: has no column {sorted(missing)[0]}, wants {','.join(columns)}")
-        rows = list(reader)
+    rows = _rows(table, ("object", "split", "label", "image", "mask"))
     class_names = _chosen(sorted({row["object"] for row in rows}), classes, path)
     rows = [row for row in rows if row["split"] == split and row["object"] in class_names]
     if odd := [row["label"] for row in rows if row["label"] not in ("normal", "anomaly")]:
@@ -324,15 +320,51 @@ def _visa(path: Path, split: str, classes: Sequence[str] | None) -> Source:
     items, files = [], [str(table)]
     for row in rows:
         defect = row["label"] == "anomaly"
-        if not (path / row["image"]).is_file():
+        image = str(_named(path, row["image"]))
+        if not os.path.isfile(image):
             raise ImageDataError(f"{table}: names {row['image']}, which is missing in {path}")
-        image = str(path / row["image"])
-        mask = str(path / (row["mask"] or "Masks/(none is named)")) if defect else None
+        mask = str(_named(path, row["mask"] or "Masks/(none is named)")) if defect else None
         if mask is not None and not os.path.isfile(mask):
             raise _missing_mask(image, [mask])
         files += [image, *([mask] if mask else [])]
         items.append(picture_item(row["image"], class_names.index(row["object"]), int(defect), image, mask))
     return Source(files, items, class_names, [_GOOD, "anomaly"], split == "test", "VisA")
+
+
+def _rows(table: Path, columns: Sequence[str]) -> list[dict[str, str]]:
+    """The rows of a csv, each with all columns: UTF-8, UTF-16 with a byte order mark, or Latin-1."""
+    refuse_pointer(table)
+    content = table.read_bytes()
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+        text = content.decode("utf-16", "replace")
+    else:
+        try:
+            text = content.decode("utf-8-sig")
+        except UnicodeDecodeError:
+            text = content.decode("latin-1")
+    try:
+        reader = csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True)
+        rows = list(reader)
+    except csv.Error as error:
+        raise ImageDataError(f"{table}: cannot be read as csv ({error})") from error
+    if missing := set(columns) - set(reader.fieldnames or ()):
+        raise ImageDataError(f"{table}: has no column {sorted(missing)[0]}, wants {','.join(columns)}")
+    for i, row in enumerate(rows, 2):
+        if short := [name for name in columns[:-1] if row[name] is None]:
+            raise ImageDataError(f"{table}: row {i} has no {short[0]}, wants {','.join(columns)}")
+    return rows
+
+
+def _named(path: Path, name: str) -> Path:
+    """The file that a csv names; of a csv in Latin-1 its name may be those bytes, not UTF-8."""
+    found = path / name
+    if not found.is_file() and not name.isascii():
+        try:
+            raw = path / os.fsdecode(name.encode("latin-1"))
+        except UnicodeEncodeError:
+            return found
+        return raw if raw.is_file() else found
+    return found
 
 
 # --- plain folders -----------------------------------------------------------------------------------
@@ -378,68 +410,73 @@ def _leading(groups: Sequence[Any], share: float, path: Path | str) -> list[bool
 
 
 def _npz(file: Path, split: str, train_share: float) -> Source:
-    try:
-        with np.load(file) as arrays:  # without pickles, which is the default
-            content = {name: arrays[name] for name in arrays.files}
-    except UNREADABLE as error:
-        raise ImageDataError(f"{file}: cannot be read as npz without pickles ({error})") from error
-
-    def first(*names: str) -> np.ndarray | None:
-        return next((content[name] for name in names if name in content), None)
-
-    images, labels = first("x", "images"), first("y", "label", "labels")
+    arrays = npz.Arrays(file)
+    images, labels = arrays.get(*npz.IMAGES), arrays.get(*npz.LABELS)
     if images is None or labels is None:
         raise ImageDataError(
-            f"{file}: has the keys {', '.join(content)}, wants x and y; `dxmi data --help` lists the layouts"
+            f"{printable(file)}: has the keys {arrays.keys}, wants x and y; `dxmi data --help` lists the "
+            "layouts"
         )
-    images = _rgb(images, file)
-    if labels.shape != (len(images),) or labels.dtype.kind not in "iub" or labels.min() < 0:
-        raise ImageDataError(
-            f"{file}: labels are {labels.dtype} {list(labels.shape)}, wants {len(images)} integers from 0 up"
-        )
-    labels = labels.astype(np.int64)
-    masks = first("mask", "masks")
-    if masks is None and (packed := first("mask_packed")) is not None:
-        masks = np.unpackbits(packed, axis=-1)[..., : images.shape[2]]
-    if masks is not None and masks.shape != images.shape[:3]:
-        raise ImageDataError(f"{file}: masks are {list(masks.shape)}, wants {list(images.shape[:3])}")
-    groups = first("num", "group", "groups")
+    images = npz.images(images, arrays)
+    n = len(images)
+    labels, label_names = _defects(npz.labels(labels, n, arrays), arrays)
+    masks = npz.masks(arrays, images.shape[:3])
+    groups, names = _of_each(arrays, n, "num", "group", "groups"), _of_each(arrays, n, "name", "names")
     if groups is None:
-        groups = np.arange(len(images))
-    if groups.shape != labels.shape:
-        raise ImageDataError(f"{file}: num (group) is {list(groups.shape)}, wants {list(labels.shape)}")
-    names, label_names = first("name", "names"), first("classes")
-    if label_names is None or len(label_names) <= labels.max():
-        label_names = np.array([_GOOD, *(f"defect {i}" for i in range(1, 1 + labels.max()))])
+        groups = np.arange(n)
 
-    order = np.lexsort((np.arange(len(groups)), groups))
+    order = np.lexsort((np.arange(n), groups))
     good, defective = order[labels[order] == 0], order[labels[order] > 0]
     trains = np.array(_leading(groups[good].tolist(), train_share, file))
     trains &= ~np.isin(groups[good], groups[defective])
     chosen = good[trains] if split == "train" else np.concatenate([good[~trains], defective])
 
     def item(i: int) -> Item:
-        mask = None if masks is None or labels[i] == 0 else masks[i] != 0
-        name = str(i) if names is None else str(names[i])
+        mask = None if masks is None or labels[i] == 0 else masks[i]
+        name = str(i) if names is None else _text(names[i])
         return Item(name, 0, int(labels[i]), lambda: images[i], None if mask is None else lambda: mask)
 
     items = [item(int(i)) for i in chosen]
-    return Source([str(file)], items, [file.stem], label_names.tolist(), masks is not None, "npz")
+    return Source([str(file)], items, [file.stem], label_names, masks is not None, "npz")
 
 
-def _rgb(images: np.ndarray, file: Path) -> np.ndarray:
-    """[n, H, W], [n, H, W, C] or [n, C, H, W] as [n, H, W, 3]; grey ones are repeated."""
-    if images.dtype == np.uint8 and len(images):
-        if images.ndim == 3:
-            images = images[..., None]
-        elif images.ndim == 4 and images.shape[3] not in (1, 3) and images.shape[1] in (1, 3):
-            images = images.transpose(0, 2, 3, 1)
-        if images.ndim == 4 and images.shape[3] in (1, 3):
-            return np.asarray(np.broadcast_to(images, (*images.shape[:3], 3)))
-    raise ImageDataError(
-        f"{file}: images are {images.dtype} {list(images.shape)}, wants uint8 [n, H, W] or [n, H, W, C], "
-        "C = 1 or 3"
-    )
+def _defects(labels: np.ndarray, arrays: npz.Arrays) -> tuple[np.ndarray, list[str]]:
+    """Labels of any integers, 0 for good, as the kinds 0, 1, ... [n], and the kinds' names.
+
+    Raises:
+        ImageDataError: they are texts.
+    """
+    if labels.dtype.kind in "US":
+        raise arrays.refuse("labels", labels, f"{len(labels)} integers, 0 for good")
+    names = arrays.get("classes")
+    given = [] if names is None or names.ndim != 1 else [_text(name) for name in names]
+    if labels.size and labels.min() >= 0 and labels.max() < max(len(labels), len(given)):
+        values = np.arange(1 + labels.max())
+    else:  # numbers of some other meaning
+        values = np.concatenate([[0], np.setdiff1d(labels, [0])])
+        labels = np.where(labels == 0, 0, np.searchsorted(values[1:], labels) + 1)
+    if len(given) > values.max() and values.min() >= 0:
+        return labels, [given[value] for value in values]
+    return labels, [_GOOD, *(f"defect {value}" for value in values[1:])]
+
+
+def _of_each(arrays: npz.Arrays, n: int, *names: str) -> np.ndarray | None:
+    """An array with a value for each image [n]; None: there is none.
+
+    Raises:
+        ImageDataError: it has another shape.
+    """
+    if (found := arrays.get(*names)) is None:
+        return None
+    if (flat := npz.column(found, n)) is None:
+        raise ImageDataError(
+            f"{printable(arrays.file)}: {names[0]} must be [{n}], one for each image, got {list(found.shape)}"
+        )
+    return flat
+
+
+def _text(value: Any) -> str:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 
 # --- files -------------------------------------------------------------------------------------------
@@ -451,14 +488,10 @@ def picture_item(name: str, object_class: int, label: int, image: str, mask: Pat
         name,
         object_class,
         label,
-        lambda: decode(image, image, upright=True),
-        None if mask is None else lambda: _any_colour(str(mask)),
+        lambda: pixels.read(image, image, upright=True),
+        None if mask is None else lambda: pixels.marked(str(mask), str(mask), upright=True),
         image,
     )
-
-
-def _any_colour(mask: str) -> np.ndarray:
-    return np.any(np.asarray(decode(mask, mask, upright=True)), axis=2)
 
 
 def _images(folder: Folder, skipped: list[Skipped], *, holds_directly: bool = False) -> list[str]:

@@ -1,13 +1,12 @@
 """Image collections as they are found on disk: which files they are, and how to read them.
 
 Nothing is unpickled: the Python version of CIFAR-10 is read opcode by opcode, without running one.
-Imports numpy and the standard library; Pillow where a picture is decoded.
+Imports numpy and the standard library; Pillow where an image is decoded.
 """
 
 from __future__ import annotations
 
 import gzip
-import io
 import pickletools
 import struct
 from collections.abc import Callable, Sequence
@@ -17,14 +16,16 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 
-from dxmi_ext.data import listing
+from dxmi_ext.data import listing, npz, pixels
+from dxmi_ext.data.contents import ImageDataError as ImageDataError
+from dxmi_ext.data.contents import printable, refuse_pointer, what_it_is
 from dxmi_ext.data.listing import Folder, Skipped
-from dxmi_ext.data.listing import ImageDataError as ImageDataError
 from dxmi_ext.files import UNREADABLE
 
 LAYOUTS = """\
-  an .npz file            x uint8 [n, H, W(, C)], y [n] (or images, labels); train_x, test_x, ... for splits;
-                          or JPEG streams end to end: train_jpeg uint8 [bytes], train_off [n + 1], train_y [n]
+  an .npz or .npy file    x [n, H, W(, C)] or [n, C, H, W] (or images, samples, data, arr_0), y [n] (or
+                          labels, label, arr_1); train_x or x_train, test_x, ... for splits; or JPEG streams
+                          end to end: train_jpeg uint8 [bytes], train_off [n + 1], train_y [n]
   CIFAR-10                data_batch_1.bin ... data_batch_5.bin, test_batch.bin (the binary version),
                           or data_batch_1 ... data_batch_5, test_batch (the Python version)
   MNIST, Fashion-MNIST    train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-..., each plain or .gz
@@ -42,8 +43,8 @@ class Pictures(NamedTuple):
     """A collection that has been opened."""
 
     n: int
-    get: Callable[[int], Any]
-    """Picture i: uint8 [H, W, C], C = 1 or 3, or a PIL image."""
+    get: Callable[[int], np.ndarray]
+    """Picture i, as `pixels.eight_bits` takes it: [H, W, C]."""
     labels: np.ndarray | None
     """int64 [n]"""
     class_names: list[str]
@@ -71,14 +72,15 @@ def find(path: Path, split: str) -> Source:
         SplitMissing: nothing known lies there, or not that split of it.
         ImageDataError: what lies there is ambiguous, or a part of it is missing.
     """
-    if path.suffix == ".npz" and path.is_file():
+    if path.suffix.lower() in npz.SUFFIXES and path.is_file():
         return Source([path], lambda: _open_npz(path, split), "npz")
     if path.is_dir():
         for look in (_find_cifar10, _find_idx, _find_folder):
             if source := look(path, split):
                 return source
     found = f"has no images of a known layout (split {split!r})" if path.exists() else "does not exist"
-    raise SplitMissing(f"data: {path} {found}; `dxmi data --help` lists the layouts")
+    found = (path.is_file() and what_it_is(path)) or found
+    raise SplitMissing(f"data: {printable(path)} {found}; `dxmi data --help` lists the layouts")
 
 
 def _find_cifar10(path: Path, split: str) -> Source | None:
@@ -99,6 +101,7 @@ def _open_cifar10(files: list[Path], read: Callable[[Path], tuple[np.ndarray, np
 
 def _read_cifar10_binary(file: Path) -> tuple[np.ndarray, np.ndarray]:
     """Records of a label's byte and 3,072 bytes of red, green and blue planes."""
+    refuse_pointer(file)
     content = np.fromfile(file, np.uint8)
     if len(content) == 0 or len(content) % (1 + _CIFAR10_BYTES):
         raise ImageDataError(f"{file}: got {len(content)} bytes, wants records of {1 + _CIFAR10_BYTES}")
@@ -114,6 +117,7 @@ def _read_cifar10_python(file: Path) -> tuple[np.ndarray, np.ndarray]:
     content, labels, key = b"", list[int](), None
     c_order = False
     argument: Any
+    refuse_pointer(file)
     try:
         with file.open("rb") as stream:
             for opcode, argument, _ in pickletools.genops(stream):
@@ -156,6 +160,7 @@ def _open_idx(images_file: Path, labels_file: Path) -> Pictures:
 
 def _read_idx(file: Path, dimensions: int) -> np.ndarray:
     """MNIST's format: two zero bytes, the type, the number of dimensions, big-endian sizes, values."""
+    refuse_pointer(file)
     try:
         with _open_plain_or_gzip(file) as stream:
             header = stream.read(4 + 4 * dimensions)
@@ -176,59 +181,41 @@ def _read_idx(file: Path, dimensions: int) -> np.ndarray:
 
 
 def _open_plain_or_gzip(file: Path) -> gzip.GzipFile | IO[bytes]:
-    return gzip.open(file) if file.suffix == ".gz" else file.open("rb")
+    """By its first bytes: not every browser keeps the name."""
+    with file.open("rb") as stream:
+        compressed = stream.read(2) == b"\x1f\x8b"
+    return gzip.open(file) if compressed else file.open("rb")
 
 
 def _open_npz(file: Path, split: str) -> Pictures:
-    try:
-        arrays = np.load(file)  # without pickles, which is the default
-        prefix = f"{split}_" if any(name.startswith(("train_", "test_")) for name in arrays.files) else ""
-        if not prefix and split != "train":
-            raise SplitMissing(f"{file}: has no splits (keys {', '.join(arrays.files)}), got split {split!r}")
-
-        def first(*names: str) -> np.ndarray | None:
-            return next((arrays[prefix + name] for name in names if prefix + name in arrays.files), None)
-
-        labels, streams, offsets = first("y", "labels", "label"), first("jpeg"), first("off")
-        images = None if streams is not None else first("x", "images")
-    except ImageDataError:
-        raise
-    except UNREADABLE as error:
-        raise ImageDataError(f"{file}: cannot be read as npz without pickles ({error})") from error
+    arrays = npz.Arrays(file)
+    splits = [name for name in npz.SPLITS if arrays.has(*npz.IMAGES, "jpeg", split=name)]
+    own: str | None = None
+    if splits:
+        own = "val" if split == "test" and "test" not in splits else split
+    if (own not in splits) if splits else (split != "train"):
+        found = f"the splits {', '.join(splits)}" if splits else f"no splits (keys {arrays.keys})"
+        raise SplitMissing(f"{printable(file)}: has {found}, got split {split!r}")
+    labels, streams = arrays.get(*npz.LABELS, split=own), arrays.get("jpeg", split=own)
+    offsets = arrays.get("off", split=own)
+    get: Callable[[int], np.ndarray]
     if streams is not None and offsets is not None:
-        count, get = len(offsets) - 1, _jpeg_getter(streams, offsets, file)
-    elif images is not None:
-        images = _channels_last(images, file)
+        count, get = npz.streams(streams, offsets, arrays)
+    elif (stored := arrays.get(*npz.IMAGES, split=own)) is not None:
+        images = npz.images(stored, arrays)
         count, get = len(images), images.__getitem__
     else:
-        missing = prefix and not any(name.startswith(prefix) for name in arrays.files)
-        raise (SplitMissing if missing else ImageDataError)(
-            f"{file}: has the keys {', '.join(arrays.files)}, wants {prefix}x (or {prefix}images), "
-            f"or {prefix}jpeg and {prefix}off"
+        prefix = "" if own is None else f"{own}_"
+        raise ImageDataError(
+            f"{printable(file)}: has the keys {arrays.keys}, wants {prefix}x (or {prefix}images), or "
+            f"{prefix}jpeg and {prefix}off"
         )
-    return Pictures(count, get, None if labels is None else _labels(labels, count, file), [])
-
-
-def _jpeg_getter(streams: np.ndarray, offsets: np.ndarray, file: Path) -> Callable[[int], Any]:
-    def get(i: int) -> Any:
-        return decode(io.BytesIO(streams[offsets[i] : offsets[i + 1]].tobytes()), f"{file}, picture {i}")
-
-    return get
-
-
-def _channels_last(images: np.ndarray, file: Path) -> np.ndarray:
-    """[n, H, W] or [n, C, H, W] as [n, H, W, C]."""
-    if images.dtype == np.uint8 and images.ndim in (3, 4):
-        if images.ndim == 3:
-            return images[..., None]
-        if images.shape[3] in (1, 3):
-            return images
-        if images.shape[1] in (1, 3):
-            return images.transpose(0, 2, 3, 1)
-    raise ImageDataError(
-        f"{file}: images are {images.dtype} {list(images.shape)}, wants uint8 [n, H, W] or [n, H, W, C], "
-        "C = 1 or 3"
-    )
+    if labels is None:
+        return Pictures(count, get, None, [])
+    labels = npz.labels(labels, count, arrays)
+    of_splits = (arrays.get(*npz.LABELS, split=name) for name in splits or (None,))
+    every = [npz.labels(each, each.size, arrays) for each in of_splits if each is not None]
+    return Pictures(count, get, *npz.classes(labels, every))
 
 
 def _find_folder(path: Path, split: str) -> Source | None:
@@ -266,8 +253,8 @@ def _find_folder(path: Path, split: str) -> Source | None:
         return None
     names = [inner.name for inner in found]
 
-    def get(i: int) -> Any:
-        return decode(files[i], files[i])
+    def get(i: int) -> np.ndarray:
+        return pixels.read(files[i], files[i])
 
     def opened() -> Pictures:
         return Pictures(len(files), get, np.array(labels, np.int64) if found else None, names)
@@ -330,38 +317,6 @@ def _check_masks(folder: Folder, masks: dict[str, Folder], classes: dict[str, Fo
 
 def _stem(image: str) -> str:
     return Path(image).stem.lower()
-
-
-def decode(file: str | IO[bytes], name: str, *, upright: bool = False) -> Any:
-    """A file as a PIL image in RGB. Of 16 bits the upper 8 are taken, rounded up: what is not 0 stays so.
-
-    Args:
-        name: what errors call it.
-        upright: turned as its EXIF orientation says.
-
-    Raises:
-        ImageDataError: it is damaged, or of values whose range nothing tells.
-    """
-    from PIL import Image, ImageOps
-
-    try:
-        with Image.open(file) as image:
-            whole = ImageOps.exif_transpose(image) if upright else image
-            return _eight_bits(whole).convert("RGB")
-    except Exception as error:  # of a damaged file Pillow raises errors of many kinds
-        raise ImageDataError(f"{name}: cannot be decoded ({error})") from error
-
-
-def _eight_bits(image: Any) -> Any:
-    """Grey values of 16 bits, which Pillow's own conversion would cut off at 255."""
-    if not image.mode.startswith(("I", "F")):
-        return image
-    from PIL import Image
-
-    values = np.asarray(image)
-    if values.dtype.kind == "f" or values.min() < 0 or values.max() > 65535:
-        raise ValueError(f"its values are {values.dtype}, wants 8 or 16 bits")
-    return Image.fromarray((-(-values.astype(np.int64) // 257)).astype(np.uint8))
 
 
 def _labels(labels: np.ndarray, count: int, file: Path) -> np.ndarray:

@@ -10,7 +10,7 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dxmi_ext import files
-from dxmi_ext.data import image_sources
+from dxmi_ext import files, runlog
+from dxmi_ext.data import image_sources, pixels
+from dxmi_ext.data.contents import printable
 from dxmi_ext.data.image_sources import ImageDataError, Pictures
+from dxmi_ext.data.pixels import NOMINAL, Scale
 
-_CACHE_FORMAT = 1
+_CACHE_FORMAT = 2
 _DECODE_BLOCK = 512
 
 
@@ -35,6 +37,7 @@ class ImageData:
         labels: int64 [n], or None.
         class_names: of the classes 0, 1, ...; without them there are as many as the largest label says.
         fingerprint: says whether two collections hold the same images; by default made from them.
+        scale: by which images of other than 8 bits became these.
 
     Raises:
         ImageDataError: a wrong type or shape.
@@ -47,6 +50,7 @@ class ImageData:
         *,
         class_names: list[str] | None = None,
         fingerprint: str | None = None,
+        scale: Scale = NOMINAL,
     ) -> None:
         if images.dtype != np.uint8 or images.ndim != 4 or len(images) == 0:
             raise ImageDataError(
@@ -58,8 +62,9 @@ class ImageData:
             )
         self.images = images
         self.labels = labels
-        self.class_names = class_names or []
+        self.class_names = [*map(printable, class_names or [])]
         self.fingerprint = fingerprint or _fingerprint(images)
+        self.scale = scale
 
     def __len__(self) -> int:
         return len(self.images)
@@ -134,7 +139,12 @@ def to_uint8(images: Tensor) -> Tensor:
 
 
 def load(
-    path: Path | str, *, split: str = "train", size: int | None = None, cache: Path | str | None = None
+    path: Path | str,
+    *,
+    split: str = "train",
+    size: int | None = None,
+    cache: Path | str | None = None,
+    scale: Scale | None = None,
 ) -> ImageData:
     """Images at a path, in a layout of ``image_sources.LAYOUTS``; decoded by the first call, then from cache.
 
@@ -144,7 +154,10 @@ def load(
             (antialiased), then the centre cropped, as is usual for ImageNet 64 (Dhariwal and Nichol 2021).
             None keeps the pictures, which must then be of one size. Pictures of that size stay as they are.
         cache: folder of the decoded arrays, by default ``dxmi_ext`` in ``$XDG_CACHE_HOME`` or ``~/.cache``.
-            An entry belongs to the path, the files' names, sizes and times, and ``size``; it may be deleted.
+            An entry belongs to the path, the files' names, sizes and times, ``size`` and ``scale``; it may be
+            deleted.
+        scale: of images of other than 8 bits: the training set's, of its ``ImageData``; None: that which
+            these images ask for.
 
     Raises:
         ImageDataError: the path holds no known layout, or damaged or unequal pictures.
@@ -152,18 +165,23 @@ def load(
     path = Path(path).expanduser().resolve()
     if size is not None and size < 1:
         raise ImageDataError(f"size: got {size}, wants a positive number of pixels, or None")
+    if scale is not None and split == "train":  # most often their own, and decoded already
+        own = load(path, split=split, size=size, cache=cache)
+        if own.scale == scale:
+            return own
     source = image_sources.find(path, split)
     cache = Path(cache).expanduser() if cache is not None else default_cache()
-    entry = cache / f"images-{_key(path, split, size, source.files)}"
+    entry = cache / f"images-{_key(path, split, size, scale, source.files)}"
     if not entry.is_dir():
         with files.locked(entry.with_suffix(".lock")):
             if not entry.is_dir():  # another process may have been first
-                _decode_to(entry, source.open(), size, path)
+                _decode_to(entry, source.open(), size, path, scale)
     about = json.loads((entry / "about.json").read_text())
     labels = np.load(entry / "labels.npy") if (entry / "labels.npy").exists() else None
     # a plain array over the map: indexing np.memmap costs more
     images = np.asarray(np.load(entry / "images.npy", mmap_mode="r"))
-    return ImageData(images, labels, class_names=about["class_names"], fingerprint=about["fingerprint"])
+    told = {"class_names": about["class_names"], "fingerprint": about["fingerprint"]}
+    return ImageData(images, labels, **told, scale=Scale.of(about["scale"]))
 
 
 def default_cache() -> Path:
@@ -217,52 +235,82 @@ def _digest(shape: tuple[int, ...]) -> Any:
     return hashlib.blake2b(str(shape).encode(), digest_size=16)
 
 
-def _key(path: Path, split: str, size: int | None, sources: Sequence[str | Path]) -> str:
-    digest = hashlib.blake2b(f"{_CACHE_FORMAT} {path} {split} {size}".encode(), digest_size=16)
+def _key(path: Path, split: str, size: int | None, scale: Scale | None, sources: Sequence[str | Path]) -> str:
+    return key_of(f"{_CACHE_FORMAT} {path} {split} {size} {scale}", sources)
+
+
+def key_of(about: str, sources: Sequence[str | Path]) -> str:
+    """The name of an entry of the cache: it belongs to a text and to files as they are, of any names."""
+    digest = hashlib.blake2b(about.encode("utf-8", "surrogateescape"), digest_size=16)
     for file in sources:
         stat = os.stat(file)
-        digest.update(f"\n{file} {stat.st_size} {stat.st_mtime_ns}".encode())
+        digest.update(f"\n{file} {stat.st_size} {stat.st_mtime_ns}".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
 
 
-def _decode_to(entry: Path, pictures: Pictures, size: int | None, path: Path) -> None:
+def _decode_to(entry: Path, pictures: Pictures, size: int | None, path: Path, scale: Scale | None) -> None:
     """Write a cache entry: images.npy, labels.npy, about.json."""
+    if pictures.n == 0:
+        raise ImageDataError(f"{printable(path)}: holds no images")
+    try:
+        _write(entry, pictures, size, path, scale)
+    except pixels.Unsettled:  # most collections are of 8 bits, and read once
+        with ThreadPoolExecutor(os.cpu_count()) as threads:
+            found = pixels.settled(_ahead(threads, pictures.get, pictures.n), printable(path))
+        _write(entry, pictures, size, path, found)
+
+
+def _ahead(threads: ThreadPoolExecutor, get: Callable[[int], np.ndarray], n: int) -> Iterator[np.ndarray]:
+    """Images in their order, in blocks: few of them wait at a time."""
+    for start in range(0, n, _DECODE_BLOCK):
+        yield from threads.map(get, range(start, min(start + _DECODE_BLOCK, n)))
+
+
+def _write(entry: Path, pictures: Pictures, size: int | None, path: Path, scale: Scale | None) -> None:
     from tqdm import tqdm
 
-    if pictures.n == 0:
-        raise ImageDataError(f"{path}: holds no images")
+    clipped: list[int] = []
 
     def fitted(i: int) -> np.ndarray:
-        return np.ascontiguousarray(_fit(pictures.get(i), size).transpose(2, 0, 1))
+        picture = pictures.get(i)
+        if scale is not None and pixels.exceeds(picture, scale):
+            clipped.append(i)
+        image = pixels.eight_bits(picture, scale, printable(path))
+        return np.ascontiguousarray(_fit(image, size).transpose(2, 0, 1))
 
-    shape = fitted(0).shape
+    shape, name = fitted(0).shape, printable(path.name)
+    clipped.clear()
     digest = _digest(shape)
     with (
         files.folder(entry) as folder,
         (folder / "images.npy").open("wb") as file,  # written on end: a full disk is an error, not a SIGBUS
         ThreadPoolExecutor(os.cpu_count()) as threads,
-        tqdm(total=pictures.n, desc=f"decoding {path.name}", unit="image", disable=None) as progress,
+        tqdm(total=pictures.n, desc=f"decoding {name}", unit="image", disable=None) as progress,
     ):
         header = {"descr": "|u1", "fortran_order": False, "shape": (pictures.n, *shape)}
         np.lib.format.write_array_header_1_0(file, header)
-        for start in range(0, pictures.n, _DECODE_BLOCK):  # in blocks: few futures wait at a time
-            block = range(start, min(start + _DECODE_BLOCK, pictures.n))
-            for image in threads.map(fitted, block):
-                if image.shape != shape:
-                    sizes = f"{list(shape)} and {list(image.shape)}"
-                    raise ImageDataError(f"{path}: pictures are {sizes}; give a size to bring them to")
-                file.write(image.tobytes())
-                digest.update(image)
-            progress.update(len(block))
+        for image in _ahead(threads, fitted, pictures.n):
+            if image.shape != shape:
+                sizes = f"{list(shape)} and {list(image.shape)}"
+                raise ImageDataError(f"{printable(path)}: pictures are {sizes}; give a size to bring them to")
+            file.write(image.tobytes())
+            digest.update(image)
+            progress.update()
         if pictures.labels is not None:
             np.save(folder / "labels.npy", pictures.labels)
-        about = {"source": str(path), "size": size, "class_names": pictures.class_names}
+        about = {"source": str(path), "size": size, "scale": scale, "class_names": pictures.class_names}
         (folder / "about.json").write_text(json.dumps(about | {"fingerprint": digest.hexdigest()}))
+    if scale is not None and clipped:
+        runlog.note(f"{printable(path)}: {beyond(len(clipped), scale)}")
 
 
-def _fit(picture: Any, size: int | None) -> np.ndarray:
-    """A picture as uint8 [H, W, C], brought to size x size as ``load`` says."""
-    array = np.asarray(picture)
+def beyond(count: int, scale: Scale) -> str:
+    """What is said of so many images that a scale does not hold."""
+    return f"{count} image(s) have values beyond the training images' scale ({scale}); these are clipped"
+
+
+def _fit(array: np.ndarray, size: int | None) -> np.ndarray:
+    """A picture, uint8 [H, W, C], brought to size x size as ``load`` says."""
     if size is None or array.shape[:2] == (size, size):
         return array
     from PIL import Image

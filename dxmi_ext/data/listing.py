@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dxmi_ext import folders
-from dxmi_ext.errors import UserError
+from dxmi_ext.data.contents import ImageDataError as ImageDataError
+from dxmi_ext.data.contents import printable as printable
 
 PICTURES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 LITTER = {"__macosx", "__pycache__", "$recycle.bin", "@eadir", "lost+found"}
@@ -45,10 +46,6 @@ _YEAR = re.compile(r"(19|20)\d\d$")
 _MASK_OF = re.compile(
     r"(.+)[-_. ](?:masks?|gts?|ground_?truth|seg|segmentation)(?:\.[^.]*)?", re.IGNORECASE | re.DOTALL
 )
-
-
-class ImageDataError(UserError, ValueError):
-    """Images are missing, damaged or laid out in a way that is not known."""
 
 
 class Skipped(NamedTuple):
@@ -297,11 +294,6 @@ def summary(skipped: Iterable[Skipped], root: str) -> str:
     ]
     more = [f"{len(shown) - _REASONS} more reasons"] * (len(shown) > _REASONS)
     return printable("; ".join(shown[:_REASONS] + more))
-
-
-def printable(text: str) -> str:
-    """A name that is not UTF-8 with its bytes spelled out."""
-    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def stem_of(path: str, start: str) -> str:

@@ -21,6 +21,7 @@ from dxmi_ext.data.image_sources import SplitMissing
 from dxmi_ext.data.listing import Skipped
 
 _SHOWN = 6  # labels in a line
+_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 _MASK_KEYS = {"mask", "masks", "mask_packed"}
 
 
@@ -63,7 +64,7 @@ class Overview:
         sizes, modes = collections.Counter[str](), collections.Counter[str]()
         for shape, count in self.arrays.items():
             sizes[f"{shape[1]}x{shape[0]}"] += count
-            modes["RGB" if shape[2:] == (3,) else "L"] += count
+            modes[_MODES.get(shape[-1], "L")] += count
         unreadable = []
         for file, (size, mode) in zip(self.files, _read_headers(self.files), strict=True):
             if size:

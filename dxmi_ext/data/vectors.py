@@ -9,20 +9,21 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dxmi_ext.errors import UserError
+from dxmi_ext.data import npz
+from dxmi_ext.data.contents import VectorDataError as VectorDataError
+from dxmi_ext.data.contents import printable, what_it_is
 from dxmi_ext.files import UNREADABLE
 
 LAYOUTS = """\
-  X [n, d]; y [n], 0 is good, all else anomalous: good rows are split at random, the others are tested
+  X [n, d] (or samples, data, arr_0); y [n] (or labels, label, arr_1), 0 is good, all else anomalous: good
+  rows are split at random, the others are tested
   X [n, d] alone (an .npz, an .npy or a .csv): all rows train, nothing is tested
   X_train [n, d], X_test [m, d], y_test [m]; y_train [n] too: rows that are not good do not train"""
 
+_ROWS = ("x", "samples", "data", "arr_0")
+_FORMATS = ".npz, .npy or .csv"
 _EXTREME = 1e100  # squares of larger numbers, or of smaller differences, would leave float64
 _SAME = 2e-12  # two numbers that differ by such a share of their size are the same
-
-
-class VectorDataError(UserError, ValueError):
-    """A file of vectors that is missing, damaged or of an unknown layout."""
 
 
 class Vectors(NamedTuple):
@@ -131,31 +132,35 @@ def load(path: Path | str, *, train_share: float = 0.7, seed: int = 0, columns: 
         VectorDataError: names the array and what is wrong with it.
     """
     path = Path(path).expanduser()
-    arrays = _read(path)
-    random = np.random.default_rng(seed)
-    if "X" in arrays:
-        x = _rows(arrays["X"], "X", path, columns)
-        if "y" not in arrays:
-            return Vectors(random.permutation(x), x[:0], np.zeros(0, bool))
-        anomalous = _truth(arrays["y"], "y", len(x), path)
-        order = random.permutation(np.flatnonzero(~anomalous))
-        if len(order) < 2:
-            raise VectorDataError(f"{path}: y: got {len(order)} good rows (0), a split wants two")
-        end = min(max(1, round(train_share * len(order))), len(order) - 1)
-        rest = np.sort(np.concatenate((order[end:], np.flatnonzero(anomalous))))
-        return Vectors(x[order[:end]], x[rest], anomalous[rest])
-    if {"X_train", "X_test", "y_test"} <= arrays.keys():
-        train = _rows(arrays["X_train"], "X_train", path, columns)
-        test = _rows(arrays["X_test"], "X_test", path, train.shape[1])
-        if "y_train" in arrays:
-            train = train[~_truth(arrays["y_train"], "y_train", len(train), path)]
-        if len(train) < 2:
-            raise VectorDataError(f"{path}: X_train: got {len(train)} good row(s), wants two or more")
-        return Vectors(random.permutation(train), test, _truth(arrays["y_test"], "y_test", len(test), path))
-    raise VectorDataError(
-        f"{path}: has the arrays {', '.join(arrays) or 'none'}, wants X, or X_train, X_test and y_test; "
-        "`dxmi data --help` lists the layouts"
-    )
+    arrays, random = _read(path), np.random.default_rng(seed)
+    own = arrays.has(*_ROWS, split="train")
+    stored = arrays.get(*_ROWS, split="train" if own else None)
+    truth = arrays.get(*npz.LABELS, split="train" if own else None)
+    if stored is None:
+        raise VectorDataError(
+            f"{printable(path)}: has the arrays {arrays.keys}, wants X, or X_train, X_test and y_test; "
+            "`dxmi data --help` lists the layouts"
+        )
+    x = _rows(stored, "X_train" if own else "X", path, columns)
+    if own and arrays.has(*_ROWS, split="test"):
+        test, test_truth = arrays.get(*_ROWS, split="test"), arrays.get(*npz.LABELS, split="test")
+        if test is None or test_truth is None:
+            raise VectorDataError(f"{printable(path)}: has X_test without y_test, wants both")
+        test = _rows(test, "X_test", path, x.shape[1])
+        if truth is not None:
+            x = x[~_truth(truth, "y_train", len(x), path)]
+        if len(x) < 2:
+            raise VectorDataError(f"{printable(path)}: X_train: got {len(x)} good row(s), wants two or more")
+        return Vectors(random.permutation(x), test, _truth(test_truth, "y_test", len(test), path))
+    if truth is None:
+        return Vectors(random.permutation(x), x[:0], np.zeros(0, bool))
+    anomalous = _truth(truth, "y", len(x), path)
+    order = random.permutation(np.flatnonzero(~anomalous))
+    if len(order) < 2:
+        raise VectorDataError(f"{printable(path)}: y: got {len(order)} good rows (0), a split wants two")
+    end = min(max(1, round(train_share * len(order))), len(order) - 1)
+    rest = np.sort(np.concatenate((order[end:], np.flatnonzero(anomalous))))
+    return Vectors(x[order[:end]], x[rest], anomalous[rest])
 
 
 def rows_to_score(path: Path | str, columns: int) -> np.ndarray:
@@ -166,25 +171,26 @@ def rows_to_score(path: Path | str, columns: int) -> np.ndarray:
     """
     path = Path(path).expanduser()
     arrays = _read(path)
-    for name in ("X", "X_test", *arrays):
-        if name in arrays and (name in ("X", "X_test") or len(arrays) == 1):
-            return _rows(arrays[name], name, path, columns)
-    names = ", ".join(arrays) or "none"
-    raise VectorDataError(f"{path}: must have the array X or X_test, or one array alone, got {names}")
+    for name, split in (("X", None), ("X_test", "test")):
+        if (stored := arrays.get(*_ROWS, split=split)) is not None:
+            return _rows(stored, name, path, columns)
+    if (alone := arrays.alone) is None:
+        raise VectorDataError(
+            f"{printable(path)}: must have the array X or X_test, or one array alone, got {arrays.keys}"
+        )
+    return _rows(arrays.read(alone), alone, path, columns)
 
 
-def _read(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of a file; X is that of one with a single array and no names."""
+def _read(path: Path) -> npz.Arrays:
+    """The arrays of a file; x is that of a csv."""
+    if path.suffix.lower() != ".csv":
+        return npz.Arrays(path, VectorDataError, formats=_FORMATS)
     try:
-        if path.suffix.lower() == ".csv":
-            return {"X": _csv(path)}
-        loaded = np.load(path)  # without pickles, which is the default
-        if isinstance(loaded, np.ndarray):
-            return {"X": loaded}
-        with loaded:
-            return {name: loaded[name] for name in loaded.files}
+        return npz.Arrays(path, VectorDataError, content={"x": _csv(path)})
     except UNREADABLE as error:
-        raise VectorDataError(f"data: {path}: cannot be read as .npz, .npy or .csv ({error})") from error
+        what = what_it_is(path)
+        why = error if what is None else f"it {what}"
+        raise VectorDataError(f"{printable(path)}: cannot be read as {_FORMATS} ({why})") from error
 
 
 def _csv(path: Path) -> np.ndarray:
@@ -208,7 +214,8 @@ def _is_number(text: str) -> bool:
 def _rows(array: np.ndarray, name: str, path: Path, columns: int | None = None) -> np.ndarray:
     if array.dtype.kind not in "fiub" or array.ndim != 2 or array.size == 0:
         raise VectorDataError(
-            f"{path}: {name}: got {array.dtype} {list(array.shape)}, wants numbers [n, d], neither of them 0"
+            f"{printable(path)}: {name}: got {array.dtype} {list(array.shape)}, wants numbers [n, d], "
+            "neither of them 0"
         )
     if columns is not None and array.shape[1] != columns:
         raise VectorDataError(
@@ -219,8 +226,8 @@ def _rows(array: np.ndarray, name: str, path: Path, columns: int | None = None) 
     if not (finite := np.isfinite(array)).all():
         row, column = np.argwhere(~finite)[0]
         raise VectorDataError(
-            f"{path}: {name}: {(~finite).sum()} of its numbers are not finite, the first in row {row}, "
-            f"column {column}"
+            f"{printable(path)}: {name}: {(~finite).sum()} of its numbers are not finite, the first in row "
+            f"{row}, column {column}"
         )
     if (large := np.abs(array) > _EXTREME).any():
         row, column = np.argwhere(large)[0]
@@ -232,8 +239,9 @@ def _rows(array: np.ndarray, name: str, path: Path, columns: int | None = None) 
 
 
 def _truth(array: np.ndarray, name: str, n: int, path: Path) -> np.ndarray:
-    if array.shape != (n,) or array.dtype.kind not in "fiub" or not np.isfinite(array).all():
+    flat = npz.column(array, n)
+    if flat is None or flat.dtype.kind not in "fiub" or not np.isfinite(flat).all():
         raise VectorDataError(
-            f"{path}: {name}: got {array.dtype} {list(array.shape)}, wants {n} numbers, 0 for good"
+            f"{printable(path)}: {name}: got {array.dtype} {list(array.shape)}, wants {n} numbers, 0 for good"
         )
-    return array != 0
+    return flat != 0

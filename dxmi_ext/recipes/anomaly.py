@@ -38,6 +38,7 @@ from dxmi_ext.config import ConfigError, setting
 from dxmi_ext.contrastive import LangevinTrainer
 from dxmi_ext.data import overview
 from dxmi_ext.data.overview import Overview
+from dxmi_ext.data.pixels import NOMINAL, Scale
 from dxmi_ext.data.vectors import Columns
 from dxmi_ext.metrics import anomaly as metrics
 from dxmi_ext.metrics import final
@@ -325,7 +326,7 @@ def load_scorer(directory: Path, device: torch.device) -> Scorer | VectorScorer:
     if backbone is None:
         threshold, preparation = about["thresholds"]["threshold"], networks.preparation
         return VectorScorer(networks.energy_network, preparation, _columns(about), threshold=threshold)
-    return _scorer(cfg, networks, backbone, about["thresholds"])
+    return _scorer(cfg, networks, backbone, about["thresholds"], Scale.of(about.get("scale")))
 
 
 def new_scorer(cfg: Config) -> Scorer:
@@ -357,7 +358,11 @@ def fit(phases: Phases, cfg: Config, good: Good, backbone: Extractor) -> Scorer:
 
 
 def _scorer(
-    cfg: Config, networks: AnomalyNetworks, backbone: Extractor, thresholds: dict[str, float]
+    cfg: Config,
+    networks: AnomalyNetworks,
+    backbone: Extractor,
+    thresholds: dict[str, float],
+    scale: Scale = NOMINAL,
 ) -> Scorer:
     return Scorer(
         backbone,
@@ -366,6 +371,7 @@ def _scorer(
         threshold=thresholds["threshold"],
         pixel_threshold=thresholds["pixel_threshold"],
         top_share=cfg.top_share,
+        scale=scale,
     )
 
 
@@ -451,12 +457,13 @@ def _source(
     about: dict[str, Any] | None = None,
     few: int | None = None,
 ) -> Source:
-    """Of the settings' data, or of all classes of others; with vectors as a model says that they are."""
+    """Of the settings' data, or of all classes of others; as a model says that its images or vectors are."""
     path = data or _path(cfg)
     if backbone is None:
         return Vectors(path, cfg.train_share, cfg.seed, None if about is None else _columns(about))
     classes = None if data else _classes(cfg)
-    return Pictures(path, backbone, cfg.size, classes, cfg.train_share, cfg.cache, device, few)
+    scale = None if about is None else Scale.of(about.get("scale"))
+    return Pictures(path, backbone, cfg.size, classes, cfg.train_share, cfg.cache, device, few, scale)
 
 
 def _path(cfg: Config) -> str:
@@ -652,4 +659,5 @@ def _save_model(
         about["backbone"] = {"identity": backbone.identity, **{k: getattr(cfg, k) for k in _BACKBONE_KEYS}}
     about |= {"networks": {k: getattr(cfg, k) for k in _NETWORK_KEYS}, "thresholds": thresholds}
     about |= {"baselines": list(networks.baselines), "class_names": tested.class_names}
+    about |= {} if tested.scale is None else {"scale": tested.scale}
     checkpoint.save_model(path, networks, about)

@@ -21,6 +21,7 @@ from dxmi_ext.data import images as data_images
 from dxmi_ext.data import overview
 from dxmi_ext.data.images import ImageData
 from dxmi_ext.data.overview import Overview
+from dxmi_ext.data.pixels import Scale
 from dxmi_ext.errors import UserError
 from dxmi_ext.metrics import features, final
 from dxmi_ext.metrics import images as metrics
@@ -192,7 +193,8 @@ def evaluate(
     sampler: Sampler = networks.sampler
     if settings.chain is not None:
         sampler = _other_sampler(settings.chain, networks.sampler, cfg, diffusion).to(device)
-    data = _load_data(cfg)
+    _, about = checkpoint.load_model_state(directory / "model")
+    data = _load_data(cfg, scale=Scale.of(about.get("scale")))
     if settings.picture is not None:
         _draw_samples(Path(settings.picture), cfg, sampler, data.classes)
     numbers = _scores(cfg, data, sampler, seed=settings.seed)
@@ -269,8 +271,8 @@ def _path(cfg: Config) -> str:
     return cfg.data
 
 
-def _load_data(cfg: Config, split: str = "train") -> ImageData:
-    return data_images.load(_path(cfg), split=split, size=cfg.image_size, cache=cfg.cache)
+def _load_data(cfg: Config, split: str = "train", scale: Scale | None = None) -> ImageData:
+    return data_images.load(_path(cfg), split=split, size=cfg.image_size, cache=cfg.cache, scale=scale)
 
 
 def _classes(cfg: Config, data: ImageData) -> int | None:
@@ -561,7 +563,7 @@ def _compared(cfg: Config, data: ImageData) -> int:
 def _test_images(cfg: Config, data: ImageData) -> ImageData | None:
     """What as many true images score is computed from these; None, and a line, where they are missing."""
     what, n = "metrics of test images", _compared(cfg, data)
-    test = final.attempt(what, lambda: _load_data(cfg, "test"))
+    test = final.attempt(what, lambda: _load_data(cfg, "test", data.scale))
     if test is not None and len(test) < n:
         runlog.note(f"{what}: left out, got {len(test)} test images, fewer than the {n} samples")
         return None
@@ -595,6 +597,7 @@ def _save_model(path: Path, networks: Networks, cfg: Config, data: ImageData, di
         "task": cfg.task,
         "data_shape": list(data.shape),
         "classes": _classes_of(networks.sampler),
+        "scale": data.scale,
         "unet": json.loads(network.model.to_json_string()),
         "patch": network.patch,
     }
