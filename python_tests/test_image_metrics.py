@@ -227,6 +227,9 @@ def test_other_weights_files_are_refused(tmp_path: Path) -> None:
     digest = hashlib.sha256(b"other").hexdigest()[:8]
     with pytest.raises(FeatureError, match=rf"has SHA-256 {digest}\.\.\., wants 6726825d"):
         features.load(tmp_path / "w.pth")
+    (tmp_path / "w.pth").write_bytes(b"version https://git-lfs.github.com/spec/v1")
+    with pytest.raises(FeatureError, match=r"w\.pth: is a git-lfs pointer, .* run `git lfs pull`"):
+        features.load(tmp_path / "w.pth")
 
 
 def test_inception_is_that_of_the_fid() -> None:

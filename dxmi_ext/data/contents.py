@@ -59,11 +59,11 @@ def what_it_is(file: str | Path | IO[bytes]) -> str | None:
     return next((found for beginning, found in _BEGINNINGS.items() if head.startswith(beginning)), None)
 
 
-def refuse_pointer(file: Path, kind: type[DataError] = ImageDataError) -> None:
+def refuse_pointer(file: Path, kind: type[UserError] = ImageDataError) -> None:
     """Refuse a file that git-lfs or a web server has put in place of the one it is named after.
 
     Raises:
-        DataError: of that kind.
+        UserError: of that kind.
     """
     if (found := what_it_is(file)) is not None and found in (LFS_POINTER, "is a web page (html)"):
         raise kind(f"{printable(file)}: {found}")

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dxmi_ext.data.contents import refuse_pointer
 from dxmi_ext.errors import UserError
 
 _SHA256 = {"efficientnet-lite0": "57934424", "inception-2015-12-05": "6726825d"}
@@ -136,6 +137,7 @@ def _weights(path: Path | str, name: str) -> dict[str, Tensor]:
     if not path.is_file():
         wanted = f"{name}-{_SHA256[name]}.pth"
         raise FeatureError(f"features: no file {path}; wants efflite0 or the weights file {wanted}")
+    refuse_pointer(path, FeatureError)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     if not digest.startswith(_SHA256[name]):
         raise FeatureError(f"{path}: has SHA-256 {digest[:8]}..., wants {_SHA256[name]}..., that of {name}")

@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from dxmi_ext.data.contents import refuse_pointer
 from dxmi_ext.errors import UserError
 from dxmi_ext.models import pretrained
 from dxmi_ext.models.unet import Architecture, UNet, unet_config
@@ -385,6 +386,7 @@ class _EDM(_Checkpoint):
 def _read(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise UserError(f"{path}: no such file")
+    refuse_pointer(path, UserError)
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
