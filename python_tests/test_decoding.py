@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dxmi_ext.data import anomaly, images, pixels, vectors
+from dxmi_ext.data import anomaly, anomaly_sources, images, pixels, vectors
 from dxmi_ext.data.contents import DataError, ImageDataError
 from dxmi_ext.data.pixels import Scale
 
@@ -124,6 +124,8 @@ def test_the_depth_of_anomaly_data_is_that_of_good_training_images(tmp_path: Pat
     assert train.scale == test.scale == Scale(4095)
     assert np.array_equal(test.images[0, 0, 0], AS_BYTES) and test.images[1].max() == 255
     assert test.images[1, 0, 0, 2] == 2  # 32 of 4095
+    source = anomaly_sources.find(tmp_path / "data", "train", None, 0.7)
+    assert anomaly.decoded(source, "train", None).fingerprint == train.fingerprint
     test = anomaly.load(tmp_path / "data", split="test", scale=Scale(), **options)
     assert test.images[0].max() == 16
 
@@ -133,6 +135,7 @@ def test_the_depth_of_anomaly_data_is_that_of_good_training_images(tmp_path: Pat
     [
         (0.0, 1.0, (0.0, 1.0)),
         (0.02, 0.9, (0.0, 1.0)),
+        (-0.001, 1.001, (0.0, 1.0)),
         (-1.0, 0.8, (-1.0, 1.0)),
         (0.0, 255.0, (0.0, 255.0)),
         (3.0, 1000.5, (0.0, 1023.0)),

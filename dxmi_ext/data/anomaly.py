@@ -154,9 +154,12 @@ def load(
     )
 
 
-def decoded(source: Source, split: str, size: int | None, scale: Scale = NOMINAL) -> AnomalyData:
-    """The pictures of a source, in memory. Arguments and errors as of `load`."""
-    pairs = [_decode(item, size, scale)[:2] for item in source.items]
+def decoded(source: Source, split: str, size: int | None, scale: Scale | None = None) -> AnomalyData:
+    """The pictures of a source, in memory, as of `load`; without a scale, by their own."""
+    try:
+        pairs = [_decode(item, size, scale)[:2] for item in source.items]
+    except pixels.Unsettled:
+        return decoded(source, split, size, pixels.settled((item.image() for item in source.items), split))
     if not pairs or len({image.shape for image, _ in pairs}) > 1:
         raise ImageDataError(f"{split}: got no pictures, or of several sizes; give a size to bring them to")
     return AnomalyData(
@@ -168,6 +171,7 @@ def decoded(source: Source, split: str, size: int | None, scale: Scale = NOMINAL
         label_names=source.label_names,
         names=[item.name for item in source.items],
         split=split,
+        scale=scale or NOMINAL,
     )
 
 

@@ -18,6 +18,7 @@ BACKGROUND = 255
 """Transparent pixels show this, white, and never the colour that lies hidden in them."""
 _DEPTHS = (8, 10, 12, 14, 16)
 """Bits of cameras and scanners. A dark training set must not seem to be of fewer."""
+_SLACK = 0.01  # share of a range
 _RANGES = ((0.0, 1.0), (-1.0, 1.0), (0.0, 255.0))  # of floats, and 0 to a number of bits
 
 
@@ -80,7 +81,8 @@ def _white(highest: int) -> int:
 
 def _range(low: float, high: float, name: str) -> tuple[float, float]:
     for black, white in _RANGES:
-        if black <= low and high <= white:
+        slack = _SLACK * (white - black)  # of filters that overshoot
+        if black - slack <= low and high <= white + slack:
             return black, white
     if low >= 0 and high <= 65535:
         return 0.0, float(_white(int(np.ceil(high))))
