@@ -35,6 +35,17 @@ DIFFERENTIABLE = {
     "running_cost": ("sq_displacement", "log_std"),
     "energy_loss": ("energy_data", "energy_sample"),
 }
+# Arguments that get no gradient and so must not require one. td_target and update_velocity_var_ have no
+# gradients at all; what comes from networks is a constant to them.
+CONSTANT = {
+    "normal": ("timestep", "sample_offset"),
+    "sampler_step": ("sample_coef", "output_coef", "sample_offset"),
+    "transition_log_prob": ("sample_coef", "output_coef"),
+    "running_cost": ("velocity_var", "tau_entropy", "tau_velocity", "skip_last"),
+    "td_target": ("velocity_var", "time_cost", "tau_entropy", "tau_velocity", "skip_last"),
+    "energy_loss": ("gamma",),
+    "update_velocity_var_": ("velocity_var", "decay"),
+}
 # Operators behind them, as torch.ops.dxmi_ext names them.
 OPERATORS = {
     *("sampler_step_fwd", "sampler_step_bwd", "transition_log_prob_fwd", "transition_log_prob_bwd"),

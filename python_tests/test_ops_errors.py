@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cases import OPERATORS, T, arguments, call, recorded_calls
+from cases import CONSTANT, OPERATORS, T, arguments, call, recorded_calls
 from dxmi_ext import _native, ops
 
 REFUSALS = (TypeError, ValueError, RuntimeError)
@@ -151,6 +151,33 @@ def test_argument_on_another_device(op: str, argument: str) -> None:
 )
 def test_bad_argument_of_normal(argument: str, value: Any) -> None:
     refuses("normal", argument, lambda: ops.normal(**arguments("normal") | {argument: value}))
+
+
+@pytest.mark.parametrize(("op", "argument"), [(op, name) for op, names in CONSTANT.items() for name in names])
+def test_an_argument_without_gradient_must_not_require_one(
+    op: str, argument: str, device: torch.device
+) -> None:
+    """Also compiled and under torch.func; with grad mode off, nobody expects a gradient."""
+    args = arguments(op, device=device)
+    value = torch.as_tensor(args[argument], dtype=torch.float32, device=device)
+    learnable = args | {argument: torch.nn.Parameter(value)}
+    refuses(op, argument, lambda: call(op, learnable))
+    refuses(op, argument, lambda: torch.compile(call, fullgraph=True, backend="eager")(op, learnable))
+    grad = torch.func.grad(lambda x: call(op, args | {argument: x})[0].sum())
+    refuses(op, argument, lambda: grad(value))
+    with torch.no_grad():
+        assert not call(op, learnable)[0].isnan().any()
+
+
+def test_a_gradient_of_an_outer_level_of_func_is_not_lost() -> None:
+    """Within the inner level, gamma does not require grad."""
+    args = arguments("energy_loss")
+
+    def inner(gamma: Tensor, x: Tensor) -> Tensor:
+        return x * ops.energy_loss(**args | {"gamma": 1 * gamma})
+
+    outer = torch.func.grad(lambda gamma: torch.func.grad(inner, argnums=1)(gamma, torch.ones(())))
+    refuses("energy_loss", "gamma", lambda: outer(torch.ones(())))
 
 
 @pytest.mark.parametrize("seed", ["text", 1.5, 2**64])
