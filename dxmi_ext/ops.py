@@ -15,7 +15,7 @@ inside torch.compile. Second derivatives are refused with an error, and so is an
 where the op has no gradient for it: coefficients such as ``gamma`` are constants. Any two arguments may be
 the same tensor. Bad input raises RuntimeError naming the op and the argument. Values (``timestep`` in
 0..T-1, ``velocity_var`` > 0) are checked on the CPU; on CUDA, where that would wait for the device, bad
-ones make rows of NaN.
+ones make rows of NaN, and a gradient of NaN for all of log_std where a timestep is out of range.
 
 On CUDA, ops run on the current stream and wait for nothing, so they may be captured in a CUDA graph: once
 warmed up, with a key that advances within the graph, ``key.copy_(next_key(key))`` after the backward pass.
@@ -113,7 +113,7 @@ def normal(
         shape: (N, *).
         key: int64 [2], from `noise_key`; its device is the result's.
         timestep: in 0..2**32 - 1; the default is reserved for x_0.
-        sample_offset: global index of the first row.
+        sample_offset: global index of the first row, in 0..2**32 - N.
         dtype: z is float32, then converted.
     """
     _check_key("normal", key)
@@ -164,7 +164,7 @@ def sampler_step(
         timestep: int64 [N].
         sample_coef, output_coef, log_std: [T].
         key: int64 [2], from `noise_key`.
-        sample_offset: global index of the first row.
+        sample_offset: global index of the first row, in 0..2**32 - N.
     """
     return StepOutput(
         *_call(
@@ -286,7 +286,7 @@ def update_velocity_var_(velocity_var: Tensor, sq_displacement: Tensor, decay: f
     Builds no graph: sq_displacement is a constant here even if it requires grad.
 
     Args:
-        velocity_var: [T], float32 or float64.
+        velocity_var: [T], float32 or float64; not expanded, since it is written to.
         sq_displacement: [T, B], of the same dtype.
         decay: in [0, 1].
 

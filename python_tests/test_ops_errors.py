@@ -46,6 +46,8 @@ SPOIL: dict[str, Callable[[Any], Any]] = {
     "too_large": _filled(T),
     "below": lambda x: -1,
     "above": lambda x: T + 1,
+    "wraps": lambda x: 2**32 - 1,
+    "expanded": lambda x: x[:1].expand_as(x),
 }
 VALUES = {"negative", "zero", "nan", "too_large"}  # of tensors
 FIRST_TABLE = "none extra_dim float64 int64 meta"  # its length is T
@@ -63,7 +65,7 @@ BAD: dict[str, dict[str, str]] = {  # op -> argument -> names in SPOIL
         "output_coef": TABLE,
         "log_std": TABLE,
         "key": KEY,
-        "sample_offset": "text fraction",
+        "sample_offset": "text fraction below wraps",
     },
     "transition_log_prob": {
         "next_sample": "none list scalar int64 complex64 empty",
@@ -100,12 +102,15 @@ BAD: dict[str, dict[str, str]] = {  # op -> argument -> names in SPOIL
         "gamma": "text none",
     },
     "update_velocity_var_": {
-        "velocity_var": "none list scalar extra_dim int64 bfloat16",
+        "velocity_var": "none list scalar extra_dim int64 bfloat16 expanded",
         "sq_displacement": "none list extra_dim longer shorter empty float64 int64 meta",
         "decay": "text none below above",
     },
     "next_key": {"key": "none list extra_dim longer shorter int32 float32"},
-    "normal": {"key": "none list extra_dim longer shorter int32 float32", "sample_offset": "text fraction"},
+    "normal": {
+        "key": "none list extra_dim longer shorter int32 float32",
+        "sample_offset": "text fraction below wraps",
+    },
 }
 
 
@@ -183,6 +188,12 @@ def test_a_gradient_of_an_outer_level_of_func_is_not_lost() -> None:
 @pytest.mark.parametrize("seed", ["text", 1.5, 2**64])
 def test_bad_seed(seed: Any) -> None:
     refuses("noise_key", "seed", lambda: ops.noise_key(seed))
+
+
+def test_row_longer_than_the_noise_format(device: torch.device) -> None:
+    args = arguments("sampler_step", (1, 1), device=device)
+    long = {name: args[name].expand(1, 2**34 + 1) for name in ("sample", "model_output")}
+    refuses("sampler_step", "sample", lambda: ops.sampler_step(**args | long))
 
 
 @pytest.mark.parametrize("operator", sorted(OPERATORS))
