@@ -144,6 +144,14 @@ class Checks {
     return ints(t);
   }
 
+  // The noise format has 32 bits for a row and for a group of four elements; beyond, noise would repeat.
+  void noise_range(const char* name, int64_t rows, int64_t dim, int64_t sample_offset) const {
+    constexpr int64_t range = int64_t{1} << 32;
+    if (sample_offset < 0 || sample_offset > range - rows)
+      fail("sample_offset", "must be in 0..2**32 - N, of N = ", rows, " rows, got ", sample_offset);
+    if (dim > 4 * range) fail(name, "must have at most 2**34 elements a row, got ", dim);
+  }
+
   int64_t skip_last(int64_t value, int64_t steps) const {
     if (value < 0 || value > steps) fail("skip_last", "must be in 0..", steps, " (T), got ", value);
     return value;
@@ -160,6 +168,23 @@ class Checks {
   void positive_values(const char* name, const Vector<R>& table, int64_t count) const {
     for (int64_t t = 0; t < count; ++t)
       if (!(table[t] > 0)) fail(name, "must be positive, got ", table[t], " at timestep ", t);
+  }
+
+  // A vector that is written to: its elements must not be one and the same.
+  void writable(const char* name, const Tensor& t) const {
+    if (t.size(0) > 1 && t.stride(0) == 0)
+      fail(name, "must not be expanded, since it is written to: give a clone of it");
+  }
+
+  // Whether two tensors lie between the same addresses. Strides are never negative.
+  static bool overlap(const Tensor& a, const Tensor& b) {
+    const auto begin = [](const Tensor& t) { return static_cast<const char*>(t.data_ptr()); };
+    const auto end = [&](const Tensor& t) {
+      int64_t last = 0;
+      for (int64_t i = 0; i < t.dim(); ++i) last += (t.size(i) - 1) * t.stride(i);
+      return begin(t) + (last + 1) * static_cast<int64_t>(t.element_size());
+    };
+    return begin(a) < end(b) && begin(b) < end(a);
   }
 
   // The element layout of a sample-shaped tensor; adjacent dimensions are merged.

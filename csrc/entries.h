@@ -20,8 +20,10 @@ struct Entries {
     check.samples("out", out);
     if (timestep < 0 || timestep >= (int64_t{1} << 32))
       check.fail("timestep", "must be in 0..2**32 - 1, got ", timestep);
-    Backend(key).normal({dtype_of(out.scalar_type()), out.size(0), Checks::data_dim(out),
-                         check.key(key), timestep, sample_offset, check.view("out", out)});
+    const int64_t dim = Checks::data_dim(out);
+    check.noise_range("shape", out.size(0), dim, sample_offset);
+    Backend(key).normal({dtype_of(out.scalar_type()), out.size(0), dim, check.key(key), timestep,
+                         sample_offset, check.view("out", out)});
   }
 
   static std::tuple<Tensor, Tensor, Tensor> sampler_step_fwd(Tensor sample, Tensor model_output,
@@ -185,6 +187,10 @@ struct Entries {
       check.fail("sq_displacement", "has no rows to take a mean over: shape ",
                  to_text(sq_displacement));
     if (!(decay >= 0 && decay <= 1)) check.fail("decay", "must be in [0, 1], got ", decay);
+    check.writable("velocity_var", velocity_var);
+    // Means are taken of what sq_displacement held before, also where it is a view of the same memory.
+    if (Checks::overlap(velocity_var, sq_displacement))
+      sq_displacement = torch::stable::clone(sq_displacement);
     Backend(velocity_var)
         .update_velocity_var({type == ScalarType::Double, steps, sq_displacement.size(1),
                               Checks::values(velocity_var), sq_displacement.data_ptr(),
@@ -234,9 +240,10 @@ struct Entries {
                                   const Tensor& model_output, const Tensor& timestep,
                                   const Tensor& sample_coef, const Tensor& output_coef,
                                   const Tensor& log_std, const Tensor& key, int64_t sample_offset) {
-    return {transition_problem(check, sample, model_output, timestep, sample_coef, output_coef,
-                               log_std),
-            check.key(key), sample_offset};
+    const TransitionProblem transition = transition_problem(check, sample, model_output, timestep,
+                                                            sample_coef, output_coef, log_std);
+    check.noise_range("sample", transition.rows, transition.dim, sample_offset);
+    return {transition, check.key(key), sample_offset};
   }
 
   static LogProbProblem log_prob_problem(const Checks& check, const Tensor& next_sample,

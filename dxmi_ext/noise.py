@@ -25,7 +25,9 @@ def uniform(
 def randint(
     high: int, n: int, key: Tensor, *, timestep: int = ops.INITIAL_TIMESTEP, sample_offset: int = 0
 ) -> Tensor:
-    """Integers in 0..high - 1, int64 [n], one a row."""
+    """Integers in 0..high - 1, int64 [n], one a row. high: at most 2**53."""
+    if not isinstance(high, int) or not 1 <= high <= 2**53:
+        raise ValueError(f"dxmi_ext.noise.randint: high must be an integer in 1..2**53, got {high}")
     u = uniform((n,), key, timestep=timestep, sample_offset=sample_offset)
     return (u * high).long()
 
@@ -53,11 +55,16 @@ class Draws:
         self._stride = first.new_tensor([0, len(uses)])
 
     def at(self, iteration: int) -> dict[str, Tensor]:
-        """The keys of an iteration by use, each int64 [2]."""
+        """The keys of an iteration by use, each int64 [2]. A draw has 32 bits, so iterations have an end."""
         return self.named(self.keys(iteration))
 
     def keys(self, iteration: int) -> Tensor:
         """The same as one tensor, int64 [uses, 2], for a CUDA graph to take in."""
+        iterations = 2**32 // len(self._uses)
+        if not 0 <= iteration < iterations:
+            raise ValueError(
+                f"dxmi_ext.noise.Draws: iteration must be in 0..{iterations - 1}, got {iteration}"
+            )
         return torch.add(self._keys, self._stride, alpha=iteration)
 
     def named(self, keys: Tensor) -> dict[str, Tensor]:

@@ -10,10 +10,12 @@ Noise comes from a key, not from torch's generators: element i of row n at step 
 (key, t, sample_offset + n, i), whatever the device, memory format or split of the batch. The backward pass
 replays it, so none is stored.
 
-Every op works under autograd, ``torch.compile(fullgraph=True)`` and ``torch.func.grad``. Second derivatives
-are refused with an error. Bad input raises RuntimeError naming the op and the argument. Values
-(``timestep`` in 0..T-1, ``velocity_var`` > 0) are checked on the CPU; on CUDA, where that would wait for the
-device, bad ones make rows of NaN.
+Every op works under autograd, ``torch.compile(fullgraph=True)`` and ``torch.func.grad``, but for torch.func
+inside torch.compile. Second derivatives are refused with an error, and so is an argument that requires grad
+where the op has no gradient for it: coefficients such as ``gamma`` are constants. Any two arguments may be
+the same tensor. Bad input raises RuntimeError naming the op and the argument. Values (``timestep`` in
+0..T-1, ``velocity_var`` > 0) are checked on the CPU; on CUDA, where that would wait for the device, bad
+ones make rows of NaN, and a gradient of NaN for all of log_std where a timestep is out of range.
 
 On CUDA, ops run on the current stream and wait for nothing, so they may be captured in a CUDA graph: once
 warmed up, with a key that advances within the graph, ``key.copy_(next_key(key))`` after the backward pass.
@@ -111,7 +113,7 @@ def normal(
         shape: (N, *).
         key: int64 [2], from `noise_key`; its device is the result's.
         timestep: in 0..2**32 - 1; the default is reserved for x_0.
-        sample_offset: global index of the first row.
+        sample_offset: global index of the first row, in 0..2**32 - N.
         dtype: z is float32, then converted.
     """
     _check_key("normal", key)
@@ -119,6 +121,7 @@ def normal(
         raise TypeError(f"dxmi_ext.ops.normal: dtype must be one of {SAMPLE_DTYPES}, got {dtype}")
     if not shape or any(isinstance(size, float) or size < 0 for size in shape):
         raise ValueError(f"dxmi_ext.ops.normal: shape must be (N, *), of integers >= 0, got {tuple(shape)}")
+    _refuse_gradients("normal", timestep=timestep, sample_offset=sample_offset)
     out = torch.empty(tuple(shape), dtype=dtype, device=key.device)
     _ops.normal_(out, key, timestep, sample_offset)
     return out
@@ -161,11 +164,11 @@ def sampler_step(
         timestep: int64 [N].
         sample_coef, output_coef, log_std: [T].
         key: int64 [2], from `noise_key`.
-        sample_offset: global index of the first row.
+        sample_offset: global index of the first row, in 0..2**32 - N.
     """
     return StepOutput(
         *_call(
-            _SamplerStep,
+            _STEP,
             sample,
             model_output,
             timestep,
@@ -193,9 +196,7 @@ def transition_log_prob(
     with the sample it drew, this one holds it fixed, as policy gradients need (GCD, arXiv 2312.03397).
     A step with std 0 has no density; its rows are not finite. Arguments as in `sampler_step`.
     """
-    return _call(
-        _TransitionLogProb, next_sample, sample, model_output, timestep, sample_coef, output_coef, log_std
-    )
+    return _call(_LOG_PROB, next_sample, sample, model_output, timestep, sample_coef, output_coef, log_std)
 
 
 # --- costs and losses --------------------------------------------------------------------------------
@@ -223,7 +224,7 @@ def running_cost(
         skip_last: how many of the last steps carry no cost.
     """
     return _call(
-        _RunningCost, sq_displacement, timestep, log_std, velocity_var, tau_entropy, tau_velocity, skip_last
+        _COST, sq_displacement, timestep, log_std, velocity_var, tau_entropy, tau_velocity, skip_last
     )
 
 
@@ -241,8 +242,17 @@ def td_target(
 ) -> Tensor:
     """The value's regression target: next_value + `running_cost` + time_cost[t] (DxMI, Alg. 1 and 2): [N].
 
-    Builds no graph. A bfloat16 or float16 next_value is widened to sq_displacement's dtype.
+    Builds no graph: next_value, sq_displacement and log_std are constants here even if they require grad. A
+    bfloat16 or float16 next_value is widened to sq_displacement's dtype.
     """
+    _refuse_gradients(
+        "td_target",
+        velocity_var=velocity_var,
+        time_cost=time_cost,
+        tau_entropy=tau_entropy,
+        tau_velocity=tau_velocity,
+        skip_last=skip_last,
+    )
     if isinstance(sq_displacement, Tensor):
         next_value = _widened(next_value, sq_displacement.dtype)
     with torch.no_grad():
@@ -267,20 +277,23 @@ def energy_loss(energy_data: Tensor, energy_sample: Tensor, gamma: float) -> Ten
         energy_sample: [M], likewise.
         gamma: weight of the squares, 1 throughout the paper.
     """
-    return _call(_EnergyLoss, _widened(energy_data), _widened(energy_sample), gamma)
+    return _call(_ENERGY, _widened(energy_data), _widened(energy_sample), gamma)
 
 
 def update_velocity_var_(velocity_var: Tensor, sq_displacement: Tensor, decay: float) -> Tensor:
     """Adaptive velocity regularisation, in place: decay v + (1 - decay) mean_B (DxMI, Alg. 1, step 5).
 
+    Builds no graph: sq_displacement is a constant here even if it requires grad.
+
     Args:
-        velocity_var: [T], float32 or float64.
+        velocity_var: [T], float32 or float64; not expanded, since it is written to.
         sq_displacement: [T, B], of the same dtype.
         decay: in [0, 1].
 
     Returns:
         velocity_var.
     """
+    _refuse_gradients("update_velocity_var_", velocity_var=velocity_var, decay=decay)
     with torch.no_grad():
         _ops.update_velocity_var_(velocity_var, sq_displacement, decay)
     if not torch.compiler.is_compiling():  # which counts the write by itself
@@ -292,14 +305,39 @@ def update_velocity_var_(velocity_var: Tensor, sq_displacement: Tensor, decay: f
 # torch.autograd.Function over *_fwd and *_bwd ops is about half the overhead of library.register_autograd.
 
 
-def _call(function: type[torch.autograd.Function], *args: Any) -> Any:
-    if torch.compiler.is_compiling():  # which refuses an autograd.Function that is given one tensor twice
+def _call(gradients: _Gradients, *args: Any) -> Any:
+    # Where nothing records, as in a rollout, apply's overhead is more than that of the op.
+    if not torch.is_grad_enabled():
+        return gradients.function.forward(*args)
+    gradients.refuse_others(args)
+    if torch.compiler.is_compiling():
+        if torch._C._are_functorch_transforms_active():  # Dynamo would make a gradient of zero
+            raise NotImplementedError(
+                f"dxmi_ext.ops.{gradients.op}: torch.func inside torch.compile is not supported"
+            )
+        # Dynamo calls an autograd.Function wrongly where nothing requires grad, and refuses it where one
+        # tensor is given twice.
+        if not any(isinstance(a, Tensor) and a.requires_grad for a in args):
+            return gradients.function.forward(*args)
         args = tuple(
             a.view_as(a) if isinstance(a, Tensor) and any(a is b for b in args[:i]) else a
             for i, a in enumerate(args)
         )
-    # Where nothing records, as in a rollout, apply's overhead is more than that of the op.
-    return function.apply(*args) if torch.is_grad_enabled() else function.forward(*args)
+    return gradients.function.apply(*args)
+
+
+def _refuse_gradients(op: str, **constants: Any) -> None:
+    """Refuses arguments that would silently get no gradient. With grad mode off, none is expected."""
+    if torch.is_grad_enabled():
+        for name, value in constants.items():
+            if isinstance(value, Tensor) and value.requires_grad:
+                raise _no_gradient(op, name)
+
+
+def _no_gradient(op: str, argument: str) -> NotImplementedError:
+    return NotImplementedError(
+        f"dxmi_ext.ops.{op}: {argument} must not require grad, since it gets no gradient; pass it detached"
+    )
 
 
 class _Function(torch.autograd.Function):
@@ -310,21 +348,32 @@ class _Function(torch.autograd.Function):
 
 
 class _Gradients(NamedTuple):
-    """What an op's backward pass knows of its inputs."""
+    """A differentiable op, and which of its inputs get a gradient."""
 
     op: str
+    function: type[torch.autograd.Function]
     inputs: tuple[str, ...]
     differentiable: tuple[int, ...]
-    """Positions of the inputs that have a gradient; the backward op returns them in this order."""
+    """Positions of the inputs that get a gradient; the backward op returns them in this order."""
+    others: tuple[int, ...]
+    """Positions of the inputs that do not."""
+
+    @staticmethod
+    def of(function: type[torch.autograd.Function], op: str, inputs: str, *differentiable: str) -> _Gradients:
+        names = tuple(inputs.split())
+        others = tuple(i for i, name in enumerate(names) if name not in differentiable)
+        return _Gradients(op, function, names, tuple(map(names.index, differentiable)), others)
+
+    def refuse_others(self, args: tuple[Any, ...]) -> None:
+        for i in self.others:
+            if isinstance(args[i], Tensor) and args[i].requires_grad:
+                raise _no_gradient(self.op, self.inputs[i])
 
     def needed(self, ctx: Any) -> tuple[bool, ...]:
-        """Which of the differentiable inputs want a gradient; an error if another one does."""
-        for i, needs in enumerate(ctx.needs_input_grad):
-            if needs and i not in self.differentiable:
-                raise NotImplementedError(
-                    f"dxmi_ext.ops.{self.op}: {self.inputs[i]} requires grad but has no gradient here; "
-                    "give it detached"
-                )
+        """Which of the differentiable inputs want a gradient."""
+        for i in self.others:  # again, since `requires_grad` is of the innermost level of torch.func only
+            if ctx.needs_input_grad[i]:
+                raise _no_gradient(self.op, self.inputs[i])
         return tuple(ctx.needs_input_grad[i] for i in self.differentiable)
 
     def run(self, ctx: Any, op: Callable[..., Any], *args: Any) -> tuple[Tensor | None, ...]:
@@ -356,13 +405,6 @@ class _FirstOrderOnly(torch.autograd.Function):
         raise NotImplementedError(f"dxmi_ext.ops.{ctx.name}: second derivatives are not supported")
 
 
-_STEP = _Gradients(
-    "sampler_step",
-    ("sample", "model_output", "timestep", "sample_coef", "output_coef", "log_std", "key"),
-    (0, 1, 5),
-)
-
-
 class _SamplerStep(_Function):
     @staticmethod
     def forward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -382,10 +424,13 @@ class _SamplerStep(_Function):
         return _STEP.run(ctx, _ops.sampler_step_bwd, *grads, *ctx.saved_tensors, ctx.sample_offset, *needed)
 
 
-_LOG_PROB = _Gradients(
-    "transition_log_prob",
-    ("next_sample", "sample", "model_output", "timestep", "sample_coef", "output_coef", "log_std"),
-    (0, 1, 2, 6),
+_STEP = _Gradients.of(
+    _SamplerStep,
+    "sampler_step",
+    "sample model_output timestep sample_coef output_coef log_std key sample_offset",
+    "sample",
+    "model_output",
+    "log_std",
 )
 
 
@@ -404,10 +449,14 @@ class _TransitionLogProb(_Function):
         return _LOG_PROB.run(ctx, _ops.transition_log_prob_bwd, grad, *ctx.saved_tensors, *needed)
 
 
-_COST = _Gradients(
-    "running_cost",
-    ("sq_displacement", "timestep", "log_std", "velocity_var"),
-    (0, 2),
+_LOG_PROB = _Gradients.of(
+    _TransitionLogProb,
+    "transition_log_prob",
+    "next_sample sample model_output timestep sample_coef output_coef log_std",
+    "next_sample",
+    "sample",
+    "model_output",
+    "log_std",
 )
 
 
@@ -428,10 +477,12 @@ class _RunningCost(_Function):
         return _COST.run(ctx, _ops.running_cost_bwd, grad, *ctx.saved_tensors, *ctx.settings, *needed)
 
 
-_ENERGY = _Gradients(
-    "energy_loss",
-    ("energy_data", "energy_sample"),
-    (0, 1),
+_COST = _Gradients.of(
+    _RunningCost,
+    "running_cost",
+    "sq_displacement timestep log_std velocity_var tau_entropy tau_velocity skip_last",
+    "sq_displacement",
+    "log_std",
 )
 
 
@@ -447,7 +498,13 @@ class _EnergyLoss(_Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
+        _ENERGY.needed(ctx)
         return _ENERGY.run(ctx, _ops.energy_loss_bwd, grad, *ctx.saved_tensors, ctx.gamma)
+
+
+_ENERGY = _Gradients.of(
+    _EnergyLoss, "energy_loss", "energy_data energy_sample gamma", "energy_data", "energy_sample"
+)
 
 
 # --- helpers -----------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -35,19 +36,25 @@ DIFFERENTIABLE = {
     "running_cost": ("sq_displacement", "log_std"),
     "energy_loss": ("energy_data", "energy_sample"),
 }
+# Arguments that get no gradient and so must not require one. td_target and update_velocity_var_ have no
+# gradients at all; what comes from networks is a constant to them.
+CONSTANT = {
+    "normal": ("timestep", "sample_offset"),
+    "sampler_step": ("sample_coef", "output_coef", "sample_offset"),
+    "transition_log_prob": ("sample_coef", "output_coef"),
+    "running_cost": ("velocity_var", "tau_entropy", "tau_velocity", "skip_last"),
+    "td_target": ("velocity_var", "time_cost", "tau_entropy", "tau_velocity", "skip_last"),
+    "energy_loss": ("gamma",),
+    "update_velocity_var_": ("velocity_var", "decay"),
+}
 # Operators behind them, as torch.ops.dxmi_ext names them.
 OPERATORS = {
     *("sampler_step_fwd", "sampler_step_bwd", "transition_log_prob_fwd", "transition_log_prob_bwd"),
     *("running_cost_fwd", "running_cost_bwd", "energy_loss_fwd", "energy_loss_bwd"),
     *("td_target", "update_velocity_var_", "normal_"),
 }
-# Differentiable arguments that may be one and the same tensor (of T rows, for running_cost).
-TWICE = {
-    "sampler_step": ("sample", "model_output"),
-    "transition_log_prob": ("next_sample", "model_output"),
-    "running_cost": ("sq_displacement", "log_std"),
-    "energy_loss": ("energy_data", "energy_sample"),
-}
+# Ops with arguments that may be one and the same tensor.
+TWICE = ("sampler_step", "transition_log_prob", "running_cost", "td_target", "energy_loss")
 LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "contiguous": lambda x: x.contiguous(),
     "channels_last": lambda x: x.contiguous(memory_format=torch.channels_last),
@@ -100,6 +107,20 @@ def arguments(
     if op == "normal":
         values |= {"shape": tuple(shape), "timestep": 2, "dtype": dtype}
     return {name: values[name] for name in PARAMETERS[op].split() if name in values}
+
+
+def given_twice(op: str, device: torch.device | str = "cpu") -> list[dict[str, Any]]:
+    """Valid arguments in which one tensor stands for two, for every two that it may, and for all at once."""
+    args = arguments(op, (T,), device=device)  # so that samples, rows and tables have one shape
+    floats = [name for name, a in args.items() if isinstance(a, Tensor) and a.is_floating_point()]
+    cases = [
+        args | dict.fromkeys(names, torch.linspace(0.2, 1.5, T, device=device))
+        for names in (*itertools.combinations(floats, 2), floats)
+    ]
+    if op == "sampler_step":
+        key = ops.noise_key(1, device=device)
+        cases.append(arguments(op, (2,), device=device) | {"timestep": key, "key": key})
+    return cases
 
 
 def call(op: str, args: dict[str, Any]) -> tuple[Tensor, ...]:

@@ -72,6 +72,15 @@ def test_rows_of_bad_timesteps_are_nan(
         assert output[1].isnan().all() and torch.equal(output[::2], wanted[::2])
 
 
+@pytest.mark.parametrize("op", ["sampler_step", "transition_log_prob", "running_cost"])
+def test_a_bad_timestep_makes_the_gradient_of_log_std_nan(op: str, device: torch.device) -> None:
+    for timestep in (-1, T):
+        args, leaves = with_leaves(arguments(op, device=device), ["log_std"])
+        args["timestep"][1] = timestep
+        (gradient,) = torch.autograd.grad([y.sum() for y in call(op, args)], leaves["log_std"])
+        assert gradient.isnan().all()
+
+
 @pytest.mark.parametrize("argument", ["timestep", "velocity_var"])
 @pytest.mark.parametrize("op", ["running_cost", "td_target"])
 def test_costs_of_bad_values_are_nan(op: str, argument: str, device: torch.device) -> None:
@@ -253,7 +262,7 @@ def test_more_than_2_31_elements(gigabytes: Callable[[int], None]) -> None:
         large[name][-3:] = small[name]
     large["timestep"] = torch.ones(rows, dtype=torch.int64, device="cuda")
     large["timestep"][-3:] = small["timestep"]
-    large["sample_offset"] = small["sample_offset"] - (rows - 3)
+    small["sample_offset"] += rows - 3
     args, leaves = with_leaves(large, ["sample", "model_output"])
     outputs = ops.sampler_step(**args)
     gradients = torch.autograd.grad([y.sum() for y in outputs], list(leaves.values()))

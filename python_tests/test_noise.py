@@ -11,7 +11,7 @@ from torch import Tensor
 
 import reference
 from cases import LAYOUTS, SEED, arguments
-from dxmi_ext import ops
+from dxmi_ext import noise, ops
 
 DEVICES = ("cpu", "emulated", "cuda")
 
@@ -57,8 +57,7 @@ def test_philox_words_equal_the_reference() -> None:
         ((2, 3, 2, 5), 2**32 + 5, 1, 7, 11),  # both key words
         ((2, 9), 2**63 - 1, 2**32 - 1, 2**31, 2**31),
         ((2, 9), -1, 2**32 + 7, 999, 5),  # a negative seed is its two's complement; draw mod 2^32
-        ((2, 9), -(2**63), -3, 2**32 - 1, 2**33 + 1),
-        ((4, 6), 5, 0, 2, 2**32 - 2),  # row numbers wrap
+        ((4, 9), -(2**63), -3, 2**32 - 1, 2**32 - 4),  # the last rows there are
         ((4,), 3, 0, 1, 0),
         ((0, 6), 3, 0, 1, 0),
         ((3, 0), 3, 0, 1, 0),
@@ -166,6 +165,21 @@ def test_next_key_is_a_new_tensor_with_the_next_draw(device: torch.device) -> No
 def test_strided_key(device: torch.device) -> None:
     keys = torch.stack([ops.noise_key(SEED, device=device), ops.noise_key(1, device=device)], dim=1)
     assert torch.equal(ops.normal((2, 8), keys[:, 0]), ops.normal((2, 8), ops.noise_key(SEED, device=device)))
+
+
+def test_random_choices_have_bounds() -> None:
+    key = ops.noise_key(SEED)
+    for high in (0, 2**53 + 1, 2.5):
+        with pytest.raises(ValueError, match=r"randint: high must be .* got"):
+            noise.randint(high, 3, key)  # type: ignore[arg-type]
+    for offset in (-1, 2**32 - 2):
+        with pytest.raises(RuntimeError, match=rf"sample_offset must be in 0..2\*\*32 - N.* got {offset}"):
+            noise.randint(7, 3, key, sample_offset=offset)
+    draws = noise.Draws(SEED, "test", ["a", "b"])
+    assert draws.keys(2**31 - 1)[:, 1].tolist() == [2**32 - 2, 2**32 - 1]  # the last draws there are
+    for iteration in (-1, 2**31):
+        with pytest.raises(ValueError, match=r"iteration must be in 0..2147483647, got"):
+            draws.at(iteration)
 
 
 def test_statistics(device: torch.device) -> None:

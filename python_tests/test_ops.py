@@ -15,7 +15,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from cases import DIFFERENTIABLE, LAYOUTS, PARAMETERS, TWICE, T, arguments, call, expected, with_leaves
+from cases import (
+    DIFFERENTIABLE,
+    LAYOUTS,
+    PARAMETERS,
+    TWICE,
+    T,
+    arguments,
+    call,
+    expected,
+    given_twice,
+    with_leaves,
+)
 from dxmi_ext import ops
 
 DEVICES = ("cpu", "emulated", "cuda")
@@ -81,7 +92,9 @@ def test_signature(op: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("shape", [(1, 1), (0, 3), (4,), (1, 129), (1027, 2), (5, 3, 7, 5), (2, 1, 3, 2, 3)])
+@pytest.mark.parametrize(
+    "shape", [(1, 1), (0, 3), (0, 20_003), (4,), (1, 129), (1027, 2), (5, 3, 7, 5), (2, 1, 3, 2, 3)]
+)
 @pytest.mark.parametrize("op", SAMPLE_OPS)
 def test_sample_ops(op: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
     assert_matches_reference(op, arguments(op, shape, dtype, device))
@@ -171,6 +184,23 @@ def test_step_without_noise(device: torch.device) -> None:
     assert all(gradient.isfinite().all() for gradient in gradients)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dim", [4, 5, 37, 1100, 9001])
+def test_infinite_coefficients(dim: int, dtype: torch.dtype, device: torch.device) -> None:
+    """Sums are infinite, not NaN: what rows are padded with, and 0 times infinity there, does not enter."""
+    args = arguments("sampler_step", (T, dim), dtype, device)
+    args |= {"log_std": torch.full_like(args["log_std"], torch.inf).requires_grad_()}
+    sq_displacement = ops.sampler_step(**args).sq_displacement
+    assert (sq_displacement == torch.inf).all()
+    assert (torch.autograd.grad(sq_displacement.sum(), args["log_std"])[0] == torch.inf).all()
+
+    args = arguments("transition_log_prob", (T, dim), dtype, device)
+    args |= {"output_coef": torch.full_like(args["output_coef"], torch.inf)}
+    log_prob = ops.transition_log_prob(**args | {"log_std": args["log_std"].requires_grad_()})
+    assert (log_prob == -torch.inf).all()
+    assert (torch.autograd.grad(log_prob.sum(), args["log_std"])[0] == torch.inf).all()
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_every_half_value_survives_a_step(dtype: torch.dtype, device: torch.device) -> None:
     """a = 1, no noise: all 65,536 bit patterns are read and written back, also subnormal, infinite, NaN."""
@@ -194,9 +224,9 @@ def test_non_finite_samples_stay_in_their_rows(dtype: torch.dtype, device: torch
 
 
 @pytest.mark.parametrize("op", TWICE)
-def test_one_tensor_given_twice(op: str, device: torch.device) -> None:
-    args = arguments(op, (T, 5), device=device)
-    assert_matches_reference(op, args | dict.fromkeys(TWICE[op], args[TWICE[op][0]]))
+def test_one_tensor_as_any_two_arguments(op: str, device: torch.device) -> None:
+    for args in given_twice(op, device):
+        assert_matches_reference(op, args)
 
 
 @pytest.mark.parametrize(
@@ -279,6 +309,19 @@ def test_update_velocity_var(rows: int, layout: str, dtype: torch.dtype, device:
         assert ops.update_velocity_var_(**args | {"velocity_var": velocity_var}) is velocity_var
         assert_accurate(velocity_var, exact, "velocity_var")
     assert (between[1::2] == -1).all()
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_update_velocity_var_of_views_of_one_tensor(compiled: bool, device: torch.device) -> None:
+    """The means are those of before, whatever of sq_displacement is written meanwhile."""
+    update = ops.update_velocity_var_
+    if compiled:
+        update = torch.compile(update, fullgraph=True, backend="aot_eager")
+    for part in (lambda buffer: buffer, lambda buffer: buffer[:, 0].expand(T, T)):
+        buffer = torch.rand(T, T, generator=torch.Generator().manual_seed(0)).to(device)
+        wanted = ops.update_velocity_var_(buffer[:, 0].clone(), part(buffer).clone(), 0.5)
+        assert torch.equal(update(buffer[:, 0], part(buffer), 0.5), wanted)
+        assert torch.equal(buffer[:, 0], wanted)
 
 
 @pytest.fixture

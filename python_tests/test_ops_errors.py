@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cases import OPERATORS, T, arguments, call, recorded_calls
+from cases import CONSTANT, OPERATORS, T, arguments, call, recorded_calls
 from dxmi_ext import _native, ops
 
 REFUSALS = (TypeError, ValueError, RuntimeError)
@@ -46,6 +46,8 @@ SPOIL: dict[str, Callable[[Any], Any]] = {
     "too_large": _filled(T),
     "below": lambda x: -1,
     "above": lambda x: T + 1,
+    "wraps": lambda x: 2**32 - 1,
+    "expanded": lambda x: x[:1].expand_as(x),
 }
 VALUES = {"negative", "zero", "nan", "too_large"}  # of tensors
 FIRST_TABLE = "none extra_dim float64 int64 meta"  # its length is T
@@ -63,7 +65,7 @@ BAD: dict[str, dict[str, str]] = {  # op -> argument -> names in SPOIL
         "output_coef": TABLE,
         "log_std": TABLE,
         "key": KEY,
-        "sample_offset": "text fraction",
+        "sample_offset": "text fraction below wraps",
     },
     "transition_log_prob": {
         "next_sample": "none list scalar int64 complex64 empty",
@@ -100,12 +102,15 @@ BAD: dict[str, dict[str, str]] = {  # op -> argument -> names in SPOIL
         "gamma": "text none",
     },
     "update_velocity_var_": {
-        "velocity_var": "none list scalar extra_dim int64 bfloat16",
+        "velocity_var": "none list scalar extra_dim int64 bfloat16 expanded",
         "sq_displacement": "none list extra_dim longer shorter empty float64 int64 meta",
         "decay": "text none below above",
     },
     "next_key": {"key": "none list extra_dim longer shorter int32 float32"},
-    "normal": {"key": "none list extra_dim longer shorter int32 float32", "sample_offset": "text fraction"},
+    "normal": {
+        "key": "none list extra_dim longer shorter int32 float32",
+        "sample_offset": "text fraction below wraps",
+    },
 }
 
 
@@ -153,9 +158,42 @@ def test_bad_argument_of_normal(argument: str, value: Any) -> None:
     refuses("normal", argument, lambda: ops.normal(**arguments("normal") | {argument: value}))
 
 
+@pytest.mark.parametrize(("op", "argument"), [(op, name) for op, names in CONSTANT.items() for name in names])
+def test_an_argument_without_gradient_must_not_require_one(
+    op: str, argument: str, device: torch.device
+) -> None:
+    """Also compiled and under torch.func; with grad mode off, nobody expects a gradient."""
+    args = arguments(op, device=device)
+    value = torch.as_tensor(args[argument], dtype=torch.float32, device=device)
+    learnable = args | {argument: torch.nn.Parameter(value)}
+    refuses(op, argument, lambda: call(op, learnable))
+    refuses(op, argument, lambda: torch.compile(call, fullgraph=True, backend="eager")(op, learnable))
+    grad = torch.func.grad(lambda x: call(op, args | {argument: x})[0].sum())
+    refuses(op, argument, lambda: grad(value))
+    with torch.no_grad():
+        assert not call(op, learnable)[0].isnan().any()
+
+
+def test_a_gradient_of_an_outer_level_of_func_is_not_lost() -> None:
+    """Within the inner level, gamma does not require grad."""
+    args = arguments("energy_loss")
+
+    def inner(gamma: Tensor, x: Tensor) -> Tensor:
+        return x * ops.energy_loss(**args | {"gamma": 1 * gamma})
+
+    outer = torch.func.grad(lambda gamma: torch.func.grad(inner, argnums=1)(gamma, torch.ones(())))
+    refuses("energy_loss", "gamma", lambda: outer(torch.ones(())))
+
+
 @pytest.mark.parametrize("seed", ["text", 1.5, 2**64])
 def test_bad_seed(seed: Any) -> None:
     refuses("noise_key", "seed", lambda: ops.noise_key(seed))
+
+
+def test_row_longer_than_the_noise_format(device: torch.device) -> None:
+    args = arguments("sampler_step", (1, 1), device=device)
+    long = {name: args[name].expand(1, 2**34 + 1) for name in ("sample", "model_output")}
+    refuses("sampler_step", "sample", lambda: ops.sampler_step(**args | long))
 
 
 @pytest.mark.parametrize("operator", sorted(OPERATORS))

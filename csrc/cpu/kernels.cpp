@@ -26,6 +26,17 @@ struct Lanes {
   }
 };
 
+// Sets register r of running sums, in the first n lanes of the pack: those beyond a row's end keep theirs.
+template <class L>
+DXMI_CORE void set_sums(Lanes<L>& sums, int r, int64_t n, typename L::F value) {
+  if (n < kPack) {
+    typename L::F lane = {};
+    for (int i = 0; i < L::width; ++i) lane[i] = static_cast<float>(r * L::width + i);
+    value = lane < L::of(static_cast<float>(n)) ? value : sums.part[r];
+  }
+  sums.part[r] = value;
+}
+
 template <class L, class R>
 DXMI_CORE Lanes<L> load_lanes(const Rows<R>& rows, const R (&values)[kPack]) {
   Lanes<L> lanes;
@@ -48,7 +59,7 @@ struct Transitions {
   }
 };
 
-// The tail of an operand, in a full pack. Zeros fill it up: they add nothing to any sum.
+// The tail of an operand, in a full pack filled up by zeros.
 template <class T>
 struct TailPack {
   std::remove_const_t<T> values[kPack] = {};
@@ -63,14 +74,15 @@ struct TailPack {
   }
 };
 
-// pack(operands + i ...) for i = 0, 16, 32 ..; the tail on copies.
+// pack(16, operands + i ...) for i = 0, 16, 32 ..; the tail on copies, with its length. What a pack makes of the
+// zeros beyond it must not enter sums: an infinite coefficient makes NaN of them.
 template <class Pack, class... T>
 DXMI_CORE void for_packs(int64_t n, const Pack& pack, T*... operands) {
   int64_t i = 0;
-  for (; i + kPack <= n; i += kPack) pack((operands + i)...);
+  for (; i + kPack <= n; i += kPack) pack(kPack, (operands + i)...);
   if (i < n) {
     std::tuple<TailPack<T>...> tail{TailPack<T>(operands + i, n - i)...};
-    std::apply([&](auto&... t) { pack(t.values...); }, tail);
+    std::apply([&](auto&... t) { pack(n - i, t.values...); }, tail);
     std::apply([](const auto&... t) { (t.write_back(), ...); }, tail);
   }
 }
@@ -169,7 +181,7 @@ void store(int64_t n, const float* z, T* out) {
   using L = Policy<T>;
   for_packs(
       n,
-      [](const float* zs, T* outs) {
+      [](int64_t, const float* zs, T* outs) {
         for_registers<L>([&](int i, int) { L::store(outs + i, L::load(zs + i)); });
       },
       z, out);
@@ -183,10 +195,13 @@ void step(int64_t n, const Rows<WideT<T>>& rows, const T* sample, const T* outpu
   Lanes<L> noise_sq, displacement_sq;
   for_packs(
       n,
-      [&](const T* x, const T* o, const float* zs, T* y) {
+      [&](int64_t count, const T* x, const T* o, const float* zs, T* y) {
         for_registers<L>([&](int i, int r) {
+          typename L::F noise = noise_sq.part[r], displacement = displacement_sq.part[r];
           L::store(y + i, dxmi::step<L>(p.part[r], L::load(x + i), L::load(o + i), L::load(zs + i),
-                                        noise_sq.part[r], displacement_sq.part[r]));
+                                        noise, displacement));
+          set_sums(noise_sq, r, count, noise);
+          set_sums(displacement_sq, r, count, displacement);
         });
       },
       sample, output, z, next);
@@ -204,12 +219,12 @@ void step_grad(int64_t n, const Rows<WideT<T>>& rows, const T* sample, const T* 
   Lanes<L> grad_std;
   for_packs(
       n,
-      [&](const T* x, const T* o, const float* zs, const T* gy, T* gx, T* go) {
+      [&](int64_t count, const T* x, const T* o, const float* zs, const T* gy, T* gx, T* go) {
         for_registers<L>([&](int i, int r) {
-          typename L::F grad_x, grad_o;
+          typename L::F grad_x, grad_o, sum = grad_std.part[r];
           dxmi::step_grad<L>(p.part[r], L::load(x + i), L::load(o + i), L::load(zs + i),
-                             L::load(gy + i), grad_displacement_sq.part[r], grad_x, grad_o,
-                             grad_std.part[r]);
+                             L::load(gy + i), grad_displacement_sq.part[r], grad_x, grad_o, sum);
+          set_sums(grad_std, r, count, sum);
           L::store(gx + i, grad_x);
           L::store(go + i, grad_o);
         });
@@ -227,11 +242,11 @@ void log_prob(int64_t n, const Rows<WideT<T>>& rows, const T* next, const T* sam
   Lanes<L> noise_sq;
   for_packs(
       n,
-      [&](const T* y, const T* x, const T* o) {
+      [&](int64_t count, const T* y, const T* x, const T* o) {
         for_registers<L>([&](int i, int r) {
           const typename L::F z = dxmi::standardised<L>(
               p.part[r], inverse_std.part[r], L::load(y + i), L::load(x + i), L::load(o + i));
-          noise_sq.part[r] = L::fma(z, z, noise_sq.part[r]);
+          set_sums(noise_sq, r, count, L::fma(z, z, noise_sq.part[r]));
         });
       },
       next, sample, output);
@@ -249,13 +264,13 @@ void log_prob_grad(int64_t n, const Rows<WideT<T>>& rows, const T* next, const T
   Lanes<L> noise_sq;
   for_packs(
       n,
-      [&](const T* y, const T* x, const T* o, T* gy, T* gx, T* go) {
+      [&](int64_t count, const T* y, const T* x, const T* o, T* gy, T* gx, T* go) {
         for_registers<L>([&](int i, int r) {
           const typename L::F z = dxmi::standardised<L>(
               p.part[r], inverse_std.part[r], L::load(y + i), L::load(x + i), L::load(o + i));
           typename L::F grad_y, grad_x, grad_o;
           dxmi::log_prob_grad<L>(p.part[r], z, scale.part[r], grad_y, grad_x, grad_o);
-          noise_sq.part[r] = L::fma(z, z, noise_sq.part[r]);
+          set_sums(noise_sq, r, count, L::fma(z, z, noise_sq.part[r]));
           L::store(gy + i, grad_y);
           L::store(gx + i, grad_x);
           L::store(go + i, grad_o);

@@ -183,6 +183,7 @@ void CudaBackend::update_velocity_var(const VelocityProblem& p) {
 
 template <class R>
 void CudaBackend::split_workspace(int64_t rows, int64_t partials, R*& partial, unsigned*& arrived) {
+  if (rows == 0) return;  // nothing is launched, and there is no memory to fill
   partial = static_cast<R*>(workspace(rows * partials * sizeof(R)));
   arrived = static_cast<unsigned*>(workspace(rows * sizeof(unsigned)));
   check(cudaMemsetAsync(arrived, 0, rows * sizeof(unsigned), static_cast<cudaStream_t>(stream_)),

@@ -69,21 +69,27 @@ DXMI_KERNEL running_cost_grad_kernel(CostProblem p, CostGradients g) {
   cost_grad_of_row(p, g.grad, n, g.grad_sq_displacement.as<R>()[n], ignored);
 }
 
-// table[t] = sum of value(row) over the rows at timestep t: one block a timestep, in a fixed order.
+// table[t] = sum of value(row) over the rows at timestep t: one block a timestep, in a fixed order. A row at no
+// timestep of the table makes all of it NaN: its results are NaN, and so is the gradient of anything they enter.
 template <class R, class Value>
-__device__ void sum_into_table(const AnyVector& table, int64_t rows,
+__device__ void sum_into_table(const AnyVector& table, int64_t steps, int64_t rows,
                                const Vector<const int64_t>& timestep, const Value& value) {
   const int64_t t = blockIdx.x;
   R sum = 0;
-  for (int64_t n = threadIdx.x; n < rows; n += blockDim.x)
-    if (timestep[n] == t) sum += value(n);
+  for (int64_t n = threadIdx.x; n < rows; n += blockDim.x) {
+    const int64_t at = timestep[n];
+    if (at == t)
+      sum += value(n);
+    else if (at < 0 || at >= steps)
+      sum = static_cast<R>(NAN);
+  }
   sum = block_sum(sum);
   if (threadIdx.x == 0) table.as<R>()[t] = sum;
 }
 
 template <class R>
 DXMI_KERNEL running_cost_table_kernel(CostProblem p, CostGradients g) {
-  sum_into_table<R>(g.grad_log_std, p.rows, p.timestep, [&](int64_t n) {
+  sum_into_table<R>(g.grad_log_std, p.steps, p.rows, p.timestep, [&](int64_t n) {
     R ignored, grad_log_std;
     cost_grad_of_row(p, g.grad, n, ignored, grad_log_std);
     return grad_log_std;
@@ -99,7 +105,7 @@ __device__ R sum_of_splits(const R* partial, int64_t row, int64_t splits) {
 
 template <class R>
 DXMI_KERNEL step_table_kernel(StepProblem p, StepGradients g, const R* grad_std, int64_t splits) {
-  sum_into_table<R>(g.grad_log_std, p.rows, p.timestep, [&](int64_t n) {
+  sum_into_table<R>(g.grad_log_std, p.steps, p.rows, p.timestep, [&](int64_t n) {
     const R std = dxmi::exp(p.log_std.as<const R>()[p.timestep[n]]);
     const R grad_log_prob = g.grad_log_prob.data ? g.grad_log_prob.as<const R>()[n] : R(0);
     return step_grad_log_std_row(std, sum_of_splits(grad_std, n, splits), grad_log_prob);
@@ -109,7 +115,7 @@ DXMI_KERNEL step_table_kernel(StepProblem p, StepGradients g, const R* grad_std,
 template <class R>
 DXMI_KERNEL log_prob_table_kernel(LogProbProblem p, LogProbGradients g, const R* noise_sq,
                                   int64_t splits) {
-  sum_into_table<R>(g.grad_log_std, p.rows, p.timestep, [&](int64_t n) {
+  sum_into_table<R>(g.grad_log_std, p.steps, p.rows, p.timestep, [&](int64_t n) {
     return log_prob_grad_log_std_row(sum_of_splits(noise_sq, n, splits), static_cast<R>(p.dim),
                                      g.grad_log_prob.as<const R>()[n]);
   });

@@ -109,6 +109,13 @@ __device__ void store_if_wanted(const View& view, const Plan& plan, const Part& 
   if (view.data != nullptr) store<T, kVector>(view, plan, part, unit, values);
 }
 
+// Whether element i of a unit is one of the row. Those beyond its end must not enter sums: of zeros, an infinite
+// coefficient makes NaN.
+template <class T, bool kVector>
+__device__ bool in_row(const Plan& plan, const Part& part, int unit, int i) {
+  return kVector || (part.begin + unit) * kUnit<T> + i < plan.dim;
+}
+
 // The normals of a unit; zeros beyond the row's end, where they would enter sums.
 template <class T, bool kVector>
 __device__ void noise(const NoiseKey& key, const Plan& plan, const Part& part, int unit,
@@ -125,7 +132,7 @@ __device__ void noise(const NoiseKey& key, const Plan& plan, const Part& part, i
     DXMI_UNROLL
     for (int i = 0; i < 4; ++i) {
       const int e = 4 * group + i;
-      z[e] = kVector || (part.begin + unit) * n + e < plan.dim ? normals[i] : 0.0f;
+      z[e] = in_row<T, kVector>(plan, part, unit, e) ? normals[i] : 0.0f;
     }
   }
 }
@@ -212,7 +219,8 @@ DXMI_KERNEL step_kernel(const __grid_constant__ StepProblem p,
     noise<T, kVector>(key, plan, part, unit, p.sample_offset, row.timestep, z);
     DXMI_UNROLL
     for (int i = 0; i < n; ++i)
-      x[i] = step<L>(row.transition, x[i], output[i], z[i], noise_sq, displacement_sq);
+      if (in_row<T, kVector>(plan, part, unit, i))
+        x[i] = step<L>(row.transition, x[i], output[i], z[i], noise_sq, displacement_sq);
     store<T, kVector>(result.next, plan, part, unit, x);
   }
   R sums[2] = {row_sum(plan, noise_sq), row_sum(plan, displacement_sq)};
@@ -247,8 +255,9 @@ DXMI_KERNEL step_grad_kernel(const __grid_constant__ StepProblem p,
     if (needs_noise) noise<T, kVector>(key, plan, part, unit, p.sample_offset, row.timestep, z);
     DXMI_UNROLL
     for (int i = 0; i < n; ++i)
-      step_grad<L>(row.transition, x[i], output[i], z[i], grad_next[i], grad_sq, grad_x[i],
-                   grad_output[i], sum);
+      if (in_row<T, kVector>(plan, part, unit, i))
+        step_grad<L>(row.transition, x[i], output[i], z[i], grad_next[i], grad_sq, grad_x[i],
+                     grad_output[i], sum);
     store_if_wanted<T, kVector>(g.grad_sample, plan, part, unit, grad_x);
     store_if_wanted<T, kVector>(g.grad_output, plan, part, unit, grad_output);
   }
@@ -276,7 +285,7 @@ DXMI_KERNEL log_prob_kernel(const __grid_constant__ LogProbProblem p, AnyVector 
     DXMI_UNROLL
     for (int i = 0; i < n; ++i) {
       const R z = standardised<L>(row.transition, inverse_std, next[i], x[i], output[i]);
-      if (kVector || (part.begin + unit) * n + i < plan.dim) sum = L::fma(z, z, sum);
+      if (in_row<T, kVector>(plan, part, unit, i)) sum = L::fma(z, z, sum);
     }
   }
   R sums[1] = {row_sum(plan, sum)};
@@ -306,7 +315,7 @@ DXMI_KERNEL log_prob_grad_kernel(const __grid_constant__ LogProbProblem p,
     DXMI_UNROLL
     for (int i = 0; i < n; ++i) {
       const R z = standardised<L>(row.transition, inverse_std, next[i], x[i], output[i]);
-      if (kVector || (part.begin + unit) * n + i < plan.dim) sum = L::fma(z, z, sum);
+      if (in_row<T, kVector>(plan, part, unit, i)) sum = L::fma(z, z, sum);
       log_prob_grad<L>(row.transition, z, scale, next[i], x[i], output[i]);
     }
     store_if_wanted<T, kVector>(g.grad_next, plan, part, unit, next);

@@ -18,6 +18,7 @@ CudaBackend::CudaBackend(const Tensor&) : torch_(new Torch), stream_(nullptr) {}
 CudaBackend::~CudaBackend() = default;
 
 void* CudaBackend::workspace(size_t bytes) {
+  if (bytes == 0) return nullptr;  // as torch has it
   torch_->workspaces.emplace_back(
       new char[bytes]);  // of just this size, so that a sanitizer sees its ends
   return torch_->workspaces.back().get();
