@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -33,7 +34,7 @@ M = TypeVar("M", bound=nn.Module)
 
 
 class RankError(UserError, RuntimeError):
-    """Another rank has died, or takes too long."""
+    """Another rank has died, or takes too long; or the environment tells of ranks that cannot be."""
 
 
 @dataclass
@@ -53,9 +54,22 @@ class Ranks:
 
     @classmethod
     def from_environment(cls) -> Ranks:
-        """As torchrun says in RANK, WORLD_SIZE and LOCAL_RANK; alone without it."""
-        rank, world_size, local_rank = (int(os.environ.get(k, d)) for k, d in
-                                        (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))  # fmt: skip
+        """As torchrun says in RANK, WORLD_SIZE and LOCAL_RANK; alone without it. An empty variable is none.
+
+        Raises:
+            RankError: they do not fit each other, or MASTER_ADDR or MASTER_PORT is missing beside them.
+        """
+        world_size = _number("WORLD_SIZE", 1, 1, 2**31)
+        rank, local_rank = (_number(name, 0, 0, world_size) for name in ("RANK", "LOCAL_RANK"))
+        if world_size == 1:
+            return cls()
+        for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+            if not os.environ.get(name):
+                raise RankError(
+                    f"{name} must be set where WORLD_SIZE is {world_size}, got none: unset WORLD_SIZE, or "
+                    "start with torchrun"
+                )
+        _number("MASTER_PORT", 1, 1, 2**16)
         return cls(rank, world_size, local_rank)
 
     @property
@@ -191,6 +205,18 @@ class Ranks:
     def any(self, flag: bool) -> bool:
         """Whether it is so on some rank."""
         return any(self.exchange(flag))
+
+
+def _number(name: str, default: int, minimum: int, below: int) -> int:
+    """An environment variable of torchrun's."""
+    text = os.environ.get(name) or str(default)
+    if not re.fullmatch("[0-9]{1,10}", text) or not minimum <= int(text) < below:
+        limit = "WORLD_SIZE (1 where it is unset)" if name in ("RANK", "LOCAL_RANK") else below
+        raise RankError(
+            f"{name} must be a whole number >= {minimum} and below {limit}, got {text!r}: unset it, or start "
+            "with torchrun"
+        )
+    return int(text)
 
 
 class Votes:

@@ -11,7 +11,7 @@ import torch
 import rank_processes
 import runs
 from dxmi_ext import checkpoint, noise, ops
-from dxmi_ext.ranks import Ranks
+from dxmi_ext.ranks import RankError, Ranks
 from dxmi_ext.runlog import read_metrics
 from rank_processes import B, T, spawn
 
@@ -85,7 +85,7 @@ def test_all_ranks_hear_of_a_signal_after_the_same_iteration() -> None:
 @pytest.mark.parametrize("shard", ["true", "false"])
 def test_a_signal_to_one_rank_stops_all_and_any_number_goes_on(tmp_path: Path, shard: str) -> None:
     """Saved by two ranks, taken on by one, which ends where an uninterrupted one does."""
-    for library in ("omegaconf", "sklearn"):
+    for library in ("yaml", "sklearn"):
         pytest.importorskip(library)
     settings = ["checkpoint_every=100", "iterations=12"]
     assert spawn(2, rank_processes.stopped_run, tmp_path / "two", [*settings, f"shard={shard}"]) == [True] * 2
@@ -98,7 +98,7 @@ def test_a_signal_to_one_rank_stops_all_and_any_number_goes_on(tmp_path: Path, s
 
 def test_ranks_go_back_together_or_stop_together(tmp_path: Path) -> None:
     """One of them meets NaNs. A checkpoint is left at a time, in the first run a sharded one."""
-    for library in ("omegaconf", "sklearn"):
+    for library in ("yaml", "sklearn"):
         pytest.importorskip(library)
     settings = ["rollback_after=2", "rollbacks=2", "keep_checkpoints=1"]
     sharded = [*settings, "shard=true"]
@@ -123,15 +123,60 @@ def test_rows_of_a_batch() -> None:
         Ranks(0, 3).rows(10)
 
 
-def test_the_world_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
+def in_environment(monkeypatch: pytest.MonkeyPatch, variables: str) -> None:
+    """Sets NAME=VALUE variables of torchrun's, and unsets its others."""
+    for name in TORCHRUN:
         monkeypatch.delenv(name, raising=False)
-    assert Ranks.from_environment() == Ranks() and Ranks().alone
-    monkeypatch.setenv("RANK", "5")
-    monkeypatch.setenv("WORLD_SIZE", "8")
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    ranks = Ranks.from_environment()
-    assert ranks == Ranks(5, 8, 1) and not ranks.first
+    for text in variables.split():
+        monkeypatch.setenv(*text.split("="))
+
+
+@pytest.mark.parametrize(
+    ("variables", "ranks"),
+    [
+        ("", Ranks()),
+        ("WORLD_SIZE= RANK= LOCAL_RANK= MASTER_PORT=", Ranks()),
+        ("WORLD_SIZE=1 MASTER_ADDR=gone", Ranks()),
+        ("RANK=5 WORLD_SIZE=8 LOCAL_RANK=1 MASTER_ADDR=a MASTER_PORT=29500", Ranks(5, 8, 1)),
+        ("RANK=1 WORLD_SIZE=2 MASTER_ADDR=a MASTER_PORT=29500", Ranks(1, 2, 0)),
+    ],
+)
+def test_the_world_comes_from_the_environment(
+    monkeypatch: pytest.MonkeyPatch, variables: str, ranks: Ranks
+) -> None:
+    in_environment(monkeypatch, variables)
+    found = Ranks.from_environment()
+    assert found == ranks and found.alone == (ranks.world_size == 1) and found.first == (ranks.rank == 0)
+
+
+@pytest.mark.parametrize(
+    ("variables", "says"),
+    [
+        ("WORLD_SIZE=2", "RANK must be set where WORLD_SIZE is 2, got none: unset WORLD_SIZE, or start with"),
+        ("WORLD_SIZE=2 RANK=0 MASTER_PORT=1", "MASTER_ADDR must be set where WORLD_SIZE is 2"),
+        ("WORLD_SIZE=2 RANK=0 MASTER_ADDR=a", "MASTER_PORT must be set where WORLD_SIZE is 2"),
+        ("WORLD_SIZE=2 RANK=0 MASTER_ADDR=a MASTER_PORT=http", "MASTER_PORT must be a whole number >= 1"),
+        (
+            "WORLD_SIZE=abc",
+            "WORLD_SIZE must be a whole number >= 1 and below 2147483648, got 'abc': unset it",
+        ),
+        ("WORLD_SIZE=0", "WORLD_SIZE must be a whole number >= 1"),
+        ("RANK=1", "RANK must be a whole number >= 0 and below WORLD_SIZE (1 where it is unset), got '1'"),
+        ("RANK=-1 WORLD_SIZE=2", "RANK must be a whole number >= 0"),
+        ("RANK=2 WORLD_SIZE=2 MASTER_ADDR=a MASTER_PORT=1", "RANK must be a whole number >= 0 and below"),
+        ("LOCAL_RANK=3", "LOCAL_RANK must be a whole number >= 0 and below WORLD_SIZE"),
+    ],
+)
+def test_what_torchrun_has_left_behind_is_named(
+    monkeypatch: pytest.MonkeyPatch, variables: str, says: str
+) -> None:
+    in_environment(monkeypatch, variables)
+    with pytest.raises(RankError) as error:
+        Ranks.from_environment()
+    assert str(error.value).startswith(says)
 
 
 def test_choices_are_keyed_by_the_global_row() -> None:
