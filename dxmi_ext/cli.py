@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
-from dxmi_ext import config
+from dxmi_ext import config, terminal
 from dxmi_ext.config import Settings, setting
 from dxmi_ext.errors import UserError
 from dxmi_ext.signals import Stopped
@@ -22,16 +23,39 @@ from dxmi_ext.signals import Stopped
 S = TypeVar("S", bound=Settings)
 
 
+class _Parser(argparse.ArgumentParser):
+    """One whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status. Mistakes of the user are one line on stderr."""
-    given = sys.argv[1:] if arguments is None else arguments
-    # Flags first: argparse takes no positional arguments after them, where some may be left out.
-    flags_first = sorted(given[1:], key=lambda text: not text.startswith("-"))
-    options = _parser().parse_args([*given[:1], *flags_first])
-    if options.command != "info" and options.target is None and not options.help:
-        options.parser.error(f"what to {options.command} is missing; see dxmi {options.command} --help")
+    terminal.accept_any_text()
     try:
+        try:
+            return _run(list(sys.argv[1:] if arguments is None else arguments))
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()  # what cannot be written is told while it can be
+    except OSError as error:
+        terminal.discard_rest()
+        if isinstance(error, BrokenPipeError):  # as of `| head`
+            return terminal.HUNG_UP
+        print(f"dxmi: standard output: {error}", file=sys.stderr)
+        return 2
+
+
+def _run(given: list[str]) -> int:
+    options = _read(given)
+    try:
+        if getattr(options, "target", None) is not None:
+            options.target = config.expand(options.target_name, options.target)
+            options.settings = [_expanded(text) for text in options.settings]
         options.run(options)
+    except BrokenPipeError:
+        raise
     except (UserError, OSError) as error:
         print(f"dxmi {options.command}: {error}", file=sys.stderr)
         return 2
@@ -41,14 +65,60 @@ def main(arguments: Sequence[str] | None = None) -> int:
         what = "diffusers" if error.name == "diffusers" else "'dxmi_ext[train]'"
         print(f"dxmi {options.command} needs {error.name}: pip install {what}", file=sys.stderr)
         return 2
+    except (MemoryError, RuntimeError) as error:
+        if not _is_lack_of_memory(error):
+            raise
+        print(
+            f"dxmi {options.command}: out of memory, so batches, networks or numbers of samples must be "
+            f"smaller: {' '.join(str(error).split())}",
+            file=sys.stderr,
+        )
+        return 2
     except KeyboardInterrupt:
         print(f"dxmi {options.command}: interrupted", file=sys.stderr)
         return 130
     return 0
 
 
+def _is_lack_of_memory(error: Exception) -> bool:
+    """Of Python, numpy, a GPU or a CPU; for the last torch has no type of its own."""
+    text = str(error)
+    return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text
+
+
+def _read(given: list[str]) -> argparse.Namespace:
+    """The command's options; with a mistake in them, the process ends."""
+    end = given.index("--") if "--" in given else len(given)
+    # Flags first: argparse takes no positional arguments after them, where some may be left out.
+    flags_first = sorted(given[1:end], key=lambda text: not re.match("-.", text))
+    options, unknown = _parser().parse_known_args([*given[:1], *flags_first, *given[end:]])
+    if unknown:
+        options.parser.error(_hint(unknown[0], given))
+    if options.command != "info" and options.target is None and not options.help:
+        options.parser.error(f"what to {options.command} is missing; see dxmi {options.command} --help")
+    return options
+
+
+def _hint(unknown: str, given: list[str]) -> str:
+    """What to write in place of an unknown argument, as ``--seed 3`` or ``--seed=3``."""
+    if not unknown.startswith("-"):
+        return f"got {unknown!r}, which is too much"
+    name, equals, value = unknown.partition("=")
+    example = "seed=3"
+    if re.match("--[A-Za-z]", name):
+        after = [] if equals else given[given.index(unknown) + 1 :]
+        value = after[0] if after and not re.search("^-|=", after[0]) else value or "VALUE"
+        example = shlex.quote(f"{name[2:].replace('-', '_')}={value}")
+    return f"{name} is no option; settings are written key=value: {example}"
+
+
+def _expanded(text: str) -> str:
+    """A path among the settings; key=value stays as it is, for the key to say whether it is a path."""
+    return config.expand("path", text) if text.startswith("~") else text
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="dxmi", description="Train few-step samplers and energies by DxMI.")
+    parser = _Parser(prog="dxmi", description="Train few-step samplers and energies by DxMI.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(
@@ -59,12 +129,12 @@ def _parser() -> argparse.ArgumentParser:
         rest: str = "key=value",
     ) -> argparse.ArgumentParser:
         # The settings are part of the help, so argparse's own would be half of it.
-        sub = commands.add_parser(name, help=help, description=help, add_help=False)
+        sub = commands.add_parser(name, help=help, description=help, add_help=False, allow_abbrev=False)
         sub.add_argument("-h", "--help", action="store_true", help="show this help and every setting")
         if target:
             sub.add_argument("target", metavar=target.split(":")[0], nargs="?", help=target.split(": ")[1])
             sub.add_argument("settings", nargs="*", metavar=rest)
-        sub.set_defaults(run=run, parser=sub)
+        sub.set_defaults(run=run, parser=sub, target_name=target.split(":")[0])
         return sub
 
     recipe = "RECIPE: name of a recipe, or the path of a yaml file"
@@ -253,7 +323,7 @@ def _score(options: argparse.Namespace) -> None:
 def _report(options: argparse.Namespace) -> None:
     @dataclasses.dataclass
     class ReportSettings(Settings):
-        output: str | None = setting(None, "file to write; null: RUN/report.html")
+        output: str | None = setting(None, "file to write; null: RUN/report.html", path=True)
 
     if (cfg := _settings(options, ReportSettings)) is None:
         return

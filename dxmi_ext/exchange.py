@@ -19,7 +19,9 @@ from dxmi_ext.sampler import GaussianSampler, Timed
 class ExportSettings(Settings):
     """Settings of the command ``export``."""
 
-    output: str | None = setting(None, "folder to make; null: RUN/diffusers, of a detector RUN/detector")
+    output: str | None = setting(
+        None, "folder to make; null: RUN/diffusers, of a detector RUN/detector", path=True
+    )
     onnx: bool | None = setting(None, "a detector as ONNX too; null: if onnx and onnxscript are installed")
 
 
@@ -32,13 +34,14 @@ class ConvertSettings(Settings):
         "a network of EDM (ADM architecture), a consistency model, or its EDM teacher; needed",
         choices=tuple(convert.KINDS),
     )
-    output: str | None = setting(None, "folder to make; null: CHECKPOINT without its ending")
+    output: str | None = setting(None, "folder to make; null: CHECKPOINT without its ending", path=True)
     image_size: int | None = setting(
         None,
         "in pixels, of other kinds than edm; null: what leads to 8 x 8 at the lowest level",
         minimum=1,
+        maximum=4096,
     )
-    head_channels: int = setting(64, "channels of an attention head", minimum=1)
+    head_channels: int = setting(64, "channels of an attention head", minimum=1, maximum=16384)
 
 
 def export(sampler: GaussianSampler, output: Path) -> str:

@@ -21,7 +21,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from dxmi_ext import files, noise, ops, plots, runlog
-from dxmi_ext.config import ConfigError, Settings, device_setting, setting
+from dxmi_ext.config import ConfigError, Settings, device_setting, seed_setting, setting
 from dxmi_ext.data.images import to_uint8
 from dxmi_ext.langevin import Langevin
 from dxmi_ext.networks import Networks
@@ -35,12 +35,15 @@ _LARGEST_BATCH = 4096
 class SampleSettings(Settings):
     """Settings of the command ``sample``."""
 
-    n: int | None = setting(None, "number of samples; null: 64 in a grid, else 10000", minimum=1)
+    n: int | None = setting(
+        None, "number of samples; null: 64 in a grid, else 10000", minimum=1, maximum=10**8
+    )
     output: str | None = setting(
         None,
         "FILE.npz: arrays; of images also FOLDER/: a png each, FILE.png: a grid; null: RUN/samples.npz",
+        path=True,
     )
-    seed: int = setting(0, "seed of the noise", minimum=0)
+    seed: int = seed_setting("seed of the noise")
     batch_size: int | None = setting(
         None, "rows that a rank's networks see at a time; null: by the size of a row, at most 4096", minimum=1
     )

@@ -28,7 +28,7 @@ class LangevinSettings(Settings):
         "sampler: its samples (DxMI); refined: Langevin chains from there; others: energy alone, by chains",
         choices=("sampler", "refined", "short_run", "persistent"),
     )
-    langevin_steps: int = setting(10, "Langevin steps an iteration", minimum=1)
+    langevin_steps: int = setting(10, "Langevin steps an iteration", minimum=1, maximum=10**6)
     langevin_step_size: float = setting(0.5, "s in x - s grad E(x) + noise z", minimum=1e-8)
     langevin_noise: float | None = setting(
         None,
@@ -37,16 +37,16 @@ class LangevinSettings(Settings):
         minimum=0,
     )
     langevin_clip: float = setting(0.0, "largest norm of a sample's gradient; 0: any", minimum=0)
-    langevin_pool: int = setting(10_000, "persistent chains", minimum=1)
-    langevin_restart: float = setting(0.05, "share of persistent chains restarted when picked", minimum=0)
-    langevin_sample_steps: int | None = setting(
-        None, "of a chain drawn from the final energy; null: langevin_steps, persistent: 10 times", minimum=1
+    langevin_pool: int = setting(10_000, "persistent chains", minimum=1, maximum=10**7)
+    langevin_restart: float = setting(
+        0.05, "share of persistent chains restarted when picked", minimum=0, maximum=1
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.langevin_restart > 1:
-            raise ConfigError(f"langevin_restart: got {self.langevin_restart!r}, wants a share, 0 to 1")
+    langevin_sample_steps: int | None = setting(
+        None,
+        "of a chain drawn from the final energy; null: langevin_steps, persistent: 10 times",
+        minimum=1,
+        maximum=10**6,
+    )
 
     @property
     def trains_sampler(self) -> bool:

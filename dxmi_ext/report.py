@@ -1,6 +1,6 @@
 """A run as one page that needs nothing else: numbers, curves, pictures, settings.
 
-Imports the standard library and ``dxmi_ext``; OmegaConf and matplotlib where they are used.
+Imports the standard library and ``dxmi_ext``; PyYAML and matplotlib where they are used.
 """
 
 from __future__ import annotations

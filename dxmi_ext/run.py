@@ -40,6 +40,8 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise config.ConfigError(f"device: got {name!r}, but torch sees no CUDA device; use device=cpu")
+    if name.startswith("cuda:") and int(name[5:]) >= torch.cuda.device_count():
+        raise config.ConfigError(f"device must be cuda:N with N < {torch.cuda.device_count()}, got {name!r}")
     return torch.device(name, local_rank) if name == "cuda" and local_rank else torch.device(name)
 
 

@@ -109,7 +109,9 @@ class DxMISettings(LangevinSettings, SpeedSettings):
         "paths, which leaves the value unused",
         choices=("dxdp", "policy_gradient", "backprop"),
     )
-    sampler_steps: int = setting(2, "sampler steps an iteration; T of them use the whole path", minimum=1)
+    sampler_steps: int = setting(
+        2, "sampler steps an iteration; T of them use the whole path", minimum=1, maximum=1000
+    )
     sampler_wait: int = setting(
         0, "first iterations in which the sampler stands still, until a new energy tells anything", minimum=0
     )

@@ -34,7 +34,7 @@ _SETTINGS = [
     "batch_size=64",
 ]
 _SETTINGS += ["device=cpu", "tensorboard=false"]
-_LIBRARIES = ("omegaconf", "pytest", "safetensors.torch", "sklearn.metrics", "torch._dynamo")
+_LIBRARIES = ("yaml", "pytest", "safetensors.torch", "sklearn.metrics", "torch._dynamo")
 
 
 class Kill(NamedTuple):

@@ -15,7 +15,7 @@ from dxmi_ext.anomaly import backbones, export
 from dxmi_ext.anomaly.networks import AutoencoderEnergy, SphereAutoencoder
 from dxmi_ext.anomaly.scoring import Scorer
 
-pytest.importorskip("omegaconf")
+pytest.importorskip("yaml")
 
 SIZE = 16
 

@@ -29,7 +29,7 @@ from dxmi_ext.recipes import anomaly
 from dxmi_ext.runlog import read_metrics
 from dxmi_ext.trainer import DxMITrainer
 
-for library in ("omegaconf", "scipy", "matplotlib"):
+for library in ("yaml", "scipy", "matplotlib"):
     pytest.importorskip(library)
 Image = pytest.importorskip("PIL.Image")
 

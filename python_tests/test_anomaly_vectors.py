@@ -218,7 +218,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Not to be changed, but for what commands write by default."""
-    for library in ("omegaconf", "matplotlib"):
+    for library in ("yaml", "matplotlib"):
         pytest.importorskip(library)
     folder = tmp_path_factory.mktemp("run") / "run"
     settings = ["batch_size=64", "pretrain_iterations=150", "iterations=20", "latent_dim=3", "device=cpu"]

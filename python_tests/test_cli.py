@@ -31,7 +31,7 @@ from dxmi_ext.runlog import TIMING_FIELDS, read_metrics
 from dxmi_ext.sampler import GaussianSampler
 from runs import DXMI, PRETRAIN, SAMPLE_DATA, SCORES, SETTINGS, assert_same_run, interrupt, model, read, train
 
-for library in ("matplotlib", "omegaconf", "sklearn", "tensorboard"):
+for library in ("matplotlib", "yaml", "sklearn", "tensorboard"):
     pytest.importorskip(library)
 Image = pytest.importorskip("PIL.Image")
 
@@ -259,6 +259,28 @@ def test_a_second_process_in_a_folder_is_refused(copy: Path, capsys: pytest.Capt
     assert not (copy / ".lock").exists()
 
 
+# --- numbers at their limits ---------------------------------------------------------------------------
+
+
+def test_the_largest_seed_trains_to_the_end(tmp_path: Path) -> None:
+    seed = config.LARGEST_SEED
+    assert train(tmp_path, f"seed={seed}", "samplings=2") == 0
+    assert read(tmp_path / "summary.json")["seed"] == seed
+    assert draw(tmp_path, tmp_path / "a.npz", "n=2", f"seed={seed}").shape == (2, 2)
+
+
+def test_lack_of_memory_is_one_line(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def sample(*_: Any, **__: Any) -> Any:
+        yield generate.Batch(torch.empty(2**62, dtype=torch.uint8), None)
+
+    monkeypatch.setattr(two_d, "sample", sample)
+    assert cli.main(["sample", str(finished), f"output={tmp_path}/a.npz"]) == 2
+    out, err = capsys.readouterr()
+    assert err.splitlines()[-1].startswith("dxmi sample: out of memory, so batches") and out == ""
+
+
 # --- mistakes of the user ----------------------------------------------------------------------------
 
 
@@ -428,6 +450,7 @@ def test_one_run_samples_with_any_of_its_lengths(tmp_path: Path, capsys: pytest.
         (["train", "8gaussians", "lengths=1,2"], "lengths: got '1,2', wants steps=5 among them"),
         (["train", "8gaussians", "lengths=5,x"], "lengths: got '5,x', wants numbers of steps, as 1,2,5"),
         (["train", "8gaussians", "lengths=5,5"], "lengths: got '5,5', wants numbers of steps"),
+        (["train", "8gaussians", "lengths=5,1001"], "lengths: got '5,1001', wants numbers of steps"),
         (
             ["train", "8gaussians", "lengths=1,5", "skip_last=1"],
             "lengths: got '1,5', wants none with cuda_gr",

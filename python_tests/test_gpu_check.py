@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-MISSING = ("omegaconf", "ot", "sklearn", "scipy", "matplotlib", "diffusers", "tensorboard", "PIL")
+MISSING = ("yaml", "ot", "sklearn", "scipy", "matplotlib", "diffusers", "tensorboard", "PIL")
 
 
 def run(*command: object) -> str:

@@ -17,7 +17,7 @@ from dxmi_ext.runlog import read_metrics
 from dxmi_ext.trainer import DxMITrainer
 from runs import DXMI, PRETRAIN, assert_same_run, read, train
 
-for library in ("omegaconf", "sklearn"):
+for library in ("yaml", "sklearn"):
     pytest.importorskip(library)
 
 STEPS = ("rollback_after=2", "rollbacks=2")

@@ -20,7 +20,7 @@ from dxmi_ext.recipes import images
 from dxmi_ext.runlog import read_metrics
 from dxmi_ext.sampler import Clipped, GaussianSampler, Timed
 
-for library in ("diffusers", "omegaconf", "PIL"):
+for library in ("diffusers", "yaml", "PIL"):
     pytest.importorskip(library)
 
 RECIPES = [name for name in recipes.names() if recipes.task_of(recipes.find(name)) is images]

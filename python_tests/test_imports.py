@@ -6,8 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-TRAIN_EXTRA = ("omegaconf", "sklearn", "matplotlib", "tensorboard", "safetensors", "tqdm")
-REFUSED = ("omegaconf", "sklearn", "matplotlib", "tensorboard", "diffusers", "huggingface_hub")
+TRAIN_EXTRA = ("yaml", "sklearn", "matplotlib", "tensorboard", "safetensors", "tqdm")
+REFUSED = ("yaml", "sklearn", "matplotlib", "tensorboard", "diffusers", "huggingface_hub")
 REFUSED += ("PIL", "torchvision", "timm", "scipy")
 
 

@@ -283,7 +283,7 @@ def test_refined_negatives_start_from_the_samplers_samples(monkeypatch: pytest.M
         ({"langevin_steps": 0}, "langevin_steps: got 0, wants 1"),
         ({"langevin_step_size": 0.0}, "langevin_step_size: got 0.0, wants"),
         ({"langevin_noise": -1.0}, "langevin_noise: got -1.0, wants 0"),
-        ({"langevin_restart": 1.5}, "langevin_restart: got 1.5, wants a share"),
+        ({"langevin_restart": 1.5}, "langevin_restart: got 1.5, wants 1 or less"),
         ({"langevin_restart": math.nan}, "langevin_restart: got nan"),
     ],
 )

@@ -17,7 +17,7 @@ from dxmi_ext.data import anomaly, image_sources, images, listing, overview
 from dxmi_ext.data.listing import ImageDataError
 
 Image = pytest.importorskip("PIL.Image")
-pytest.importorskip("omegaconf")
+pytest.importorskip("yaml")
 
 MARK = '{"kind": "run", "format": 1}'
 

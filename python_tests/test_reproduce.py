@@ -25,7 +25,7 @@ from dxmi_ext.reproduce.experiments import Experiment, Row
 from dxmi_ext.reproduce.units import Unit
 from runs import interrupt, read
 
-for library in ("matplotlib", "omegaconf", "sklearn"):
+for library in ("matplotlib", "yaml", "sklearn"):
     pytest.importorskip(library)
 
 GALLERY = plots.gallery

@@ -23,7 +23,7 @@ from dxmi_ext.metrics import two_d as metrics
 from kill_experiment import Experiment
 from runs import DXMI, FEW_POINTS, PRETRAIN, SETTINGS, assert_same_run, read, train
 
-for library in ("omegaconf", "sklearn"):
+for library in ("yaml", "sklearn"):
     pytest.importorskip(library)
 
 SAMPLE_DATA, FSYNC = data.sample, files._fsync

@@ -19,7 +19,7 @@ from dxmi_ext.anomaly.scoring import ScoreError, Scorer, TooFew, threshold_of
 from dxmi_ext.data import anomaly
 from dxmi_ext.metrics.features import Extractor, FeatureError
 
-pytest.importorskip("omegaconf")
+pytest.importorskip("yaml")
 pytest.importorskip("matplotlib")
 Image = pytest.importorskip("PIL.Image")
 

@@ -29,7 +29,8 @@ def sliced_wasserstein(x: Tensor, y: Tensor, *, projections: int = 1000, seed: i
     """
     if x.shape != y.shape:
         raise ValueError(f"y: got {[*y.shape]}, wants as many points as x, {[*x.shape]}")
-    directions = np.random.RandomState(seed).normal(size=(x.shape[1], projections))
+    random = np.random.RandomState(seed % 2**32)  # which takes no more bits
+    directions = random.normal(size=(x.shape[1], projections))
     directions /= np.linalg.norm(directions, axis=0)
     points, squared = (_numpy(x).T, _numpy(y).T), 0.0
     for i in range(0, projections, 20):  # so many stay in the processor's cache

@@ -69,30 +69,37 @@ class Config(DxMISettings, config.RunConfig):
 
     heading = "data, features, networks and comparison"
     task: str = setting("anomaly", "what kind of recipe", choices=("anomaly",))
-    iterations: int = setting(300, "iterations of DxMI", minimum=0)
-    pretrain_iterations: int = setting(500, "iterations of the autoencoder's pretraining", minimum=0)
-    batch_size: int = setting(256, "positions, or vectors, in a global batch", minimum=1)
+    iterations: int = setting(300, "iterations of DxMI", minimum=0, maximum=config.LARGEST_RUN)
+    pretrain_iterations: int = setting(
+        500, "iterations of the autoencoder's pretraining", minimum=0, maximum=config.LARGEST_RUN
+    )
+    batch_size: int = setting(256, "positions, or vectors, in a global batch", minimum=1, maximum=2**20)
     log_every: int = setting(20, "iterations between lines of metrics.jsonl", minimum=1)
     data: str | None = setting(
         None,
         "pictures as of MVTec-AD or VisA, good/ beside DEFECT/, or an npz; of vectors, an npz with X, y",
+        path=True,
     )
     classes: str | None = setting(None, "which classes of the pictures, as bottle,cable; null: all")
     train_share: float = setting(0.7, "of good ones, where data have no split", minimum=0.01, below=1)
     holdout: float = setting(0.1, "of good training ones, kept for the thresholds", minimum=0.001, below=1)
     quantile: float = setting(0.99, "of their scores: the threshold", minimum=0, maximum=1)
     pixel_quantile: float = setting(0.995, "of their pixels' scores: that of pixels", minimum=0, maximum=1)
-    cache: str | None = setting(None, "folder of decoded pictures and features; null: that of the user")
+    cache: str | None = setting(
+        None, "folder of decoded pictures and features; null: that of the user", path=True
+    )
     backbone: str | None = setting(
         "efflite0_deep", "of the features; null: data are vectors", choices=backbones.BACKBONES
     )
-    weights: str | None = setting(None, "safetensors file of efficientnet_b4's weights")
-    size: int = setting(224, "height and width that pictures are brought to", minimum=8)
-    grid: int = setting(14, "height and width of the maps of features", minimum=1)
+    weights: str | None = setting(None, "safetensors file of efficientnet_b4's weights", path=True)
+    size: int = setting(224, "height and width that pictures are brought to", minimum=8, maximum=4096)
+    grid: int = setting(14, "height and width of the maps of features", minimum=1, maximum=1024)
     whiten: bool = setting(
         True, "features by their covariance over good pictures, length kept; false: each to length 1 alone"
     )
-    patch: int = setting(5, "whitened is the mean over so many neighbours each way, an odd number", minimum=1)
+    patch: int = setting(
+        5, "whitened is the mean over so many neighbours each way, an odd number", minimum=1, maximum=99
+    )
     aligned: bool = setting(
         False, "objects stand at the same place in all pictures, so each position has a mean of its own"
     )
@@ -103,19 +110,21 @@ class Config(DxMISettings, config.RunConfig):
         maximum=1,
     )
     whole_pictures: bool = setting(False, "batches of pictures; false: of positions of all pictures")
-    steps: int = setting(5, "T, steps of the sampler", minimum=2)
-    latent_dim: int = setting(16, "of the autoencoder's latents", minimum=1)
-    energy_width: int = setting(128, "width of the autoencoder's hidden layers", minimum=1)
-    value_width: int = setting(64, "width of the value's", minimum=1)
-    sampler_width: int = setting(128, "width of the sampler's", minimum=1)
-    depth: int = setting(3, "linear layers of each, of encoder and decoder each", minimum=1)
+    steps: int = setting(5, "T, steps of the sampler", minimum=2, maximum=1000)
+    latent_dim: int = setting(16, "of the autoencoder's latents", minimum=1, maximum=2**14)
+    energy_width: int = setting(128, "width of the autoencoder's hidden layers", minimum=1, maximum=2**14)
+    value_width: int = setting(64, "width of the value's", minimum=1, maximum=2**14)
+    sampler_width: int = setting(128, "width of the sampler's", minimum=1, maximum=2**14)
+    depth: int = setting(3, "linear layers of each, of encoder and decoder each", minimum=1, maximum=100)
     latent_std: float = setting(0.05, "noise on latents, of length 1, at the start of samples", minimum=0)
     std: float = setting(0.03, "sigma of the sampler's first step, at first", minimum=1e-6)
     last_std: float = setting(0.01, "sigma of its last step, at first", minimum=1e-6)
     residual: bool = setting(True, "the sampler's network tells where to go from x; false: where to")
     project: bool = setting(True, "the energy brings x to the sphere first")
     pretrain_lr: float = setting(1e-3, "learning rate of pretraining, decayed to 0", minimum=0)
-    sampler_steps: int = setting(1, "sampler steps an iteration; T of them use the whole path", minimum=1)
+    sampler_steps: int = setting(
+        1, "sampler steps an iteration; T of them use the whole path", minimum=1, maximum=1000
+    )
     sampler_lr: float = setting(1e-4, "learning rate of the sampler's network", minimum=0)
     log_std_lr: float = setting(1e-3, "learning rate of log sigma", minimum=0)
     value_lr: float = setting(1e-3, "learning rate of the value", minimum=0)
@@ -127,8 +136,10 @@ class Config(DxMISettings, config.RunConfig):
         "be trained: tau = 0, Langevin negatives",
         choices=("all", "quick", "none"),
     )
-    baseline_iterations: int | None = setting(None, "of trained ones; null: as of DxMI", minimum=0)
-    langevin_steps: int = setting(5, "Langevin steps an iteration, of the baseline", minimum=1)
+    baseline_iterations: int | None = setting(
+        None, "of trained ones; null: as of DxMI", minimum=0, maximum=config.LARGEST_RUN
+    )
+    langevin_steps: int = setting(5, "Langevin steps an iteration, of the baseline", minimum=1, maximum=10**6)
     langevin_step_size: float = setting(2e-4, "s in x - s grad E(x) + noise z", minimum=1e-8)
     langevin_noise: float | None = setting(
         0.005, "noise of a step; null: sqrt(2 s tau), for samples of exp(-E / tau)", minimum=0
@@ -158,7 +169,7 @@ class Config(DxMISettings, config.RunConfig):
 class EvaluateSettings(config.EvaluateSettings):
     """Settings of the command ``evaluate``."""
 
-    data: str | None = setting(None, "what to test on; null: the run's own test data")
+    data: str | None = setting(None, "what to test on; null: the run's own test data", path=True)
     baselines: str | None = setting(
         None, "all, quick or none; null: as in the run", choices=("all", "quick", "none")
     )

@@ -52,19 +52,28 @@ class Config(DxMISettings, config.RunConfig):
 
     heading = "data, schedule, networks and evaluation"
     task: str = setting("images", "what kind of recipe", choices=("images",))
-    batch_size: int = setting(128, "global batch size; the number of ranks must divide it", minimum=1)
-    data: str | None = setting(None, "images: CIFAR-10, MNIST's idx files, npz, or folders of pictures")
-    cache: str | None = setting(None, "folder of decoded images; null: dxmi_ext in the user's cache")
-    image_size: int | None = setting(None, "height and width; null: as they are", minimum=1)
+    batch_size: int = setting(
+        128, "global batch size; the number of ranks must divide it", minimum=1, maximum=2**20
+    )
+    data: str | None = setting(
+        None, "images: CIFAR-10, MNIST's idx files, npz, or folders of pictures", path=True
+    )
+    cache: str | None = setting(
+        None, "folder of decoded images; null: dxmi_ext in the user's cache", path=True
+    )
+    image_size: int | None = setting(None, "height and width; null: as they are", minimum=1, maximum=4096)
     flip: bool = setting(True, "mirror half of the images")
     conditional: bool = setting(False, "on the images' classes: sampler, value and energy")
     start: str | None = setting(
         None,
         "network to start from: a run's folder, a diffusers folder, or hub:OWNER/NAME; null: pretrain one",
+        path=True,
     )
     unet: str = setting("small", "the sampler's network, where none is given", choices=tuple(ARCHITECTURES))
-    patch: int = setting(1, "side of the squares of pixels that a new U-Net sees as channels", minimum=1)
-    steps: int = setting(10, "T, steps of the sampler", minimum=2)
+    patch: int = setting(
+        1, "side of the squares of pixels that a new U-Net sees as channels", minimum=1, maximum=4096
+    )
+    steps: int = setting(10, "T, steps of the sampler", minimum=2, maximum=1000)
     schedule: str = setting(
         "fastdpm", "of the sampler; edm goes with EDM's networks", choices=("fastdpm", "ddim", "edm")
     )
@@ -84,7 +93,9 @@ class Config(DxMISettings, config.RunConfig):
         "V: time_independent: V^t = E at every step (Algorithm 2); per_step; separate: beside an energy",
         choices=("time_independent", "per_step", "separate"),
     )
-    energy_width: int = setting(128, "width of the value's and the energy's networks", minimum=1)
+    energy_width: int = setting(
+        128, "width of the value's and the energy's networks", minimum=1, maximum=4096
+    )
     pretrain_lr: float = setting(2e-4, "learning rate of pretraining, decayed to 0", minimum=0)
     pretrain_warmup: int = setting(0, "iterations in which pretraining's learning rate rises", minimum=0)
     level_mean: float = setting(-1.2, "mean of ln(sigma) in pretraining for EDM")
@@ -92,7 +103,9 @@ class Config(DxMISettings, config.RunConfig):
     pretrain_ema_decay: float = setting(0.9995, "of the pretrained network's average", minimum=0, below=1)
     pretrain_clip: float = setting(1.0, "largest gradient norm of pretraining; 0: any", minimum=0)
     features: str | None = setting(
-        "efflite0", "network of the metrics: efflite0, or the path of Inception's weights; null: no metrics"
+        "efflite0",
+        "network of the metrics: efflite0, or the path of Inception's weights; null: no metrics",
+        path=True,
     )
     evaluate_n: int = setting(10_000, "samples, and training images, that the metrics compare", minimum=4)
     sample_batch: int = setting(250, "rows that the networks see at a time in evaluation", minimum=1)
@@ -120,7 +133,7 @@ class EvaluateSettings(config.EvaluateSettings):
         "another way to sample from the run's network: a chain as fastdpm-4, ddim-100, ddpm-1000, edm-79 or "
         "edm-ancestral-100, or a solver, heun-18 or dpmpp-10; -clipped keeps the predicted data in [-1, 1]",
     )
-    picture: str | None = setting(None, "png file to write a grid of samples to; null: none")
+    picture: str | None = setting(None, "png file to write a grid of samples to; null: none", path=True)
 
 
 def train(cfg: Config, ranks: Ranks | None = None) -> dict[str, Any]:

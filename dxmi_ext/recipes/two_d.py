@@ -6,6 +6,7 @@ Imports torch and ``dxmi_ext``; scikit-learn and matplotlib where they are used.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -42,6 +43,7 @@ PAPER = {  # DxMI, Table 1: (pretrained, tau) -> SW, its deviation, AUC; 8 Gauss
     (False, 0.1): (0.076, 0.011, 0.883),
 }
 _NEEDS = {"sklearn": "entropy_excess and coverage", "matplotlib": "pictures"}
+_LONGEST = 1000  # steps of a chain
 _SIGMA_DATA = 2.0  # for EDM: about that of the 8 Gaussians; the checkerboard has 2.3, the spirals 1.6
 
 
@@ -55,13 +57,17 @@ class Config(DxMISettings, config.RunConfig):
 
     heading = "data, schedule and networks"
     task: str = setting("two_d", "what kind of recipe", choices=("two_d",))
-    iterations: int = setting(5000, "iterations of DxMI", minimum=0)
-    pretrain_iterations: int = setting(600, "iterations of pretraining", minimum=0)
-    batch_size: int = setting(128, "global batch size", minimum=1)
+    iterations: int = setting(5000, "iterations of DxMI", minimum=0, maximum=config.LARGEST_RUN)
+    pretrain_iterations: int = setting(
+        600, "iterations of pretraining", minimum=0, maximum=config.LARGEST_RUN
+    )
+    batch_size: int = setting(128, "global batch size", minimum=1, maximum=2**20)
     log_every: int = setting(20, "iterations between lines of metrics.jsonl", minimum=1)
-    threads: int = setting(1, "CPU threads of torch; networks of this size gain nothing from more", minimum=0)
+    threads: int = setting(
+        1, "CPU threads of torch; networks of this size gain nothing from more", minimum=0, maximum=1024
+    )
     data: str = setting("8gaussians", "density", choices=tuple(data_two_d.DENSITIES))
-    steps: int = setting(5, "T, steps of the sampler", minimum=1)
+    steps: int = setting(5, "T, steps of the sampler", minimum=1, maximum=_LONGEST)
     lengths: str | None = setting(
         None, "T of all chains that one sampler learns, as 1,2,5,10, `steps` among them; null: steps alone"
     )
@@ -72,24 +78,29 @@ class Config(DxMISettings, config.RunConfig):
         "T of the levels that DDPM has with 1000 betas",
         choices=("variance_exploding", "edm", "ddpm", "respaced_ddpm"),
     )
-    sampler_width: int = setting(128, "width of the sampler's hidden layers", minimum=1)
-    sampler_depth: int = setting(3, "hidden layers of the sampler", minimum=1)
+    sampler_width: int = setting(128, "width of the sampler's hidden layers", minimum=1, maximum=2**14)
+    sampler_depth: int = setting(3, "hidden layers of the sampler", minimum=1, maximum=100)
     value_kind: str = setting(
         "per_step",
         "V: a head a step, the last the energy; time_independent: V^t = E at every step (Algorithm 2); "
         "separate: beside an energy network of its own",
         choices=("per_step", "time_independent", "separate"),
     )
-    value_width: int = setting(128, "width of the value's hidden layers", minimum=1)
-    value_depth: int = setting(3, "hidden layers of the value", minimum=1)
+    value_width: int = setting(128, "width of the value's hidden layers", minimum=1, maximum=2**14)
+    value_depth: int = setting(3, "hidden layers of the value", minimum=1, maximum=100)
     octaves: int = setting(
-        0, "sinusoids of the coordinates that networks see beside them: wavelengths 8, 4, 2, ...", minimum=0
+        0,
+        "sinusoids of the coordinates that networks see beside them: wavelengths 8, 4, 2, ...",
+        minimum=0,
+        maximum=24,
     )
     sigma_max: float = setting(3.0, "noise level of the sampler's first step", minimum=0)
     sigma_min: float = setting(0.4, "noise level of its last step", minimum=0)
     min_std: float = setting(0.05, "lower bound of the initial sigma of a step", minimum=1e-6)
     pretrain_lr: float = setting(2e-3, "learning rate of pretraining, decayed to 0", minimum=0)
-    samplings: int = setting(5, "fresh samples and data that the final numbers are means over", minimum=1)
+    samplings: int = setting(
+        5, "fresh samples and data that the final numbers are means over", minimum=1, maximum=1000
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -122,9 +133,13 @@ class Config(DxMISettings, config.RunConfig):
             config.ConfigError: they are no such numbers.
         """
         texts = str(self.steps).split() if self.lengths is None else self.lengths.split(",")
-        if not all(text.strip().isdecimal() and int(text) for text in texts) or len({*texts}) < len(texts):
-            raise config.ConfigError(f"lengths: got {self.lengths!r}, wants numbers of steps, as 1,2,5")
-        return [int(text) for text in texts]
+        lengths = [int(text) if re.fullmatch(r"\s*[0-9]{1,4}\s*", text) else 0 for text in texts]
+        if not all(1 <= steps <= _LONGEST for steps in lengths) or len({*lengths}) < len(lengths):
+            raise config.ConfigError(
+                f"lengths: got {self.lengths!r}, wants numbers of steps, as 1,2,5, each once and at most "
+                f"{_LONGEST}"
+            )
+        return lengths
 
 
 @dataclasses.dataclass

@@ -22,7 +22,7 @@ from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
 
-from dxmi_ext import config, files, runlog
+from dxmi_ext import config, files, runlog, terminal
 from dxmi_ext.config import Settings, setting
 from dxmi_ext.errors import UserError
 from dxmi_ext.recipes import two_d
@@ -43,21 +43,30 @@ class ReproduceSettings(Settings):
     """Settings of the command ``reproduce``."""
 
     seeds: int | None = setting(
-        None, "runs of each row, seeds 0, 1, ...; null: as many as the experiment has, of quick 1", minimum=1
+        None,
+        "runs of each row, seeds 0, 1, ...; null: as many as the experiment has, of quick 1",
+        minimum=1,
+        maximum=1000,
     )
     rows: str | None = setting(
         None, "names of the rows, or of sweeps, to run, with commas between; null: all rows"
     )
     workers: int = setting(
-        0, "runs at a time, each a process with one thread of torch; 0: one for each core", minimum=0
+        0,
+        "runs at a time, each a process with one thread of torch; 0: one for each core",
+        minimum=0,
+        maximum=256,
     )
     quick: bool = setting(False, "a tenth of the iterations, in a folder of their own; also --quick")
     output: str | None = setting(
         None,
         "folder of the table and its units; null: docs/results/EXPERIMENT, quick: runs/quick/EXPERIMENT",
+        path=True,
     )
-    work: str | None = setting(None, "folder of the runs themselves; null: runs/reproduce/EXPERIMENT")
-    data: str | None = setting(None, "where the data are; null: where the recipes have them")
+    work: str | None = setting(
+        None, "folder of the runs themselves; null: runs/reproduce/EXPERIMENT", path=True
+    )
+    data: str | None = setting(None, "where the data are; null: where the recipes have them", path=True)
     device: str = setting("cpu", "cpu, cuda or cuda:N", pattern=r"cpu|cuda(:\d+)?")
 
 
@@ -284,6 +293,7 @@ def _work(unit: Unit) -> None:
     log = os.open(_log_of(unit), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     os.dup2(log, sys.stdout.fileno())
     os.dup2(log, sys.stderr.fileno())
+    terminal.accept_any_text()
     threading.Thread(target=_follow_parent, daemon=True).start()
     try:
         units.compute(unit)

@@ -1,0 +1,45 @@
+"""Standard output and error that take any text and may close early. Imports the standard library."""
+
+from __future__ import annotations
+
+import codecs
+import io
+import os
+import sys
+
+HUNG_UP = 141
+"""The exit status of a program whose output nobody reads any more, as shells tell of SIGPIPE."""
+
+_PLAIN = {"±": "+-", "…": "...", "–": "-", "×": "x"}  # noqa: RUF001
+
+
+def accept_any_text() -> None:
+    """Lets print write what the terminal's encoding lacks: plainer signs, and the bytes of names that are not
+    UTF-8 as they are."""
+    codecs.register_error("dxmi_ext.plainer", _plainer)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="dxmi_ext.plainer")
+
+
+def discard_rest() -> None:
+    """Drops what could not be written, so that python does not try again, and complain, as it ends."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
+
+
+def _plainer(error: UnicodeError) -> tuple[bytes, int]:
+    assert isinstance(error, UnicodeEncodeError)
+    text = error.object[error.start : error.end]
+    return b"".join(map(_encoded, text)), error.end
+
+
+def _encoded(sign: str) -> bytes:
+    if "\udc80" <= sign <= "\udcff":  # a byte that os.fsdecode could not read
+        return bytes([ord(sign) - 0xDC00])
+    return _PLAIN.get(sign, "?").encode("ascii")
