@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable, Mapping
@@ -303,7 +304,7 @@ def _open(path: Path, names: list[str]) -> dict[str, StoredTensor]:
     tensors: dict[str, StoredTensor] = {}
     for name in names:
         try:
-            file = safe_open(path / name, framework="pt")
+            file = _safe_open(path / name)
             placed = json.loads((file.metadata() or {}).get("rows", "{}"))
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"{path / name}: missing or corrupt: {error}") from error
@@ -317,6 +318,18 @@ def _open(path: Path, names: list[str]) -> dict[str, StoredTensor]:
         if tensor.shape and sum(rows for _, rows, _ in tensor.pieces) != tensor.shape[0]:
             raise CheckpointError(f"{path}: {key}: its {tensor.shape[0]} rows are not all there")
     return tensors
+
+
+def _safe_open(path: Path) -> Any:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:  # safetensors takes no name that is not UTF-8, but this of an open file
+        opened = os.open(path, os.O_RDONLY)
+        try:
+            return safe_open(f"/proc/self/fd/{opened}", framework="pt")
+        finally:
+            os.close(opened)
+    return safe_open(path, framework="pt")
 
 
 def _read_json(path: Path) -> Any:

@@ -59,6 +59,13 @@ def _run(given: list[str]) -> int:
     except (UserError, OSError) as error:
         print(f"dxmi {options.command}: {error}", file=sys.stderr)
         return 2
+    except UnicodeEncodeError as error:
+        print(
+            f"dxmi {options.command}: {error.object!r} cannot be written in this locale's {error.encoding}; "
+            "PYTHONUTF8=1 sets another",
+            file=sys.stderr,
+        )
+        return 2
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith(("dxmi_ext", "torch")):
             raise
@@ -109,7 +116,7 @@ def _hint(unknown: str, given: list[str]) -> str:
         after = [] if equals else given[given.index(unknown) + 1 :]
         value = after[0] if after and not re.search("^-|=", after[0]) else value or "VALUE"
         example = shlex.quote(f"{name[2:].replace('-', '_')}={value}")
-    return f"{name} is no option; settings are written key=value: {example}"
+    return f"{name} is no option; a setting is written {example}"
 
 
 def _expanded(text: str) -> str:

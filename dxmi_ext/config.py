@@ -115,7 +115,8 @@ def _check_bounds(name: str, value: float, bounds: typing.Mapping[str, Any]) -> 
 
 
 def expand(name: str, path: str) -> str:
-    """A path whose leading ``~`` or ``~USER`` is a home folder.
+    """A path whose leading ``~`` or ``~USER`` is a home folder, as this locale has its bytes: UTF-8, and what
+    else a name was given in.
 
     Args:
         name: what the path is of, for the error.
@@ -123,7 +124,7 @@ def expand(name: str, path: str) -> str:
     Raises:
         ConfigError: that home folder is unknown.
     """
-    expanded = os.path.expanduser(path)
+    expanded = os.path.expanduser(os.fsdecode(path.encode(errors="surrogateescape")))
     if expanded.startswith("~"):
         raise ConfigError(f"{name} must not begin with ~ where its home folder is unknown, got {path!r}")
     return expanded
@@ -325,6 +326,7 @@ def _read_bool(text: str) -> bool:
 def _read_text(text: str) -> str:
     if "\0" in text:  # which no path may have
         raise ValueError
+    text.encode(errors="surrogateescape")  # what is neither a character nor a byte is a ValueError
     return text
 
 

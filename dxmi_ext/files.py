@@ -62,7 +62,7 @@ def lock(path: Path) -> Iterator[None]:
 
 def write_text(path: Path | str, text: str) -> None:
     """Write a file that appears, or replaces another, at once."""
-    write_bytes(path, text.encode())
+    write_bytes(path, text.encode(errors="backslashreplace"))  # of names that are not UTF-8
 
 
 def write_bytes(path: Path | str, content: bytes) -> None:

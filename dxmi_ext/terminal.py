@@ -33,8 +33,9 @@ def discard_rest() -> None:
     os.close(nowhere)
 
 
-def _plainer(error: UnicodeError) -> tuple[bytes, int]:
-    assert isinstance(error, UnicodeEncodeError)
+def _plainer(error: UnicodeError) -> tuple[str | bytes, int]:
+    if not isinstance(error, UnicodeEncodeError):  # a stream that is read as well
+        return codecs.lookup_error("surrogateescape")(error)
     text = error.object[error.start : error.end]
     return b"".join(map(_encoded, text)), error.end
 

@@ -6,7 +6,9 @@ Runs are tiny, evaluated on few points and, but for one, not drawn.
 from __future__ import annotations
 
 import base64
+import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -22,7 +24,7 @@ import torch
 
 import image_samplers
 import runs
-from dxmi_ext import cli, config, files, generate, noise, ops, plots, recipes, run
+from dxmi_ext import cli, config, files, generate, noise, ops, plots, recipes, run, terminal
 from dxmi_ext.data import two_d as data
 from dxmi_ext.models import convert, pretrained
 from dxmi_ext.models.unet import Architecture, unet
@@ -316,6 +318,9 @@ def test_refused_in_the_folder_of_a_run(
         (["report", "nowhere"], "RUN: got 'nowhere', wants the folder of a run"),
         (["export", "nowhere"], "RUN: got 'nowhere', wants the folder of a run"),
         (["convert", "nowhere", "kind=edm"], "nowhere"),
+        (["train", "~nobody-of-that-name/a.yaml"], "RECIPE must not begin with ~ where its home folder is"),
+        (["train", "8gaussians", "seed=2**64"], "seed: got '2**64', wants int"),
+        (["sample", ".", "n=10000000000000"], "n: got 10000000000000, wants 100000000 or less"),
     ],
 )
 def test_mistake_is_one_line(
@@ -330,6 +335,70 @@ def test_mistake_is_one_line(
     out, err = capsys.readouterr()
     assert err.startswith(f"dxmi {arguments[0]}: {says}") and err.count("\n") == 1 and out == ""
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["train", "8gaussians", "--seed", "3"], "--seed is no option; a setting is written seed=3"),
+        (
+            ["train", "--batch-size=64", "8gaussians"],
+            "--batch-size is no option; a setting is written batch_size=64",
+        ),
+        (
+            ["train", "8gaussians", "--output", "a=3"],
+            "--output is no option; a setting is written output=VALUE",
+        ),
+        (["train", "8gaussians", "-s", "4"], "-s is no option; a setting is written seed=3"),
+        (["train", "8gaussians", "--dry"], "--dry is no option; a setting is written dry=VALUE"),
+        (["info", "x"], "got 'x', which is too much"),
+        (["train"], "what to train is missing; see dxmi train --help"),
+    ],
+)
+def test_mistake_in_flags_is_one_line(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], says: str
+) -> None:
+    with pytest.raises(SystemExit) as exit:
+        cli.main(arguments)
+    out, err = capsys.readouterr()
+    assert (exit.value.code, out, err) == (2, "", f"dxmi {arguments[0]}: {says}\n")
+
+
+# --- terminals, names and pipes ----------------------------------------------------------------------
+
+
+def test_a_terminal_without_utf8_shows_plainer_signs(monkeypatch: pytest.MonkeyPatch) -> None:
+    for encoding, shown in (("ascii", b"1 +- 2 \xe9 ?\n"), ("utf-8", "1 ± 2 ".encode() + b"\xe9 \xc4\xb1\n")):
+        stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+        monkeypatch.setattr(sys, "stdout", stream)
+        terminal.accept_any_text()
+        print("1 ± 2 \udce9 \u0131", flush=True)
+        assert stream.buffer.getvalue() == shown  # type: ignore[attr-defined]
+
+
+def test_a_run_in_a_folder_whose_name_is_not_utf8(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    interrupt(monkeypatch, 9)
+    assert train(folder) == 130
+    monkeypatch.setattr(data, "sample", SAMPLE_DATA)
+    assert train(folder) == 0
+    assert_same_run(folder, finished)
+    assert read(folder / "summary.json")["resumed_from"] == [8]
+    assert draw(folder, folder / "a.npz", "n=3").shape == (3, 2)
+    assert cli.main(["evaluate", str(folder), f"output={folder}/a.json"]) == 0
+    assert cli.main(["report", str(folder)]) == 0
+    assert "caf\\udce9" in Page(folder / "report.html").text
+
+
+def test_a_command_whose_output_nobody_reads_ends_quietly() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "dxmi_ext.cli", "train", "--help"]
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (terminal.HUNG_UP, b"")
 
 
 # --- dry run, report ---------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import re
 import subprocess
 import sys
@@ -177,6 +178,7 @@ def test_settings_that_work_together(overrides: str) -> None:
         ("seed: 1\n---\nseed: 2", "expected a single document"),
         ("seed: \0", "cannot be read as yaml"),
         (b"seed: \xff", "cannot be read as yaml"),
+        ('output: "\\uD800"', "output: got '\\ud800', wants str"),
         ("output: ~nobody-of-that-name/x", "output must not begin with ~ where its home folder is unknown"),
     ],
 )
@@ -201,6 +203,15 @@ def test_a_leading_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.
     assert (cfg.output, cfg.resume) == (f"{tmp_path}/run", f"{tmp_path}/run/checkpoints/step_00000001")
     assert config.load(ToyConfig, None, ["output=~", "wandb=~"]).output == str(tmp_path)
     assert config.load(ToyConfig, None, ["output=a~"]).output == "a~"
+
+
+def test_names_that_are_not_utf8_are_kept(tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9-\xc3\xa9")
+    cfg = config.load(ToyConfig, None, [f"output={name}"])
+    config.save(cfg, tmp_path / "a.yaml")
+    assert (tmp_path / "a.yaml").read_bytes().isascii() is False
+    again = config.load(ToyConfig, tmp_path / "a.yaml")
+    assert again == cfg and again.output is not None and os.fsencode(again.output) == b"caf\xe9-\xc3\xa9"
 
 
 def test_every_number_of_every_command_has_a_largest_value() -> None:

@@ -10,6 +10,7 @@ import functools
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -153,7 +154,8 @@ def load(
         size: height and width wanted: halved by a box filter while at least twice as large, then bicubic
             (antialiased), then the centre cropped, as is usual for ImageNet 64 (Dhariwal and Nichol 2021).
             None keeps the pictures, which must then be of one size. Pictures of that size stay as they are.
-        cache: folder of the decoded arrays, by default ``dxmi_ext`` in ``$XDG_CACHE_HOME`` or ``~/.cache``.
+        cache: folder of the decoded arrays, by default ``dxmi_ext`` in ``$XDG_CACHE_HOME`` or ``~/.cache``,
+            or in the temporary folder where there is no home.
             An entry belongs to the path, the files' names, sizes and times, ``size`` and ``scale``; it may be
             deleted.
         scale: of images of other than 8 bits: the training set's, of its ``ImageData``; None: that which
@@ -186,7 +188,10 @@ def load(
 
 def default_cache() -> Path:
     """Where decoded images and reference statistics are kept."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dxmi_ext"
+    folder = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    if folder.startswith("~"):  # there is no home folder, as for a container's unknown user
+        folder = f"{tempfile.gettempdir()}/cache-of-{os.getuid()}"
+    return Path(folder) / "dxmi_ext"
 
 
 @functools.lru_cache(maxsize=4)  # two streams, each across an epoch's end
