@@ -1,8 +1,10 @@
 """A trained sampler as diffusers' scheduler and pipeline, for use and exchange without the trainer.
 
-Import this module before ``DiffusionPipeline.from_pretrained(folder)``: diffusers loads classes of other
-packages where they are imported already, and then needs no remote code. Imports torch, diffusers,
-``dxmi_ext.ops``, ``dxmi_ext.schedules`` and ``dxmi_ext.sampler``.
+``DxMIPipeline.from_pretrained(folder)`` loads what was saved, and so does ``DiffusionPipeline`` once this
+module has been imported: diffusers looks for the pipeline's class among its own attributes alone. Without the
+import, ``custom_pipeline="pipeline", trust_remote_code=True`` make it run the folder's pipeline.py, which
+imports this module. Imports torch, diffusers, ``dxmi_ext.ops``, ``dxmi_ext.schedules`` and
+``dxmi_ext.sampler``.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -24,6 +27,13 @@ from dxmi_ext import ops
 from dxmi_ext.sampler import GaussianSampler, Timed, conditioned, draw_latents, per_row
 from dxmi_ext.schedules import Schedule
 
+_LOADER = '''"""Tells diffusers of dxmi_ext's pipeline:
+
+DiffusionPipeline.from_pretrained(FOLDER, custom_pipeline="pipeline", trust_remote_code=True)
+"""
+
+from dxmi_ext.pipeline import DxMIPipeline  # noqa: F401
+'''
 TABLES = ("sample_coef", "output_coef", "log_std", "time", "input_scale")
 
 
@@ -274,10 +284,8 @@ diffusers.DxMIPipeline = DxMIPipeline
 def save_pretrained(
     folder: str | PathLike[str], unet: ModelMixin, sampler: GaussianSampler, patch_size: int = 1
 ) -> None:
-    """Saves a sampler as a pipeline: model_index.json, unet/ and scheduler/, in json and safetensors.
-
-    ``DiffusionPipeline.from_pretrained(folder)`` reads it where this module is imported, and
-    ``DxMIPipeline.from_pretrained(folder)`` in any case.
+    """Saves a sampler as a pipeline: model_index.json, unet/ and scheduler/, in json and safetensors, and a
+    pipeline.py that imports this module.
 
     Args:
         folder: is made.
@@ -286,6 +294,7 @@ def save_pretrained(
         patch_size: as in `DxMIPipeline`.
     """
     DxMIPipeline(unet, DxMIScheduler.from_sampler(sampler), patch_size).save_pretrained(folder)
+    (Path(folder) / "pipeline.py").write_text(_LOADER, encoding="utf-8")
 
 
 def noise_key(key: Tensor | None, generator: torch.Generator | None, device: torch.device) -> Tensor:

@@ -169,27 +169,34 @@ def test_a_pipeline_of_diffusers_takes_the_scheduler() -> None:
 
 
 LOAD = """
-import sys, numpy, diffusers, dxmi_ext.pipeline
-from dxmi_ext import ops
+import sys, numpy, diffusers
 
 folder = sys.argv[1]
-for cls in diffusers.DiffusionPipeline, dxmi_ext.pipeline.DxMIPipeline:
-    pipeline = cls.from_pretrained(folder)
+loaded = {"unaware": diffusers.DiffusionPipeline.from_pretrained(
+    folder, custom_pipeline="pipeline", trust_remote_code=True
+)}
+import dxmi_ext.pipeline
+from dxmi_ext import ops
+
+loaded["aware"] = diffusers.DiffusionPipeline.from_pretrained(folder)
+loaded["own"] = dxmi_ext.pipeline.DxMIPipeline.from_pretrained(folder)
+for name, pipeline in loaded.items():
     assert type(pipeline) is dxmi_ext.pipeline.DxMIPipeline, type(pipeline)
     pipeline.set_progress_bar_config(disable=True)
     images = pipeline(3, key=ops.noise_key(5), output_type="raw").images
-    numpy.save(f"{folder}/{cls.__name__}.npy", images.numpy())
+    numpy.save(f"{folder}/{name}.npy", images.numpy())
 ours = {name.split(".")[1] for name in sys.modules if name.startswith("dxmi_ext.")}
 assert ours == {"_native", "_C", "ops", "pipeline", "sampler", "schedules"}, ours
 """
 
 
 def test_folder_loads_in_a_fresh_process(tmp_path: Path) -> None:
-    """Offline, without remote code and without the trainer; the same images for the same key."""
+    """Offline and without the trainer, before dxmi_ext is imported and after; the same images for a key."""
     sampler = make_sampler(SCHEDULES["edm"])
     pipeline_module.save_pretrained(tmp_path, sampler.network.network, sampler)
     assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == {
         "model_index.json",
+        "pipeline.py",
         "config.json",
         "diffusion_pytorch_model.safetensors",
         "scheduler_config.json",
@@ -197,11 +204,16 @@ def test_folder_loads_in_a_fresh_process(tmp_path: Path) -> None:
     index = json.loads((tmp_path / "model_index.json").read_text())
     assert index["_class_name"] == "DxMIPipeline"
     assert index["scheduler"] == ["dxmi_ext.pipeline", "DxMIScheduler"]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    environment = {
+        **os.environ,
+        "HF_HUB_OFFLINE": "1",
+        "HF_HOME": str(tmp_path / "home"),
+        "OMP_NUM_THREADS": str(torch.get_num_threads()),
+    }
     command = [sys.executable, "-c", LOAD, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
-    for loader in ("DiffusionPipeline", "DxMIPipeline"):
+    for loader in ("unaware", "aware", "own"):
         images = torch.from_numpy(numpy.load(tmp_path / f"{loader}.npy"))
         assert torch.equal(images, sampler.sample(3, KEY))
 
