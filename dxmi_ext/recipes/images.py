@@ -73,7 +73,7 @@ class Config(DxMISettings, config.RunConfig):
     patch: int = setting(
         1, "side of the squares of pixels that a new U-Net sees as channels", minimum=1, maximum=4096
     )
-    steps: int = setting(10, "T, steps of the sampler", minimum=2, maximum=1000)
+    steps: int = setting(10, "T, steps of the sampler", minimum=2, maximum=10_000)
     schedule: str = setting(
         "fastdpm", "of the sampler; edm goes with EDM's networks", choices=("fastdpm", "ddim", "edm")
     )
