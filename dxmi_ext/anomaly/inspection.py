@@ -49,7 +49,9 @@ class ScoreSettings(Settings):
 
     output: str | None = setting(None, "folder to write; null: RUN/scores", path=True)
     batch_size: int = setting(32, "pictures that the network sees at a time", minimum=1, maximum=2**16)
-    threshold: float | None = setting(None, "pictures that score above it are anomalous; null: the run's own")
+    threshold: float | None = setting(
+        None, "pictures that score above it are anomalous; null: the run's own", minimum=-1e38, maximum=1e38
+    )
     heatmaps: bool = setting(True, "a png of every picture under the colours of its map, in heatmaps/")
     worst: int = setting(
         50, "how many pictures the page shows, those of the highest scores", minimum=0, maximum=10**4
