@@ -104,6 +104,11 @@ def data_of(directory: Path) -> Fingerprints:
     return dict(found) if isinstance(found, dict) else {}
 
 
+def changed(known: Fingerprints, found: Fingerprints) -> list[str]:
+    """The splits that both know, and of which the data are others."""
+    return [split for split in found if known.get(split, found[split]) != found[split]]
+
+
 class Run:
     """A run in ``cfg.output``; a context manager, and the only writer of that folder. Of several ranks, the
     first writes and all of them read.
@@ -560,10 +565,10 @@ class Run:
                 f"data: got {path!r}, but {self.directory} holds a run with {earlier.data!r}, which is gone, "
                 f"and no fingerprint of it; put the data, or a link to them, there, {way_out}"
             )
-        if changed := [split for split in found if found[split] != known.get(split)]:
+        if others := changed(known, found):
             raise config.ConfigError(
                 f"data: {path!r} must hold what {self.directory} was trained on ({earlier.data!r}), but its "
-                f"{changed[0]} split has another fingerprint; {way_out}"
+                f"{others[0]} split has another fingerprint; {way_out}"
             )
 
 

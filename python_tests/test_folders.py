@@ -16,7 +16,7 @@ import runs
 from dxmi_ext import checkpoint, cli, files, folders, plots, report, run
 from dxmi_ext.config import ConfigError
 from dxmi_ext.folders import FolderError
-from dxmi_ext.recipes import two_d
+from dxmi_ext.recipes import images, two_d
 from runs import train
 
 for library in ("matplotlib", "omegaconf", "sklearn", "tensorboard"):
@@ -346,6 +346,48 @@ def test_a_run_that_cannot_begin_leaves_no_folder(tmp_path: Path, capsys: pytest
     pytest.importorskip("PIL")
     assert cli.main(["train", "anomaly", f"data={tmp_path}/none", f"output={tmp_path}/run"]) == 2
     assert "does not exist" in capsys.readouterr().err and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("marked", "old", "new", "refusal"),
+    [
+        (True, None, "cats", None),
+        (True, "cats", "dogs", "its train split has another fingerprint"),
+        (True, "dogs", None, "its train split has another fingerprint"),  # changed where they are
+        (False, "cats", "cats", None),
+        (False, "cats", "dogs", "its train split has another fingerprint"),
+        (False, None, "cats", "which is gone, and no fingerprint of it"),
+        (False, "dogs", None, None),  # a run from before there were marks cannot know
+    ],
+)
+def test_a_run_knows_its_data(
+    tmp_path: Path, marked: bool, old: str | None, new: str | None, refusal: str | None
+) -> None:
+    """They were cats; `old` is what lies there now, `new` what lies where the run is told that they are."""
+    write(tmp_path, {"a": "cats"} | ({} if new is None else {"b": new}))
+
+    def start(data: str) -> None:
+        cfg = images.Config(
+            recipe="r", task="images", output=str(tmp_path / "run"), data=f"{tmp_path}/{data}"
+        )
+        with run.Run(cfg, data=lambda path: {"train": Path(path).read_text()}):
+            pass
+
+    start("a")
+    write(tmp_path, {"run/model/config.json": "{}"})
+    assert run.data_of(tmp_path / "run") == {"train": "cats"}
+    if not marked:
+        (tmp_path / "run/dxmi.json").unlink()
+    (tmp_path / "a").unlink()
+    write(tmp_path, {} if old is None else {"a": old})
+    if refusal is None:
+        start("a" if new is None else "b")
+        assert run.data_of(tmp_path / "run") == {"train": new or old}
+    else:
+        before = contents(tmp_path)
+        with pytest.raises(ConfigError, match=refusal):
+            start("a" if new is None else "b")
+        assert contents(tmp_path) == before
 
 
 def test_two_d_data_are_no_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

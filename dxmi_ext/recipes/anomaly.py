@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -39,6 +40,7 @@ from dxmi_ext.contrastive import LangevinTrainer
 from dxmi_ext.data import anomaly as data_anomaly
 from dxmi_ext.data import overview
 from dxmi_ext.data import vectors as data_vectors
+from dxmi_ext.data.image_sources import ImageDataError
 from dxmi_ext.data.overview import Overview
 from dxmi_ext.data.pixels import NOMINAL, Scale
 from dxmi_ext.data.vectors import Columns
@@ -48,7 +50,7 @@ from dxmi_ext.metrics.features import Extractor
 from dxmi_ext.networks import Networks
 from dxmi_ext.prefetch import Prefetcher
 from dxmi_ext.ranks import Ranks
-from dxmi_ext.run import Fingerprints, Run, data_of, fingerprint, settings_of
+from dxmi_ext.run import Fingerprints, Run, changed, data_of, fingerprint, settings_of
 from dxmi_ext.trainer import DxMISettings, DxMITrainer, Stepper, check_cuda_graph
 
 BASELINES = {"all": ("tau0", "langevin", "autoencoder", "knn", "gaussian"), "none": ()}
@@ -496,8 +498,9 @@ def _fingerprints(cfg: Config) -> Callable[[str], Fingerprints]:
     def of_pictures(path: str) -> Fingerprints:
         options: dict[str, Any] = {"size": cfg.size, "train_share": cfg.train_share, "cache": cfg.cache}
         options["classes"] = _classes(cfg)
-        train = data_anomaly.load(path, split="train", **options)
-        found = {"train": train, "test": data_anomaly.load(path, split="test", scale=train.scale, **options)}
+        found = {"train": data_anomaly.load(path, split="train", **options)}
+        with suppress(ImageDataError):  # there may be nothing to test
+            found["test"] = data_anomaly.load(path, split="test", scale=found["train"].scale, **options)
         return {
             split: fingerprint(data.fingerprint, data.labels, data.classes, data.class_names)
             for split, data in found.items()
@@ -518,13 +521,13 @@ def _has_moved(cfg: Config, directory: Path, data: str, *, needed: bool) -> bool
     if cfg.data is None or Path(cfg.data).exists() or not needed:
         return False
     known = data_of(directory)
-    if known and known["train"] != _fingerprints(cfg)(data)["train"]:
+    if "train" in changed(known, _fingerprints(cfg)(data)):
         raise ConfigError(
             f"data: {data!r} must have the good ones that {directory} was trained on (they are no longer at "
             f"{cfg.data!r}), but has another fingerprint; baselines=none does without"
         )
     if not known:
-        runlog.note(f"{directory} has no fingerprint of its data; {data} are taken to be those")
+        runlog.note(f"{directory} has no fingerprint of its data; {data} is taken to hold them")
     return True
 
 

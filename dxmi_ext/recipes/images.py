@@ -33,7 +33,7 @@ from dxmi_ext.networks import Networks, TimeIndependent
 from dxmi_ext.prefetch import Prefetcher
 from dxmi_ext.pretrain import Pretrainer, lognormal_levels, uniform_levels
 from dxmi_ext.ranks import Ranks
-from dxmi_ext.run import Fingerprints, Run, data_of, fingerprint, settings_of
+from dxmi_ext.run import Fingerprints, Run, changed, data_of, fingerprint, settings_of
 from dxmi_ext.sampler import Clipped, GaussianSampler, Timed
 from dxmi_ext.schedules import Schedule
 from dxmi_ext.solvers import SOLVERS, SolverSampler, karras_sigmas, time_in_table
@@ -200,7 +200,9 @@ def evaluate(
         sampler = _other_sampler(settings.chain, networks.sampler, cfg, diffusion).to(device)
     _, about = checkpoint.load_model_state(directory / "model")
     data, known = _load_data(cfg, scale=Scale.of(about.get("scale"))), data_of(directory)
-    if known and known != _fingerprints_of(data):
+    if settings.data is not None and not known:
+        runlog.note(f"{directory} has no fingerprint of its data; {settings.data} is taken to hold them")
+    if changed(known, _fingerprints_of(data)):
         raise ConfigError(
             f"data: {str(cfg.data)!r} must hold the images that {directory} was trained on, but has another "
             "fingerprint; data=PATH names another place"

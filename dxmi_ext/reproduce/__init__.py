@@ -110,7 +110,10 @@ def run(experiment: Experiment, cfg: ReproduceSettings) -> None:
             f"data: got {cfg.data!r}, but the densities of {experiment.name} are its rows'"
         )
     folders.check(work, "work", units.is_work, key="work")
-    folders.check(output, "results", lambda path: units.are_results(path) or table.is_page(path / table.PAGE))
+    if output.resolve() != work.resolve():
+        folders.check(
+            output, "results", lambda path: units.are_results(path) or table.is_page(path / table.PAGE)
+        )
     folders.check_file(output / table.PAGE, table.is_page, "the page of an experiment")
     work.mkdir(parents=True, exist_ok=True)
     output.mkdir(parents=True, exist_ok=True)

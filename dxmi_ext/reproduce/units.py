@@ -308,7 +308,7 @@ def _named(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def is_folder_of_unit(folder: Path) -> bool:
     """Whether a folder is that of a unit's run, from before folders were marked."""
-    return "recipe" in files.read_json(folder / _IDENTITY)
+    return "recipe" in files.read_json(folder / _IDENTITY) or folders.is_unmarked_run(folder)
 
 
 def is_work(folder: Path) -> bool:
