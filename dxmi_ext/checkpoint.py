@@ -3,7 +3,7 @@
 A checkpoint has also a manifest of its files' sizes and checksums, so that damage is found whatever it hits.
 Of sharded tensors every rank writes its rows, to a file of its own whose header tells which they are; any
 number of ranks reads them again, all from one file system. Nothing is pickled. Imports torch, safetensors,
-the standard library and of ``dxmi_ext`` errors, files, ranks and sharding alone.
+the standard library and of ``dxmi_ext`` errors, files, folders, ranks and sharding alone.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+import textwrap
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from dxmi_ext import files, sharding
+from dxmi_ext import files, folders, sharding
 from dxmi_ext.errors import UserError
 from dxmi_ext.ranks import Ranks
 
@@ -93,7 +94,7 @@ def save(
     if any(map(sharding.is_sharded, tensors.values())):
         _save_shards(target, tensors, tree, ranks)
     elif ranks.first:
-        with files.folder(target) as folder:
+        with files.folder(target, folders.CHECKPOINT) as folder:
             _write(folder, _CHECKPOINT, tensors, tree)
             _write_manifest(folder, {name: _facts(folder / name) for name in _CHECKPOINT})
     if ranks.first:
@@ -106,7 +107,10 @@ def _save_shards(target: Path, tensors: dict[str, Tensor], tree: Any, ranks: Ran
     name = _SHARD.format(ranks.rank, ranks.world_size)
     rows = {key: sharding.rows(tensor) for key, tensor in tensors.items() if sharding.is_sharded(tensor)}
     mine = {key: tensor for key, tensor in tensors.items() if ranks.first or key in rows}
-    with files.folder(target) if ranks.first else nullcontext(files.unfinished(target)) as folder:
+    making = (
+        files.folder(target, folders.CHECKPOINT) if ranks.first else nullcontext(files.unfinished(target))
+    )
+    with making as folder:
         ranks.agree(None)  # the folder is there
         placed = {key: [first, tensors[key].shape[0]] for key, (first, _) in rows.items()}
         _write_tensors(folder / name, mine, {"rows": json.dumps(placed, sort_keys=True)})
@@ -129,7 +133,7 @@ def adopt(
     """Copy a checkpoint to ROOT/step_XXXXXXXX, perhaps itself, with changed entries of its state that hold no
     tensors; then ``prune``. One rank does it, however many have saved the checkpoint."""
     facts = _read_json(source / _MANIFEST)["files"]
-    with files.folder(root / _name(iteration)) as folder:
+    with files.folder(root / _name(iteration), folders.CHECKPOINT) as folder:
         for name in facts.keys() - {_STATE}:
             shutil.copyfile(source / name, folder / name)
         _write_json(folder / _STATE, _read_json(source / _STATE) | _encode(changes, "changes", {}))
@@ -145,7 +149,7 @@ def prune(root: Path, iteration: int, *, keep: int, spare: int | None = None) ->
     steps = _steps(root)
     kept = sorted(step for step in steps if step <= iteration)[-keep:]
     for step in sorted(steps.keys() - {*kept, spare}, reverse=True):
-        files.remove_folder(steps[step])
+        files.remove_folder(steps[step], folders.CHECKPOINT)
 
 
 def load(path: Path, device: torch.device | str = "cpu", *, ranks: Ranks = _ALONE, lazy: bool = False) -> Any:
@@ -211,7 +215,7 @@ def nbytes(state: Any) -> int:
 
 def save_model(path: Path, module: nn.Module, config: dict[str, Any]) -> None:
     """Save final networks as folder ``path``; equal tensors and config give equal bytes."""
-    with files.folder(Path(path)) as folder:
+    with files.folder(Path(path), folders.MODEL) as folder:
         _write(folder, _MODEL, module.state_dict(), config)
 
 
@@ -227,6 +231,29 @@ def load_model_state(
     return tensors, _read_json(Path(path) / _MODEL[1])
 
 
+@contextmanager
+def fitting(directory: Path) -> Iterator[None]:
+    """Within, networks are built by a run's config.yaml and take the weights in model/.
+
+    Raises:
+        CheckpointError: the two do not fit, for one of them was edited or is another run's.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except (ArithmeticError, AssertionError, AttributeError, LookupError) as error:
+        raise _misfit(directory, f"{type(error).__name__}: {error}") from error
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise _misfit(directory, str(error)) from error
+
+
+def _misfit(directory: Path, why: str) -> CheckpointError:
+    return CheckpointError(
+        f"{directory}: config.yaml does not fit the networks in model/: {textwrap.shorten(why, 300)}"
+    )
+
+
 def _name(iteration: int) -> str:
     return f"step_{iteration:08d}"
 
@@ -236,8 +263,13 @@ def _steps(root: Path) -> dict[int, Path]:
     return {
         int(match[1]): path
         for path in Path(root).glob("step_*")
-        if (match := re.fullmatch(r"step_(\d{8,})", path.name))
+        if (match := re.fullmatch(r"step_(\d{8,})", path.name)) and _is_ours(path)
     }
+
+
+def _is_ours(path: Path) -> bool:
+    """False of a folder that was a checkpoint, and stays for the files that others put into it."""
+    return path.is_dir() and (files.holds(path, folders.CHECKPOINT) or not any(path.iterdir()))
 
 
 def _encode(node: Any, name: str, tensors: dict[str, Tensor]) -> Any:

@@ -285,7 +285,7 @@ def _sample(options: argparse.Namespace) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    from dxmi_ext import recipes
+    from dxmi_ext import folders, recipes
     from dxmi_ext.run import choose_device
     from dxmi_ext.runlog import write_json
 
@@ -298,9 +298,15 @@ def _evaluate(options: argparse.Namespace) -> None:
     folder, task = _run_of(options)
     if (cfg := _settings(options, task.EvaluateSettings)) is None:
         return
+    if cfg.output:
+        folders.check_file(Path(cfg.output), folders.is_numbers, "one of a run's numbers")
+    if picture := getattr(cfg, "picture", None):
+        folders.check_file(Path(picture), folders.is_picture, "a grid of samples", key="picture")
+        Path(picture).parent.mkdir(parents=True, exist_ok=True)
     numbers, table = task.evaluate(folder, cfg, choose_device(cfg.device))
     print(table)
     if cfg.output:
+        Path(cfg.output).parent.mkdir(parents=True, exist_ok=True)
         write_json(cfg.output, numbers)
 
 
@@ -316,6 +322,7 @@ def _score(options: argparse.Namespace) -> None:
     if not hasattr(task, "load_scorer"):
         raise config.ConfigError(f"RUN: got {options.target!r}, which is no run of anomaly detection")
     output = Path(cfg.output or folder / "scores")
+    inspection.check_output(output)
     scorer = task.load_scorer(folder, choose_device(cfg.device))
     if isinstance(scorer, VectorScorer):
         print(f"{output}: {inspection.score_vectors(scorer, given, output, cfg)}")
@@ -334,10 +341,12 @@ def _report(options: argparse.Namespace) -> None:
 
     if (cfg := _settings(options, ReportSettings)) is None:
         return
-    from dxmi_ext import files, report
+    from dxmi_ext import files, folders, report
 
     folder, _ = _run_of(options, finished=False)
     output = Path(cfg.output or folder / "report.html")
+    folders.check_file(output, folders.is_page, "the page of a run")
+    output.parent.mkdir(parents=True, exist_ok=True)
     files.write_text(output, report.html_of(folder))
     print(output)
 
@@ -429,10 +438,10 @@ def _settings(options: argparse.Namespace, cls: type[S]) -> S | None:
 
 def _run_of(options: argparse.Namespace, *, finished: bool = True) -> tuple[Path, ModuleType]:
     """The folder that a command is about, and its task; one with networks, if it has to be finished."""
-    from dxmi_ext import recipes
+    from dxmi_ext import folders, recipes
 
     folder = Path(options.target)
-    if not (folder / "config.yaml").is_file():
+    if not (folders.is_run(folder) and (folder / "config.yaml").is_file()):
         raise config.ConfigError(f"RUN: got {options.target!r}, wants the folder of a run (with config.yaml)")
     if finished and not (folder / "model").is_dir():
         raise config.ConfigError(f"RUN: got {options.target!r}, which is not finished: it has no model/")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from dxmi_ext import files
+from dxmi_ext import files, folders
 from dxmi_ext.config import ConfigError, Settings, setting
 from dxmi_ext.models import convert
 from dxmi_ext.models.unet import UNet
@@ -60,7 +60,7 @@ def export(sampler: GaussianSampler, output: Path) -> str:
             "wants one of a U-Net"
         )
     unet = network.network
-    files.check_new(output)
+    folders.check_new(output)
     from dxmi_ext import pipeline
 
     with files.folder(output.resolve()) as folder:
@@ -81,7 +81,7 @@ def convert_checkpoint(checkpoint: Path, cfg: ConvertSettings) -> Path:
     if cfg.kind is None:
         raise ConfigError(f"kind: got none, wants one of {', '.join(convert.KINDS)}")
     output = Path(cfg.output) if cfg.output else checkpoint.with_suffix("")
-    files.check_new(output)
+    folders.check_new(output)
     convert.convert(
         checkpoint, cfg.kind, output.resolve(), image_size=cfg.image_size, head_channels=cfg.head_channels
     )

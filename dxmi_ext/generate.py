@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from dxmi_ext import files, noise, ops, plots, runlog
+from dxmi_ext import files, folders, noise, ops, plots, runlog
 from dxmi_ext.config import ConfigError, Settings, device_setting, seed_setting, setting
 from dxmi_ext.data.images import to_uint8
 from dxmi_ext.langevin import Langevin
@@ -167,11 +167,17 @@ def check_output(output: str) -> None:
     """Refuses what `write` could not write, before anything is drawn.
 
     Raises:
-        ConfigError: the name says none of its forms, or a folder of that name has content.
+        ConfigError: the name says none of its forms.
+        FolderError: something lies there that `write` did not write.
     """
+    path = Path(output)
     if output.endswith("/"):
-        files.check_new(Path(output))
-    elif Path(output).suffix not in (".npz", ".png"):
+        folders.check_new(path)
+    elif path.suffix == ".npz":
+        folders.check_file(path, folders.is_samples, "one of samples")
+    elif path.suffix == ".png":
+        folders.check_file(path, folders.is_picture, "a grid of samples")
+    else:
         raise ConfigError(f"output: got {output!r}, wants FILE.npz, FILE.png or FOLDER/")
 
 

@@ -1,6 +1,6 @@
 """Pictures of a run, drawn from points, images and numbers alone; no network enters here.
 
-Imports torch, numpy, ``dxmi_ext.runlog`` and ``dxmi_ext.data.images``; matplotlib (extra ``train``) and its
+Imports torch, numpy and of ``dxmi_ext`` folders, runlog and data.images; matplotlib (extra ``train``) and its
 dependency PIL where used, without a display.
 """
 
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dxmi_ext import runlog
+from dxmi_ext import folders, runlog
 from dxmi_ext.data.images import to_uint8
 
 _File = str | Path | IO[bytes]
@@ -114,6 +114,8 @@ def curves(path: _File, metrics_jsonl: str | Path) -> None:
         row.pop("symptoms", None)
         for name, value in row.items():
             series.setdefault((phase, name), []).append((iteration, value))
+    even = {key for key, points in series.items() if len({np.size(value) for _, value in points}) == 1}
+    series = {key: points for key, points in series.items() if key in even}
     if not series:
         return
     phases = list(dict.fromkeys(phase for phase, _ in series))
@@ -239,7 +241,7 @@ def images(path: _File, images: Tensor, *, columns: int | None = None) -> None:
     Raises:
         ValueError: no images, or of another shape.
     """
-    from PIL import Image
+    from PIL import Image, PngImagePlugin
 
     if images.ndim != 4 or images.shape[1] not in (1, 3) or not images.numel():
         raise ValueError(f"images: got shape {list(images.shape)}, wants [n, C, H, W] with C 1 or 3")
@@ -253,7 +255,9 @@ def images(path: _File, images: Tensor, *, columns: int | None = None) -> None:
     for i, image in enumerate(pixels.permute(0, 2, 3, 1).numpy()):
         top, left = gap + i // columns * (height + gap), gap + i % columns * (width + gap)
         canvas[top : top + height, left : left + width] = image  # one channel becomes three
-    Image.fromarray(canvas).save(path, format="PNG")
+    text = PngImagePlugin.PngInfo()
+    text.add_text(*folders.PICTURE_TEXT)  # so that it may be written over
+    Image.fromarray(canvas).save(path, format="PNG", pnginfo=text)
 
 
 def heat_map(picture: np.ndarray, scores: np.ndarray, threshold: float) -> np.ndarray:

@@ -7,18 +7,18 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from dxmi_ext import config, plots, runlog
+from dxmi_ext import config, files, folders, plots, run, runlog
 
 _LAST = 4  # pictures shown of those drawn while training
 _PAGE = """<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width">
+{generator}
 <title>{title}</title>
 <style>
 body {{ max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #1f2933 }}
@@ -44,7 +44,9 @@ def page(title: str, lead: str, body: str, style: str = "") -> str:
         title, lead: text; the lead stands below the title.
         body: html, as is style: css for it.
     """
-    return _PAGE.format(title=escape(title), lead=escape(lead), body=body, style=style)
+    return _PAGE.format(
+        generator=folders.GENERATOR, title=escape(title), lead=escape(lead), body=body, style=style
+    )
 
 
 def html_of(directory: Path) -> str:
@@ -54,13 +56,12 @@ def html_of(directory: Path) -> str:
         directory: the run's folder, with config.yaml and whatever it has of metrics.jsonl, summary.json and
             pictures.
     """
-    summary, rows = _json(directory / "summary.json"), runlog.read_metrics(directory / "metrics.jsonl")
-    failure = _json(directory / "failure.json")
+    summary, rows = run.summary_of(directory), runlog.read_metrics(directory / "metrics.jsonl")
+    failure = files.read_json(directory / "failure.json")
     if summary:
         state = f"Finished: {summary.get('iterations')} iterations in {summary.get('wall_seconds')} s."
     elif failure:
-        last = failure["rollbacks"][-1]
-        state = f"Stopped at iteration {last['iteration']} of {last['phase']}: its steps stayed not finite."
+        state = f"Stopped{_place(failure)}: its steps stayed not finite."
     elif rows:
         state = f"Not finished: last logged at iteration {rows[-1]['iteration']} of {rows[-1]['phase']}."
     else:
@@ -72,7 +73,7 @@ def html_of(directory: Path) -> str:
         "Curves": _curves(directory / "metrics.jsonl"),
         "Pictures": "\n".join(_figure(path.read_bytes(), path.stem) for path in pictures),
         "While training": "\n".join(_figure(p.read_bytes(), p.stem) for p in while_training[-_LAST:]),
-        "Settings": f"<pre>{escape((directory / 'config.yaml').read_text(encoding='utf-8'))}</pre>",
+        "Settings": f"<pre>{escape((directory / 'config.yaml').read_bytes().decode(errors='replace'))}</pre>",
     }
     return page(
         f"{config.peek(directory / 'config.yaml', 'recipe')}: {directory}",
@@ -81,9 +82,13 @@ def html_of(directory: Path) -> str:
     )
 
 
-def _json(path: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return content
+def _place(failure: dict[str, Any]) -> str:
+    """Where a run was stopped, as far as failure.json tells."""
+    rollbacks = failure.get("rollbacks")
+    last = rollbacks[-1] if isinstance(rollbacks, list) and rollbacks else None
+    if not isinstance(last, dict) or not {"iteration", "phase"} <= last.keys():
+        return ""
+    return f" at iteration {last['iteration']} of {last['phase']}"
 
 
 def _table(numbers: dict[str, Any]) -> str:

@@ -6,20 +6,23 @@ Imports torch and ``dxmi_ext``; knows nothing of what the phases train.
 from __future__ import annotations
 
 import dataclasses
-import json
+import hashlib
+import itertools
+import os
 import platform
 import resource
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import numpy
 import torch
 from torch import Tensor, nn
 
-from dxmi_ext import __version__, checkpoint, config, files, health
+from dxmi_ext import __version__, checkpoint, config, files, folders, health
+from dxmi_ext.errors import UserError
 from dxmi_ext.ranks import Ranks, Votes
 from dxmi_ext.runlog import RunLog, write_json
 from dxmi_ext.signals import StopSignals
@@ -27,7 +30,15 @@ from dxmi_ext.trainer import Stepper
 
 # Settings that may change when a run goes on; all others belong to what it is.
 _MAY_CHANGE = {"output", "iterations", "device", "threads", "shard", "resume", "tensorboard", "wandb"}
-_MAY_CHANGE |= {"checkpoint_every", "keep_checkpoints", "log_every", "picture_every", "dry_run"}
+_MAY_CHANGE |= {"checkpoint_every", "keep_checkpoints", "log_every", "picture_every", "dry_run", "cache"}
+# Settings that may be paths: config.yaml has them whole, so that a run is read from any current folder.
+_PATHS = ("start", "weights", "cache", "features")
+_KEYS_OF_A_SUMMARY = {"iterations": int, "device": str, "wall_seconds": float, "resumed_from": list}
+_KEYS_OF_A_SUMMARY |= {"versions": dict}
+
+C = TypeVar("C", bound=config.RunConfig)
+Fingerprints = dict[str, str]
+"""What the data of a run are, wherever they lie: of each split one."""
 
 
 def choose_device(name: str, local_rank: int = 0) -> torch.device:
@@ -55,6 +66,51 @@ def versions() -> dict[str, str]:
     }
 
 
+def fingerprint(*parts: Any) -> str:
+    """Says whether arrays, texts and lists of texts are the same, in their order."""
+    digest = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        if isinstance(part, numpy.ndarray):
+            digest.update(f"{part.dtype} {part.shape} ".encode())
+            digest.update(numpy.ascontiguousarray(part).data)
+        else:
+            digest.update(f"{part!r} ".encode())
+    return digest.hexdigest()
+
+
+def settings_of(cls: type[C], directory: Path) -> C:
+    """The settings in a run's config.yaml.
+
+    Raises:
+        config.ConfigError: names the file and what is wrong with it.
+    """
+    path = directory / "config.yaml"
+    try:
+        return config.load(cls, path)
+    except config.ConfigError as error:
+        if str(error).startswith(str(path)):
+            raise
+        raise config.ConfigError(f"{path}: {error}") from error
+
+
+def summary_of(directory: Path) -> dict[str, Any]:
+    """What a run's summary.json says; empty where there is none, or none that a run wrote."""
+    found = files.read_json(directory / "summary.json")
+    whole = all(isinstance(found.get(key), kind) for key, kind in _KEYS_OF_A_SUMMARY.items())
+    return found if whole else {}
+
+
+def data_of(directory: Path) -> Fingerprints:
+    """The fingerprints of the data that a run was trained on; empty where it does not know them."""
+    found = folders.read(directory).get("data")
+    return dict(found) if isinstance(found, dict) else {}
+
+
+def changed(known: Fingerprints, found: Fingerprints) -> list[str]:
+    """The splits that both know, and of which the data are others."""
+    return [split for split in found if known.get(split, found[split]) != found[split]]
+
+
 class Run:
     """A run in ``cfg.output``; a context manager, and the only writer of that folder. Of several ranks, the
     first writes and all of them read.
@@ -65,33 +121,35 @@ class Run:
             first, a path goes on from that checkpoint. ``cfg.dry_run``: one iteration of each phase, nothing
             written.
         ranks: of the run; their process group stands.
+        data: where `cfg.data` is a path: the fingerprints of the data at a path, by which a run knows its
+            data again wherever they lie.
 
     Raises:
-        config.ConfigError: the folder holds a run of other settings, or the ranks do not divide the batch.
+        folders.FolderError: the folder is not that of a run.
+        config.ConfigError: it holds a run of other settings or data, or the ranks do not divide the batch.
         files.Locked: another process runs in the folder.
         checkpoint.CheckpointError: the checkpoint to resume from is missing or damaged.
         health.Diverged: steps stay not finite, however often the run goes back to a checkpoint.
         signals.Stopped: on SIGTERM or Ctrl-C; in a phase, once the iteration under way is done and saved.
     """
 
-    def __init__(self, cfg: config.RunConfig, ranks: Ranks | None = None) -> None:
+    def __init__(
+        self,
+        cfg: config.RunConfig,
+        ranks: Ranks | None = None,
+        data: Callable[[str], Fingerprints] | None = None,
+    ) -> None:
         self.cfg, self.ranks = cfg, dataclasses.replace(ranks or Ranks(), shard=cfg.shard)
         try:
             self.rows = self.ranks.rows(cfg.batch_size)  # how many of a batch are this rank's, and the first
         except ValueError as error:
             raise config.ConfigError(str(error)) from error
-        cfg.output = cfg.output or f"runs/{cfg.recipe}-{time.strftime('%Y%m%d-%H%M%S')}"
-        cfg.output = str(self.ranks.agree(cfg.output))
-        self.directory = Path(cfg.output)
+        self._data = data
+        _make_paths_whole(cfg, *_PATHS, *["data"] * (data is not None))
+        # Names of folders that nobody else has, where none is given.
+        self._names = None if cfg.output else _new_names(f"runs/{cfg.recipe.replace('/', '-')}")
         self.device = choose_device(cfg.device, self.ranks.local_rank)
-        writes = self.ranks.first and not cfg.dry_run
-        self.log = RunLog(
-            self.directory,
-            enabled=writes,
-            tensorboard=cfg.tensorboard,
-            wandb=cfg.wandb,
-            config=dataclasses.asdict(cfg),
-        )
+        self._place(cfg.output or next(self._names or iter(())))
         self.signals, self._votes = StopSignals(), Votes(self.ranks)
         self.resumed_from: list[int] = []
         self.past: list[str] = []  # phases that are over
@@ -102,7 +160,34 @@ class Run:
         self._state: dict[str, Any] | None = None  # to resume from, until its phase has taken it
         self._earlier_seconds = 0.0
         self._started = time.monotonic()
-        self._check_settings()
+        self._on_first(self._check)
+
+    def _place(self, output: str) -> None:
+        """Takes a folder as that of the run."""
+        cfg = self.cfg
+        cfg.output = str(self.ranks.agree(output))
+        self.directory = Path(cfg.output)
+        self.log = RunLog(
+            self.directory,
+            enabled=self.ranks.first and not cfg.dry_run,
+            tensorboard=cfg.tensorboard,
+            wandb=cfg.wandb,
+            config=dataclasses.asdict(cfg),
+        )
+
+    def _on_first(self, action: Callable[[], None]) -> None:
+        """Does something on the first rank; all wait for it, and fail as it does."""
+        failure: BaseException | None = None
+        if self.ranks.first:
+            try:
+                action()
+            except (UserError, OSError) as error:
+                failure = error
+        told = self.ranks.agree(None if failure is None else str(failure))
+        if failure is not None:
+            raise failure
+        if told is not None:
+            raise config.ConfigError(told)
 
     @property
     def checkpoints(self) -> Path:
@@ -115,10 +200,12 @@ class Run:
 
     def finished(self) -> bool:
         """Whether the folder holds this run already, finished; it is told then."""
-        summary, done = self.directory / "summary.json", False
-        if not self.cfg.dry_run and self.cfg.resume == "auto" and summary.is_file():
-            done = json.loads(summary.read_text(encoding="utf-8"))["iterations"] >= self.cfg.iterations
+        done = False
+        if not self.cfg.dry_run and self.cfg.resume == "auto":
+            done = summary_of(self.directory).get("iterations", -1) >= self.cfg.iterations
         done = self.ranks.agree(done)
+        if done and not self.ranks.agree(self._data is None or self._was_there()):
+            self._check_data()
         if done and self.ranks.first:
             print(f"{self.directory} holds this run already, finished; nothing to do")
         return bool(done)
@@ -142,14 +229,12 @@ class Run:
     def _open(self, stack: ExitStack) -> None:
         """Makes the folder that of a run at the iteration it starts from. A death at any place in here leaves
         one that the next start makes the same of."""
-        if self.ranks.first:
-            self.directory.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(files.lock(self.directory / ".lock"))
-            if self.cfg.resume == "never":
-                self._clear()
-            for folder in (self.directory, self.checkpoints, self.log.pictures):
-                files.tidy(folder)
-        self.ranks.agree(None)  # nobody reads before this is done
+        self._on_first(self._make_folder)
+        if self._names is not None:
+            self._place(str(self.directory))
+        self._on_first(lambda: self._lock(stack))
+        about = {} if self._data is None else {"data": self._check_data()}
+        self._on_first(lambda: self._prepare(about))  # nobody reads before this is done
         found = self._load()
         self.ranks.agree(None)  # nobody writes before all have read
         stack.enter_context(self.log)
@@ -163,6 +248,38 @@ class Run:
                 self.rollbacks, self._good = self._state["rollbacks"], self._state["good"]
         if self.ranks.first:
             self._take_over(found)
+
+    def _make_folder(self) -> None:
+        """If its name is not given, none that another run has taken since."""
+        while self._names is not None:
+            try:
+                self.directory.mkdir(parents=True)
+                return
+            except FileExistsError:
+                self.directory = Path(next(self._names))
+        self.directory.mkdir(parents=True, exist_ok=True)
+
+    def _lock(self, stack: ExitStack) -> None:
+        """Keeps all others out from now on; a folder that stays empty vanishes again."""
+
+        def leave() -> None:
+            with suppress(OSError):
+                self.directory.rmdir()
+
+        stack.callback(leave)
+        stack.enter_context(files.lock(self.directory / ".lock"))
+        self._check()  # again, for another process may have been here
+
+    def _prepare(self, about: dict[str, Any]) -> None:
+        folders.mark(self.directory, "run", **about)
+        if self.cfg.resume == "never":
+            folders.clear(self.directory)
+        for folder, ours in (
+            (self.directory, folders.RUN),
+            (self.checkpoints, folders.CHECKPOINTS),
+            (self.log.pictures, folders.PICTURES),
+        ):
+            files.tidy(folder, ours)
 
     def _take_over(self, found: tuple[Path, Any] | None) -> None:
         """Makes the folder agree with the checkpoint that the run goes on from."""
@@ -392,34 +509,90 @@ class Run:
         write_json(self.directory / "summary.json", summary)
         return summary
 
-    def _check_settings(self) -> None:
-        """A folder's checkpoints and results belong to the settings in its config.yaml; one without any (the
-        data were not found, say) takes others."""
-        path, results = self.directory / "config.yaml", ("checkpoints/step_*", "model", "summary.json")
-        kept = any(found for name in results for found in self.directory.glob(name))
-        if self.cfg.resume == "never" or not path.is_file() or not kept:
+    def _check(self) -> None:
+        """Refuses a folder that is no run's, or holds a run of other settings."""
+        folders.check(self.directory, "run", folders.is_unmarked_run)
+        if (earlier := self._earlier()) is None:
             return
-        earlier = config.load(type(self.cfg), path)
         for field in dataclasses.fields(self.cfg):
+            if field.name in _MAY_CHANGE or (field.name == "data" and self._data is not None):
+                continue
             was, wanted = getattr(earlier, field.name), getattr(self.cfg, field.name)
-            if field.name not in _MAY_CHANGE and was != wanted:
+            if was != wanted and not (field.name in _PATHS and _same_place(was, wanted)):
                 raise config.ConfigError(
                     f"{field.name}: got {wanted!r}, but {self.directory} holds a run with {was!r}; choose "
                     "another output, or resume=never to overwrite it"
                 )
 
-    def _clear(self) -> None:
-        """Empties the folder; what makes it a finished run, or one to resume, goes first."""
-        ends, shown = (
-            ["summary.json", "failure.json"],
-            ["pictures", "tb", "metrics.jsonl", "wandb", "wandb.json"],
-        )
-        for name in [*ends, "checkpoints", "model", *shown, "config.yaml"]:
-            path = self.directory / name
-            if path.is_dir():
-                files.remove_folder(path)
-            else:
-                path.unlink(missing_ok=True)
+    def _earlier(self) -> config.RunConfig | None:
+        """The settings of the run that the folder holds, whose checkpoints and results belong to them; None
+        where there is none to go on with. One without any results (the data were not found, say) is none."""
+        kept = (self.directory / "summary.json").is_file()
+        kept |= files.holds(self.directory / "model", folders.MODEL)
+        kept |= files.holds(self.checkpoints, folders.CHECKPOINTS)
+        if self.cfg.resume == "never" or not (self.directory / "config.yaml").is_file() or not kept:
+            return None
+        return settings_of(type(self.cfg), self.directory)
+
+    def _was_there(self) -> bool:
+        """Whether the run that the folder holds has its data where they are now."""
+        earlier: Any = self._earlier()
+        return earlier is None or _same_place(earlier.data, getattr(self.cfg, "data", None))
+
+    def _check_data(self) -> Fingerprints:
+        """What the data are.
+
+        Raises:
+            config.ConfigError: the folder holds a run of other data.
+        """
+        path = getattr(self.cfg, "data", None)
+        if self._data is None or path is None:
+            return {}
+        found = self._data(path)
+        self._on_first(lambda: self._compare_data(path, found))
+        return found
+
+    def _compare_data(self, path: str, found: Fingerprints) -> None:
+        earlier: Any = self._earlier()
+        if earlier is None:
+            return
+        known, way_out = data_of(self.directory), "choose another output, or resume=never to overwrite it"
+        if not known and self._was_there():
+            return
+        if not known and earlier.data is not None and Path(earlier.data).exists():
+            assert self._data is not None
+            known = self._data(earlier.data)
+        if not known:
+            raise config.ConfigError(
+                f"data: got {path!r}, but {self.directory} holds a run with {earlier.data!r}, which is gone, "
+                f"and no fingerprint of it; put the data, or a link to them, there, {way_out}"
+            )
+        if others := changed(known, found):
+            raise config.ConfigError(
+                f"data: {path!r} must hold what {self.directory} was trained on ({earlier.data!r}), but its "
+                f"{others[0]} split has another fingerprint; {way_out}"
+            )
+
+
+def _make_paths_whole(cfg: config.RunConfig, *names: str) -> None:
+    for name in names:
+        value = getattr(cfg, name, None)
+        if isinstance(value, str) and cfg.changed(name) and os.path.exists(os.path.expanduser(value)):
+            setattr(cfg, name, os.path.abspath(os.path.expanduser(value)))
+
+
+def _same_place(path: str | None, other: str | None) -> bool:
+    if path is None or other is None:
+        return path == other
+    return os.path.realpath(os.path.expanduser(path)) == os.path.realpath(os.path.expanduser(other))
+
+
+def _new_names(start: str) -> Iterator[str]:
+    """Names of folders that are not there yet."""
+    start = f"{start}-{time.strftime('%Y%m%d-%H%M%S')}"
+    for name in itertools.chain([start], (f"{start}-{i}" for i in itertools.count(2))):
+        if not os.path.lexists(name):
+            yield name
 
 
 def _due(every: int, iteration: int) -> bool:

@@ -1,6 +1,6 @@
 """What a run tells: metrics.jsonl, pictures, a progress bar; tensorboard and wandb where asked for.
 
-Imports tqdm, the standard library and of ``dxmi_ext`` errors, files and sinks alone.
+Imports tqdm, the standard library and of ``dxmi_ext`` errors, files, folders and sinks alone.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import IO, Any
 
 from tqdm import tqdm
 
-from dxmi_ext import files
+from dxmi_ext import files, folders
 from dxmi_ext.errors import UserError
 from dxmi_ext.sinks import Place, Sink, TensorBoard, WeightsAndBiases
 
@@ -158,9 +158,10 @@ class RunLog:
                 drawn.add(picture)
                 for sink in self._sinks:
                     sink.picture(self._place, picture.read_bytes())
-        for picture in self.pictures.glob("*"):
-            if picture not in drawn:
-                picture.unlink()
+        if self.pictures.is_dir():
+            for picture in self.pictures.iterdir():
+                if picture not in drawn and files.named(picture, folders.PICTURES):
+                    picture.unlink()
 
     def _tell(self, row: Mapping[str, Any]) -> None:
         """A row of metrics.jsonl to the sinks, a vector as so many scalars."""
@@ -196,10 +197,31 @@ def note(text: str) -> None:
 
 
 def read_metrics(path: Path | str) -> list[dict[str, Any]]:
-    """The rows of a metrics.jsonl, also of one that is being written or was torn by a kill."""
+    """The rows of a metrics.jsonl, also of one that is being written or was torn by a kill. Lines that are
+    none of a run's are left out."""
     path = Path(path)
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
+    return [row for row in map(_row, lines) if row is not None]
+
+
+def _row(line: bytes) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if (
+        not isinstance(row, dict)
+        or not isinstance(row.get("phase"), str)
+        or type(row.get("iteration")) is not int
+    ):
+        return None
+    told = (value for name, value in row.items() if name not in ("phase", "symptoms"))
+    return row if all(map(_is_metric, told)) else None
+
+
+def _is_metric(value: Any) -> bool:
+    numbers = value if isinstance(value, list) else [value]
+    return all(number is None or type(number) in (int, float) for number in numbers)
 
 
 class Progress:

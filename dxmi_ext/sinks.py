@@ -1,6 +1,7 @@
 """Where a run's numbers and pictures go besides its own files: tensorboard, Weights & Biases.
 
-Imports ``dxmi_ext.errors``, ``dxmi_ext.files`` and the standard library; tensorboard and wandb where used.
+Imports the standard library and of ``dxmi_ext`` errors, files and folders alone; tensorboard and wandb
+where used.
 """
 
 from __future__ import annotations
@@ -8,14 +9,13 @@ from __future__ import annotations
 import io
 import json
 import secrets
-import shutil
 import time
 from collections.abc import Mapping
 from io import FileIO
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from dxmi_ext import files
+from dxmi_ext import files, folders
 from dxmi_ext.errors import UserError
 
 
@@ -72,7 +72,7 @@ class TensorBoard:
 
     def rewind(self, last: int) -> None:
         self.close()  # its files cannot be cut, but are cheap to write anew
-        shutil.rmtree(self._directory, ignore_errors=True)
+        files.remove(self._directory, folders.TENSORBOARD)
 
     def scalars(self, place: Place, values: Mapping[str, float]) -> None:
         from tensorboard.compat.proto.summary_pb2 import Summary
@@ -185,7 +185,8 @@ class WeightsAndBiases:
             self._run.finish(exit_code=int(failed))
 
     def _recall(self) -> dict[str, Any]:
-        if not self._known.is_file():
-            files.write_text(self._known, json.dumps({"id": secrets.token_hex(4), "steps": 0}) + "\n")
-        known: dict[str, Any] = json.loads(self._known.read_text(encoding="utf-8"))
+        known = files.read_json(self._known)
+        if not isinstance(known.get("id"), str) or type(known.get("steps")) is not int:
+            known = {"id": secrets.token_hex(4), "steps": 0}
+            files.write_text(self._known, json.dumps(known) + "\n")
         return known

@@ -19,6 +19,7 @@ from torch import Tensor, multiprocessing
 import runs
 from dxmi_ext import checkpoint, ops, schedules, sharding, speed
 from dxmi_ext.contrastive import LangevinTrainer
+from dxmi_ext.errors import UserError
 from dxmi_ext.health import Diverged
 from dxmi_ext.models.mlp import EnergyMLP, SamplerMLP, ValueMLP
 from dxmi_ext.networks import Networks
@@ -234,6 +235,13 @@ def run_gone_bad(ranks: Ranks, folder: Path, settings: list[str], bad_attempts: 
 def resumed_run(ranks: Ranks, folder: Path, settings: list[str]) -> None:
     with runs.quick(), ranks.joined(torch.device("cpu")):
         two_d.train(runs.config_of(folder, *settings), ranks)
+
+
+def refused_run(ranks: Ranks, folder: Path) -> str:
+    """Why a run does not begin."""
+    with ranks.joined(torch.device("cpu")), pytest.raises(UserError) as refused:
+        two_d.train(runs.config_of(folder), ranks)
+    return str(refused.value)
 
 
 # --- checkpoints -------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -137,6 +138,25 @@ def test_a_run_ends_in_a_table_pictures_and_numbers(finished: Path) -> None:
     exact = {k: v for k, v in numbers.items() if "latency" not in k}
     assert exact == {key: summary(finished)[key] for key in exact} and len(exact) > 30
     assert "the paper" in table and "  screw" in table and "pixel AUROC" in table
+
+
+def test_a_run_is_evaluated_on_its_data_wherever_they_are(
+    finished: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = shutil.copytree(finished, tmp_path / "run")
+    moved, other = shutil.copytree(data, tmp_path / "moved"), shutil.copytree(data, tmp_path / "other")
+    save(other / "bottle/train/good/000.png", np.zeros((16, 16, 3), np.uint8))
+    path = folder / "config.yaml"
+    path.write_text(path.read_text().replace(f"data: {data}", f"data: {tmp_path}/gone"))
+    numbers, _ = anomaly.evaluate(folder, anomaly.EvaluateSettings(data=str(moved)), CPU)
+    exact = {k: v for k, v in numbers.items() if "latency" not in k}
+    assert exact == {key: summary(finished)[key] for key in exact} and "knn_image_auroc" in exact
+    with pytest.raises(ConfigError, match="has another fingerprint"):
+        anomaly.evaluate(folder, anomaly.EvaluateSettings(data=str(other)), CPU)
+    before = (folder / "config.yaml").read_bytes()
+    assert run(folder, other, "iterations=4") == 2
+    assert "fingerprint" in capsys.readouterr().err and path.read_bytes() == before
+    assert run(folder, moved) == 0 and "finished; nothing to do" in capsys.readouterr().out
 
 
 def test_a_run_stopped_in_every_phase_ends_in_the_same_bytes(

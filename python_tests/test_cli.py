@@ -73,7 +73,7 @@ def contents(folder: Path) -> dict[str, tuple[int, bytes]]:
 
 def test_folder_of_a_run(finished: Path) -> None:
     assert {path.name for path in finished.iterdir()} == {
-        *("config.yaml", "metrics.jsonl", "summary.json", "checkpoints", "model", "tb"),
+        *("dxmi.json", "config.yaml", "metrics.jsonl", "summary.json", "checkpoints", "model", "tb"),
         *("samples.png", "energy.png", "paths.png", "curves.png"),
     }
     assert "iterations: 6\n" in (finished / "config.yaml").read_text()

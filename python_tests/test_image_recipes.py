@@ -329,5 +329,40 @@ def test_a_run_without_results_takes_other_settings(
     assert run("pretrain", "fashion-mnist-t4", tmp_path / "run", right, *shared) == 2
     assert "right.npz does not exist" in capsys.readouterr().err
     assert run("pretrain", "fashion-mnist-t4", tmp_path / "run", data, *shared) == 0
+    before = (tmp_path / "run/config.yaml").read_text()
     assert run("pretrain", "fashion-mnist-t4", tmp_path / "run", right, *shared) == 2
-    assert "data: got" in capsys.readouterr().err
+    assert "does not exist" in capsys.readouterr().err
+    assert (tmp_path / "run/config.yaml").read_text() == before
+
+
+def test_data_are_known_by_their_content_wherever_they_lie(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Resumed and evaluated from another folder, with moved data; of other data both are refused."""
+    monkeypatch.chdir(tmp_path)
+    with np.load(data) as arrays:
+        given = dict(arrays)
+    np.savez("im.npz", **given)
+    settings, name = ["steps=3", "cache=cache"], "fashion-mnist-t4"
+    assert run("pretrain", name, Path("run"), Path("./im.npz"), *settings) == 0
+    assert run("train", name, Path("run"), Path("im.npz"), *settings) == 0
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    moved = (tmp_path / "run").rename(elsewhere / "moved")
+    assert cli.main(["evaluate", "moved", "device=cpu", "n=4"]) == 0
+    (tmp_path / "im.npz").rename("there.npz")
+    assert run("train", name, moved, Path("there.npz"), *settings, "iterations=3") == 0
+    assert f"data: {elsewhere}/there.npz" in (moved / "config.yaml").read_text()
+    Path("there.npz").rename("again.npz")
+    assert cli.main(["evaluate", "moved", "data=again.npz", "device=cpu", "n=4"]) == 0
+    given["train_y"] = given["train_y"][::-1]  # the same pictures in other classes
+    np.savez("other.npz", **given)
+    capsys.readouterr()
+    before = {path: path.read_bytes() for path in moved.rglob("*") if path.is_file()}
+    assert run("train", name, moved, Path("other.npz"), *settings, "iterations=4") == 2
+    assert run("train", name, moved, Path("other.npz"), *settings, "iterations=3") == 2  # it is finished
+    assert cli.main(["evaluate", "moved", "data=other.npz", "device=cpu", "n=4"]) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 3 and all("fingerprint" in error for error in errors)
+    assert {path: path.read_bytes() for path in moved.rglob("*") if path.is_file()} == before

@@ -17,7 +17,7 @@ import torch
 
 import reproduce_command
 import runs
-from dxmi_ext import cli, plots
+from dxmi_ext import cli, folders, plots
 from dxmi_ext import reproduce as reproduce_module
 from dxmi_ext.recipes import images, two_d
 from dxmi_ext.reproduce import EXPERIMENTS, table, units
@@ -312,6 +312,42 @@ def test_table_of_fixed_units() -> None:
         *("- 4 runs on a processor, 1 thread a run, torch 2.13, dxmi_ext 0.1; 10 to 50 s each", ""),
         "Made by `dxmi reproduce name`, from the json files beside it.",
     ]
+
+
+def test_committed_units_are_done_and_hold_no_paths() -> None:
+    results = Path(__file__).parents[1] / "docs/results"
+    for name, changes in (("fashion-mnist", {}), ("cifar10-small", {"data": "elsewhere/fashion-mnist"})):
+        for row in EXPERIMENTS[name].rows:
+            unit = Unit(row, 0, False, results / name, Path("nowhere"), **changes)
+            assert units.read(unit) is not None and "/" not in str(list(unit.identity().values()))
+            assert '": "/' not in unit.path.read_text()
+
+
+def test_a_unit_tells_the_fingerprint_of_its_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def evaluate(*_: Any) -> tuple[dict[str, float], str]:
+        return {"fd_efflite0_2500": 1.5}, ""
+
+    monkeypatch.setattr(images, "evaluate", evaluate)
+    row = next(row for row in EXPERIMENTS["fashion-mnist"].rows if row.chain == "ddim-100")
+    unit = Unit(row, 0, False, tmp_path / "results", tmp_path / "work", data="/mnt/clothes")
+    assert unit.start is not None
+    unit.start.folder.mkdir(parents=True)
+    folders.mark(unit.start.folder, "run", data={"train": "abc"})
+    units.compute(unit)
+    assert read(unit.path)["data"] == {"name": "clothes", "fingerprints": {"train": "abc"}}
+    assert "/mnt" not in unit.path.read_text() and units.read(unit) is not None
+
+
+def test_a_units_run_replaces_nothing_of_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The folder of the work is ours, and has one of a unit's name in it that is not."""
+    assert reproduce(tmp_path, rows="b") == 0
+    mine = tmp_path / "work/a-seed0/mine.txt"
+    mine.parent.mkdir()
+    mine.touch()
+    assert reproduce(tmp_path, rows="a") == 2
+    assert "work must be a new folder, an empty one or that of a run" in capsys.readouterr().err
+    (mine.parent / "unit.json").write_text('{"recipe": "8gaussians"}')  # from before there were marks
+    assert reproduce(tmp_path, rows="a") == 0 and mine.exists()
 
 
 def test_gallery_is_drawn(tmp_path: Path) -> None:

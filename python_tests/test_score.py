@@ -202,7 +202,7 @@ def test_a_folder_becomes_a_table_heat_maps_and_a_page(
     assert "Of 5 pictures 2 are anomalous (score above 6)" in captured.out
     assert "ms a picture" in captured.out and "score: 5/5" in captured.err
     folder = run / "scores"
-    assert {path.name for path in folder.iterdir()} == {"scores.csv", "heatmaps", "index.html"}
+    assert {path.name for path in folder.iterdir()} == {"dxmi.json", "scores.csv", "heatmaps", "index.html"}
     rows = {row["path"].removeprefix(f"{pictures}/"): row for row in table(folder)}
     assert tuple(rows["x.webp"]) == inspection.COLUMNS
     found = {
@@ -231,7 +231,7 @@ def test_settings_stand_between_pictures(run: Path, pictures: Path, tmp_path: Pa
     a, white, output = pictures / "a", pictures / "b/<i>&'\"é.jpg", tmp_path / "elsewhere/scores"
     given = ["threshold=10", a / "x.png", "worst=1", white, a, "heatmaps=false", f"output={output}"]
     assert cli.main(["score", str(run), *map(str, given), "device=cpu"]) == 0
-    assert {path.name for path in output.iterdir()} == {"scores.csv", "index.html"}
+    assert {path.name for path in output.iterdir()} == {"dxmi.json", "scores.csv", "index.html"}
     rows = table(output)
     assert [row["path"] for row in rows] == [f"{a}/x.png", str(white)]  # each once
     assert rows[1]["score"] == "10" and rows[1]["threshold"] == "10.0"
@@ -253,12 +253,13 @@ def test_the_worst_are_the_first_of_all_sorted(n: int) -> None:
 
 def test_another_scoring_replaces_the_first(run: Path, pictures: Path) -> None:
     assert cli.main(["score", str(run), str(pictures / "a"), "device=cpu"]) == 0
-    stray = run / "scores/heatmaps/stray.png"
+    stray, other = run / "scores/heatmaps/000007-stray.png", run / "scores/heatmaps/holiday.png"
     stray.touch()
+    other.touch()
     assert cli.main(["score", str(run), str(run / "scores"), str(pictures / "b/x.png"), "worst=0"]) == 2
     assert stray.exists()  # refused before anything is touched: heat maps of this folder are no pictures
     assert cli.main(["score", str(run), str(pictures / "b/x.png"), "worst=0", "device=cpu"]) == 0
-    assert not stray.exists() and len(table(run / "scores")) == 1
+    assert not stray.exists() and other.exists() and len(table(run / "scores")) == 1
     assert Page(run / "scores/index.html").pictures == []
 
 
@@ -280,7 +281,8 @@ def test_an_interruption_leaves_what_was_done(
     assert not (run / "scores/scores.csv").exists()
     assert [row["path"] for row in table(run / "scores", "scores.csv.unfinished")] == [f"{pictures}/a/x.png"]
     assert cli.main(["score", str(run), str(pictures / "a"), "device=cpu"]) == 0
-    assert {path.name for path in (run / "scores").iterdir()} == {"scores.csv", "heatmaps", "index.html"}
+    names = {path.name for path in (run / "scores").iterdir()}
+    assert names == {"dxmi.json", "scores.csv", "heatmaps", "index.html"}
 
 
 def test_a_score_that_is_not_finite_is_an_error_of_its_picture(
@@ -302,7 +304,10 @@ def test_a_score_that_is_not_finite_is_an_error_of_its_picture(
         (["threshold=high"], "threshold: got 'high', wants"),
         ([], "IMAGES: got none, wants pictures or folders of them"),
         (["empty"], "IMAGES: got the folder 'empty', which has no .bmp"),
-        (["pictures/x.webp", "output=pictures"], "output: got 'pictures', where something lies already"),
+        (
+            ["pictures/x.webp", "output=pictures"],
+            "output must be a new folder, an empty one or that of an earlier scoring",
+        ),
     ],
 )
 def test_mistakes_are_one_line(

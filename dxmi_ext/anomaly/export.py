@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dxmi_ext import __version__, files
+from dxmi_ext import __version__, files, folders
 from dxmi_ext.anomaly import detectors
 from dxmi_ext.anomaly.preparation import Whitened
 from dxmi_ext.anomaly.scoring import ScoreError, Scorer, VectorScorer, maps_of
@@ -100,7 +100,7 @@ def export(scorer: Scorer | VectorScorer, output: Path, *, onnx: bool | None = N
     with_onnx = _has_onnx() if onnx is None else onnx
     if with_onnx and not _has_onnx():
         raise ScoreError("onnx: got true, wants onnx and onnxscript: pip install 'dxmi_ext[onnx]'")
-    files.check_new(output)
+    folders.check_new(output)
     plan = _plan_of_vectors(scorer) if isinstance(scorer, VectorScorer) else _plan_of_images(scorer)
     (name, given), names = next(iter(plan.about.items())), plan.outputs
     program = _exported(plan.detector, plan.inputs[:2], name)

@@ -14,7 +14,6 @@ import functools
 import io
 import math
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dxmi_ext import files, plots, runlog
+from dxmi_ext import files, folders, plots, runlog
 from dxmi_ext.anomaly import detectors, page
 from dxmi_ext.anomaly.page import Place, Shown, Worst
 from dxmi_ext.anomaly.scoring import ScoreError, Scorer, VectorScorer
@@ -39,6 +38,7 @@ from dxmi_ext.data.pixels import NOMINAL, Scale
 COLUMNS = ("path", "score", "anomalous", "threshold", "heatmap", "error")
 VECTOR_COLUMNS = ("row", "score", "anomalous", "threshold")
 _TABLE, _PAGE, _HEAT_MAPS = "scores.csv", "index.html", "heatmaps"
+_OURS: files.Tree = {r"(?s)\d{6,}-.*\.png": None}  # in heatmaps/
 _LONGEST = 512  # pixels of a side, as pictures are shown
 _THREADS = min(8, os.cpu_count() or 1)
 
@@ -309,16 +309,29 @@ def _score_batch(scorer: Scorer, batch: Sequence[_Picture]) -> list[tuple[_Pictu
 # --- plumbing ----------------------------------------------------------------------------------------
 
 
+def check_output(output: Path) -> None:
+    """Refuses a folder that holds anything else than an earlier scoring; writes nothing.
+
+    Raises:
+        folders.FolderError: it does.
+    """
+    folders.check(output, "scores", _is_unmarked)
+
+
+def _is_unmarked(output: Path) -> bool:
+    """Whether a folder has scores, from before folders were marked."""
+    head = ",".join(COLUMNS).encode() + b"\r\n"
+    tables = (output / name for name in (_TABLE, f"{_TABLE}.unfinished"))
+    return any(table.read_bytes().startswith(head) for table in tables if table.is_file())
+
+
 def _make_room(output: Path, heat_maps: Path | None) -> None:
-    own = [output / name for name in (_TABLE, _PAGE, _HEAT_MAPS)]
-    own.append(files.unfinished(own[0]))
-    if not (own[0].exists() or own[-1].exists()):
-        files.check_new(output)
-    for path in own:
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+    check_output(output)
+    output.mkdir(parents=True, exist_ok=True)
+    folders.mark(output, "scores")
+    for name in (_TABLE, f"{_TABLE}.unfinished", _PAGE):
+        files.remove(output / name)
+    files.remove(output / _HEAT_MAPS, _OURS)
     (heat_maps or output).mkdir(parents=True, exist_ok=True)
 
 

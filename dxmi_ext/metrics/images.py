@@ -134,7 +134,7 @@ def reference(
         batches = _batches(data, n, batch_size, device)
         computed = statistics(batches, extractor.to(device), keep=keep)
         sums, features = computed.sums.cpu(), computed.features.cpu()
-        with files.folder(entry) as folder:
+        with files.folder(entry, files.ANYTHING) as folder:  # perhaps over a damaged one
             np.savez(folder / "statistics.npz", sums=sums.numpy(), features=features.numpy())
             (folder / "about.json").write_text(json.dumps(belongs))
     return FeatureStatistics(keep, sums, features)

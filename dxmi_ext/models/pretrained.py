@@ -84,7 +84,7 @@ def save(network: UNet, path: Path, scheduler: Mapping[str, object]) -> None:
 
     Args:
         network: its weights go to unet/, as safetensors.
-        path: the folder; what was there is replaced.
+        path: the folder, which is new or empty.
         scheduler: its config, with the class in "_class_name".
     """
     name = scheduler["_class_name"]

@@ -20,9 +20,9 @@ import importlib
 from pathlib import Path
 from types import ModuleType
 
-from dxmi_ext import config
+from dxmi_ext import config, folders
 
-TASKS = ("two_d", "images", "anomaly")
+TASKS = folders.TASKS
 _FOLDER = Path(__file__).parent
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -36,7 +37,10 @@ from dxmi_ext.anomaly.reconstruction import ReconstructionPretrainer
 from dxmi_ext.anomaly.scoring import Scorer, VectorScorer
 from dxmi_ext.config import ConfigError, setting
 from dxmi_ext.contrastive import LangevinTrainer
+from dxmi_ext.data import anomaly as data_anomaly
 from dxmi_ext.data import overview
+from dxmi_ext.data import vectors as data_vectors
+from dxmi_ext.data.image_sources import ImageDataError
 from dxmi_ext.data.overview import Overview
 from dxmi_ext.data.pixels import NOMINAL, Scale
 from dxmi_ext.data.vectors import Columns
@@ -46,7 +50,7 @@ from dxmi_ext.metrics.features import Extractor
 from dxmi_ext.networks import Networks
 from dxmi_ext.prefetch import Prefetcher
 from dxmi_ext.ranks import Ranks
-from dxmi_ext.run import Run
+from dxmi_ext.run import Fingerprints, Run, changed, data_of, fingerprint, settings_of
 from dxmi_ext.trainer import DxMISettings, DxMITrainer, Stepper, check_cuda_graph
 
 BASELINES = {"all": ("tau0", "langevin", "autoencoder", "knn", "gaussian"), "none": ()}
@@ -227,7 +231,7 @@ class Phases(Protocol):
 
 def train(cfg: Config, ranks: Ranks | None = None) -> dict[str, Any]:
     """Runs the recipe to its end and returns the summary, on the first rank."""
-    run = Run(cfg, ranks)
+    run = Run(cfg, ranks, _fingerprints(cfg))
     if run.finished():
         return {}
     with run:
@@ -254,7 +258,7 @@ def pretrain(cfg: Config, ranks: Ranks | None = None) -> None:
     """Runs the autoencoder's pretraining alone; training with the same output goes on from it."""
     if not cfg.pretrained:
         raise ConfigError("pretrained: got false, but pretraining alone was asked for")
-    run = Run(cfg, ranks)
+    run = Run(cfg, ranks, _fingerprints(cfg))
     if run.finished():
         return
     with run:
@@ -298,11 +302,13 @@ def evaluate(
     """The numbers of a run's final networks and their table, on its own test data or on others."""
     cfg, networks, about = _load(directory, device)
     backbone, which = _backbone(cfg, device, about), settings.baselines or cfg.baselines
-    good = None
+    good, others = None, settings.data
+    if others is not None and _has_moved(cfg, directory, others, needed=which != "none"):
+        cfg, others = dataclasses.replace(cfg, data=others), None
     if which != "none":
         source = _source(cfg, backbone, device, about=about)
         good = prepared(source.good(cfg.holdout).train, networks.preparation)
-    tested = _source(cfg, backbone, device, data=settings.data, about=about).tested()
+    tested = _source(cfg, backbone, device, data=others, about=about).tested()
     numbers, _ = _numbers(cfg, networks, which, good, tested, backbone, about["thresholds"], settings.seed)
     return numbers, table(cfg, numbers)
 
@@ -319,9 +325,10 @@ def load(directory: Path, device: torch.device) -> tuple[Config, AnomalyNetworks
 
 def _load(directory: Path, device: torch.device) -> tuple[Config, AnomalyNetworks, dict[str, Any]]:
     tensors, about = checkpoint.load_model_state(directory / "model", device)
-    cfg = config.load(Config, directory / "config.yaml")
-    networks = _build(cfg, tuple(about["shape"]), about["baselines"])
-    networks.load_state_dict(tensors)
+    cfg = settings_of(Config, directory)
+    with checkpoint.fitting(directory):
+        networks = _build(cfg, tuple(about["shape"]), about["baselines"])
+        networks.load_state_dict(tensors)
     return cfg, networks.to(device).eval(), about
 
 
@@ -490,6 +497,49 @@ def _classes(cfg: Config) -> list[str] | None:
 def _columns(about: dict[str, Any]) -> Columns:
     """Of the vectors that a model is of; older ones have no constant columns."""
     return Columns.from_json(about.get("columns", {"total": about["shape"][2], "constants": {}}))
+
+
+def _fingerprints(cfg: Config) -> Callable[[str], Fingerprints]:
+    """Those of the data at a path, as the run sees them."""
+
+    def of_vectors(path: str) -> Fingerprints:
+        train, test, anomalous = data_vectors.load(path, train_share=cfg.train_share, seed=cfg.seed)
+        return {"train": fingerprint(train), "test": fingerprint(test, anomalous)}
+
+    def of_pictures(path: str) -> Fingerprints:
+        options: dict[str, Any] = {"size": cfg.size, "train_share": cfg.train_share, "cache": cfg.cache}
+        options["classes"] = _classes(cfg)
+        found = {"train": data_anomaly.load(path, split="train", **options)}
+        with suppress(ImageDataError):  # there may be nothing to test
+            found["test"] = data_anomaly.load(path, split="test", scale=found["train"].scale, **options)
+        return {
+            split: fingerprint(data.fingerprint, data.labels, data.classes, data.class_names)
+            for split, data in found.items()
+        }
+
+    return of_vectors if cfg.backbone is None else of_pictures
+
+
+def _has_moved(cfg: Config, directory: Path, data: str, *, needed: bool) -> bool:
+    """Whether data are those of the run, which are no longer where they were.
+
+    Args:
+        needed: whether the run's own good data are, to fit baselines to.
+
+    Raises:
+        ConfigError: they are needed, and these are others.
+    """
+    if cfg.data is None or Path(cfg.data).exists() or not needed:
+        return False
+    known = data_of(directory)
+    if "train" in changed(known, _fingerprints(cfg)(data)):
+        raise ConfigError(
+            f"data: {data!r} must have the good ones that {directory} was trained on (they are no longer at "
+            f"{cfg.data!r}), but has another fingerprint; baselines=none does without"
+        )
+    if not known:
+        runlog.note(f"{directory} has no fingerprint of its data; {data} is taken to hold them")
+    return True
 
 
 def _build(cfg: Config, shape: tuple[int, int, int], baselines: Sequence[str]) -> AnomalyNetworks:

@@ -33,7 +33,7 @@ from dxmi_ext.networks import Networks, TimeIndependent
 from dxmi_ext.prefetch import Prefetcher
 from dxmi_ext.pretrain import Pretrainer, lognormal_levels, uniform_levels
 from dxmi_ext.ranks import Ranks
-from dxmi_ext.run import Run
+from dxmi_ext.run import Fingerprints, Run, changed, data_of, fingerprint, settings_of
 from dxmi_ext.sampler import Clipped, GaussianSampler, Timed
 from dxmi_ext.schedules import Schedule
 from dxmi_ext.solvers import SOLVERS, SolverSampler, karras_sigmas, time_in_table
@@ -128,6 +128,7 @@ class EvaluateSettings(config.EvaluateSettings):
     """Settings of the command ``evaluate``."""
 
     n: int | None = setting(None, "number of samples; null: as in the run", minimum=4)
+    data: str | None = setting(None, "where the run's images are now; null: where they were")
     chain: str | None = setting(
         None,
         "another way to sample from the run's network: a chain as fastdpm-4, ddim-100, ddpm-1000, edm-79 or "
@@ -138,7 +139,7 @@ class EvaluateSettings(config.EvaluateSettings):
 
 def train(cfg: Config, ranks: Ranks | None = None) -> dict[str, Any]:
     """Runs the recipe to its end and returns the summary, on the first rank."""
-    run = Run(cfg, ranks)
+    run = Run(cfg, ranks, _fingerprints(cfg))
     if run.finished():
         return {}
     with run:
@@ -166,7 +167,7 @@ def pretrain(cfg: Config, ranks: Ranks | None = None) -> None:
     """Runs the pretraining alone; training with the same output, or with it as ``start``, goes on from it."""
     if cfg.start is not None or not cfg.pretrained:
         raise ConfigError("start, pretrained: got a network or false, but pretraining alone was asked for")
-    run = Run(cfg, ranks)
+    run = Run(cfg, ranks, _fingerprints(cfg))
     if run.finished():
         return
     with run:
@@ -200,14 +201,25 @@ def sample(
 def evaluate(
     directory: Path, settings: EvaluateSettings, device: torch.device
 ) -> tuple[dict[str, float], str]:
-    """The metrics of a run's final network, by its own few steps or another chain."""
+    """The metrics of a run's final network, by its own few steps or another chain.
+
+    Raises:
+        ConfigError: the data are not those that the run was trained on, or no such chain.
+    """
     cfg, networks, diffusion = _load(directory, device)
-    cfg = dataclasses.replace(cfg, evaluate_n=settings.n or cfg.evaluate_n)
+    cfg = dataclasses.replace(cfg, evaluate_n=settings.n or cfg.evaluate_n, data=settings.data or cfg.data)
     sampler: Sampler = networks.sampler
     if settings.chain is not None:
         sampler = _other_sampler(settings.chain, networks.sampler, cfg, diffusion).to(device)
     _, about = checkpoint.load_model_state(directory / "model")
-    data = _load_data(cfg, scale=Scale.of(about.get("scale")))
+    data, known = _load_data(cfg, scale=Scale.of(about.get("scale"))), data_of(directory)
+    if settings.data is not None and not known:
+        runlog.note(f"{directory} has no fingerprint of its data; {settings.data} is taken to hold them")
+    if changed(known, _fingerprints_of(data)):
+        raise ConfigError(
+            f"data: {str(cfg.data)!r} must hold the images that {directory} was trained on, but has another "
+            "fingerprint; data=PATH names another place"
+        )
     if settings.picture is not None:
         _draw_samples(Path(settings.picture), cfg, sampler, data.classes)
     numbers = _scores(cfg, data, sampler, seed=settings.seed)
@@ -226,10 +238,11 @@ def load(directory: Path, device: torch.device) -> tuple[Config, Networks]:
 
 def _load(directory: Path, device: torch.device) -> tuple[Config, Networks, DDPM | EDM]:
     tensors, about = checkpoint.load_model_state(directory / "model", device)
-    cfg = config.load(Config, directory / "config.yaml")
-    network, diffusion = _rebuilt(about)
-    networks = _networks(cfg, network, tuple(about["data_shape"]), about["classes"], diffusion)
-    networks.load_state_dict(tensors)
+    cfg = settings_of(Config, directory)
+    with checkpoint.fitting(directory):
+        network, diffusion = _rebuilt(about)
+        networks = _networks(cfg, network, tuple(about["data_shape"]), about["classes"], diffusion)
+        networks.load_state_dict(tensors)
     return cfg, networks.to(device).eval(), diffusion
 
 
@@ -286,6 +299,15 @@ def _path(cfg: Config) -> str:
 
 def _load_data(cfg: Config, split: str = "train", scale: Scale | None = None) -> ImageData:
     return data_images.load(_path(cfg), split=split, size=cfg.image_size, cache=cfg.cache, scale=scale)
+
+
+def _fingerprints(cfg: Config) -> Callable[[str], Fingerprints]:
+    """Those of the images at a path, as the run sees them."""
+    return lambda path: _fingerprints_of(_load_data(dataclasses.replace(cfg, data=path)))
+
+
+def _fingerprints_of(data: ImageData) -> Fingerprints:
+    return {"train": fingerprint(data.fingerprint, data.labels, data.class_names)}
 
 
 def _classes(cfg: Config, data: ImageData) -> int | None:
@@ -639,8 +661,10 @@ def _of_run(directory: Path) -> tuple[UNet, DDPM | EDM, tuple[tuple[int, ...], i
     tensors, about = checkpoint.load_model_state(directory / "model")
     if about.get("task") != "images":
         raise ConfigError(f"start: {directory} is a run of the task {about.get('task')}, wants images")
-    (network, diffusion), prefix = _rebuilt(about), "sampler.network.network."
-    network.load_state_dict(
-        {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
-    )
+    prefix = "sampler.network.network."
+    with checkpoint.fitting(directory):
+        network, diffusion = _rebuilt(about)
+        network.load_state_dict(
+            {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+        )
     return network, diffusion, (tuple(about["data_shape"]), about["classes"])

@@ -25,7 +25,7 @@ from dxmi_ext.models.mlp import EnergyMLP, SamplerMLP, ValueMLP
 from dxmi_ext.networks import Networks, TimeIndependent
 from dxmi_ext.pretrain import Pretrainer, uniform_levels
 from dxmi_ext.ranks import Ranks
-from dxmi_ext.run import Run
+from dxmi_ext.run import Run, settings_of
 from dxmi_ext.sampler import GaussianSampler
 from dxmi_ext.trainer import (
     DxMISettings,
@@ -253,9 +253,10 @@ def load(directory: Path, device: torch.device) -> tuple[Config, Networks]:
         checkpoint.CheckpointError: there are none, or they are damaged.
     """
     tensors, _ = checkpoint.load_model_state(directory / "model", device)
-    cfg = config.load(Config, directory / "config.yaml")
-    networks, _ = build(cfg, device)
-    networks.load_state_dict(tensors)
+    cfg = settings_of(Config, directory)
+    with checkpoint.fitting(directory):
+        networks, _ = build(cfg, device)
+        networks.load_state_dict(tensors)
     return cfg, networks.eval()
 
 

@@ -22,7 +22,7 @@ from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
 
-from dxmi_ext import config, files, runlog, terminal
+from dxmi_ext import config, files, folders, runlog, terminal
 from dxmi_ext.config import Settings, setting
 from dxmi_ext.errors import UserError
 from dxmi_ext.recipes import two_d
@@ -32,6 +32,7 @@ from dxmi_ext.reproduce.units import Unit
 from dxmi_ext.signals import StopSignals
 
 _SECONDS_BETWEEN_LOOKS = 0.5
+_RESULTS: files.Tree = {r"(?s).+-seed\d+\.json": None, table.PAGE: None, r"[\w-]+\.png": None}
 
 
 class Incomplete(UserError):
@@ -100,14 +101,13 @@ def run(experiment: Experiment, cfg: ReproduceSettings) -> None:
 
     Raises:
         config.ConfigError: a row is unknown.
+        folders.FolderError: a folder holds something else.
         files.Locked: another process does the same in the same folder.
         Incomplete: some units have failed.
         signals.Stopped: on SIGTERM or Ctrl-C; units under way are saved, and go on the next time.
     """
     output = Path(cfg.output or f"{'runs/quick' if cfg.quick else 'docs/results'}/{experiment.name}")
     work = Path(cfg.work or f"runs/reproduce/{experiment.name}")
-    work.mkdir(parents=True, exist_ok=True)
-    output.mkdir(parents=True, exist_ok=True)
     seeds = cfg.seeds or (1 if cfg.quick else experiment.seeds)
 
     def unit_of(row: Row, seed: int) -> Unit:
@@ -118,8 +118,17 @@ def run(experiment: Experiment, cfg: ReproduceSettings) -> None:
         raise config.ConfigError(
             f"data: got {cfg.data!r}, but the densities of {experiment.name} are its rows'"
         )
+    folders.check(work, "work", units.is_work, key="work")
+    if output.resolve() != work.resolve():
+        folders.check(
+            output, "results", lambda path: units.are_results(path) or table.is_page(path / table.PAGE)
+        )
+    folders.check_file(output / table.PAGE, table.is_page, "the page of an experiment")
+    work.mkdir(parents=True, exist_ok=True)
+    output.mkdir(parents=True, exist_ok=True)
     with files.lock(work / ".lock"):
-        files.tidy(output)
+        folders.mark(work, "work")
+        files.tidy(output, _RESULTS)
         # Seed by seed: a table that is stopped early has something of every row.
         rows = [row for row in experiment.rows if row.name in names]
         chosen = [unit_of(row, seed) for seed in range(seeds) for row in rows]
@@ -207,7 +216,7 @@ def _publish(
         _tell(f"no picture, for {error.name} is not installed: pip install {error.name}")
         pictures = []
     text = table.markdown(experiment, found, quick=quick, figures=[picture.name for picture in pictures])
-    files.write_text(output / "README.md", text)
+    files.write_text(output / table.PAGE, text)
     print("\n".join(line for line in text.splitlines() if line.startswith("|")))
     print(f"{output}: README.md, of {len(done)} units")
 

@@ -18,6 +18,8 @@ from dxmi_ext.recipes import anomaly, images, two_d
 from dxmi_ext.reproduce.experiments import Experiment
 from dxmi_ext.reproduce.units import Unit
 
+PAGE = "README.md"
+_MADE_BY = "Made by `dxmi reproduce "
 Found = Mapping[str, Sequence[Mapping[str, Any]]]
 """The name of a row -> what its units came to, by seed."""
 _PICTURES = {images: "samples.png", anomaly: "heatmaps.png"}  # that a run draws of itself
@@ -60,8 +62,13 @@ def markdown(
         notes.append(f"Fresh data against data: SW {floors}.")
     parts += [*notes, *(f"![{Path(figure).stem}]({figure})" for figure in figures), _machines(every)]
     option = " --quick" if quick else ""
-    parts.append(f"Made by `dxmi reproduce {experiment.name}{option}`, from the json files beside it.")
+    parts.append(f"{_MADE_BY}{experiment.name}{option}`, from the json files beside it.")
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def is_page(path: Path) -> bool:
+    """Whether a file is the page of an experiment."""
+    return path.is_file() and f"\n{_MADE_BY}".encode() in path.read_bytes()
 
 
 def sweeps(folder: Path, experiment: Experiment, found: Found) -> list[Path]:

@@ -9,18 +9,18 @@ import dataclasses
 import json
 import math
 import platform
-import shutil
+import re
 import time
-from collections.abc import Collection
-from pathlib import Path
+from collections.abc import Collection, Mapping
+from pathlib import Path, PurePath
 from typing import Any
 
 import torch
 
-from dxmi_ext import config, health, recipes
+from dxmi_ext import config, files, folders, health, recipes
 from dxmi_ext.errors import UserError
 from dxmi_ext.reproduce.experiments import Row
-from dxmi_ext.run import choose_device, versions
+from dxmi_ext.run import choose_device, data_of, summary_of, versions
 from dxmi_ext.runlog import write_json
 from dxmi_ext.speed import SpeedSettings
 from dxmi_ext.trainer import DxMISettings
@@ -179,7 +179,7 @@ def _changes(found: dict[str, Any], unit: Unit) -> list[str]:
     """The settings with which a json was made that are others now."""
     # A setting that is newer than the json had its default then.
     defaults, now = _settings(unit.task.Config()), unit.identity()
-    was = defaults | {f"start.{key}": value for key, value in defaults.items()} | found["settings"]
+    was = defaults | {f"start.{key}": value for key, value in defaults.items()} | _named(found["settings"])
     return [f"{key}={was.get(key)}, now {value}" for key, value in now.items() if was.get(key) != value]
 
 
@@ -201,9 +201,11 @@ def compute(unit: Unit) -> dict[str, Any]:
         signals.Stopped: on SIGTERM or Ctrl-C, with the run saved.
     """
     cfg = unit.config()
-    if _holds_another(unit):
-        shutil.rmtree(unit.folder)
+    folders.check(unit.folder, "run", is_folder_of_unit, key="work")
     unit.folder.mkdir(parents=True, exist_ok=True)
+    folders.mark(unit.folder, "run")
+    if _holds_another(unit):
+        folders.clear(unit.folder)
     write_json(unit.folder / _IDENTITY, unit.identity())
     found = {
         "row": unit.row.name,
@@ -212,6 +214,9 @@ def compute(unit: Unit) -> dict[str, Any]:
         "settings": unit.identity(),
         **(_evaluated(unit, cfg) if unit.row.chain else _trained(unit, cfg)),
     }
+    of = unit.start if unit.row.chain and unit.start is not None else unit
+    if prints := data_of(of.folder):
+        found["data"] = {"name": PurePath(of.config().data).name, "fingerprints": prints}
     if unit.row.may_diverge:
         found["numbers"] = {"diverged": 0.0} | found["numbers"]
     unit.output.mkdir(parents=True, exist_ok=True)
@@ -228,7 +233,7 @@ def _trained(unit: Unit, cfg: Any) -> dict[str, Any]:
         if not unit.row.may_diverge:
             raise
         return _here(cfg.device, cfg.threads, started) | {"numbers": {"diverged": 1.0}}
-    summary = json.loads((unit.folder / "summary.json").read_text(encoding="utf-8"))
+    summary = summary_of(unit.folder)
     numbers = {key: value for key, value in summary.items() if isinstance(value, float)}
     seconds = numbers.pop("wall_seconds")
     if not cfg.iterations:  # no energy has been trained
@@ -290,18 +295,38 @@ def _settings(cfg: config.RunConfig, *, trains: bool = True) -> dict[str, Any]:
         unused.add("tau_margin")
     if settings["energy_loss"] == "contrast":
         unused.add("noise_magnitude")
-    return {key: value for key, value in settings.items() if key not in unused}
+    return _named({key: value for key, value in settings.items() if key not in unused})
+
+
+def _named(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings without the places of data, which are no part of what a run comes to: their names stay."""
+    return {
+        key: PurePath(value).name if key.rpartition(".")[2] == "data" and isinstance(value, str) else value
+        for key, value in settings.items()
+    }
+
+
+def is_folder_of_unit(folder: Path) -> bool:
+    """Whether a folder is that of a unit's run, from before folders were marked."""
+    return "recipe" in files.read_json(folder / _IDENTITY) or folders.is_unmarked_run(folder)
+
+
+def is_work(folder: Path) -> bool:
+    """Whether a folder has runs of units, from before folders were marked."""
+    logs = any(re.fullmatch(r".+-seed\d+\.log", path.name) for path in folder.iterdir())
+    return logs or any(is_folder_of_unit(path.parent) for path in folder.glob(f"*/{_IDENTITY}"))
+
+
+def are_results(folder: Path) -> bool:
+    """Whether a folder has the json of a unit."""
+    found = (path for path in folder.iterdir() if re.fullmatch(r".+-seed\d+\.json", path.name))
+    return any(_is_whole(files.read_json(path)) for path in found)
 
 
 def _holds_another(unit: Unit) -> bool:
     """Whether the unit's folder holds a run with other settings, or one that cannot tell."""
-    if not unit.folder.is_dir():
-        return False
-    try:
-        found: Any = json.loads((unit.folder / _IDENTITY).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return True
-    return bool(found != unit.identity())
+    found = files.read_json(unit.folder / _IDENTITY)
+    return unit.folder.is_dir() and _named(found) != unit.identity()
 
 
 def _override(key: str, value: Any) -> str:
