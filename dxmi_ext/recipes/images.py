@@ -128,7 +128,7 @@ class EvaluateSettings(config.EvaluateSettings):
     """Settings of the command ``evaluate``."""
 
     n: int | None = setting(None, "number of samples; null: as in the run", minimum=4)
-    data: str | None = setting(None, "where the run's images are now; null: where they were")
+    data: str | None = setting(None, "where the images of the run are now; null: where they were", path=True)
     chain: str | None = setting(
         None,
         "another way to sample from the run's network: a chain as fastdpm-4, ddim-100, ddpm-1000, edm-79 or "
