@@ -19,7 +19,7 @@ from dxmi_ext.folders import FolderError
 from dxmi_ext.recipes import images, two_d
 from runs import train
 
-for library in ("matplotlib", "omegaconf", "sklearn", "tensorboard"):
+for library in ("matplotlib", "sklearn", "tensorboard", "yaml"):
     pytest.importorskip(library)
 
 FOREIGN = {
