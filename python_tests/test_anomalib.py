@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,14 @@ SIZE = 16
 SETTINGS: dict[str, Any] = {"size": SIZE, "grid": 4, "batch_size": 32, "pretrain_iterations": 60}
 SETTINGS |= {"iterations": 3, "latent_dim": 4, "energy_width": 16, "value_width": 8, "sampler_width": 8}
 SETTINGS |= {"pretrain_lr": 1e-2, "patch": 3}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(autouse=True)
