@@ -34,7 +34,7 @@ from torchvision.transforms.v2 import InterpolationMode, Resize
 from tqdm import trange
 
 from dxmi_ext import config, health, recipes
-from dxmi_ext.anomaly import collection, detectors
+from dxmi_ext.anomaly import collection, detectors, features
 from dxmi_ext.anomaly.scoring import ScoreError, Scorer, maps_of
 from dxmi_ext.data import anomaly, anomaly_sources
 from dxmi_ext.data.anomaly import AnomalyData
@@ -50,7 +50,7 @@ _ELSEWHERE |= {"data", "classes", "train_share", "cache", "baselines", "baseline
 
 
 class DxMI(MemoryBankMixin, AnomalibModule):
-    """The recipe ``anomaly``: an epoch of good images becomes features, from which `fit` learns.
+    """The recipe ``anomaly``: `fit` learns from the features of an epoch of good images.
 
     It computes what the command ``dxmi`` does: it learns from the same images and settings as ``dxmi train``,
     ``pred_score`` is the score that ``dxmi score`` writes, and ``pred_label`` and ``pred_mask`` are by
@@ -65,9 +65,9 @@ class DxMI(MemoryBankMixin, AnomalibModule):
     anomalib decodes the files. Images of 8 bits a channel without an EXIF orientation are the same to both;
     it cuts values of 16 bits off at 255 and does not turn images upright, so convert those first.
 
-    What is learned is the same to the rounding of the backbone, which depends on the size of its batches.
-    Checkpoints restore all of it. An exported model (``Engine.export``) has no Pillow: give it images of
-    ``settings["size"]``; ``dxmi export`` writes a detector without anomalib.
+    On as many CPU threads it learns the same as ``dxmi train``; on others, the same to rounding.
+    Checkpoints restore all that was learned. An exported model (``Engine.export``) has no Pillow: give it
+    images of ``settings["size"]``. ``dxmi export`` writes a detector that needs no anomalib.
 
     Args:
         settings: of the recipe, by name, over its own values, as ``{"iterations": 2000, "top_share": 0}``.
@@ -97,7 +97,7 @@ class DxMI(MemoryBankMixin, AnomalibModule):
         )
         self.cfg = cfg
         self.model: _Detector = _Detector(recipe_anomaly.new_scorer(cfg))
-        self._features: list[np.ndarray] = []
+        self._images: list[Tensor] = []
         self._paths: list[str] = []
 
     @classmethod
@@ -122,31 +122,32 @@ class DxMI(MemoryBankMixin, AnomalibModule):
         return made
 
     def training_step(self, batch: Batch, *args: Any, **kwargs: Any) -> Tensor:
-        """Keeps features; the loss means nothing, Lightning wants one."""
+        """Keeps images, as small as features; the loss means nothing, Lightning wants one."""
         if not self._is_fitted:
-            features = self.model.features(batch.image).permute(0, 2, 3, 1)
-            self._features.append(features.to("cpu", torch.float16).numpy())
+            self._images.append(_resized(_to_uint8(batch.image), self.cfg.size).cpu())
             self._paths += batch.image_path or []
         return torch.zeros((), requires_grad=True, device=self.device)
 
     def fit(self) -> None:
-        """Pretraining and DxMI on the features of the epoch; called by the mixin, once.
+        """Pretraining and DxMI on the features of the epoch's images; called by the mixin, once.
 
         Raises:
             ImageDataError: there are fewer than two images.
             health.Diverged: losses stay not finite.
         """
-        maps = np.concatenate(self._features) if self._features else np.empty(0)
-        if len(maps) < 2:
-            raise anomaly_sources.ImageDataError(f"training must have 2 images or more, got {len(maps)}")
-        if len(self._paths) == len(maps):  # the loader shuffles; learning goes by their order
-            maps = maps[sorted(range(len(maps)), key=lambda i: anomaly_sources._natural(self._paths[i]))]
-        good = collection.divided(maps, self.cfg.holdout)
+        count = sum(map(len, self._images))
+        if count < 2:
+            raise anomaly_sources.ImageDataError(f"training must have 2 images or more, got {count}")
+        images = torch.cat(self._images).numpy()
+        if len(self._paths) == count:  # the loader shuffles; learning goes by their order
+            images = images[sorted(range(count), key=lambda i: anomaly_sources._natural(self._paths[i]))]
         # A validation is about to start, perhaps, and under it nothing learns.
         with torch.inference_mode(False), torch.enable_grad():
-            phases = _Phases(self.cfg, self.device)
-            self._take(recipe_anomaly.fit(phases, self.cfg, good, self.model.scorer.backbone))
-        self._features, self._paths = [], []
+            backbone, device = self.model.scorer.backbone, self.device
+            data = AnomalyData(images, np.zeros(count, np.int64), split="train")
+            good = collection.divided(features.computed(data, backbone, device), self.cfg.holdout)
+            self._take(recipe_anomaly.fit(_Phases(self.cfg, device), self.cfg, good, backbone))
+        self._images, self._paths = [], []
 
     def _take(self, scorer: Scorer) -> None:
         self.model.scorer = scorer
@@ -221,15 +222,10 @@ class _Detector(nn.Module):
         super().__init__()
         self.scorer = scorer
 
-    def features(self, images: Tensor) -> Tensor:
-        """The backbone's, before any preparation, [n, C, h, w]."""
-        features: Tensor = self.scorer.backbone(_resized(_to_uint8(images), self.scorer.size))
-        return features
-
     def forward(self, images: Tensor) -> InferenceBatch:
         if torch.compiler.is_compiling():  # an Extractor's checks and switches cannot be exported
-            features = self.scorer.backbone.network(_to_uint8(images))
-            maps = maps_of(self.scorer.preparation(features), self.scorer.energy)
+            given = self.scorer.backbone.network(_to_uint8(images))
+            maps = maps_of(self.scorer.preparation(given), self.scorer.energy)
         else:
             maps = self.scorer.maps(_resized(_to_uint8(images), self.scorer.size))
         pixels = detectors.localise(maps, (images.shape[2], images.shape[3]))

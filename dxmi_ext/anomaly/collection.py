@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -131,9 +130,7 @@ class Pictures:
     def _maps(self, data: AnomalyData) -> np.ndarray:
         if self.few is None:
             return features.load(data, self.backbone, device=self.device, cache=self.cache).maps
-        with tempfile.TemporaryDirectory() as scratch:
-            maps = features.load(data, self.backbone, device=self.device, cache=scratch).maps
-            return maps.copy()
+        return features.computed(data, self.backbone, self.device)
 
 
 @dataclasses.dataclass

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -136,6 +137,12 @@ def load(
                     (folder / "about.json").write_text(json.dumps(belongs))
     # a plain array over the map: indexing np.memmap costs more
     return FeatureMaps(np.asarray(np.load(entry / "maps.npy", mmap_mode="r")), fingerprint=digest)
+
+
+def computed(data: AnomalyData, backbone: Extractor, device: torch.device | str = "cpu") -> np.ndarray:
+    """The maps [n, h, w, C] that `load` gives, and no cache of them is left."""
+    with tempfile.TemporaryDirectory() as scratch:
+        return load(data, backbone, device=device, cache=scratch).maps.copy()
 
 
 def _compute(
