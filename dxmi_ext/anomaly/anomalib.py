@@ -62,8 +62,9 @@ class DxMI(MemoryBankMixin, AnomalibModule):
       from validation images, defective ones among them.
     - Augmentations of the data module: none. ``max_epochs``: 1, which is the default here.
 
-    anomalib decodes the files. Images of 8 bits a channel without an EXIF orientation are the same to both;
-    it cuts values of 16 bits off at 255 and does not turn images upright, so convert those first.
+    anomalib decodes the files. Opaque images of 8 bits a channel are the same to both, if they have no EXIF
+    orientation. Convert others first: anomalib cuts values of 16 bits off at 255, shows the colours that
+    transparent pixels hide, and does not turn images upright.
 
     On as many CPU threads it learns the same as ``dxmi train``; on others, the same to rounding.
     Checkpoints restore all that was learned. An exported model (``Engine.export``) has no Pillow: give it
