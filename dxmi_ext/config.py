@@ -28,7 +28,7 @@ LARGEST_SEED = 2**63 - 1
 """The noise key and torch's generators hold it, and the number after it."""
 LARGEST_RUN = 10**7
 """Iterations of a phase: the four phases of a run together stay below the 10^8 of a checkpoint's name."""
-_LARGEST_INT, _LARGEST_FLOAT = 10**9, 1e12  # of settings that declare no maximum; 1e12 squared is a float32
+_LARGEST_INT, _LARGEST_FLOAT = 10**9, 1e30  # of settings that declare no maximum; a float32 holds both
 _LONGEST_YAML = 2**20  # bytes
 
 
@@ -54,7 +54,7 @@ def setting(
         help: its meaning in one line, shown by ``--help``.
         choices: the only values allowed.
         minimum: the smallest value allowed. ``None`` is allowed whatever all of these say.
-        maximum: the largest value allowed; None: 10^9 of integers, 10^12 of other numbers.
+        maximum: the largest value allowed; None: 10^9 of integers, 10^30 of other numbers.
         below: what the value must stay below.
         pattern: a regular expression that the whole text must match; ``help`` says what that means.
         path: whether the text may be a path, so that a leading ``~`` is a home folder.
