@@ -250,7 +250,7 @@ def test_a_file_of_vectors_becomes_a_table(
     assert cli.main(["score", str(run), str(data), "device=cpu"]) == 0
     numbers, stored = json.loads((run / "summary.json").read_text()), vectors.load(data)
     assert capsys.readouterr().out.startswith(f"{run / 'scores'}: Of 240 rows ")
-    assert {path.name for path in (run / "scores").iterdir()} == {"scores.csv"}
+    assert {path.name for path in (run / "scores").iterdir()} == {"dxmi.json", "scores.csv"}
     with (run / "scores/scores.csv").open() as file:
         table = list(csv.DictReader(file))
     assert [int(row["row"]) for row in table] == list(range(240))
