@@ -20,6 +20,8 @@ Image = pytest.importorskip("PIL.Image")
 pytest.importorskip("yaml")
 
 MARK = '{"kind": "run", "format": 1}'
+UNMARKED = "recipe: a\ntask: images\noutput: a\nseed: 0\niterations: 1\nbatch_size: 1\n"
+"""The config.yaml of a run from before folders were marked."""
 
 
 def write(root: Path, tree: str) -> Path:
@@ -40,7 +42,7 @@ def write(root: Path, tree: str) -> Path:
         elif path.suffix == ".png":
             save(path)
         else:
-            path.write_text(MARK)
+            path.write_text({"config.yaml": UNMARKED}.get(path.name, MARK))
     return root
 
 

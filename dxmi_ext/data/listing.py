@@ -40,7 +40,6 @@ _MASKS |= {"groundtruth", "groundtruths", "gt", "gts", "mask", "masks", "truth",
 _MASKS |= {"segmentation", "segmentations", "segmentationclass", "segmentationobject"}
 _OF_MASKS = _MASKS | _IMAGES | _SPLITS.keys() | {"anomaly", "binary", "class", "color", "defect", "defects"}
 _OF_MASKS |= {"ground", "map", "maps", "object", "pixel", "png"}
-_UNMARKED = {"config.yaml": ("checkpoints", "model"), "scores.csv": ("heatmaps",)}
 _REASONS = 8  # in a summary
 _YEAR = re.compile(r"(19|20)\d\d$")
 _MASK_OF = re.compile(
@@ -161,11 +160,9 @@ def _is(test: Callable[[], bool]) -> bool:
 
 def _is_results(path: str) -> bool:
     """Whether a folder is marked, or holds a run or scores from before folders were."""
-    return folders.is_marked(Path(path)) or any(
-        os.path.isfile(os.path.join(path, file))
-        and any(os.path.isdir(os.path.join(path, inner)) for inner in folders_beside)
-        for file, folders_beside in _UNMARKED.items()
-    )
+    folder = Path(path)
+    scored = (folder / "scores.csv").is_file() and (folder / "heatmaps").is_dir()
+    return folders.is_marked(folder) or folders.is_unmarked_run(folder) or scored
 
 
 def _enter(folder: Folder, entry: os.DirEntry[str], above: tuple[tuple[int, int], ...]) -> str | None:
