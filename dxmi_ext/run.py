@@ -358,7 +358,8 @@ class Run:
             clock = _Clock(self.device, self.cfg.batch_size, stepper.iteration)
             while stepper.iteration < iterations:
                 metrics = stepper.step(batch(stepper.iteration))
-                now, last, losses = stepper.iteration, stepper.iteration == iterations, {}
+                now, last = stepper.iteration, stepper.iteration == iterations
+                losses, saved = {}, False
                 draws = picture if _due(self.cfg.picture_every, now) else None
                 logs = last or _due(self.cfg.log_every, now) or draws is not None
                 saves = last or _due(self.cfg.checkpoint_every, now)
@@ -377,10 +378,11 @@ class Run:
                         losses = _losses(numbers)
                     if draws is not None:
                         self.log.picture(name, now, draws)
-                    if last or ((saves or stops) and not failures):
+                    saved = last or ((saves or stops) and not failures)
+                    if saved:
                         self._save(name, stepper, good=saves)
                 bar.update(1, **losses)
-                if stops or self._stops(now):  # perhaps asked to within the save
+                if stops or (saved and self._stops(now)):  # perhaps asked to within the save
                     break
         self.past.append(name)
         self._steps_past += iterations

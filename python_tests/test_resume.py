@@ -17,7 +17,7 @@ import pytest
 import deaths
 import runs
 from deaths import leftovers, limited_file_size
-from dxmi_ext import cli, files, signals
+from dxmi_ext import cli, files, runlog, signals
 from dxmi_ext.data import two_d as data
 from dxmi_ext.metrics import two_d as metrics
 from kill_experiment import Experiment
@@ -151,6 +151,17 @@ def test_a_signal_within_a_save_waits_for_it(
         patch.setattr(files, "_fsync", nth(2, FSYNC, ask(signal.SIGTERM)))
         assert train(tmp_path) == 0
     assert steps(tmp_path) == [0, 1] and leftovers(tmp_path) == []
+    assert train(tmp_path) == 0
+    assert_same_run(tmp_path, finished)
+
+
+def test_a_signal_while_an_iteration_is_logged_saves_the_next(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(runlog.RunLog, "log", nth(PRETRAIN + 2, runlog.RunLog.log, ask(signal.SIGTERM)))
+        assert train(tmp_path) == 0
+    assert steps(tmp_path)[-1] == PRETRAIN + 4 == len(runlog.read_metrics(tmp_path / "metrics.jsonl"))
     assert train(tmp_path) == 0
     assert_same_run(tmp_path, finished)
 
