@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _run(list(sys.argv[1:] if arguments is None else arguments))
         finally:
             if sys.stdout is not None:
-                sys.stdout.flush()  # what cannot be written is told while it can be
+                sys.stdout.flush()  # so that a failed write is reported
     except OSError as error:
         terminal.discard_rest()
         if isinstance(error, BrokenPipeError):  # as of `| head`

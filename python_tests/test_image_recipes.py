@@ -252,6 +252,24 @@ def test_a_run_keeps_what_its_network_was_trained_for(
     assert solved.shape == (2, 3, 8, 8) and solved.isfinite().all()
 
 
+def test_pretraining_draws_the_levels_and_rates_of_its_settings() -> None:
+    settings = {"schedule": "edm", "time_scale": 1000.0, "level_mean": -0.9, "level_std": 0.5}
+    settings |= {"pretrain_iterations": 10, "pretrain_lr": 1.0, "pretrain_warmup": 3}
+    cfg = images.Config(recipe="r", **settings)  # type: ignore[arg-type]
+    network, diffusion = images._network(cfg, (1, 8, 8), None)
+    pretrainer = images._pretrainer(cfg, network, diffusion, torch.contiguous_format, Ranks())
+    levels = pretrainer._draw_levels(4096, ops.noise_key(0), 0)
+    log_sigma = levels.noise.log()
+    assert log_sigma.mean().item() == pytest.approx(-0.9, abs=0.03)
+    assert log_sigma.std().item() == pytest.approx(0.5, abs=0.02)
+    torch.testing.assert_close(levels.time, 250 * log_sigma, rtol=1e-4, atol=1e-3)
+    rates = []
+    for iteration in range(10):
+        pretrainer._learning_rates.at(iteration)
+        rates.append(float(pretrainer._optimizer.param_groups[0]["lr"]))
+    assert rates == pytest.approx([0.25, 0.5 * 0.9, 0.75 * 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1])
+
+
 class Oracle(torch.nn.Module):
     """A network that predicts without error where all data are alike; its weight has no effect."""
 

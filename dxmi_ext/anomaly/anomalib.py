@@ -123,7 +123,7 @@ class DxMI(MemoryBankMixin, AnomalibModule):
         return made
 
     def training_step(self, batch: Batch, *args: Any, **kwargs: Any) -> Tensor:
-        """Keeps images, as small as features; the loss means nothing, Lightning wants one."""
+        """Keeps the images, which are as small as features. Lightning requires a loss; this one is a constant."""
         if not self._is_fitted:
             self._images.append(_resized(_to_uint8(batch.image), self.cfg.size).cpu())
             self._paths += batch.image_path or []
