@@ -123,7 +123,7 @@ class DxMI(MemoryBankMixin, AnomalibModule):
         return made
 
     def training_step(self, batch: Batch, *args: Any, **kwargs: Any) -> Tensor:
-        """Keeps the images, which are as small as features. The loss is a constant, as Lightning requires one."""
+        """Keeps the images, as small as features. The loss is a constant, which Lightning requires."""
         if not self._is_fitted:
             self._images.append(_resized(_to_uint8(batch.image), self.cfg.size).cpu())
             self._paths += batch.image_path or []
