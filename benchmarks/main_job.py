@@ -17,13 +17,15 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
-from dxmi_ext import noise
-from dxmi_ext.data import two_d as data
-from dxmi_ext.networks import Networks
-from dxmi_ext.pretrain import Pretrainer, uniform_levels
-from dxmi_ext.recipes import two_d as recipe
-from dxmi_ext.trainer import DxMITrainer, Stepper
+from dxmi_ext.engine.run import Stepper
+from dxmi_ext.method import noise
+from dxmi_ext.method.denoising import Pretrainer, uniform_levels
+from dxmi_ext.method.networks import Networks
+from dxmi_ext.method.trainer import DxMITrainer
+from dxmi_ext.two_d import densities as data
+from dxmi_ext.two_d import recipe
 
+DEFAULTS = recipe.Config()
 LINES = 5  # of progress in a phase
 
 
@@ -31,27 +33,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="The 8 Gaussians through the trainer's Python API.")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--no-graph", action="store_true", help="on a CUDA device, launch kernels one by one")
-    parser.add_argument("--iterations", type=int, default=recipe.Config.iterations)
-    parser.add_argument("--pretrain-iterations", type=int, default=recipe.Config.pretrain_iterations)
-    parser.add_argument("--samplings", type=int, default=recipe.Config.samplings)
+    parser.add_argument("--iterations", type=int, default=DEFAULTS.run.iterations)
+    parser.add_argument("--pretrain-iterations", type=int, default=DEFAULTS.run.pretrain_iterations)
+    parser.add_argument("--samplings", type=int, default=DEFAULTS.evaluation.samplings)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there")
     arguments = parser.parse_args()
-    settings = recipe.Config(
+    settings = DEFAULTS.replace(
         device=arguments.device,
         cuda_graph=torch.device(arguments.device).type == "cuda" and not arguments.no_graph,
         iterations=arguments.iterations,
         pretrain_iterations=arguments.pretrain_iterations,
         samplings=arguments.samplings,
     )
-    torch.set_num_threads(settings.threads)
+    torch.set_num_threads(settings.run.threads)
     networks, seconds = train(settings)
     start = perf_counter()
-    numbers = recipe.evaluate_networks(settings, networks, seed=settings.seed)
+    numbers = recipe.evaluate_networks(settings, networks, seed=settings.run.seed)
     seconds["evaluation"] = round(perf_counter() - start, 3)
     record = {
-        "device": settings.device,
-        "cuda_graph": settings.cuda_graph,
-        "iterations": settings.iterations,
+        "device": settings.run.device,
+        "cuda_graph": settings.execution.cuda_graph,
+        "iterations": settings.run.iterations,
         "seconds": seconds,
         **numbers,
     }
@@ -63,19 +65,28 @@ def main() -> None:
 
 def train(settings: recipe.Config) -> tuple[Networks, dict[str, float]]:
     """The averaged networks, and the seconds that each phase took."""
-    device = torch.device(settings.device)
+    device = torch.device(settings.run.device)
     networks, schedule = recipe.build(settings, device)
     pretrainer = Pretrainer(
         networks.sampler.network,
         uniform_levels(schedule.signal, schedule.noise),
-        lr=settings.pretrain_lr,
-        iterations=settings.pretrain_iterations,
-        seed=settings.seed,
-        settings=settings,
+        lr=settings.pretraining.pretrain_lr,
+        iterations=settings.run.pretrain_iterations,
+        seed=settings.run.seed,
+        execution=settings.execution,
     )
-    seconds = {"pretraining": repeat("pretrain", pretrainer, settings.pretrain_iterations, settings, device)}
-    trainer = DxMITrainer(networks, settings, iterations=settings.iterations, seed=settings.seed)
-    seconds["DxMI"] = repeat("dxmi", trainer, settings.iterations, settings, device)
+    seconds = {
+        "pretraining": repeat("pretrain", pretrainer, settings.run.pretrain_iterations, settings, device)
+    }
+    iterations = settings.run.iterations
+    trainer = DxMITrainer(
+        networks,
+        settings.algorithm,
+        iterations=iterations,
+        seed=settings.run.seed,
+        execution=settings.execution,
+    )
+    seconds["DxMI"] = repeat("dxmi", trainer, iterations, settings, device)
     return trainer.averaged, seconds
 
 
@@ -83,11 +94,11 @@ def repeat(
     phase: str, stepper: Stepper, iterations: int, settings: recipe.Config, device: torch.device
 ) -> float:
     """Runs a phase on the recipe's data; its seconds."""
-    draws = noise.Draws(settings.seed, f"data of {phase}", ["data"], device)
+    draws = noise.Draws(settings.run.seed, f"data of {phase}", ["data"], device)
     start = perf_counter()
     for iteration in range(iterations):
         key = draws.at(iteration)["data"]
-        numbers = stepper.step(data.sample(settings.data, settings.batch_size, key))
+        numbers = stepper.step(data.sample(settings.density.data, settings.run.batch_size, key))
         if (iteration + 1) % max(1, iterations // LINES) == 0:
             # Reading them waits for the device.
             print(phase, iteration + 1, {name: mean(x) for name, x in numbers.items()}, flush=True)

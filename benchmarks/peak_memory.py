@@ -17,10 +17,12 @@ from pathlib import Path
 
 import torch
 
-from dxmi_ext import ops, schedules
-from dxmi_ext.networks import Networks
-from dxmi_ext.sampler import GaussianSampler
-from dxmi_ext.trainer import DxMISettings, DxMITrainer
+from dxmi_ext import ops
+from dxmi_ext.method import schedules
+from dxmi_ext.method.networks import Networks
+from dxmi_ext.method.sampler import GaussianSampler
+from dxmi_ext.method.settings import DxMISettings
+from dxmi_ext.method.trainer import DxMITrainer
 from networks import ConvValue, UNet
 from plain_iteration import PlainLoop
 

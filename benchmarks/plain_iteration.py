@@ -12,8 +12,8 @@ from copy import deepcopy
 import torch
 from torch import Tensor, nn
 
-from dxmi_ext.networks import Networks
-from dxmi_ext.trainer import DxMISettings
+from dxmi_ext.method.networks import Networks
+from dxmi_ext.method.settings import DxMISettings
 
 
 class TorchNoise:
@@ -32,7 +32,7 @@ class TorchNoise:
 
 
 class PlainLoop:
-    """Trains a sampler and a value together; the same losses as `dxmi_ext.trainer.DxMITrainer`.
+    """Trains a sampler and a value together; the same losses as `dxmi_ext.method.trainer.DxMITrainer`.
 
     Args:
         fused: fused optimizers, as the trainer's, rather than torch's default.

@@ -21,9 +21,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop, sdpa_flop
 
-from dxmi_ext import checkpoint, config, recipes
-from dxmi_ext.recipes import images
-from dxmi_ext.trainer import DxMITrainer
+from dxmi_ext import tasks
+from dxmi_ext.engine import checkpoint, config
+from dxmi_ext.images import model
+from dxmi_ext.images.settings import Config
+from dxmi_ext.method.trainer import DxMITrainer
 
 # Recipe -> shape of its data, classes.
 DATA: dict[str, tuple[tuple[int, int, int], int | None]] = {
@@ -74,13 +76,15 @@ def is_tensor(value: Any) -> bool:
     return isinstance(value, torch.Tensor)
 
 
-def costs(name: str) -> tuple[images.Config, int, list[int]]:
+def costs(name: str) -> tuple[Config, int, list[int]]:
     """Settings, operations of an iteration on all rows, and bytes on one of each number of ranks."""
-    cfg = config.load(images.Config, recipes.find(name), ["device=cpu"])
+    cfg = config.load(Config, tasks.find(name), ["device=cpu"])
     shape, classes = DATA[name]
-    network, diffusion = images._network(cfg, shape, classes)
-    networks = images._networks(cfg, network, shape, classes, diffusion)
-    trainer = DxMITrainer(networks, cfg, iterations=cfg.iterations, seed=0)
+    network, diffusion = model.network_of(cfg, shape, classes)
+    networks = model.networks_of(cfg, network, shape, classes, diffusion)
+    trainer = DxMITrainer(
+        networks, cfg.algorithm, iterations=cfg.run.iterations, seed=0, execution=cfg.execution
+    )
 
     def step(rows: int) -> tuple[int, int]:
         labels = None if classes is None else torch.zeros(rows, dtype=torch.int64)
@@ -91,9 +95,9 @@ def costs(name: str) -> tuple[images.Config, int, list[int]]:
 
     with FakeTensorMode(allow_non_fake_inputs=True):
         each, _ = step(1)  # makes the optimizers' moments, too
-        peaks = [step(cfg.batch_size // ranks)[1] for ranks in RANKS]
+        peaks = [step(cfg.run.batch_size // ranks)[1] for ranks in RANKS]
         state = checkpoint.nbytes(trainer.state_dict())
-    return cfg, each * cfg.batch_size, [state + peak for peak in peaks]
+    return cfg, each * cfg.run.batch_size, [state + peak for peak in peaks]
 
 
 def main() -> None:
@@ -102,8 +106,8 @@ def main() -> None:
     print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
     for name in sys.argv[1:] or DATA:
         cfg, flops, peaks = costs(name)
-        cells = [f"`{name}`", str(cfg.batch_size), f"{flops / 1e12:.0f}"]
-        cells += [f"{flops * cfg.iterations / 1e18:.1f}", *(f"{peak / 2**30:.1f}" for peak in peaks)]
+        cells = [f"`{name}`", str(cfg.run.batch_size), f"{flops / 1e12:.0f}"]
+        cells += [f"{flops * cfg.run.iterations / 1e18:.1f}", *(f"{peak / 2**30:.1f}" for peak in peaks)]
         print(f"| {' | '.join(cells)} |", flush=True)
 
 

@@ -2,7 +2,7 @@
 
 The losses of both are compared first, under the same noise; then the loop draws its own, as loops do.
 *networks alone* is the floor of both: the same passes through the networks and nothing else. The other rows
-are ours again with other settings of how the networks run (``dxmi_ext.speed``), beside ours as it is.
+are ours again with other settings of how the networks run (``engine.execution``), beside ours as it is.
 """
 
 from __future__ import annotations
@@ -10,16 +10,19 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from copy import deepcopy
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch import Tensor
 
-from dxmi_ext import noise, ops, schedules
-from dxmi_ext.networks import Networks, frozen
-from dxmi_ext.sampler import GaussianSampler
-from dxmi_ext.trainer import DxMISettings, DxMITrainer
+from dxmi_ext import ops
+from dxmi_ext.engine.execution import ExecutionSettings
+from dxmi_ext.method import noise, schedules
+from dxmi_ext.method.networks import Networks, frozen
+from dxmi_ext.method.sampler import GaussianSampler
+from dxmi_ext.method.settings import DxMISettings
+from dxmi_ext.method.trainer import DxMITrainer
 from networks import BFloat16, ConvValue, UNet
 from peers import OURS
 from places import Place
@@ -35,7 +38,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "bfloat16, channels_last": {"precision": "bfloat16", "channels_last": True},
     "compiled": {"compile": True},
 }
-Setup = tuple[Networks, DxMISettings, Tensor]
+
+
+class Setup(NamedTuple):
+    networks: Networks
+    settings: DxMISettings
+    execution: ExecutionSettings
+    data: Tensor
 
 
 class TrainersNoise(TorchNoise):
@@ -67,13 +76,18 @@ def two_d(place: Place) -> Setup:
     """The recipe 8gaussians as it stands."""
     for library in ("safetensors", "tqdm"):
         pytest.importorskip(library, reason=f"the 2D recipe needs {library}")
-    from dxmi_ext.data import two_d as data
-    from dxmi_ext.recipes import two_d as recipe
+    from dxmi_ext.two_d import densities as data
+    from dxmi_ext.two_d import recipe
 
     settings = recipe.Config()  # the defaults are those of 8gaussians.yaml
     networks, _ = recipe.build(settings, place.device)
     key = ops.noise_key(SEED, device=place.device)
-    return networks, settings, data.sample(settings.data, settings.batch_size, key)
+    return Setup(
+        networks,
+        settings.algorithm,
+        settings.execution,
+        data.sample(settings.density.data, settings.run.batch_size, key),
+    )
 
 
 def is_small(place: Place, quick: bool) -> bool:
@@ -92,10 +106,11 @@ def images(place: Place, quick: bool) -> Setup:
     networks = Networks(GaussianSampler(network, schedule, (3, 32, 32)), value).to(place.device)
     data = ops.normal((batch, 3, 32, 32), ops.noise_key(SEED, device=place.device)).clamp(-1, 1)
     speed = VARIANTS["bfloat16, channels_last" if cuda else "float32"]
-    return networks, DxMISettings(sampler_steps=1, sampler_lr=1e-5, **speed), data
+    algorithm = DxMISettings(sampler_steps=1, sampler_lr=1e-5)
+    return Setup(networks, algorithm, ExecutionSettings(**speed), data)
 
 
-def as_they_run(networks: Networks, settings: DxMISettings) -> Networks:
+def as_they_run(networks: Networks, settings: ExecutionSettings) -> Networks:
     """Networks that run as the settings say by themselves, for a loop that does not know of settings."""
     networks = deepcopy(networks)
     if settings.precision == "bfloat16":
@@ -110,13 +125,13 @@ def test_iteration(measure: Any, place: Place, quick: bool, task: str, name: str
     group = title(task, place, quick)
     if place.graph and name == FLOOR:
         measure.skip(group, name, "measured on cuda")
-    networks, settings, data = two_d(place) if task == "2D" else images(place, quick)
+    networks, settings, execution, data = two_d(place) if task == "2D" else images(place, quick)
     if name in (PLAIN, FUSED):
         tolerance = 1e-3 if place.device.type == "cpu" else 5e-2
-        assert_same_losses(networks, settings, data, fused=name == FUSED, tolerance=tolerance)
+        assert_same_losses(networks, settings, execution, data, fused=name == FUSED, tolerance=tolerance)
     # In a graph ours alone: a loop that asks for its numbers cannot be captured.
-    trainer = make_trainer(networks, settings, cuda_graph=place.graph)
-    plain = as_they_run(networks, settings)
+    trainer = make_trainer(networks, settings, execution, cuda_graph=place.graph)
+    plain = as_they_run(networks, execution)
     loop = PlainLoop(plain, settings, iterations=ITERATIONS, fused=name == FUSED)
     calls: dict[str, Callable[[], Any]] = {
         OURS: lambda: trainer.step(data),
@@ -132,16 +147,16 @@ def test_iteration(measure: Any, place: Place, quick: bool, task: str, name: str
 def test_settings(measure: Any, place: Place, quick: bool, task: str, name: str) -> None:
     """The settings' effect on ours; that they change no loss but by rounding is a test of the package."""
     group = title(task, place, quick)
-    networks, settings, data = two_d(place) if task == "2D" else images(place, quick)
+    networks, settings, execution, data = two_d(place) if task == "2D" else images(place, quick)
     changes = VARIANTS[name]
-    if all(getattr(settings, key) == value for key, value in changes.items()):
+    if all(getattr(execution, key) == value for key, value in changes.items()):
         pytest.skip("these are the settings of ours")
     if task == "2D" and "compile" not in changes:
         pytest.skip("for images")
     if "compile" in changes and task == "image" and place.device.type == "cpu":
         measure.skip(group, f"ours, {name}", "compiling a U-Net for a CPU takes minutes")
-    ours = make_trainer(networks, settings, cuda_graph=place.graph)
-    theirs = make_trainer(networks, settings, cuda_graph=place.graph, **changes)
+    ours = make_trainer(networks, settings, execution, cuda_graph=place.graph)
+    theirs = make_trainer(networks, settings, execution, cuda_graph=place.graph, **changes)
     measure(
         lambda: theirs.step(data),
         group,
@@ -155,9 +170,11 @@ def title(task: str, place: Place, quick: bool) -> str:
     return f"iteration of {'small ' if task == 'image' and is_small(place, quick) else ''}{task} networks"
 
 
-def make_trainer(networks: Networks, settings: DxMISettings, **changes: Any) -> DxMITrainer:
-    settings = dataclasses.replace(settings, **changes)
-    return DxMITrainer(deepcopy(networks), settings, iterations=ITERATIONS, seed=SEED)
+def make_trainer(
+    networks: Networks, settings: DxMISettings, execution: ExecutionSettings, **changes: Any
+) -> DxMITrainer:
+    execution = dataclasses.replace(execution, **changes)
+    return DxMITrainer(deepcopy(networks), settings, iterations=ITERATIONS, seed=SEED, execution=execution)
 
 
 def passes(networks: Networks, settings: DxMISettings, data: Tensor) -> None:
@@ -178,13 +195,19 @@ def passes(networks: Networks, settings: DxMISettings, data: Tensor) -> None:
 
 
 def assert_same_losses(
-    networks: Networks, settings: DxMISettings, data: Tensor, *, fused: bool, tolerance: float
+    networks: Networks,
+    settings: DxMISettings,
+    execution: ExecutionSettings,
+    data: Tensor,
+    *,
+    fused: bool,
+    tolerance: float,
 ) -> None:
     """Two iterations, so that what the first has updated shows in the losses of the second."""
-    trainer = make_trainer(networks, settings)
+    trainer = make_trainer(networks, settings, execution)
     its_noise = TrainersNoise(settings, data.device)
     loop = PlainLoop(
-        as_they_run(networks, settings), settings, iterations=ITERATIONS, noise=its_noise, fused=fused
+        as_they_run(networks, execution), settings, iterations=ITERATIONS, noise=its_noise, fused=fused
     )
     for _ in range(2):
         ours, theirs = trainer.step(data), loop.step(data)

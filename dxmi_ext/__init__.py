@@ -1,11 +1,14 @@
 """DxMI: a few-step diffusion sampler and an energy-based model, trained together without MCMC.
 
-``dxmi_ext.ops`` has the fused torch ops; it needs torch and numpy alone. Imports run one way:
-ops, noise, schedules, sampler, trainer, recipes, cli.
+The names in ``__all__`` are for use in other training code; each is imported when it is first used.
+``dxmi_ext.ops`` holds the fused torch ops and needs torch and numpy alone. Imports run one way:
+_native <- ops <- engine <- method <- two_d, images, anomaly <- reproduce <- cli.
 """
 
+import importlib
 from importlib.metadata import PackageNotFoundError, version
 from pkgutil import extend_path
+from typing import Any
 
 # In a checkout, which Python's -m and -c put first on the path, the compiled module is that of the installed
 # package.
@@ -15,3 +18,21 @@ try:
     __version__ = version("dxmi_ext")
 except PackageNotFoundError:  # imported from the source folder; _native says what to do
     __version__ = "0+uninstalled"
+
+_HOMES = {
+    "DxMISettings": "method.settings",
+    "DxMITrainer": "method.trainer",
+    "GaussianSampler": "method.sampler",
+    "Networks": "method.networks",
+    "noise": "method.noise",
+    "ops": "ops",
+    "schedules": "method.schedules",
+}
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home = importlib.import_module(f"{__name__}.{_HOMES[name]}")
+    return home if _HOMES[name].rpartition(".")[2] == name else getattr(home, name)

@@ -15,10 +15,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import NoReturn, TypeVar
 
-from dxmi_ext import config, terminal
-from dxmi_ext.config import Settings, setting
-from dxmi_ext.errors import UserError
-from dxmi_ext.signals import Stopped
+from dxmi_ext.engine import config, terminal
+from dxmi_ext.engine.errors import UserError
+from dxmi_ext.engine.settings import ConfigError, Settings, expand, setting
+from dxmi_ext.engine.signals import Stopped
 
 S = TypeVar("S", bound=Settings)
 
@@ -51,7 +51,7 @@ def _run(given: list[str]) -> int:
     options = _read(given)
     try:
         if getattr(options, "target", None) is not None:
-            options.target = config.expand(options.target_name, options.target)
+            options.target = expand(options.target_name, options.target)
             options.settings = [_expanded(text) for text in options.settings]
         options.run(options)
     except BrokenPipeError:
@@ -121,7 +121,7 @@ def _hint(unknown: str, given: list[str]) -> str:
 
 def _expanded(text: str) -> str:
     """A path among the settings; key=value stays as it is, for the key to say whether it is a path."""
-    return config.expand("path", text) if text.startswith("~") else text
+    return expand("path", text) if text.startswith("~") else text
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -199,42 +199,47 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _train(options: argparse.Namespace) -> None:
-    from dxmi_ext import recipes
+    from dxmi_ext import tasks
+    from dxmi_ext.engine.run import RunSettings
 
     if options.target is None:
-        common = config.describe(config.RunConfig(recipe="RECIPE"))
+        common = config.describe(RunSettings(recipe="RECIPE"))
         _show_help(
             options,
-            f"recipes: {', '.join(recipes.names())}, each with settings of its own (dxmi train RECIPE --help)"
+            f"recipes: {', '.join(tasks.recipes())}, each with settings of its own (dxmi train RECIPE --help)"
             f"\n\n{common}",
         )
         return
-    from dxmi_ext.ranks import Ranks
-    from dxmi_ext.run import choose_device
+    from dxmi_ext.engine.device import choose as choose_device
+    from dxmi_ext.engine.ranks import Ranks
 
-    path = recipes.find(options.target)
-    task = recipes.task_of(path)
+    path = tasks.find(options.target)
+    task = tasks.task_of(path)
     if options.help:
         _show_help(options, config.describe(config.load(task.Config, path)))
         return
     cfg = config.load(task.Config, path, [*options.settings, *["dry_run=true"] * options.dry_run])
     ranks = Ranks.from_environment()
     try:
-        with ranks.joined(choose_device(cfg.device, ranks.local_rank)):
+        with ranks.joined(choose_device(cfg.run.device, ranks.local_rank)):
             (task.train if options.command == "train" else task.pretrain)(cfg, ranks)
     except Stopped:
         if not ranks.first:
             return
         settings = [s for s in options.settings if s.partition("=")[0] not in ("output", "resume")]
-        _tell_how_to_go_on(options, f"output={cfg.output}", *settings)
+        _tell_how_to_go_on(options, f"output={cfg.run.output}", *settings)
 
 
 def _data(options: argparse.Namespace) -> None:
     import json
 
-    from dxmi_ext import recipes
-    from dxmi_ext.data import anomaly_sources, image_sources, overview, vectors
-    from dxmi_ext.recipes import images
+    from dxmi_ext import tasks
+    from dxmi_ext.anomaly import layouts as anomaly_sources
+    from dxmi_ext.anomaly import vectors
+    from dxmi_ext.anomaly.overview import recipe_for
+    from dxmi_ext.images import layouts as image_sources
+    from dxmi_ext.images import overview
+    from dxmi_ext.images import recipe as images
 
     if options.help or options.target is None:
         layouts = (
@@ -250,48 +255,51 @@ def _data(options: argparse.Namespace) -> None:
         return
     chosen = [text for text in options.settings if text.startswith("recipe=")]
     settings = [text for text in options.settings if text not in chosen]
-    name = chosen[-1].partition("=")[2] if chosen else overview.task_of(Path(options.target))
-    yaml = None if name == "images" else recipes.find(name)
-    task = images if yaml is None else recipes.task_of(yaml)
+    name = chosen[-1].partition("=")[2] if chosen else recipe_for(Path(options.target))
+    yaml = None if name == "images" else tasks.find(name)
+    task = images if yaml is None else tasks.task_of(yaml)
     if not hasattr(task, "read"):
-        raise config.ConfigError(f"recipe must be one that reads data from a path, got {name!r}")
+        raise ConfigError(f"recipe must be one that reads data from a path, got {name!r}")
     read = task.read(config.load(task.Config, yaml, [*settings, f"data={options.target}"]))
     about = {"recipe": name, **read.details()}
     print(json.dumps(about, indent=2) if options.json else overview.text_of(about))
 
 
 def _sample(options: argparse.Namespace) -> None:
-    from dxmi_ext import generate
-    from dxmi_ext.ranks import Ranks
-    from dxmi_ext.run import choose_device
+    from dxmi_ext.engine import samples
+    from dxmi_ext.engine.device import choose as choose_device
+    from dxmi_ext.engine.ranks import Ranks
+    from dxmi_ext.method import generate
 
     if (cfg := _settings(options, generate.SampleSettings)) is None:
         return
     folder, task = _run_of(options)
     output = cfg.output or str(folder / "samples.npz")
-    generate.check_output(output)
+    samples.check_output(output)
     n = cfg.n or (64 if output.endswith(".png") else 10_000)
     ranks = Ranks.from_environment()
     device = choose_device(cfg.device, ranks.local_rank)
-    rows = generate.rows_of(n, ranks)
+    rows = samples.rows_of(n, ranks)
     with ranks.joined(device):
         drawn = task.sample(
             *(folder, rows, cfg.seed, cfg.batch_size, device),
             **{"guidance": cfg.guidance, "labels": cfg.labels, "steps": cfg.steps},
         )
-        written = generate.write(output, n, drawn, ranks)
+        written = samples.write(output, n, drawn, ranks)
     if ranks.first:
         print(f"{output}: {written}")
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    from dxmi_ext import folders, recipes
-    from dxmi_ext.run import choose_device
-    from dxmi_ext.runlog import write_json
+    from dxmi_ext import tasks
+    from dxmi_ext.engine import folders
+    from dxmi_ext.engine.device import choose as choose_device
+    from dxmi_ext.engine.runlog import write_json
 
     if options.target is None:
         shown = (
-            f"of {name} runs:\n{config.describe(task.EvaluateSettings())}" for name, task in recipes.tasks()
+            f"of {name} runs:\n{config.describe(tasks.load(name).EvaluateSettings())}"
+            for name in tasks.tasks()
         )
         _show_help(options, "\n\n".join(shown))
         return
@@ -313,14 +321,14 @@ def _evaluate(options: argparse.Namespace) -> None:
 def _score(options: argparse.Namespace) -> None:
     from dxmi_ext.anomaly import inspection
     from dxmi_ext.anomaly.scoring import VectorScorer
-    from dxmi_ext.run import choose_device
+    from dxmi_ext.engine.device import choose as choose_device
 
     given, options.settings = inspection.split_arguments(options.settings)
     if (cfg := _settings(options, inspection.ScoreSettings)) is None:
         return
     folder, task = _run_of(options)
     if not hasattr(task, "load_scorer"):
-        raise config.ConfigError(f"RUN: got {options.target!r}, which is no run of anomaly detection")
+        raise ConfigError(f"RUN: got {options.target!r}, which is no run of anomaly detection")
     output = Path(cfg.output or folder / "scores")
     inspection.check_output(output)
     scorer = task.load_scorer(folder, choose_device(cfg.device))
@@ -341,7 +349,7 @@ def _report(options: argparse.Namespace) -> None:
 
     if (cfg := _settings(options, ReportSettings)) is None:
         return
-    from dxmi_ext import files, folders, report
+    from dxmi_ext.engine import files, folders, report
 
     folder, _ = _run_of(options, finished=False)
     output = Path(cfg.output or folder / "report.html")
@@ -352,7 +360,7 @@ def _report(options: argparse.Namespace) -> None:
 
 
 def _reproduce(options: argparse.Namespace) -> None:
-    from dxmi_ext import reproduce
+    from dxmi_ext.reproduce import command as reproduce
 
     if options.help or options.target is None:
         _show_help(options, reproduce.describe(options.target))
@@ -366,7 +374,7 @@ def _reproduce(options: argparse.Namespace) -> None:
 
 
 def _export(options: argparse.Namespace) -> None:
-    from dxmi_ext import exchange
+    from dxmi_ext.images import exchange
 
     if (cfg := _settings(options, exchange.ExportSettings)) is None:
         return
@@ -381,17 +389,17 @@ def _export(options: argparse.Namespace) -> None:
         print(f"{output}: a detector; to use it:\n{usage}")
         return
     if cfg.onnx is not None:
-        raise config.ConfigError(f"onnx: got {cfg.onnx}, but {options.target} is no run of anomaly detection")
+        raise ConfigError(f"onnx: got {cfg.onnx}, but {options.target} is no run of anomaly detection")
     output = Path(cfg.output or folder / "diffusers")
     trained, networks = task.load(folder, torch.device("cpu"))
-    if not trained.trains_sampler:
-        raise config.ConfigError(f"RUN: got {options.target!r}, which trained no sampler")
+    if not trained.algorithm.trains_sampler:
+        raise ConfigError(f"RUN: got {options.target!r}, which trained no sampler")
     usage = exchange.export(networks.sampler, output)
     print(f"{output}: a pipeline of diffusers; to use it:\n{usage}")
 
 
 def _convert(options: argparse.Namespace) -> None:
-    from dxmi_ext import exchange
+    from dxmi_ext.images import exchange
 
     if (cfg := _settings(options, exchange.ConvertSettings)) is not None:
         output = exchange.convert_checkpoint(Path(options.target), cfg)
@@ -438,14 +446,15 @@ def _settings(options: argparse.Namespace, cls: type[S]) -> S | None:
 
 def _run_of(options: argparse.Namespace, *, finished: bool = True) -> tuple[Path, ModuleType]:
     """The folder that a command is about, and its task; one with networks, if it has to be finished."""
-    from dxmi_ext import folders, recipes
+    from dxmi_ext import tasks
+    from dxmi_ext.engine import folders
 
     folder = Path(options.target)
     if not (folders.is_run(folder) and (folder / "config.yaml").is_file()):
-        raise config.ConfigError(f"RUN: got {options.target!r}, wants the folder of a run (with config.yaml)")
+        raise ConfigError(f"RUN: got {options.target!r}, wants the folder of a run (with config.yaml)")
     if finished and not (folder / "model").is_dir():
-        raise config.ConfigError(f"RUN: got {options.target!r}, which is not finished: it has no model/")
-    return folder, recipes.task_of(folder / "config.yaml")
+        raise ConfigError(f"RUN: got {options.target!r}, which is not finished: it has no model/")
+    return folder, tasks.task_of(folder / "config.yaml")
 
 
 def _show_help(options: argparse.Namespace, more: str = "") -> None:

@@ -3,8 +3,8 @@
 ``DxMIPipeline.from_pretrained(folder)`` loads what was saved, and so does ``DiffusionPipeline`` once this
 module has been imported: diffusers looks for the pipeline's class among its own attributes alone. Without the
 import, ``custom_pipeline="pipeline", trust_remote_code=True`` make it run the folder's pipeline.py, which
-imports this module. Imports torch, diffusers, ``dxmi_ext.ops``, ``dxmi_ext.schedules`` and
-``dxmi_ext.sampler``.
+imports this module. Imports torch, diffusers, ``dxmi_ext.ops``, ``dxmi_ext.method.schedules`` and
+``dxmi_ext.method.sampler``.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dxmi_ext import ops
-from dxmi_ext.sampler import GaussianSampler, Timed, conditioned, draw_latents, per_row
-from dxmi_ext.schedules import Schedule
+from dxmi_ext.engine.calls import call
+from dxmi_ext.method.sampler import GaussianSampler, Timed, draw_latents, per_row
+from dxmi_ext.method.schedules import Schedule
 
 _LOADER = '''"""Tells diffusers of dxmi_ext's pipeline:
 
@@ -263,7 +264,7 @@ class DxMIPipeline(DiffusionPipeline):
                 latent = latent.to(network.dtype)
             scaled = scheduler.scale_model_input(x, time).to(network.dtype)
             patches = F.pixel_unshuffle(scaled, patch)
-            output = conditioned(network, patches, time.expand(batch_size), labels, latent=latent)
+            output = call(network, patches, time.expand(batch_size), labels, latent=latent)
             output = F.pixel_shuffle(output, patch)
             x = scheduler.step(output, time, x, key=key, sample_offset=sample_offset).prev_sample
         self.maybe_free_model_hooks()

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dxmi_ext import generate, schedules
-from dxmi_ext.networks import Networks
-from dxmi_ext.ranks import Ranks
-from dxmi_ext.sampler import GaussianSampler, Timed
+from dxmi_ext.engine import samples
+from dxmi_ext.engine.ranks import Ranks
+from dxmi_ext.method import generate, schedules
+from dxmi_ext.method.networks import Networks
+from dxmi_ext.method.sampler import GaussianSampler, Timed
 
 SHAPE = (3, 8, 8)
 SEED = 5
@@ -40,12 +41,12 @@ def make_networks(network: nn.Module) -> Networks:
 
 
 def write(ranks: Ranks, outputs: list[tuple[Path, str, int]], options: dict[str, Any]) -> list[str]:
-    """Writes samples of classes to each (folder, name, n); what `generate.write` says."""
+    """Writes samples of classes to each (folder, name, n); what `samples.write` says."""
     torch.set_num_threads(1)
     networks, said = make_networks(Network()), []
     with ranks.joined(torch.device("cpu")):
         for folder, name, n in outputs:
-            rows = generate.rows_of(n, ranks)
+            rows = samples.rows_of(n, ranks)
             drawn = generate.batches(networks, rows, SEED, classes=10, **options)
-            said.append(generate.write(f"{folder}/{name}", n, drawn, ranks))
+            said.append(samples.write(f"{folder}/{name}", n, drawn, ranks))
     return said

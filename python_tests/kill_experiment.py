@@ -24,7 +24,8 @@ from tqdm import tqdm
 
 import runs
 from deaths import leftovers
-from dxmi_ext import checkpoint, cli
+from dxmi_ext import cli
+from dxmi_ext.engine import checkpoint
 
 _SETTINGS = [
     "pretrain_iterations=100",
@@ -58,7 +59,7 @@ class Experiment:
     def __init__(self, folder: Path, settings: list[str], seed: int) -> None:
         self._folder, self._settings, self._random = folder, settings, random.Random(seed)
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["dxmi_ext.recipes.two_d", *_LIBRARIES])
+        self._context.set_forkserver_preload(["dxmi_ext.two_d.recipe", *_LIBRARIES])
         self.damage: list[str] = []
         self._reference, self._seconds = folder / "uninterrupted", 0.0
         self._session(self._reference, None)

@@ -17,18 +17,21 @@ import torch.distributed as dist
 from torch import Tensor, multiprocessing
 
 import runs
-from dxmi_ext import checkpoint, ops, schedules, sharding, speed
-from dxmi_ext.contrastive import LangevinTrainer
-from dxmi_ext.errors import UserError
-from dxmi_ext.health import Diverged
-from dxmi_ext.models.mlp import EnergyMLP, SamplerMLP, ValueMLP
-from dxmi_ext.networks import Networks
-from dxmi_ext.pretrain import Pretrainer, uniform_levels
-from dxmi_ext.ranks import RankError, Ranks, Votes
-from dxmi_ext.recipes import two_d
-from dxmi_ext.sampler import GaussianSampler
-from dxmi_ext.signals import Stopped
-from dxmi_ext.trainer import DxMISettings, DxMITrainer
+from dxmi_ext import ops
+from dxmi_ext.engine import checkpoint, execution, sharding
+from dxmi_ext.engine.errors import UserError
+from dxmi_ext.engine.health import Diverged
+from dxmi_ext.engine.ranks import RankError, Ranks, Votes
+from dxmi_ext.engine.signals import Stopped
+from dxmi_ext.method import schedules
+from dxmi_ext.method.contrastive import LangevinTrainer
+from dxmi_ext.method.denoising import Pretrainer, uniform_levels
+from dxmi_ext.method.networks import Networks
+from dxmi_ext.method.sampler import GaussianSampler
+from dxmi_ext.method.trainer import DxMITrainer
+from dxmi_ext.two_d import recipe as two_d
+from dxmi_ext.two_d.networks import EnergyMLP, SamplerMLP, ValueMLP
+from groups import groups
 
 B, D, T = 12, 3, 4  # global batch, data dimensions, steps
 ITERATIONS = 3
@@ -41,15 +44,16 @@ def make_trainer(ranks: Ranks, *, separate: bool = False, device: str = "cpu", *
     sampler = GaussianSampler(SamplerMLP(D, T, width=8, depth=2), SCHEDULE, (D,))
     energy = EnergyMLP(D, width=8, depth=2) if separate else None
     networks = Networks(sampler, ValueMLP(D, T, width=8, depth=2), energy).double().to(device)
-    settings = DxMISettings(sampler_steps=2, value_clip=0.3, **changes)
-    speed.BACKEND = "aot_eager"  # torch.compile without a compiler
+    settings = groups(sampler_steps=2, value_clip=0.3, **changes)
+    execution.BACKEND = "aot_eager"  # torch.compile without a compiler
     length: dict[str, Any] = {"iterations": ITERATIONS, "seed": 1, "ranks": ranks}
-    speed.prepare(settings, sampler)
+    execution.prepare(settings["execution"], sampler.network, data_shape=(D,))
     levels = uniform_levels(SCHEDULE.signal, SCHEDULE.noise)
-    pretrainer = Pretrainer(sampler.network, levels, lr=1e-2, settings=settings, **length)
+    pretrainer = Pretrainer(sampler.network, levels, lr=1e-2, execution=settings["execution"], **length)
     for i in range(ITERATIONS):
         pretrainer.step(batch(ranks, 10 + i, device))
-    return (DxMITrainer if settings.trains_sampler else LangevinTrainer)(networks, settings, **length)
+    trains = DxMITrainer if settings["algorithm"].trains_sampler else LangevinTrainer
+    return trains(networks, **settings, **length)
 
 
 def batch(ranks: Ranks, iteration: int, device: str = "cpu") -> Tensor:
@@ -135,8 +139,8 @@ def train_past_nans(ranks: Ranks, cases: list[tuple[str, bool]]) -> dict[tuple[s
                         _break(patch, trainer, place)
                     trainer.step(batch(ranks, i))
                 weights = gathered(dict(trainer.networks.named_parameters()))
-                failures = max(count.item() for count in trainer._failures.values())
-                stories.append((weights, failures, trainer.velocity_var.clone()))
+                failures = max(count.item() for count in trainer.parts()["failures"].values())
+                stories.append((weights, failures, trainer.costs.velocity_var.clone()))
             results[place, ranks.shard] = stories
     return results
 
@@ -150,7 +154,7 @@ def _break(patch: pytest.MonkeyPatch, trainer: DxMITrainer, place: str) -> None:
     elif place == "value":
         patch.setattr(ops, "td_target", poisoned(ops.td_target))
     elif place == "sampler":
-        patch.setattr(trainer, "_dxdp_loss", poisoned(trainer._dxdp_loss))
+        patch.setattr(ops, "running_cost", poisoned(ops.running_cost))
     else:  # the whole path, so all of them
         patch.setattr(trainer.sampler, "initial", poisoned(trainer.sampler.initial))
 
@@ -195,7 +199,7 @@ def vote(ranks: Ranks) -> list[int]:
 
 def stopped_run(ranks: Ranks, folder: Path, settings: list[str]) -> bool:
     """A run of which rank 1 alone gets a signal, within its eighth iteration."""
-    sample, calls = two_d.data_two_d.sample, iter(range(10**9))
+    sample, calls = two_d.densities.sample, iter(range(10**9))
 
     def sampled(*args: Any, **kwargs: Any) -> Tensor:
         if next(calls) == 7 and ranks.rank == 1:
@@ -203,7 +207,7 @@ def stopped_run(ranks: Ranks, folder: Path, settings: list[str]) -> bool:
         return sample(*args, **kwargs)
 
     with runs.quick(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(two_d.data_two_d, "sample", sampled)
+        patch.setattr(two_d.densities, "sample", sampled)
         cfg = runs.config_of(folder, *settings)
         with ranks.joined(torch.device("cpu")):
             try:
@@ -216,15 +220,15 @@ def stopped_run(ranks: Ranks, folder: Path, settings: list[str]) -> bool:
 def run_gone_bad(ranks: Ranks, folder: Path, settings: list[str], bad_attempts: int) -> tuple[Any, str]:
     """A run of which rank 1 alone meets NaNs, from its fourth iteration of DxMI on, in so many attempts: the
     averaged weights, or why it stopped."""
-    iterate, made = DxMITrainer._iteration_of, []
+    iterate, made = DxMITrainer._run, []
 
     def iteration(self: DxMITrainer, keys: Tensor, data: Tensor, *args: Any) -> Any:
         made.append(self)
-        bad = ranks.rank == 1 and self.iteration >= 3 and self._learning_rates.scale > 0.5**bad_attempts
+        bad = ranks.rank == 1 and self.iteration >= 3 and self.learners[0].rates.scale > 0.5**bad_attempts
         return iterate(self, keys, data * torch.nan if bad else data, *args)
 
     with runs.quick(), pytest.MonkeyPatch.context() as patch, ranks.joined(torch.device("cpu")):
-        patch.setattr(DxMITrainer, "_iteration_of", iteration)
+        patch.setattr(DxMITrainer, "_run", iteration)
         try:
             two_d.train(runs.config_of(folder, *settings), ranks)
         except Diverged as error:

@@ -8,10 +8,11 @@ from __future__ import annotations
 import sys
 
 import runs
-from dxmi_ext import cli, plots
-from dxmi_ext.metrics import two_d as metrics
-from dxmi_ext.recipes import two_d
-from dxmi_ext.reproduce import EXPERIMENTS, experiments
+from dxmi_ext import cli
+from dxmi_ext.reproduce import experiments, plots
+from dxmi_ext.reproduce.command import EXPERIMENTS
+from dxmi_ext.two_d import metrics
+from dxmi_ext.two_d import recipe as two_d
 
 LENGTH = {"pretrain_iterations": 40, "batch_size": 16}
 TINY = experiments.Experiment(

@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 
-from dxmi_ext import cli, config, recipes
-from dxmi_ext.data import two_d as data
-from dxmi_ext.metrics import two_d as metrics
-from dxmi_ext.recipes import two_d
-from dxmi_ext.runlog import TIMING_FIELDS, read_metrics
+from dxmi_ext import cli, tasks
+from dxmi_ext.engine import config
+from dxmi_ext.engine.runlog import TIMING_FIELDS, read_metrics
+from dxmi_ext.two_d import densities as data
+from dxmi_ext.two_d import metrics
+from dxmi_ext.two_d import recipe as two_d
 
 PRETRAIN, DXMI = 4, 6  # iterations; a checkpoint every 2
 SETTINGS = [
@@ -56,7 +57,7 @@ def train(folder: Path, *settings: str, recipe: str = "8gaussians", command: str
 
 def config_of(folder: Path, *settings: str) -> two_d.Config:
     """That of `train`."""
-    return config.load(two_d.Config, recipes.find("8gaussians"), [f"output={folder}", *SETTINGS, *settings])
+    return config.load(two_d.Config, tasks.find("8gaussians"), [f"output={folder}", *SETTINGS, *settings])
 
 
 def read(path: Path) -> dict[str, Any]:

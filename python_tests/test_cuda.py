@@ -16,11 +16,13 @@ from torch import Tensor
 import emulation
 import reference
 from cases import DIFFERENTIABLE, OPERATORS, PARAMETERS, SEED, T, arguments, call, recorded_calls, with_leaves
-from dxmi_ext import ops, schedules
-from dxmi_ext.models.mlp import SamplerMLP, ValueMLP
-from dxmi_ext.networks import Networks
-from dxmi_ext.sampler import GaussianSampler
-from dxmi_ext.trainer import DxMISettings, DxMITrainer
+from dxmi_ext import ops
+from dxmi_ext.method import schedules
+from dxmi_ext.method.networks import Networks
+from dxmi_ext.method.sampler import GaussianSampler
+from dxmi_ext.method.trainer import DxMITrainer
+from dxmi_ext.two_d.networks import SamplerMLP, ValueMLP
+from groups import groups
 
 DEVICES = ("emulated", "cuda")
 
@@ -125,17 +127,17 @@ def test_ops_do_not_wait_for_the_device(op: str, no_sync: Callable[[], None]) ->
     ops.next_key(ops.noise_key(3, device="cuda"))
 
 
-def make_trainer(settings: DxMISettings) -> DxMITrainer:
+def make_trainer(**settings: Any) -> DxMITrainer:
     torch.manual_seed(0)
     schedule = schedules.variance_exploding(T, sigma_max=2.0, sigma_min=0.4)
     sampler = GaussianSampler(SamplerMLP(2, T, width=8, depth=2), schedule, (2,))
     networks = Networks(sampler, ValueMLP(2, T, width=8, depth=2)).cuda()
-    return DxMITrainer(networks, settings, iterations=10, seed=0)
+    return DxMITrainer(networks, **groups(**settings), iterations=10, seed=0)
 
 
 @pytest.mark.gpu
 def test_training_does_not_wait_for_the_device(no_sync: Callable[[], None]) -> None:
-    trainer = make_trainer(DxMISettings())
+    trainer = make_trainer()
     data = torch.randn(16, 2, device="cuda")
     trainer.step(data)
     no_sync()
@@ -145,7 +147,7 @@ def test_training_does_not_wait_for_the_device(no_sync: Callable[[], None]) -> N
 @pytest.mark.gpu
 def test_training_in_a_graph_equals_training_without() -> None:
     """Weights, averages and metrics, to the bit; the rates decay and the noise is fresh in every replay."""
-    trainers = [make_trainer(DxMISettings(cuda_graph=graph)) for graph in (False, True)]
+    trainers = [make_trainer(cuda_graph=graph) for graph in (False, True)]
     for iteration in range(8):
         data = ops.normal((16, 2), ops.noise_key(iteration, device="cuda"))
         plain, graphed = (trainer.step(data) for trainer in trainers)
@@ -157,7 +159,7 @@ def test_training_in_a_graph_equals_training_without() -> None:
 @pytest.mark.gpu
 def test_a_captured_iteration_goes_on_from_a_state_loaded_later() -> None:
     """As a rollback does it: with other noise and rates, from before the first step and from the fourth."""
-    trainers = [make_trainer(DxMISettings(cuda_graph=graph)) for graph in (False, True)]
+    trainers = [make_trainer(cuda_graph=graph) for graph in (False, True)]
     kept = [copy.deepcopy(trainers[0].state_dict())]
     for attempt in range(3):
         for trainer in trainers:

@@ -2,13 +2,36 @@
 
 from __future__ import annotations
 
+import ast
+import graphlib
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+
+import dxmi_ext
 
 TRAIN_EXTRA = ("yaml", "sklearn", "matplotlib", "tensorboard", "safetensors", "tqdm")
 REFUSED = ("yaml", "sklearn", "matplotlib", "tensorboard", "diffusers", "huggingface_hub")
 REFUSED += ("PIL", "torchvision", "timm", "scipy")
+
+PACKAGE = Path(dxmi_ext.__path__[0])
+# From below to above; what stands in one line may import each other.
+ROOMS = (
+    "_native",
+    "ops",
+    "engine",
+    "method",
+    "pipeline",
+    "tasks",
+    "two_d",
+    "images",
+    "anomaly",
+    "reproduce",
+    "cli",
+)
+# These need libraries of their own, which modules of theirs inherit from.
+ADAPTERS = ("dxmi_ext.pipeline", "dxmi_ext.anomaly.anomalib")
 
 
 REFUSE = f"""
@@ -24,6 +47,48 @@ def run(code: str) -> str:
     return done.stdout
 
 
+def modules() -> Iterator[tuple[str, Path]]:
+    """All but the package itself, whose names are lazy."""
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        if name := ".".join(("dxmi_ext", *(part for part in parts if part != "__init__")))[9:]:
+            yield name, path
+
+
+def imported(path: Path) -> Iterator[str]:
+    """The modules and packages of ``dxmi_ext`` that a file imports anywhere, without their ``dxmi_ext.``."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path}: a relative import"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        yield from (name.removeprefix("dxmi_ext.") for name in names if name.startswith("dxmi_ext."))
+
+
+def test_imports_run_one_way() -> None:
+    """No room imports one above it, and no two modules import each other, wherever the import stands."""
+    homes, edges = dict(modules()), dict[str, set[str]]()
+    against = []
+    for name, path in homes.items():
+        for target in imported(path):
+            while target and target not in homes:
+                target = target.rpartition(".")[0]  # a name of the module
+            if not target:
+                continue  # __version__
+            edges.setdefault(name, set()).add(target)
+            here, there = name.partition(".")[0], target.partition(".")[0]
+            if ROOMS.index(there) > ROOMS.index(here):
+                against.append(f"{name} imports {target}")
+    assert not against
+    list(graphlib.TopologicalSorter(edges).static_order())  # raises where there is a cycle
+
+
+def test_public_names_are_there() -> None:
+    for name in dxmi_ext.__all__:
+        assert getattr(dxmi_ext, name).__name__.rpartition(".")[2] == name
+
+
 def test_ops_load_nothing_of_the_train_extra() -> None:
     """Beyond what torch itself loads."""
     code = f"""
@@ -36,15 +101,12 @@ print(*({{name.partition(".")[0] for name in sys.modules.keys() - before}} & set
 
 
 def test_training_needs_no_library_of_config_metrics_or_pictures() -> None:
+    names = [f"dxmi_ext.{name}" for name, _ in modules() if f"dxmi_ext.{name}" not in ADAPTERS]
     code = f"""
 {REFUSE}
-from dxmi_ext import checkpoint, pretrain, run, sampler, schedules, trainer
-from dxmi_ext.anomaly import backbones, collection, comparison, detectors, features, networks
-from dxmi_ext.anomaly import preparation, reconstruction, scoring
-from dxmi_ext.data import anomaly, images, two_d, vectors
-from dxmi_ext.metrics import anomaly, features, images, inception, two_d
-from dxmi_ext.models import convert, energy, mlp, pretrained, unet
-from dxmi_ext.recipes import anomaly, images, two_d
+import importlib
+for name in {names}:
+    importlib.import_module(name)
 """
     run(code)
 

@@ -14,10 +14,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from dxmi_ext import ops, schedules
-from dxmi_ext.models.unet import UNet
-from dxmi_ext.sampler import Clipped, GaussianSampler, Timed
-from dxmi_ext.schedules import Schedule
+from dxmi_ext import ops
+from dxmi_ext.images.unet import UNet
+from dxmi_ext.method import schedules
+from dxmi_ext.method.sampler import Clipped, GaussianSampler, Timed
+from dxmi_ext.method.schedules import Schedule
 
 diffusers = pytest.importorskip("diffusers", reason="the scheduler and pipeline are classes of diffusers")
 register_to_config = pytest.importorskip("diffusers.configuration_utils").register_to_config
@@ -185,8 +186,10 @@ for name, pipeline in loaded.items():
     pipeline.set_progress_bar_config(disable=True)
     images = pipeline(3, key=ops.noise_key(5), output_type="raw").images
     numpy.save(f"{folder}/{name}.npy", images.numpy())
-ours = {name.split(".")[1] for name in sys.modules if name.startswith("dxmi_ext.")}
-assert ours == {"_native", "_C", "ops", "pipeline", "sampler", "schedules"}, ours
+ours = {name[9:] for name in sys.modules if name.startswith("dxmi_ext.")}
+tables = {name for name in ours if name.startswith("method.schedules")}
+rooms = {"engine", "engine.calls", "method", "method.sampler"}
+assert ours - tables == {"_native", "_C", "ops", "pipeline", *rooms}, ours
 """
 
 

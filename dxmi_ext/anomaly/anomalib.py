@@ -13,7 +13,6 @@ and ``dxmi_ext``, the recipe too, which it is a front end of.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -33,14 +32,17 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2 import InterpolationMode, Resize
 from tqdm import trange
 
-from dxmi_ext import config, health, recipes
+from dxmi_ext import tasks
 from dxmi_ext.anomaly import collection, detectors, features
+from dxmi_ext.anomaly import dataset as anomaly
+from dxmi_ext.anomaly import layouts as anomaly_sources
+from dxmi_ext.anomaly import recipe as recipe_anomaly
+from dxmi_ext.anomaly.dataset import AnomalyData
 from dxmi_ext.anomaly.scoring import ScoreError, Scorer, maps_of
-from dxmi_ext.data import anomaly, anomaly_sources
-from dxmi_ext.data.anomaly import AnomalyData
-from dxmi_ext.ranks import Ranks
-from dxmi_ext.recipes import anomaly as recipe_anomaly
-from dxmi_ext.trainer import Stepper
+from dxmi_ext.engine import config, health
+from dxmi_ext.engine.ranks import Ranks
+from dxmi_ext.engine.run import Stepper
+from dxmi_ext.engine.settings import ConfigError
 
 _ELSEWHERE = {"recipe", "task", "output", "device", "threads", "shard", "resume", "dry_run"}
 _ELSEWHERE |= {"checkpoint_every", "keep_checkpoints", "rollbacks", "rollback_lr"}
@@ -91,7 +93,7 @@ class DxMI(MemoryBankMixin, AnomalibModule):
     ) -> None:
         cfg = _config(recipe, settings or {})
         super().__init__(
-            pre_processor=WholeImages(cfg.size) if pre_processor is True else pre_processor,
+            pre_processor=WholeImages(cfg.features.size) if pre_processor is True else pre_processor,
             post_processor=post_processor,
             evaluator=evaluator,
             visualizer=visualizer,
@@ -110,13 +112,14 @@ class DxMI(MemoryBankMixin, AnomalibModule):
             options: as the class takes them, but ``settings`` and ``recipe``, which are the run's.
 
         Raises:
-            ConfigError, CheckpointError, FeatureError: as `recipes.anomaly.load_scorer`.
+            ConfigError, CheckpointError, FeatureError: as `anomaly.recipe.load_scorer`.
         """
         scorer = recipe_anomaly.load_scorer(Path(directory), torch.device("cpu"))
         if not isinstance(scorer, Scorer):
-            raise config.ConfigError(f"directory must hold a run of images, got {directory}, one of vectors")
+            raise ConfigError(f"directory must hold a run of images, got {directory}, one of vectors")
         cfg = config.load(recipe_anomaly.Config, Path(directory) / "config.yaml")
-        settings = {k: v for k, v in dataclasses.asdict(cfg).items() if k not in _ELSEWHERE}
+        recipe = _config("anomaly", {}).flat()
+        settings = {k: v for k, v in cfg.flat().items() if k not in _ELSEWHERE and v != recipe[k]}
         made = cls(settings, **options)
         made._take(scorer)
         made._is_fitted = torch.tensor([True])
@@ -125,7 +128,7 @@ class DxMI(MemoryBankMixin, AnomalibModule):
     def training_step(self, batch: Batch, *args: Any, **kwargs: Any) -> Tensor:
         """Keeps the images, as small as features. The loss is a constant, which Lightning requires."""
         if not self._is_fitted:
-            self._images.append(_resized(_to_uint8(batch.image), self.cfg.size).cpu())
+            self._images.append(_resized(_to_uint8(batch.image), self.cfg.features.size).cpu())
             self._paths += batch.image_path or []
         return torch.zeros((), requires_grad=True, device=self.device)
 
@@ -146,7 +149,7 @@ class DxMI(MemoryBankMixin, AnomalibModule):
         with torch.inference_mode(False), torch.enable_grad():
             backbone, device = self.model.scorer.backbone, self.device
             data = AnomalyData(images, np.zeros(count, np.int64), split="train")
-            good = collection.divided(features.computed(data, backbone, device), self.cfg.holdout)
+            good = collection.divided(features.computed(data, backbone, device), self.cfg.source.holdout)
             self._take(recipe_anomaly.fit(_Phases(self.cfg, device), self.cfg, good, backbone))
         self._images, self._paths = [], []
 
@@ -188,17 +191,17 @@ class DxMI(MemoryBankMixin, AnomalibModule):
 def _config(recipe: str, settings: dict[str, Any]) -> recipe_anomaly.Config:
     """The recipe's settings and those given over them, checked as those of the command line are."""
     for key in _ELSEWHERE & settings.keys():
-        raise config.ConfigError(f"settings: {key} is for the command dxmi; anomalib decides it here")
+        raise ConfigError(f"settings: {key} is for the command dxmi; anomalib decides it here")
     given = [f"{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in settings.items()]
-    return config.load(recipe_anomaly.Config, recipes.find(recipe), given)
+    return config.load(recipe_anomaly.Config, tasks.find(recipe), given)
 
 
 class _Phases:
     """Repeats the steps of a phase where the model is. Nothing is saved, so nothing goes back either."""
 
     def __init__(self, cfg: recipe_anomaly.Config, device: torch.device) -> None:
-        self.device, self.ranks, self.rows = device, Ranks(), (cfg.batch_size, 0)
-        self._patience = cfg.rollback_after
+        self.device, self.ranks, self.rows = device, Ranks(), (cfg.run.batch_size, 0)
+        self._patience = cfg.run.rollback_after
 
     def phase(
         self,

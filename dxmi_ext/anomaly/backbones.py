@@ -1,7 +1,7 @@
 """Frozen networks that turn a picture into a map of features, a point of the unit sphere at each position.
 
 A backbone is an `Extractor` whose features are maps [n, C, h, w]. Nothing is downloaded: weights come from an
-installed package or a file. Imports torch and ``dxmi_ext.metrics.features``; efficientnet-lite-pytorch, or
+installed package or a file. Imports torch and ``dxmi_ext.images.features``; efficientnet-lite-pytorch, or
 timm (which pulls torchvision) and safetensors, where they are used.
 """
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dxmi_ext.metrics.features import Extractor, FeatureError, efficientnet_lite0_network
+from dxmi_ext.images.features import Extractor, FeatureError, efficientnet_lite0_network
 
 _IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 BACKBONES = ("efflite0", "efflite0_deep", "efficientnet_b4")

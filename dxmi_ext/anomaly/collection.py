@@ -14,14 +14,14 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import torch
 
+from dxmi_ext.anomaly import dataset as data_anomaly
 from dxmi_ext.anomaly import features
-from dxmi_ext.data import anomaly as data_anomaly
-from dxmi_ext.data import vectors as data_vectors
-from dxmi_ext.data.anomaly import AnomalyData
-from dxmi_ext.data.image_sources import ImageDataError
-from dxmi_ext.data.pixels import Scale
-from dxmi_ext.data.vectors import Columns
-from dxmi_ext.metrics.features import Extractor
+from dxmi_ext.anomaly import vectors as data_vectors
+from dxmi_ext.anomaly.dataset import AnomalyData
+from dxmi_ext.anomaly.vectors import Columns
+from dxmi_ext.images.features import Extractor
+from dxmi_ext.images.layouts import ImageDataError
+from dxmi_ext.images.pixels import Scale
 
 
 class Good(NamedTuple):

@@ -13,14 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dxmi_ext import runlog
+from dxmi_ext.anomaly import metrics
 from dxmi_ext.anomaly.collection import Examined
 from dxmi_ext.anomaly.detectors import Detector, detect, localise
 from dxmi_ext.anomaly.features import FeatureMaps
 from dxmi_ext.anomaly.scoring import TooFew, threshold_of
-from dxmi_ext.metrics import anomaly as metrics
-from dxmi_ext.metrics import final
-from dxmi_ext.metrics.features import Extractor
+from dxmi_ext.engine import final, runlog
+from dxmi_ext.images.features import Extractor
 
 TITLES = {
     "dxmi": "DxMI",

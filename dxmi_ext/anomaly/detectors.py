@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from dxmi_ext.anomaly.features import FeatureMaps
 from dxmi_ext.anomaly.networks import AutoencoderEnergy, SphereAutoencoder
 from dxmi_ext.anomaly.reconstruction import ReconstructionPretrainer
-from dxmi_ext.metrics.features import FeatureError
+from dxmi_ext.images.features import FeatureError
 
 
 class Detector(Protocol):

@@ -18,12 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dxmi_ext import __version__, files, folders
-from dxmi_ext.anomaly import detectors
+from dxmi_ext import __version__
+from dxmi_ext.anomaly import detectors, vectors
 from dxmi_ext.anomaly.preparation import Whitened
 from dxmi_ext.anomaly.scoring import ScoreError, Scorer, VectorScorer, maps_of
-from dxmi_ext.data import vectors
-from dxmi_ext.runlog import write_json
+from dxmi_ext.engine import files, folders
+from dxmi_ext.engine.runlog import write_json
 
 
 class Detector(nn.Module):

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dxmi_ext import files
-from dxmi_ext.data.anomaly import AnomalyData
-from dxmi_ext.data.images import default_cache, sequence, to_device
-from dxmi_ext.metrics.features import Extractor, FeatureError
+from dxmi_ext.anomaly.dataset import AnomalyData
+from dxmi_ext.engine import files
+from dxmi_ext.images.dataset import default_cache, sequence, to_device
+from dxmi_ext.images.features import Extractor, FeatureError
 
 _CACHE_FORMAT = 1
 _DTYPES = {"float16": np.float16, "float32": np.float32}

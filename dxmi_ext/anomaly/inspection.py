@@ -24,16 +24,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dxmi_ext import files, folders, plots, runlog
-from dxmi_ext.anomaly import detectors, page
+from dxmi_ext.anomaly import detectors, page, plots, vectors
+from dxmi_ext.anomaly.dataset import resized
 from dxmi_ext.anomaly.page import Place, Shown, Worst
 from dxmi_ext.anomaly.scoring import ScoreError, Scorer, VectorScorer
-from dxmi_ext.config import ConfigError, Settings, device_setting, setting
-from dxmi_ext.data import listing, pixels, vectors
-from dxmi_ext.data.anomaly import resized
-from dxmi_ext.data.contents import ImageDataError, printable
-from dxmi_ext.data.listing import PICTURES
-from dxmi_ext.data.pixels import NOMINAL, Scale
+from dxmi_ext.engine import files, folders, runlog
+from dxmi_ext.engine.settings import ConfigError, Settings, device_setting, setting
+from dxmi_ext.images import listing, pixels
+from dxmi_ext.images.contents import ImageDataError, printable
+from dxmi_ext.images.listing import PICTURES
+from dxmi_ext.images.pixels import NOMINAL, Scale
 
 COLUMNS = ("path", "score", "anomalous", "threshold", "heatmap", "error")
 VECTOR_COLUMNS = ("row", "score", "anomalous", "threshold")
@@ -172,7 +172,7 @@ def score_vectors(scorer: VectorScorer, given: Sequence[str], output: Path, cfg:
     if len(given) != 1:
         raise ConfigError(f"FILE must be one file of vectors (.npz, .npy or .csv), got {len(given)}")
     for key in ("batch_size", "heatmaps", "worst"):
-        if cfg.changed(key):
+        if key in cfg.given:
             raise ConfigError(f"{key} is for pictures, got {getattr(cfg, key)} with a run of vectors")
     rows = vectors.rows_to_score(given[0], scorer.columns.total)
     threshold = scorer.threshold if cfg.threshold is None else cfg.threshold

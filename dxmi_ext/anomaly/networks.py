@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dxmi_ext import ops
-from dxmi_ext.networks import Networks
-from dxmi_ext.sampler import GaussianSampler
-from dxmi_ext.schedules import Schedule
+from dxmi_ext.method.networks import Networks
+from dxmi_ext.method.sampler import GaussianSampler
+from dxmi_ext.method.schedules import Schedule
 
 _SLOPE = 0.2
 

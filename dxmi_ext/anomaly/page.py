@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import NamedTuple
 
-from dxmi_ext import plots, report
+from dxmi_ext.anomaly import plots
+from dxmi_ext.engine import report
 
 _LISTED = 100  # pictures without a score
 _STYLE = """

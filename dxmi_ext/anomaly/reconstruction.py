@@ -1,31 +1,30 @@
-"""Pretraining of the autoencoder that becomes the energy. Imports torch and ``dxmi_ext``."""
+"""Pretraining of the autoencoder that becomes the energy. Imports torch and the method."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor
-
-from dxmi_ext import speed
 from dxmi_ext.anomaly.networks import SphereAutoencoder
-from dxmi_ext.optim import Adam, LearningRates
-from dxmi_ext.ranks import Ranks
-from dxmi_ext.sampler import conditioned
-from dxmi_ext.speed import SpeedSettings
+from dxmi_ext.engine.calls import call
+from dxmi_ext.engine.execution import ExecutionSettings
+from dxmi_ext.engine.learner import Learner
+from dxmi_ext.engine.ranks import Ranks
+from dxmi_ext.method.stepper import Batch, Metrics, Stepper
 
 
-class ReconstructionPretrainer:
-    """Lowers the mean of |x - reconstruction|^2, as `trainer.Stepper` says.
+class ReconstructionPretrainer(Stepper):
+    """Lowers the mean of |x - reconstruction|^2; batches are [B, C] on the sphere.
 
     Args:
         autoencoder: is trained.
         lr: learning rate.
         iterations: length of the run.
-        lr_decay: of the rate over the run: constant, linear or cosine.
+        lr_decay: schedule of the learning rate: constant, linear or cosine.
         ranks: among which the rows of a batch are split.
-        settings: of how the network runs.
+        execution: settings of how the network runs.
     """
+
+    stream = "reconstruction"
 
     def __init__(
         self,
@@ -35,40 +34,26 @@ class ReconstructionPretrainer:
         iterations: int,
         lr_decay: str = "linear",
         ranks: Ranks | None = None,
-        settings: SpeedSettings | None = None,
+        execution: ExecutionSettings | None = None,
     ) -> None:
-        self.settings = settings or SpeedSettings()
-        self.autoencoder, self.iteration, self.ranks = autoencoder, 0, ranks or Ranks()
-        self._learning = self.ranks.wrap(autoencoder)
-        self._optimizer = Adam(autoencoder.parameters(), lr)
-        self._failures = next(autoencoder.parameters()).detach().new_zeros(())
-        self._learning_rates = LearningRates([self._optimizer], lr_decay, iterations)
+        self.autoencoder, ranks = autoencoder, ranks or Ranks()
+        self.learner = Learner(autoencoder, lr, lr_decay, iterations, ranks)
+        self.learners = [self.learner]
+        super().__init__(
+            seed=0,  # it draws no noise
+            device=next(autoencoder.parameters()).device,
+            ranks=ranks,
+            execution=execution or ExecutionSettings(),
+        )
 
-    def retry(self, attempt: int, lr_scale: float) -> None:
-        self._learning_rates.scale = lr_scale
+    def iterate(self, batch: Batch) -> Metrics:
+        reconstruction = call(self.learner.network, batch.data)
+        loss = (batch.data - reconstruction).square().sum(1).mean()
+        return self.ranks.mean({"loss": self.learner.descend("network", loss)})
 
-    def symptoms(self, numbers: Mapping[str, Any]) -> dict[str, str]:
-        return {}
-
-    def step(self, data: Tensor) -> dict[str, Tensor]:
-        """One iteration on this rank's rows of a minibatch, [B, C] on the sphere."""
-        self._learning_rates.at(self.iteration)
-        with speed.running(self.settings, data.device):
-            loss = (data - conditioned(self._learning, data)).square().sum(1).mean()
-            self._optimizer.descend(loss, self._failures)
-        self.iteration += 1
-        return self.ranks.mean({"loss": loss.detach()}) | {"network_failures": self._failures.clone()}
-
-    def state_dict(self) -> dict[str, Any]:
+    def parts(self) -> dict[str, Any]:
         return {
-            "iteration": self.iteration,
-            "network": self.autoencoder.state_dict(),
-            "optimizer": self._optimizer.state_dict(),
-            "failures": self._failures,
+            "network": self.autoencoder,
+            "optimizer": self.learner.optimizer,
+            "failures": self.learner.failures["network"],
         }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.iteration = state["iteration"]
-        self.autoencoder.load_state_dict(state["network"])
-        self._optimizer.load_state_dict(state["optimizer"])
-        self._failures.copy_(state["failures"])

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from dxmi_ext.anomaly import detectors
 from dxmi_ext.anomaly.preparation import prepared
-from dxmi_ext.data.pixels import NOMINAL, Scale
-from dxmi_ext.data.vectors import Columns
-from dxmi_ext.errors import UserError
-from dxmi_ext.metrics.features import Extractor
+from dxmi_ext.anomaly.vectors import Columns
+from dxmi_ext.engine.errors import UserError
+from dxmi_ext.images.features import Extractor
+from dxmi_ext.images.pixels import NOMINAL, Scale
 
 
 class ScoreError(UserError, ValueError):

@@ -1,6 +1,6 @@
 """The experiments of ``dxmi reproduce``: rows of settings, columns of numbers, the paper's beside them.
 
-To add one, add an `Experiment` to ``EXPERIMENTS``. Imports ``dxmi_ext.recipes``.
+To add one, add an `Experiment` to ``EXPERIMENTS``. Imports the tasks.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dxmi_ext.anomaly import comparison
-from dxmi_ext.recipes import two_d
+from dxmi_ext.two_d.evaluation import PAPER
 
 Published = Mapping[str, tuple[float, float | None]]
 """The paper's numbers by name: mean, and deviation where it tells one."""
@@ -72,7 +72,7 @@ def _ddpm(steps: int, paper: float, schedule: str = "respaced_ddpm") -> Row:
 
 
 def _dxmi(pretrained: bool, tau: float) -> Row:
-    sw, deviation, auroc = two_d.PAPER[pretrained, tau]
+    sw, deviation, auroc = PAPER[pretrained, tau]
     scratch = "" if pretrained else ", from scratch"
     return Row(
         f"dxmi-tau{tau:g}{'' if pretrained else '-scratch'}",
@@ -83,7 +83,7 @@ def _dxmi(pretrained: bool, tau: float) -> Row:
 
 
 def _density(name: str) -> list[Row]:
-    rows = *(_ddpm(*row) for row in _DDPM), *(_dxmi(*run) for run in two_d.PAPER)
+    rows = *(_ddpm(*row) for row in _DDPM), *(_dxmi(*run) for run in PAPER)
     return [
         dataclasses.replace(
             row, name=f"{name}-{row.name}", label=f"{name}, {row.label}", paper={}, recipe=name
@@ -183,7 +183,7 @@ EXPERIMENTS: dict[str, Experiment] = {
             "8 Gaussians (DxMI, Table 1)",
             [
                 *(_ddpm(*row, schedule="ddpm") for row in _DDPM),
-                *(_dxmi(*run) for run in two_d.PAPER),
+                *(_dxmi(*run) for run in PAPER),
             ],
             notes=f"""{_SCORES}
 
@@ -294,7 +294,7 @@ diverged: the share of runs that stopped being finite; other numbers are those o
             columns=_SPREAD,
             notes=f"""{_SCORES}
 {_SPREADS}
-Automatic: tau starts at 1 and follows the entropy of the data, `dxmi_ext/temperature.py`. All rows have the
+Automatic: tau starts at 1 and follows the entropy of the data, `method/temperature.py`. All rows have the
 batch, rates and average of `8gaussians-auto`, 2 octaves on the 8 Gaussians and 3 on the others. vp, edm: the
 8 Gaussians with other noise levels than 3 to .4, DDPM's (T of its 1,000, ending in noise) and EDM's, 10 to .1
 with rho = 7.""",
@@ -315,7 +315,7 @@ with rho = 7.""",
             columns=_SPREAD | {"sliced_wasserstein_floor": "SW of fresh data"},
             notes=f"""{_SCORES.replace("five", "50")}
 {_SPREADS}
-Automatic: tau follows the entropy of the data, `dxmi_ext/temperature.py`. `8gaussians-auto` has that too,
+Automatic: tau follows the entropy of the data, `method/temperature.py`. `8gaussians-auto` has that too,
 with batches of 256, a faster sampler, a slower value, a longer average of the weights, and networks that see
 sinusoids of the coordinates.""",
         ),

@@ -1,6 +1,6 @@
 """The table and the figure of an experiment, from its units alone.
 
-Imports torch and ``dxmi_ext`` up to ``dxmi_ext.recipes``; matplotlib where used.
+Imports torch and ``dxmi_ext`` up to the tasks; matplotlib where used.
 """
 
 from __future__ import annotations
@@ -13,10 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dxmi_ext import files, plots
-from dxmi_ext.recipes import anomaly, images, two_d
+from dxmi_ext.anomaly import recipe as anomaly
+from dxmi_ext.engine import files
+from dxmi_ext.images import recipe as images
+from dxmi_ext.reproduce import plots
 from dxmi_ext.reproduce.experiments import Experiment
 from dxmi_ext.reproduce.units import Unit
+from dxmi_ext.two_d import recipe as two_d
+from dxmi_ext.two_d.plots import grid
 
 PAGE = "README.md"
 _MADE_BY = "Made by `dxmi reproduce "
@@ -129,9 +133,9 @@ def _plane(unit: Unit) -> tuple[str, Tensor, Tensor | None]:
     """Title, samples and energies of a 2D run."""
     cpu = torch.device("cpu")
     cfg, networks = two_d.load(unit.folder, cpu)
-    batches = two_d.sample(unit.folder, range(3000), cfg.seed, 3000, cpu)
+    batches = two_d.sample(unit.folder, range(3000), cfg.run.seed, 3000, cpu)
     points = torch.cat([batch.samples for batch in batches])
-    energies = torch.no_grad()(networks.energy)(plots.grid(120)) if cfg.iterations else None
+    energies = torch.no_grad()(networks.energy)(grid(120)) if cfg.run.iterations else None
     return _title(unit), points, energies
 
 

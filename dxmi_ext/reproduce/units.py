@@ -1,6 +1,6 @@
 """A unit of an experiment: a row with a seed, run in a folder of its own, and a small json of its numbers.
 
-Imports torch and ``dxmi_ext`` up to ``dxmi_ext.recipes``.
+Imports torch and ``dxmi_ext`` up to the tasks.
 """
 
 from __future__ import annotations
@@ -17,13 +17,16 @@ from typing import Any
 
 import torch
 
-from dxmi_ext import config, files, folders, health, recipes
-from dxmi_ext.errors import UserError
+from dxmi_ext import tasks
+from dxmi_ext.engine import config, files, folders, health
+from dxmi_ext.engine.device import choose, versions
+from dxmi_ext.engine.errors import UserError
+from dxmi_ext.engine.identity import data_of, summary_of
+from dxmi_ext.engine.run import RunnableConfig
+from dxmi_ext.engine.runlog import write_json
+from dxmi_ext.method.langevin import LangevinSettings
+from dxmi_ext.method.settings import DxMISettings
 from dxmi_ext.reproduce.experiments import Row
-from dxmi_ext.run import choose_device, data_of, summary_of, versions
-from dxmi_ext.runlog import write_json
-from dxmi_ext.speed import SpeedSettings
-from dxmi_ext.trainer import DxMISettings
 
 _KINDS: dict[str, Any] = {"row": str, "seed": int, "quick": bool, "settings": dict, "numbers": dict}
 _KINDS |= {"versions": dict, "machine": dict, "seconds": float, "resumed_from": list}
@@ -32,8 +35,7 @@ _OF_ENERGIES = ("auroc", "auroc_std", "energy_kl")
 _ELSEWHERE = {"output", "resume", "dry_run", "keep_checkpoints", "checkpoint_every", "log_every"}
 _ELSEWHERE |= {"picture_every", "tensorboard", "wandb", "threads", "device", "cache"}
 # Settings that a run does not use which trains no sampler and no energy.
-_OF_DXMI = {field.name for field in dataclasses.fields(DxMISettings)}
-_OF_DXMI -= {field.name for field in dataclasses.fields(SpeedSettings)}
+_OF_DXMI = {*DxMISettings.keys(), *LangevinSettings.keys(), "cuda_graph"}
 _OF_DXMI |= {"value_kind", "value_width", "value_depth", "energy_width"}
 _QUICK = 10  # times as few iterations
 _IDENTITY = "unit.json"  # of the unit, in its run's folder
@@ -83,7 +85,7 @@ class Unit:
     @property
     def task(self) -> Any:
         """The module that runs its recipe."""
-        return recipes.task_of(recipes.find(self.row.recipe))
+        return tasks.task_of(tasks.find(self.row.recipe))
 
     def config(self) -> Any:
         """Settings of its run.
@@ -91,7 +93,7 @@ class Unit:
         Raises:
             config.ConfigError: the row's are none of its recipe's.
         """
-        path = recipes.find(self.row.recipe)
+        path = tasks.find(self.row.recipe)
         settings: dict[str, Any] = {"seed": self.seed, "output": str(self.folder), "device": self.device}
         settings |= {"threads": 1, "tensorboard": False, "picture_every": 0, **self.row.settings}
         settings |= {} if self.start is None else {"start": str(self.start.folder)}
@@ -99,8 +101,8 @@ class Unit:
         cfg = config.load(self.task.Config, path, [_override(*item) for item in settings.items()])
         if not self.quick:
             return cfg
-        lengths = {key: getattr(cfg, key) // _QUICK for key in ("iterations", "pretrain_iterations")}
-        return dataclasses.replace(cfg, **lengths)
+        lengths = {key: getattr(cfg.run, key) // _QUICK for key in ("iterations", "pretrain_iterations")}
+        return cfg.replace(**lengths)
 
     def identity(self) -> dict[str, Any]:
         """What its outcome depends on, wherever it is run; ``start.KEY`` of what it starts from."""
@@ -178,7 +180,7 @@ def _load(path: Path) -> dict[str, Any]:
 def _changes(found: dict[str, Any], unit: Unit) -> list[str]:
     """The settings with which a json was made that are others now."""
     # A setting that is newer than the json had its default then.
-    defaults, now = _settings(unit.task.Config()), unit.identity()
+    defaults, now = _settings(unit.task.Config.of()), unit.identity()
     was = defaults | {f"start.{key}": value for key, value in defaults.items()} | _named(found["settings"])
     return [f"{key}={was.get(key)}, now {value}" for key, value in now.items() if was.get(key) != value]
 
@@ -216,7 +218,7 @@ def compute(unit: Unit) -> dict[str, Any]:
     }
     of = unit.start if unit.row.chain and unit.start is not None else unit
     if prints := data_of(of.folder):
-        found["data"] = {"name": PurePath(of.config().data).name, "fingerprints": prints}
+        found["data"] = {"name": PurePath(of.config().flat()["data"]).name, "fingerprints": prints}
     if unit.row.may_diverge:
         found["numbers"] = {"diverged": 0.0} | found["numbers"]
     unit.output.mkdir(parents=True, exist_ok=True)
@@ -232,16 +234,16 @@ def _trained(unit: Unit, cfg: Any) -> dict[str, Any]:
     except health.Diverged:
         if not unit.row.may_diverge:
             raise
-        return _here(cfg.device, cfg.threads, started) | {"numbers": {"diverged": 1.0}}
+        return _here(cfg.run.device, cfg.run.threads, started) | {"numbers": {"diverged": 1.0}}
     summary = summary_of(unit.folder)
     numbers = {key: value for key, value in summary.items() if isinstance(value, float)}
     seconds = numbers.pop("wall_seconds")
-    if not cfg.iterations:  # no energy has been trained
+    if not cfg.run.iterations:  # no energy has been trained
         numbers = {key: value for key, value in numbers.items() if key not in _OF_ENERGIES}
     return {
         "numbers": numbers,
         "versions": summary["versions"],
-        "machine": {"processor": processor(summary["device"]), "threads": cfg.threads},
+        "machine": {"processor": processor(summary["device"]), "threads": cfg.run.threads},
         "seconds": seconds,
         "resumed_from": summary["resumed_from"],
     }
@@ -252,15 +254,18 @@ def _evaluated(unit: Unit, cfg: Any) -> dict[str, Any]:
     started, threads = time.monotonic(), torch.get_num_threads()
     assert unit.start is not None
     settings = unit.task.EvaluateSettings(
-        seed=unit.seed, n=cfg.evaluate_n, chain=unit.row.chain, picture=str(unit.folder / "samples.png")
+        seed=unit.seed,
+        n=cfg.evaluation.evaluate_n,
+        chain=unit.row.chain,
+        picture=str(unit.folder / "samples.png"),
     )
-    device = choose_device(cfg.device)
-    torch.set_num_threads(cfg.threads or threads)
+    device = choose(cfg.run.device)
+    torch.set_num_threads(cfg.run.threads or threads)
     try:
         numbers, _ = unit.task.evaluate(unit.start.folder, settings, device)
     finally:
         torch.set_num_threads(threads)
-    return _here(str(device), cfg.threads, started) | {"numbers": numbers}
+    return _here(str(device), cfg.run.threads, started) | {"numbers": numbers}
 
 
 def _here(device: str, threads: int, started: float) -> dict[str, Any]:
@@ -285,11 +290,11 @@ def processor(device: str) -> str:
     return next(models, platform.processor() or platform.machine())
 
 
-def _settings(cfg: config.RunConfig, *, trains: bool = True) -> dict[str, Any]:
+def _settings(cfg: RunnableConfig, *, trains: bool = True) -> dict[str, Any]:
     """What a run's outcome depends on."""
-    settings = dataclasses.asdict(cfg)
+    settings = cfg.flat()
     unused = _ELSEWHERE | {"seed"}
-    if not (trains and cfg.iterations):
+    if not (trains and cfg.run.iterations):
         unused |= _OF_DXMI
     if not settings["tau_rate"]:
         unused.add("tau_margin")

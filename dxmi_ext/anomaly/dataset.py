@@ -1,0 +1,272 @@
+"""Pictures for anomaly detection: good ones to train on, good and defective ones to be told apart.
+
+Decoded once into a cache of memory-mapped arrays, as ``data.images`` does. Imports torch, numpy and
+``dxmi_ext``; Pillow and tqdm while pictures are decoded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dxmi_ext.anomaly import layouts as anomaly_sources
+from dxmi_ext.anomaly.layouts import Item, Source
+from dxmi_ext.engine import files, runlog
+from dxmi_ext.images import pixels
+from dxmi_ext.images.contents import ImageDataError, printable
+from dxmi_ext.images.dataset import beyond, default_cache, key_of
+from dxmi_ext.images.pixels import NOMINAL, Scale
+
+_CACHE_FORMAT = 3
+
+
+class AnomalyData:
+    """A split of a collection, in memory or memory-mapped.
+
+    Args:
+        images: uint8 [n, 3, H, W]; grey ones stand thrice.
+        labels: int64 [n], the kind of defect; 0 is good.
+        masks: bool [n, H, W], true where the defect is; None where the collection has none, or in training.
+        classes: int64 [n], what the picture shows, as MVTec-AD's bottle or cable.
+        class_names: of the classes 0, 1, ...
+        label_names: of the labels 0, 1, ...
+        names: of the pictures, [n].
+        split: "train" or "test".
+        fingerprint: says whether two collections hold the same images; by default made from them.
+        scale: by which images of other than 8 bits became these.
+
+    Raises:
+        ImageDataError: a wrong type or shape, or defects where good pictures train.
+    """
+
+    def __init__(
+        self,
+        images: np.ndarray,
+        labels: np.ndarray,
+        masks: np.ndarray | None = None,
+        *,
+        classes: np.ndarray | None = None,
+        class_names: Sequence[str] = ("",),
+        label_names: Sequence[str] = (),
+        names: Sequence[str] = (),
+        split: str = "test",
+        fingerprint: str | None = None,
+        scale: Scale = NOMINAL,
+    ) -> None:
+        n = len(images)
+        classes = np.zeros(n, np.int64) if classes is None else classes
+        wanted: dict[str, tuple[np.ndarray, type, tuple[int, ...]]]
+        wanted = {"images": (images, np.uint8, (n, 3, *images.shape[2:])), "labels": (labels, np.int64, (n,))}
+        wanted["classes"] = classes, np.int64, (n,)
+        if masks is not None:
+            wanted["masks"] = masks, np.bool_, (n, *images.shape[2:])
+        for name, (array, dtype, shape) in wanted.items():
+            if array.dtype != dtype or array.shape != shape or n == 0 or images.ndim != 4:
+                raise ImageDataError(
+                    f"{name}: got {array.dtype} {list(array.shape)}, wants {np.dtype(dtype)} {list(shape)}, "
+                    "of images [n, 3, H, W], n > 0"
+                )
+        if split == "train" and labels.any():
+            raise ImageDataError(f"labels: got {int(labels.astype(bool).sum())} defects, training wants none")
+        self.images, self.labels, self.masks, self.classes = images, labels, masks, classes
+        self.class_names, self.names = ([*map(printable, given)] for given in (class_names, names))
+        kinds = label_names or ["good", *map(str, range(1, 1 + int(labels.max())))]
+        self.label_names, self.split = [*map(printable, kinds)], split
+        self.scale = scale
+        self.fingerprint = fingerprint or _digest(images.shape[1:], images).hexdigest()
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def anomalous(self) -> np.ndarray:
+        """bool [n]: whether there is a defect."""
+        return self.labels > 0
+
+
+def load(
+    path: Path | str,
+    *,
+    split: str = "train",
+    size: int | None = 224,
+    classes: Sequence[str] | None = None,
+    train_share: float = 0.7,
+    cache: Path | str | None = None,
+    scale: Scale | None = None,
+) -> AnomalyData:
+    """A split of the collection at a path, in a layout of ``anomaly_sources.LAYOUTS``; cached.
+
+    Args:
+        split: "train", good pictures alone; or "test".
+        size: height and width that whole pictures are brought to (bicubic, antialiased; masks to the nearest
+            pixel), whatever their own: nothing is cut off, so a defect at the border counts. None keeps the
+            pictures, which must then be of one size.
+        classes: which of the classes, by name; None: all.
+        train_share: of the good pictures, where the layout has no split of its own.
+        cache: folder of the decoded arrays, by default ``images.default_cache()``. An entry belongs to the
+            files' names, sizes and times and to the arguments; it may be deleted.
+        scale: of images of other than 8 bits: of a run's training set; None: of the training split here.
+
+    Raises:
+        ImageDataError: the path holds no known layout; a file is missing or damaged; sizes are unequal.
+    """
+    path = Path(path).expanduser().resolve()
+    if size is not None and size < 1:
+        raise ImageDataError(f"size: got {size}, wants a positive number of pixels, or None")
+    if scale is not None and split == "train":  # most often their own, and decoded already
+        own = load(path, split=split, size=size, classes=classes, train_share=train_share, cache=cache)
+        if own.scale == scale:
+            return own
+    source = anomaly_sources.find(path, split, classes, train_share)
+    if not source.items:
+        raise ImageDataError(f"{path}: has no pictures to {split}")
+    cache = Path(cache).expanduser() if cache is not None else default_cache()
+    trained = source
+    if scale is None and split != "train":
+        trained = anomaly_sources.find(path, "train", classes, train_share)
+    about = f"{_CACHE_FORMAT} {path} {split} {size} {train_share} {scale}"
+    about += "".join(f"\n{item.name} {item.label} {item.mask is not None}" for item in source.items)
+    entry = cache / f"anomaly-{key_of(about, [*source.files, *trained.files])}"
+    if not entry.is_dir():
+        with files.locked(entry.with_suffix(".lock")):
+            if not entry.is_dir():  # another process may have been first
+                _decode_to(entry, source, size, path, scale, trained)
+    told = json.loads((entry / "about.json").read_text())
+    masks = None
+    if (entry / "masks.npy").exists():
+        masks = np.asarray(np.load(entry / "masks.npy", mmap_mode="r"))
+    return AnomalyData(
+        # a plain array over the map: indexing np.memmap costs more
+        np.asarray(np.load(entry / "images.npy", mmap_mode="r")),
+        np.array([item.label for item in source.items], np.int64),
+        masks,
+        classes=np.array([item.object_class for item in source.items], np.int64),
+        class_names=source.class_names,
+        label_names=source.label_names,
+        names=[item.name for item in source.items],
+        split=split,
+        fingerprint=told["fingerprint"],
+        scale=Scale.of(told["scale"]),
+    )
+
+
+def decoded(source: Source, split: str, size: int | None, scale: Scale | None = None) -> AnomalyData:
+    """The pictures of a source, in memory, as of `load`; without a scale, by their own."""
+    try:
+        pairs = [_decode(item, size, scale)[:2] for item in source.items]
+    except pixels.Unsettled:
+        return decoded(source, split, size, pixels.settled((item.image() for item in source.items), split))
+    if not pairs or len({image.shape for image, _ in pairs}) > 1:
+        raise ImageDataError(f"{split}: got no pictures, or of several sizes; give a size to bring them to")
+    return AnomalyData(
+        np.stack([image for image, _ in pairs]),
+        np.array([item.label for item in source.items], np.int64),
+        np.stack([mask for _, mask in pairs]) if source.has_masks else None,
+        classes=np.array([item.object_class for item in source.items], np.int64),
+        class_names=source.class_names,
+        label_names=source.label_names,
+        names=[item.name for item in source.items],
+        split=split,
+        scale=scale or NOMINAL,
+    )
+
+
+def _digest(shape: tuple[int, ...], images: np.ndarray | tuple[()] = ()) -> Any:
+    digest = hashlib.blake2b(str(tuple(shape)).encode(), digest_size=16)
+    for image in images:
+        digest.update(np.ascontiguousarray(image).data)
+    return digest
+
+
+def _decode_to(
+    entry: Path, source: Source, size: int | None, path: Path, scale: Scale | None, trained: Source
+) -> None:
+    """Write a cache entry: images.npy, masks.npy where there are any, about.json."""
+    try:
+        _write(entry, source, size, path, scale)
+    except pixels.Unsettled:  # most collections are of 8 bits, and read once
+        found = pixels.settled((item.image() for item in trained.items), printable(path))
+        _write(entry, source, size, path, found)
+
+
+def _write(entry: Path, source: Source, size: int | None, path: Path, scale: Scale | None) -> None:
+    from tqdm import tqdm
+
+    items, clipped = source.items, 0
+    shape = _decode(items[0], size, scale)[0].shape
+    digest = _digest(shape)
+    with files.folder(entry) as folder:
+        with (folder / "images.npy").open("wb") as images, (folder / "masks.npy").open("wb") as masks:
+            _header(images, "|u1", (len(items), *shape))
+            _header(masks, "|b1", (len(items), *shape[1:]))
+            for item in tqdm(items, desc=f"decoding {printable(path.name)}", unit="image", disable=None):
+                image, mask, is_beyond = _decode(item, size, scale)
+                if image.shape != shape:
+                    sizes = f"{list(shape)} and {list(image.shape)}"
+                    raise ImageDataError(
+                        f"{printable(path)}: pictures are {sizes}; give a size to bring them to"
+                    )
+                images.write(image.tobytes())
+                masks.write(mask.tobytes())
+                digest.update(image.data)
+                clipped += is_beyond
+        if not source.has_masks:
+            (folder / "masks.npy").unlink()
+        about = {"source": str(path), "size": size, "scale": scale, "fingerprint": digest.hexdigest()}
+        (folder / "about.json").write_text(json.dumps(about))
+    if scale is not None and clipped:
+        runlog.note(f"{printable(path)}: {beyond(clipped, scale)}")
+
+
+def _header(file: Any, dtype: str, shape: tuple[int, ...]) -> None:
+    np.lib.format.write_array_header_1_0(file, {"descr": dtype, "fortran_order": False, "shape": shape})
+
+
+def _decode(item: Item, size: int | None, scale: Scale | None) -> tuple[np.ndarray, np.ndarray, bool]:
+    """A picture, uint8 [3, H, W]; its mask, bool [H, W], nowhere true where it has none; whether the scale
+    clips the picture."""
+    stored = item.image()
+    name = printable(item.name)
+    picture = rgb(stored, scale, name)
+    mask = np.zeros(picture.shape[:2], np.bool_) if item.mask is None else item.mask()
+    if mask.shape != picture.shape[:2]:
+        raise ImageDataError(
+            f"{name}: its mask is {list(mask.shape)}, wants {list(picture.shape[:2])}, as the picture"
+        )
+    is_beyond = scale is not None and pixels.exceeds(stored, scale)
+    picture = np.ascontiguousarray(resized(picture, size).transpose(2, 0, 1))
+    return picture, mask if size is None else _resized_mask(mask, size), is_beyond
+
+
+def rgb(stored: np.ndarray, scale: Scale | None, name: str) -> np.ndarray:
+    """Pixels [H, W, C], as they are stored, as uint8 [H, W, 3]; grey ones stand thrice. Errors as of
+    `pixels.eight_bits`."""
+    picture = pixels.eight_bits(stored, scale, name)
+    return np.asarray(np.broadcast_to(picture, (*picture.shape[:2], 3)))
+
+
+def _resized_mask(mask: np.ndarray, size: int) -> np.ndarray:
+    """To the nearest pixel; but a defect that is too small for that keeps one."""
+    if mask.shape == (size, size):
+        return mask
+    from PIL import Image
+
+    found = np.array(Image.fromarray(mask).resize((size, size), Image.Resampling.NEAREST))
+    if not found.any():
+        rows, columns = np.nonzero(mask)
+        found[rows * size // mask.shape[0], columns * size // mask.shape[1]] = True
+    return found
+
+
+def resized(picture: np.ndarray, size: int | None) -> np.ndarray:
+    """A picture, uint8 [H, W, 3] -> [size, size, 3] (bicubic, antialiased), as `load` brings it to that."""
+    if size is None or picture.shape[:2] == (size, size):
+        return picture
+    from PIL import Image
+
+    return np.asarray(Image.fromarray(picture).resize((size, size), Image.Resampling.BICUBIC))

@@ -1,0 +1,514 @@
+"""Collections of good and defective pictures as they are found on disk, and which of them train.
+
+Imports numpy and ``dxmi_ext``; Pillow where a picture is decoded.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dxmi_ext.images import listing, npz, pixels
+from dxmi_ext.images.contents import ImageDataError, printable, refuse_pointer, what_it_is
+from dxmi_ext.images.listing import Folder, Skipped
+
+LAYOUTS = """\
+  MVTec-AD    [CLASS/]train/good/*.png, [CLASS/]test/good|DEFECT/NAME.png,
+              [CLASS/]ground_truth/DEFECT/NAME_mask.png (or NAME.png); the folder of all classes or of one
+  VisA        split_csv/1cls.csv (object,split,label,image,mask), and the files that it names
+  folders     good/**/*.jpg; any other folder of images is a kind of defect: DEFECT/*.jpg;
+              for localisation masks/[DEFECT/]NAME.png, of every image of a defect (or ground_truth/, ...);
+              or good/**/*.jpg, which all train, and test/good|DEFECT/*.jpg
+  an .npz     x or images [n, H, W], [n, H, W, C] or [n, C, H, W]; y, label or labels [n], 0 is good; for
+              localisation mask or masks [n, H, W], or mask_packed [n, H, W / 8] of np.packbits; num or group
+              [n]: see below; classes, the labels' names; name [n]
+Where the layout has no split of its own, the first part of the good pictures trains and the rest is tested,
+in the order of their names, or of num (group): like pictures stand together. Those of one folder below good/,
+or of one num, are never divided; nor does a picture train whose num has a defect."""
+
+_SPLITS = ("train", "test")
+_GOOD = "good"
+_MVTEC = "MVTec-AD"
+
+
+class Item(NamedTuple):
+    """A picture, not yet decoded."""
+
+    name: str
+    object_class: int
+    label: int
+    """Index into the names of labels; 0 is good."""
+    image: Callable[[], np.ndarray]
+    """As `pixels.eight_bits` takes it: [H, W, C]."""
+    mask: Callable[[], np.ndarray] | None
+    """bool [H, W]; None: it has none, as good pictures do."""
+    file: str | None = None
+    """Where it lies, if in a file of its own."""
+
+
+class Source(NamedTuple):
+    """A split of a collection."""
+
+    files: Sequence[str]
+    """All it consists of: when one changes, so may the pictures."""
+    items: list[Item]
+    class_names: list[str]
+    label_names: list[str]
+    """The first is good."""
+    has_masks: bool
+    """Whether every defect has a mask."""
+    layout: str = ""
+    skipped: Sequence[Skipped] = ()
+    """What lies there too and is left out."""
+
+
+def find(path: Path, split: str, classes: Sequence[str] | None, train_share: float) -> Source:
+    """Recognise what lies at ``path`` (LAYOUTS).
+
+    Args:
+        split: "train" or "test".
+        classes: which of the classes, by name; None: all.
+        train_share: of the good pictures, where the layout has no split.
+
+    Raises:
+        ImageDataError: nothing known lies there, or files that belong to it are missing.
+    """
+    if split not in _SPLITS:
+        raise ImageDataError(f"split: got {split!r}, wants train or test")
+    if not 0 < train_share < 1:
+        raise ImageDataError(f"train_share: got {train_share}, wants a share between 0 and 1")
+    if path.suffix.lower() in npz.SUFFIXES and path.is_file():
+        _chosen([path.stem], classes, path)
+        return _npz(path, split, train_share)
+    if (path / "split_csv").is_dir():
+        return _visa(path, split, classes)
+    if not path.is_dir():
+        what = "is no collection of a known layout" if path.exists() else "does not exist"
+        what = (path.is_file() and what_it_is(path)) or what
+        raise ImageDataError(f"data: {printable(path)} {what}; `dxmi data --help` lists the layouts")
+    root = listing.scan(path)
+    parts = listing.parts(root)
+    if "train" in parts.splits or (good := _good_of(root, parts.others)) is None:
+        return _mvtec(root, split, classes)
+    _chosen([path.name], classes, path)
+    if parts.splits:
+        return _good_and_test(root, good, split)
+    return _folders(root, good, split, train_share)
+
+
+def recognises(path: Path) -> bool:
+    """Whether `find` reads what lies in a folder by the folder's own layout: VisA's table, train/good/ (of a
+    class or of one of many), or good/.
+
+    Raises:
+        ImageDataError: as of `listing.scan`.
+    """
+    if (path / "split_csv").is_dir():
+        return True
+    root = listing.scan(path)
+    return _good_of(root, root.folders) is not None or any(
+        (train := listing.parts(inner).splits.get("train")) is not None and [*train.folders] == [_GOOD]
+        for inner in (root, *root.folders.values())
+    )
+
+
+def _good_of(folder: Folder, inner: dict[str, Folder]) -> Folder | None:
+    """The folder of good images in a folder, of those in it.
+
+    Raises:
+        ImageDataError: there are several.
+    """
+    found = [each for name, each in inner.items() if name.lower() == _GOOD]
+    if len(found) > 1:
+        both = listing.listed(each.name for each in found)
+        raise ImageDataError(f"data: {folder.path}: {both} are all called good; keep one")
+    return found[0] if found else None
+
+
+def _unknown(folder: Folder, found: str) -> ImageDataError:
+    return ImageDataError(f"data: {folder.path}: {found}; `dxmi data --help` lists the layouts")
+
+
+def _chosen(names: list[str], wanted: Sequence[str] | None, path: Path) -> list[str]:
+    if wanted is None:
+        return names
+    if not wanted or (missing := [name for name in wanted if name not in names]):
+        got = ", ".join(missing) if wanted else "none"
+        raise ImageDataError(f"classes: got {got}, {path} has {', '.join(names)}")
+    return list(wanted)
+
+
+# --- MVTec-AD ----------------------------------------------------------------------------------------
+
+
+class _Class(NamedTuple):
+    """A class of a collection that has a split."""
+
+    name: str
+    base: str
+    """Where names of its images begin."""
+    train: Folder | None
+    """Of good images alone."""
+    test: Folder | None
+    """Of folders of good images and of kinds of defect."""
+    masks: dict[str, Folder]
+    skipped: list[Skipped]
+
+
+def _mvtec(root: Folder, split: str, classes: Sequence[str] | None) -> Source:
+    if "train" in listing.parts(root).splits:
+        _chosen([root.name], classes, Path(root.path))
+        return _with_split([_mvtec_class(root, split)], split, _MVTEC)
+    found = {name: f for name, f in root.folders.items() if "train" in listing.parts(f).splits}
+    if not found:
+        raise _unknown(root, "has no good/, train/good/ or CLASS/train/good/ with images")
+    chosen = [found[name] for name in _chosen([*found], classes, Path(root.path))]
+    skipped = root.skipped + [Skipped(image, "beside the classes") for image in root.images]
+    unused = {name: f for name, f in root.folders.items() if name not in found}
+    skipped += listing.left_out(unused, "not a class: has no train/good/")
+    skipped += listing.left_out({n: f for n, f in found.items() if f not in chosen}, "a class not asked for")
+    return _with_split([_mvtec_class(folder, split) for folder in chosen], split, _MVTEC, skipped)
+
+
+def _mvtec_class(folder: Folder, split: str) -> _Class:
+    parts = listing.parts(folder)
+    if _good_of(folder, parts.others):
+        raise _unknown(folder, "good/ stands beside train/; wants either good/ or train/good/")
+    train = parts.splits["train"]
+    kinds = listing.parts(train).others
+    good = _good_of(train, kinds)
+    if split == "train" and (good is None or len(kinds) > 1):
+        found = ", ".join(kinds) or "images" * bool(train.images) or "nothing"
+        raise _unknown(folder, f"{found} in train, where good images alone belong (train/good)")
+    skipped = folder.skipped + train.skipped
+    skipped += [Skipped(image, "in no train/good/ or test/KIND/") for image in folder.images + train.images]
+    skipped += listing.left_out(parts.others, "not train/, test/ or ground_truth/")
+    skipped += listing.left_out(listing.parts(train).masks, "masks, by its name")
+    unread = {name: f for name, f in parts.splits.items() if name not in _SPLITS}
+    skipped += listing.left_out(unread, "a split that is not read")
+    base = os.path.dirname(folder.path)
+    return _Class(folder.name, base, good, parts.splits.get("test"), parts.masks, skipped)
+
+
+def _good_and_test(root: Folder, good: Folder, split: str) -> Source:
+    """good/ beside test/, which has kinds of its own."""
+    parts = listing.parts(root)
+    kinds = [inner.name for inner in parts.others.values() if inner is not good]
+    if kinds or parts.splits.keys() != {"test"}:
+        names = listing.listed([*(inner.name for inner in parts.splits.values()), *kinds])
+        raise _unknown(root, f"{names} stand beside good/; kinds of defect go beside good/ or into test/")
+    skipped = root.skipped + [Skipped(image, "beside good/") for image in root.images]
+    name = root.name
+    found = _Class(name, root.path, good, parts.splits["test"], parts.masks, skipped)
+    return _with_split([found], split, "good and test")
+
+
+def _with_split(
+    classes: Sequence[_Class], split: str, layout: str, skipped: Sequence[Skipped] = ()
+) -> Source:
+    skipped = [*skipped, *(each for one in classes for each in one.skipped)]
+    folders = [_kinds(one, split, skipped) for one in classes]
+    kinds = {kind for inner in folders for kind in inner}
+    label_names = [_GOOD, *sorted(kinds - {_GOOD})]
+    items, files, masked = [], list[str](), False
+    for object_class, (one, inner) in enumerate(zip(classes, folders, strict=True)):
+        where = os.path.join(one.base, one.name) if layout == _MVTEC else one.base
+        masks = _Masks(one.masks, where, required=layout == _MVTEC)
+        for kind in sorted(inner, key=label_names.index):
+            for file in _images(inner[kind], skipped, holds_directly=kind != _GOOD):
+                mask = masks.of(file, kind, inner[kind]) if kind != _GOOD else None
+                files += [file, *([mask] if mask else [])]
+                masked |= mask is not None
+                name = os.path.relpath(file, one.base)
+                items.append(picture_item(name, object_class, label_names.index(kind), file, mask))
+    names = [one.name for one in classes]
+    return Source(files, items, names, label_names, masked, layout, skipped)
+
+
+def _kinds(one: _Class, split: str, skipped: list[Skipped]) -> dict[str, Folder]:
+    """The folders of a split of a class, by kind."""
+    if split == "train":
+        return {} if one.train is None else {_GOOD: one.train}
+    where = os.path.join(one.base, one.name)
+    if one.test is None:
+        raise ImageDataError(f"data: {where}: has no good images in test (test/good)")
+    parts = listing.parts(one.test)
+    good = _good_of(one.test, parts.others)
+    if good is None:
+        raise _unknown(one.test, "has no good images (test/good)")
+    if parts.splits:
+        raise _unknown(one.test, f"the splits {listing.listed(parts.splits)} lie in another")
+    one.masks.update(parts.masks)
+    skipped += one.test.skipped
+    skipped += [Skipped(image, "in no folder of a kind") for image in one.test.images]
+    kinds = {name: inner for name, inner in parts.others.items() if inner is not good}
+    return {_GOOD: good, **kinds}
+
+
+# --- masks -------------------------------------------------------------------------------------------
+
+
+class _Masks:
+    """The masks of a collection or a class: MASKS/KIND/NAME.png or MASKS/NAME.png; NAME_mask.png is NAME's.
+
+    Args:
+        folders: called as masks are, at most one.
+        where: the folder that they lie in, for errors.
+        required: whether there has to be one.
+
+    Raises:
+        ImageDataError: there are several folders.
+    """
+
+    def __init__(self, folders: dict[str, Folder], where: str, *, required: bool = False) -> None:
+        if len(folders) > 1:
+            names = listing.listed(folders)
+            raise ImageDataError(f"data: {where}: {names} may all be the masks; keep one")
+        self._folder = next(iter(folders.values()), None)
+        if self._folder is None and required:
+            self._folder = Folder(os.path.join(where, "ground_truth"), [], {}, [])
+        self._found, self._used = dict[str, str](), dict[str, str]()
+        if self._folder is not None:
+            for file in sorted(file for inner in self._folder.walk() for file in inner.images):
+                name = listing.stem_of(file, self._folder.path).lower()
+                self._found[name] = file
+                self._found.setdefault(listing.without_mask(name), file)
+
+    def of(self, image: str, kind: str, folder: Folder) -> str | None:
+        """The mask of an image of a kind, which lies in a folder; None: there are no masks at all.
+
+        Raises:
+            ImageDataError: it is missing, or that of another image too.
+        """
+        if self._folder is None:
+            return None
+        name = listing.stem_of(image, folder.path)
+        candidates = [os.path.join(kind, name), name, os.path.join(kind, os.path.basename(name))]
+        mask = next((found for c in candidates if (found := self._found.get(c.lower()))), None)
+        if mask is None:
+            wanted = [os.path.join(self._folder.path, f"{kind}/{name}{end}.png") for end in ("_mask", "")]
+            by = f"; {os.path.basename(self._folder.path)}/ is for masks: rename a kind of defect so called"
+            raise ImageDataError(f"{_missing_mask(image, wanted)}{by}")
+        if (other := self._used.setdefault(mask, image)) != image:
+            raise ImageDataError(f"{mask}: is the mask of {image} or of {other}; wants MASKS/KIND/NAME.png")
+        return mask
+
+
+def _missing_mask(image: str, wanted: Sequence[str]) -> ImageDataError:
+    return ImageDataError(f"{image}: its mask is missing, wants {' or '.join(wanted)}")
+
+
+# --- VisA --------------------------------------------------------------------------------------------
+
+
+def _visa(path: Path, split: str, classes: Sequence[str] | None) -> Source:
+    table = path / "split_csv" / "1cls.csv"
+    if not table.is_file():
+        raise ImageDataError(f"data: {path}: has split_csv/ without 1cls.csv")
+    rows = _rows(table, ("object", "split", "label", "image", "mask"))
+    class_names = _chosen(sorted({row["object"] for row in rows}), classes, path)
+    rows = [row for row in rows if row["split"] == split and row["object"] in class_names]
+    if odd := [row["label"] for row in rows if row["label"] not in ("normal", "anomaly")]:
+        raise ImageDataError(f"{table}: got the label {odd[0]!r}, wants normal or anomaly")
+    items, files = [], [str(table)]
+    for row in rows:
+        defect = row["label"] == "anomaly"
+        image = str(_named(path, row["image"]))
+        if not os.path.isfile(image):
+            raise ImageDataError(f"{table}: names {row['image']}, which is missing in {path}")
+        mask = str(_named(path, row["mask"] or "Masks/(none is named)")) if defect else None
+        if mask is not None and not os.path.isfile(mask):
+            raise _missing_mask(image, [mask])
+        files += [image, *([mask] if mask else [])]
+        items.append(picture_item(row["image"], class_names.index(row["object"]), int(defect), image, mask))
+    return Source(files, items, class_names, [_GOOD, "anomaly"], split == "test", "VisA")
+
+
+def _rows(table: Path, columns: Sequence[str]) -> list[dict[str, str]]:
+    """The rows of a csv, each with all columns: UTF-8, UTF-16 with a byte order mark, or Latin-1."""
+    refuse_pointer(table)
+    content = table.read_bytes()
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+        text = content.decode("utf-16", "replace")
+    else:
+        try:
+            text = content.decode("utf-8-sig")
+        except UnicodeDecodeError:
+            text = content.decode("latin-1")
+    try:
+        reader = csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True)
+        rows = list(reader)
+    except csv.Error as error:
+        raise ImageDataError(f"{table}: cannot be read as csv ({error})") from error
+    if missing := set(columns) - set(reader.fieldnames or ()):
+        raise ImageDataError(f"{table}: has no column {sorted(missing)[0]}, wants {','.join(columns)}")
+    for i, row in enumerate(rows, 2):
+        if short := [name for name in columns[:-1] if row[name] is None]:
+            raise ImageDataError(f"{table}: row {i} has no {short[0]}, wants {','.join(columns)}")
+    return rows
+
+
+def _named(path: Path, name: str) -> Path:
+    """The file that a csv names; of a csv in Latin-1 its name may be those bytes, not UTF-8."""
+    found = path / name
+    if not found.is_file() and not name.isascii():
+        try:
+            raw = path / os.fsdecode(name.encode("latin-1"))
+        except UnicodeEncodeError:
+            return found
+        return raw if raw.is_file() else found
+    return found
+
+
+# --- plain folders -----------------------------------------------------------------------------------
+
+
+def _folders(root: Folder, good: Folder, split: str, train_share: float) -> Source:
+    path, parts = root.path, listing.parts(root)
+    kinds = {name: inner for name, inner in parts.others.items() if inner is not good}
+    skipped = root.skipped + [Skipped(image, "beside good/") for image in root.images]
+    files = _images(good, skipped)
+    groups = [os.path.relpath(f, good.path).split(os.sep)[0] for f in files]  # a subfolder, or the file alone
+    trains = _leading(groups, train_share, path)
+    wanted = [(0, f) for f, first in zip(files, trains, strict=True) if first == (split == "train")]
+    masks, found = _Masks(parts.masks, path), dict[str, str]()
+    if not kinds:
+        skipped += listing.left_out(parts.masks, "masks of no image")
+    for i, (kind, inner) in enumerate(kinds.items(), 1):
+        for f in _images(inner, skipped, holds_directly=True):
+            mask = masks.of(f, kind, inner)
+            if split == "test":
+                wanted.append((i, f))
+                found |= {} if mask is None else {f: mask}
+    items = [picture_item(os.path.relpath(f, path), 0, label, f, found.get(f)) for label, f in wanted]
+    files = [f for _, f in wanted] + [*found.values()]
+    return Source(files, items, [root.name], [_GOOD, *kinds], bool(found), "good and defects", skipped)
+
+
+def _leading(groups: Sequence[Any], share: float, path: Path | str) -> list[bool]:
+    """Which of the good pictures train: those before the place ``share`` of the way, and to the end of the
+    group that lies there. Equal groups stand together."""
+    if len(set(groups)) < 2:
+        raise ImageDataError(f"{path}: got {len(set(groups))} good picture(s) or groups, a split wants two")
+    end = min(max(1, round(share * len(groups))), len(groups) - 1)
+    while end < len(groups) and groups[end] == groups[end - 1]:
+        end += 1
+    if end == len(groups):  # the last group is as long: it is tested, the others train
+        while groups[end - 1] == groups[-1]:
+            end -= 1
+    return [i < end for i in range(len(groups))]
+
+
+# --- npz ---------------------------------------------------------------------------------------------
+
+
+def _npz(file: Path, split: str, train_share: float) -> Source:
+    arrays = npz.Arrays(file)
+    images, labels = arrays.get(*npz.IMAGES), arrays.get(*npz.LABELS)
+    if images is None or labels is None:
+        raise ImageDataError(
+            f"{printable(file)}: has the keys {arrays.keys}, wants x and y; `dxmi data --help` lists the "
+            "layouts"
+        )
+    images = npz.images(images, arrays)
+    n = len(images)
+    labels, label_names = _defects(npz.labels(labels, n, arrays), arrays)
+    masks = npz.masks(arrays, images.shape[:3])
+    groups, names = _of_each(arrays, n, "num", "group", "groups"), _of_each(arrays, n, "name", "names")
+    if groups is None:
+        groups = np.arange(n)
+
+    order = np.lexsort((np.arange(n), groups))
+    good, defective = order[labels[order] == 0], order[labels[order] > 0]
+    trains = np.array(_leading(groups[good].tolist(), train_share, file))
+    trains &= ~np.isin(groups[good], groups[defective])
+    chosen = good[trains] if split == "train" else np.concatenate([good[~trains], defective])
+
+    def item(i: int) -> Item:
+        mask = None if masks is None or labels[i] == 0 else masks[i]
+        name = str(i) if names is None else _text(names[i])
+        return Item(name, 0, int(labels[i]), lambda: images[i], None if mask is None else lambda: mask)
+
+    items = [item(int(i)) for i in chosen]
+    return Source([str(file)], items, [file.stem], label_names, masks is not None, "npz")
+
+
+def _defects(labels: np.ndarray, arrays: npz.Arrays) -> tuple[np.ndarray, list[str]]:
+    """Labels of any integers, 0 for good, as the kinds 0, 1, ... [n], and the kinds' names.
+
+    Raises:
+        ImageDataError: they are texts.
+    """
+    if labels.dtype.kind in "US":
+        raise arrays.refuse("labels", labels, f"{len(labels)} integers, 0 for good")
+    names = arrays.get("classes")
+    given = [] if names is None or names.ndim != 1 else [_text(name) for name in names]
+    if labels.size and labels.min() >= 0 and labels.max() < max(len(labels), len(given)):
+        values = np.arange(1 + labels.max())
+    else:  # numbers of some other meaning
+        values = np.concatenate([[0], np.setdiff1d(labels, [0])])
+        labels = np.where(labels == 0, 0, np.searchsorted(values[1:], labels) + 1)
+    if len(given) > values.max() and values.min() >= 0:
+        return labels, [given[value] for value in values]
+    return labels, [_GOOD, *(f"defect {value}" for value in values[1:])]
+
+
+def _of_each(arrays: npz.Arrays, n: int, *names: str) -> np.ndarray | None:
+    """An array with a value for each image [n]; None: there is none.
+
+    Raises:
+        ImageDataError: it has another shape.
+    """
+    if (found := arrays.get(*names)) is None:
+        return None
+    if (flat := npz.column(found, n)) is None:
+        raise ImageDataError(
+            f"{printable(arrays.file)}: {names[0]} must be [{n}], one for each image, got {list(found.shape)}"
+        )
+    return flat
+
+
+def _text(value: Any) -> str:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+
+
+# --- files -------------------------------------------------------------------------------------------
+
+
+def picture_item(name: str, object_class: int, label: int, image: str, mask: Path | str | None) -> Item:
+    """Of files."""
+    return Item(
+        name,
+        object_class,
+        label,
+        lambda: pixels.read(image, image, upright=True),
+        None if mask is None else lambda: pixels.marked(str(mask), str(mask), upright=True),
+        image,
+    )
+
+
+def _images(folder: Folder, skipped: list[Skipped], *, holds_directly: bool = False) -> list[str]:
+    """Those of a kind, in natural order: 2.png before 10.png. What is left out is added to a list.
+
+    Raises:
+        ImageDataError: the folder holds no image itself and has to; or splits.
+    """
+    if holds_directly and not folder.images:
+        inner = listing.listed(folder.folders)
+        raise ImageDataError(
+            f"data: {folder.path} holds folders ({inner}) and no images; a kind of defect holds images itself"
+        )
+    files, more = listing.gather(folder)
+    skipped += more
+    return sorted(files, key=_natural)
+
+
+def _natural(name: str) -> list[tuple[int, int, str]]:
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", name)]

@@ -1,0 +1,124 @@
+"""The phases of a run: the autoencoder's pretraining, trained baselines, DxMI. Imports the method."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable
+from typing import IO, Any, Protocol
+
+import torch
+from torch import Tensor
+
+from dxmi_ext.anomaly.collection import Examined
+from dxmi_ext.anomaly.evaluation import picture_of
+from dxmi_ext.anomaly.features import FeatureMaps
+from dxmi_ext.anomaly.model import AnomalyNetworks
+from dxmi_ext.anomaly.reconstruction import ReconstructionPretrainer
+from dxmi_ext.anomaly.settings import Config
+from dxmi_ext.engine import execution
+from dxmi_ext.engine.prefetch import Prefetcher
+from dxmi_ext.engine.ranks import Ranks
+from dxmi_ext.engine.run import Stepper
+from dxmi_ext.method.contrastive import LangevinTrainer
+from dxmi_ext.method.trainer import DxMITrainer
+
+
+class Phases(Protocol):
+    """What learning needs of a `Run`: where it happens, and what repeats its steps."""
+
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def ranks(self) -> Ranks: ...
+    @property
+    def rows(self) -> tuple[int, int]:
+        """How many rows of a batch are this rank's, and the first of them."""
+
+    def phase(
+        self,
+        name: str,
+        stepper: Stepper,
+        iterations: int,
+        batch: Callable[[int], Tensor],
+        picture: Callable[[IO[bytes]], None] | None = None,
+    ) -> None: ...
+
+
+def learn(
+    run: Phases, cfg: Config, maps: FeatureMaps, networks: AnomalyNetworks, tested: Examined | None = None
+) -> AnomalyNetworks:
+    """All phases in turn; returns the averaged networks.
+
+    Args:
+        tested: what pictures are drawn of meanwhile.
+    """
+    if cfg.run.pretrained:
+        pretrain_autoencoder(run, cfg, maps, networks)
+    for name in networks.baselines:
+        _train_baseline(run, cfg, name, maps, networks)
+    trainer = DxMITrainer(networks, cfg.algorithm, **_options(run, cfg, cfg.run.iterations))
+    averaged = trainer.averaged
+    assert isinstance(averaged, AnomalyNetworks)
+    draw = None if tested is None else picture_of(averaged, tested)
+    with _batches(cfg, maps, "dxmi", run, cfg.run.iterations) as batches:
+        run.phase("dxmi", trainer, cfg.run.iterations, batches, draw)
+    return averaged
+
+
+def pretrain_autoencoder(run: Phases, cfg: Config, maps: FeatureMaps, networks: AnomalyNetworks) -> None:
+    """The first phase; energy and sampler start from what it has learned."""
+    autoencoder = networks.energy_network.autoencoder
+    execution.prepare(cfg.execution, autoencoder, data_shape=networks.sampler.data_shape)
+    pretrainer = ReconstructionPretrainer(
+        autoencoder,
+        lr=cfg.pretraining.pretrain_lr,
+        iterations=cfg.run.pretrain_iterations,
+        ranks=run.ranks,
+        execution=cfg.execution,
+    )
+    with _batches(cfg, maps, "pretrain", run, cfg.run.pretrain_iterations) as batches:
+        run.phase("pretrain", pretrainer, cfg.run.pretrain_iterations, batches)
+    networks.begin_from(pretrainer.autoencoder)
+
+
+def _train_baseline(
+    run: Phases, cfg: Config, name: str, maps: FeatureMaps, networks: AnomalyNetworks
+) -> None:
+    """Trains an energy otherwise, in networks of its own, from the same start and on the same batches."""
+    trial = copy.deepcopy(networks)
+    iterations = cfg.comparison.baseline_iterations
+    iterations = cfg.run.iterations if iterations is None else iterations
+    options, fixed = _options(run, cfg, iterations), dataclasses.replace(cfg.algorithm, tau_rate=0.0)
+    trainer: DxMITrainer | LangevinTrainer
+    if name == "tau0":
+        no_costs = dataclasses.replace(fixed, tau=0.0, tau_entropy=None, tau_velocity=None)
+        trainer = DxMITrainer(trial, no_costs, **options)
+    else:
+        chains = dataclasses.replace(fixed, negatives="short_run")
+        trainer = LangevinTrainer(trial, chains, **options)
+    with _batches(cfg, maps, "dxmi", run, iterations) as batches:
+        run.phase(name, trainer, iterations, batches)
+    # Of a run that was resumed in this phase, only the trial has what the phases before it made.
+    networks.begin_from(trial.pretrained)
+    networks.baselines.load_state_dict(trial.baselines.state_dict())
+    averaged = trainer.averaged.energy_network
+    assert averaged is not None
+    networks.baselines[name].load_state_dict(averaged.state_dict())
+
+
+def _options(run: Phases, cfg: Config, iterations: int) -> dict[str, Any]:
+    """What a trainer takes beside networks and algorithm."""
+    options: dict[str, Any] = {"iterations": iterations, "seed": cfg.run.seed, "ranks": run.ranks}
+    return options | {"langevin": cfg.langevin, "execution": cfg.execution}
+
+
+def _batches(cfg: Config, maps: FeatureMaps, phase: str, run: Phases, iterations: int) -> Prefetcher:
+    """iteration -> this rank's rows of the data."""
+    count, offset = run.rows
+
+    def batch(iteration: int) -> Tensor:
+        rows: dict[str, Any] = {"offset": offset, "count": count, "whole_images": cfg.features.whole_pictures}
+        return maps.batch(iteration, cfg.run.batch_size, seed=cfg.run.seed, stream=phase, **rows)
+
+    return Prefetcher(batch, run.device, iterations)

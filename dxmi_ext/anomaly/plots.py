@@ -1,0 +1,65 @@
+"""Heat maps of scores over pictures. Imports ``engine.plots``; matplotlib for the colours."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from dxmi_ext.engine import plots
+
+_CONTOUR = (64, 224, 255)  # of a colour that inferno lacks
+
+
+def heatmaps(
+    path: plots.File, pictures: Tensor, heat: Tensor, masks: Tensor | None, *, threshold: float | None = None
+) -> None:
+    """Pictures in a row, below them where their defects are, and each under the colours of its scores.
+
+    Args:
+        pictures: uint8 [n, 3, H, W].
+        heat: scores of pixels [n, H, W].
+        masks: bool [n, H, W]; None: no such row.
+        threshold: as of `heat_map`; None: half the highest score.
+    """
+    level = max(float(heat.max()) / 2, 1e-12) if threshold is None else threshold
+    pairs = zip(pictures.permute(0, 2, 3, 1).numpy(), plots.to_numpy(heat), strict=True)
+    overlays = np.stack([heat_map(picture, scores, level) for picture, scores in pairs])
+    rows = [pictures, torch.from_numpy(overlays).permute(0, 3, 1, 2)]
+    if masks is not None:
+        rows.insert(1, 255 * masks[:, None].expand_as(pictures).to(torch.uint8))
+    plots.images(path, torch.cat(rows), columns=len(pictures))
+
+
+def heat_map(picture: np.ndarray, scores: np.ndarray, threshold: float) -> np.ndarray:
+    """A picture in grey under the colours of its scores; a line surrounds what is above the threshold.
+
+    Colours run from 0, where nothing covers the picture, to 2 thresholds: they compare between pictures.
+
+    Args:
+        picture: uint8 [H, W, 3].
+        scores: float32 [H, W], 0 or more.
+        threshold: of pixels, above 0.
+
+    Returns:
+        uint8 [H, W, 3].
+    """
+    level = np.clip(scores / (2 * threshold), 0, 1)
+    colours = np.array(heat_colours(256), np.float32)[np.round(255 * level).astype(np.int64)]
+    grey = (picture @ np.array([0.299, 0.587, 0.114], np.float32))[..., None]
+    cover = (0.8 * level)[..., None]
+    result = np.round((1 - cover) * grey + cover * colours).astype(np.uint8)
+    above = scores > threshold
+    width = max(1, round(min(above.shape) / 200))
+    near = functional.max_pool2d(torch.from_numpy(above).float()[None], 2 * width + 1, 1, width)[0] > 0
+    result[near.numpy() & ~above] = _CONTOUR
+    return result
+
+
+def heat_colours(n: int) -> list[tuple[int, int, int]]:
+    """The colours of `heat_map` from 0 to 2 thresholds: matplotlib's inferno, whose steps look even."""
+    import matplotlib
+
+    colours = matplotlib.colormaps["inferno"](np.linspace(0, 1, n), bytes=True)
+    return [(int(red), int(green), int(blue)) for red, green, blue, _ in colours]

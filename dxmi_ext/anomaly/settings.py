@@ -1,0 +1,173 @@
+"""Settings of the task of anomaly detection. Imports the engine, the method and ``anomaly.backbones``."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from dxmi_ext.anomaly import backbones
+from dxmi_ext.engine.execution import ExecutionSettings
+from dxmi_ext.engine.run import LARGEST_RUN, RunnableConfig, RunSettings
+from dxmi_ext.engine.run import EvaluateSettings as EvaluateSettings_
+from dxmi_ext.engine.settings import Rule, Settings, group, only_with, setting
+from dxmi_ext.method.langevin import LangevinSettings
+from dxmi_ext.method.settings import CHAIN_RULES, RULES, DxMISettings
+
+
+@dataclasses.dataclass
+class SourceSettings(Settings):
+    heading = "data"
+    data: str | None = setting(
+        None,
+        "pictures as of MVTec-AD or VisA, good/ beside DEFECT/, or an npz; of vectors, an npz with X, y",
+        path=True,
+    )
+    classes: str | None = setting(None, "classes of the pictures to use, as bottle,cable; null: all")
+    train_share: float = setting(
+        0.7, "share of good ones to train on, where data have no split", minimum=0.01, below=1
+    )
+    holdout: float = setting(
+        0.1, "share of good training ones that is kept for the thresholds", minimum=0.001, below=1
+    )
+    cache: str | None = setting(
+        None, "folder of decoded pictures and features; null: that of the user", path=True
+    )
+
+
+@dataclasses.dataclass
+class FeatureSettings(Settings):
+    heading = "features"
+    backbone: str | None = setting(
+        "efflite0_deep", "backbone of the features; null: data are vectors", choices=backbones.BACKBONES
+    )
+    weights: str | None = setting(None, "safetensors file of efficientnet_b4's weights", path=True)
+    size: int = setting(224, "height and width that pictures are resized to", minimum=8, maximum=4096)
+    grid: int = setting(14, "height and width of the maps of features", minimum=1, maximum=1024)
+    whiten: bool = setting(
+        True, "whiten features by their covariance over good pictures; false: scale each to length 1"
+    )
+    patch: int = setting(
+        5, "side of the neighbourhood whose mean is whitened, an odd number", minimum=1, maximum=99
+    )
+    aligned: bool = setting(
+        False, "objects are at the same place in all pictures, so each position has a mean of its own"
+    )
+    whole_pictures: bool = setting(False, "batches of pictures; false: of positions of all pictures")
+
+
+@dataclasses.dataclass
+class NetworkSettings(Settings):
+    heading = "networks"
+    steps: int = setting(5, "T, steps of the sampler", minimum=2, maximum=1000)
+    latent_dim: int = setting(16, "size of the autoencoder's latents", minimum=1, maximum=2**14)
+    energy_width: int = setting(128, "width of the autoencoder's hidden layers", minimum=1, maximum=2**14)
+    value_width: int = setting(64, "width of the value's", minimum=1, maximum=2**14)
+    sampler_width: int = setting(128, "width of the sampler's", minimum=1, maximum=2**14)
+    depth: int = setting(3, "linear layers of each, of encoder and decoder each", minimum=1, maximum=100)
+    latent_std: float = setting(0.05, "noise on latents, of length 1, at the start of samples", minimum=0)
+    std: float = setting(0.03, "initial sigma of the sampler's first step", minimum=1e-6)
+    last_std: float = setting(0.01, "initial sigma of its last step", minimum=1e-6)
+    residual: bool = setting(
+        True, "the sampler's network predicts a step from x; false: the place it leads to"
+    )
+    project: bool = setting(True, "the energy projects x onto the sphere first")
+
+
+@dataclasses.dataclass
+class PretrainingSettings(Settings):
+    heading = "pretraining"
+    pretrain_lr: float = setting(1e-3, "learning rate of pretraining, decayed to 0", minimum=0)
+
+
+@dataclasses.dataclass
+class ThresholdSettings(Settings):
+    heading = "scores and thresholds"
+    top_share: float = setting(
+        0.03,
+        "share of a picture's map, the highest scores, whose mean is its score; 0: the highest one",
+        minimum=0,
+        maximum=1,
+    )
+    quantile: float = setting(0.99, "quantile of held-out scores: the threshold", minimum=0, maximum=1)
+    pixel_quantile: float = setting(
+        0.995, "quantile of their pixels' scores: the threshold of pixels", minimum=0, maximum=1
+    )
+
+
+@dataclasses.dataclass
+class ComparisonSettings(Settings):
+    heading = "comparison"
+    baselines: str = setting(
+        "quick",
+        "methods to compare with: quick: the autoencoder alone, nearest neighbours, Gaussians; all: also "
+        "those that are trained: tau = 0, Langevin negatives",
+        choices=("all", "quick", "none"),
+    )
+    baseline_iterations: int | None = setting(
+        None, "iterations of trained baselines; null: as many as of DxMI", minimum=0, maximum=LARGEST_RUN
+    )
+
+
+@dataclasses.dataclass
+class Config(RunnableConfig):
+    """Settings of a run of anomaly detection; the defaults are for pictures and two CPU cores."""
+
+    run: RunSettings = group(
+        RunSettings,
+        task="anomaly",
+        iterations=300,
+        pretrain_iterations=500,
+        batch_size=256,  # positions, or vectors
+        log_every=20,
+    )
+    algorithm: DxMISettings = group(
+        DxMISettings,
+        sampler_steps=1,
+        sampler_lr=1e-4,
+        log_std_lr=1e-3,
+        value_lr=1e-3,
+        energy_lr=3e-4,
+        energy_clip=0.1,
+    )
+    langevin: LangevinSettings = group(
+        LangevinSettings, langevin_steps=5, langevin_step_size=2e-4, langevin_noise=0.005
+    )
+    execution: ExecutionSettings = group(ExecutionSettings)
+    source: SourceSettings = group(SourceSettings)
+    features: FeatureSettings = group(FeatureSettings)
+    networks: NetworkSettings = group(NetworkSettings)
+    pretraining: PretrainingSettings = group(PretrainingSettings)
+    thresholds: ThresholdSettings = group(ThresholdSettings)
+    comparison: ComparisonSettings = group(ComparisonSettings)
+
+    rules = (
+        Rule("task must be anomaly, got {task}", lambda s: s.task == "anomaly"),
+        *RULES,
+        *CHAIN_RULES,
+        Rule(
+            "negatives must be sampler or refined (baselines=all compares with Langevin negatives), got "
+            "{negatives}",
+            lambda s: s.trains_sampler,
+        ),
+        Rule("last_std must be <= std={std}, got {last_std}", lambda s: s.last_std <= s.std),
+        Rule("skip_last must be <= steps={steps}, got {skip_last}", lambda s: s.skip_last <= s.steps),
+        Rule("shard must be false: these networks are small, got {shard}", lambda s: not s.shard),
+        *only_with(
+            "pictures (backbone=null means vectors)",
+            lambda s: s.backbone is not None,
+            "weights",
+            "classes",
+            "whiten",
+            "patch",
+            "aligned",
+        ),
+    )
+
+
+@dataclasses.dataclass
+class EvaluateSettings(EvaluateSettings_):
+    """Settings of the command ``evaluate``."""
+
+    data: str | None = setting(None, "what to test on; null: the run's own test data", path=True)
+    baselines: str | None = setting(
+        None, "all, quick or none; null: as in the run", choices=("all", "quick", "none")
+    )

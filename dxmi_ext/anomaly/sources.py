@@ -1,0 +1,130 @@
+"""The backbone and the data of a run, by its settings. Imports torch and the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dxmi_ext.anomaly import backbones, dataset, vectors
+from dxmi_ext.anomaly.collection import Pictures, Source, Vectors
+from dxmi_ext.anomaly.settings import Config
+from dxmi_ext.anomaly.vectors import Columns
+from dxmi_ext.engine import runlog
+from dxmi_ext.engine.identity import Fingerprints, changed, data_of, fingerprint
+from dxmi_ext.engine.settings import ConfigError
+from dxmi_ext.images.contents import ImageDataError
+from dxmi_ext.images.features import Extractor
+from dxmi_ext.images.pixels import Scale
+
+
+def backbone_of(cfg: Config, device: torch.device, about: dict[str, Any] | None = None) -> Extractor | None:
+    """The settings', which has to be the one that a model is of, if it says."""
+    if cfg.features.backbone is None:
+        return None
+    options: dict[str, Any] = {
+        "size": cfg.features.size,
+        "grid": cfg.features.grid,
+        "weights": cfg.features.weights,
+    }
+    backbone = backbones.load(cfg.features.backbone, normalise=not cfg.features.whiten, **options)
+    if about is not None and about["backbone"]["identity"] != backbone.identity:
+        raise ConfigError(
+            f"weights: got those of {backbone.identity}, the run is of {about['backbone']['identity']}"
+        )
+    return backbone.to(device)
+
+
+def source_of(
+    cfg: Config,
+    backbone: Extractor | None,
+    device: torch.device,
+    *,
+    data: str | None = None,
+    about: dict[str, Any] | None = None,
+    few: int | None = None,
+) -> Source:
+    """Of the settings' data, or of all classes of others; as a model says that its images or vectors are."""
+    path = data or path_of(cfg)
+    if backbone is None:
+        return Vectors(
+            path, cfg.source.train_share, cfg.run.seed, None if about is None else columns_of(about)
+        )
+    classes = None if data else classes_of(cfg)
+    scale = None if about is None else Scale.of(about.get("scale"))
+    return Pictures(
+        path,
+        backbone,
+        cfg.features.size,
+        classes,
+        cfg.source.train_share,
+        cfg.source.cache,
+        device,
+        few,
+        scale,
+    )
+
+
+def path_of(cfg: Config) -> str:
+    if cfg.source.data is None:
+        raise ConfigError("data: got none, wants the path of pictures, or of an npz; `--help` tells more")
+    return cfg.source.data
+
+
+def classes_of(cfg: Config) -> list[str] | None:
+    return None if cfg.source.classes is None else cfg.source.classes.split(",")
+
+
+def columns_of(about: dict[str, Any]) -> Columns:
+    """Of the vectors that a model is of; older ones have no constant columns."""
+    return Columns.from_json(about.get("columns", {"total": about["shape"][2], "constants": {}}))
+
+
+def fingerprints(cfg: Config) -> Callable[[str], Fingerprints]:
+    """Those of the data at a path, as the run sees them."""
+
+    def of_vectors(path: str) -> Fingerprints:
+        train, test, anomalous = vectors.load(path, train_share=cfg.source.train_share, seed=cfg.run.seed)
+        return {"train": fingerprint(train), "test": fingerprint(test, anomalous)}
+
+    def of_pictures(path: str) -> Fingerprints:
+        options: dict[str, Any] = {
+            "size": cfg.features.size,
+            "train_share": cfg.source.train_share,
+            "cache": cfg.source.cache,
+        }
+        options["classes"] = classes_of(cfg)
+        found = {"train": dataset.load(path, split="train", **options)}
+        with suppress(ImageDataError):  # there may be nothing to test
+            found["test"] = dataset.load(path, split="test", scale=found["train"].scale, **options)
+        return {
+            split: fingerprint(data.fingerprint, data.labels, data.classes, data.class_names)
+            for split, data in found.items()
+        }
+
+    return of_vectors if cfg.features.backbone is None else of_pictures
+
+
+def has_moved(cfg: Config, directory: Path, data: str, *, needed: bool) -> bool:
+    """Whether data are those of the run, which are no longer where they were.
+
+    Args:
+        needed: whether the run's own good data are, to fit baselines to.
+
+    Raises:
+        ConfigError: they are needed, and these are others.
+    """
+    if cfg.source.data is None or Path(cfg.source.data).exists() or not needed:
+        return False
+    known = data_of(directory)
+    if "train" in changed(known, fingerprints(cfg)(data)):
+        raise ConfigError(
+            f"data: {data!r} must have the good ones that {directory} was trained on (they are no longer at "
+            f"{cfg.source.data!r}), but has another fingerprint; baselines=none does without"
+        )
+    if not known:
+        runlog.note(f"{directory} has no fingerprint of its data; {data} is taken to hold them")
+    return True

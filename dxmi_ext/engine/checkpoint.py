@@ -1,0 +1,404 @@
+"""Checkpoints and models on disk: folders of safetensors and json files, complete or absent.
+
+A checkpoint has also a manifest of its files' sizes and checksums, so that damage is found whatever it hits.
+Of sharded tensors every rank writes its rows, to a file of its own whose header tells which they are; any
+number of ranks reads them again, all from one file system. Nothing is pickled. Imports torch, safetensors,
+the standard library and of ``dxmi_ext`` errors, files, folders, ranks and sharding alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import textwrap
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from dxmi_ext.engine import files, folders, sharding
+from dxmi_ext.engine.errors import UserError
+from dxmi_ext.engine.ranks import Ranks
+
+FORMAT = 2
+_CHECKPOINT = _, _STATE = ("tensors.safetensors", "state.json")
+_MANIFEST = "manifest.json"
+_SHARD = "tensors-{:05d}-of-{:05d}.safetensors"
+_MODEL = ("model.safetensors", "config.json")
+_ALONE = Ranks()
+
+
+class CheckpointError(UserError, RuntimeError):
+    """A checkpoint or model that is missing, damaged or of an unknown format."""
+
+
+@dataclass
+class StoredTensor:
+    """A tensor in an opened checkpoint, which need not be read whole.
+
+    Attributes:
+        shape: of the whole.
+        pieces: (first row, number of rows, file) of each; one of all rows where it is not sharded.
+    """
+
+    name: str
+    shape: list[int]
+    pieces: list[tuple[int, int, Any]]
+
+    def read(self, first: int | None = None, count: int | None = None) -> Tensor:
+        """`count` rows from `first` on, on the CPU; all of it unless told otherwise."""
+        if first is None or count is None:
+            if len(self.pieces) == 1:
+                return self.pieces[0][2].get_tensor(self.name).clone()
+            first, count = 0, self.shape[0]
+        parts: list[Tensor] = []
+        for start, rows, file in self.pieces:
+            low, high = max(first, start), min(first + count, start + rows)
+            if low < high or not parts:  # the first piece gives dtype and shape even where no row is wanted
+                parts.append(file.get_slice(self.name)[low - start : max(high, low) - start])
+        return torch.cat(parts)
+
+
+def save(
+    root: Path, iteration: int, state: Any, *, keep: int, spare: int | None = None, ranks: Ranks = _ALONE
+) -> Path:
+    """Save a checkpoint as ROOT/step_XXXXXXXX, then ``prune``.
+
+    Args:
+        root: the folder of all checkpoints of a run.
+        iteration: counted over all phases of the run, so that a later checkpoint has the higher number.
+        state: nested dicts (keys: str or int), lists and tuples of tensors, numbers, strings, bools and None.
+            That of the first rank is saved, and of sharded tensors every rank's rows.
+        keep: number of checkpoints to keep, this one among them; at least 1.
+        spare: iteration of a checkpoint that stays whatever its age.
+        ranks: all of which call this; the first alone writes where nothing is sharded.
+
+    Raises:
+        TypeError: names the entry of ``state`` that cannot be saved.
+        OSError: it could not be written; the checkpoints of before are as they were.
+    """
+    if keep < 1:
+        raise ValueError(f"keep: got {keep}, wants 1 or more")
+    tensors: dict[str, Tensor] = {}
+    tree = _encode(state, "state", tensors)
+    target = Path(root) / _name(iteration)
+    if any(map(sharding.is_sharded, tensors.values())):
+        _save_shards(target, tensors, tree, ranks)
+    elif ranks.first:
+        with files.folder(target, folders.CHECKPOINT) as folder:
+            _write(folder, _CHECKPOINT, tensors, tree)
+            _write_manifest(folder, {name: _facts(folder / name) for name in _CHECKPOINT})
+    if ranks.first:
+        prune(root, iteration, keep=keep, spare=spare)
+    return target
+
+
+def _save_shards(target: Path, tensors: dict[str, Tensor], tree: Any, ranks: Ranks) -> None:
+    """If a rank dies in here the first hears of it, and leaves everything as it was."""
+    name = _SHARD.format(ranks.rank, ranks.world_size)
+    rows = {key: sharding.rows(tensor) for key, tensor in tensors.items() if sharding.is_sharded(tensor)}
+    mine = {key: tensor for key, tensor in tensors.items() if ranks.first or key in rows}
+    making = (
+        files.folder(target, folders.CHECKPOINT) if ranks.first else nullcontext(files.unfinished(target))
+    )
+    with making as folder:
+        ranks.agree(None)  # the folder is there
+        placed = {key: [first, tensors[key].shape[0]] for key, (first, _) in rows.items()}
+        _write_tensors(folder / name, mine, {"rows": json.dumps(placed, sort_keys=True)})
+        files.sync(folder / name)
+        facts = ranks.exchange([name, _facts(folder / name)])
+        if ranks.first:
+            _write_json(folder / _STATE, tree)
+            _write_manifest(folder, {**dict(facts), _STATE: _facts(folder / _STATE)})
+
+
+def adopt(
+    source: Path,
+    root: Path,
+    iteration: int,
+    changes: dict[str, Any],
+    *,
+    keep: int,
+    spare: int | None = None,
+) -> None:
+    """Copy a checkpoint to ROOT/step_XXXXXXXX, perhaps itself, with changed entries of its state that hold no
+    tensors; then ``prune``. One rank does it, however many have saved the checkpoint."""
+    facts = _read_json(source / _MANIFEST)["files"]
+    with files.folder(root / _name(iteration), folders.CHECKPOINT) as folder:
+        for name in facts.keys() - {_STATE}:
+            shutil.copyfile(source / name, folder / name)
+        _write_json(folder / _STATE, _read_json(source / _STATE) | _encode(changes, "changes", {}))
+        _write_manifest(folder, facts | {_STATE: _facts(folder / _STATE)})
+    prune(root, iteration, keep=keep, spare=spare)
+
+
+def prune(root: Path, iteration: int, *, keep: int, spare: int | None = None) -> None:
+    """Keep the last ``keep`` checkpoints up to an iteration, and that of iteration ``spare``.
+
+    Later ones go too: they are the abandoned future of a run that was taken back to an earlier one.
+    """
+    steps = _steps(root)
+    kept = sorted(step for step in steps if step <= iteration)[-keep:]
+    for step in sorted(steps.keys() - {*kept, spare}, reverse=True):
+        files.remove_folder(steps[step], folders.CHECKPOINT)
+
+
+def load(path: Path, device: torch.device | str = "cpu", *, ranks: Ranks = _ALONE, lazy: bool = False) -> Any:
+    """Read a checkpoint back: the state as saved, tuples as lists, tensors whole, contiguous, on ``device``.
+
+    ``load_state_dict`` of modules and optimizers takes CPU tensors to where they belong.
+
+    Args:
+        path: of the checkpoint.
+        device: of the tensors.
+        ranks: all of which call this; they share the work of checking the files.
+        lazy: give each tensor as a `StoredTensor`, of which `sharding.like` and `load_` read what they need.
+
+    Raises:
+        CheckpointError: names the file and what is wrong with it.
+    """
+    path = Path(path)
+    # Those who find no fault hear of the others', so that all agree on what is damaged.
+    if found := [fault for fault in ranks.exchange(_fault(path, ranks)) if fault]:
+        raise CheckpointError(found[0])
+    names = [name for name in _read_json(path / _MANIFEST)["files"] if name != _STATE]
+    stored = _open(path, names)
+    tree = _read_json(path / _STATE)
+    return _decode(tree, stored if lazy else {key: t.read().to(device) for key, t in stored.items()})
+
+
+def load_latest(
+    root: Path,
+    warn: Callable[[str], None],
+    *,
+    until: int | None = None,
+    ranks: Ranks = _ALONE,
+    lazy: bool = False,
+) -> tuple[Path, Any] | None:
+    """Read the last whole checkpoint in ``root``, if there is any at all; damaged ones are skipped.
+
+    Args:
+        root: the folder of all checkpoints of a run.
+        warn: is told of each one skipped, and why.
+        until: look at none of a later iteration.
+        ranks, lazy: as `load` takes them.
+
+    Raises:
+        CheckpointError: all are damaged. They stay: a fresh start would be the end of them.
+    """
+    steps = {step: path for step, path in _steps(root).items() if until is None or step <= until}
+    for _, path in sorted(steps.items(), reverse=True):
+        try:
+            return path, load(path, ranks=ranks, lazy=lazy)
+        except CheckpointError as error:
+            warn(f"skipping a damaged checkpoint: {error}")
+    if steps:
+        raise CheckpointError(f"{root}: every checkpoint is damaged; resume=never starts afresh")
+    return None
+
+
+def nbytes(state: Any) -> int:
+    """Bytes of a state's tensors: about what a checkpoint of it takes."""
+    tensors: dict[str, Tensor] = {}
+    _encode(state, "state", tensors)
+    return sum(tensor.nbytes for tensor in tensors.values())
+
+
+def save_model(path: Path, module: nn.Module, config: dict[str, Any]) -> None:
+    """Save final networks as folder ``path``; equal tensors and config give equal bytes."""
+    with files.folder(Path(path), folders.MODEL) as folder:
+        _write(folder, _MODEL, module.state_dict(), config)
+
+
+def load_model_state(
+    path: Path, device: torch.device | str = "cpu"
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read (tensors, config) saved by ``save_model``.
+
+    Raises:
+        CheckpointError: names the file and what is wrong with it.
+    """
+    tensors = {name: tensor.read().to(device) for name, tensor in _open(Path(path), [_MODEL[0]]).items()}
+    return tensors, _read_json(Path(path) / _MODEL[1])
+
+
+@contextmanager
+def fitting(directory: Path) -> Iterator[None]:
+    """Within, networks are built by a run's config.yaml and take the weights in model/.
+
+    Raises:
+        CheckpointError: the two do not fit, for one of them was edited or is another run's.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except (ArithmeticError, AssertionError, AttributeError, LookupError) as error:
+        raise _misfit(directory, f"{type(error).__name__}: {error}") from error
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise _misfit(directory, str(error)) from error
+
+
+def _misfit(directory: Path, why: str) -> CheckpointError:
+    return CheckpointError(
+        f"{directory}: config.yaml does not fit the networks in model/: {textwrap.shorten(why, 300)}"
+    )
+
+
+def _name(iteration: int) -> str:
+    return f"step_{iteration:08d}"
+
+
+def _steps(root: Path) -> dict[int, Path]:
+    """Checkpoints by iteration, damaged ones among them."""
+    return {
+        int(match[1]): path
+        for path in Path(root).glob("step_*")
+        if (match := re.fullmatch(r"step_(\d{8,})", path.name)) and _is_ours(path)
+    }
+
+
+def _is_ours(path: Path) -> bool:
+    """False of a folder that was a checkpoint, and stays for the files that others put into it."""
+    return path.is_dir() and (files.holds(path, folders.CHECKPOINT) or not any(path.iterdir()))
+
+
+def _encode(node: Any, name: str, tensors: dict[str, Tensor]) -> Any:
+    """The json form of a state; its tensors move to ``tensors``, named by their place."""
+    if isinstance(node, Tensor):
+        while name in tensors:  # keys 0 and "0" give the same name
+            name += "'"
+        tensors[name] = node
+        return {"$tensor": name}
+    if isinstance(node, dict):
+        if wrong := [key for key in node if type(key) not in (str, int)]:
+            raise TypeError(f"{name}: got the key {wrong[0]!r}, wants str or int")
+        items = [(key, _encode(value, f"{name}.{key}", tensors)) for key, value in node.items()]
+        plain = all(isinstance(key, str) and not key.startswith("$") for key in node)
+        return dict(items) if plain else {"$items": items}
+    if isinstance(node, list | tuple):
+        return [_encode(value, f"{name}.{i}", tensors) for i, value in enumerate(node)]
+    if node is None or isinstance(node, bool | int | float | str):
+        return node
+    raise TypeError(
+        f"{name}: got a {type(node).__name__}, wants a tensor, number, string, bool, None, dict or list"
+    )
+
+
+def _decode(node: Any, tensors: Mapping[str, Any]) -> Any:
+    if isinstance(node, list):
+        return [_decode(value, tensors) for value in node]
+    if not isinstance(node, dict):
+        return node
+    if "$tensor" in node:
+        return tensors[node["$tensor"]]
+    items = node["$items"] if "$items" in node else node.items()
+    return {key: _decode(value, tensors) for key, value in items}
+
+
+def _write(folder: Path, names: tuple[str, str], tensors: dict[str, Tensor], tree: Any) -> None:
+    _write_tensors(folder / names[0], tensors)
+    _write_json(folder / names[1], tree)
+
+
+def _write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    # safetensors refuses shared and strided memory
+    dense = {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in zip(tensors, sharding.local(tensors.values()), strict=True)
+    }
+    try:
+        safetensors.torch.save_file(dense, path, metadata)
+    except SafetensorError as error:  # what it makes of an OSError
+        raise OSError(f"{path}: {error}") from error
+
+
+def _write_manifest(folder: Path, facts: dict[str, Any]) -> None:
+    _write_json(folder / _MANIFEST, {"format": FORMAT, "files": facts})
+
+
+def _write_json(path: Path, tree: Any) -> None:
+    with files.naming(path):
+        path.write_text(json.dumps(tree, indent=1) + "\n", encoding="utf-8")
+
+
+def _open(path: Path, names: list[str]) -> dict[str, StoredTensor]:
+    """The tensors in some files, by name; the files stay open as long as there is one left."""
+    tensors: dict[str, StoredTensor] = {}
+    for name in names:
+        try:
+            file = _safe_open(path / name)
+            placed = json.loads((file.metadata() or {}).get("rows", "{}"))
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"{path / name}: missing or corrupt: {error}") from error
+        for key in file.keys():  # noqa: SIM118 it is no dict
+            shape = list(file.get_slice(key).get_shape())
+            first, total = placed.get(key, (0, shape[0] if shape else 1))
+            rows = shape[0] if shape else 1
+            whole = tensors.setdefault(key, StoredTensor(key, [total, *shape[1:]] if shape else [], []))
+            whole.pieces.append((first, rows, file))
+    for key, tensor in tensors.items():
+        if tensor.shape and sum(rows for _, rows, _ in tensor.pieces) != tensor.shape[0]:
+            raise CheckpointError(f"{path}: {key}: its {tensor.shape[0]} rows are not all there")
+    return tensors
+
+
+def _safe_open(path: Path) -> Any:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:  # safetensors takes no name that is not UTF-8, but this of an open file
+        opened = os.open(path, os.O_RDONLY)
+        try:
+            return safe_open(f"/proc/self/fd/{opened}", framework="pt")
+        finally:
+            os.close(opened)
+    return safe_open(path, framework="pt")
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: missing or corrupt: {error}") from error
+
+
+def _fault(path: Path, ranks: Ranks) -> str | None:
+    """What is wrong with the manifest of a checkpoint, or with those of its files that this rank looks at."""
+    try:
+        manifest = _read_json(path / _MANIFEST)
+    except CheckpointError as error:
+        return str(error)
+    number = manifest.get("format") if isinstance(manifest, dict) else manifest
+    if number != FORMAT or not isinstance(manifest, dict):
+        return f"{path / _MANIFEST}: got format {number!r}, this version reads {FORMAT}"
+    for name in sorted({_STATE, *(manifest.get("files") or ())})[ranks.rank :: ranks.world_size]:
+        file = path / name
+        try:
+            found, wanted = _facts(file), manifest["files"][name]
+            if found["bytes"] != wanted["bytes"]:
+                return f"{file}: has {found['bytes']} bytes, was saved with {wanted['bytes']}"
+            if found["sha256"] != wanted["sha256"]:
+                return f"{file}: its content is not what was saved: another sha256"
+        except OSError as error:
+            return f"{file}: cannot be read: {error.strerror}"
+        except (KeyError, TypeError):
+            return f"{path / _MANIFEST}: does not tell size and sha256 of {name}"
+    return None
+
+
+def _facts(path: Path) -> dict[str, Any]:
+    """What a manifest says of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+        return {"bytes": file.tell(), "sha256": digest.hexdigest()}

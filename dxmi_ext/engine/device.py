@@ -1,0 +1,69 @@
+"""The device and the versions of a run, its pace and its memory. Imports torch and ``engine.settings``."""
+
+from __future__ import annotations
+
+import platform
+import resource
+import time
+
+import numpy
+import torch
+
+from dxmi_ext import __version__
+from dxmi_ext.engine.settings import ConfigError
+
+
+def choose(name: str, local_rank: int = 0) -> torch.device:
+    """The device that a setting names; of several processes on a machine, each takes one of its own.
+
+    Raises:
+        ConfigError: a CUDA device is wanted and there is none.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(f"device must be cpu where torch sees no CUDA device, got {name!r}")
+    if name.startswith("cuda:") and int(name[5:]) >= torch.cuda.device_count():
+        raise ConfigError(f"device must be cuda:N with N < {torch.cuda.device_count()}, got {name!r}")
+    return torch.device(name, local_rank) if name == "cuda" and local_rank else torch.device(name)
+
+
+def versions() -> dict[str, str]:
+    """The versions that a result depends on."""
+    return {
+        "dxmi_ext": __version__,
+        "torch": torch.__version__,
+        "numpy": numpy.__version__,
+        "python": platform.python_version(),
+    }
+
+
+class Clock:
+    """Measures the pace of a phase. It never waits for the device: it is asked after the log did.
+
+    Args:
+        device: on CUDA, the peak of its memory is told too.
+        batch_size: samples an iteration.
+        start: the iteration before the first.
+    """
+
+    def __init__(self, device: torch.device, batch_size: int, start: int) -> None:
+        self._device, self._batch_size = device, batch_size
+        self._last, self._since = start, time.perf_counter()
+
+    def lap(self, iteration: int) -> dict[str, float]:
+        """``runlog.TIMING_FIELDS`` since the last lap."""
+        now = time.perf_counter()
+        pace = (iteration - self._last) / (now - self._since)
+        self._last, self._since = iteration, now
+        numbers = {"iterations_per_second": pace, "samples_per_second": pace * self._batch_size}
+        if self._device.type == "cuda":
+            numbers["peak_memory_mib"] = torch.cuda.max_memory_allocated(self._device) / 2**20
+        return {name: float(f"{number:.4g}") for name, number in numbers.items()}
+
+
+def peak_memory(device: torch.device) -> str:
+    if device.type == "cuda":
+        return f"at most {torch.cuda.max_memory_allocated(device) / 2**20:,.0f} MiB of {device} so far"
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10  # which Linux counts in KiB
+    return f"the process at most {peak:,.0f} MiB so far"

@@ -1,0 +1,264 @@
+"""What this package may write over: folders that it marked, files that it wrote, nothing else.
+
+A folder that a command fills over time, as a run's, holds `MARKER`, which tells its kind and format. Folders
+from before there were marks are known by what lies in them, and are marked when they are next written to.
+Imports the standard library, ``dxmi_ext.engine.errors`` and ``dxmi_ext.engine.files``.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from dxmi_ext.engine import files
+from dxmi_ext.engine.errors import UserError
+from dxmi_ext.engine.files import Tree
+
+MARKER = "dxmi.json"
+"""What marks a folder: JSON with its kind (run, scores, ...) and the version of its format."""
+FORMAT = 1
+"""Of folders written now; 0 is that of folders without a mark."""
+_TASKS_OF_FORMAT_0 = ("two_d", "images", "anomaly")
+
+CHECKPOINT: Tree = {r"tensors(-\d{5}-of-\d{5})?\.safetensors": None, r"(state|manifest)\.json": None}
+CHECKPOINTS: Tree = {r"step_\d{8,}": CHECKPOINT}
+MODEL: Tree = {r"model\.safetensors|config\.json": None}
+PICTURES: Tree = {r"\w+_\d{8,}\.png": None}
+TENSORBOARD: Tree = {r"events\.out\.tfevents\.\d+": None}
+RUN: Tree = {
+    r"(summary|failure)\.json": None,
+    "checkpoints": CHECKPOINTS,
+    "model": MODEL,
+    "pictures": PICTURES,
+    "tb": TENSORBOARD,
+    r"metrics\.jsonl|wandb\.json|config\.yaml": None,
+    re.escape(MARKER): None,
+}
+"""A run's own files. Those of Weights & Biases in wandb/ are not among them: they may not be uploaded yet."""
+
+_KINDS = {"run": "that of a run", "scores": "that of an earlier scoring"}
+_KINDS |= {"work": "that of an experiment's runs", "results": "that of an experiment's results"}
+_CONFIG_KEYS = {"recipe", "task", "output", "seed", "iterations", "batch_size"}
+_SHOWN = 4  # names in an error
+
+
+class FolderError(UserError):
+    """A folder or file that is not ours to write to."""
+
+
+def is_marked(folder: Path) -> bool:
+    """Whether a folder was made by this package, and so holds results and never data."""
+    return (folder / MARKER).is_file()
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """What the mark of a folder says; empty where there is none.
+
+    Raises:
+        FolderError: it is no mark of ours, or of a newer format.
+    """
+    if not is_marked(folder):
+        return {}
+    path = folder / MARKER
+    found = files.read_json(path)
+    kind, number = found.get("kind"), found.get("format")
+    if not isinstance(kind, str) or type(number) is not int:
+        raise FolderError(f"{path} must have a kind and a format, but it was not written by dxmi_ext")
+    if number > FORMAT:
+        raise FolderError(f"{path}: format must be at most {FORMAT}, got {number}: a newer dxmi_ext wrote it")
+    return found
+
+
+def mark(folder: Path, kind: str, **about: Any) -> None:
+    """Mark a folder that `check` lets pass, or add to its mark.
+
+    Args:
+        kind: run, scores or work.
+        about: more to know of it.
+    """
+    found = read(folder)
+    wanted = found | {"kind": kind, "format": FORMAT} | about
+    if found != wanted:
+        files.write_text(folder / MARKER, json.dumps(wanted, indent=2) + "\n")
+
+
+def check(
+    folder: Path, kind: str, is_older: Callable[[Path], bool] = lambda _: False, *, key: str = "output"
+) -> None:
+    """Refuse to fill a folder that is neither new, empty nor of a kind; writes nothing.
+
+    Args:
+        kind: run, scores, work or results.
+        is_older: whether a folder without a mark is one of that kind, from before there were marks.
+        key: the setting that names it.
+
+    Raises:
+        FolderError: it holds something else, or is no folder.
+    """
+    wants = f"{key} must be a new folder, an empty one or {_KINDS[kind]}, got {str(folder)!r}"
+    if not folder.is_dir():
+        if folder.exists():
+            raise FolderError(f"{wants}, which is a file")
+        return
+    found = read(folder)
+    if found:
+        if found["kind"] != kind:
+            raise FolderError(f"{wants}, which is marked as {found['kind']}")
+        return
+    names = content(folder)
+    if names and not is_older(folder):
+        more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+        raise FolderError(f"{wants}, which holds {', '.join(names[:_SHOWN])}{more}")
+
+
+def content(folder: Path) -> list[str]:
+    """The names in a folder, but for what a process of ours leaves that is at work or died at its start."""
+    return sorted(path.name for path in folder.iterdir() if not _is_temporary(path))
+
+
+def _is_temporary(path: Path) -> bool:
+    if path.name == ".lock":
+        return path.is_file() and not path.stat().st_size
+    return bool(files.TEMPORARY.fullmatch(path.name))
+
+
+def check_new(path: Path) -> None:
+    """Refuse to make a folder over anything else than an empty one.
+
+    Raises:
+        FolderError: something lies there.
+    """
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise FolderError(f"output: got {str(path)!r}, where something lies already; wants a new folder")
+
+
+def check_file(path: Path, is_ours: Callable[[Path], bool], what: str, *, key: str = "output") -> None:
+    """Refuse to write a file over anything else than an empty one or one of the same kind; writes nothing.
+
+    Args:
+        is_ours: whether a file is of that kind.
+        what: the kind, in words.
+        key: the setting that names it.
+
+    Raises:
+        FolderError: something else lies there, or the file could not be made.
+    """
+    wants = f"{key} must be a new file or {what}, got {str(path)!r}"
+    if path.is_dir():
+        raise FolderError(f"{wants}, which is a folder")
+    if path.exists() and not path.is_file():
+        raise FolderError(f"{wants}, which is no regular file")
+    if path.is_file() and path.stat().st_size and not is_ours(path):
+        raise FolderError(f"{wants}, which holds something else")
+    above = next(parent for parent in path.absolute().parents if parent.exists())
+    if not above.is_dir():
+        raise FolderError(f"{wants}, but {str(above)!r} is no folder")
+
+
+# --- runs --------------------------------------------------------------------------------------------
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder is that of a run, finished or not, to read it.
+
+    Raises:
+        FolderError: its format is newer than this version.
+    """
+    if is_marked(folder):
+        return read(folder)["kind"] == "run"
+    config = folder / "config.yaml"
+    return config.is_file() and (not config.stat().st_size or "task" in _config_keys(folder))
+
+
+def is_unmarked_run(folder: Path) -> bool:
+    """Whether a folder is that of a run of format 0, to go on in it."""
+    parts = any((folder / name).is_dir() for name in ("checkpoints", "model"))
+    return parts and _config_keys(folder) >= _CONFIG_KEYS
+
+
+def clear(folder: Path) -> None:
+    """Remove a run from its folder. What makes it a finished run, or one to resume, goes first."""
+    for pattern, inside in RUN.items():
+        for path in sorted(folder.iterdir(), reverse=True):
+            if not re.fullmatch(pattern, path.name) or path.name == MARKER:
+                continue
+            if inside is CHECKPOINTS and path.is_dir():
+                steps = [step for step in path.iterdir() if re.fullmatch(r"step_\d{8,}", step.name)]
+                for step in sorted(steps, reverse=True):
+                    files.remove_folder(step, CHECKPOINT)
+            files.remove(path, inside)
+
+
+def _config_keys(folder: Path) -> set[str]:
+    """The keys of a run's config.yaml, as they stand there; none where it is of other programs."""
+    try:
+        text = (folder / "config.yaml").read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return set()
+    task = re.search(r"^task:\s*['\"]?(\w+)['\"]?\s*$", text, re.MULTILINE)
+    if task is None or task[1] not in _TASKS_OF_FORMAT_0:
+        return set()
+    return set(re.findall(r"^(\w+):", text, re.MULTILINE))
+
+
+# --- files -------------------------------------------------------------------------------------------
+
+PICTURE_TEXT = ("Software", "dxmi_ext")
+"""The text in each png that a command was asked for by name."""
+GENERATOR = '<meta name="generator" content="dxmi_ext">'
+"""In the head of every page."""
+_PAGE_OF_FORMAT_0 = "body { max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #1f2933 }"
+_NUMBER_OF_EVERY_TASK = re.compile(
+    r"(sliced_wasserstein|auroc|energy_kl|threshold|image_auroc|log_partition|elbo|ess)"
+    r"|(fd|kd|fid|kid|precision|recall)_.+"
+)
+
+
+def is_samples(path: Path) -> bool:
+    """Whether a file is an npz as `dxmi sample` writes it: "samples", and perhaps "labels"."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = set(archive.namelist())
+    except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError):
+        return False
+    return "samples.npy" in names and names <= {"samples.npy", "labels.npy"}
+
+
+def is_picture(path: Path) -> bool:
+    """Whether a file is a png of ours."""
+    head = _head(path)
+    return head.startswith(b"\x89PNG\r\n\x1a\n") and b"tEXt" + "\0".join(PICTURE_TEXT).encode() in head
+
+
+def is_page(path: Path) -> bool:
+    """Whether a file is a page as `dxmi report` writes it."""
+    head = _head(path).decode(errors="replace")
+    return head.startswith("<!doctype html>") and (GENERATOR in head or _PAGE_OF_FORMAT_0 in head)
+
+
+def is_numbers(path: Path) -> bool:
+    """Whether a file is the json of numbers that `dxmi evaluate` writes."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    if not isinstance(found, dict) or not all(map(_is_number, found.values())):
+        return False
+    return not found or any(_NUMBER_OF_EVERY_TASK.fullmatch(name) for name in found)
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) is int or (type(value) is float and not math.isinf(value))
+
+
+def _head(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(4096)
+    except OSError:
+        return b""

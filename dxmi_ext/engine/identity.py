@@ -1,0 +1,183 @@
+"""What makes a run the same run: its settings and its data, wherever these are, and what its folder says.
+
+Imports numpy and the engine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy
+
+from dxmi_ext.engine import config, files, folders
+from dxmi_ext.engine.settings import Config, ConfigError
+
+C = TypeVar("C", bound=Config)
+
+# Settings that may change when a run resumes; all others belong to what it is.
+_MAY_CHANGE = {"output", "iterations", "device", "threads", "shard", "resume", "tensorboard", "wandb"}
+_MAY_CHANGE |= {"checkpoint_every", "keep_checkpoints", "log_every", "picture_every", "dry_run", "cache"}
+# Settings that may be paths: config.yaml has them absolute, so that a run is read from any current folder.
+_PATHS = ("start", "weights", "cache", "features")
+_KEYS_OF_A_SUMMARY = {"iterations": int, "device": str, "wall_seconds": float, "resumed_from": list}
+_KEYS_OF_A_SUMMARY |= {"versions": dict}
+_WAY_OUT = "choose another output, or resume=never to overwrite it"
+
+Fingerprints = dict[str, str]
+"""What the data of a run are, wherever they lie: of each split one."""
+
+
+def fingerprint(*parts: Any) -> str:
+    """Says whether arrays, texts and lists of texts are the same, in their order."""
+    digest = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        if isinstance(part, numpy.ndarray):
+            digest.update(f"{part.dtype} {part.shape} ".encode())
+            digest.update(numpy.ascontiguousarray(part).data)
+        else:
+            digest.update(f"{part!r} ".encode())
+    return digest.hexdigest()
+
+
+def changed(known: Fingerprints, found: Fingerprints) -> list[str]:
+    """The splits that both know, and of which the data are others."""
+    return [split for split in found if known.get(split, found[split]) != found[split]]
+
+
+# --- what a folder says ------------------------------------------------------------------------------
+
+
+def settings_of(cls: type[C], directory: Path) -> C:
+    """The settings in a run's config.yaml.
+
+    Raises:
+        ConfigError: names the file and what is wrong with it.
+    """
+    path = directory / "config.yaml"
+    try:
+        return config.load(cls, path)
+    except ConfigError as error:
+        if str(error).startswith(str(path)):
+            raise
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def summary_of(directory: Path) -> dict[str, Any]:
+    """What a run's summary.json says; empty where there is none, or none that a run wrote."""
+    found = files.read_json(directory / "summary.json")
+    whole = all(isinstance(found.get(key), kind) for key, kind in _KEYS_OF_A_SUMMARY.items())
+    return found if whole else {}
+
+
+def data_of(directory: Path) -> Fingerprints:
+    """The fingerprints of the data that a run was trained on; empty where it does not know them."""
+    found = folders.read(directory).get("data")
+    return dict(found) if isinstance(found, dict) else {}
+
+
+# --- whether a folder holds the same run -------------------------------------------------------------
+
+
+def make_paths_absolute(cfg: Config, *more: str) -> None:
+    """Those that were given and are there, in place."""
+    values = cfg.flat()
+    for key in (*_PATHS, *more):
+        value = values.get(key)
+        if isinstance(value, str) and key in cfg.given and os.path.exists(os.path.expanduser(value)):
+            cfg.put(key, os.path.abspath(os.path.expanduser(value)))
+
+
+class Earlier:
+    """The run that a folder may hold already, beside the one that is to run there.
+
+    Args:
+        directory: the folder.
+        cfg: settings of the run that is to run there.
+        resume: whether it may go on from the earlier one.
+        data: where the run's data are files: the fingerprints of the data at a path.
+    """
+
+    def __init__(
+        self, directory: Path, cfg: Config, resume: bool, data: Callable[[str], Fingerprints] | None
+    ) -> None:
+        self._directory, self._cfg, self._resume, self._fingerprints = directory, cfg, resume, data
+
+    def settings(self) -> dict[str, Any] | None:
+        """Those of the run that the folder holds, whose checkpoints and results belong to them; None where
+        there is none to resume. One without any results (the data were not found, say) is none."""
+        directory = self._directory
+        kept = (directory / "summary.json").is_file()
+        kept |= files.holds(directory / "model", folders.MODEL)
+        kept |= files.holds(directory / "checkpoints", folders.CHECKPOINTS)
+        if not self._resume or not (directory / "config.yaml").is_file() or not kept:
+            return None
+        return settings_of(type(self._cfg), directory).flat()
+
+    def check_settings(self) -> None:
+        """Refuses a folder that is no run's, or holds a run of other settings.
+
+        Raises:
+            folders.FolderError, ConfigError: it is so.
+        """
+        folders.check(self._directory, "run", folders.is_unmarked_run)
+        if (earlier := self.settings()) is None:
+            return
+        for key, wanted in self._cfg.flat().items():
+            if key in _MAY_CHANGE or (key == "data" and self._fingerprints is not None):
+                continue
+            was = earlier[key]
+            if was != wanted and not (key in _PATHS and _same_place(was, wanted)):
+                raise ConfigError(
+                    f"{key} must be {was!r} as in the run that {self._directory} holds, got {wanted!r}; "
+                    f"{_WAY_OUT}"
+                )
+
+    def had_its_data_here(self) -> bool:
+        """Whether the earlier run has its data where they are now; so where there is none."""
+        earlier = self.settings()
+        return earlier is None or _same_place(earlier.get("data"), self._cfg.flat().get("data"))
+
+    def data(self) -> Fingerprints:
+        """What the data are; empty where they are no files."""
+        path = self._cfg.flat().get("data")
+        return {} if self._fingerprints is None or path is None else self._fingerprints(path)
+
+    def check_data(self, found: Fingerprints) -> None:
+        """Refuses a folder that holds a run of other data.
+
+        Args:
+            found: what the data are now.
+
+        Raises:
+            ConfigError: it is so, or cannot be known.
+        """
+        earlier = self.settings()
+        if earlier is None or not found:
+            return
+        path, before, known = self._cfg.flat()["data"], earlier["data"], data_of(self._directory)
+        if not known and self.had_its_data_here():
+            return
+        if not known and before is not None and Path(before).exists():
+            assert self._fingerprints is not None
+            known = self._fingerprints(before)
+        if not known:
+            raise ConfigError(
+                f"data must be those of the run that {self._directory} holds, got {path!r}: that run has no "
+                f"fingerprint of its data, and {before!r} is gone; put the data, or a link to them, there, "
+                f"{_WAY_OUT}"
+            )
+        if others := changed(known, found):
+            raise ConfigError(
+                f"data: {path!r} must hold what {self._directory} was trained on ({before!r}), but its "
+                f"{others[0]} split has another fingerprint; {_WAY_OUT}"
+            )
+
+
+def _same_place(path: str | None, other: str | None) -> bool:
+    if path is None or other is None:
+        return path == other
+    return os.path.realpath(os.path.expanduser(path)) == os.path.realpath(os.path.expanduser(other))

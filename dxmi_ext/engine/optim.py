@@ -1,0 +1,111 @@
+"""Optimizer steps and learning rates over a run. Imports torch and ``dxmi_ext.engine.sharding``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dxmi_ext.engine import sharding
+
+
+class Adam(torch.optim.Adam):
+    """Fused Adam that clips, and moves no weight where the loss or a gradient is not finite.
+
+    The decision is taken on the device: nothing waits for it.
+
+    Args:
+        params: weights, or groups of them.
+        lr: learning rate of groups without one of their own.
+        clip: largest norm of the gradient; 0: any.
+    """
+
+    def __init__(self, params: Iterable[Any], lr: float, clip: float = 0.0) -> None:
+        super().__init__(params, lr=lr, fused=True)
+        self.clip = clip
+        device = self._weights()[0].device
+        if device.type == "cuda":  # rates that a CUDA graph reads anew on every replay
+            for group in self.param_groups:
+                group |= {"lr": torch.tensor(group["lr"], device=device), "capturable": True}
+        self.found_inf: Tensor  # torch's fused optimizers skip a step where it is 1
+
+    def descend(self, loss: Tensor, failures: Tensor) -> None:
+        """One step on a loss.
+
+        Args:
+            loss: a scalar.
+            failures: steps on such losses in a row that moved nothing, a scalar that this step updates.
+        """
+        weights = self._weights()
+        for p in weights:
+            p.grad = None
+        # 1, or NaN: a loss that is not finite makes every gradient so, also where they meet other ranks'.
+        loss.backward(loss.detach() * 0 + 1)
+        norm = sharding.total_norm([p.grad for p in weights if p.grad is not None])
+        if self.clip:
+            for kind in sharding.alike(weights):
+                nn.utils.clip_grads_with_norm_(kind, self.clip, norm)
+        self.found_inf = torch.where(norm < math.inf, 0.0, 1.0)  # also of NaN
+        failures.add_(1).mul_(self.found_inf)
+        self.step()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        state = dict(state_dict)
+        # Moments lie as their weights do; counts of steps are scalars.
+        state["state"] = {
+            i: {key: sharding.like(v, p if v.shape else v) for key, v in state["state"][i].items()}
+            for i, p in enumerate(self._weights())
+            if i in state["state"]
+        }
+        # The device's own, which need not be that of the state; a schedule sets the rates' values.
+        kept = [{key: group[key] for key in ("lr", "capturable")} for group in self.param_groups]
+        super().load_state_dict(state)
+        for group, mine in zip(self.param_groups, kept, strict=True):
+            group |= mine
+        # Fused kernels walk a weight and its moments side by side, so these must lie in memory alike.
+        for weight, moments in self.state.items():
+            for name, moment in moments.items():
+                if moment.shape == weight.shape:
+                    moments[name] = torch.empty_like(weight).copy_(moment)
+
+    def _weights(self) -> list[Tensor]:
+        return [p for group in self.param_groups for p in group["params"]]
+
+
+class LearningRates:
+    """Scales an optimizer's learning rates over a run; a function of the iteration, so it has no state.
+
+    Args:
+        optimizer: with the learning rates to start from.
+        decay: constant, linear (to 0) or cosine (to 0).
+        iterations: length of the run.
+        wait: first iterations in which the learning rates are 0.
+        warmup: first iterations in which they rise linearly to what they would be otherwise.
+
+    Attributes:
+        scale: of all learning rates, on top of the decay; a run that went wrong lowers it.
+    """
+
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, decay: str, iterations: int, *, wait: int = 0, warmup: int = 0
+    ) -> None:
+        self._optimizer, self._decay, self._iterations = optimizer, decay, iterations
+        self._wait, self._warmup, self.scale = wait, warmup, 1.0
+        self._initial = [float(group["lr"]) for group in optimizer.param_groups]
+
+    def at(self, iteration: int) -> None:
+        """Sets those of an iteration."""
+        done = iteration / self._iterations
+        decays = {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}
+        factor = self.scale * decays[self._decay]
+        if iteration < self._warmup:
+            factor *= (iteration + 1) / (self._warmup + 1)
+        for group, lr in zip(self._optimizer.param_groups, self._initial, strict=True):
+            now = lr * factor if iteration >= self._wait else 0.0
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(now)
+            else:
+                group["lr"] = now

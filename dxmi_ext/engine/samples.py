@@ -1,0 +1,163 @@
+"""Files of samples, as the command ``sample`` writes them: arrays, pictures or a grid.
+
+Every rank draws rows of its own; the first rank writes. Imports torch, numpy and the engine; Pillow where
+pictures are written.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from dxmi_ext.engine import files, folders, plots, runlog
+from dxmi_ext.engine.plots import to_uint8
+from dxmi_ext.engine.ranks import Ranks
+from dxmi_ext.engine.settings import ConfigError
+
+
+class Batch(NamedTuple):
+    """Consecutive rows."""
+
+    samples: Tensor
+    """[m, *]"""
+    labels: Tensor | None
+    """int64 [m]; None where the networks take none."""
+
+
+def rows_of(n: int, ranks: Ranks) -> range:
+    """A rank's rows of n: as many on each, so the last ranks' may lie beyond n; `write` drops those."""
+    count = math.ceil(n / ranks.world_size)
+    return range(ranks.rank * count, (ranks.rank + 1) * count)
+
+
+def check_output(output: str) -> None:
+    """Refuses what `write` could not write, before anything is drawn.
+
+    Raises:
+        ConfigError: the name says none of its forms.
+        FolderError: something lies there that `write` did not write.
+    """
+    path = Path(output)
+    if output.endswith("/"):
+        folders.check_new(path)
+    elif path.suffix == ".npz":
+        folders.check_file(path, folders.is_samples, "one of samples")
+    elif path.suffix == ".png":
+        folders.check_file(path, folders.is_picture, "a grid of samples")
+    else:
+        raise ConfigError(f"output: got {output!r}, wants FILE.npz, FILE.png or FOLDER/")
+
+
+def write(output: str, n: int, drawn: Iterable[Batch], ranks: Ranks | None = None) -> str:
+    """Writes samples, complete or not at all, in the form that the output's name says.
+
+    Samples [m, C, H, W] with C 1 or 3 are images, and become uint8. ``FILE.npz`` holds "samples" [n, *], and
+    "labels" int64 [n] where there are any; ``FOLDER/`` a picture each, 000000.png and so on; ``FILE.png`` a
+    grid of all.
+
+    Args:
+        output: as `check_output` lets pass.
+        n: samples of all ranks.
+        drawn: batches of this rank's `rows_of`.
+        ranks: all of them call this, the first writes.
+
+    Returns:
+        what was written, in words; of other ranks than the first, nothing.
+
+    Raises:
+        ConfigError: pictures are wanted of what are no images.
+    """
+    ranks, path = ranks or Ranks(), Path(output)
+    parts = _gathered(drawn, n, ranks)
+    if not ranks.first:
+        for _ in parts:
+            pass
+        return ""
+    if output.endswith("/"):
+        _write_folder(path, n, parts)
+        return f"{n} pictures"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with files.file(path) as file:  # at once: what cannot be written is told before hours of drawing
+        if path.suffix == ".png":
+            arrays = _joined(n, map(_of_images, parts))
+            plots.images(file, torch.from_numpy(arrays["samples"]))
+            return f"a grid of {n}"
+        arrays = _joined(n, parts)
+        np.savez(file, **arrays)
+    return ", ".join(f"{name} {list(array.shape)} {array.dtype}" for name, array in arrays.items())
+
+
+_Part = tuple[int, dict[str, np.ndarray]]
+"""The first of some consecutive rows, and their arrays."""
+
+
+def _gathered(drawn: Iterable[Batch], n: int, ranks: Ranks) -> Iterator[_Part]:
+    """The parts of all ranks on the first, nothing on others; a batch of each at a time."""
+    count, done = len(rows_of(n, ranks)), 0
+    with runlog.Progress("sample", n, 0, enabled=ranks.first) as bar:
+        for batch in drawn:
+            arrays = {"samples": to_uint8(batch.samples) if _is_images(batch.samples) else batch.samples}
+            if batch.labels is not None:
+                arrays["labels"] = batch.labels
+            everyones = {name: _gather(array.cpu().contiguous(), ranks) for name, array in arrays.items()}
+            for rank, values in enumerate(zip(*everyones.values(), strict=True)):
+                first = rank * count + done
+                keep = min(len(batch.samples), n - first)
+                if keep > 0:
+                    yield first, {k: v[:keep].numpy() for k, v in zip(everyones, values, strict=True)}
+                    bar.update(keep)
+            done += len(batch.samples)
+
+
+def _gather(rows: Tensor, ranks: Ranks) -> list[Tensor]:
+    """CPU tensors of one shape, of each rank, on the first; none on the others."""
+    if ranks.alone:
+        return [rows]
+    parts = [torch.empty_like(rows) for _ in range(ranks.world_size)] if ranks.first else None
+    dist.gather(rows, parts, group=ranks.control)  # whose patience is long: the first writes meanwhile
+    return parts or []
+
+
+def _is_images(samples: Tensor | np.ndarray) -> bool:
+    return samples.ndim == 4 and samples.shape[1] in (1, 3)
+
+
+def _of_images(part: _Part) -> _Part:
+    if not _is_images(part[1]["samples"]):
+        shape = list(part[1]["samples"].shape[1:])
+        raise ConfigError(f"output: got one for pictures, but samples are {shape}: wants FILE.npz")
+    return part
+
+
+def _joined(n: int, parts: Iterable[_Part]) -> dict[str, Any]:
+    """Arrays [n, *] of all parts, which come in any order."""
+    whole: dict[str, Any] = {}
+    for first, arrays in parts:
+        for name, array in arrays.items():
+            if name not in whole:
+                whole[name] = np.empty((n, *array.shape[1:]), array.dtype)
+            whole[name][first : first + len(array)] = array
+    return whole
+
+
+def _write_folder(path: Path, n: int, parts: Iterable[_Part]) -> None:
+    from PIL import Image
+
+    digits = max(6, len(str(n - 1)))
+    with files.folder(path.resolve()) as folder, ThreadPoolExecutor() as threads:
+
+        def save(i: int, image: np.ndarray) -> None:
+            pixels = image[0] if len(image) == 1 else image.transpose(1, 2, 0)
+            Image.fromarray(np.ascontiguousarray(pixels)).save(folder / f"{i:0{digits}}.png")
+
+        for first, arrays in map(_of_images, parts):
+            images = arrays["samples"]
+            list(threads.map(save, range(first, first + len(images)), images))

@@ -1,0 +1,1 @@
+"""The task of images: recipes, reading images, networks, metrics and exchange with diffusers."""

@@ -1,0 +1,74 @@
+"""What a file holds, whatever its name says; names and errors of all data. Imports ``engine.errors``."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import IO
+
+from dxmi_ext.engine.errors import UserError
+
+LFS_POINTER = "is a git-lfs pointer, not the file itself; run `git lfs pull` where it lies"
+_BEGINNINGS = {
+    b"version https://git-lfs.github.com/": LFS_POINTER,
+    b"<!doctype html": "is a web page (html)",
+    b"<html": "is a web page (html)",
+    b"<?xml": "is xml",
+    b"<svg": "is a drawing (svg), not pixels",
+    b"\x93numpy": "is an array of numpy (.npy)",
+    b"pk\x03\x04": "is a zip archive",
+    b"pk\x05\x06": "is an empty zip archive",
+    b"\x1f\x8b": "is compressed by gzip",
+    b"%pdf": "is a PDF",
+    b"\x89hdf": "is HDF5",
+    b"rar!": "is a rar archive",
+    b"7z\xbc\xaf": "is a 7z archive",
+    b"\x80\x02": "is a pickle, which is never loaded",
+    b"\x80\x03": "is a pickle, which is never loaded",
+    b"\x80\x04": "is a pickle, which is never loaded",
+    b"\x80\x05": "is a pickle, which is never loaded",
+}
+
+
+class DataError(UserError, ValueError):
+    """Data are missing, damaged or of an unknown layout."""
+
+
+class ImageDataError(DataError):
+    """Images are missing, damaged or laid out in a way that is not known."""
+
+
+class VectorDataError(DataError):
+    """A file of vectors that is missing, damaged or of an unknown layout."""
+
+
+def what_it_is(file: str | Path | IO[bytes]) -> str | None:
+    """What a file that could not be read turns out to be, as "is a zip archive"; None: nothing known."""
+    try:
+        if isinstance(file, (str, Path)):
+            with open(file, "rb") as stream:
+                head = stream.read(512)
+        else:
+            file.seek(0)
+            head = file.read(512)
+    except OSError:
+        return None
+    if not head:
+        return "is empty"
+    head = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()  # pages may begin with space
+    return next((found for beginning, found in _BEGINNINGS.items() if head.startswith(beginning)), None)
+
+
+def refuse_pointer(file: Path, kind: type[UserError] = ImageDataError) -> None:
+    """Refuse a file that git-lfs or a web server has put in place of the one it is named after.
+
+    Raises:
+        UserError: of that kind.
+    """
+    if (found := what_it_is(file)) is not None and found in (LFS_POINTER, "is a web page (html)"):
+        raise kind(f"{printable(file)}: {found}")
+
+
+def printable(name: str | Path) -> str:
+    r"""A file's name as text: bytes of it that are not UTF-8 stand as \xNN."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")

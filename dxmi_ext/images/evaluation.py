@@ -1,0 +1,126 @@
+"""What an image run comes to: metrics against training and test images, and grids of samples.
+
+Imports torch, the engine and the method; Pillow and the feature network where they are used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from torch import Tensor
+
+from dxmi_ext.engine import final, plots, runlog
+from dxmi_ext.engine.run import Run
+from dxmi_ext.engine.settings import ConfigError
+from dxmi_ext.images import dataset, features, metrics
+from dxmi_ext.images.dataset import ImageData
+from dxmi_ext.images.model import Sampler, classes_of
+from dxmi_ext.images.pixels import Scale
+from dxmi_ext.images.settings import Config
+from dxmi_ext.method import noise
+from dxmi_ext.method.networks import Networks
+
+_PICTURED = 64
+
+
+def table(numbers: dict[str, float]) -> str:
+    """Metrics, one a line, each beside what as many test images score."""
+    rows = {name: value for name, value in numbers.items() if not name.endswith(("_floor", "_std"))}
+    lines = [f"{'':32}{'this run':>10}{'test images':>14}"]
+    for name, value in rows.items():
+        floor = numbers.get(f"{name}_floor")
+        lines.append(f"{name:32}{value:10.4g}{'' if floor is None else f'{floor:14.4g}'}")
+    return "\n".join(lines)
+
+
+def announce(cfg: Config, data: ImageData) -> None:
+    """Says before a run which of its numbers it will lack."""
+    final.announce_missing({"matplotlib": "curves.png"})
+    if cfg.evaluation.features is not None:
+        if lacks := metrics.unmeasurable(compared(cfg, data)):
+            runlog.note(lacks)
+        test_images(cfg, data)
+
+
+def finish(run: Run, cfg: Config, data: ImageData, networks: Networks) -> dict[str, float]:
+    """Pictures and metrics of a run that is over."""
+    folder = run.directory
+    final.attempt(
+        "samples.png", lambda: draw_samples(folder / "samples.png", cfg, networks.sampler, data.classes)
+    )
+    final.attempt("curves.png", lambda: plots.curves(folder / "curves.png", folder / "metrics.jsonl"))
+    return scores(cfg, data, networks.sampler, seed=cfg.run.seed)
+
+
+def scores(cfg: Config, data: ImageData, sampler: Sampler, *, seed: int) -> dict[str, float]:
+    """Metrics against as many training images, and what as many test images score, where there are any; what
+    cannot be computed is left out, and a line says so."""
+    if cfg.evaluation.features is None:
+        return {}
+    device, n = next(sampler.parameters()).device, compared(cfg, data)
+    extractor = features.load(cfg.evaluation.features).to(device)
+    options: dict[str, Any] = {"keep": min(n, 5000), "device": device, "cache": cfg.source.cache}
+
+    def of_samples() -> dict[str, float]:
+        reference = metrics.reference(data, extractor, n, **options)
+        samples = metrics.statistics(_samples(cfg, sampler, n, seed), extractor, keep=options["keep"])
+        return metrics.compare(samples, reference, extractor)
+
+    numbers = final.numbers("metrics of samples", of_samples)
+    if (test := test_images(cfg, data)) is not None:
+        numbers |= final.numbers(
+            "metrics of test images", lambda: metrics.floor(data, test, extractor, n, **options)
+        )
+    return numbers
+
+
+def compared(cfg: Config, data: ImageData) -> int:
+    """How many samples and images metrics compare."""
+    return min(cfg.evaluation.evaluate_n, len(data))
+
+
+def test_images(cfg: Config, data: ImageData) -> ImageData | None:
+    """What as many true images score is computed from these; None, and a line, where they are missing."""
+    what, n = "metrics of test images", compared(cfg, data)
+    test = final.attempt(what, lambda: load_data(cfg, "test", data.scale))
+    if test is not None and len(test) < n:
+        runlog.note(f"{what}: left out, got {len(test)} test images, fewer than the {n} samples")
+        return None
+    return test
+
+
+def _samples(cfg: Config, sampler: Sampler, n: int, seed: int) -> Iterator[Tensor]:
+    """n samples in batches, as uint8; of classes at random."""
+    classes = classes_of(sampler)
+    draws = noise.Draws(seed, "evaluate", ["sample", "labels"], next(sampler.parameters()).device).at(0)
+    labels = None if classes is None else noise.randint(classes, n, draws["labels"])
+    for first in range(0, n, cfg.evaluation.sample_batch):
+        count = min(cfg.evaluation.sample_batch, n - first)
+        part = None if labels is None else labels[first : first + count]
+        samples = sampler.sample(count, draws["sample"], part, sample_offset=first)
+        if not samples.isfinite().all():
+            raise metrics.ImageMetricError(
+                f"samples: some of rows {first} to {first + count - 1} are not finite"
+            )
+        yield plots.to_uint8(samples)
+
+
+def draw_samples(file: IO[bytes] | Path, cfg: Config, sampler: Sampler, classes: int) -> None:
+    key = noise.Draws(cfg.run.seed, "pictures", ["sample"], next(sampler.parameters()).device).at(0)["sample"]
+    labels = torch.arange(_PICTURED, device=key.device) % classes if cfg.source.conditional else None
+    plots.images(file, sampler.sample(_PICTURED, key, labels).cpu())
+
+
+def load_data(cfg: Config, split: str = "train", scale: Scale | None = None) -> ImageData:
+    return dataset.load(
+        path_of(cfg), split=split, size=cfg.source.image_size, cache=cfg.source.cache, scale=scale
+    )
+
+
+def path_of(cfg: Config) -> str:
+    if cfg.source.data is None:
+        raise ConfigError("data: got none, wants the path of images; `dxmi train RECIPE --help` tells more")
+    return cfg.source.data

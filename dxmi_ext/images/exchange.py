@@ -1,0 +1,88 @@
+"""Networks to and from diffusers' folders, as the commands ``export`` and ``convert`` do it.
+
+``anomaly.export`` exports detectors. Imports torch and ``dxmi_ext``; diffusers where used.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from dxmi_ext.engine import files, folders
+from dxmi_ext.engine.settings import ConfigError, Settings, setting
+from dxmi_ext.images import convert
+from dxmi_ext.images.unet import UNet
+from dxmi_ext.method.sampler import GaussianSampler, Timed
+
+
+@dataclasses.dataclass
+class ExportSettings(Settings):
+    """Settings of the command ``export``."""
+
+    output: str | None = setting(
+        None, "folder to make; null: RUN/diffusers, of a detector RUN/detector", path=True
+    )
+    onnx: bool | None = setting(None, "a detector as ONNX too; null: if onnx and onnxscript are installed")
+
+
+@dataclasses.dataclass
+class ConvertSettings(Settings):
+    """Settings of the command ``convert``."""
+
+    kind: str | None = setting(
+        None,
+        "a network of EDM (ADM architecture), a consistency model, or its EDM teacher; needed",
+        choices=tuple(convert.KINDS),
+    )
+    output: str | None = setting(None, "folder to make; null: CHECKPOINT without its ending", path=True)
+    image_size: int | None = setting(
+        None,
+        "in pixels, of other kinds than edm; null: what leads to 8 x 8 at the lowest level",
+        minimum=1,
+        maximum=4096,
+    )
+    head_channels: int = setting(64, "channels of an attention head", minimum=1, maximum=16384)
+
+
+def export(sampler: GaussianSampler, output: Path) -> str:
+    """Saves a sampler of a U-Net as a pipeline of diffusers, complete or not at all; see `dxmi_ext.pipeline`.
+
+    Returns:
+        the lines of Python that load it and draw from it.
+
+    Raises:
+        UserError: something lies at the output already, or the sampler is of another network.
+    """
+    network = sampler.network
+    if not (isinstance(network, Timed) and isinstance(network.network, UNet)):
+        raise ConfigError(
+            f"RUN: got the sampler of a {type(network).__name__}, which diffusers does not know; "
+            "wants one of a U-Net"
+        )
+    unet = network.network
+    folders.check_new(output)
+    from dxmi_ext import pipeline
+
+    with files.folder(output.resolve()) as folder:
+        pipeline.save_pretrained(folder, unet.model, sampler, unet.patch)
+    what = "batch_size=16" if unet.classes is None else "batch_size=2, class_labels=[0, 1]"
+    return (
+        "from dxmi_ext.pipeline import DxMIPipeline\n"
+        f"images = DxMIPipeline.from_pretrained({str(output)!r})({what}).images"
+    )
+
+
+def convert_checkpoint(checkpoint: Path, cfg: ConvertSettings) -> Path:
+    """Turns a checkpoint of others into a folder of diffusers, which it returns; see `models.convert`.
+
+    Raises:
+        UserError: no kind is given, something lies at the output already, or the network does not map.
+    """
+    if cfg.kind is None:
+        raise ConfigError(f"kind: got none, wants one of {', '.join(convert.KINDS)}")
+    output = Path(cfg.output) if cfg.output else checkpoint.with_suffix("")
+    folders.check_new(output)
+    convert.convert(
+        checkpoint, cfg.kind, output.resolve(), image_size=cfg.image_size, head_channels=cfg.head_channels
+    )
+    return output

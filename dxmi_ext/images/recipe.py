@@ -1,0 +1,274 @@
+"""Image recipes: a diffusion model, pretrained here or given, becomes good at few steps (DxMI, sec. 5).
+
+Imports torch, the engine and the method; diffusers, Pillow and the feature network where they are used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from torch import Tensor, nn
+
+from dxmi_ext.engine import checkpoint, execution, runlog, sharding
+from dxmi_ext.engine.errors import UserError
+from dxmi_ext.engine.execution import check_graph
+from dxmi_ext.engine.identity import Fingerprints, changed, data_of, fingerprint
+from dxmi_ext.engine.prefetch import Prefetcher
+from dxmi_ext.engine.ranks import Ranks
+from dxmi_ext.engine.run import Run
+from dxmi_ext.engine.samples import Batch
+from dxmi_ext.engine.settings import ConfigError
+from dxmi_ext.images import chains, features, model, overview
+from dxmi_ext.images.dataset import ImageData
+from dxmi_ext.images.evaluation import announce, draw_samples, finish, load_data, path_of, scores, table
+from dxmi_ext.images.model import PREDICTIONS, Sampler, classes_of, networks_of, schedule_of
+from dxmi_ext.images.overview import Overview
+from dxmi_ext.images.pixels import Scale
+from dxmi_ext.images.pretrained import DDPM, EDM
+from dxmi_ext.images.settings import Config, EvaluateSettings
+from dxmi_ext.images.unet import UNet
+from dxmi_ext.method import generate
+from dxmi_ext.method.denoising import Pretrainer, lognormal_levels, uniform_levels
+from dxmi_ext.method.networks import Networks
+from dxmi_ext.method.sampler import GaussianSampler, Timed
+from dxmi_ext.method.trainer import DxMITrainer
+
+
+def train(cfg: Config, ranks: Ranks | None = None) -> dict[str, Any]:
+    """Runs the recipe to its end and returns the summary, on the first rank."""
+    run = Run(cfg, ranks, _fingerprints(cfg))
+    if run.finished():
+        return {}
+    with run:
+        data, networks, diffusion = _prepare(run, cfg)
+        if run.ranks.first:
+            announce(cfg, data)
+        if cfg.run.pretrained and cfg.networks.start is None:
+            _pretrain(run, cfg, data, networks, diffusion)
+        trainer = DxMITrainer(
+            networks,
+            cfg.algorithm,
+            iterations=cfg.run.iterations,
+            seed=cfg.run.seed,
+            ranks=run.ranks,
+            langevin=cfg.langevin,
+            execution=cfg.execution,
+        )
+        with _batches(cfg, data, "dxmi", run, cfg.run.iterations) as batches:
+            picture = _picture(cfg, trainer.averaged.sampler, data)
+            run.phase("dxmi", trainer, cfg.run.iterations, batches, picture)
+        averaged = run.ranks.whole(trainer.averaged)
+        if cfg.run.dry_run or not run.ranks.first:
+            return {}
+        model.save(run.directory / "model", averaged, data, diffusion)
+        numbers = finish(run, cfg, data, averaged)
+        summary = run.summarize(numbers)
+    print(table(numbers))
+    print(f"{run.directory}: summary.json, model/, pictures; {summary['wall_seconds']} s")
+    return summary
+
+
+def pretrain(cfg: Config, ranks: Ranks | None = None) -> None:
+    """Runs the pretraining alone; training with the same output, or with it as ``start``, goes on from it."""
+    if cfg.networks.start is not None or not cfg.run.pretrained:
+        raise ConfigError(
+            f"start must be null and pretrained true for pretraining alone, got {cfg.networks.start} and "
+            f"{cfg.run.pretrained}"
+        )
+    run = Run(cfg, ranks, _fingerprints(cfg))
+    if run.finished():
+        return
+    with run:
+        data, networks, diffusion = _prepare(run, cfg)
+        if "pretrain" in run.past:
+            print(f"{run.directory} is past its pretraining; nothing to do")
+            return
+        _pretrain(run, cfg, data, networks, diffusion)
+        networks = run.ranks.whole(networks)
+        if cfg.run.dry_run or not run.ranks.first:
+            return
+        model.save(run.directory / "model", networks, data, diffusion)
+        draw_samples(run.directory / "samples.png", cfg, networks.sampler, data.classes)
+        print(f"{run.directory}: pretrained, model/; `dxmi train` with start={run.directory} goes on from it")
+
+
+def sample(
+    directory: Path,
+    rows: range,
+    seed: int,
+    batch_size: int | None,
+    device: torch.device,
+    **options: Any,
+) -> Iterator[Batch]:
+    """Samples [m, C, H, W] of a run's final sampler, near [-1, 1], as `generate.batches`."""
+    _, networks = load(directory, device)
+    classes = classes_of(networks.sampler)
+    return generate.batches(networks, rows, seed, batch_size=batch_size, classes=classes, **options)
+
+
+def evaluate(
+    directory: Path, settings: EvaluateSettings, device: torch.device
+) -> tuple[dict[str, float], str]:
+    """The metrics of a run's final network, by its own few steps or another chain.
+
+    Raises:
+        ConfigError: the data are not those that the run was trained on, or no such chain.
+    """
+    cfg, networks, diffusion = model.load(directory, device)
+    cfg = cfg.replace(
+        evaluate_n=settings.n or cfg.evaluation.evaluate_n, data=settings.data or cfg.source.data
+    )
+    sampler: Sampler = networks.sampler
+    if settings.chain is not None:
+        sampler = chains.named(settings.chain, networks.sampler, cfg, diffusion).to(device)
+    _, about = checkpoint.load_model_state(directory / "model")
+    data, known = load_data(cfg, scale=Scale.of(about.get("scale"))), data_of(directory)
+    if settings.data is not None and not known:
+        runlog.note(f"{directory} has no fingerprint of its data; {settings.data} is taken to hold them")
+    if changed(known, _fingerprints_of(data)):
+        raise ConfigError(
+            f"data: {str(cfg.source.data)!r} must hold the images that {directory} was trained on, but has "
+            "another fingerprint; data=PATH names another place"
+        )
+    if settings.picture is not None:
+        draw_samples(Path(settings.picture), cfg, sampler, data.classes)
+    numbers = scores(cfg, data, sampler, seed=settings.seed)
+    return numbers, table(numbers)
+
+
+def load(directory: Path, device: torch.device) -> tuple[Config, Networks]:
+    """A run's settings and final networks.
+
+    Raises:
+        checkpoint.CheckpointError: there are none, or they are damaged.
+    """
+    cfg, networks, _ = model.load(directory, device)
+    return cfg, networks
+
+
+def read(cfg: Config) -> Overview:
+    """What the settings' data are, told before they are decoded.
+
+    Raises:
+        ConfigError: there are none.
+        ImageDataError: they cannot be read.
+    """
+    return overview.of_images(path_of(cfg))
+
+
+def _prepare(run: Run, cfg: Config) -> tuple[ImageData, Networks, DDPM | EDM]:
+    """Data, networks and what the sampler's network was, or will be, trained for. What is missing shows here,
+    not after hours."""
+    pretrains = cfg.run.pretrained and cfg.networks.start is None
+    if pretrains and not cfg.run.pretrain_iterations and not cfg.run.dry_run:
+        raise ConfigError(
+            "start must be a network where pretrain_iterations=0, unless pretrained=false, got null"
+        )
+    check_graph(cfg.execution, run.device, run.ranks)
+    if run.ranks.first:
+        print(read(cfg).lines())
+    data = load_data(cfg)
+    classes = _classes(cfg, data)
+    if cfg.evaluation.features is not None and run.ranks.first:
+        features.load(cfg.evaluation.features)
+    try:
+        network, diffusion = model.network_of(cfg, data.shape, classes)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(cfg.run.seed + 1)
+            networks = networks_of(cfg, network, data.shape, classes, diffusion).to(run.device)
+    except ValueError as error:  # of schedules and U-Nets; it names the setting
+        raise error if isinstance(error, UserError) else ConfigError(str(error)) from error
+    run.describe(networks)
+    return data, networks, diffusion
+
+
+def _fingerprints(cfg: Config) -> Callable[[str], Fingerprints]:
+    """Those of the images at a path, as the run sees them."""
+    return lambda path: _fingerprints_of(load_data(cfg.replace(data=path)))
+
+
+def _fingerprints_of(data: ImageData) -> Fingerprints:
+    return {"train": fingerprint(data.fingerprint, data.labels, data.class_names)}
+
+
+def _classes(cfg: Config, data: ImageData) -> int | None:
+    if not cfg.source.conditional:
+        return None
+    if not data.classes:
+        raise ConfigError(
+            f"conditional must be false for images without classes ({cfg.source.data}), got true"
+        )
+    return data.classes
+
+
+def _pretrain(run: Run, cfg: Config, data: ImageData, networks: Networks, diffusion: DDPM | EDM) -> None:
+    sampler = networks.sampler
+    network = sampler.network.network
+    assert isinstance(network, UNet)
+    sampler.memory_format = execution.prepare(cfg.execution, network, data_shape=data.shape)
+    pretrainer = _pretrainer(cfg, network, diffusion, sampler.memory_format, run.ranks)
+    schedule = schedule_of(cfg, diffusion)
+    shown = GaussianSampler(Timed(pretrainer.averaged, schedule), schedule, data.shape).to(run.device)
+    with _batches(cfg, data, "pretrain", run, cfg.run.pretrain_iterations) as batches:
+        picture = _picture(cfg, shown, data)
+        run.phase("pretrain", pretrainer, cfg.run.pretrain_iterations, batches, picture)
+    sharding.load_(network, pretrainer.averaged.state_dict())
+
+
+def _pretrainer(
+    cfg: Config, network: nn.Module, diffusion: DDPM | EDM, memory_format: torch.memory_format, ranks: Ranks
+) -> Pretrainer:
+    """At all of the diffusion's levels, not the sampler's few."""
+    sigma_data = 1.0
+    if isinstance(diffusion, EDM):
+        prediction, sigma_data = "edm", diffusion.sigma_data
+        levels = lognormal_levels(
+            mean=cfg.pretraining.level_mean,
+            std=cfg.pretraining.level_std,
+            sigma_data=sigma_data,
+            time_scale=diffusion.time_scale,
+        )
+    else:
+        prediction = PREDICTIONS[diffusion.prediction]
+        alpha_bar = (1 - diffusion.betas).cumprod(0)
+        levels = uniform_levels(alpha_bar.sqrt(), (1 - alpha_bar).sqrt())
+    return Pretrainer(
+        network,
+        levels,
+        prediction=prediction,
+        sigma_data=sigma_data,
+        lr=cfg.pretraining.pretrain_lr,
+        warmup=cfg.pretraining.pretrain_warmup,
+        iterations=cfg.run.pretrain_iterations,
+        seed=cfg.run.seed,
+        ema_decay=cfg.pretraining.pretrain_ema_decay,
+        clip=cfg.pretraining.pretrain_clip,
+        ranks=ranks,
+        execution=cfg.execution,
+        memory_format=memory_format,
+    )
+
+
+def _batches(cfg: Config, data: ImageData, phase: str, run: Run, iterations: int) -> Prefetcher:
+    """iteration -> this rank's rows of the data, with labels where they count."""
+    count, offset = run.rows
+
+    def batch(iteration: int) -> Tensor | tuple[Tensor, ...]:
+        rows: dict[str, Any] = {"offset": offset, "count": count, "flip": cfg.source.flip}
+        images, labels = data.batch(iteration, cfg.run.batch_size, seed=cfg.run.seed, stream=phase, **rows)
+        if not cfg.source.conditional:
+            return images
+        assert labels is not None
+        return images, labels
+
+    return Prefetcher(batch, run.device, iterations)
+
+
+def _picture(cfg: Config, sampler: GaussianSampler, data: ImageData) -> Callable[[IO[bytes]], None] | None:
+    """Draws samples of fixed noise and classes."""
+    if cfg.run.shard:  # the first rank alone has no whole networks
+        return None
+    return lambda file: draw_samples(file, cfg, sampler, data.classes)

@@ -1,0 +1,149 @@
+"""Settings of the task of images. Imports the engine and the method."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from dxmi_ext.engine.execution import ExecutionSettings
+from dxmi_ext.engine.run import EvaluateSettings as EvaluateSettings_
+from dxmi_ext.engine.run import RunnableConfig, RunSettings
+from dxmi_ext.engine.settings import Rule, Settings, group, setting
+from dxmi_ext.images.unet import ARCHITECTURES
+from dxmi_ext.method.langevin import LangevinSettings
+from dxmi_ext.method.settings import CHAIN_RULES, ENERGY_RULES, RULES, DxMISettings
+
+
+@dataclasses.dataclass
+class SourceSettings(Settings):
+    heading = "data"
+    data: str | None = setting(
+        None, "images: CIFAR-10, MNIST's idx files, npz, or folders of pictures", path=True
+    )
+    cache: str | None = setting(
+        None, "folder of decoded images; null: dxmi_ext in the user's cache", path=True
+    )
+    image_size: int | None = setting(None, "height and width; null: as they are", minimum=1, maximum=4096)
+    flip: bool = setting(True, "mirror half of the images")
+    conditional: bool = setting(False, "condition sampler, value and energy on the images' classes")
+
+
+@dataclasses.dataclass
+class ChainSettings(Settings):
+    heading = "the sampler's chain"
+    steps: int = setting(10, "T, steps of the sampler", minimum=2, maximum=10_000)
+    schedule: str = setting(
+        "fastdpm",
+        "schedule of the sampler; edm goes with EDM's networks",
+        choices=("fastdpm", "ddim", "edm"),
+    )
+    prediction: str = setting(
+        "eps", "what the network predicts in fastdpm and ddim", choices=("eps", "v", "x")
+    )
+    eta: float = setting(
+        1.0, "share of the posterior's std; 0: as little noise as may be", minimum=0, maximum=1
+    )
+    rho: float = setting(7.0, "density of EDM's noise levels near the data", minimum=0.1)
+    sigma_min: float = setting(0.002, "EDM's last noise level", minimum=1e-6)
+    sigma_max: float = setting(80.0, "EDM's first noise level", minimum=1e-6)
+    sigma_data: float = setting(0.5, "standard deviation of the data, for EDM", minimum=1e-6)
+    time_scale: float = setting(
+        1.0, "factor of ln(sigma) / 4, the time that EDM's network gets", minimum=1e-6
+    )
+    stochastic_last: bool = setting(False, "EDM: the last step ends at sigma_min, with its noise")
+    min_std: float = setting(1e-3, "lower bound of the initial sigma of a step", minimum=1e-6)
+
+
+@dataclasses.dataclass
+class NetworkSettings(Settings):
+    heading = "networks"
+    start: str | None = setting(
+        None,
+        "network to start from: a run's folder, a diffusers folder, or hub:OWNER/NAME; null: pretrain one",
+        path=True,
+    )
+    unet: str = setting("small", "architecture of a new U-Net", choices=tuple(ARCHITECTURES))
+    patch: int = setting(
+        1, "side of the squares of pixels that a new U-Net sees as channels", minimum=1, maximum=4096
+    )
+    value_kind: str = setting(
+        "time_independent",
+        "kind of V: time_independent: V^t = E at every step (Algorithm 2); per_step; separate: beside an "
+        "energy",
+        choices=("time_independent", "per_step", "separate"),
+    )
+    energy_width: int = setting(
+        128, "width of the value's and the energy's networks", minimum=1, maximum=4096
+    )
+
+
+@dataclasses.dataclass
+class PretrainingSettings(Settings):
+    heading = "pretraining"
+    pretrain_lr: float = setting(2e-4, "learning rate of pretraining, decayed to 0", minimum=0)
+    pretrain_warmup: int = setting(0, "iterations in which pretraining's learning rate rises", minimum=0)
+    pretrain_ema_decay: float = setting(
+        0.9995, "decay of the pretrained network's average", minimum=0, below=1
+    )
+    pretrain_clip: float = setting(1.0, "largest gradient norm of pretraining; 0: any", minimum=0)
+    level_mean: float = setting(-1.2, "mean of ln(sigma) in pretraining for EDM")
+    level_std: float = setting(1.2, "standard deviation of ln(sigma) in pretraining for EDM", minimum=0)
+
+
+@dataclasses.dataclass
+class EvaluationSettings(Settings):
+    heading = "evaluation"
+    features: str | None = setting(
+        "efflite0",
+        "network of the metrics: efflite0, or the path of Inception's weights; null: no metrics",
+        path=True,
+    )
+    evaluate_n: int = setting(10_000, "samples, and training images, that the metrics compare", minimum=4)
+    sample_batch: int = setting(250, "rows that the networks see at a time in evaluation", minimum=1)
+
+
+@dataclasses.dataclass
+class Config(RunnableConfig):
+    """Settings of an image run."""
+
+    run: RunSettings = group(RunSettings, task="images", batch_size=128)
+    algorithm: DxMISettings = group(DxMISettings)
+    langevin: LangevinSettings = group(LangevinSettings)
+    execution: ExecutionSettings = group(ExecutionSettings)
+    source: SourceSettings = group(SourceSettings)
+    chain: ChainSettings = group(ChainSettings)
+    networks: NetworkSettings = group(NetworkSettings)
+    pretraining: PretrainingSettings = group(PretrainingSettings)
+    evaluation: EvaluationSettings = group(EvaluationSettings)
+
+    rules = (
+        Rule("task must be images, got {task}", lambda s: s.task == "images"),
+        *RULES,
+        *CHAIN_RULES,
+        *ENERGY_RULES,
+        Rule(
+            "negatives must be sampler or refined in image recipes, got {negatives}",
+            lambda s: s.trains_sampler,
+        ),
+        Rule(
+            "sigma_min must be < sigma_max={sigma_max}, got {sigma_min}", lambda s: s.sigma_min < s.sigma_max
+        ),
+        Rule("skip_last must be <= steps={steps}, got {skip_last}", lambda s: s.skip_last <= s.steps),
+        Rule(
+            "pretrained must be true with start={start}, which is a pretrained network, got {pretrained}",
+            lambda s: s.start is None or s.pretrained,
+        ),
+    )
+
+
+@dataclasses.dataclass
+class EvaluateSettings(EvaluateSettings_):
+    """Settings of the command ``evaluate``."""
+
+    n: int | None = setting(None, "number of samples; null: as in the run", minimum=4)
+    data: str | None = setting(None, "where the images of the run are now; null: where they were", path=True)
+    chain: str | None = setting(
+        None,
+        "another way to sample from the run's network: a chain as fastdpm-4, ddim-100, ddpm-1000, edm-79 or "
+        "edm-ancestral-100, or a solver, heun-18 or dpmpp-10; -clipped keeps the predicted data in [-1, 1]",
+    )
+    picture: str | None = setting(None, "png file to write a grid of samples to; null: none", path=True)

@@ -1,0 +1,132 @@
+"""What a sampler's steps cost: entropy, running cost and time cost, with the temperatures and velocity
+variances that adapt over a run.
+
+Imports torch, ``dxmi_ext.ops`` and the method up to the sampler.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from dxmi_ext import ops
+from dxmi_ext.engine.ranks import Ranks
+from dxmi_ext.method.sampler import GaussianSampler
+from dxmi_ext.method.settings import DxMISettings
+from dxmi_ext.method.temperature import Temperature
+
+
+class Taus(NamedTuple):
+    """Temperatures of a loss."""
+
+    entropy: float
+    velocity: float
+
+
+class Costs:
+    """The costs of steps in both losses, by the settings.
+
+    Args:
+        settings: of the algorithm.
+        sampler: whose steps they are.
+        ranks: whose samples the temperature follows together.
+
+    Attributes:
+        velocity_var: s_t^2 [T], which AVR adapts in place.
+        temperature: the factor of all taus, where it is automatic.
+    """
+
+    def __init__(self, settings: DxMISettings, sampler: GaussianSampler, ranks: Ranks) -> None:
+        self._sampler, self._settings = sampler, settings
+        dim = math.prod(sampler.data_shape)
+        self._taus = {loss: taus(settings, loss, dim) for loss in ("value", "sampler")}
+        log_std = sampler.log_std.detach()
+        self.velocity_var = (2 * log_std).exp()  # s_t^2 starts at sigma_t^2
+        tables = [time_costs(settings.time_cost, steps) for steps in sampler.lengths]
+        self.time_cost = torch.cat(tables).to(log_std)
+        self.temperature: Temperature | None = None
+        if settings.tau_rate:
+            one = log_std.new_ones(())
+            self.temperature = Temperature(settings.tau_rate, one, ranks, margin=settings.tau_margin)
+
+    @property
+    def tau_factor(self) -> float:
+        """What all taus have been multiplied by."""
+        return 1.0 if self.temperature is None else float(self.temperature.factor)
+
+    def of(self, loss: str, sq_displacement: Tensor, timestep: Tensor) -> Tensor:
+        """Entropy and running cost of steps in a loss, value or sampler, [N].
+
+        Args:
+            sq_displacement: [N].
+            timestep: int64 [N].
+        """
+        tables, skipped = (self._sampler.log_std, self.velocity_var), self._settings.skip_last
+        cost = ops.running_cost(sq_displacement, timestep, *tables, *self._taus[loss], skip_last=skipped)
+        return cost if self.temperature is None else cost * self.temperature.factor
+
+    def td_target(self, next_value: Tensor, sq_displacement: Tensor, timestep: Tensor) -> Tensor:
+        """What V^t learns from V^{t+1}, [N] all; no gradient (DxMI, eq. 9)."""
+        if self.temperature is None:
+            tables = self._sampler.log_std, self.velocity_var, self.time_cost
+            skipped = self._settings.skip_last
+            return ops.td_target(
+                next_value, sq_displacement, timestep, *tables, *self._taus["value"], skip_last=skipped
+            )
+        # The kernel takes taus as numbers; these are on the device.
+        costs = self.of("value", sq_displacement, timestep) + self.time_cost[timestep]
+        return (next_value + costs).detach()
+
+    def begin(self, done: float) -> None:
+        """Sets what depends on the place in the run, 0 at its start and 1 at its end."""
+        if self.temperature is not None:
+            self.temperature.at(done)
+
+    def adapt(self, sq_displacement: Tensor, data: Tensor, samples: Tensor) -> dict[str, Tensor]:
+        """Adaptive velocity regularisation, and a step of the temperature; in place.
+
+        Args:
+            sq_displacement: of each step of the chain in use, its mean over all ranks, [T].
+            data, samples: this rank's rows [N, *].
+
+        Returns:
+            What to log.
+        """
+        velocity_var = self.velocity_var.narrow(0, self._sampler.first, self._sampler.steps)
+        moved = torch.where(
+            sq_displacement < math.inf, sq_displacement, velocity_var
+        )  # NaN would stay for ever
+        ops.update_velocity_var_(velocity_var, moved[:, None], self._settings.velocity_decay)
+        return {} if self.temperature is None else self.temperature.update(data, samples)
+
+    def parts(self) -> dict[str, Any]:
+        """The state, as of `Stepper.parts`."""
+        factor = {} if self.temperature is None else {"temperature": self.temperature.factor}
+        return {"velocity_var": self.velocity_var, **factor}
+
+
+def taus(settings: DxMISettings, loss: str, dim: int) -> Taus:
+    """The temperatures in a loss, value or sampler, of data with `dim` dimensions."""
+    if settings.costs_in not in ("both", loss):
+        return Taus(0.0, 0.0)
+    factor = dim if settings.cost_reduction == "sum" else 1
+    return Taus(settings.entropy_tau * factor, settings.velocity_tau * factor)
+
+
+def density_temperature(settings: DxMISettings, dim: int) -> float:
+    """w in the density exp(-E / w) / Z that a sampler of `dim` dimensions is to have: the weight of the
+    entropy, a sum over dimensions (DxMI, sec. 2). 0 where there is no entropy."""
+    return settings.entropy_tau if settings.cost_reduction == "sum" else settings.entropy_tau / dim
+
+
+def time_costs(kind: str, steps: int) -> Tensor:
+    """R(t), [T]: the fixed costs of Algorithm 2 (DxMI, sec. 4). sigmoid sums to about 1 over the path."""
+    t = torch.arange(steps, dtype=torch.float64)
+    return {
+        "none": torch.zeros_like(t),
+        "linear": torch.full_like(t, 0.05),
+        "sigmoid": torch.sigmoid(steps / 2 - t) - torch.sigmoid(steps / 2 - t - 1),
+    }[kind]

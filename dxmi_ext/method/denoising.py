@@ -1,0 +1,143 @@
+"""Denoising pretraining of a sampler's network, by DDPM's or EDM's objective. Imports the method."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from dxmi_ext import ops
+from dxmi_ext.engine.calls import call
+from dxmi_ext.engine.execution import ExecutionSettings
+from dxmi_ext.engine.learner import Average, Learner
+from dxmi_ext.engine.ranks import Ranks
+from dxmi_ext.method import noise, schedules
+from dxmi_ext.method.sampler import per_row
+from dxmi_ext.method.stepper import Batch, Metrics, Stepper
+
+
+class Levels(NamedTuple):
+    """Noise levels of N rows: a row is signal data + noise eps."""
+
+    signal: Tensor
+    """[N], as the others."""
+    noise: Tensor
+    time: Tensor
+    """What the network gets for the level."""
+    input_scale: Tensor | None = None
+    """What its input is multiplied by; None: nothing."""
+
+
+DrawLevels = Callable[[int, Tensor, int], Levels]
+"""(N, noise key, global index of the first row) -> the levels to train at."""
+
+
+def uniform_levels(signal: Tensor, noise_: Tensor) -> DrawLevels:
+    """Levels of a table, all as likely; the time is the place in it. A sampler's own steps, or DDPM's.
+
+    Args:
+        signal, noise_: [L].
+    """
+    signal, noise_ = signal.float(), noise_.float()
+
+    def draw(n: int, key: Tensor, sample_offset: int) -> Levels:
+        place = noise.randint(len(signal), n, key, sample_offset=sample_offset)
+        return Levels(signal.to(key.device)[place], noise_.to(key.device)[place], place)
+
+    return draw
+
+
+def lognormal_levels(
+    *, mean: float = -1.2, std: float = 1.2, sigma_data: float = 0.5, time_scale: float = 1.0
+) -> DrawLevels:
+    """data + sigma eps, ln sigma ~ N(mean, std^2), with the loss's weight of Karras et al. 2022, Table 1."""
+
+    def draw(n: int, key: Tensor, sample_offset: int) -> Levels:
+        log_sigma = mean + std * ops.normal((n, 1), key, sample_offset=sample_offset)[:, 0]
+        sigma = log_sigma.exp()
+        scale = (sigma**2 + sigma_data**2).rsqrt()
+        return Levels(torch.ones_like(sigma), sigma, time_scale / 4 * log_sigma, scale)
+
+    return draw
+
+
+class Pretrainer(Stepper):
+    """Trains a network to predict what a schedule wants, by least squares on noisy data.
+
+    Args:
+        network: (x [N, *], time [N]) -> [N, *], with labels [N] where the data have them.
+        draw_levels: the noise levels to train at.
+        prediction, sigma_data: what it predicts; as in `schedules.from_levels`.
+        lr: learning rate, decayed to 0 over the run.
+        warmup: iterations in which it rises from 0 first.
+        iterations: length of the run.
+        seed: of every random choice, each keyed by the global row.
+        ema_decay: of `averaged`; 0: it is the network itself.
+        clip: largest gradient norm; 0: any.
+        ranks: among which the rows of a batch are split.
+        execution: settings of how the network runs; `execution.prepare` has prepared it.
+        memory_format: of the data.
+
+    Attributes:
+        averaged: the network with averaged weights.
+    """
+
+    stream = "pretrain"
+
+    def __init__(
+        self,
+        network: nn.Module,
+        draw_levels: DrawLevels,
+        *,
+        prediction: str = "eps",
+        sigma_data: float = 0.5,
+        lr: float,
+        warmup: int = 0,
+        iterations: int,
+        seed: int,
+        ema_decay: float = 0.0,
+        clip: float = 0.0,
+        ranks: Ranks | None = None,
+        execution: ExecutionSettings | None = None,
+        memory_format: torch.memory_format = torch.contiguous_format,
+    ) -> None:
+        self._draw_levels, self._prediction, self._sigma_data = draw_levels, prediction, sigma_data
+        self.network, self._memory_format, ranks = network, memory_format, ranks or Ranks()
+        ranks.shard_(network)
+        self.average = Average(network, ema_decay) if ema_decay else None
+        self.averaged = network if self.average is None else self.average.module
+        self.learner = Learner(network, lr, "linear", iterations, ranks, clip=clip, warmup=warmup)
+        self.learners = [self.learner]
+        super().__init__(
+            seed=seed,
+            device=next(network.parameters()).device,
+            ranks=ranks,
+            execution=execution or ExecutionSettings(),
+            uses=("timestep", "noise"),
+        )
+
+    def iterate(self, batch: Batch) -> Metrics:
+        levels = self._draw_levels(batch.n, batch.keys["timestep"], batch.offset)
+        eps = ops.normal(batch.data.shape, batch.keys["noise"], sample_offset=batch.offset)
+        eps, data = (x.contiguous(memory_format=self._memory_format) for x in (eps, batch.data))
+        signal, noise_ = per_row(levels.signal, data), per_row(levels.noise, data)
+        noisy = signal * data + noise_ * eps
+        target = schedules.target(self._prediction, data, eps, signal, noise_, self._sigma_data)
+        if levels.input_scale is not None:
+            noisy = per_row(levels.input_scale, data) * noisy
+        output = call(self.learner.network, noisy, levels.time, batch.labels)
+        loss = self.learner.descend("network", nn.functional.mse_loss(output, target))
+        if self.average is not None:
+            self.average.update()
+        return self.ranks.mean({"loss": loss})
+
+    def parts(self) -> dict[str, Any]:
+        averaged = {} if self.average is None else {"averaged": self.averaged}
+        return {
+            "network": self.network,
+            "optimizer": self.learner.optimizer,
+            "failures": self.learner.failures["network"],
+            **averaged,
+        }

@@ -1,0 +1,143 @@
+"""Samples of trained networks, batch after batch; ``engine.samples`` writes them.
+
+Imports torch, the engine and the method.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dxmi_ext import ops
+from dxmi_ext.engine.samples import Batch
+from dxmi_ext.engine.settings import ConfigError, Settings, device_setting, seed_setting, setting
+from dxmi_ext.method import noise
+from dxmi_ext.method.langevin import Langevin
+from dxmi_ext.method.networks import Networks
+
+_BATCH_NUMBERS = 2**20  # 341 images of 3 x 32 x 32
+_LARGEST_BATCH = 4096
+
+
+@dataclasses.dataclass
+class SampleSettings(Settings):
+    """Settings of the command ``sample``."""
+
+    n: int | None = setting(
+        None, "number of samples; null: 64 in a grid, else 10000", minimum=1, maximum=10**8
+    )
+    output: str | None = setting(
+        None,
+        "FILE.npz: arrays; of images also FOLDER/: a png each, FILE.png: a grid; null: RUN/samples.npz",
+        path=True,
+    )
+    seed: int = seed_setting("seed of the noise")
+    batch_size: int | None = setting(
+        None, "rows that a rank's networks see at a time; null: by the size of a row, at most 4096", minimum=1
+    )
+    steps: int | None = setting(
+        None, "T, of a run whose sampler knows several; null: the run's own", minimum=1
+    )
+    guidance: float = setting(0.0, "lambda of value guidance; the paper's are at most .5", minimum=0)
+    labels: str | None = setting(
+        None, "classes, where networks take them: 3, or in turn 0-9 or 1,4; uniform, or null: at random"
+    )
+    device: str = device_setting()
+
+
+def batches(
+    networks: Networks,
+    rows: range,
+    seed: int,
+    *,
+    batch_size: int | None = None,
+    guidance: float = 0.0,
+    labels: str | None = None,
+    classes: int | None = None,
+    steps: int | None = None,
+    chains: Langevin | None = None,
+    start: Callable[[int, int], Tensor] | None = None,
+) -> Iterator[Batch]:
+    """Samples on the networks' device, batch after batch. Row i depends on (seed, i, its label) alone, up to
+    the rounding of the networks' matrix products.
+
+    Args:
+        rows: which ones, i; consecutive.
+        seed: of noise and random labels.
+        batch_size: rows that the networks see at a time; None: as many as hold 2^20 numbers, at most 4096.
+        guidance: lambda of value guidance (DxMI, sec. 4); 0: none.
+        labels: as for `read_labels`; None: uniform, where there are classes.
+        classes: how many; None: the networks take no labels.
+        steps: T, one of the sampler's ``lengths``; None: the one in use.
+        chains: where these end, in place of the sampler's samples.
+        start: first row, count -> the data [count, *] that a sampler which wants some starts these rows from.
+
+    Raises:
+        ConfigError: labels are bad, or given where there are none, or chains are to be guided; or the sampler
+            knows no such T.
+    """
+    if steps is not None:
+        try:
+            networks.sampler.use(steps)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+    device, shape = networks.sampler.log_std.device, networks.sampler.data_shape
+    key = ops.noise_key(seed, device=device)
+    given = None
+    if classes is not None:
+        draws = noise.Draws(seed, "labels of samples", ["labels"], device)
+        given = read_labels(labels or "uniform", rows.stop, classes, draws.at(0)["labels"])
+    elif labels is not None:
+        raise ConfigError(f"labels: got {labels!r}, but the networks of this run take none")
+    draw: Any
+    if chains is None:
+        draw = functools.partial(
+            networks.sampler.sample, guide=networks.guide(guidance) if guidance else None
+        )
+    elif guidance:
+        raise ConfigError(f"guidance: got {guidance}, but the run has Langevin chains, not a sampler")
+    else:
+        draw = functools.partial(chains.sample, networks)
+    size = batch_size or max(1, min(_LARGEST_BATCH, _BATCH_NUMBERS // max(1, math.prod(shape))))
+
+    def drawn() -> Iterator[Batch]:  # so that mistakes are told at the call
+        for first in range(rows.start, rows.stop, size):
+            count = min(size, rows.stop - first)
+            part = None if given is None else given[first : first + count]
+            data = {} if start is None else {"data": start(first, count)}
+            yield Batch(draw(count, key, part, sample_offset=first, batch_size=size, **data), part)
+
+    return drawn()
+
+
+def read_labels(text: str, n: int, classes: int, key: Tensor) -> Tensor:
+    """The labels int64 [n], on the key's device, that a text asks for; label i does not depend on n.
+
+    Args:
+        text: ``3``: that class; ``0-9``, ``1,4`` or ``0-3,7``: these in turn; ``uniform``: each at random.
+        classes: how many there are.
+        key: of the random ones.
+
+    Raises:
+        ConfigError: the text is none of these, or names a class that there is not.
+    """
+    if text == "uniform":
+        return noise.randint(classes, n, key)
+    wanted: list[int] = []
+    for part in text.split(","):
+        found = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
+        first, last = (int(found[1]), int(found[2] or found[1])) if found else (1, 0)
+        if not first <= last < classes:
+            raise ConfigError(
+                f"labels: got {text!r}, wants uniform, or classes below {classes}, as 3, 0-9 or 1,4"
+            )
+        wanted += range(first, last + 1)
+    in_turn = torch.tensor(wanted, device=key.device)
+    return in_turn[torch.arange(n, device=key.device) % len(wanted)]

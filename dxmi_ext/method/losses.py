@@ -1,0 +1,142 @@
+"""The losses of energy and sampler, by name.
+
+Imports torch, ``dxmi_ext.ops`` and the method up to costs.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import softplus
+
+from dxmi_ext import ops
+from dxmi_ext.method.costs import Costs
+from dxmi_ext.method.networks import Networks
+from dxmi_ext.method.sampler import Trajectory
+from dxmi_ext.method.settings import DxMISettings
+from dxmi_ext.method.stepper import Batch
+
+# --- the energy's ------------------------------------------------------------------------------------
+
+EnergyLoss = Callable[[Tensor, Tensor], Tensor]
+"""Energies of data [N] and of samples [M] -> a scalar."""
+
+
+def energy_loss(settings: DxMISettings) -> EnergyLoss:
+    """The one that the settings name: contrast, DxMI's, or noise_contrastive, N2CE."""
+    if settings.energy_loss == "noise_contrastive":
+        return functools.partial(
+            noise_contrastive_loss, gamma=settings.gamma, magnitude=settings.noise_magnitude
+        )
+    return lambda energy_data, energy_sample: ops.energy_loss(energy_data, energy_sample, settings.gamma)
+
+
+def noise_contrastive_loss(
+    energy_data: Tensor, energy_sample: Tensor, gamma: float, magnitude: float
+) -> Tensor:
+    """Logistic loss that separates data from samples that count as ``magnitude`` times as many, where -E is
+    the log ratio of their densities ("Noisier" NCE, arXiv 2405.16730), and the squares of `ops.energy_loss`.
+
+    The gradient at a sample is that of the contrast times exp(-E) / (1 + exp(-E) / magnitude): where the
+    energy is high already, little is left to raise.
+
+    Args:
+        energy_data, energy_sample: [N], [M].
+        gamma: weight of the mean squares.
+        magnitude: M, 1 or more.
+    """
+    shift = math.log(magnitude)
+    ratio = softplus(energy_data + shift).mean() + magnitude * softplus(-energy_sample - shift).mean()
+    return ratio + gamma * (energy_data.square().mean() + energy_sample.square().mean())
+
+
+# --- the sampler's -----------------------------------------------------------------------------------
+
+
+class Scene(NamedTuple):
+    """What the sampler learns from in an iteration."""
+
+    networks: Networks
+    """As they are read; value and energy are frozen."""
+    sampler: nn.Module
+    """As it is called where it learns: a `GaussianSampler`, for the policy gradient its `LogProb`."""
+    costs: Costs
+    path: Trajectory
+    batch: Batch
+
+
+SamplerLoss = Callable[[Tensor, Tensor], Tensor]
+"""(the step of each particle, int64 [N] in 0..T - 1; a noise key) -> a scalar."""
+
+
+def dxdp(scene: Scene) -> SamplerLoss:
+    """Value and cost of a redrawn step; the gradient goes through that step alone (DxMI, sec. 3)."""
+    networks, costs, batch = scene.networks, scene.costs, scene.batch
+    sampler = networks.sampler
+
+    def loss(t: Tensor, key: Tensor) -> Tensor:
+        step, timestep = scene.path.at(t), sampler.first + t
+        redrawn = scene.sampler(step.sample, timestep, key, batch.labels, sample_offset=batch.offset)
+        value = networks.value_at(redrawn.next_sample, sampler.after(timestep), batch.labels)
+        return (value + costs.of("sampler", redrawn.sq_displacement, timestep)).mean()
+
+    return loss
+
+
+def policy_gradient(scene: Scene) -> SamplerLoss:
+    """The score of the step that was taken, weighted by its advantage (GCD, arXiv 2312.03397)."""
+    sampler, labels = scene.networks.sampler, scene.batch.labels
+    advantage = _advantages(scene)
+    dim = math.prod(sampler.data_shape)
+
+    def loss(t: Tensor, key: Tensor) -> Tensor:
+        step, timestep = scene.path.at(t), sampler.first + t
+        log_prob = scene.sampler(step.sample, step.next_sample, timestep, labels)
+        # The entropy bound depends on sigma itself, not only through where the step led.
+        cost = scene.costs.of("sampler", step.sq_displacement, timestep)
+        return (advantage.gather(0, t[None])[0] * dim * log_prob + cost).mean()
+
+    return loss
+
+
+def backprop(scene: Scene) -> SamplerLoss:
+    """The energy at the end of new paths and all their costs; the gradient goes through every step, so that
+    memory grows with T, which dynamic programming avoids (DxMI, sec. 3)."""
+    networks, costs, batch = scene.networks, scene.costs, scene.batch
+    sampler = networks.sampler
+
+    def loss(t: Tensor, key: Tensor) -> Tensor:
+        sample = sampler.initial(batch.n, key, data=batch.data, sample_offset=batch.offset)
+        spent: list[Tensor] = []
+        for i in range(sampler.steps):
+            timestep = sampler.timestep(i, batch.n)
+            step = scene.sampler(sample, timestep, key, batch.labels, sample_offset=batch.offset)
+            spent.append(costs.of("sampler", step.sq_displacement, timestep))
+            sample = step.next_sample
+        return (networks.energy(sample, batch.labels) + torch.stack(spent).sum(0)).mean()
+
+    return loss
+
+
+SAMPLER_LOSSES: dict[str, Callable[[Scene], SamplerLoss]] = {
+    "dxdp": dxdp,
+    "policy_gradient": policy_gradient,
+    "backprop": backprop,
+}
+
+
+@torch.no_grad()
+def _advantages(scene: Scene) -> Tensor:
+    """[T, N]: the energy that each particle reached and its costs from step t on, less V^t(x_t)."""
+    networks, path, labels = scene.networks, scene.path, scene.batch.labels
+    steps, n = path.sq_displacement.shape
+    timesteps = [networks.sampler.timestep(t, n) for t in range(steps)]
+    values = [networks.value_at(path.samples[t], timesteps[t], labels) for t in range(steps)]
+    costs = [scene.costs.of("sampler", path.sq_displacement[t], timesteps[t]) for t in range(steps)]
+    remaining = torch.stack(costs).flip(0).cumsum(0).flip(0)
+    return networks.energy(path.samples[-1], labels) + remaining - torch.stack(values)

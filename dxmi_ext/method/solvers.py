@@ -1,0 +1,158 @@
+"""Deterministic solvers of a diffusion model's probability flow: what one would sample with instead of DxMI.
+
+Heun's method (Karras et al. 2022, Alg. 1) and DPM-Solver++ 2M (Lu et al. 2022, Alg. 2), both on levels
+x = data + sigma eps. Imports torch and ``dxmi_ext``.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dxmi_ext import ops
+from dxmi_ext.engine.calls import call
+from dxmi_ext.method.schedules import reading
+
+Denoise = Callable[[Tensor, float], Tensor]
+"""(x [N, *], sigma) -> the data that the network predicts, [N, *]."""
+
+
+def heun(denoise: Denoise, x: Tensor, sigmas: Sequence[float]) -> Tensor:
+    """Second order; 2 evaluations a step, 1 in the last.
+
+    Args:
+        denoise: the model.
+        x: data + sigmas[0] eps, [N, *].
+        sigmas: decreasing levels, the last of which is 0.
+    """
+    for sigma, following in itertools.pairwise(sigmas):
+        slope = (x - denoise(x, sigma)) / sigma
+        euler = x + (following - sigma) * slope
+        if following > 0:
+            slope = (slope + (euler - denoise(euler, following)) / following) / 2
+        x = x + (following - sigma) * slope
+    return x
+
+
+def dpm_solver(denoise: Denoise, x: Tensor, sigmas: Sequence[float]) -> Tensor:
+    """DPM-Solver++ 2M: second order by the last two predictions; 1 evaluation a step.
+
+    Args:
+        denoise, x, sigmas: as of `heun`.
+    """
+    data, width = None, 0.0
+    for sigma, following in itertools.pairwise(sigmas):
+        earlier, earlier_width = data, width
+        data = denoise(x, sigma)
+        width = math.log(sigma / following) if following > 0 else math.inf
+        ahead = data  # first order in the first and in the last step
+        if earlier is not None and following > 0:
+            ahead = data + (data - earlier) * width / (2 * earlier_width)
+        x = following / sigma * x + (1 - following / sigma) * ahead
+    return x
+
+
+SOLVERS: dict[str, Callable[[Denoise, Tensor, Sequence[float]], Tensor]] = {"heun": heun, "dpmpp": dpm_solver}
+"""By the names of `dxmi evaluate chain=`."""
+
+
+class SolverSampler(nn.Module):
+    """Samples of a pretrained network by a solver, with the interface of `GaussianSampler.sample`.
+
+    Args:
+        network: (x [N, *], time [N]) -> [N, *], with labels [N] where it takes them.
+        solver: a function of ``SOLVERS``.
+        sigmas: decreasing levels, the last of which is 0.
+        time: sigma -> what the network takes for it.
+        prediction, sigma_data: what it predicts; as in `schedules.from_levels`.
+        preserving: whether the network sees data and noise scaled to a total variance of 1.
+        data_shape: of a sample.
+        clip: keep the predicted data in [-1, 1].
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        solver: Callable[[Denoise, Tensor, Sequence[float]], Tensor],
+        sigmas: Sequence[float],
+        *,
+        time: Callable[[float], float],
+        prediction: str,
+        sigma_data: float = 1.0,
+        preserving: bool,
+        data_shape: Sequence[int],
+        clip: bool = False,
+    ) -> None:
+        super().__init__()
+        self.network, self.data_shape = network, tuple(data_shape)
+        self._solver, self._sigmas, self._time = solver, list(sigmas), time
+        self._prediction, self._sigma_data, self._preserving = prediction, sigma_data, preserving
+        self._clip = clip
+
+    @torch.no_grad()
+    def sample(
+        self,
+        n: int,
+        key: Tensor,
+        labels: Tensor | None = None,
+        *,
+        sample_offset: int = 0,
+        batch_size: int = 4096,
+    ) -> Tensor:
+        """Samples [n, *], on the key's device; row i depends on (key, sample_offset + i) alone.
+
+        Args:
+            labels: [n], for a network that takes them.
+            batch_size: rows that the network sees at a time.
+        """
+        batches = []
+        for first in range(0, n, batch_size):
+            count = min(batch_size, n - first)
+            rows = None if labels is None else labels[first : first + count]
+            noise = ops.normal((count, *self.data_shape), key, sample_offset=sample_offset + first)
+            batches.append(self._solver(self._denoiser(rows), self._sigmas[0] * noise, self._sigmas))
+        return torch.cat(batches)
+
+    def _denoiser(self, labels: Tensor | None) -> Denoise:
+        def denoise(x: Tensor, sigma: float) -> Tensor:
+            signal = (1 + sigma**2) ** -0.5 if self._preserving else 1.0
+            levels = torch.tensor([signal, sigma * signal], dtype=torch.float64)
+            skip, out, scale = (
+                c.item() for c in reading(self._prediction, levels[0], levels[1], self._sigma_data)
+            )
+            x = signal * x
+            time = x.new_full((len(x),), self._time(sigma))
+            data = skip * x + out * call(self.network, scale * x, time, labels)
+            return data.clamp(-1, 1) if self._clip else data
+
+        return denoise
+
+
+def karras_sigmas(steps: int, sigma_min: float, sigma_max: float, rho: float = 7.0) -> list[float]:
+    """Karras et al. 2022, eq. 5: so many levels, then 0."""
+    ends = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
+    return [*(torch.linspace(*ends, steps, dtype=torch.float64) ** rho).tolist(), 0.0]
+
+
+def time_in_table(betas: Tensor) -> tuple[Callable[[float], float], float, float]:
+    """For a network of a discrete diffusion: its time, maybe fractional, as a function of sigma, then the
+    least and the largest sigma.
+
+    Args:
+        betas: float64 [steps], in the order of the forward diffusion.
+    """
+    import numpy as np
+
+    alpha_bar = (1 - betas).cumprod(0)
+    log_sigmas = ((1 - alpha_bar) / alpha_bar).log().div(2).numpy()
+    places: Any = np.arange(len(betas))
+
+    def time(sigma: float) -> float:
+        return float(np.interp(math.log(sigma), log_sigmas, places))
+
+    return time, math.exp(log_sigmas[0]), math.exp(log_sigmas[-1])

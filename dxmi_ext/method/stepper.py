@@ -1,0 +1,148 @@
+"""What all trainers share: batches with noise keys, learning rates, and a state that resumes exactly.
+
+Imports torch, the engine and ``method.noise``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from dxmi_ext.engine import execution, sharding
+from dxmi_ext.engine.execution import ExecutionSettings
+from dxmi_ext.engine.graphs import Graphed
+from dxmi_ext.engine.learner import Learner
+from dxmi_ext.engine.ranks import Ranks
+from dxmi_ext.method import noise
+
+Metrics = dict[str, Tensor]
+"""What to log of an iteration: scalars and vectors, on the device."""
+
+
+class Batch(NamedTuple):
+    """This rank's rows of a global batch, and the noise keys of the iteration."""
+
+    data: Tensor
+    """[N, *]"""
+    labels: Tensor | None
+    """[N], or None where the data have none."""
+    offset: int
+    """Global index of the first row."""
+    keys: Mapping[str, Tensor]
+    """By use, each int64 [2]."""
+
+    @property
+    def n(self) -> int:
+        return len(self.data)
+
+
+class Stepper:
+    """Trains networks, an iteration at a time; a `engine.run.Stepper`.
+
+    A subclass makes its learners and says what an iteration does (`iterate`) and what its state is (`parts`).
+
+    Args:
+        seed: of every random choice; each is keyed by the global row, so none depends on the batch's split.
+        device: of the networks.
+        ranks: among which the rows of a batch are split.
+        execution: how networks run.
+        uses: names of the noise keys of an iteration; their order is part of the format of saved runs.
+        graphed: whether iterations run as one CUDA graph.
+    """
+
+    stream: ClassVar[str]
+    """Name of its noise among that of a run."""
+    learners: Sequence[Learner]
+
+    def __init__(
+        self,
+        *,
+        seed: int,
+        device: torch.device,
+        ranks: Ranks,
+        execution: ExecutionSettings,
+        uses: Sequence[str] = (),
+        graphed: bool = False,
+    ) -> None:
+        self.iteration, self.ranks, self.execution = 0, ranks, execution
+        self._seed, self._uses, self._device = seed, uses, device
+        self._iterate: Callable[..., Metrics] = Graphed(self._run) if graphed else self._run
+        self._draws = noise.Draws(seed, self.stream, uses, device)
+
+    def begin(self) -> None:
+        """What the host does before an iteration."""
+
+    def iterate(self, batch: Batch) -> Metrics:
+        """What the device does in an iteration: the algorithm itself."""
+        raise NotImplementedError
+
+    def parts(self) -> dict[str, Any]:
+        """The state, but for the iteration: modules, optimizers and tensors, or dicts of them, by name. The
+        names are part of the format of saved runs."""
+        raise NotImplementedError
+
+    def step(self, batch: Tensor | tuple[Tensor, Tensor]) -> Metrics:
+        """One iteration.
+
+        Args:
+            batch: this rank's rows: data [B, *], or data and labels [B].
+
+        Returns:
+            What to log, on the device; of each loss also ``NAME_failures``, its steps in a row that moved
+            nothing.
+        """
+        data, labels = batch if isinstance(batch, tuple) else (batch, None)
+        for learner in self.learners:
+            learner.rates.at(self.iteration)
+        self.begin()
+        with execution.running(self.execution, data.device):
+            metrics = self._iterate(self._draws.keys(self.iteration), data, labels)
+        self.iteration += 1
+        return metrics
+
+    def _run(self, keys: Tensor, data: Tensor, labels: Tensor | None) -> Metrics:
+        """`iterate` as a function of tensors, for a CUDA graph."""
+        batch = Batch(data, labels, self.ranks.rank * len(data), self._draws.named(keys))
+        metrics = self.iterate(batch)
+        failures = {name: count for learner in self.learners for name, count in learner.failures.items()}
+        return metrics | {f"{name}_failures": count.clone() for name, count in failures.items()}
+
+    def symptoms(self, numbers: Mapping[str, Any]) -> dict[str, str]:
+        return {}
+
+    def retry(self, attempt: int, lr_scale: float) -> None:
+        stream = f"{self.stream}, attempt {attempt}" if attempt else self.stream
+        self._draws = noise.Draws(self._seed, stream, self._uses, self._device)
+        for learner in self.learners:
+            learner.rates.scale = lr_scale
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that resuming needs; noise keys follow from the iteration."""
+        return {"iteration": self.iteration, **_saved(self.parts())}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.iteration = state["iteration"]
+        _load(self.parts(), state)
+        if isinstance(self._iterate, Graphed):
+            self._iterate.forget()  # the optimizers' moments are other tensors now
+
+
+def _saved(part: Any) -> Any:
+    if isinstance(part, dict):
+        return {name: _saved(each) for name, each in part.items()}
+    return part if isinstance(part, Tensor) else part.state_dict()
+
+
+def _load(part: Any, state: Any) -> None:
+    if isinstance(part, dict):
+        for name, each in part.items():
+            _load(each, state[name])
+    elif isinstance(part, Tensor):
+        part.copy_(sharding.like(state, part))
+    elif isinstance(part, nn.Module):
+        sharding.load_(part, state)
+    else:
+        part.load_state_dict(state)

@@ -1,0 +1,36 @@
+"""What goes wrong with a run of DxMI, as its metrics show it, by name. Imports the standard library alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+ENERGY_LIMIT = 1e3  # gamma = 1 keeps mean energies within about 1
+ENERGY_SPREAD = 1e-6
+SPREADS = 0.1, 10.0  # samples' over data's
+STDS = 0.01, 100.0  # sigma over where it started
+
+
+def of(numbers: Mapping[str, Any], initial_std: Sequence[float]) -> dict[str, str]:
+    """What an iteration's metrics show to be wrong: name -> the numbers that say so.
+
+    Args:
+        numbers: with energy_data, energy_sample, energy_spread, data_spread, sample_spread and, of a sampler,
+            std [T]; spreads are standard deviations over rows.
+        initial_std: sigma [T] at the start of the run; of no sampler, none.
+    """
+    data, sample = numbers["energy_data"], numbers["energy_sample"]
+    spread = numbers["sample_spread"] / max(numbers["data_spread"], 1e-30)
+    pairs = zip(numbers.get("std", ()), initial_std, strict=True)
+    ratios = [now / before for now, before in pairs] or [1.0]
+    energies, spreads = f"data {data:.3g}, samples {sample:.3g}", f"{spread:.3g} of the data's spread"
+    stds = f"{min(ratios):.3g} to {max(ratios):.3g} of where it started"
+    found = {  # not one of them is true of NaN
+        "energy blow-up": (max(abs(data), abs(sample)) > ENERGY_LIMIT, energies),
+        "energy collapse": (numbers["energy_spread"] < ENERGY_SPREAD, f"one value for all rows: {energies}"),
+        "sample blow-up": (spread > SPREADS[1], spreads),
+        "sample collapse": (spread < SPREADS[0], spreads),
+        "sigma blow-up": (max(ratios) > STDS[1], stds),
+        "sigma collapse": (min(ratios) < STDS[0], stds),
+    }
+    return {name: why for name, (is_so, why) in found.items() if is_so}

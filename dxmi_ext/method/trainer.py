@@ -1,0 +1,233 @@
+"""DxMI's training iteration (DxMI, Alg. 1 and 2). Imports torch, the engine and the method."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dxmi_ext.engine import settings
+from dxmi_ext.engine.calls import call
+from dxmi_ext.engine.execution import ExecutionSettings, check_graph
+from dxmi_ext.engine.learner import Average, Learner
+from dxmi_ext.engine.ranks import Ranks
+from dxmi_ext.engine.settings import ConfigError
+from dxmi_ext.method import noise, symptoms
+from dxmi_ext.method.costs import Costs, density_temperature
+from dxmi_ext.method.energy_step import energy_step
+from dxmi_ext.method.langevin import Langevin, LangevinSettings
+from dxmi_ext.method.losses import SAMPLER_LOSSES, Scene, energy_loss
+from dxmi_ext.method.networks import Networks, frozen, prepare
+from dxmi_ext.method.sampler import LogProb, Trajectory, Transition
+from dxmi_ext.method.settings import CHAIN_RULES, RULES, DxMISettings
+from dxmi_ext.method.stepper import Batch, Metrics, Stepper
+
+
+class DxMITrainer(Stepper):
+    """Trains a sampler, a value and an energy together.
+
+    Args:
+        networks: all of them.
+        algorithm: settings; ``negatives`` is sampler or refined.
+        iterations: length of the run, over which learning rates decay.
+        seed: of every random choice; each is keyed by the global row, so none depends on the batch's split.
+        ranks: among which the rows of a batch are split.
+        langevin: settings of the chains that refine negatives.
+        execution: settings of how the networks run.
+
+    Attributes:
+        averaged: the networks with averaged weights, for evaluation.
+
+    Raises:
+        ConfigError: settings are at odds with each other, with the networks or with the device.
+    """
+
+    stream = "dxmi"
+
+    def __init__(
+        self,
+        networks: Networks,
+        algorithm: DxMISettings,
+        *,
+        iterations: int,
+        seed: int,
+        ranks: Ranks | None = None,
+        langevin: LangevinSettings | None = None,
+        execution: ExecutionSettings | None = None,
+    ) -> None:
+        langevin, execution = langevin or LangevinSettings(), execution or ExecutionSettings()
+        _check(networks, algorithm, langevin, execution, ranks := ranks or Ranks())
+        self.networks, self.algorithm, self.iterations = networks, algorithm, iterations
+        self.sampler, self.value = networks.sampler, networks.value
+        prepare(execution, networks)
+        networks.shard_(ranks)
+        self.costs = Costs(algorithm, self.sampler, ranks)
+        self.average = Average(networks, algorithm.ema_decay)
+        self.averaged = self.average.module
+        self._initial_std = self.sampler.log_std.detach().exp().tolist()
+        if not algorithm.train_last_std:
+            self.sampler.fix_last_std()
+        self._make_learners(ranks)
+        self._langevin = Langevin.of(langevin, density_temperature(algorithm, self.sampler.dim))
+        self._energy_loss = energy_loss(algorithm)
+        super().__init__(
+            seed=seed,
+            device=self.sampler.log_std.device,
+            ranks=ranks,
+            execution=execution,
+            uses=_uses(algorithm),
+            graphed=execution.cuda_graph,
+        )
+
+    def _make_learners(self, ranks: Ranks) -> None:
+        s, sampler, energy = self.algorithm, self.sampler, self.networks.energy_network
+        over: tuple[Any, ...] = s.lr_decay, self.iterations, ranks
+        weights = [
+            {"params": list(sampler.network.parameters())},
+            {"params": [sampler.log_std], "lr": s.log_std_lr},
+        ]
+        self.sampler_learner = Learner(
+            LogProb(sampler) if s.sampler_update == "policy_gradient" else sampler,
+            *(s.sampler_lr, *over),
+            weights=weights,
+            clip=s.sampler_clip,
+            wait=s.sampler_wait,
+            losses=("sampler",),
+        )
+        shared = ("energy", "value") if energy is None else ("value",)
+        self.value_learner = Learner(self.value, s.value_lr, *over, clip=s.value_clip, losses=shared)
+        self.energy_learner, self.learners = self.value_learner, [self.value_learner, self.sampler_learner]
+        if energy is not None:
+            self.energy_learner = Learner(energy, s.energy_lr, *over, clip=s.energy_clip, losses=("energy",))
+            self.learners = [self.energy_learner, *self.learners]
+        # As value and energy are called where they learn.
+        separate = None if energy is None else self.energy_learner.network
+        self._learning = Networks(sampler, self.value_learner.network, separate)
+
+    def begin(self) -> None:
+        self.costs.begin(self.iteration / self.iterations)
+        # Of several lengths of chains one, the same on all ranks and after a resume.
+        self.sampler.use(random.Random(f"{self._seed} {self.iteration}").choice(self.sampler.lengths))
+
+    def iterate(self, batch: Batch) -> Metrics:
+        """One iteration of Algorithm 1 or 2, on chains of the length in use."""
+        batch = batch._replace(data=batch.data.contiguous(memory_format=self.sampler.memory_format))
+        path = self._rollout(batch)
+        metrics = energy_step(
+            self.energy_learner, self._learning, self._energy_loss, batch, self._negatives(path, batch)
+        )
+        metrics["value_loss"] = self._value_steps(path, batch)
+        metrics["sampler_loss"] = self._sampler_steps(path, batch)
+        metrics = self.ranks.mean(metrics | path.means())
+        adapted = self.costs.adapt(metrics["sq_displacement"], batch.data, path.samples[-1])
+        self.average.update()
+        return self._logged(metrics) | adapted | self._tables()
+
+    def _rollout(self, batch: Batch) -> Trajectory:
+        key, labels = batch.keys["rollout"], batch.labels
+        return self.sampler.rollout(batch.n, key, labels, data=batch.data, sample_offset=batch.offset)
+
+    def _negatives(self, path: Trajectory, batch: Batch) -> Tensor:
+        """What the energy is raised at: the sampler's samples, or Langevin chains that start there."""
+        samples = path.samples[-1]
+        if self.algorithm.negatives == "sampler":
+            return samples
+        key, offset = batch.keys["refine"], batch.offset
+        return self._langevin(self.networks, samples, key, batch.labels, sample_offset=offset).samples
+
+    def _value_steps(self, path: Trajectory, batch: Batch) -> Tensor:
+        """Temporal differences: each step learns from the value just updated."""
+        losses = []
+        for timestep, step in self._td_steps(path, batch):
+            _, following, sq_displacement = step
+            with torch.no_grad():
+                if self.algorithm.td_redraw:
+                    key, offset = batch.keys["td_redraw"], batch.offset
+                    redrawn = self.sampler(step.sample, timestep, key, batch.labels, sample_offset=offset)
+                    following, _, sq_displacement = redrawn
+                after = self.sampler.after(timestep)
+                next_value = self.networks.value_at(following, after, batch.labels)
+                target = self.costs.td_target(next_value, sq_displacement, timestep)
+            value = call(self.value_learner.network, step.sample, timestep, batch.labels)
+            loss = nn.functional.mse_loss(value, target)
+            self.value_learner.descend("value", self.algorithm.td_weight * loss)
+            losses.append(loss.detach())
+        return torch.stack(losses[::-1])  # of step t, in backward order
+
+    def _td_steps(self, path: Trajectory, batch: Batch) -> Iterator[tuple[Tensor, Transition]]:
+        """The timesteps [B] and transitions that the value learns from, in turn; each of the path once."""
+        steps = self.sampler.steps
+        if self.algorithm.td_order == "backward":
+            for step in reversed(range(steps)):
+                yield self.sampler.timestep(step, batch.n), path.step(step)
+        else:
+            first = noise.randint(steps, batch.n, batch.keys["td_choice"], sample_offset=batch.offset)
+            for i in range(steps):
+                t = (first + i) % steps
+                yield self.sampler.first + t, path.at(t)
+
+    def _sampler_steps(self, path: Trajectory, batch: Batch) -> Tensor:
+        """Improves single steps at random places of the path, no gradient crossing steps; or whole paths."""
+        steps, losses = self.sampler.steps, []
+        # Where each particle's steps start.
+        first = noise.randint(steps, batch.n, batch.keys["choice"], sample_offset=batch.offset)
+        with frozen(self.value, self.networks.energy_network):
+            scene = Scene(self.networks, self.sampler_learner.network, self.costs, path, batch)
+            loss = SAMPLER_LOSSES[self.algorithm.sampler_update](scene)
+            for i in range(self.algorithm.sampler_steps):
+                at = loss((first + i) % steps, batch.keys[f"redraw{i}"])
+                losses.append(self.sampler_learner.descend("sampler", at))
+        return torch.stack(losses)
+
+    def _logged(self, metrics: Metrics) -> Metrics:
+        """Of chains of several lengths, means over the chain: every iteration logs the same shapes."""
+        if len(self.sampler.lengths) == 1:
+            return metrics
+        return metrics | {k: metrics[k].mean() for k in ("log_prob", "sq_displacement", "value_loss")}
+
+    def _tables(self) -> Metrics:
+        return {
+            "std": self.sampler.log_std.detach().exp(),
+            "velocity_var": self.costs.velocity_var.clone(),
+        }
+
+    def symptoms(self, numbers: Mapping[str, Any]) -> dict[str, str]:
+        return symptoms.of(numbers, self._initial_std)
+
+    def parts(self) -> dict[str, Any]:
+        learners = {"sampler": self.sampler_learner, "value": self.value_learner}
+        if self.energy_learner is not self.value_learner:
+            learners["energy"] = self.energy_learner
+        return {
+            "networks": self.networks,
+            "averaged": self.averaged,
+            **self.costs.parts(),
+            "failures": {k: v for learner in self.learners for k, v in learner.failures.items()},
+            **{f"{name}_optimizer": learner.optimizer for name, learner in learners.items()},
+        }
+
+
+def _check(
+    networks: Networks,
+    algorithm: DxMISettings,
+    langevin: LangevinSettings,
+    execution: ExecutionSettings,
+    ranks: Ranks,
+) -> None:
+    """Refuses what cannot be trained."""
+    settings.check((*RULES, *CHAIN_RULES), algorithm, langevin)
+    check_graph(execution, networks.sampler.log_std.device, ranks)
+    if not algorithm.trains_sampler:
+        raise ConfigError(f"negatives must be sampler or refined, got {algorithm.negatives}")
+    if len(networks.sampler.lengths) > 1 and (execution.cuda_graph or algorithm.skip_last):
+        raise ConfigError("cuda_graph and skip_last must be off with chains of several lengths")
+
+
+def _uses(s: DxMISettings) -> list[str]:
+    """The noise keys of an iteration."""
+    uses = ["rollout", "choice", *(f"redraw{i}" for i in range(s.sampler_steps))]
+    uses += ["td_choice"] * (s.td_order == "shuffled") + ["td_redraw"] * s.td_redraw
+    return uses + ["refine"] * (s.negatives == "refined")

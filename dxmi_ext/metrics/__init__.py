@@ -1,1 +1,0 @@
-"""How good samples and energies are; used by recipes and by ``dxmi evaluate``."""

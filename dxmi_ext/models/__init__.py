@@ -1,1 +1,0 @@
-"""Networks for samplers and values."""

@@ -1,0 +1,331 @@
+"""`dxmi reproduce`: the paper's tables again, row by row and seed by seed.
+
+Every (row, seed) is a unit (`units`) with a small json; what is there already, maybe in another experiment,
+is not run again. `experiments` tells what there is, `table` makes a page and pictures of the units. Imports
+``dxmi_ext`` up to recipes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import multiprocessing
+import os
+import re
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Collection, Sequence
+from multiprocessing import connection
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
+from typing import Any
+
+from dxmi_ext.engine import config, files, folders, runlog, terminal
+from dxmi_ext.engine.errors import UserError
+from dxmi_ext.engine.settings import Settings, setting
+from dxmi_ext.engine.signals import StopSignals
+from dxmi_ext.reproduce import table, units
+from dxmi_ext.reproduce.experiments import EXPERIMENTS, Experiment, Row
+from dxmi_ext.reproduce.units import Unit
+from dxmi_ext.two_d import recipe as two_d
+
+_SECONDS_BETWEEN_LOOKS = 0.5
+_RESULTS: files.Tree = {r"(?s).+-seed\d+\.json": None, table.PAGE: None, r"[\w-]+\.png": None}
+
+
+class Incomplete(UserError):
+    """Some units have failed; the others are done."""
+
+
+@dataclasses.dataclass
+class ReproduceSettings(Settings):
+    """Settings of the command ``reproduce``."""
+
+    seeds: int | None = setting(
+        None,
+        "runs of each row, seeds 0, 1, ...; null: as many as the experiment has, of quick 1",
+        minimum=1,
+        maximum=1000,
+    )
+    rows: str | None = setting(
+        None, "names of the rows, or of sweeps, to run, with commas between; null: all rows"
+    )
+    workers: int = setting(
+        0,
+        "runs at a time, each a process with one thread of torch; 0: one for each core",
+        minimum=0,
+        maximum=256,
+    )
+    quick: bool = setting(False, "a tenth of the iterations, in a folder of their own; also --quick")
+    output: str | None = setting(
+        None,
+        "folder of the table and its units; null: docs/results/EXPERIMENT, quick: runs/quick/EXPERIMENT",
+        path=True,
+    )
+    work: str | None = setting(
+        None, "folder of the runs themselves; null: runs/reproduce/EXPERIMENT", path=True
+    )
+    data: str | None = setting(None, "where the data are; null: where the recipes have them", path=True)
+    device: str = setting("cpu", "cpu, cuda or cuda:N", pattern=r"cpu|cuda(:\d+)?")
+
+
+def find(name: str) -> Experiment:
+    """An experiment by its name.
+
+    Raises:
+        config.ConfigError: there is none.
+    """
+    if name not in EXPERIMENTS:
+        raise config.ConfigError(f"experiment: got {name!r}, wants one of {', '.join(EXPERIMENTS)}")
+    return EXPERIMENTS[name]
+
+
+def describe(name: str | None = None) -> str:
+    """The experiments, or the rows of one, and the settings."""
+    if name is None:
+        lines = [(e.name, f"{e.title}; {len(e.rows)} rows") for e in EXPERIMENTS.values()]
+        heading = "experiments"
+    else:
+        lines = [(row.name, row.label) for row in find(name).rows if row.of is None]
+        lines += [(sweep, f"sweep of {', '.join(rows)}") for sweep, rows in find(name).sweeps.items()]
+        heading = f"rows of {name}"
+    width = max(len(left) for left, _ in lines)
+    listed = "\n".join(f"  {left:<{width}}  {right}" for left, right in lines)
+    return f"{heading}:\n{listed}\n\n{config.describe(ReproduceSettings())}"
+
+
+def run(experiment: Experiment, cfg: ReproduceSettings) -> None:
+    """Runs the units of an experiment that are not there yet, then makes its README.md and picture of all.
+
+    Raises:
+        config.ConfigError: a row is unknown.
+        folders.FolderError: a folder holds something else.
+        files.Locked: another process does the same in the same folder.
+        Incomplete: some units have failed.
+        signals.Stopped: on SIGTERM or Ctrl-C; units under way are saved, and go on the next time.
+    """
+    output = Path(cfg.output or f"{'runs/quick' if cfg.quick else 'docs/results'}/{experiment.name}")
+    work = Path(cfg.work or f"runs/reproduce/{experiment.name}")
+    seeds = cfg.seeds or (1 if cfg.quick else experiment.seeds)
+
+    def unit_of(row: Row, seed: int) -> Unit:
+        return Unit(row, seed, cfg.quick, output, work, cfg.device, cfg.data)
+
+    names = _names(experiment, cfg.rows)
+    if cfg.data is not None and any(unit_of(row, 0).task is two_d for row in experiment.rows):
+        raise config.ConfigError(
+            f"data: got {cfg.data!r}, but the densities of {experiment.name} are its rows'"
+        )
+    folders.check(work, "work", units.is_work, key="work")
+    if output.resolve() != work.resolve():
+        folders.check(
+            output, "results", lambda path: units.are_results(path) or table.is_page(path / table.PAGE)
+        )
+    folders.check_file(output / table.PAGE, table.is_page, "the page of an experiment")
+    work.mkdir(parents=True, exist_ok=True)
+    output.mkdir(parents=True, exist_ok=True)
+    with files.lock(work / ".lock"):
+        folders.mark(work, "work")
+        files.tidy(output, _RESULTS)
+        # Seed by seed: a table that is stopped early has something of every row.
+        rows = [row for row in experiment.rows if row.name in names]
+        chosen = [unit_of(row, seed) for seed in range(seeds) for row in rows]
+        missing = [unit for unit in chosen if not (_is_done(unit) or _is_elsewhere(unit, experiment))]
+        print(f"{experiment.name}: {len(chosen)} units, {len(chosen) - len(missing)} of them done")
+        missing = _with_starts(missing)
+        try:
+            failures = _run(missing, cfg.workers or _cores())
+        finally:
+            there = _there(unit_of, experiment, output)
+            _publish(experiment, there, output, quick=cfg.quick, draws=bool(missing))
+    if failures:
+        raise Incomplete(f"{len(failures)} of {len(missing)} runs failed:\n" + "\n".join(failures))
+
+
+def _names(experiment: Experiment, given: str | None) -> list[str]:
+    known = [row.name for row in experiment.rows if row.of is None]
+    if given is None:
+        return known
+    names = [row for name in given.split(",") for row in experiment.sweeps.get(name, (name,))]
+    known += experiment.sweeps
+    for name in names:
+        if name not in known:
+            nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+            hint = f"did you mean {nearest[0]}?" if nearest else f"wants some of {', '.join(known)}"
+            raise config.ConfigError(f"rows: got {name!r}; {hint}")
+    return names
+
+
+def _is_done(unit: Unit) -> bool:
+    """Whether a unit's json is there; why it is not used, where it is not."""
+    try:
+        return units.read(unit) is not None
+    except units.UnusableUnit as error:
+        _tell(f"{error}; it is made again")
+        return False
+
+
+def _is_elsewhere(unit: Unit, experiment: Experiment) -> bool:
+    """Whether another experiment has had the same run, whose numbers are then this unit's. In 2D alone, where
+    settings tell the data, and where the pictures want no network."""
+    if unit.task is not two_d or unit.row.may_diverge or not experiment.sweeps:
+        return False
+    path = units.adopt(unit, experiment.columns.keys() - {"diverged"})
+    if path is not None:
+        _tell(f"{unit.name}: the run is that of {path}")
+    return path is not None
+
+
+def _with_starts(missing: Sequence[Unit]) -> list[Unit]:
+    """Units, and before each the one it starts from, where its run is not here."""
+    ordered: dict[str, Unit] = {}
+    for unit in missing:
+        if unit.start is not None and not unit.start.is_here():
+            ordered.setdefault(unit.start.name, unit.start)
+        ordered.setdefault(unit.name, unit)
+    return list(ordered.values())
+
+
+def _there(unit_of: Callable[[Row, int], Unit], experiment: Experiment, output: Path) -> list[Unit]:
+    """The units whose json is in a folder, row by row, of any seed."""
+    found = []
+    for row in experiment.rows:
+        matches = [re.fullmatch(rf"{re.escape(row.name)}-seed(\d+)\.json", p.name) for p in output.iterdir()]
+        found += [unit_of(row, seed) for seed in sorted(int(match[1]) for match in matches if match)]
+    return found
+
+
+def _publish(
+    experiment: Experiment, there: Sequence[Unit], output: Path, *, quick: bool, draws: bool
+) -> None:
+    """Writes README.md; draws pictures, if that is wanted or there are none."""
+    found: dict[str, list[Any]] = {}
+    done = []
+    for unit in there:
+        try:
+            numbers = units.read(unit)
+        except units.UnusableUnit:  # of a row that is not wanted
+            continue
+        found.setdefault(unit.row.name, []).append(numbers)
+        done.append(unit)
+    try:
+        pictures = _draw(experiment, found, done, output, draws=draws)
+    except ModuleNotFoundError as error:
+        _tell(f"no picture, for {error.name} is not installed: pip install {error.name}")
+        pictures = []
+    text = table.markdown(experiment, found, quick=quick, figures=[picture.name for picture in pictures])
+    files.write_text(output / table.PAGE, text)
+    print("\n".join(line for line in text.splitlines() if line.startswith("|")))
+    print(f"{output}: README.md, of {len(done)} units")
+
+
+def _draw(
+    experiment: Experiment, found: table.Found, done: Sequence[Unit], output: Path, *, draws: bool
+) -> list[Path]:
+    """The pictures of an experiment: of its sweeps, of numbers alone; else one that wants the networks."""
+    if experiment.sweeps:
+        return table.sweeps(output, experiment, found)
+    picture = output / f"{experiment.name}.png"
+    try:
+        if (draws or not picture.exists()) and (absent := table.figure(picture, experiment, done)):
+            _tell(f"{picture}: the networks of {', '.join(absent)} are not in {done[0].work}")
+    except UserError as error:  # networks of another version, or damaged
+        _tell(f"no picture: {error}")
+    return [picture] if picture.is_file() else []
+
+
+def _run(missing: Sequence[Unit], workers: int) -> list[str]:
+    """Runs units; what went wrong with those that failed. One worker is this process itself."""
+    if workers > 1 and len(missing) > 1:
+        return _run_in_processes(missing, workers)
+    failures = []
+    for number, unit in enumerate(missing, 1):
+        _tell(f"{unit.name}: {number} of {len(missing)}")
+        try:
+            units.compute(unit)
+        except UserError as error:
+            failures.append(f"{unit.name}: {error}")
+    return failures
+
+
+def _run_in_processes(missing: Sequence[Unit], workers: int) -> list[str]:
+    """The same, some at a time. A stop is passed on to all, and waits until they have saved."""
+    waiting, failures = list(missing), list[str]()
+    running: dict[Unit, tuple[SpawnProcess, float]] = {}
+    bar = runlog.Progress("runs", len(missing), 0, enabled=True)
+    with StopSignals() as signals, signals.held(), bar:
+        try:
+            while (waiting or running) and not signals.pending:
+                while len(running) < workers and (unit := _ready(waiting, running)) is not None:
+                    waiting.remove(unit)
+                    running[unit] = _start(unit), time.monotonic()
+                connection.wait([process.sentinel for process, _ in running.values()], _SECONDS_BETWEEN_LOOKS)
+                for unit, (process, started) in list(running.items()):
+                    if process.is_alive():
+                        continue
+                    del running[unit]
+                    seconds = f"{time.monotonic() - started:.0f} s"
+                    if process.exitcode:
+                        failures.append(f"{unit.name}: exit status {process.exitcode}; see {_log_of(unit)}")
+                    _tell(failures[-1] if process.exitcode else f"{unit.name}: done, {seconds}")
+                    bar.update()
+        finally:
+            for process, _ in running.values():
+                process.terminate()
+            for process, _ in running.values():
+                process.join()
+    return failures
+
+
+def _ready(waiting: Sequence[Unit], running: Collection[Unit]) -> Unit | None:
+    """The first unit that waits for no other."""
+    unfinished = {unit.folder for unit in (*waiting, *running)}
+    return next((u for u in waiting if u.start is None or u.start.folder not in unfinished), None)
+
+
+def _start(unit: Unit) -> SpawnProcess:
+    process = multiprocessing.get_context("spawn").Process(target=_work, args=(unit,), name=unit.name)
+    # Blocked until the child has left the terminal's group: a Ctrl-C there is for this process to pass on.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return process
+
+
+def _work(unit: Unit) -> None:
+    """A process of its own: tells its log, and stops with the process that started it."""
+    os.setsid()
+    log = os.open(_log_of(unit), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    os.dup2(log, sys.stdout.fileno())
+    os.dup2(log, sys.stderr.fileno())
+    terminal.accept_any_text()
+    threading.Thread(target=_follow_parent, daemon=True).start()
+    try:
+        units.compute(unit)
+    except (UserError, OSError) as error:
+        sys.exit(f"{unit.name}: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _follow_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _log_of(unit: Unit) -> Path:
+    return unit.work / f"{unit.name}.log"
+
+
+def _cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+_tell: Callable[[str], None] = runlog.note

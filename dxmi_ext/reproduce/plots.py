@@ -1,0 +1,94 @@
+"""Figures of an experiment: galleries of samplers, sweeps of a setting, grids of pictures.
+
+Imports ``engine.plots`` and ``two_d.plots``; matplotlib and PIL where they are used.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from dxmi_ext.engine import plots
+from dxmi_ext.two_d.plots import EXTENT, plane, scatter
+
+_COLUMNS = 9  # of a gallery
+
+
+def gallery(path: plots.File, models: Sequence[tuple[str, Tensor, Tensor | None]]) -> None:
+    """Samplers and their energies: a column each, at most nine side by side, samples above the energy.
+
+    Args:
+        models: title, samples [n, 2] and energies [size * size] at the points of ``grid(size)``, or None.
+    """
+    rows = math.ceil(len(models) / _COLUMNS)
+    columns = math.ceil(len(models) / rows)
+    with plots.figure(path, 2 * rows, columns, width=1.9, height=2.0) as axes:
+        for axis in axes:
+            axis.set_visible(False)
+        for number, (title, points, energies) in enumerate(models):
+            place = number + number // columns * columns
+            above, below = axes[place], axes[place + columns]
+            above.set_visible(True)
+            scatter(above, points, plots.SAMPLES, size=1.2)
+            plane(above, title, ticks=False)
+            if energies is None:
+                continue
+            below.set_visible(True)
+            size = round(energies.numel() ** 0.5)
+            line = np.linspace(-EXTENT, EXTENT, size)
+            below.contourf(
+                line, line, plots.to_numpy(energies).reshape(size, size).T, levels=40, cmap="viridis_r"
+            )
+            plane(below, "", extent=EXTENT, ticks=False)
+
+
+def sweep(path: plots.File, labels: Sequence[str], panels: Mapping[str, Sequence[Sequence[float]]]) -> None:
+    """How numbers change with a setting: a panel a number, a dot a run, a dash a mean.
+
+    Args:
+        labels: of what the setting was, from left to right; how all begin, up to a comma, is not repeated.
+        panels: name of a number -> what it came to at each label, of no run or several.
+    """
+    heads, _, tails = zip(*(label.partition(", ") for label in labels), strict=True)
+    if len(set(heads)) == 1 and all(tails):
+        labels = tails
+    with plots.figure(path, 1, len(panels), width=2.3, height=2.2) as axes:
+        for axis, (title, columns) in zip(axes, panels.items(), strict=True):
+            runs = [(x, y) for x, values in enumerate(columns) for y in values]
+            means = [(x, np.mean(values)) for x, values in enumerate(columns) if len(values)]
+            axis.plot(*zip(*means, strict=True), color=plots.SAMPLES, lw=0.6, marker="_", markersize=12)
+            axis.scatter(*zip(*runs, strict=True), s=9, c=plots.SAMPLES, alpha=0.5, linewidths=0)
+            heights = [y for _, y in runs]
+            if min(heights) > 0 and max(heights) > 10 * min(heights):
+                axis.set_yscale("log")
+            axis.set_xlim(-0.4, len(labels) - 0.6)
+            axis.set_xticks(range(len(labels)), labels, rotation=40, ha="right", rotation_mode="anchor")
+            axis.set_title(title)
+            axis.spines[["top", "right"]].set_visible(False)
+
+
+def grids(path: plots.File, models: Sequence[tuple[str, Path]]) -> None:
+    """Pictures side by side, four a row.
+
+    Args:
+        models: title and picture, as of ``images``.
+    """
+    from matplotlib.image import imread
+    from PIL import Image
+
+    drawn = io.BytesIO()
+    columns = min(4, len(models))
+    # 130 pixels an inch: about a pixel for each of theirs.
+    with plots.figure(drawn, -(-len(models) // columns), columns, width=2.0, height=2.3, dpi=130) as axes:
+        for axis in axes:
+            axis.set_axis_off()
+        for axis, (title, picture) in zip(axes, models, strict=False):
+            axis.imshow(imread(picture), interpolation="none")
+            axis.set_title(title)
+    # 256 colours are a third of the bytes: noise does not compress.
+    Image.open(drawn).convert("RGB").quantize().save(path, format="PNG")

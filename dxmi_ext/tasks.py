@@ -1,0 +1,65 @@
+"""Where recipes are, and the task that runs each.
+
+A task is a package of ``dxmi_ext``: a module ``recipe``, and beside it a yaml of settings for each of
+its recipes. A new task is a new such folder. The module ``recipe`` has
+
+    Config, EvaluateSettings                       settings of its runs, of the command ``evaluate``
+    train(cfg, ranks), pretrain(cfg, ranks)
+    load(directory, device) -> cfg, networks
+    sample(directory, rows, seed, batch_size, device, *, guidance, labels) -> batches of samples
+    evaluate(directory, settings, device) -> numbers, their table
+    read(cfg) -> an images.overview.Overview of the settings' data, where they are files
+    load_scorer(directory, device) -> an anomaly.scoring.Scorer or VectorScorer, where it detects anomalies
+
+Row i of the samples depends on (seed, i) alone; guidance is the lambda of value guidance, labels the text
+that ``dxmi_ext.method.generate`` reads. Tasks are imported when they are asked for.
+"""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from types import ModuleType
+
+from dxmi_ext.engine import config
+
+_ROOT = Path(__file__).parent
+_DEFAULT = "two_d"  # of a yaml that names none
+
+
+def tasks() -> list[str]:
+    """The names of all tasks."""
+    return sorted(path.parent.name for path in _ROOT.glob("*/recipe.py"))
+
+
+def recipes() -> dict[str, Path]:
+    """The recipes that come with the package, by name."""
+    paths = (path for task in tasks() for path in (_ROOT / task).glob("*.yaml"))
+    return {path.stem: path for path in sorted(paths, key=lambda path: path.stem)}
+
+
+def find(recipe: str) -> Path:
+    """The yaml of a recipe, by name or path.
+
+    Raises:
+        config.ConfigError: there is none.
+    """
+    path = recipes().get(recipe) or Path(recipe)
+    if path.suffix not in (".yaml", ".yml") or not path.is_file():
+        raise config.ConfigError(
+            f"recipe must be one of {', '.join(recipes())} or the path of a yaml file, got {recipe!r}"
+        )
+    return path
+
+
+def task_of(path: Path) -> ModuleType:
+    """The ``recipe`` module of the task that a recipe's or a run's yaml names."""
+    name = config.peek(path, "task", default=_DEFAULT)
+    if name not in tasks():
+        raise config.ConfigError(f"{path}: task must be one of {', '.join(tasks())}, got {name!r}")
+    return load(name)
+
+
+def load(task: str) -> ModuleType:
+    """The ``recipe`` module of a task."""
+    return importlib.import_module(f"dxmi_ext.{task}.recipe")

@@ -1,0 +1,125 @@
+"""What a 2D run comes to: its numbers, its pictures and its row of the paper's Table 1.
+
+Imports torch, the engine and the method; scikit-learn and matplotlib where they are used.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from dxmi_ext.engine import final
+from dxmi_ext.engine.plots import curves
+from dxmi_ext.method import noise
+from dxmi_ext.method.costs import density_temperature
+from dxmi_ext.method.networks import Networks
+from dxmi_ext.two_d import densities, metrics, plots
+from dxmi_ext.two_d.model import draw
+from dxmi_ext.two_d.settings import Config
+
+PAPER = {  # DxMI, Table 1: (pretrained, tau) -> SW, its deviation, AUC; 8 Gaussians, T = 5
+    (True, 0.0): (0.074, 0.018, 0.707),
+    (True, 0.01): (0.074, 0.017, 0.751),
+    (True, 0.1): (0.068, 0.004, 0.898),
+    (True, 1.0): (1.030, 0.004, 0.842),
+    (False, 0.1): (0.076, 0.011, 0.883),
+}
+
+
+def evaluate_networks(
+    cfg: Config, networks: Networks, *, seed: int, tau_factor: float = 1.0
+) -> dict[str, float]:
+    """The numbers of `metrics.two_d.evaluate`; energy_kl where there is a temperature; of a sampler that
+    knows several T also sliced_wasserstein_tT of each. What cannot be computed is left out.
+
+    Args:
+        tau_factor: of tau at the run's end, where it was not fixed.
+    """
+    device = networks.sampler.log_std.device
+    draws = noise.Draws(seed, "evaluate", ["sample", "data"], device)
+    own, of_lengths = dict[str, float](), dict[str, float]()
+    others = [steps for steps in cfg.chain.all_steps if steps != cfg.chain.steps]
+    for steps in (*others, cfg.chain.steps):  # its own last: that stays
+        networks.sampler.use(steps)
+        own = final.numbers(
+            f"numbers at T = {steps}",
+            lambda: metrics.evaluate(
+                lambda n, i: draw(cfg, networks, n, draws.at(i)["sample"]),
+                lambda n, i: densities.sample(cfg.density.data, n, draws.at(i)["data"]),
+                torch.no_grad()(networks.energy),
+                repeats=cfg.evaluation.samplings,
+                seed=seed,
+            ),
+        )
+        if cfg.chain.lengths is not None and "sliced_wasserstein" in own:
+            of_lengths[f"sliced_wasserstein_t{steps}"] = own["sliced_wasserstein"]
+    numbers = own | of_lengths
+    if temperature := tau_factor * temperature_of(cfg):
+        kl = final.number(
+            "energy_kl",
+            lambda: metrics.energy_kl(
+                torch.no_grad()(networks.energy),
+                lambda x: densities.log_density(cfg.density.data, x),
+                temperature,
+                device=device,
+            ),
+        )
+        numbers |= {} if kl is None else {"energy_kl": kl}
+    return numbers
+
+
+def temperature_of(cfg: Config) -> float:
+    """That of the density exp(-E / temperature) / Z."""
+    return density_temperature(cfg.algorithm, 2) if cfg.algorithm.trains_sampler else cfg.algorithm.tau
+
+
+def draw_pictures(directory: Path, cfg: Config, networks: Networks) -> None:
+    """samples.png, energy.png, curves.png, and paths.png of a sampler."""
+    device = networks.sampler.log_std.device
+    keys = noise.Draws(cfg.run.seed, "pictures", ["sample", "data"], device).at(0)
+    data = densities.sample(cfg.density.data, 5000, keys["data"])
+    energies = torch.no_grad()(networks.energy)(plots.grid().to(device))
+    plots.samples(directory / "samples.png", data, draw(cfg, networks, 5000, keys["sample"]))
+    plots.energy(directory / "energy.png", energies, data[:300])
+    if cfg.algorithm.trains_sampler:
+        plots.paths(directory / "paths.png", networks.sampler.rollout(1000, keys["sample"]).samples)
+    curves(directory / "curves.png", directory / "metrics.jsonl")
+
+
+def samples_of(cfg: Config) -> str:
+    """What a run's samples are drawn from."""
+    if cfg.algorithm.trains_sampler:
+        return "sampler"
+    return f"Langevin chains from noise, {cfg.langevin.sample_steps(cfg.algorithm.negatives)} steps each"
+
+
+def table(cfg: Config, numbers: dict[str, float]) -> str:
+    """The run's row, the paper's beside it where it has one."""
+    start = "pretrained" if cfg.run.pretrained else "from scratch"
+    taus = [cfg.algorithm.entropy_tau, cfg.algorithm.velocity_tau]
+    tau = " and ".join(f"{each:g}" for each in dict.fromkeys(taus)) + ", then automatic" * bool(
+        cfg.algorithm.tau_rate
+    )
+    title = f"{cfg.density.data}, T = {cfg.chain.steps}, tau = {tau}, {start}"
+    if not cfg.algorithm.trains_sampler:
+        title = f"{cfg.density.data}, tau = {cfg.algorithm.tau:g}, negatives: {cfg.algorithm.negatives}; "
+        title += f"samples: {samples_of(cfg)}"
+    rows = [title, f"{'':12}{'SW':>16}{'AUROC':>16}"]
+    rows.append(f"{'this run':12}{_cell(numbers, 'sliced_wasserstein')}{_cell(numbers, 'auroc')}")
+    published = (
+        cfg.density.data == "8gaussians" and cfg.chain.steps == 5 and cfg.algorithm.negatives == "sampler"
+    )
+    published &= not cfg.algorithm.tau_rate and taus[0] == taus[1]
+    if published and (cfg.run.pretrained, taus[0]) in PAPER:
+        paper_sw, deviation, paper_auroc = PAPER[cfg.run.pretrained, taus[0]]
+        rows.append(f"{'the paper':12}{paper_sw:8.3f} ± {deviation:.3f}{paper_auroc:8.3f}")
+    if (floor := numbers.get("sliced_wasserstein_floor")) is not None:
+        rows.append(f"{'data itself':12}{floor:8.3f}")
+    return "\n".join(rows)
+
+
+def _cell(numbers: dict[str, float], name: str) -> str:
+    if name not in numbers:
+        return f"{'-':>16}"
+    return f"{numbers[name]:8.3f} ± {numbers[f'{name}_std']:.3f}"

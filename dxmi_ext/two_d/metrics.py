@@ -1,0 +1,175 @@
+"""Numbers for 2D data: sliced Wasserstein distance and AUROC of the energy (DxMI, Table 1), entropy and
+coverage of samples, and the energy's divergence from the data.
+
+Imports torch and numpy; scikit-learn (extra ``train``) is imported where used.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dxmi_ext.engine import final
+
+Draws = Callable[[int, int], Tensor]
+"""(n, draw) -> [n, 2]; the draws 0, 1, 2, ... are independent of each other."""
+
+
+def sliced_wasserstein(x: Tensor, y: Tensor, *, projections: int = 1000, seed: int = 0) -> float:
+    """Sliced 2-Wasserstein distance (not squared) of two sets of as many points.
+
+    Args:
+        x, y: [n, D] each. On a line, the nearest way to carry n points to n others keeps their order.
+        projections: number of random directions.
+    """
+    if x.shape != y.shape:
+        raise ValueError(f"y: got {[*y.shape]}, wants as many points as x, {[*x.shape]}")
+    random = np.random.RandomState(seed % 2**32)  # which takes no more bits
+    directions = random.normal(size=(x.shape[1], projections))
+    directions /= np.linalg.norm(directions, axis=0)
+    points, squared = (_numpy(x).T, _numpy(y).T), 0.0
+    for i in range(0, projections, 20):  # so many stay in the processor's cache
+        ordered = [np.sort(directions[:, i : i + 20].T @ each, axis=1) for each in points]
+        squared += np.square(ordered[0] - ordered[1]).mean(1).sum()
+    return math.sqrt(squared / projections)
+
+
+def energy_auroc(energy_data: Tensor, energy_uniform: Tensor) -> float:
+    """How well low energy tells data from uniform points: 1 always, .5 not at all.
+
+    Args:
+        energy_data, energy_uniform: [n], [m].
+
+    Raises:
+        ValueError: an energy is not finite.
+    """
+    data, uniform = np.sort(_numpy(energy_data)), _numpy(energy_uniform)
+    if not (np.isfinite(data).all() and np.isfinite(uniform).all()):
+        raise ValueError("energies must be finite to be ranked")
+    lower, not_higher = (np.searchsorted(data, uniform, side) for side in ("left", "right"))
+    return float((lower + not_higher).mean() / (2 * len(data)))  # equal energies count half
+
+
+def entropy_excess(samples: Tensor, data: Tensor, *, k: int = 5) -> float:
+    """H(samples) - H(data) in nats, by distances to k-th nearest neighbours (Kozachenko & Leonenko 1987).
+
+    Args:
+        samples, data: [n, D] each: of as many, everything else in that estimate is the same.
+    """
+    if samples.shape != data.shape:
+        raise ValueError(f"samples: got {[*samples.shape]}, wants as many as data, {[*data.shape]}")
+    logs = [np.log(_neighbour_distances(_numpy(points), k)).mean() for points in (samples, data)]
+    return float(samples.shape[1] * (logs[0] - logs[1]))
+
+
+def coverage(samples: Tensor, data: Tensor, *, k: int = 5) -> float:
+    """The share of data that have a sample nearer than their k-th nearest neighbour in the data (Naeem et al.
+    2020); of fresh data, 1 - 2^-k.
+
+    Args:
+        samples, data: [n, D], [m, D].
+    """
+    from sklearn.neighbors import NearestNeighbors
+
+    points = _numpy(data)
+    nearest, _ = NearestNeighbors(n_neighbors=1).fit(_numpy(samples)).kneighbors(points)
+    return float((nearest[:, 0] <= _neighbour_distances(points, k)).mean())
+
+
+def energy_kl(
+    energy_fn: Callable[[Tensor], Tensor],
+    log_density_fn: Callable[[Tensor], Tensor],
+    temperature: float,
+    *,
+    size: int = 200,
+    device: torch.device | str = "cpu",
+) -> float:
+    """KL(p || q), in nats, of the data's density p and q = exp(-E / temperature) / Z (DxMI, sec. 2).
+
+    Both are cut off at [-4, 4]^2 and normalised there, on the midpoints of size x size cells. This direction,
+    the one that the energy minimises, is finite where p is 0.
+
+    Args:
+        energy_fn: float32 [n, 2] -> [n].
+        log_density_fn: of p, [n, 2] -> [n]; -inf where it is 0.
+        temperature: more than 0.
+    """
+    if not temperature > 0:
+        raise ValueError(f"temperature: got {temperature}, wants more than 0")
+    line = (torch.arange(size, device=device) + 0.5) * (8 / size) - 4
+    cells = torch.cartesian_prod(line, line)
+    log_p = log_density_fn(cells).double().log_softmax(0)
+    log_q = (-energy_fn(cells).double() / temperature).log_softmax(0)
+    inside = log_p > -math.inf
+    return float((log_p[inside].exp() * (log_p - log_q)[inside]).sum())
+
+
+def evaluate(
+    sample_fn: Draws,
+    data_fn: Draws,
+    energy_fn: Callable[[Tensor], Tensor],
+    *,
+    n: int = 10_000,
+    repeats: int = 5,
+    projections: int = 1000,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Score a sampler and an energy by the protocol of DxMI, Table 1: means and deviations over samplings.
+
+    Args:
+        sample_fn, data_fn: give fresh samples and fresh data.
+        energy_fn: [n, 2] -> [n].
+
+    Returns:
+        sliced_wasserstein(_std): samples to data. sliced_wasserstein_floor: data to other data, what a
+        perfect sampler would get. auroc(_std): energies of data against those of uniform points on [-4, 4]^2.
+        entropy_excess, coverage: of samples against data. A number that cannot be computed is left out, and
+        a line says so.
+    """
+    found: dict[str, list[float]] = {}
+    left_out: set[str] = set()
+    for repeat in range(repeats):
+        data, other = data_fn(n, 2 * repeat), data_fn(n, 2 * repeat + 1)
+        random = np.random.default_rng([seed, repeat])
+        uniform = torch.from_numpy(random.uniform(-4, 4, size=(n, 2))).to(data)
+        slices = {"projections": projections, "seed": seed + repeat}
+        samples = sample_fn(n, repeat)
+        measures = {
+            "sliced_wasserstein": partial(sliced_wasserstein, samples, data, **slices),
+            "sliced_wasserstein_floor": partial(sliced_wasserstein, other, data, **slices),
+            "auroc": partial(_auroc, energy_fn, data, uniform),
+            "entropy_excess": partial(entropy_excess, samples, data),
+            "coverage": partial(coverage, samples, data),
+        }
+        for name in [name for name in measures if name not in left_out]:
+            if (value := final.number(name, measures[name])) is None:
+                left_out.add(name)
+            else:
+                found.setdefault(name, []).append(value)
+    numbers: dict[str, float] = {}
+    for name in [name for name in found if name not in left_out]:
+        numbers[name] = float(np.mean(found[name]))
+        if name in ("sliced_wasserstein", "auroc"):
+            numbers[f"{name}_std"] = float(np.std(found[name]))
+    return numbers
+
+
+def _auroc(energy_fn: Callable[[Tensor], Tensor], data: Tensor, uniform: Tensor) -> float:
+    return energy_auroc(energy_fn(data), energy_fn(uniform))
+
+
+def _neighbour_distances(points: np.ndarray, k: int) -> np.ndarray:
+    """Of each point [n, D] to the k-th nearest other, [n]; points that coincide count as a hair apart."""
+    from sklearn.neighbors import NearestNeighbors
+
+    distances, _ = NearestNeighbors(n_neighbors=k + 1).fit(points).kneighbors(points)  # the first is itself
+    return distances[:, k].clip(min=np.finfo(np.float32).tiny)
+
+
+def _numpy(x: Tensor) -> np.ndarray:
+    return x.detach().double().cpu().numpy()

@@ -1,0 +1,97 @@
+"""The networks and the schedule of a 2D run, new and as it saved them. Imports torch and the method."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dxmi_ext.engine import checkpoint
+from dxmi_ext.engine.identity import settings_of
+from dxmi_ext.method import schedules
+from dxmi_ext.method.langevin import Langevin
+from dxmi_ext.method.networks import Networks, TimeIndependent
+from dxmi_ext.method.sampler import GaussianSampler
+from dxmi_ext.two_d.networks import EnergyMLP, SamplerMLP, ValueMLP
+from dxmi_ext.two_d.settings import Config
+
+SIGMA_DATA = 2.0
+"""For EDM: about that of the 8 Gaussians; the checkerboard has 2.3, the spirals 1.6."""
+
+
+def build(cfg: Config, device: torch.device) -> tuple[Networks, schedules.Schedule]:
+    """The networks, their weights drawn from the seed, and the sampler's schedule."""
+    chain, sizes = cfg.chain, cfg.networks
+    schedule = schedules.joined([_schedule(cfg, steps) for steps in chain.all_steps])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(cfg.run.seed)
+        of_sampler = sizes.sampler_width, sizes.sampler_depth, sizes.octaves
+        network = SamplerMLP(2, sum(chain.all_steps), *of_sampler)
+        of_value = sizes.value_width, sizes.value_depth, sizes.octaves
+        value: nn.Module
+        if sizes.value_kind == "time_independent":
+            value, energy = TimeIndependent(EnergyMLP(2, *of_value)), None
+        else:
+            value = ValueMLP(2, chain.all_steps, *of_value)
+            energy = EnergyMLP(2, *of_value) if sizes.value_kind == "separate" else None
+    sampler = GaussianSampler(network, schedule, (2,), lengths=chain.all_steps)
+    sampler.use(chain.steps)
+    return Networks(sampler, value, energy).to(device), schedule
+
+
+def save(path: Path, networks: Networks, cfg: Config, tau_factor: float = 1.0) -> None:
+    """Saves final networks.
+
+    Args:
+        tau_factor: of tau at the run's end, where it was automatic.
+    """
+    keys = ("data", "steps", "sampler_width", "sampler_depth", "value_width", "value_depth")
+    values = cfg.flat()
+    about = {"task": "two_d", **{key: values[key] for key in keys}, "tau_factor": tau_factor}
+    checkpoint.save_model(path, networks, about)
+
+
+def load(directory: Path, device: torch.device) -> tuple[Config, Networks]:
+    """A run's settings and final networks.
+
+    Raises:
+        checkpoint.CheckpointError: there are none, or they are damaged.
+    """
+    tensors, _ = checkpoint.load_model_state(directory / "model", device)
+    cfg = settings_of(Config, directory)
+    with checkpoint.fitting(directory):
+        networks, _ = build(cfg, device)
+        networks.load_state_dict(tensors)
+    return cfg, networks.eval()
+
+
+def draw(cfg: Config, networks: Networks, n: int, key: Tensor, batch_size: int = 4096) -> Tensor:
+    """Samples [n, 2] of the sampler, or of Langevin chains where none was trained."""
+    if cfg.algorithm.trains_sampler:
+        return networks.sampler.sample(n, key, batch_size=batch_size)
+    return chains(cfg).sample(networks, n, key, batch_size=batch_size)
+
+
+def chains(cfg: Config) -> Langevin:
+    """Those that draw from an energy trained without a sampler."""
+    steps = cfg.langevin.sample_steps(cfg.algorithm.negatives)
+    return dataclasses.replace(Langevin.of(cfg.langevin, cfg.algorithm.tau), steps=steps)
+
+
+def _schedule(cfg: Config, steps: int) -> schedules.Schedule:
+    chain = cfg.chain
+    if chain.schedule == "ddpm":
+        return schedules.ddpm(schedules.make_betas(steps=steps), min_std=chain.min_std)
+    if chain.schedule == "respaced_ddpm":  # from pure noise on, so trailing
+        return schedules.ddim(steps, eta=1.0, spacing="trailing", min_std=chain.min_std)
+    levels: dict[str, Any] = {
+        "sigma_max": chain.sigma_max,
+        "sigma_min": chain.sigma_min,
+        "min_std": chain.min_std,
+    }
+    if chain.schedule == "edm":
+        return schedules.edm(steps, sigma_data=SIGMA_DATA, **levels)
+    return schedules.variance_exploding(steps, **levels)

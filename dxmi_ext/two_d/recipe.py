@@ -1,0 +1,162 @@
+"""2D recipes: DDPM pretraining, DxMI, then pictures and a row of the paper's Table 1.
+
+Imports torch and ``dxmi_ext``; scikit-learn and matplotlib where they are used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from torch import Tensor
+
+from dxmi_ext.engine import checkpoint, execution, final
+from dxmi_ext.engine.execution import check_graph
+from dxmi_ext.engine.ranks import Ranks
+from dxmi_ext.engine.run import Run
+from dxmi_ext.engine.samples import Batch
+from dxmi_ext.engine.settings import ConfigError
+from dxmi_ext.method import generate, noise
+from dxmi_ext.method.contrastive import LangevinTrainer
+from dxmi_ext.method.denoising import Pretrainer, uniform_levels
+from dxmi_ext.method.networks import Networks
+from dxmi_ext.method.schedules import Schedule
+from dxmi_ext.method.trainer import DxMITrainer
+from dxmi_ext.two_d import densities, model, plots
+from dxmi_ext.two_d.evaluation import draw_pictures, evaluate_networks, samples_of, table
+from dxmi_ext.two_d.model import SIGMA_DATA, build, draw, load
+from dxmi_ext.two_d.settings import Config, EvaluateSettings
+
+_NEEDS = {"sklearn": "entropy_excess and coverage", "matplotlib": "pictures"}
+
+
+def train(cfg: Config, ranks: Ranks | None = None) -> dict[str, Any]:
+    """Runs the recipe to its end and returns the summary, on the first rank."""
+    run = Run(cfg, ranks)
+    if run.finished():
+        return {}
+    check_graph(cfg.execution, run.device, run.ranks)
+    with run:
+        networks, schedule = build(cfg, run.device)
+        run.describe(networks)
+        if run.ranks.first:
+            final.announce_missing(_NEEDS)
+        if cfg.run.pretrained and cfg.algorithm.trains_sampler:
+            _pretrain(run, cfg, networks, schedule)
+        phase, trainer = _trainer(run, cfg, networks)
+        picture = _picture(cfg, trainer.averaged, trained=True)
+        run.phase(phase, trainer, cfg.run.iterations, _batches(cfg, "dxmi", run), picture)
+        averaged = run.ranks.whole(trainer.averaged)
+        if cfg.run.dry_run or not run.ranks.first:
+            return {}
+        tau_factor = trainer.costs.tau_factor if isinstance(trainer, DxMITrainer) else 1.0
+        model.save(run.directory / "model", averaged, cfg, tau_factor)
+        numbers = evaluate_networks(cfg, averaged, seed=cfg.run.seed, tau_factor=tau_factor)
+        final.attempt("pictures", lambda: draw_pictures(run.directory, cfg, averaged))
+        summary = run.summarize({"samples": samples_of(cfg), **numbers})
+    print(table(cfg, numbers))
+    print(f"{run.directory}: summary.json, model/, pictures; {summary['wall_seconds']} s")
+    return summary
+
+
+def pretrain(cfg: Config, ranks: Ranks | None = None) -> None:
+    """Runs the pretraining alone; training with the same output goes on from it."""
+    if not cfg.run.pretrained:
+        raise ConfigError("pretrained must be true for pretraining alone, got false")
+    run = Run(cfg, ranks)
+    if run.finished():
+        return
+    with run:
+        networks, schedule = build(cfg, run.device)
+        if "pretrain" in run.past:
+            print(f"{run.directory} is past its pretraining; nothing to do")
+            return
+        run.describe(networks)
+        _pretrain(run, cfg, networks, schedule)
+        networks = run.ranks.whole(networks)
+        if cfg.run.dry_run or not run.ranks.first:
+            return
+        model.save(run.directory / "model", networks, cfg)
+        print(f"{run.directory}: pretrained; `dxmi train` with output={run.directory} goes on from here")
+
+
+def sample(
+    directory: Path,
+    rows: range,
+    seed: int,
+    batch_size: int | None,
+    device: torch.device,
+    **options: Any,
+) -> Iterator[Batch]:
+    """Samples [m, 2] of a run's final sampler, or of Langevin chains where it trained none, as
+    `generate.batches`."""
+    cfg, networks = load(directory, device)
+    chains = None if cfg.algorithm.trains_sampler else model.chains(cfg)
+    return generate.batches(networks, rows, seed, batch_size=batch_size, chains=chains, **options)
+
+
+def evaluate(
+    directory: Path, settings: EvaluateSettings, device: torch.device
+) -> tuple[dict[str, float], str]:
+    """The numbers of a run's final networks and their table, with noise and data of a seed of one's own."""
+    cfg, networks = load(directory, device)
+    _, about = checkpoint.load_model_state(directory / "model")
+    cfg.evaluation.samplings = settings.samplings or cfg.evaluation.samplings
+    numbers = evaluate_networks(cfg, networks, seed=settings.seed, tau_factor=about.get("tau_factor", 1.0))
+    return numbers, table(cfg, numbers)
+
+
+def _pretrain(run: Run, cfg: Config, networks: Networks, schedule: Schedule) -> None:
+    execution.prepare(cfg.execution, networks.sampler.network, data_shape=(2,))
+    pretrainer = Pretrainer(
+        networks.sampler.network,
+        uniform_levels(schedule.signal, schedule.noise),
+        prediction="edm" if cfg.chain.schedule == "edm" else "eps",
+        sigma_data=SIGMA_DATA,
+        lr=cfg.pretraining.pretrain_lr,
+        iterations=cfg.run.pretrain_iterations,
+        seed=cfg.run.seed,
+        ranks=run.ranks,
+        execution=cfg.execution,
+    )
+    batch, picture = _batches(cfg, "pretrain", run), _picture(cfg, networks)
+    run.phase("pretrain", pretrainer, cfg.run.pretrain_iterations, batch, picture)
+
+
+def _trainer(run: Run, cfg: Config, networks: Networks) -> tuple[str, DxMITrainer | LangevinTrainer]:
+    """The phase after pretraining, and what it repeats."""
+    options: dict[str, Any] = {"iterations": cfg.run.iterations, "seed": cfg.run.seed, "ranks": run.ranks}
+    options |= {"langevin": cfg.langevin, "execution": cfg.execution}
+    if cfg.algorithm.trains_sampler:
+        return "dxmi", DxMITrainer(networks, cfg.algorithm, **options)
+    return "langevin", LangevinTrainer(networks, cfg.algorithm, **options)
+
+
+def _picture(cfg: Config, networks: Networks, *, trained: bool = False) -> Callable[[IO[bytes]], None] | None:
+    """Draws samples of fixed noise: over the energy, or beside data where none is trained yet."""
+    if cfg.run.shard:  # the first rank alone has no whole networks
+        return None
+    device = networks.sampler.log_std.device
+    keys = noise.Draws(cfg.run.seed, "pictures", ["sample", "data"], device).at(0)
+
+    def picture(file: IO[bytes]) -> None:
+        if trained:
+            samples = draw(cfg, networks, 2000, keys["sample"])
+            energies = torch.no_grad()(networks.energy)(plots.grid().to(device))
+            plots.energy(file, energies, samples, title="samples over the energy")
+        else:
+            data = densities.sample(cfg.density.data, 2000, keys["data"])
+            plots.samples(file, data, networks.sampler.sample(2000, keys["sample"]))
+
+    return picture
+
+
+def _batches(cfg: Config, phase: str, run: Run) -> Callable[[int], Tensor]:
+    """iteration -> this rank's rows of the data."""
+    draws = noise.Draws(cfg.run.seed, f"data of {phase}", ["data"], run.device)
+    count, offset = run.rows
+    return lambda iteration: densities.sample(
+        cfg.density.data, count, draws.at(iteration)["data"], sample_offset=offset
+    )

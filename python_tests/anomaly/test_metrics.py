@@ -1,0 +1,123 @@
+"""Metrics of detection and localisation against definitions written out."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from dxmi_ext.anomaly import metrics as anomaly
+from dxmi_ext.anomaly.metrics import AnomalyMetricError
+
+pytest.importorskip("scipy")
+
+
+def scored(n: int = 4, size: int = 9, levels: int = 12) -> tuple[np.ndarray, np.ndarray]:
+    """Scores, few enough to tie, and masks of regions of any size; the last picture is good."""
+    random = np.random.default_rng(0)
+    masks = random.random((n, size, size)) < 0.2
+    masks[-1] = False
+    return random.integers(0, levels, masks.shape) / levels + 0.3 * masks, masks
+
+
+def regions(mask: np.ndarray) -> list[list[tuple[int, int]]]:
+    """Pixels connected through edges and corners, by flooding."""
+    left, found = set(map(tuple, np.argwhere(mask).tolist())), []
+    while left:
+        region = [left.pop()]
+        for y, x in region:
+            around = {(y + i, x + j) for i in (-1, 0, 1) for j in (-1, 0, 1)} & left
+            left -= around
+            region += around
+        found.append(region)
+    return found
+
+
+@pytest.mark.parametrize("max_fpr", [0.05, 0.3, 1.0])
+def test_pro_is_what_each_threshold_finds(max_fpr: float) -> None:
+    scores, masks = scored()
+    points = [(0.0, 0.0)]
+    for threshold in np.unique(scores)[::-1]:
+        found = scores >= threshold
+        shares = [
+            np.mean([picture[y, x] for y, x in region])
+            for picture, mask in zip(found, masks, strict=True)
+            for region in regions(mask)
+        ]
+        points.append((found[~masks].mean(), float(np.mean(shares))))
+    fine = np.linspace(0, max_fpr, 100_001)
+    expected = np.interp(fine, *zip(*points, strict=True)).mean()
+    assert anomaly.per_region_overlap(scores, masks, max_fpr=max_fpr) == pytest.approx(expected, abs=1e-4)
+
+
+def test_pro_counts_regions_alike_whatever_their_size() -> None:
+    """A large region that is missed weighs as much as a small one that is found."""
+    masks = np.zeros((1, 20, 20), bool)
+    masks[0, :10], masks[0, 15, 15] = True, True
+    scores = np.zeros(masks.shape)
+    scores[0, 15, 15] = 1
+    # found alone up to a false positive rate of 0, from there on a line to (1, 1)
+    assert anomaly.per_region_overlap(scores, masks, max_fpr=1.0) == pytest.approx(0.75)
+    assert anomaly.per_region_overlap(scores, masks) == pytest.approx(0.5 + 0.5 * 0.3 / 2)
+    assert anomaly.per_region_overlap(masks.astype(float), masks) == pytest.approx(1)
+
+
+def test_auroc_and_average_precision_of_pairs() -> None:
+    scores, masks = scored()
+    bad, good = scores[masks], scores[~masks]
+    pairs = (bad[:, None] > good).mean() + (bad[:, None] == good).mean() / 2
+    assert anomaly.auroc(scores, torch.from_numpy(masks)) == pytest.approx(pairs)
+    precision = [masks[scores >= s].mean() for s in bad]  # at the threshold of each defect
+    assert anomaly.average_precision(torch.from_numpy(scores), masks) == pytest.approx(np.mean(precision))
+
+
+def test_each_class_by_itself_then_their_mean() -> None:
+    scores, masks = scored(8)
+    masks[3] = False  # each class has a good picture
+    images, anomalous = scores.max(axis=(1, 2)) + np.arange(8), masks.any(axis=(1, 2))
+    classes = np.repeat([0, 2], 4)
+    arguments = torch.from_numpy(images), anomalous, torch.from_numpy(scores), masks
+    result = anomaly.evaluate(*arguments, classes=classes, class_names=["nut", "none", "screw"])
+    assert list(result) == ["nut", "screw", "mean"]
+    assert list(result["nut"]) == ["image_auroc", "image_ap", "pixel_auroc", "pixel_ap", "pro"]
+    assert result["screw"]["pro"] == anomaly.per_region_overlap(scores[4:], masks[4:])
+    assert result["nut"]["image_auroc"] == anomaly.auroc(images[:4], anomalous[:4])
+    for name, mean in result["mean"].items():
+        assert mean == pytest.approx((result["nut"][name] + result["screw"][name]) / 2)
+    assert list(anomaly.evaluate(*arguments[:2])["all"]) == ["image_auroc", "image_ap"]
+
+
+def test_what_cannot_be_measured_is_refused() -> None:
+    with pytest.raises(AnomalyMetricError, match="all 3 that are tested are good"):
+        anomaly.auroc(np.arange(3.0), np.zeros(3, bool))
+    with pytest.raises(AnomalyMetricError, match="scores must be numbers or inf, got NaN or -inf"):
+        anomaly.average_precision(np.array([1.0, np.nan]), np.array([True, False]))
+    with pytest.raises(AnomalyMetricError, match=r"scores: got \[2\], wants \[3\]"):
+        anomaly.auroc(np.arange(2.0), np.zeros(3, bool))
+
+
+def test_what_cannot_be_measured_is_left_out_of_the_whole() -> None:
+    """The screws are all defective; the mask of one marks nothing, another is not finite in its map."""
+    scores, masks = scored(8)
+    classes, lines = np.repeat([0, 1], 4), list[str]()
+    masks[3] = masks[4] = False
+    anomalous = masks.any(axis=(1, 2))
+    anomalous[4:] = True
+    arguments = anomalous, masks, classes, ["nut", "screw"], [f"{i}.png" for i in range(8)]
+    assert anomaly.unmeasurable(*arguments) == [
+        "2 of the 7 masks of defective images mark nothing, such as that of 4.png; pixel metrics leave these "
+        "images out",
+        "screw: image metrics: will be left out, all 4 that are tested are defective",
+    ]
+    images, pixels = torch.arange(8.0), torch.from_numpy(scores)
+    options = {"classes": classes, "class_names": ["nut", "screw"], "say": lines.append}
+    found = anomaly.evaluate(images, anomalous, pixels, masks, **options)  # type: ignore[arg-type]
+    assert list(found["screw"]) == ["pixel_auroc", "pixel_ap", "pro"]
+    assert found["screw"]["pixel_auroc"] == anomaly.auroc(scores[5:7], masks[5:7])
+    assert found["mean"]["image_auroc"] == found["nut"]["image_auroc"]
+    pixels[6, 0, 0] = torch.nan
+    found = anomaly.evaluate(images, anomalous, pixels, masks, **options)  # type: ignore[arg-type]
+    assert found["screw"] == {} and found["mean"]["pro"] == found["nut"]["pro"]
+    assert lines[-1] == "screw: pixel metrics: left out, scores must be numbers or inf, got NaN or -inf"
+    unmarked = anomaly.unmeasurable(np.array([False, True]), np.zeros((2, 3, 3), bool), classes[:2], ["nut"])
+    assert unmarked[1] == "nut: pixel metrics: will be left out, all 1 that are tested are good"

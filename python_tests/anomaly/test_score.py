@@ -1,0 +1,359 @@
+"""Pictures through a trained detector: the scorer, its threshold, and the command ``score``."""
+
+from __future__ import annotations
+
+import csv
+from html.parser import HTMLParser
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dxmi_ext import cli, tasks
+from dxmi_ext.anomaly import backbones, inspection, plots, scoring
+from dxmi_ext.anomaly import dataset as anomaly
+from dxmi_ext.anomaly.page import Place, Shown, Worst
+from dxmi_ext.anomaly.scoring import ScoreError, Scorer, TooFew, threshold_of
+from dxmi_ext.images.features import Extractor, FeatureError
+
+pytest.importorskip("yaml")
+pytest.importorskip("matplotlib")
+Image = pytest.importorskip("PIL.Image")
+
+SIZE, GRID = 8, 4
+
+
+class Brightness(nn.Module):
+    """x [N, 3] -> 10 times the mean [N]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.tensor(10.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.gain * x.mean(1)
+
+
+def scorer(**options: object) -> Scorer:
+    """Scores a quarter of the pixels at a time: 10 where they are white, 0 where they are black."""
+    plain = {"mean": (0.0,) * 3, "std": (1.0,) * 3, "normalise": False}
+    backbone = backbones.backbone(nn.Identity(), "pixels", size=SIZE, grid=GRID, **plain)  # type: ignore[arg-type]
+    given = {"threshold": 6.0, "pixel_threshold": 4.0} | options
+    return Scorer(backbone, Brightness(), **given)  # type: ignore[arg-type]
+
+
+def brightness_of(images: np.ndarray) -> np.ndarray:
+    """uint8 [n, 3, SIZE, SIZE] -> what `scorer` wants of the maps, float64 [n, GRID, GRID]."""
+    means = images.reshape(len(images), 3, GRID, 2, GRID, 2).mean(axis=(1, 3, 5))
+    return 10 * means / 255
+
+
+# --- the scorer --------------------------------------------------------------------------------------
+
+
+def test_a_score_is_the_largest_energy_or_a_mean_of_the_largest() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (5, 3, SIZE, SIZE), np.uint8)
+    expected = brightness_of(images)
+    detector = scorer()
+    maps = detector.maps(torch.from_numpy(images))
+    assert maps.shape == (5, GRID, GRID) and maps.dtype == torch.float32 and not maps.requires_grad
+    np.testing.assert_allclose(maps, expected, rtol=1e-5)
+    np.testing.assert_allclose(detector.scores(maps), expected.max(axis=(1, 2)), rtol=1e-5)
+    largest = np.sort(expected.reshape(5, -1))[:, ::-1]
+    for share, count in ((0.01, 1), (0.25, 4), (1.0, 16)):
+        scores = scorer(top_share=share).scores(maps)
+        np.testing.assert_allclose(scores, largest[:, :count].mean(axis=1), rtol=1e-5)
+    assert len(scorer().maps(torch.from_numpy(images[:0]))) == 0
+
+
+def test_what_is_no_scorer_or_no_picture_is_refused() -> None:
+    for bad in ({"threshold": float("nan")}, {"pixel_threshold": 0.0}, {"top_share": 1.5}):
+        with pytest.raises(ScoreError, match=r"scorer: got threshold=.*, wants a finite one, one above 0"):
+            scorer(**bad)
+    with pytest.raises(ScoreError, match="size: got none, and backbone plain has none"):
+        Scorer(Extractor(nn.Identity(), "plain"), Brightness(), threshold=1.0, pixel_threshold=1.0)
+    with pytest.raises(FeatureError, match=r"images: got torch.float32 \[1, 3, 8, 8\], wants uint8"):
+        scorer().maps(torch.zeros(1, 3, SIZE, SIZE))
+
+
+@pytest.mark.parametrize(("n", "quantile", "rank"), [(19, 0.95, 19), (9, 0.8, 8), (10, 0.8, 9), (1, 0.3, 1)])
+def test_a_good_picture_exceeds_it_as_rarely_as_promised(n: int, quantile: float, rank: int) -> None:
+    scores = torch.randperm(n + 1, generator=torch.Generator().manual_seed(0)).float()
+    below = 0
+    for i in range(n + 1):  # each in turn is the new one: all orders are as likely
+        others = torch.cat((scores[:i], scores[i + 1 :]))
+        threshold = threshold_of(others, quantile)
+        assert threshold == float(others.sort().values[rank - 1])
+        below += bool(scores[i] <= threshold)
+    assert below / (n + 1) >= quantile
+
+
+def test_too_few_good_pictures_have_no_threshold() -> None:
+    for n, quantile, least in ((18, 0.95, 19), (98, 0.99, 99), (0, 0.5, 1)):
+        with pytest.raises(TooFew, match=f"of {n} good pictures, wants at least {least} of them"):
+            threshold_of(torch.arange(n), quantile)
+        assert threshold_of(np.arange(least), quantile) == least - 1
+    with pytest.raises(TooFew, match="got 1 of 5 good pictures, wants at least endlessly many"):
+        threshold_of(torch.arange(5), 1)
+    with pytest.raises(ScoreError, match=r"quantile: got 1\.5, wants a share, 0 to 1"):
+        threshold_of(torch.arange(5), 1.5)
+    assert threshold_of(torch.arange(5), 0) == 0
+    with pytest.raises(ScoreError, match="scores: 1 of 2 are not finite"):
+        threshold_of(torch.tensor([1.0, torch.nan]), 0.5)
+
+
+# --- heat maps ---------------------------------------------------------------------------------------
+
+
+def test_colours_are_of_the_score_and_a_line_surrounds_what_is_above() -> None:
+    grey = np.full((40, 40, 3), 100, np.uint8)
+    scores = np.zeros((40, 40), np.float32)
+    scores[10:20, 10:20] = 1.0
+    plain = plots.heat_map(grey, scores, 1.0)  # at the threshold, not above it
+    assert (plain[:10] == 100).all() and len(np.unique(plain.reshape(-1, 3), axis=0)) == 2
+    scores[30:, 30:] = 50.0
+    marked = plots.heat_map(grey, scores, 1.0)
+    assert np.array_equal(marked[10:20, 10:20], plain[10:20, 10:20])
+    last = np.array(plots.heat_colours(2)[1])
+    assert np.abs(marked[35, 35] - (0.8 * last + 0.2 * 100)).max() <= 0.5
+    line = (marked == plots._CONTOUR).all(axis=2)
+    assert line.sum() == 21 and line[29, 29:].all() and line[29:, 29].all()
+
+
+# --- the command -------------------------------------------------------------------------------------
+
+
+class Page(HTMLParser):
+    """Tags that open and close in order; what their pictures are called; the text."""
+
+    VOID = frozenset({"meta", "img", "br"})
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.open, self.pictures, self.text = list[str](), list[str](), ""
+        self.feed(path.read_text(encoding="utf-8"))
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        if tag not in self.VOID:
+            self.open.append(tag)
+        if tag == "img":
+            assert (given["src"] or "").startswith("data:image/jpeg;base64,")
+            self.pictures.append(given["alt"] or "")
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def grey(value: int, height: int = SIZE, width: int = SIZE) -> np.ndarray:
+    return np.full((height, width, 3), value, np.uint8)
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run whose scorer is the one above."""
+    folder = tmp_path / "run"
+    (folder / "model").mkdir(parents=True)
+    (folder / "config.yaml").touch()
+    task = SimpleNamespace(load_scorer=lambda directory, device: scorer().to(device))
+    monkeypatch.setattr(tasks, "task_of", lambda _: task)
+    return folder
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """In folders: scores 2, 4, 8 and 10, one damaged, one hidden."""
+    root = tmp_path / "pictures"
+    for name, value, shape in (
+        ("a/x.png", 51, (30, 20)),
+        ("b/x.png", 204, (SIZE, SIZE)),
+        ("b/<i>&'\"é.jpg", 255, (700, 1300)),
+        ("x.webp", 102, (9, 5)),
+    ):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(grey(value, *shape)).save(root / name)
+    (root / "b/broken.png").write_bytes((root / "b/x.png").read_bytes()[:-30])
+    (root / "a/.x.png").touch()
+    (root / "a/notes.txt").touch()
+    return root
+
+
+def table(folder: Path, name: str = "scores.csv") -> list[dict[str, str]]:
+    with (folder / name).open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_folder_becomes_a_table_heat_maps_and_a_page(
+    run: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["score", str(run), str(pictures), "batch_size=2", "device=cpu"]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.splitlines()[-1] == (
+        "dxmi score: 1 of 5 pictures have no score; scores.csv tells why"
+    )
+    assert "Of 5 pictures 2 are anomalous (score above 6)" in captured.out
+    assert "ms a picture" in captured.out and "score: 5/5" in captured.err
+    folder = run / "scores"
+    assert {path.name for path in folder.iterdir()} == {"dxmi.json", "scores.csv", "heatmaps", "index.html"}
+    rows = {row["path"].removeprefix(f"{pictures}/"): row for row in table(folder)}
+    assert tuple(rows["x.webp"]) == inspection.COLUMNS
+    found = {
+        name: (row["score"] and round(float(row["score"]), 1), row["anomalous"]) for name, row in rows.items()
+    }
+    assert found == {
+        "a/x.png": (2.0, "0"), "x.webp": (4.0, "0"), "b/x.png": (8.0, "1"), "b/<i>&'\"é.jpg": (10.0, "1"),
+        "b/broken.png": ("", ""),
+    }  # fmt: skip
+    assert rows["b/broken.png"]["error"].startswith("cannot be decoded (")
+    good = [row for row in rows.values() if not row["error"]]
+    assert {row["threshold"] for row in good} == {"6.0"}
+    sizes = {row["path"]: Image.open(folder / row["heatmap"]).size for row in good}
+    assert len({row["heatmap"] for row in good}) == 4 == len(list((folder / "heatmaps").iterdir()))
+    assert sizes[f"{pictures}/a/x.png"] == (20, 30) and sizes[f"{pictures}/b/<i>&'\"é.jpg"] == (512, 276)
+
+    page = Page(folder / "index.html")
+    worst = ["b/<i>&'\"é.jpg", "b/x.png", "x.webp", "a/x.png"]
+    assert page.pictures[::2] == [f"{pictures}/{name}" for name in worst]
+    assert page.pictures[1::2] == [f"heat map of {pictures}/{name}" for name in worst]
+    assert page.text.count("anomalous, score") == 2 == page.text.count("good, score")
+    assert "Without a score: 1" in page.text and "broken.png: cannot be decoded" in page.text
+
+
+def test_settings_stand_between_pictures(run: Path, pictures: Path, tmp_path: Path) -> None:
+    a, white, output = pictures / "a", pictures / "b/<i>&'\"é.jpg", tmp_path / "elsewhere/scores"
+    given = ["threshold=10", a / "x.png", "worst=1", white, a, "heatmaps=false", f"output={output}"]
+    assert cli.main(["score", str(run), *map(str, given), "device=cpu"]) == 0
+    assert {path.name for path in output.iterdir()} == {"dxmi.json", "scores.csv", "index.html"}
+    rows = table(output)
+    assert [row["path"] for row in rows] == [f"{a}/x.png", str(white)]  # each once
+    assert rows[1]["score"] == "10" and rows[1]["threshold"] == "10.0"
+    assert [row["anomalous"] for row in rows] == ["0", "0"]  # at the threshold is not above it
+    assert Page(output / "index.html").pictures == [str(white), f"heat map of {white}"]
+
+
+@pytest.mark.parametrize("n", [1, 3, 20])
+def test_the_worst_are_the_first_of_all_sorted(n: int) -> None:
+    scores, worst = np.random.default_rng(0).integers(0, 6, 15).tolist(), Worst(n)
+    for row, score in enumerate(scores):
+        place = Place("", score, row, False)
+        shown = Shown(place, (1, 1), b"", b"")
+        if worst.has_room_for(score):
+            worst.add(shown)
+    expected = sorted(range(15), key=lambda row: (-scores[row], row))[:n]
+    assert [shown.place.row for shown in worst.sorted()] == expected
+
+
+def test_another_scoring_replaces_the_first(run: Path, pictures: Path) -> None:
+    assert cli.main(["score", str(run), str(pictures / "a"), "device=cpu"]) == 0
+    stray, other = run / "scores/heatmaps/000007-stray.png", run / "scores/heatmaps/holiday.png"
+    stray.touch()
+    other.touch()
+    assert cli.main(["score", str(run), str(run / "scores"), str(pictures / "b/x.png"), "worst=0"]) == 2
+    assert stray.exists()  # refused before anything is touched: heat maps of this folder are no pictures
+    assert cli.main(["score", str(run), str(pictures / "b/x.png"), "worst=0", "device=cpu"]) == 0
+    assert not stray.exists() and other.exists() and len(table(run / "scores")) == 1
+    assert Page(run / "scores/index.html").pictures == []
+
+
+def test_an_interruption_leaves_what_was_done(
+    run: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls, maps = [0], Scorer.maps
+
+    def interrupted(self: Scorer, images: Tensor) -> Tensor:
+        calls[0] += 1
+        if calls[0] == 2:
+            raise KeyboardInterrupt
+        return maps(self, images)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(scoring.Scorer, "maps", interrupted)
+        assert cli.main(["score", str(run), str(pictures), "batch_size=1", "device=cpu"]) == 130
+    assert "scores.csv.unfinished has what was scored" in capsys.readouterr().err
+    assert not (run / "scores/scores.csv").exists()
+    assert [row["path"] for row in table(run / "scores", "scores.csv.unfinished")] == [f"{pictures}/a/x.png"]
+    assert cli.main(["score", str(run), str(pictures / "a"), "device=cpu"]) == 0
+    names = {path.name for path in (run / "scores").iterdir()}
+    assert names == {"dxmi.json", "scores.csv", "heatmaps", "index.html"}
+
+
+def test_a_score_that_is_not_finite_is_an_error_of_its_picture(
+    run: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        Brightness, "forward", lambda self, x: torch.where(x.mean(1) > 0.9, torch.nan, x.mean(1))
+    )
+    assert cli.main(["score", str(run), str(pictures / "a"), str(pictures / "b"), "device=cpu"]) == 2
+    errors = [row["error"] for row in table(run / "scores") if row["path"].endswith("é.jpg")]
+    assert errors == ["its scores are not finite"]
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (["none.png"], "IMAGES: got 'none.png', wants a picture, folder or file of vectors that exists, or"),
+        (["treshold=3"], "treshold: unknown key; did you mean threshold?"),
+        (["threshold=high"], "threshold must be float | None, got 'high'"),
+        ([], "IMAGES: got none, wants pictures or folders of them"),
+        (["empty"], "IMAGES: got the folder 'empty', which has no .bmp"),
+        (
+            ["pictures/x.webp", "output=pictures"],
+            "output must be a new folder, an empty one or that of an earlier scoring",
+        ),
+    ],
+)
+def test_mistakes_are_one_line(
+    run: Path,
+    pictures: Path,
+    given: list[str],
+    says: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(pictures.parent)
+    Path("empty").mkdir()
+    assert cli.main(["score", str(run), *given]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"dxmi score: {says}") and err.count("\n") == 1
+    assert not (run / "scores").exists()
+
+
+def test_runs_of_other_tasks_score_nothing(
+    run: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tasks, "task_of", lambda _: SimpleNamespace())
+    assert cli.main(["score", str(run), str(pictures)]) == 2
+    assert "which is no run of anomaly detection" in capsys.readouterr().err
+
+
+def test_pictures_are_seen_as_in_training(run: Path, tmp_path: Path) -> None:
+    """Of any mode and size: what a collection of them gives, the network of the command gets."""
+    rng = np.random.default_rng(0)
+    colours = rng.integers(0, 256, (SIZE + 1, 5, 3), np.uint8)
+    folder = tmp_path / "data/good"
+    folder.mkdir(parents=True)
+    made = {"rgb": Image.fromarray(colours), "grey": Image.fromarray(colours[..., 0])}
+    made["16bit"] = Image.fromarray(colours[..., 0].astype(np.uint16) * 257)
+    made["rgba"], made["palette"] = made["rgb"].convert("RGBA"), made["rgb"].quantize(7)
+    for name, image in made.items():
+        image.save(folder / f"{name}.png")
+    exif = Image.Exif()
+    exif[274] = 6  # to be turned clockwise
+    made["rgb"].rotate(90, expand=True).save(folder / "turned.png", exif=exif)
+    data = anomaly.load(folder.parent, split="train", size=SIZE, train_share=0.9, cache=tmp_path / "cache")
+    seen = {Path(name).stem: image for name, image in zip(data.names, data.images, strict=True)}
+    assert np.array_equal(seen["16bit"], seen["grey"])
+    assert len(seen) == 5
+    assert cli.main(["score", str(run), *(str(folder.parent / name) for name in data.names), "worst=0"]) == 0
+    scores = [float(row["score"]) for row in table(run / "scores")]
+    np.testing.assert_allclose(scores, brightness_of(data.images).max(axis=(1, 2)), rtol=1e-5)
+    turned = inspection._read(str(folder / "turned.png"), SIZE, True)
+    assert turned.shown is not None and np.array_equal(turned.shown, colours)

@@ -1,0 +1,326 @@
+"""Settings: precedence, types, and errors that say what is wrong."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import subprocess
+import sys
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from dxmi_ext import tasks
+from dxmi_ext.engine import config
+from dxmi_ext.engine.run import RunnableConfig, RunSettings
+from dxmi_ext.engine.settings import LARGEST_SEED, ConfigError, Rule, Settings, group, only_with, setting
+from dxmi_ext.two_d import recipe as two_d
+
+pytest.importorskip("yaml")
+pytestmark = pytest.mark.filterwarnings("error")
+
+
+@dataclass
+class Toys(Settings):
+    heading = "toys"
+    data: str = setting("8gaussians", "density to learn", choices=("8gaussians", "2spirals"))
+    sampler_lr: float = setting(3e-4, "learning rate of the sampler", minimum=0)
+    offset: float = setting(0.0, "of the data")
+    clip: float | None = setting(None, "gradient norm; null: none", minimum=0)
+    decay: float = setting(0.9, "of the average", minimum=0, below=1)
+    share: float = setting(0.5, "of the batch", maximum=1)
+
+
+@dataclass
+class ToyConfig(RunnableConfig):
+    run: RunSettings = group(RunSettings, log_every=7)
+    toys: Toys = group(Toys)
+
+    rules = (
+        Rule("share must be <= decay={decay}, got {share}", lambda s: s.share <= s.decay),
+        *only_with("data=2spirals", lambda s: s.data == "2spirals", "offset", "log_every"),
+    )
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "toy.yaml"
+    path.write_text("recipe: toy\niterations: 70\nsampler_lr: 1e-2\n")
+    return path
+
+
+def test_yaml_goes_over_defaults_and_overrides_over_yaml(recipe: Path) -> None:
+    cfg = config.load(ToyConfig, recipe, ["iterations=80", "iterations=90", "clip=1"])
+    run, toys = cfg.run, cfg.toys
+    assert (run.recipe, run.iterations, toys.sampler_lr, run.batch_size) == ("toy", 90, 1e-2, 256)
+    assert toys.clip == 1.0
+    assert type(cfg) is ToyConfig
+
+
+@pytest.mark.parametrize(
+    ("override", "value"),
+    [
+        ("output=007", "007"),
+        ("output=a=b", "a=b"),
+        ("output=1e3", "1e3"),
+        ("output=null", None),
+        ("output=", None),
+        ("sampler_lr=1e-4", 1e-4),
+        ("pretrained=false", False),
+        ("clip=null", None),
+        ("device=cuda:1", "cuda:1"),
+        ("seed=010", 10),
+        ("seed=1e3", 1000),
+        ("seed=1_000", 1000),
+        ("seed=9223372036854775807", LARGEST_SEED),
+        ("clip=010.5", 10.5),
+        ("pretrained=off", False),
+    ],
+)
+def test_values_are_read_alike_on_the_command_line_and_in_yaml(
+    recipe: Path, override: str, value: object
+) -> None:
+    key, _, text = override.partition("=")
+    cfg = config.load(ToyConfig, recipe, [override])
+    assert cfg.flat()[key] == value
+    recipe.write_text(f"{key}: {text}\n")
+    assert config.load(ToyConfig, recipe).flat()[key] == value
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("iteration=3", "iteration: unknown key; did you mean iterations?"),
+        ("a.b=3", "a.b: unknown key"),
+        ("iterations=many", "iterations must be int, got 'many'"),
+        ("iterations=1.5", "iterations must be int, got '1.5'"),
+        ("seed=0x10", "seed must be int, got '0x10'"),
+        ("seed=1:30", "seed must be int, got '1:30'"),
+        ("seed=1e400", "seed must be int, got '1e400'"),
+        ("seed=\u0663", "seed must be int, got '\u0663'"),
+        ("seed=9223372036854775808", "seed must be <= 9223372036854775807, got 9223372036854775808"),
+        ("threads=100000", "threads must be <= 1024, got 100000"),
+        ("log_every=1e10", "log_every must be <= 1000000000, got 10000000000"),
+        ("clip=1e31", "clip must be <= 1e+30, got 1e+31"),
+        ("offset=-1e31", "offset must be >= -1e+30, got -1e+31"),
+        ("output=a\0b", "output must be str | None, got 'a\\x00b'"),
+        ("iterations=", "iterations must be int, got None"),
+        ("iterations=[1", "iterations must be int, got '[1'"),
+        ("iterations=${nothing}", "iterations must be int, got '${nothing}'"),
+        ("pretrained=maybe", "pretrained must be bool, got 'maybe'"),
+        ("clip=big", "clip must be float | None, got 'big'"),
+        ("data=9gaussians", "data must be one of 8gaussians, 2spirals, got '9gaussians'"),
+        ("batch_size=0", "batch_size must be >= 1, got 0"),
+        ("sampler_lr=nan", "sampler_lr must be finite, got nan"),
+        ("sampler_lr=inf", "sampler_lr must be finite, got inf"),
+        ("decay=1", "decay must be < 1, got 1.0"),
+        ("share=1.1", "share must be <= 1, got 1.1"),
+        ("device=gpu", "device must be auto, cpu, cuda or cuda:N, got 'gpu'"),
+        ("iterations", "a setting must be key=value, got 'iterations'"),
+    ],
+)
+def test_bad_override(recipe: Path, override: str, says: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        config.load(ToyConfig, recipe, [override])
+    assert str(error.value).startswith(says)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (
+            "tau=.2 tau_entropy=.1 tau_velocity=.1",
+            "tau must not be given beside tau_entropy",
+        ),
+        (
+            "sampler_update=policy_gradient costs_in=value",
+            "costs_in must be both or sampler with",
+        ),
+        (
+            "noise_magnitude=100",
+            "noise_magnitude needs energy_loss=noise_contrastive, got noise_",
+        ),
+        ("tau_rate=.1 tau_entropy=0", "tau_rate must be 0 where the temperature of the entropy is 0"),
+        ("tau_rate=.1 negatives=refined", "tau_rate must be 0 with Langevin chains"),
+        ("tau_rate=.1 negatives=short_run", "tau_rate must be 0 with Langevin chains"),
+        ("energy_lr=.1", "energy_lr needs value_kind=separate, got energy_lr=0.1"),
+        ("energy_clip=.1 value_kind=time_independent", "energy_clip needs value_kind=separate"),
+        ("cuda_graph=true device=cpu", "cuda_graph must be false with device=cpu, got true"),
+        ("schedule=edm steps=1", "steps must be >= 2 with schedule=edm, got 1"),
+        ("schedule=edm lengths=1,5", "lengths must be >= 2 with schedule=edm, got 1,5"),
+        ("skip_last=6", "skip_last must be <= steps=5, got 6"),
+        ("ema_decay=1", "ema_decay must be < 1, got 1.0"),
+        ("task=images", "task must be two_d, got images"),
+        # A default that is typed is seen too.
+        ("tau=.1 tau_entropy=.1 tau_velocity=.1", "tau must not be given beside"),
+        ("energy_lr=.001", "energy_lr needs value_kind=separate, got energy_lr=0.001"),
+    ],
+)
+def test_settings_without_effect_are_refused(overrides: str, says: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        config.load(two_d.Config, None, overrides.split())
+    assert str(error.value).startswith(says)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        "tau=.2 tau_entropy=.1",
+        "tau_entropy=.1 tau_velocity=.1",
+        "sampler_update=policy_gradient costs_in=value tau=0",
+        "energy_lr=.1 value_kind=separate",
+        "tau_rate=.1 negatives=refined langevin_noise=.1",
+        "td_order=shuffled td_redraw=true velocity_decay=1",
+        "value_kind=time_independent costs_in=sampler",  # the paper's row without time cost
+    ],
+)
+def test_settings_that_work_together(overrides: str) -> None:
+    config.load(two_d.Config, None, overrides.split())
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("iteratons: 3", "did you mean iterations?"),
+        ("seed: x", "seed must be int, got 'x'"),
+        ("- seed", "must be a mapping of keys to values, got a list"),
+        ("seed: [", "cannot be read as yaml"),
+        ("null: 2", "null: unknown key"),
+        ("3: 2", "3: unknown key"),
+        ("? [a]\n: 2", "a key must be a single value, got a mapping"),
+        ("seed: [1, 2]", "seed must be a single value, got a list"),
+        ("seed: {a: 2}", "seed must be a single value, got a mapping"),
+        ("seed: &a [*a]", "seed must be a single value, got a list"),
+        ("<<: {seed: 3}", "<< must be a single value, got a mapping"),
+        ("seed: 1\nseed: 2", "seed must be given once, got it twice"),
+        ("seed: *missing", "cannot be read as yaml: found undefined alias"),
+        ("seed: " + "[" * 100_000, "cannot be read as yaml: it is nested too deeply"),
+        ("#" * 2**21, "must be at most 1048576 bytes of yaml"),
+        ("# nothing", "must be a mapping of keys to values, got an empty file"),
+        ("text", "must be a mapping of keys to values, got text"),
+        ("seed: 1\n---\nseed: 2", "expected a single document"),
+        ("seed: \0", "cannot be read as yaml"),
+        (b"seed: \xff", "cannot be read as yaml"),
+        ('output: "\\uD800"', "output must be str | None, got '\\ud800'"),
+        ("output: ~nobody-of-that-name/x", "output must not begin with ~ where its home folder is unknown"),
+    ],
+)
+def test_bad_yaml(tmp_path: Path, text: str | bytes, says: str) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    with pytest.raises(ConfigError) as error:
+        config.load(ToyConfig, path)
+    assert says in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["nowhere.yaml", ""])  # the latter is the folder
+def test_a_yaml_that_is_no_file_is_named(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(f"{tmp_path / name}: cannot be read as yaml")):
+        config.load(ToyConfig, tmp_path / name)
+
+
+def test_a_leading_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "a.yaml").write_text("output: ~/run\nresume: ~/run/checkpoints/step_00000001\n")
+    cfg = config.load(ToyConfig, tmp_path / "a.yaml")
+    assert (cfg.run.output, cfg.run.resume) == (
+        f"{tmp_path}/run",
+        f"{tmp_path}/run/checkpoints/step_00000001",
+    )
+    assert config.load(ToyConfig, None, ["output=~", "wandb=~"]).run.output == str(tmp_path)
+    assert config.load(ToyConfig, None, ["output=a~"]).run.output == "a~"
+
+
+def test_names_that_are_not_utf8_are_kept(tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9-\xc3\xa9")
+    cfg = config.load(ToyConfig, None, [f"output={name}"])
+    config.save(cfg, tmp_path / "a.yaml")
+    assert (tmp_path / "a.yaml").read_bytes().isascii() is False
+    again = config.load(ToyConfig, tmp_path / "a.yaml")
+    assert (
+        again == cfg and again.run.output is not None and os.fsencode(again.run.output) == b"caf\xe9-\xc3\xa9"
+    )
+
+
+def test_every_number_of_every_command_has_a_largest_value() -> None:
+    """Nothing waits until the end of a run, or takes the machine down, to find a number too large."""
+    pending, seen = [Settings], set[type[Settings]]()
+    for module in ("images.exchange", "method.generate", "reproduce.command", "anomaly.inspection"):
+        importlib.import_module(f"dxmi_ext.{module}")
+    for task in tasks.tasks():
+        tasks.load(task)
+    while pending:
+        pending += (cls := pending.pop()).__subclasses__()
+        seen.add(cls)
+    assert {"RunSettings", "SampleSettings", "ScoreSettings", "ReproduceSettings"} <= {
+        c.__name__ for c in seen
+    }
+    for cls in seen:
+        for name, wanted in typing.get_type_hints(cls).items():
+            kinds = typing.get_args(wanted) or (wanted,)
+            if int in kinds or float in kinds:
+                with pytest.raises(ConfigError, match=rf"^{name} must be <=? \S+, got 1(0+|e\+300)$"):
+                    cls(**{name: 10**30 if int in kinds else 1e300})
+
+
+def test_given_is_what_was_typed_or_differs_from_the_default(tmp_path: Path, recipe: Path) -> None:
+    cfg = config.load(ToyConfig, recipe, ["share=.5", "clip=null"])
+    assert cfg.given == {"recipe", "iterations", "sampler_lr", "share", "clip"}
+    config.save(cfg, tmp_path / "a.yaml")  # has all keys
+    assert config.load(ToyConfig, tmp_path / "a.yaml").given == {"recipe", "iterations", "sampler_lr"}
+    changed = cfg.replace(seed=3, decay=0.8)
+    assert changed.given == cfg.given | {"seed", "decay"} and changed.flat() == cfg.flat() | {
+        "seed": 3,
+        "decay": 0.8,
+    }
+    assert ToyConfig.of({"share": 0.5}).given == {"share"} and ToyConfig().given == set()
+
+
+def test_rules_are_checked_whenever_settings_are_made(recipe: Path) -> None:
+    for message, override in (
+        ("share must be <= decay=0.9, got 0.95", "share=.95"),
+        ("log_every needs data=2spirals, got log_every=7", "log_every=7"),
+    ):
+        with pytest.raises(ConfigError, match=f"^{re.escape(message)}$"):
+            config.load(ToyConfig, recipe, [override])
+    with pytest.raises(ConfigError, match=r"^share must be <= decay=0\.4, got 0\.5$"):
+        config.load(ToyConfig, recipe).replace(decay=0.4)
+    config.load(ToyConfig, recipe, ["data=2spirals", "offset=0", "log_every=7"])
+
+
+def test_save_and_load_give_the_same_settings_and_bytes(tmp_path: Path, recipe: Path) -> None:
+    cfg = config.load(ToyConfig, recipe, ["output=007", "clip=.1"])
+    config.save(cfg, tmp_path / "a.yaml")
+    again = config.load(ToyConfig, tmp_path / "a.yaml")
+    config.save(again, tmp_path / "b.yaml")
+    assert again == cfg
+    assert (tmp_path / "a.yaml").read_bytes() == (tmp_path / "b.yaml").read_bytes()
+
+
+def test_describe_lists_every_key_aligned(recipe: Path) -> None:
+    run, toys = config.describe(config.load(ToyConfig, recipe)).split("\n\n")
+    assert run.startswith("the run:\n  recipe=toy") and toys.startswith("toys:\n  data=")
+    lines, keys = [*run.splitlines()[1:], *toys.splitlines()[1:]], ToyConfig.keys()
+    assert [line.split("=")[0].strip() for line in lines] == list(keys)
+    by_key = {line.split("=")[0].strip(): line for line in lines}
+    assert by_key["iterations"].split() == ["iterations=70", "iterations", "of", "DxMI"]
+    assert by_key["log_every"].split()[0] == "log_every=7"
+    assert by_key["data"].endswith("density to learn (8gaussians | 2spirals)")
+    assert "pretrained=true" in by_key["pretrained"] and "clip=null" in by_key["clip"]
+    columns = {line.index(key.metadata["help"]) for line, key in zip(lines, keys.values(), strict=True)}
+    assert len(columns) == 1
+
+
+def test_without_pyyaml_the_error_says_what_to_install() -> None:
+    code = (
+        "import sys; sys.modules['yaml'] = None\n"
+        "from dxmi_ext.engine import config\n"
+        "from dxmi_ext.engine.run import RunSettings\n"
+        "try: config.load(RunSettings, 'x.yaml')\n"
+        "except ValueError as error: print(error)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "pip install 'dxmi_ext[train]'" in run.stdout

@@ -1,0 +1,520 @@
+"""Training: both algorithms written out in plain torch, gradients, guidance, resuming, pretraining."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dxmi_ext import ops
+from dxmi_ext.engine import health
+from dxmi_ext.engine.settings import ConfigError
+from dxmi_ext.method import noise, schedules
+from dxmi_ext.method.denoising import Pretrainer, uniform_levels
+from dxmi_ext.method.networks import Networks, TimeIndependent
+from dxmi_ext.method.sampler import GaussianSampler
+from dxmi_ext.method.settings import DxMISettings
+from dxmi_ext.method.trainer import DxMITrainer
+from dxmi_ext.two_d import densities as two_d
+from dxmi_ext.two_d.networks import EnergyMLP, SamplerMLP, ValueMLP
+
+B, D, T = 7, 3, 4  # batch, data dimensions, steps
+CLASSES = 3
+ITERATIONS = 3
+SEED = 5
+SCHEDULE = schedules.variance_exploding(T, sigma_max=2.0, sigma_min=0.4)
+
+
+class Labelled(nn.Module):
+    """A network that shifts its input by class."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network, self.shift = network, nn.Embedding(CLASSES, D)
+
+    def forward(self, x: Tensor, *rest: Tensor) -> Tensor:
+        return self.network(x + self.shift(rest[-1]), *rest[:-1])
+
+
+def make_networks(seed: int = 0, kind: str = "per_step", labelled: bool = False) -> Networks:
+    generator = torch.Generator().manual_seed(seed)
+    network: nn.Module = SamplerMLP(D, T, width=8, depth=2)
+    value: nn.Module = ValueMLP(D, T, width=8, depth=2)
+    energy: nn.Module | None = EnergyMLP(D, width=8, depth=2)
+    if kind == "time_independent":
+        value, energy = TimeIndependent(energy), None
+    elif kind == "per_step":
+        energy = None
+    if labelled:
+        network, value, energy = Labelled(network), Labelled(value), Labelled(energy) if energy else None
+    for module in filter(None, (network, value, energy)):
+        for p in module.parameters():
+            nn.init.normal_(p, std=0.4, generator=generator)  # no head starts at zero
+    return Networks(GaussianSampler(network, SCHEDULE, (D,)), value, energy).double()
+
+
+def make_settings(**changes: Any) -> DxMISettings:
+    """Every number differs from the others and from its default; both clips bite."""
+    settings = DxMISettings(
+        tau=0.3,
+        gamma=0.7,
+        cost_reduction="sum",
+        velocity_decay=0.9,
+        sampler_steps=T,
+        sampler_lr=1e-2,
+        log_std_lr=3e-2,
+        value_lr=2e-2,
+        energy_lr=4e-2,
+        sampler_clip=0.2,
+        value_clip=0.4,
+        energy_clip=0.6,
+        ema_decay=0.8,
+    )
+    return dataclasses.replace(settings, **changes)
+
+
+def make_trainer(settings: DxMISettings, seed: int = 0, **kinds: Any) -> DxMITrainer:
+    return DxMITrainer(make_networks(seed, **kinds), settings, iterations=ITERATIONS, seed=SEED)
+
+
+def batch(iteration: int) -> Tensor:
+    return 1 + ops.normal((B, D), ops.noise_key(100 + iteration), dtype=torch.float64)
+
+
+def state(networks: Networks, averaged: Networks, velocity_var: Tensor) -> dict[str, Tensor]:
+    """All that an iteration changes, by name."""
+    now = {name: p.detach().clone() for name, p in networks.named_parameters()}
+    mean = {f"average of {name}": p.detach().clone() for name, p in averaged.named_parameters()}
+    return now | mean | {"velocity_var": velocity_var.clone()}
+
+
+# --- the algorithms in plain torch -------------------------------------------------------------------
+
+
+def logistic(x: float) -> float:
+    return 1 / (1 + math.exp(-x))
+
+
+def descend(loss: Tensor, optimizer: torch.optim.Optimizer, clip: float, fixed: Tensor | None = None) -> None:
+    """`fixed`: a vector whose last element is not to move."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    gradients = list(torch.autograd.grad(loss, parameters, materialize_grads=True))
+    for i, p in enumerate(parameters):
+        if p is fixed:
+            gradients[i][-1] = 0
+    norm = torch.cat([gradient.flatten() for gradient in gradients]).norm().item()
+    scale = clip / (norm + 1e-6) if 0 < clip < norm else 1.0  # 1e-6: torch's guard against a norm of 0
+    for p, gradient in zip(parameters, gradients, strict=True):
+        p.grad = scale * gradient
+    optimizer.step()
+
+
+def plain_dxmi(networks: Networks, settings: DxMISettings, labels: Tensor | None = None) -> dict[str, Tensor]:
+    """DxMI, Alg. 1 and 2, as the paper states them; noise and random choices are those of the trainer."""
+    sampler, value, own_energy = networks.sampler, networks.value, networks.energy_network
+    net, log_std, a, b = sampler.network, sampler.log_std, sampler.sample_coef, sampler.output_coef
+    classes = () if labels is None else (labels,)
+    groups: list[dict[str, Any]] = [{"params": net.parameters()}, {"params": [log_std]}]
+    sampler_adam = torch.optim.Adam(groups, foreach=False, fused=False)
+    value_adam = energy_adam = torch.optim.Adam(value.parameters(), foreach=False, fused=False)
+    energy_lr, energy_clip = settings.value_lr, settings.value_clip
+    if own_energy:
+        energy_adam = torch.optim.Adam(own_energy.parameters(), foreach=False, fused=False)
+        energy_lr, energy_clip = settings.energy_lr, settings.energy_clip
+    variance = log_std.detach().exp() ** 2  # s_t^2
+    average = copy.deepcopy(networks)
+    uses = ["rollout", "choice", *(f"redraw{i}" for i in range(settings.sampler_steps))]
+    uses += ["td_choice"] if settings.td_order == "shuffled" else []
+    uses += ["td_redraw"] if settings.td_redraw else []
+    draws = noise.Draws(SEED, "dxmi", uses)
+    every = [torch.full((B,), t) for t in range(T + 1)]
+    time_cost = {
+        "none": torch.zeros(T),
+        "linear": torch.full((T,), 0.05),
+        "sigmoid": torch.tensor([logistic(T / 2 - t) - logistic(T / 2 - t - 1) for t in range(T)]),
+    }[settings.time_cost].double()
+
+    def mean_std(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        column = (B, 1)
+        mean = a[t].view(column) * x + b[t].view(column) * net(x, t, *classes)
+        return mean, log_std[t].view(column).exp()
+
+    def transition(x: Tensor, t: Tensor, key: Tensor) -> Tensor:
+        drawn = torch.stack([ops.normal((B, D), key, timestep=step) for step in range(T)]).double()
+        mean, std = mean_std(x, t)
+        return mean + std * drawn[t, torch.arange(B)]
+
+    def energy(x: Tensor) -> Tensor:
+        return own_energy(x, *classes) if own_energy else value(x, every[T], *classes)
+
+    def value_at(x: Tensor, t: Tensor) -> Tensor:
+        if not own_energy:
+            return value(x, t, *classes)
+        steps = [value(x, every[s], *classes) for s in range(T)] + [energy(x)]
+        return torch.stack(steps)[t, torch.arange(B)]
+
+    def cost(x: Tensor, following: Tensor, t: Tensor, loss: str) -> Tensor:
+        """tau_1 log pi + tau_2 |following - x|^2 / 2 s_t^2, log pi being -log sigma in each dimension."""
+        if settings.costs_in not in ("both", loss):
+            return torch.zeros(B).double()
+        tau_1 = settings.tau if settings.tau_entropy is None else settings.tau_entropy
+        tau_2 = settings.tau if settings.tau_velocity is None else settings.tau_velocity
+        terms = tau_2 * (following - x) ** 2 / (2 * variance[t, None]) - tau_1 * log_std[t, None]
+        terms = factor * terms * (t < T - settings.skip_last)[:, None]
+        return terms.sum(1) if settings.cost_reduction == "sum" else terms.mean(1)
+
+    def mean_log_distance(x: Tensor) -> Tensor:
+        """To the third nearest neighbour."""
+        return (x[:, None] - x).square().sum(2).sqrt().sort(dim=1).values[:, 3].log().mean()
+
+    factor = torch.ones(()).double()
+    for iteration in range(ITERATIONS):
+        data, keys, remaining = batch(iteration), draws.at(iteration), 1 - iteration / ITERATIONS
+        waited = iteration >= settings.sampler_wait
+        sampler_adam.param_groups[0]["lr"] = settings.sampler_lr * remaining * waited
+        sampler_adam.param_groups[1]["lr"] = settings.log_std_lr * remaining * waited
+        value_adam.param_groups[0]["lr"] = settings.value_lr * remaining
+        energy_adam.param_groups[0]["lr"] = energy_lr * remaining
+
+        path = [SCHEDULE.initial_std * ops.normal((B, D), keys["rollout"]).double()]
+        with torch.no_grad():
+            for t in range(T):
+                path.append(transition(path[t], every[t], keys["rollout"]))
+            displacement = torch.stack([((path[t + 1] - path[t]) ** 2).mean() for t in range(T)])
+
+        of_data, of_samples = energy(data), energy(path[T])
+        squares = (of_data**2).mean() + (of_samples**2).mean()
+        loss = of_data.mean() - of_samples.mean()
+        if settings.energy_loss == "noise_contrastive":  # arXiv 2405.16730, -E for log r
+            times = settings.noise_magnitude
+            is_data = [(-energies).exp() / ((-energies).exp() + times) for energies in (of_data, of_samples)]
+            loss = -is_data[0].log().mean() - times * (1 - is_data[1]).log().mean()
+        descend(loss + settings.gamma * squares, energy_adam, energy_clip)
+
+        def at(t: Tensor, path: list[Tensor] = path) -> Tensor:
+            return torch.stack(path)[t, torch.arange(B)]
+
+        places = list(reversed(every[:T]))
+        if settings.td_order == "shuffled":
+            places = [(noise.randint(T, B, keys["td_choice"]) + i) % T for i in range(T)]
+        for place in places:
+            x, following = at(place), at(place + 1)
+            with torch.no_grad():
+                if settings.td_redraw:
+                    following = transition(x, place, keys["td_redraw"])
+                target = (
+                    value_at(following, place + 1) + cost(x, following, place, "value") + time_cost[place]
+                )
+            loss = ((target - value(x, place, *classes)) ** 2).mean()
+            descend(settings.td_weight * loss, value_adam, settings.value_clip)
+
+        with torch.no_grad():
+            to_go = energy(path[T])
+            advantage = []
+            for t in reversed(range(T)):
+                to_go = to_go + cost(path[t], path[t + 1], every[t], "sampler")
+                advantage.insert(0, to_go - value_at(path[t], every[t]))
+        first = noise.randint(T, B, keys["choice"])
+        for i in range(settings.sampler_steps):
+            place = (first + i) % T
+            x = at(place)
+            if settings.sampler_update == "dxdp":
+                following = transition(x, place, keys[f"redraw{i}"])
+                loss = (value_at(following, place + 1) + cost(x, following, place, "sampler")).mean()
+            elif settings.sampler_update == "backprop":
+                costs = torch.zeros(B).double()
+                x = SCHEDULE.initial_std * ops.normal((B, D), keys[f"redraw{i}"]).double()
+                for t in range(T):
+                    following = transition(x, every[t], keys[f"redraw{i}"])
+                    costs = costs + cost(x, following, every[t], "sampler")
+                    x = following
+                loss = (energy(x) + costs).mean()
+            else:
+                log_pi = torch.distributions.Normal(*mean_std(x, place)).log_prob(at(place + 1)).sum(1)
+                weight = torch.stack(advantage)[place, torch.arange(B)]
+                loss = (weight * log_pi + cost(x, at(place + 1), place, "sampler")).mean()
+            fixed = None if settings.train_last_std else log_std
+            descend(loss, sampler_adam, settings.sampler_clip, fixed)
+
+        variance = settings.velocity_decay * variance + (1 - settings.velocity_decay) * displacement
+        with torch.no_grad():
+            lack = mean_log_distance(data) - mean_log_distance(path[T])
+            margin = settings.tau_margin * min(1, 2 * remaining)
+            factor = factor * (settings.tau_rate * (lack + margin)).exp()
+            for mean, p in zip(average.parameters(), networks.parameters(), strict=True):
+                mean.copy_(settings.ema_decay * mean + (1 - settings.ema_decay) * p)
+    return state(networks, average, variance)
+
+
+ALGORITHM_2 = {"costs_in": "sampler", "time_cost": "sigmoid"}
+ALGORITHM_2 |= {"tau": 0.1, "tau_entropy": 0.2, "tau_velocity": 0.05}
+UNCLIPPED = {"sampler_clip": 0, "value_clip": 0, "energy_clip": 0}
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        *(("per_step", {"cost_reduction": r, "sampler_steps": n}) for r in ("sum", "mean") for n in (1, T)),
+        ("per_step", {"cost_reduction": "mean", **UNCLIPPED}),
+        ("time_independent", ALGORITHM_2),
+        ("time_independent", {**ALGORITHM_2, "time_cost": "linear", "skip_last": 1, "train_last_std": False}),
+        ("separate", {"skip_last": 2}),
+        ("separate", {"costs_in": "value", "td_order": "shuffled", "td_redraw": True}),
+        ("per_step", {"td_order": "shuffled", "td_weight": 0.1}),
+        ("per_step", {"td_redraw": True, "time_cost": "linear"}),
+        ("per_step", {"sampler_update": "policy_gradient"}),
+        ("separate", {"sampler_update": "policy_gradient", "sampler_steps": 1, **UNCLIPPED}),
+        ("per_step", {"sampler_update": "backprop", "skip_last": 1}),
+        ("separate", {"sampler_update": "backprop", "sampler_steps": 2, "tau_rate": 0.5}),
+        ("time_independent", {**ALGORITHM_2, "tau_rate": 0.5}),
+        ("per_step", {"tau_rate": 0.5, "sampler_wait": 1}),
+        ("per_step", {"energy_loss": "noise_contrastive", "gamma": 0.0}),
+        ("separate", {"energy_loss": "noise_contrastive", "noise_magnitude": 100.0}),
+    ],
+)
+@pytest.mark.parametrize("labelled", [False, True])
+def test_trainer_follows_the_algorithms(kind: str, changes: dict[str, Any], labelled: bool) -> None:
+    settings = make_settings(**changes)
+    trainer = make_trainer(settings, kind=kind, labelled=labelled)
+    labels = torch.arange(B) % CLASSES if labelled else None
+    for iteration in range(ITERATIONS):
+        trainer.step(batch(iteration) if labels is None else (batch(iteration), labels))
+    actual = state(trainer.networks, trainer.averaged, trainer.costs.velocity_var)
+    wanted = plain_dxmi(make_networks(kind=kind, labelled=labelled), settings, labels)
+    torch.testing.assert_close(actual, wanted, rtol=1e-8, atol=1e-9)
+
+
+LENGTHS = (1, 2, 3)
+
+
+def of_several_lengths(settings: DxMISettings | None = None) -> DxMITrainer:
+    chains = [schedules.variance_exploding(steps, sigma_max=3.0, sigma_min=0.4) for steps in LENGTHS]
+    torch.manual_seed(0)
+    network, value = SamplerMLP(D, sum(LENGTHS), 8, 2), ValueMLP(D, LENGTHS, 8, 2)
+    sampler = GaussianSampler(network, schedules.joined(chains), (D,), lengths=LENGTHS)
+    return DxMITrainer(Networks(sampler, value), settings or DxMISettings(), iterations=20, seed=0)
+
+
+def test_values_of_several_lengths_add_the_heads_of_their_own_chain() -> None:
+    value = of_several_lengths().value
+    with torch.no_grad():
+        value.heads.weight.zero_()
+        value.heads.bias.copy_(2.0 ** torch.arange(7))
+        values = value(torch.zeros(7, D), torch.arange(7)).tolist()
+    assert values == [1 + 64, 2 + 4 + 64, 4 + 64, 8 + 16 + 32 + 64, 16 + 32 + 64, 32 + 64, 64]
+
+
+def test_each_iteration_learns_the_steps_of_one_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its targets at chains' ends are energies, and resuming goes on with the length that would follow."""
+    trainer, seen = of_several_lengths(), set()
+    value_at = Networks.value_at
+    ends: list[set[int]] = []
+
+    def noted(self: Networks, x: Tensor, timestep: Tensor, *rest: Any) -> Tensor:
+        ends.append(set(timestep.tolist()))
+        return value_at(self, x, timestep, *rest)
+
+    monkeypatch.setattr(Networks, "value_at", noted)
+    for _ in range(12):
+        velocity_var = trainer.costs.velocity_var.clone()
+        ends.clear()
+        metrics = trainer.step(torch.randn(B, D, generator=torch.Generator().manual_seed(trainer.iteration)))
+        steps, first = trainer.sampler.steps, trainer.sampler.first
+        mine = {*range(first, first + steps)}
+        assert {*(trainer.costs.velocity_var != velocity_var).nonzero()[:, 0].tolist()} == mine
+        assert ends[0] == {6} and set().union(*ends) <= mine - {first} | {6}
+        assert metrics["value_loss"].shape == () and all(v.isfinite().all() for v in metrics.values())
+        seen.add(steps)
+    assert seen == {*LENGTHS}
+    other = of_several_lengths()
+    other.load_state_dict(copy.deepcopy(trainer.state_dict()))
+    data = torch.randn(B, D)
+    torch.testing.assert_close(other.step(data), trainer.step(data), rtol=0, atol=0)
+    with pytest.raises(ConfigError, match="cuda_graph and skip_last must be off"):
+        of_several_lengths(DxMISettings(skip_last=1))
+
+
+def test_value_guidance_goes_down_the_value() -> None:
+    """x - guidance sigma_t grad V(x), with the paper's sign: samples end at lower energies."""
+    networks = make_networks(kind="time_independent")
+    x, timestep = batch(0), torch.arange(B) % T
+    leaf = x.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(networks.value(leaf, timestep).sum(), leaf)
+    std = networks.sampler.log_std.detach().exp()[timestep][:, None]
+    moved = networks.guide(0.3)(x, timestep, None)
+    torch.testing.assert_close(moved, x - 0.3 * std * slope)
+    key = ops.noise_key(1)
+    plain, guided = (
+        networks.sampler.sample(200, key),
+        networks.sampler.sample(200, key, guide=networks.guide(0.3)),
+    )
+    assert networks.energy(guided).mean() < networks.energy(plain).mean()
+    assert all(p.requires_grad for p in networks.parameters())
+
+
+# --- gradients ---------------------------------------------------------------------------------------
+
+
+def test_sampler_step_leaves_the_value_alone() -> None:
+    """Its weights are frozen, not only unused, while the sampler learns; nothing is computed for them."""
+    trainer = make_trainer(make_settings())
+    weights = list(trainer.value.parameters())
+    frozen_at = []
+
+    def forget(*_: object) -> None:
+        for p in weights:
+            p.grad = None
+
+    trainer.value_learner.optimizer.register_step_post_hook(forget)
+    trainer.sampler_learner.optimizer.register_step_pre_hook(
+        lambda *_: frozen_at.append(not any(p.requires_grad for p in weights))
+    )
+    trainer.step(batch(0))
+    assert frozen_at == [True] * T
+    assert all(p.requires_grad and p.grad is None for p in weights)
+
+
+def test_value_thaws_when_the_sampler_step_fails() -> None:
+    trainer = make_trainer(make_settings())
+
+    def fail(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    trainer.sampler_learner.optimizer.register_step_pre_hook(fail)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.step(batch(0))
+    assert all(p.requires_grad for p in trainer.value.parameters())
+
+
+def test_value_targets_build_no_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    had_graphs = []
+    td_target = ops.td_target
+
+    def spy(next_value: Tensor, *args: Any, **settings: Any) -> Tensor:
+        target = td_target(next_value, *args, **settings)
+        had_graphs.append(next_value.requires_grad or target.requires_grad)
+        return target
+
+    monkeypatch.setattr(ops, "td_target", spy)
+    make_trainer(make_settings()).step(batch(0))
+    assert had_graphs == [False] * T
+
+
+# --- numbers going wrong -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("part", ["energy", "value", "sampler"])
+def test_a_step_that_is_not_finite_moves_no_weight(
+    part: str, bad: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its optimizer counts it and goes on with the next; the others are not held up."""
+    trainer = make_trainer(make_settings(), kind="separate")
+    networks = trainer.networks
+    modules = {"energy": networks.energy_network, "value": networks.value, "sampler": networks.sampler}
+    op = {"energy": "energy_loss", "value": "td_target", "sampler": "running_cost"}[part]
+    sound = getattr(ops, op)
+    monkeypatch.setattr(ops, op, lambda *args, **kwargs: sound(*args, **kwargs) * bad)
+    before = copy.deepcopy(networks.state_dict())
+    metrics = trainer.step(batch(0))
+    moved = {name for name, value in networks.state_dict().items() if not torch.equal(value, before[name])}
+    own = {id(p) for p in modules[part].parameters()}
+    assert moved == {n for n, p in networks.named_parameters() if id(p) not in own}
+    assert health.failures(metrics) == {part: {"energy": 1, "value": T, "sampler": T}[part]}
+    monkeypatch.undo()
+    assert health.failures(trainer.step(batch(1))) == {}
+    assert all(not torch.equal(p, before[name]) for name, p in networks.named_parameters())
+
+
+def test_a_path_that_is_not_finite_leaves_the_velocity_as_it_is() -> None:
+    trainer = make_trainer(make_settings())
+    before = trainer.costs.velocity_var.clone()
+    bad = trainer.sampler.network.register_forward_hook(lambda *called: called[-1] * math.nan)
+    trainer.step(batch(0))
+    bad.remove()
+    # Decay and its complement round; nothing else moves it.
+    torch.testing.assert_close(trainer.costs.velocity_var, before)
+    trainer.step(batch(1))
+    assert trainer.costs.velocity_var.isfinite().all() and not torch.allclose(
+        trainer.costs.velocity_var, before
+    )
+
+
+# --- resuming ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("split", [1, 2])
+def test_trainer_resumes_to_the_bit(split: int) -> None:
+    straight, first = (make_trainer(make_settings(tau_rate=0.5)) for _ in range(2))
+    for iteration in range(ITERATIONS):
+        straight.step(batch(iteration))
+    for iteration in range(split):
+        first.step(batch(iteration))
+    resumed = make_trainer(make_settings(tau_rate=0.5), seed=1)  # other weights, to be overwritten
+    resumed.load_state_dict(copy.deepcopy(first.state_dict()))
+    for iteration in range(split, ITERATIONS):
+        resumed.step(batch(iteration))
+    torch.testing.assert_close(resumed.state_dict(), straight.state_dict(), rtol=0, atol=0)
+
+
+def test_an_optimizer_state_of_another_device_keeps_this_ones_kind_of_rates() -> None:
+    """On CUDA rates are tensors, for graphs; on a CPU numbers."""
+    trainer = make_trainer(make_settings())
+    state = copy.deepcopy(trainer.value_learner.optimizer.state_dict())
+    for group in state["param_groups"]:
+        group |= {"lr": torch.tensor(group["lr"]), "capturable": True}
+    trainer.value_learner.optimizer.load_state_dict(state)
+    (group,) = trainer.value_learner.optimizer.param_groups
+    assert isinstance(group["lr"], float) and not group["capturable"]
+    trainer.step(batch(0))
+
+
+# --- pretraining -------------------------------------------------------------------------------------
+
+
+def make_pretrainer(iterations: int, weights: int = 0) -> tuple[GaussianSampler, Pretrainer]:
+    torch.manual_seed(weights)
+    network = SamplerMLP(2, T, width=32, depth=2)
+    nn.init.normal_(network.last.weight, std=0.1)  # an output that starts at zero would see no input
+    sampler = GaussianSampler(network, SCHEDULE, (2,))
+    levels = uniform_levels(SCHEDULE.signal, SCHEDULE.noise)
+    return sampler, Pretrainer(sampler.network, levels, lr=1e-2, iterations=iterations, seed=SEED)
+
+
+def points(iteration: int, n: int = 128) -> Tensor:
+    return two_d.sample("8gaussians", n, ops.noise_key(iteration))
+
+
+def test_pretraining_starts_from_the_ddpm_loss() -> None:
+    sampler, pretrainer = make_pretrainer(1)
+    keys = noise.Draws(SEED, "pretrain", ["timestep", "noise"]).at(0)
+    t = noise.randint(T, 128, keys["timestep"])
+    eps = ops.normal((128, 2), keys["noise"])
+    noisy = SCHEDULE.signal[t, None].float() * points(0) + SCHEDULE.noise[t, None].float() * eps
+    expected = ((sampler.network(noisy, t) - eps) ** 2).mean().detach()
+    torch.testing.assert_close(pretrainer.step(points(0))["loss"], expected)
+
+
+def test_pretraining_lowers_its_loss_and_leaves_sigma() -> None:
+    sampler, pretrainer = make_pretrainer(150)
+    log_std = sampler.log_std.detach().clone()
+    losses = torch.stack([pretrainer.step(points(iteration))["loss"] for iteration in range(150)])
+    assert losses[-20:].mean() < 0.75 * losses[:5].mean()
+    assert torch.equal(sampler.log_std, log_std)
+
+
+def test_pretraining_resumes_to_the_bit() -> None:
+    (_, straight), (_, first), (_, resumed) = make_pretrainer(4), make_pretrainer(4), make_pretrainer(4, 1)
+    for iteration in range(4):
+        straight.step(points(iteration))
+    for iteration in range(2):
+        first.step(points(iteration))
+    resumed.load_state_dict(copy.deepcopy(first.state_dict()))
+    for iteration in range(2, 4):
+        resumed.step(points(iteration))
+    torch.testing.assert_close(resumed.state_dict(), straight.state_dict(), rtol=0, atol=0)
