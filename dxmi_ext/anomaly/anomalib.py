@@ -337,7 +337,7 @@ def _to_uint8(images: Tensor) -> Tensor:
 
 
 def _resized(images: Tensor, size: int) -> Tensor:
-    """uint8 [..., 3, H, W] -> [..., 3, size, size], as in `data.anomaly.load`; by Pillow, so on the CPU."""
+    """uint8 [..., 3, H, W] -> [..., 3, size, size], as in `dataset.load`; by Pillow, so on the CPU."""
     if images.shape[-2:] == (size, size):
         return images
     rows = images.cpu().reshape(-1, *images.shape[-3:]).permute(0, 2, 3, 1).contiguous().numpy()
@@ -353,7 +353,7 @@ def data_of(datamodule: AnomalibDataModule, *, split: str = "train", size: int |
 
     Args:
         split: "train", its good pictures; or "test".
-        size: as of ``data.anomaly.load``.
+        size: as of ``dataset.load``.
 
     Raises:
         ImageDataError: an unknown split, or a damaged file.

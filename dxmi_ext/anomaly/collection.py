@@ -81,13 +81,13 @@ class Pictures:
     Args:
         path: of the collection.
         backbone: of ``anomaly.backbones``.
-        size, classes, train_share, cache: as `data.anomaly.load` takes them.
+        size, classes, train_share, cache: as `dataset.load` takes them.
         device: of the backbone.
         few: compute features of so many pictures of each split alone, and keep none of them; None: of all.
         scale: of pictures of other than 8 bits: a run's; None: that of the training split.
 
     Raises:
-        ImageDataError: by the methods: as `data.anomaly.load`, or a class has too few pictures.
+        ImageDataError: by the methods: as `dataset.load`, or a class has too few pictures.
     """
 
     path: Path | str
@@ -138,11 +138,11 @@ class Vectors:
     """A file of vectors, in a layout of ``vectors.LAYOUTS``; rows are split at random.
 
     Args:
-        path, train_share, seed: as `data.vectors.load` takes them.
+        path, train_share, seed: as `vectors.load` takes them.
         columns: of the rows that a run learned from; None: found in these.
 
     Raises:
-        VectorDataError: by the methods: as `data.vectors.load`, or there are too few good rows.
+        VectorDataError: by the methods: as `vectors.load`, or there are too few good rows.
     """
 
     path: Path | str

@@ -84,7 +84,7 @@ def measure(pictures: Tensor, scores: Tensor, tested: Examined) -> tuple[dict[st
         scores: their maps [m, h, w].
 
     Returns:
-        means over classes, image_auroc and so on as `metrics.anomaly.evaluate` names them; of several classes
+        means over classes, image_auroc and so on as `metrics.evaluate` names them; of several classes
         also each by itself, image_auroc/CLASS.
     """
     notes: list[str] = []

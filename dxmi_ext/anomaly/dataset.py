@@ -1,6 +1,6 @@
 """Pictures for anomaly detection: good ones to train on, good and defective ones to be told apart.
 
-Decoded once into a cache of memory-mapped arrays, as ``data.images`` does. Imports torch, numpy and
+Decoded once into a cache of memory-mapped arrays, as ``images.dataset`` does. Imports torch, numpy and
 ``dxmi_ext``; Pillow and tqdm while pictures are decoded.
 """
 

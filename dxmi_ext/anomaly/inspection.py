@@ -82,7 +82,7 @@ def split_arguments(given: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def find_pictures(given: Iterable[str], output: Path) -> list[str]:
-    """Files as they are given, and the images below folders by the rule of ``data.listing``; each once,
+    """Files as they are given, and the images below folders by the rule of ``images.listing``; each once,
     without those in output. A note says what is left out.
 
     Raises:
@@ -157,7 +157,7 @@ def score_vectors(scorer: VectorScorer, given: Sequence[str], output: Path, cfg:
     """Writes scores.csv (VECTOR_COLUMNS), a line for each row of a file, into a folder of its own.
 
     Args:
-        given: the one file; see `data.vectors.rows_to_score`.
+        given: the one file; see `vectors.rows_to_score`.
         output: as of `score`.
 
     Returns:

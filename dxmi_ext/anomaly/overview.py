@@ -39,7 +39,7 @@ def of_anomalies(
     """What `dataset.load` reads, by its arguments.
 
     Raises:
-        ImageDataError: as of `data.layouts.find`.
+        ImageDataError: as of `layouts.find`.
     """
     path, splits, masks, files = Path(path).expanduser().resolve(), {}, 0, list[str]()
     arrays, skipped, layout = dict[tuple[int, ...], int](), list[Skipped](), ""

@@ -73,7 +73,7 @@ def export(sampler: GaussianSampler, output: Path) -> str:
 
 
 def convert_checkpoint(checkpoint: Path, cfg: ConvertSettings) -> Path:
-    """Turns a checkpoint of others into a folder of diffusers, which it returns; see `models.convert`.
+    """Turns a checkpoint of others into a folder of diffusers, which it returns; see `images.convert`.
 
     Raises:
         UserError: no kind is given, something lies at the output already, or the network does not map.

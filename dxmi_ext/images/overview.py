@@ -96,10 +96,10 @@ def text_of(details: dict[str, Any]) -> str:
 
 
 def of_images(path: Path | str) -> Overview:
-    """What `data.images.load` reads: the splits that are there.
+    """What `dataset.load` reads: the splits that are there.
 
     Raises:
-        ImageDataError: as of `data.layouts.find`, or of the opening of what it finds.
+        ImageDataError: as of `layouts.find`, or of the opening of what it finds.
     """
     path, found, missing = Path(path).expanduser().resolve(), {}, None
     for split in ("train", "val", "test"):

@@ -65,17 +65,9 @@ class LangevinTrainer(Stepper):
         prepare(execution, networks)
         self.average = Average(networks, algorithm.ema_decay)
         self.averaged = self.average.module
-        s, energy = algorithm, networks.energy_network
-        network, lr, clip = networks.value, s.value_lr, s.value_clip
-        if energy is not None:
-            network, lr, clip = energy, s.energy_lr, s.energy_clip
-        self.learner = Learner(network, lr, s.lr_decay, iterations, ranks, clip=clip, losses=("energy",))
-        self.learners = [self.learner]
-        # As the energy is called where it learns.
-        parts = (self.learner.network, None) if energy is None else (networks.value, self.learner.network)
-        self._learning = Networks(networks.sampler, *parts)
-        self._langevin = Langevin.of(langevin, s.tau)
-        self._energy_loss = energy_loss(s)
+        self._make_learner(iterations, ranks)
+        self._langevin = Langevin.of(langevin, algorithm.tau)
+        self._energy_loss = energy_loss(algorithm)
         super().__init__(
             seed=seed,
             device=networks.sampler.log_std.device,
@@ -85,10 +77,22 @@ class LangevinTrainer(Stepper):
             graphed=execution.cuda_graph,
         )
         self.pool: Pool | None = None
-        if s.negatives == "persistent":
+        if algorithm.negatives == "persistent":
             none = networks.sampler.log_std.detach().new_empty(0, *networks.sampler.data_shape)
             like = networks.sampler.initial(0, self._draws.at(0)["chain"], data=none)
             self.pool = Pool(langevin.langevin_pool, like)
+
+    def _make_learner(self, iterations: int, ranks: Ranks) -> None:
+        s, sampler, value = self.algorithm, self.networks.sampler, self.networks.value
+        energy = self.networks.energy_network
+        network, lr, clip = value, s.value_lr, s.value_clip
+        if energy is not None:
+            network, lr, clip = energy, s.energy_lr, s.energy_clip
+        self.learner = Learner(network, lr, s.lr_decay, iterations, ranks, clip=clip, losses=("energy",))
+        self.learners = [self.learner]
+        # As the energy is called where it learns.
+        learning = self.learner.network
+        self._learning = Networks(sampler, *((learning, None) if energy is None else (value, learning)))
 
     def iterate(self, batch: Batch) -> Metrics:
         """Chains, then an energy step.

@@ -104,7 +104,7 @@ class Pretrainer(Stepper):
         memory_format: torch.memory_format = torch.contiguous_format,
     ) -> None:
         self._draw_levels, self._prediction, self._sigma_data = draw_levels, prediction, sigma_data
-        self.network, self._memory_format, ranks = network, memory_format, ranks or Ranks()
+        self.network, self.memory_format, ranks = network, memory_format, ranks or Ranks()
         ranks.shard_(network)
         self.average = Average(network, ema_decay) if ema_decay else None
         self.averaged = network if self.average is None else self.average.module
@@ -119,9 +119,9 @@ class Pretrainer(Stepper):
         )
 
     def iterate(self, batch: Batch) -> Metrics:
-        levels = self._draw_levels(batch.n, batch.keys["timestep"], batch.offset)
-        eps = ops.normal(batch.data.shape, batch.keys["noise"], sample_offset=batch.offset)
-        eps, data = (x.contiguous(memory_format=self._memory_format) for x in (eps, batch.data))
+        data, levels = batch.data, self._draw_levels(batch.n, batch.keys["timestep"], batch.offset)
+        eps = ops.normal(data.shape, batch.keys["noise"], sample_offset=batch.offset)
+        eps = eps.contiguous(memory_format=self.memory_format)
         signal, noise_ = per_row(levels.signal, data), per_row(levels.noise, data)
         noisy = signal * data + noise_ * eps
         target = schedules.target(self._prediction, data, eps, signal, noise_, self._sigma_data)

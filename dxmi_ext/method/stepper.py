@@ -56,6 +56,8 @@ class Stepper:
     stream: ClassVar[str]
     """Name of its noise among that of a run."""
     learners: Sequence[Learner]
+    memory_format = torch.contiguous_format
+    """Of the data, as `iterate` gets them."""
 
     def __init__(
         self,
@@ -105,6 +107,7 @@ class Stepper:
 
     def _run(self, keys: Tensor, data: Tensor, labels: Tensor | None) -> Metrics:
         """`iterate` as a function of tensors, for a CUDA graph."""
+        data = data.contiguous(memory_format=self.memory_format)
         batch = Batch(data, labels, self.ranks.rank * len(data), self._draws.named(keys))
         metrics = self.iterate(batch)
         failures = {name: count for learner in self.learners for name, count in learner.failures.items()}

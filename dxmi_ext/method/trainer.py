@@ -63,6 +63,7 @@ class DxMITrainer(Stepper):
         self.networks, self.algorithm, self.iterations = networks, algorithm, iterations
         self.sampler, self.value = networks.sampler, networks.value
         prepare(execution, networks)
+        self.memory_format = self.sampler.memory_format
         networks.shard_(ranks)
         self.costs = Costs(algorithm, self.sampler, ranks)
         self.average = Average(networks, algorithm.ema_decay)
@@ -114,11 +115,8 @@ class DxMITrainer(Stepper):
 
     def iterate(self, batch: Batch) -> Metrics:
         """One iteration of Algorithm 1 or 2, on chains of the length in use."""
-        batch = batch._replace(data=batch.data.contiguous(memory_format=self.sampler.memory_format))
         path = self._rollout(batch)
-        metrics = energy_step(
-            self.energy_learner, self._learning, self._energy_loss, batch, self._negatives(path, batch)
-        )
+        metrics = self._energy_step(path, batch)
         metrics["value_loss"] = self._value_steps(path, batch)
         metrics["sampler_loss"] = self._sampler_steps(path, batch)
         metrics = self.ranks.mean(metrics | path.means())
@@ -130,13 +128,14 @@ class DxMITrainer(Stepper):
         key, labels = batch.keys["rollout"], batch.labels
         return self.sampler.rollout(batch.n, key, labels, data=batch.data, sample_offset=batch.offset)
 
-    def _negatives(self, path: Trajectory, batch: Batch) -> Tensor:
-        """What the energy is raised at: the sampler's samples, or Langevin chains that start there."""
+    def _energy_step(self, path: Trajectory, batch: Batch) -> Metrics:
+        """Lowers the energy of data and raises that of the sampler's samples, or where Langevin chains lead
+        from there."""
         samples = path.samples[-1]
-        if self.algorithm.negatives == "sampler":
-            return samples
-        key, offset = batch.keys["refine"], batch.offset
-        return self._langevin(self.networks, samples, key, batch.labels, sample_offset=offset).samples
+        if self.algorithm.negatives == "refined":
+            key, offset = batch.keys["refine"], batch.offset
+            samples = self._langevin(self.networks, samples, key, batch.labels, sample_offset=offset).samples
+        return energy_step(self.energy_learner, self._learning, self._energy_loss, batch, samples)
 
     def _value_steps(self, path: Trajectory, batch: Batch) -> Tensor:
         """Temporal differences: each step learns from the value just updated."""

@@ -30,7 +30,7 @@ PAPER = {  # DxMI, Table 1: (pretrained, tau) -> SW, its deviation, AUC; 8 Gauss
 def evaluate_networks(
     cfg: Config, networks: Networks, *, seed: int, tau_factor: float = 1.0
 ) -> dict[str, float]:
-    """The numbers of `metrics.two_d.evaluate`; energy_kl where there is a temperature; of a sampler that
+    """The numbers of `metrics.evaluate`; energy_kl where there is a temperature; of a sampler that
     knows several T also sliced_wasserstein_tT of each. What cannot be computed is left out.
 
     Args:

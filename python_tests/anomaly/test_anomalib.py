@@ -1,6 +1,6 @@
 """The adapter to anomalib, with anomalib itself: its Engine and data modules against the command `dxmi`.
 
-What the adapter learns with, `recipes.anomaly.fit`, is tested without anomalib in test_anomaly_recipe.py.
+What the adapter learns with, `anomaly.recipe.fit`, is tested without anomalib in test_recipe.py.
 """
 
 from __future__ import annotations
