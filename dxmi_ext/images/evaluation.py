@@ -15,8 +15,9 @@ from torch import Tensor
 from dxmi_ext.engine import final, plots, runlog
 from dxmi_ext.engine.run import Run
 from dxmi_ext.engine.settings import ConfigError
-from dxmi_ext.images import dataset, features, metrics
+from dxmi_ext.images import classifier, dataset, features, metrics
 from dxmi_ext.images.dataset import ImageData
+from dxmi_ext.images.features import Extractor
 from dxmi_ext.images.model import Sampler, classes_of
 from dxmi_ext.images.pixels import Scale
 from dxmi_ext.images.settings import Config
@@ -61,20 +62,37 @@ def scores(cfg: Config, data: ImageData, sampler: Sampler, *, seed: int) -> dict
     if cfg.evaluation.features is None:
         return {}
     device, n = next(sampler.parameters()).device, compared(cfg, data)
-    extractor = features.load(cfg.evaluation.features).to(device)
+    networks = [network.to(device) for network in extractors(cfg, data)]
     options: dict[str, Any] = {"keep": min(n, 5000), "device": device, "cache": cfg.source.cache}
 
     def of_samples() -> dict[str, float]:
-        reference = metrics.reference(data, extractor, n, **options)
-        samples = metrics.statistics(_samples(cfg, sampler, n, seed), extractor, keep=options["keep"])
-        return metrics.compare(samples, reference, extractor)
+        found: dict[str, float] = {}
+        drawn = metrics.statistics(_samples(cfg, sampler, n, seed), *networks, keep=options["keep"])
+        for samples, network in zip(drawn, networks, strict=True):
+            found |= metrics.compare(samples, metrics.reference(data, network, n, **options), network)
+        return found
+
+    def of_test_images(test: ImageData) -> dict[str, float]:
+        return {k: v for each in networks for k, v in metrics.floor(data, test, each, n, **options).items()}
 
     numbers = final.numbers("metrics of samples", of_samples)
     if (test := test_images(cfg, data)) is not None:
-        numbers |= final.numbers(
-            "metrics of test images", lambda: metrics.floor(data, test, extractor, n, **options)
-        )
+        numbers |= final.numbers("metrics of test images", lambda: of_test_images(test))
     return numbers
+
+
+def extractors(cfg: Config, data: ImageData) -> list[Extractor]:
+    """The networks whose features metrics compare; a classifier is trained where the cache has none.
+
+    Raises:
+        FeatureError: one is missing, or the data have no classes to classify.
+    """
+    names = [] if cfg.evaluation.features is None else cfg.evaluation.features.split(",")
+    cache = cfg.source.cache
+    return [
+        classifier.extractor(data, cache=cache) if name == classifier.NAME else features.load(name)
+        for name in names
+    ]
 
 
 def compared(cfg: Config, data: ImageData) -> int:

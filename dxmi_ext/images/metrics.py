@@ -86,12 +86,13 @@ class FeatureStatistics:
         return (self.sums[1:, 1:] - self.n * torch.outer(self.mean, self.mean)) / (self.n - 1)
 
 
-def statistics(batches: Iterable[Tensor], extractor: Extractor, *, keep: int = 0) -> FeatureStatistics:
-    """Statistics of batches of uint8 images [m, C, H, W]."""
-    result = FeatureStatistics(keep)
+def statistics(batches: Iterable[Tensor], *extractors: Extractor, keep: int = 0) -> list[FeatureStatistics]:
+    """Statistics of batches of uint8 images [m, C, H, W], for each extractor."""
+    results = [FeatureStatistics(keep) for _ in extractors]
     for images in batches:
-        result.update(extractor(images))
-    return result
+        for result, extractor in zip(results, extractors, strict=True):
+            result.update(extractor(images))
+    return results
 
 
 def reference(
@@ -131,7 +132,7 @@ def reference(
         if (found := _read(entry, belongs)) is not None:
             return found
         batches = _batches(data, n, batch_size, device)
-        computed = statistics(batches, extractor.to(device), keep=keep)
+        (computed,) = statistics(batches, extractor.to(device), keep=keep)
         sums, features = computed.sums.cpu(), computed.features.cpu()
         with files.folder(entry, files.ANYTHING) as folder:  # perhaps over a damaged one
             np.savez(folder / "statistics.npz", sums=sums.numpy(), features=features.numpy())

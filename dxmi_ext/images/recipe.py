@@ -21,9 +21,18 @@ from dxmi_ext.engine.ranks import Ranks
 from dxmi_ext.engine.run import Run
 from dxmi_ext.engine.samples import Batch
 from dxmi_ext.engine.settings import ConfigError
-from dxmi_ext.images import chains, features, model, overview
+from dxmi_ext.images import chains, model, overview
 from dxmi_ext.images.dataset import ImageData
-from dxmi_ext.images.evaluation import announce, draw_samples, finish, load_data, path_of, scores, table
+from dxmi_ext.images.evaluation import (
+    announce,
+    draw_samples,
+    extractors,
+    finish,
+    load_data,
+    path_of,
+    scores,
+    table,
+)
 from dxmi_ext.images.model import PREDICTIONS, Sampler, classes_of, networks_of, schedule_of
 from dxmi_ext.images.overview import Overview
 from dxmi_ext.images.pixels import Scale
@@ -172,8 +181,8 @@ def _prepare(run: Run, cfg: Config) -> tuple[ImageData, Networks, DDPM | EDM]:
         print(read(cfg).lines())
     data = load_data(cfg)
     classes = _classes(cfg, data)
-    if cfg.evaluation.features is not None and run.ranks.first:
-        features.load(cfg.evaluation.features)
+    if run.ranks.first:
+        extractors(cfg, data)
     try:
         network, diffusion = model.network_of(cfg, data.shape, classes)
         with torch.random.fork_rng(devices=[]):

@@ -94,7 +94,8 @@ class EvaluationSettings(Settings):
     heading = "evaluation"
     features: str | None = setting(
         "efflite0",
-        "network of the metrics: efflite0, or the path of Inception's weights; null: no metrics",
+        "networks of the metrics, as efflite0,classifier: efflite0, classifier (a small one, trained on the "
+        "data's classes), the path of Inception's weights; null: no metrics",
         path=True,
     )
     evaluate_n: int = setting(10_000, "samples, and training images, that the metrics compare", minimum=4)

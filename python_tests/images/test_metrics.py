@@ -167,7 +167,7 @@ def test_true_samples_score_the_floor_and_others_more(tmp_path: Path) -> None:
     scores = []
     for high in (256, 240, 200):
         batches = torch.from_numpy(pictures(200, 2, high)).split(64)
-        scores.append(images.compare(images.statistics(batches, extractor, keep=100), base, extractor))
+        scores.append(images.compare(images.statistics(batches, extractor, keep=100)[0], base, extractor))
         assert set(scores[-1]) == names
     true, worse, worst = (score["fd_linear_200"] for score in scores)
     assert 0 < max(true, floor["fd_linear_200_floor"]) < worse < worst
@@ -289,6 +289,6 @@ def test_noise_moves_cifar10_away(tmp_path: Path) -> None:
     noise = normal(32, x[0].numel()).reshape(x.shape) * 2 / 255
     scores = []
     for deviation in (0, 20, 60):
-        samples = images.statistics([to_uint8(x + deviation * noise)], extractor)
+        (samples,) = images.statistics([to_uint8(x + deviation * noise)], extractor)
         scores.append(images.compare(samples, base, extractor)["fd_efflite0_32"])
     assert scores[0] == pytest.approx(0, abs=0.1) and 0 < scores[1] < scores[2] and floor > 100
