@@ -163,7 +163,7 @@ def _parser() -> argparse.ArgumentParser:
         rest="recipe=NAME or key=value",
     )
     sub.add_argument("--json", action="store_true", help="print JSON")
-    run = "RUN: folder of a finished run"
+    run = "RUN: folder of a finished run, or the name of one that ships"
     command("sample", _sample, "Draw samples from a run's sampler; torchrun: on several devices.", run)
     command("evaluate", _evaluate, "Compute a run's numbers again.", run)
     command(
@@ -274,7 +274,7 @@ def _sample(options: argparse.Namespace) -> None:
     if (cfg := _settings(options, generate.SampleSettings)) is None:
         return
     folder, task = _run_of(options)
-    output = cfg.output or str(folder / "samples.npz")
+    output = cfg.output or str(_beside(options, folder, "samples.npz"))
     samples.check_output(output)
     n = cfg.n or (64 if output.endswith(".png") else 10_000)
     ranks = Ranks.from_environment()
@@ -329,7 +329,7 @@ def _score(options: argparse.Namespace) -> None:
     folder, task = _run_of(options)
     if not hasattr(task, "load_scorer"):
         raise ConfigError(f"RUN: got {options.target!r}, which is no run of anomaly detection")
-    output = Path(cfg.output or folder / "scores")
+    output = Path(cfg.output or _beside(options, folder, "scores"))
     inspection.check_output(output)
     scorer = task.load_scorer(folder, choose_device(cfg.device))
     if isinstance(scorer, VectorScorer):
@@ -352,7 +352,7 @@ def _report(options: argparse.Namespace) -> None:
     from dxmi_ext.engine import files, folders, report
 
     folder, _ = _run_of(options, finished=False)
-    output = Path(cfg.output or folder / "report.html")
+    output = Path(cfg.output or _beside(options, folder, "report.html"))
     folders.check_file(output, folders.is_page, "the page of a run")
     output.parent.mkdir(parents=True, exist_ok=True)
     files.write_text(output, report.html_of(folder))
@@ -384,13 +384,13 @@ def _export(options: argparse.Namespace) -> None:
     if hasattr(task, "load_scorer"):
         from dxmi_ext.anomaly import export
 
-        output = Path(cfg.output or folder / "detector")
+        output = Path(cfg.output or _beside(options, folder, "detector"))
         usage = export.export(task.load_scorer(folder, torch.device("cpu")), output, onnx=cfg.onnx)
         print(f"{output}: a detector; to use it:\n{usage}")
         return
     if cfg.onnx is not None:
         raise ConfigError(f"onnx: got {cfg.onnx}, but {options.target} is no run of anomaly detection")
-    output = Path(cfg.output or folder / "diffusers")
+    output = Path(cfg.output or _beside(options, folder, "diffusers"))
     trained, networks = task.load(folder, torch.device("cpu"))
     if not trained.algorithm.trains_sampler:
         raise ConfigError(f"RUN: got {options.target!r}, which trained no sampler")
@@ -450,11 +450,19 @@ def _run_of(options: argparse.Namespace, *, finished: bool = True) -> tuple[Path
     from dxmi_ext.engine import folders
 
     folder = Path(options.target)
+    if not folder.is_dir():
+        folder = tasks.shipped().get(options.target, folder)
     if not (folders.is_run(folder) and (folder / "config.yaml").is_file()):
-        raise ConfigError(f"RUN: got {options.target!r}, wants the folder of a run (with config.yaml)")
+        also = f", or one of {', '.join(tasks.shipped())}" if tasks.shipped() else ""
+        raise ConfigError(f"RUN must be the folder of a run, with config.yaml{also}, got {options.target!r}")
     if finished and not (folder / "model").is_dir():
-        raise ConfigError(f"RUN: got {options.target!r}, which is not finished: it has no model/")
+        raise ConfigError(f"RUN must be a finished run, got {options.target!r}, which has no model/")
     return folder, tasks.task_of(folder / "config.yaml")
+
+
+def _beside(options: argparse.Namespace, folder: Path, name: str) -> Path:
+    """Where an output goes by default: in the run's folder, of a run that ships in the current one."""
+    return folder / name if Path(options.target).is_dir() else Path(f"{folder.name}-{name}")
 
 
 def _show_help(options: argparse.Namespace, more: str = "") -> None:

@@ -38,6 +38,11 @@ def recipes() -> dict[str, Path]:
     return {path.stem: path for path in sorted(paths, key=lambda path: path.stem)}
 
 
+def shipped() -> dict[str, Path]:
+    """The trained runs that come with the package, by name: folders with config.yaml and model/."""
+    return {path.parent.name: path.parent for path in sorted(_ROOT.glob("*/weights/*/config.yaml"))}
+
+
 def find(recipe: str) -> Path:
     """The yaml of a recipe, by name or path.
 

@@ -317,10 +317,10 @@ def test_refused_in_the_folder_of_a_run(
         (["train", "8gaussians", "iterations=many"], "iterations must be int, got 'many'"),
         (["train", "9gaussians"], "recipe must be one of 2spirals, 8gaussians"),
         (["train", "8gaussians", "tau=-1"], "tau must be >= 0, got -1.0"),
-        (["sample", "nowhere"], "RUN: got 'nowhere', wants the folder of a run"),
-        (["evaluate", "nowhere"], "RUN: got 'nowhere', wants the folder of a run"),
-        (["report", "nowhere"], "RUN: got 'nowhere', wants the folder of a run"),
-        (["export", "nowhere"], "RUN: got 'nowhere', wants the folder of a run"),
+        (["sample", "nowhere"], "RUN must be the folder of a run, with config.yaml, got 'nowhere'"),
+        (["evaluate", "nowhere"], "RUN must be the folder of a run, with config.yaml, got 'nowhere'"),
+        (["report", "nowhere"], "RUN must be the folder of a run, with config.yaml, got 'nowhere'"),
+        (["export", "nowhere"], "RUN must be the folder of a run, with config.yaml, got 'nowhere'"),
         (["convert", "nowhere", "kind=edm"], "nowhere"),
         (["train", "~nobody-of-that-name/a.yaml"], "RECIPE must not begin with ~ where its home folder is"),
         (["train", "8gaussians", "seed=2**64"], "seed must be int, got '2**64'"),
@@ -495,6 +495,34 @@ def test_sample_is_keyed_by_seed_and_index(finished: Path, tmp_path: Path) -> No
     assert not np.allclose(draw(finished, tmp_path / "c.npz", "n=50", "seed=1"), samples, atol=0.1)
 
 
+def test_a_run_that_ships_is_named(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its weights are halves, nothing is written to its folder, and outputs go to the current one."""
+    safetensors = pytest.importorskip("safetensors.torch")
+    shipped = tmp_path / "package/small"
+    (shipped / "model").mkdir(parents=True)
+    for name in ("config.yaml", "model/config.json"):
+        (shipped / name).write_bytes((finished / name).read_bytes())
+    weights = safetensors.load_file(finished / "model/model.safetensors")
+    halves = {name: weight.half() for name, weight in weights.items()}
+    safetensors.save_file(halves, shipped / "model/model.safetensors")
+    before = {path: path.stat().st_mtime_ns for path in shipped.rglob("*")}
+    monkeypatch.setattr(tasks, "shipped", lambda: {"small": shipped})
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["sample", "small", "n=20", "device=cpu"]) == 0
+    with np.load(tmp_path / "small-samples.npz") as file:
+        samples = file["samples"]
+    assert samples.dtype == np.float32
+    np.testing.assert_allclose(samples, draw(finished, tmp_path / "a.npz", "n=20"), atol=0.05)
+    assert cli.main(["evaluate", "small", "device=cpu", "samplings=1"]) == 0
+    assert {path: path.stat().st_mtime_ns for path in shipped.rglob("*")} == before
+    assert cli.main(["sample", "smal"]) == 2
+    assert (
+        "RUN must be the folder of a run, with config.yaml, or one of small, got" in capsys.readouterr().err
+    )
+
+
 def test_sample_guides_and_refuses_labels(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -565,7 +593,7 @@ def test_a_run_that_is_not_finished_is_one_line(
 ) -> None:
     shutil.rmtree(copy / "model")
     assert cli.main([command, str(copy)]) == 2
-    wanted = f"dxmi {command}: RUN: got {str(copy)!r}, which is not finished: it has no model/\n"
+    wanted = f"dxmi {command}: RUN must be a finished run, got {str(copy)!r}, which has no model/\n"
     assert capsys.readouterr().err == wanted
 
 

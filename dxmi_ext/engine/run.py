@@ -99,7 +99,7 @@ class Stepper(Protocol):
         """What a step's metrics show to be wrong, by name."""
 
     def retry(self, attempt: int, lr_scale: float) -> None:
-        """Goes on with other noise, and rates scaled; attempt 0 is how it was made."""
+        """Continues with other noise and scaled learning rates; attempt 0 is how it was made."""
 
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
@@ -136,9 +136,8 @@ class Run:
         self.cfg, self.settings = cfg, cfg.run
         self.ranks = dataclasses.replace(ranks or Ranks(), shard=cfg.run.shard)
         try:
-            self.rows = self.ranks.rows(
-                cfg.run.batch_size
-            )  # how many of a batch are this rank's, and the first
+            # How many of a batch are this rank's, and the first of them.
+            self.rows = self.ranks.rows(cfg.run.batch_size)
         except ValueError as error:
             raise ConfigError(str(error)) from error
         self._data = data
