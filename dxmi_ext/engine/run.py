@@ -48,28 +48,28 @@ class RunSettings(Settings):
     seed: int = seed_setting("seed of every random choice")
     iterations: int = setting(1000, "iterations of DxMI", minimum=0, maximum=LARGEST_RUN)
     pretrain_iterations: int = setting(1000, "iterations of pretraining", minimum=0, maximum=LARGEST_RUN)
-    pretrained: bool = setting(True, "false: skip pretraining and train from scratch")
+    pretrained: bool = setting(True, "run pretraining first; false: train from scratch")
     batch_size: int = setting(
         256, "global batch size; the number of ranks must divide it", minimum=1, maximum=2**20
     )
     checkpoint_every: int = setting(1000, "iterations between checkpoints", minimum=1)
     keep_checkpoints: int = setting(2, "number of checkpoints kept", minimum=1)
     rollback_after: int = setting(
-        50, "steps in a row, not finite, that send the run back to its last checkpoint; 0: never", minimum=0
+        50,
+        "steps in a row that are not finite before the run rolls back to a checkpoint; 0: never",
+        minimum=0,
     )
-    rollbacks: int = setting(3, "how often it may go back before it stops", minimum=0)
-    rollback_lr: float = setting(0.5, "factor of all learning rates each time", minimum=0)
+    rollbacks: int = setting(3, "rollbacks allowed before the run stops", minimum=0)
+    rollback_lr: float = setting(0.5, "factor of all learning rates at each rollback", minimum=0)
     log_every: int = setting(50, "iterations between lines of metrics.jsonl", minimum=1)
     device: str = device_setting()
-    threads: int = setting(0, "CPU threads of torch; 0: its own choice", minimum=0, maximum=1024)
-    shard: bool = setting(
-        False, "of many ranks, each holds a part of the weights (FSDP2); false: all of them"
-    )
-    resume: str = setting("auto", "auto, never or the path of a checkpoint", path=True)
+    threads: int = setting(0, "CPU threads of torch; 0: torch's default", minimum=0, maximum=1024)
+    shard: bool = setting(False, "split weights over the ranks (FSDP2); false: every rank holds all of them")
+    resume: str = setting("auto", "checkpoint to resume from: auto, never or a path", path=True)
     picture_every: int = setting(1000, "iterations between pictures in pictures/; 0: none", minimum=0)
     tensorboard: bool = setting(True, "also log to tb/ for tensorboard")
     wandb: str | None = setting(None, "also log to this project of Weights & Biases; null: do not")
-    dry_run: bool = setting(False, "try one iteration of each phase and write nothing; also --dry-run")
+    dry_run: bool = setting(False, "run one iteration of each phase and write nothing; also --dry-run")
 
 
 @dataclasses.dataclass
@@ -93,10 +93,10 @@ class Stepper(Protocol):
     iteration: int
 
     def step(self, batch: Any) -> dict[str, Tensor]:
-        """What to log; of each loss also ``NAME_failures``, its steps in a row that were not finite."""
+        """One iteration; returns what to log, and for each loss ``NAME_failures``, failed steps in a row."""
 
     def symptoms(self, numbers: Mapping[str, Any]) -> dict[str, str]:
-        """What a step's metrics show to be wrong, by name."""
+        """Problems that a step's metrics show, by name."""
 
     def retry(self, attempt: int, lr_scale: float) -> None:
         """Continues with other noise and scaled learning rates; attempt 0 is how it was made."""

@@ -415,5 +415,5 @@ def test_a_checkpoint_with_files_of_others_is_none_once_it_is_pruned(tmp_path: P
 
 def test_settings_that_are_not_yaml_name_the_file(tmp_path: Path) -> None:
     write(tmp_path, {"config.yaml": "steps: many\n"})
-    with pytest.raises(ConfigError, match=rf"{tmp_path}/config\.yaml: steps: got 'many'"):
+    with pytest.raises(ConfigError, match=rf"{tmp_path}/config\.yaml: steps must be int, got 'many'"):
         identity.settings_of(two_d.Config, tmp_path)
