@@ -176,7 +176,7 @@ def test_a_newer_format_is_refused(copy: Path, capsys: pytest.CaptureFixture[str
 def test_what_is_no_run_is_one_line(tmp_path: Path, command: str, capsys: pytest.CaptureFixture[str]) -> None:
     write(tmp_path, FOREIGN)
     assert cli.main([command, str(tmp_path)]) == 2
-    assert "RUN: got" in one_line(capsys)
+    assert "RUN must be the folder of a run" in one_line(capsys)
 
 
 def test_ranks_fail_alike(tmp_path: Path) -> None:
