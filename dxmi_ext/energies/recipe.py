@@ -16,7 +16,6 @@ from dxmi_ext import ops
 from dxmi_ext.energies import model, plots
 from dxmi_ext.energies.chains import Chain, GradientChain, PolicyChain
 from dxmi_ext.energies.evaluation import evaluate_chain, table
-from dxmi_ext.energies.model import load
 from dxmi_ext.energies.policy import PolicyTrainer
 from dxmi_ext.energies.settings import Config, EvaluateSettings
 from dxmi_ext.energies.targets import Target
@@ -30,8 +29,6 @@ from dxmi_ext.method import noise
 
 _NEEDS = {"scipy": "w2", "matplotlib": "pictures"}
 _BATCH = 4096  # samples at a time
-
-__all__ = ["Config", "EvaluateSettings", "evaluate", "load", "pretrain", "sample", "train"]
 
 
 def train(cfg: Config, ranks: Ranks | None = None) -> dict[str, Any]:
@@ -72,6 +69,12 @@ def train(cfg: Config, ranks: Ranks | None = None) -> dict[str, Any]:
     return summary
 
 
+def load(directory: Path, device: torch.device) -> tuple[Config, Chain]:
+    """A run's settings and final chain, as `model.load`."""
+    cfg, _, chain = model.load(directory, device)
+    return cfg, chain
+
+
 def pretrain(cfg: Config, ranks: Ranks | None = None) -> None:
     """There are no data to pretrain on."""
     raise ConfigError("pretrain: recipes of the task energies have no pretraining; use dxmi train")
@@ -93,7 +96,7 @@ def sample(
     Raises:
         ConfigError: settings are given that this task does not have.
     """
-    cfg, target, chain = load(directory, device)
+    cfg, target, chain = model.load(directory, device)
     for name, value in {"guidance": guidance or None, "labels": labels}.items():
         if value is not None:
             raise ConfigError(f"{name}: got {value}, but samplers of an energy take none")
@@ -113,7 +116,7 @@ def evaluate(
     directory: Path, settings: EvaluateSettings, device: torch.device
 ) -> tuple[dict[str, float | None], str]:
     """The numbers of a run's final sampler and their table, with noise of a seed of one's own."""
-    cfg, target, chain = load(directory, device)
+    cfg, target, chain = model.load(directory, device)
     cfg.evaluation.paths = settings.paths or cfg.evaluation.paths
     cfg.evaluation.compared = settings.compared or cfg.evaluation.compared
     numbers = evaluate_chain(cfg, target, chain, seed=settings.seed)

@@ -69,6 +69,7 @@ def test_a_run_has_its_numbers_and_can_be_sampled_and_evaluated(
     assert drawn[0].shape == (10, 2)
     np.testing.assert_allclose(drawn[0], drawn[1], rtol=1e-4, atol=1e-4)
     assert cli.main(["sample", str(run), "guidance=1"]) == 2
+    assert cli.main(["export", str(run)]) == 2
 
 
 @pytest.mark.parametrize("sampler", ["dxmi", "vgs"])
