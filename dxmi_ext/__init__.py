@@ -2,7 +2,7 @@
 
 The names in ``__all__`` are for use in other training code; each is imported when it is first used.
 ``dxmi_ext.ops`` holds the fused torch ops and needs torch and numpy alone. Imports run one way:
-_native <- ops <- engine <- method <- two_d, images, anomaly <- reproduce <- cli.
+_native <- ops <- engine <- method <- two_d, images, anomaly, energies <- reproduce <- cli.
 """
 
 import importlib

@@ -392,6 +392,8 @@ def _export(options: argparse.Namespace) -> None:
         raise ConfigError(f"onnx: got {cfg.onnx}, but {options.target} is no run of anomaly detection")
     output = Path(cfg.output or _beside(options, folder, "diffusers"))
     trained, networks = task.load(folder, torch.device("cpu"))
+    if not hasattr(networks, "sampler"):
+        raise ConfigError(f"RUN: got {options.target!r}, whose sampler is not of images")
     if not trained.algorithm.trains_sampler:
         raise ConfigError(f"RUN: got {options.target!r}, which trained no sampler")
     usage = exchange.export(networks.sampler, output)

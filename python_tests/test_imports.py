@@ -27,6 +27,7 @@ ROOMS = (
     "two_d",
     "images",
     "anomaly",
+    "energies",
     "reproduce",
     "cli",
 )

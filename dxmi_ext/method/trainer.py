@@ -101,12 +101,14 @@ class DxMITrainer(Stepper):
         shared = ("energy", "value") if energy is None else ("value",)
         self.value_learner = Learner(self.value, s.value_lr, *over, clip=s.value_clip, losses=shared)
         self.energy_learner, self.learners = self.value_learner, [self.value_learner, self.sampler_learner]
-        if energy is not None:
+        if energy is not None and next(energy.parameters(), None) is not None:
             self.energy_learner = Learner(energy, s.energy_lr, *over, clip=s.energy_clip, losses=("energy",))
             self.learners = [self.energy_learner, *self.learners]
         # As value and energy are called where they learn.
-        separate = None if energy is None else self.energy_learner.network
-        self._learning = Networks(sampler, self.value_learner.network, separate)
+        learns = self.energy_learner is not self.value_learner
+        self._learning = Networks(
+            sampler, self.value_learner.network, self.energy_learner.network if learns else energy
+        )
 
     def begin(self) -> None:
         self.costs.begin(self.iteration / self.iterations)

@@ -1,0 +1,1 @@
+"""The task of few-step samplers of a given energy."""

@@ -1,0 +1,206 @@
+"""Samplers of an energy as Markov chains whose paths have densities: DxMI's policy, and VGS.
+
+A chain has a Gaussian transition pi(x_{t+1} | x_t) that leads to the target, and a Gaussian q(x_t | x_{t+1})
+that leads back. Imports torch, ``dxmi_ext.ops``, the method and the task's networks.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from dxmi_ext import ops
+from dxmi_ext.energies.networks import Start, TargetEnergy, slope
+from dxmi_ext.energies.schedule import Levels
+from dxmi_ext.engine.calls import call
+from dxmi_ext.method.networks import Networks
+
+
+class Tables(NamedTuple):
+    """pi = N(sample_coef x + output_coef output, exp(2 log_std)), q = N(back_coef x, exp(2 back_log_std));
+    each float32 [T]."""
+
+    sample_coef: Tensor
+    output_coef: Tensor
+    log_std: Tensor
+    back_coef: Tensor
+    back_log_std: Tensor
+
+
+class Chain(nn.Module):
+    """What both samplers are.
+
+    Args:
+        start: makes x_0.
+        energy: of the target, y [N, D] -> [N].
+        dim: D, of y.
+        temperature: w of the density exp(-E / w) / Z.
+    """
+
+    start: Start
+
+    def __init__(self, start: Start, energy: TargetEnergy, dim: int, temperature: float) -> None:
+        super().__init__()
+        self.start, self.energy, self.dim, self.temperature = start, energy, dim, temperature
+
+    def tables(self) -> Tables:
+        raise NotImplementedError
+
+    def output(self, x: Tensor, timestep: Tensor) -> Tensor:
+        """What the mean of pi is made of, x [N, D] -> [N, D]."""
+        raise NotImplementedError
+
+    @property
+    def steps(self) -> int:
+        """T."""
+        return len(self.tables().log_std)
+
+    def initial(self, n: int, key: Tensor, *, sample_offset: int = 0) -> Tensor:
+        """x_0 [n, D]."""
+        like = torch.zeros((), device=key.device).expand(n, self.dim)
+        return self.start(like, key, sample_offset=sample_offset)
+
+    def step(
+        self, x: Tensor, timestep: Tensor, key: Tensor, *, noise: float = 1.0, sample_offset: int = 0
+    ) -> tuple[Tensor, Tensor]:
+        """x_{t+1} and the output it was made with, [N, D] both.
+
+        Args:
+            x: x_t [N, D].
+            timestep: int64 [N].
+            noise: factor of the noise.
+        """
+        tables, output = self.tables(), self.output(x, timestep)
+        log_std = tables.log_std + torch.tensor(noise, device=x.device).log()
+        coefs = tables.sample_coef, tables.output_coef, log_std
+        return ops.sampler_step(x, output, timestep, *coefs, key, sample_offset=sample_offset)[0], output
+
+    @torch.no_grad()
+    def rollout(self, n: int, key: Tensor, *, noise: float = 1.0, sample_offset: int = 0) -> Tensor:
+        """Paths x_0 .. x_T, [T + 1, n, D]; row i depends on (key, sample_offset + i) alone."""
+        path = [self.initial(n, key, sample_offset=sample_offset)]
+        for t in range(self.steps):
+            timestep = torch.full((n,), t, device=key.device)
+            path.append(self.step(path[-1], timestep, key, noise=noise, sample_offset=sample_offset)[0])
+        return torch.stack(path)
+
+    @torch.no_grad()
+    def backward_rollout(self, x: Tensor, key: Tensor) -> Tensor:
+        """Paths [T + 1, n, D] that q leads back from given ends x_T [n, D]."""
+        tables, path = self.tables(), [x]
+        for t in reversed(range(self.steps)):
+            timestep, nothing = torch.full((len(x),), t, device=x.device), torch.zeros_like(x)
+            coefs = tables.back_coef, torch.zeros_like(tables.back_coef), tables.back_log_std
+            path.append(ops.sampler_step(path[-1], nothing, timestep, *coefs, key)[0])
+        return torch.stack(path[::-1])
+
+    @torch.no_grad()
+    def log_weights(self, path: Tensor, true_energy: TargetEnergy | None = None) -> Tensor:
+        """log w of paths [T + 1, n, D], float64 [n]: -E(x_T) / w + sum_t [log q(x_t | x_{t+1}) -
+        log pi(x_{t+1} | x_t)] - log pi_0(x_0). Of paths that pi made, the mean of w is Z.
+
+        Args:
+            true_energy: where the chain's own is limited, the one whose Z is wanted.
+        """
+        tables, n = self.tables(), path.shape[1]
+        energy = (true_energy or self.energy)(path[-1]).double()
+        log_w = -energy / self.temperature - self.start.log_prob(path[0]).double()
+        for t in range(self.steps):
+            x, following = path[t], path[t + 1]
+            timestep, nothing = torch.full((n,), t, device=path.device), torch.zeros_like(x)
+            forward = tables.sample_coef, tables.output_coef, tables.log_std
+            backward = tables.back_coef, torch.zeros_like(tables.back_coef), tables.back_log_std
+            log_pi = ops.transition_log_prob(following, x, self.output(x, timestep), timestep, *forward)
+            log_q = ops.transition_log_prob(x, following, nothing, timestep, *backward)
+            log_w += self.dim * (log_q - log_pi).double()  # the op's are means over dimensions
+        return log_w
+
+
+class PolicyChain(Chain):
+    """DxMI's policy; q is the random walk N(x_{t+1}, s_t^2) of the bound that it is trained by.
+
+    Args:
+        networks: with a `Start` as the sampler's start, and a `TargetEnergy`.
+        velocity_var: s_t^2, [T].
+        temperature: w.
+    """
+
+    def __init__(self, networks: Networks, velocity_var: Tensor, temperature: float) -> None:
+        start, energy = networks.sampler.start, networks.energy_network
+        assert isinstance(start, Start) and isinstance(energy, TargetEnergy)
+        super().__init__(start, energy, networks.sampler.dim, temperature)
+        self.networks = networks
+        self.velocity_var: Tensor
+        self.register_buffer("velocity_var", velocity_var.detach().clone())
+
+    def tables(self) -> Tables:
+        of, var = self.networks.sampler, self.velocity_var
+        return Tables(
+            of.sample_coef, of.output_coef, of.log_std.detach(), torch.ones_like(var), var.log() / 2
+        )
+
+    def output(self, x: Tensor, timestep: Tensor) -> Tensor:
+        return call(self.networks.sampler.network, x, timestep)
+
+
+class GradientChain(Chain):
+    """VGS: the mean of a step is a descent of the next value, y - (variance alpha^2 / w) grad V^{t+1}(y) at
+    y = alpha x (arXiv 2502.13280).
+
+    Args:
+        start: makes x_0.
+        value: V^t, (y [N, D], timestep [N]) -> [N], t = 0..T - 1.
+        energy: V^T.
+        levels: of the chain.
+        dim: D.
+        temperature: w.
+    """
+
+    def __init__(
+        self,
+        start: Start,
+        value: nn.Module,
+        energy: TargetEnergy,
+        levels: Levels,
+        dim: int,
+        temperature: float,
+    ) -> None:
+        super().__init__(start, energy, dim, temperature)
+        self.value = value
+        step_var = levels.std.square()
+        tables = Tables(
+            levels.growth,
+            -step_var / temperature,
+            levels.std.log(),
+            1 / levels.growth,
+            levels.variance.log() / 2,
+        )
+        for name, table in tables._asdict().items():
+            self.register_buffer(name, table.float(), persistent=False)
+
+    def tables(self) -> Tables:
+        return Tables(*(getattr(self, name) for name in Tables._fields))
+
+    def value_at(self, x: Tensor, timestep: Tensor) -> Tensor:
+        """V^t(x), [N], for t = 0..T."""
+        values = call(self.value, x, timestep.clamp(max=self.steps - 1))
+        if not (ends := timestep == self.steps).any():
+            return values
+        return torch.where(ends, self.energy(x), values)
+
+    def output(self, x: Tensor, timestep: Tensor) -> Tensor:
+        y = self.tables().sample_coef[timestep, None] * x
+        return slope(_At(self), y, timestep + 1)
+
+
+class _At(nn.Module):
+    """A chain's values as a network."""
+
+    def __init__(self, chain: GradientChain) -> None:
+        super().__init__()
+        self.chain = chain
+
+    def forward(self, x: Tensor, timestep: Tensor) -> Tensor:
+        return self.chain.value_at(x, timestep)

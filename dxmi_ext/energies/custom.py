@@ -1,0 +1,146 @@
+"""A user's own target: ``package.module:function``, [N, D] -> [N].
+
+Imports torch, ``dxmi_ext.ops``, the engine and ``energies.targets``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dxmi_ext import ops
+from dxmi_ext.energies.targets import Energy, Target
+from dxmi_ext.engine.settings import ConfigError
+
+_PROBE = 16  # points at which an energy is tried
+
+
+def load(name: str, dim: int, particles: int | None, scale: float) -> tuple[Target, str]:
+    """The target that a name stands for, and a hash of its module's source.
+
+    Args:
+        name: ``package.module:function``; the module is looked up in the current folder first.
+        dim: D.
+        particles: as of `Target`.
+        scale: standard deviation of the points at which it is tried.
+
+    Raises:
+        ConfigError: there is no such function, or it is not a differentiable energy.
+    """
+    module_name, colon, attribute = name.partition(":")
+    if not (colon and attribute and all(part.isidentifier() for part in module_name.split("."))):
+        raise ConfigError(f"target must be package.module:function, got {name!r}")
+    module, source = _import(name, module_name)
+    function = getattr(module, attribute, None)
+    if function is None:
+        raise ConfigError(f"target must name a function of {module.__file__}, got {name!r}: no {attribute}")
+    if not callable(function):
+        raise ConfigError(f"target must name a function, got {name!r}, a {type(function).__name__}")
+    target = Target(name, dim, _called(name, function), particles)
+    _try(target, scale)
+    return target, hashlib.blake2b(source, digest_size=16).hexdigest()
+
+
+def _import(name: str, module_name: str) -> tuple[ModuleType, bytes]:
+    """The module, made anew from its source where it lies in the current folder, and that source."""
+    try:
+        with _current_folder_first():
+            path = Path.cwd().joinpath(*module_name.split("."))
+            for file in (path.with_suffix(".py"), path / "__init__.py"):
+                if file.is_file():
+                    return _execute(module_name, file)
+            module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name and module_name.startswith(error.name):
+            raise ConfigError(
+                f"target must be of a module in the current folder or installed, got {name!r}: "
+                f"no module {error.name!r} in {Path.cwd()}"
+            ) from error
+        raise ConfigError(f"target: {name!r} cannot be imported: {error}") from error
+    except Exception as error:
+        what = f"{type(error).__name__}: {error}"
+        raise ConfigError(f"target: {name!r} cannot be imported: {what}") from error
+    if not module.__file__ or not module.__file__.endswith(".py"):
+        raise ConfigError(f"target must be of a module with Python source, got {name!r}")
+    return module, Path(module.__file__).read_bytes()
+
+
+def _execute(module_name: str, file: Path) -> tuple[ModuleType, bytes]:
+    source = file.read_bytes()
+    if "." in module_name:
+        importlib.import_module(module_name.rpartition(".")[0])  # for imports relative to its package
+    spec = importlib.util.spec_from_file_location(module_name, file)
+    assert spec is not None
+    module = importlib.util.module_from_spec(spec)
+    before = sys.modules.get(module_name)
+    sys.modules[module_name] = module  # dataclasses look their module up
+    try:
+        exec(compile(source, str(file), "exec"), module.__dict__)
+    finally:
+        del sys.modules[module_name]  # another start may find another source, or none
+        if before is not None:
+            sys.modules[module_name] = before
+    return module, source
+
+
+@contextmanager
+def _current_folder_first() -> Iterator[None]:
+    folder = str(Path.cwd())
+    sys.path.insert(0, folder)
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        sys.path.remove(folder)
+
+
+def _called(name: str, function: Any) -> Energy:
+    """The function, its result checked at every call."""
+
+    def energy(x: Tensor) -> Tensor:
+        try:
+            found = function(x)
+        except Exception as error:
+            what = f"{type(error).__name__}: {error}"
+            raise ConfigError(f"target: {name} failed on a tensor {[*x.shape]}: {what}") from error
+        if not isinstance(found, Tensor) or found.shape != x.shape[:1]:
+            got = [*found.shape] if isinstance(found, Tensor) else type(found).__name__
+            raise ConfigError(f"target: {name} must map {[*x.shape]} to [{len(x)}] energies, got {got}")
+        return found.to(x.dtype)
+
+    return energy
+
+
+def _try(target: Target, scale: float) -> None:
+    """Refuses an energy that cannot be sampled by its gradient."""
+    y = scale * ops.normal((_PROBE, target.free), ops.noise_key(0))
+    with torch.enable_grad():
+        x = target.lift(y).requires_grad_()
+        energies = target.energy(x)
+        if not energies.isfinite().all():
+            odd = next(float(e) for e in energies.detach() if not e.isfinite())
+            raise ConfigError(
+                f"target: {target.name} must give finite energies, got {odd} at a normal point of standard "
+                f"deviation scale={scale:g}"
+            )
+        if not energies.requires_grad:
+            raise ConfigError(
+                f"target: {target.name} must be differentiable by torch, got energies without a gradient"
+            )
+        (slope,) = torch.autograd.grad(energies.sum(), x, allow_unused=True)
+    if slope is None or not slope.isfinite().all():
+        raise ConfigError(f"target: {target.name} must have a finite gradient, got {_slope(slope)}")
+
+
+def _slope(slope: Tensor | None) -> str:
+    return "none" if slope is None else f"{int((~slope.isfinite()).sum())} values that are not finite"

@@ -1,0 +1,119 @@
+"""What a run of this task comes to: its numbers, and published ones beside them.
+
+Imports torch, the engine and the method; scipy where it is used.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dxmi_ext.energies import metrics, reference
+from dxmi_ext.energies.chains import Chain
+from dxmi_ext.energies.networks import TargetEnergy
+from dxmi_ext.energies.settings import Config
+from dxmi_ext.energies.targets import Target
+from dxmi_ext.engine import final
+from dxmi_ext.method import noise
+
+_BATCH = 2000  # paths at a time
+
+PUBLISHED = {
+    "gmm25": {
+        "PIS, T = 100": {"gap": 1.769, "error": 1.274},
+        "DDS, T = 100": {"gap": 1.760, "error": 0.746},
+        "TB with exploration and local search, T = 100": {"gap": 0.171, "error": 0.004},
+        "TB with learned variance, T = 10": {"gap": 0.62},
+    },
+    "funnel10": {
+        "DDS, T = 100": {"gap": 0.424, "error": 0.206},
+        "PIS, T = 100": {"gap": 0.534, "error": 0.262},
+        "TB, T = 100": {"gap": 0.653, "error": 0.285},
+    },
+    "manywell32": {
+        "PIS, T = 100": {"gap": 3.85, "error": 2.69},
+        "VarGrad, T = 100": {"gap": 4.11, "error": 0.02},
+        "TB, T = 100": {"gap": 4.57, "error": 0.19},
+    },
+    "dw4": {"VGS, T = 30": {"w2": 1.610}, "iDEM": {"w2": 2.13}, "FAB": {"w2": 2.15}},
+    "lj13": {"VGS, T = 100": {"w2": 4.167}, "iDEM": {"w2": 4.26}, "FAB": {"w2": 4.35}},
+}
+"""Gaps and errors of log Z: Sendera et al. 2024, Table 1 (2,000 paths). W2, raw: VGS (arXiv 2502.13280)."""
+
+
+def evaluate_chain(cfg: Config, target: Target, chain: Chain, *, seed: int) -> dict[str, float | None]:
+    """All numbers of a sampler; what cannot be computed is left out.
+
+    Returns:
+        log_partition, its standard error and its true value (None where it is unknown), elbo and ess; where
+        the target has exact samples also eubo, ess_reverse, and those of `metrics.compare`.
+    """
+    draws = noise.Draws(seed, "evaluate", ["paths", "data", "other", "back"], chain.start.log_std.device)
+    keys, true = draws.at(0), TargetEnergy(target)
+    known = target.log_partition if cfg.target.temperature == 1 else None
+    numbers: dict[str, float | None] = {"log_partition_true": known}
+    ends: list[Tensor] = []
+
+    def weights() -> dict[str, float]:
+        log_w = []
+        for first in range(0, cfg.evaluation.paths, _BATCH):
+            count = min(_BATCH, cfg.evaluation.paths - first)
+            path = chain.rollout(count, keys["paths"], sample_offset=first)
+            log_w.append(chain.log_weights(path, true))
+            ends.append(path[-1])
+        return metrics.of_weights(torch.cat(log_w))
+
+    numbers |= final.numbers("log_partition, elbo, ess", weights)
+    n = cfg.evaluation.compared
+    draw = reference.sampler_of(target) if cfg.target.temperature == 1 else None
+    if draw is None:
+        return numbers
+    data, other = draw(n, keys["data"], 0), draw(n, keys["other"], 0)
+
+    def reverse() -> dict[str, float]:
+        back = chain.backward_rollout(target.coordinates(data), keys["back"])
+        return metrics.of_reverse_weights(chain.log_weights(back, true))
+
+    def compared() -> dict[str, float]:
+        y = torch.cat(ends)[:n] if sum(map(len, ends)) >= n else chain.rollout(n, keys["paths"])[-1]
+        with torch.no_grad():
+            return metrics.compare(target.lift(y), data, other, target)
+
+    numbers |= final.numbers("eubo, ess_reverse", reverse)
+    return numbers | final.numbers("w2 and other distances", compared)
+
+
+def table(cfg: Config, numbers: dict[str, float | None]) -> str:
+    """A run's numbers, published ones below them."""
+    s = cfg.chain
+    what = cfg.target.target or cfg.target.energy
+    rows = [f"{what}, {s.sampler}, T = {s.steps}: log Z {_range(numbers)}"]
+    own: dict[str, float] = {
+        key: value for key in ("ess", "w2", "modes") if (value := numbers.get(key)) is not None
+    }
+    true, elbo, estimate = (numbers.get(k) for k in ("log_partition_true", "elbo", "log_partition"))
+    if true is not None and elbo is not None and estimate is not None:
+        own |= {"gap": true - elbo, "error": abs(estimate - true)}
+    titles = {"gap": "ELBO gap", "error": "log Z error", "ess": "ESS", "w2": "W2", "modes": "modes"}
+    shown = [key for key in titles if key in own]
+    rows.append(f"{'':48}" + "".join(f"{titles[key]:>13}" for key in shown))
+    rows.append(_row("this run", own, shown))
+    if (floor := numbers.get("w2_floor")) is not None:
+        rows.append(_row("samples of the target", {"w2": floor}, shown))
+    if cfg.target.target is None:
+        others = PUBLISHED.get(str(cfg.target.energy), {})
+        rows += [_row(name, values, shown) for name, values in others.items()]
+    return "\n".join(rows)
+
+
+def _range(numbers: dict[str, float | None]) -> str:
+    if "log_partition" not in numbers:
+        return "unknown"
+    true = numbers["log_partition_true"]
+    known = "unknown" if true is None else f"{true:.3f}"
+    return f"{numbers['log_partition']:.3f} ± {numbers['log_partition_std']:.3f} (true: {known})"
+
+
+def _row(name: str, values: dict[str, float], shown: list[str]) -> str:
+    cells = (f"{values[key]:13.4g}" if key in values else f"{'-':>13}" for key in shown)
+    return f"{name:48}" + "".join(cells)

@@ -1,0 +1,115 @@
+"""Numbers for samplers of an energy: log Z and its bounds by the weights of paths, and distances of samples.
+
+Imports torch and numpy; scipy (which scikit-learn of the extra ``train`` brings) where it is used.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dxmi_ext.energies.targets import Target, distances
+
+_BINS = 200  # of histograms
+_WITHIN = 4.0  # standard deviations within which a sample is one of a mode
+_SHARE = 0.1  # of the samples that a mode should have, from which on it is covered
+
+
+def of_weights(log_w: Tensor) -> dict[str, float]:
+    """What weights of paths say, log w float64 [n].
+
+    Returns:
+        log_partition: log mean w, an estimate of log Z; log_partition_std: its standard error (delta method);
+        elbo: mean log w, a lower bound of log Z; ess: (sum w)^2 / (n sum w^2), in (0, 1].
+    """
+    n, log_w = len(log_w), log_w.double()
+    log_mean = float(log_w.logsumexp(0)) - math.log(n)
+    relative = (log_w - log_mean).exp()
+    return {
+        "log_partition": log_mean,
+        "log_partition_std": float(relative.std() / math.sqrt(n)),
+        "elbo": float(log_w.mean()),
+        "ess": float(1 / relative.square().mean()),
+    }
+
+
+def of_reverse_weights(log_w: Tensor) -> dict[str, float]:
+    """What the same weights say of paths that end in exact samples and were led back from there, [n].
+
+    Returns:
+        eubo: mean log w, an upper bound of log Z; ess_reverse: the effective sample size under the sampler,
+        1 / (mean w mean 1/w), by these paths; it falls where the sampler misses a mode.
+    """
+    log_w = log_w.double()
+    means = (each.logsumexp(0) - math.log(len(log_w)) for each in (log_w, -log_w))
+    return {"eubo": float(log_w.mean()), "ess_reverse": math.exp(-float(sum(means)))}
+
+
+def wasserstein(x: Tensor, y: Tensor) -> float:
+    """W2 (not squared) of two sets of as many points [n, D], by the best of all assignments; raw: particles
+    are neither rotated nor put in another order."""
+    from scipy.optimize import linear_sum_assignment
+
+    if x.shape != y.shape:
+        raise ValueError(f"y: got {[*y.shape]}, wants as many points as x, {[*x.shape]}")
+    costs = torch.cdist(x.double(), y.double()).square().cpu().numpy()
+    return math.sqrt(costs[linear_sum_assignment(costs)].mean())
+
+
+def total_variation(x: Tensor, y: Tensor, low: float, high: float, *, bins: int = _BINS) -> float:
+    """Half the L1 distance of the histograms of numbers [n] and [m]; what lies outside counts at the ends."""
+    shares = []
+    for values in (x, y):
+        inside = values.detach().double().flatten().clamp(low, high).cpu().numpy()
+        counts, _ = np.histogram(np.nan_to_num(inside, nan=high), bins, (low, high))
+        shares.append(counts / counts.sum())
+    return float(np.abs(shares[0] - shares[1]).sum() / 2)
+
+
+def mode_counts(samples: Tensor, modes: Tensor, std: float) -> Tensor:
+    """How many samples [n, D] lie within 4 std of each of the modes [K, D], in each nearest one: [K]."""
+    near = torch.cdist(samples.double(), modes.to(samples).double()).min(1)
+    counted = near.indices[near.values <= _WITHIN * std]
+    return torch.bincount(counted, minlength=len(modes))
+
+
+def of_modes(samples: Tensor, target: Target) -> dict[str, float]:
+    """modes: how many of K equally likely modes have at least a tenth of the samples that they should have;
+    modes_true: K; mode_entropy: that of the samples over modes, by its maximum log K."""
+    assert target.modes is not None
+    counts, k = mode_counts(samples, target.modes, target.mode_std), len(target.modes)
+    shares = counts.double() / counts.sum().clamp(min=1)
+    entropy = -(shares * shares.clamp(min=1e-300).log()).sum() / math.log(k)
+    covered = counts >= _SHARE * len(samples) / k
+    return {"modes": int(covered.sum()), "modes_true": k, "mode_entropy": float(entropy)}
+
+
+def compare(samples: Tensor, data: Tensor, other: Tensor, target: Target) -> dict[str, float]:
+    """Samples against samples of the target, all [n, D]; NAME_floor: those against others.
+
+    Returns:
+        w2; energy_tvd: of 200 bins over the middle of the data's energies, of particles in [-100, 100];
+        distance_tvd: of particles' distances; of mixtures the numbers of `of_modes`.
+    """
+    numbers = {"w2": wasserstein(samples, data), "w2_floor": wasserstein(other, data)}
+    energies = [target.energy(x) for x in (samples, data, other)]
+    if target.particles is None:
+        low, high = np.quantile(energies[1].double().cpu().numpy(), [0.0, 0.999])
+    else:
+        low, high = -100.0, 100.0
+    numbers |= _variations("energy", energies, float(low), float(high))
+    if target.particles is not None:
+        lengths = [distances(x, target.particles) for x in (samples, data, other)]
+        numbers |= _variations("distance", lengths, 0.0, 1.2 * float(lengths[1].max()))
+    return numbers | ({} if target.modes is None else of_modes(samples, target))
+
+
+def _variations(name: str, values: list[Tensor], low: float, high: float) -> dict[str, float]:
+    samples, data, other = values
+    return {
+        f"{name}_tvd": total_variation(samples, data, low, high),
+        f"{name}_tvd_floor": total_variation(other, data, low, high),
+    }

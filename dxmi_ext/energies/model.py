@@ -1,0 +1,99 @@
+"""The target and the chain of a run, new and as it saved them. Imports torch, the engine and the method."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from dxmi_ext.energies import custom
+from dxmi_ext.energies.chains import Chain, GradientChain, PolicyChain
+from dxmi_ext.energies.networks import Policy, Start, TargetEnergy, Value
+from dxmi_ext.energies.schedule import Levels, levels, policy_schedule
+from dxmi_ext.energies.settings import Config
+from dxmi_ext.energies.targets import TARGETS, Target
+from dxmi_ext.engine import checkpoint
+from dxmi_ext.engine.identity import settings_of
+from dxmi_ext.engine.settings import ConfigError
+from dxmi_ext.method.networks import Networks
+from dxmi_ext.method.sampler import GaussianSampler
+
+
+def target_of(cfg: Config) -> tuple[Target, str | None]:
+    """The target of a run's settings; of a user's own also a hash of its source.
+
+    Raises:
+        ConfigError: as of `custom.load`, or settings are of another target than the energy that ships.
+    """
+    s = cfg.target
+    if s.target is not None:
+        assert s.dim is not None
+        return custom.load(s.target, s.dim, s.particles, cfg.chain.scale)
+    target = TARGETS[str(s.energy)]()
+    if s.dim not in (None, target.dim):
+        raise ConfigError(f"dim must be {target.dim} with energy={s.energy}, got {s.dim}")
+    if s.particles != target.particles:
+        wanted, got = ("null" if each is None else each for each in (target.particles, s.particles))
+        raise ConfigError(f"particles must be {wanted} with energy={s.energy}, got {got}")
+    return target, None
+
+
+def levels_of(cfg: Config) -> Levels:
+    s = cfg.chain
+    return levels(s.schedule, s.spacing, s.steps, s.var_first, s.var_last, s.scale)
+
+
+def build(cfg: Config, target: Target, device: torch.device) -> Chain:
+    """A chain, its weights drawn from the seed. A policy's is a `PolicyChain` of its networks."""
+    of, temperature = levels_of(cfg), cfg.target.temperature
+    energy = TargetEnergy(target, cfg.target.energy_limit)
+    start = Start(float(of.spread[0]))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(cfg.run.seed)
+        s = cfg.networks
+        sizes, shares = (s.value_width, s.value_depth, s.octaves), cfg.chain.sampler == "dxmi"
+        value = Value(energy, of, temperature, *sizes, shares=shares)
+        if cfg.chain.sampler == "vgs":
+            return GradientChain(start, value, energy, of, target.free, temperature).to(device)
+        network: nn.Module = Policy(energy, of, temperature, s.sampler_width, s.sampler_depth, s.octaves)
+    sampler = GaussianSampler(network, policy_schedule(of), (target.free,), start=start)
+    # Steps do not use the start, and DistributedDataParallel would wait for its gradient.
+    sampler._ddp_params_and_buffers_to_ignore = ["start.log_std"]  # type: ignore[assignment]
+    networks = Networks(sampler, value, energy).to(device)
+    return PolicyChain(networks, of.variance.float().to(device), temperature)
+
+
+def save(path: Path, chain: Chain, cfg: Config) -> None:
+    """Saves a final chain."""
+    keys = ("energy", "target", "target_source", "sampler", "steps", "temperature")
+    values = cfg.flat()
+    checkpoint.save_model(path, chain, {"task": "energies", **{key: values[key] for key in keys}})
+
+
+def load(directory: Path, device: torch.device) -> tuple[Config, Target, Chain]:
+    """A run's settings, target and final chain.
+
+    Raises:
+        checkpoint.CheckpointError: there is none, or it is damaged.
+        ConfigError: the target cannot be loaded, or its source is another now.
+    """
+    tensors, _ = checkpoint.load_model_state(directory / "model", device)
+    cfg = settings_of(Config, directory)
+    target, source = target_of(cfg)
+    if source != cfg.target.target_source:
+        raise ConfigError(
+            f"target: the module of {cfg.target.target} must be the one that {directory} was trained on, but "
+            "its source has changed"
+        )
+    with checkpoint.fitting(directory):
+        chain = build(cfg, target, device)
+        chain.load_state_dict(tensors)
+    return cfg, target, chain.eval()
+
+
+def about(cfg: Config) -> dict[str, Any]:
+    """What a summary says of the target and the sampler."""
+    values = cfg.flat()
+    return {key: values[key] for key in ("energy", "target", "target_source", "sampler", "steps")}

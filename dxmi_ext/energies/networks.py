@@ -1,0 +1,229 @@
+"""Networks of samplers of an energy: the start, values, and policies. Imports torch, ``dxmi_ext.ops``,
+``energies.schedule`` and ``energies.targets``.
+
+All see the coordinates y of a `Target`. Of particles the values are invariant, and the policies equivariant,
+under rotations, reflections and permutations.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from dxmi_ext import ops
+from dxmi_ext.energies.schedule import Levels
+from dxmi_ext.energies.targets import Target, distances
+
+_LARGEST_FORCE = 5.0  # standard deviations of a step that a force may move it
+
+
+class Start(nn.Module):
+    """x_0 = sigma eps, with a sigma that learns; a `GaussianSampler`'s ``start``.
+
+    Args:
+        std: where sigma starts.
+    """
+
+    def __init__(self, std: float) -> None:
+        super().__init__()
+        self.log_std = nn.Parameter(torch.tensor(math.log(std)))
+
+    def forward(self, like: Tensor, key: Tensor, *, sample_offset: int = 0) -> Tensor:
+        """x_0 of the shape of ``like``, [n, D]."""
+        z = ops.normal(like.shape, key, sample_offset=sample_offset, dtype=self.log_std.dtype)
+        return self.log_std.exp() * z
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """log N(x; 0, sigma^2 I), [n]: the sum over dimensions."""
+        z = x / self.log_std.exp()
+        constant = x.shape[1] * (self.log_std + math.log(2 * math.pi) / 2)
+        return -z.square().sum(1) / 2 - constant
+
+
+class TargetEnergy(nn.Module):
+    """A target's energy of y [N, free] -> [N], as a network without weights.
+
+    Args:
+        target: whose energy it is.
+        limit: above it the energy grows as its logarithm only, limit (1 + log(E / limit)); None: nowhere.
+    """
+
+    def __init__(self, target: Target, limit: float | None = None) -> None:
+        super().__init__()
+        self.target, self.limit = target, limit
+
+    def forward(self, y: Tensor) -> Tensor:
+        energy = self.target.energy(self.target.lift(y))
+        if self.limit is None:
+            return energy
+        above = self.limit * (1 + (energy.clamp(min=self.limit) / self.limit).log())
+        return torch.where(energy > self.limit, above, energy)
+
+
+def slope(function: nn.Module, x: Tensor, *conditions: Tensor) -> Tensor:
+    """The gradient in x [N, *] of a function [N, *] -> [N]; a constant for what comes after it."""
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        (found,) = torch.autograd.grad(function(x, *conditions).sum(), x)
+    return found
+
+
+class _Body(nn.Module):
+    """Hidden layers whose first also gets an embedding of the step."""
+
+    def __init__(self, inputs: int, steps: int, width: int, depth: int) -> None:
+        super().__init__()
+        self.first, self.step = nn.Linear(inputs, width), nn.Embedding(steps, width)
+        nn.init.normal_(self.step.weight, std=0.5)
+        rest = [layer for _ in range(depth - 1) for layer in (nn.Linear(width, width), nn.SiLU())]
+        self.rest = nn.Sequential(nn.SiLU(), *rest)
+
+    def forward(self, x: Tensor, timestep: Tensor) -> Tensor:
+        return self.rest(self.first(x) + self.step(timestep))
+
+
+class _Sinusoids(nn.Module):
+    """x [N, D] -> [N, D (1 + 2 octaves)]: x by the level's spread, and its sinusoids of wavelengths 8 scale
+    and halves of it."""
+
+    def __init__(self, levels: Levels, octaves: int) -> None:
+        super().__init__()
+        self.spread: Tensor
+        self.rates: Tensor
+        self.register_buffer("spread", levels.spread.float(), persistent=False)
+        rates = 2 * math.pi / (8 * levels.scale) * 2.0 ** torch.arange(octaves)
+        self.register_buffer("rates", rates, persistent=False)
+
+    def forward(self, x: Tensor, timestep: Tensor) -> Tensor:
+        angles = (x[:, :, None] * self.rates).flatten(1)
+        return torch.cat((x / self.spread[timestep, None], angles.sin(), angles.cos()), 1)
+
+
+class Value(nn.Module):
+    """V^t(y): (y [N, free], timestep [N]) -> [N], for t = 0..T - 1; V^T is the energy.
+
+    It starts as the value of a normal target, |y|^2 / (2 spread_t^2), and learns what is missing; with shares
+    also how far each step's value is the energy instead.
+
+    Args:
+        energy: of the target.
+        levels: of the chain.
+        temperature: of the target.
+        width, depth: of the hidden layers.
+        octaves: of sinusoids of the coordinates, or of the distances of particles.
+        shares: whether it may be the energy in part. Where its gradient moves samples it must not: large
+            steps down an energy of narrow modes overshoot.
+    """
+
+    def __init__(
+        self,
+        energy: TargetEnergy,
+        levels: Levels,
+        temperature: float,
+        width: int,
+        depth: int,
+        octaves: int,
+        *,
+        shares: bool,
+    ) -> None:
+        super().__init__()
+        self.energy, self.particles, self.temperature = energy, energy.target.particles, temperature
+        n = self.particles
+        seen = energy.target.free if n is None else n * (n - 1) // 2
+        self.features = _Sinusoids(levels, octaves)
+        self.body = _Body(seen * (1 + 2 * octaves), levels.steps, width, depth)
+        self.last = nn.Linear(width, 1)
+        nn.init.zeros_(self.last.weight)
+        nn.init.zeros_(self.last.bias)
+        self.share = nn.Parameter(torch.zeros(levels.steps)) if shares else None
+
+    def forward(self, y: Tensor, timestep: Tensor) -> Tensor:
+        seen = y
+        if self.particles is not None:
+            seen = distances(self.energy.target.lift(y), self.particles).sort(1).values
+        learned = self.last(self.body(self.features(seen, timestep), timestep))[:, 0]
+        normal = y.square().sum(1) / (2 * self.features.spread[timestep].square())
+        if self.share is None:
+            return self.temperature * (learned + normal)
+        share = self.share[timestep]
+        return self.temperature * (learned + (1 - share) * normal) + share * self.energy(y)
+
+
+class Policy(nn.Module):
+    """The network of a `GaussianSampler`, (y [N, free], timestep [N]) -> [N, free]; it starts at 0.
+
+    Beside y it sees the force -grad E, in standard deviations of the step and bounded, and adds a share of
+    it, which it learns for each step.
+
+    Args:
+        energy, levels, temperature, width, depth, octaves: as of `Value`.
+    """
+
+    def __init__(
+        self, energy: TargetEnergy, levels: Levels, temperature: float, width: int, depth: int, octaves: int
+    ) -> None:
+        super().__init__()
+        self.energy, self.temperature = energy, temperature
+        self.std: Tensor
+        self.register_buffer("std", levels.std.float(), persistent=False)
+        self.share = nn.Parameter(torch.zeros(levels.steps))
+        kind = _Point if energy.target.particles is None else _Pairs
+        self.motion = kind(energy.target, levels, width, depth, octaves)
+
+    def forward(self, y: Tensor, timestep: Tensor) -> Tensor:
+        force = -slope(self.energy, y) * (self.std[timestep, None] / self.temperature)
+        size = force.square()
+        if self.energy.target.particles is not None:  # one bound for all directions keeps the symmetry
+            size = size.mean(1, keepdim=True)
+        force = force / (1 + size / _LARGEST_FORCE**2).sqrt()
+        force = force.nan_to_num()  # where an energy overflows
+        return self.motion(y, force, timestep) + self.share[timestep, None] * force
+
+
+class _Point(nn.Module):
+    """The motion of one point."""
+
+    def __init__(self, target: Target, levels: Levels, width: int, depth: int, octaves: int) -> None:
+        super().__init__()
+        self.features = _Sinusoids(levels, octaves)
+        self.body = _Body(target.dim * (2 + 2 * octaves), levels.steps, width, depth)
+        self.last = nn.Linear(width, target.dim)
+        nn.init.zeros_(self.last.weight)
+        nn.init.zeros_(self.last.bias)
+
+    def forward(self, y: Tensor, force: Tensor, timestep: Tensor) -> Tensor:
+        seen = torch.cat((self.features(y, timestep), force), 1)
+        return self.last(self.body(seen, timestep))
+
+
+class _Pairs(nn.Module):
+    """The motion of particles: each is moved along the lines to all others, by amounts that a network reads
+    from the distance, and from all distances in their order."""
+
+    def __init__(self, target: Target, levels: Levels, width: int, depth: int, octaves: int) -> None:
+        super().__init__()
+        assert target.particles is not None
+        self.target, self.n = target, target.particles
+        self.features = _Sinusoids(levels, octaves)
+        seen = 1 + 2 * octaves
+        self.all = _Body(self.n * (self.n - 1) // 2 * seen, levels.steps, width, 1)
+        self.one, self.context = nn.Linear(seen, width), nn.Linear(width, width)
+        rest = [layer for _ in range(depth - 1) for layer in (nn.Linear(width, width), nn.SiLU())]
+        self.rest, self.last = nn.Sequential(nn.SiLU(), *rest), nn.Linear(width, 1)
+        nn.init.zeros_(self.last.weight)
+        nn.init.zeros_(self.last.bias)
+
+    def forward(self, y: Tensor, force: Tensor, timestep: Tensor) -> Tensor:
+        x, n = self.target.lift(y), self.n
+        between = distances(x, n)  # [N, pairs]
+        pairs = between.shape[1]
+        context = self.context(self.all(self.features(between.sort(1).values, timestep), timestep))
+        each = self.features(between.view(-1, 1), timestep.repeat_interleave(pairs)).view(len(y), pairs, -1)
+        amounts = self.last(self.rest(self.one(each) + context[:, None]))  # [N, pairs, 1]
+        points = x.view(len(x), n, -1)
+        i, j = torch.triu_indices(n, n, 1, device=x.device)
+        pulls = amounts * (points[:, i] - points[:, j]) / (between[:, :, None] + 0.1)
+        moved = torch.zeros_like(points).index_add(1, i, pulls).index_add(1, j, -pulls)
+        return self.target.coordinates(moved.flatten(1))

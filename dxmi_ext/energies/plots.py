@@ -1,0 +1,80 @@
+"""Pictures of samples: over the energy in the plane, else histograms of coordinates, distances and energies.
+
+Imports ``engine.plots`` and the task's chains.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dxmi_ext.energies import reference
+from dxmi_ext.energies.chains import Chain
+from dxmi_ext.energies.settings import Config
+from dxmi_ext.energies.targets import Target, distances
+from dxmi_ext.engine import plots
+from dxmi_ext.method import noise
+
+_GRID = 200
+_SHOWN = 6  # coordinates that have a histogram
+
+
+def draw(directory: Path, cfg: Config, target: Target, chain: Chain) -> None:
+    """samples.png and curves.png of a run."""
+    device = chain.start.log_std.device
+    keys = noise.Draws(cfg.run.seed, "pictures", ["sample", "data"], device).at(0)
+    drawn = target.lift(chain.rollout(2000, keys["sample"])[-1])
+    source = reference.sampler_of(target) if cfg.target.temperature == 1 else None
+    samples(directory / "samples.png", target, drawn, source and source(2000, keys["data"], 0))
+    plots.curves(directory / "curves.png", directory / "metrics.jsonl")
+
+
+def samples(path: plots.File, target: Target, samples: Tensor, data: Tensor | None) -> None:
+    """Samples [n, D], and of the target where there are some."""
+    if target.dim == 2 and target.particles is None:
+        _over_energy(path, target, samples)
+        return
+    panels = {"energy": lambda x: target.energy(x)}
+    if target.particles is not None:
+        panels["distance"] = lambda x: distances(x, target.particles or 0).flatten()
+    else:
+        for i in range(min(target.dim, _SHOWN)):
+            panels[f"$x_{{{i}}}$"] = lambda x, i=i: x[:, i]  # type: ignore[misc]
+    rows = -(-len(panels) // 4)
+    with torch.no_grad(), plots.figure(path, rows, min(len(panels), 4), width=2.5, height=2.0) as axes:
+        for axis, (name, values) in zip(axes, panels.items(), strict=False):
+            sets = {"target": data, "samples": samples}
+            shown = {k: plots.to_numpy(values(x)) for k, x in sets.items() if x is not None}
+            low, high = np.quantile(shown.get("target", shown["samples"]), [0.001, 0.999])
+            for (kind, numbers), colour in zip(
+                shown.items(), (plots.DATA, plots.SAMPLES)[-len(shown) :], strict=True
+            ):
+                clipped = np.clip(np.nan_to_num(numbers, nan=high), low, high)
+                axis.hist(
+                    clipped, 60, range=(low, high), density=True, histtype="step", color=colour, label=kind
+                )
+            axis.set(title=name, yticks=[])
+        for axis in axes[len(panels) :]:
+            axis.set_visible(False)
+        axes[0].legend(fontsize=7)
+
+
+def _over_energy(path: plots.File, target: Target, samples: Tensor) -> None:
+    """Samples [n, 2] over contours of the energy."""
+    centre = samples.median(0).values
+    reach = 1.2 * float((samples - centre).abs().quantile(0.995).clamp(min=1e-3))
+    lines = [torch.linspace(float(c) - reach, float(c) + reach, _GRID) for c in centre]
+    with torch.no_grad():
+        energies = target.energy(torch.cartesian_prod(*lines).to(samples))
+    values = plots.to_numpy(energies).reshape(_GRID, _GRID).T
+    values = np.minimum(values - values.min(), 30.0)
+    with plots.figure(path, 1, 1, width=4.2, height=4.2) as axes:
+        axes[0].contourf(lines[0], lines[1], values, levels=30, cmap="viridis_r")
+        axes[0].scatter(*plots.to_numpy(samples).T, s=2.0, c="white", alpha=0.6, linewidths=0)
+        axes[0].set(title="samples over the energy", aspect="equal")
+        axes[0].set(
+            xlim=(float(lines[0][0]), float(lines[0][-1])), ylim=(float(lines[1][0]), float(lines[1][-1]))
+        )

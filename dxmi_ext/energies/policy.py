@@ -1,0 +1,95 @@
+"""Algorithm 1 with its energy fixed: a policy that samples a given energy. Imports torch, the engine, the
+method and the task's chains."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dxmi_ext.energies import starts
+from dxmi_ext.energies.chains import PolicyChain
+from dxmi_ext.energies.networks import Start, TargetEnergy
+from dxmi_ext.energies.schedule import Levels
+from dxmi_ext.energies.settings import LearningSettings, PolicySettings
+from dxmi_ext.engine.learner import Learner
+from dxmi_ext.engine.ranks import Ranks
+from dxmi_ext.method import symptoms
+from dxmi_ext.method.energy_step import spread
+from dxmi_ext.method.networks import Networks
+from dxmi_ext.method.sampler import Trajectory
+from dxmi_ext.method.stepper import Batch, Metrics
+from dxmi_ext.method.trainer import DxMITrainer
+
+
+class PolicyTrainer(DxMITrainer):
+    """Trains a policy and its value on an energy without weights, and the policy's start.
+
+    s_t^2 of the running cost starts at the variances of the schedule, whose noising kernel the policy then
+    learns to reverse; with velocity regularisation it adapts.
+
+    Args:
+        networks: the sampler with a `Start`, the energy a `TargetEnergy`.
+        levels: of the chain.
+        learning, policy: settings.
+        temperature: w of the density exp(-E / w) / Z.
+        iterations: length of the run, over which learning rates decay.
+        seed: of every random choice.
+        ranks: among which the rows of a batch are split.
+    """
+
+    stream = "policy"
+
+    def __init__(
+        self,
+        networks: Networks,
+        levels: Levels,
+        learning: LearningSettings,
+        policy: PolicySettings,
+        *,
+        temperature: float,
+        iterations: int,
+        seed: int,
+        ranks: Ranks | None = None,
+    ) -> None:
+        self._learning_settings, self._temperature = learning, temperature
+        algorithm = policy.algorithm(learning, temperature)
+        super().__init__(networks, algorithm, iterations=iterations, seed=seed, ranks=ranks)
+        self.costs.velocity_var.copy_(levels.variance)
+        self._chain = PolicyChain(networks, self.costs.velocity_var, temperature)
+
+    @property
+    def chain(self) -> PolicyChain:
+        """That of the averaged networks."""
+        return PolicyChain(self.averaged, self.costs.velocity_var, self._temperature)
+
+    def _make_learners(self, ranks: Ranks) -> None:
+        super()._make_learners(ranks)
+        start, s = self.sampler.start, self._learning_settings
+        assert isinstance(start, Start) and isinstance(self.networks.energy_network, TargetEnergy)
+        over: tuple[Any, ...] = s.lr_decay, self.iterations, ranks
+        self.start_learner = Learner(start, s.start_lr, *over, losses=("start",))
+        self.learners = [*self.learners, self.start_learner]
+
+    def _energy_step(self, path: Trajectory, batch: Batch) -> Metrics:
+        """The energy is given; the start takes its step here."""
+        samples = path.samples[-1]
+        with torch.no_grad():
+            energy = self.networks.energy(samples).mean()
+        value = self.value, self.networks.value_at
+        started = starts.descend(self.start_learner, self._chain, *value, batch)
+        return {"energy_sample": energy, "sample_spread": spread(samples), **started}
+
+    def _value_steps(self, path: Trajectory, batch: Batch) -> Tensor:
+        return super()._value_steps(path, batch).mean()
+
+    def symptoms(self, numbers: Mapping[str, Any]) -> dict[str, str]:
+        ratios = [now / before for now, before in zip(numbers["std"], self._initial_std, strict=True)]
+        stds, why = symptoms.STDS, f"{min(ratios):.3g} to {max(ratios):.3g} of where it started"
+        found = {"sigma blow-up": max(ratios) > stds[1], "sigma collapse": min(ratios) < stds[0]}
+        return {name: why for name, is_so in found.items() if is_so}
+
+    def parts(self) -> dict[str, Any]:
+        return super().parts() | {"start_optimizer": self.start_learner.optimizer}

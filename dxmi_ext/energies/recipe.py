@@ -1,0 +1,148 @@
+"""Recipes that train a sampler of a given energy, then estimate log Z.
+
+Imports torch and ``dxmi_ext``; scipy and matplotlib where they are used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from torch import Tensor
+
+from dxmi_ext import ops
+from dxmi_ext.energies import model, plots
+from dxmi_ext.energies.chains import Chain, GradientChain, PolicyChain
+from dxmi_ext.energies.evaluation import evaluate_chain, table
+from dxmi_ext.energies.policy import PolicyTrainer
+from dxmi_ext.energies.settings import Config, EvaluateSettings
+from dxmi_ext.energies.targets import Target
+from dxmi_ext.energies.vgs import GradientTrainer
+from dxmi_ext.engine import final
+from dxmi_ext.engine.ranks import Ranks
+from dxmi_ext.engine.run import Run
+from dxmi_ext.engine.samples import Batch
+from dxmi_ext.engine.settings import ConfigError
+from dxmi_ext.method import noise
+
+_NEEDS = {"scipy": "w2", "matplotlib": "pictures"}
+_BATCH = 4096  # samples at a time
+
+
+def train(cfg: Config, ranks: Ranks | None = None) -> dict[str, Any]:
+    """Runs the recipe to its end and returns the summary, on the first rank.
+
+    Raises:
+        ConfigError: the target is none, or another than that of the run that the output holds.
+    """
+    target, source = model.target_of(cfg)
+    if cfg.target.target_source not in (None, source):
+        raise ConfigError(f"target_source must be null or {source}, got {cfg.target.target_source}")
+    cfg.target.target_source = source
+    run = Run(cfg, ranks)
+    if run.finished():
+        return {}
+    with run:
+        built = model.build(cfg, target, run.device)
+        run.describe(built)
+        if run.ranks.first:
+            final.announce_missing(_NEEDS)
+        trainer = _trainer(cfg, built, run)
+        run.phase(
+            cfg.chain.sampler,
+            trainer,
+            cfg.run.iterations,
+            _batches(target, run),
+            _picture(cfg, target, trainer),
+        )
+        if cfg.run.dry_run or not run.ranks.first:
+            return {}
+        chain = trainer.chain
+        model.save(run.directory / "model", chain, cfg)
+        numbers = evaluate_chain(cfg, target, chain, seed=cfg.run.seed)
+        final.attempt("pictures", lambda: plots.draw(run.directory, cfg, target, chain))
+        summary = run.summarize({**model.about(cfg), **numbers})
+    print(table(cfg, numbers))
+    print(f"{run.directory}: summary.json, model/, pictures; {summary['wall_seconds']} s")
+    return summary
+
+
+def load(directory: Path, device: torch.device) -> tuple[Config, Chain]:
+    """A run's settings and final chain, as `model.load`."""
+    cfg, _, chain = model.load(directory, device)
+    return cfg, chain
+
+
+def pretrain(cfg: Config, ranks: Ranks | None = None) -> None:
+    """There are no data to pretrain on."""
+    raise ConfigError("pretrain: recipes of the task energies have no pretraining; use dxmi train")
+
+
+def sample(
+    directory: Path,
+    rows: range,
+    seed: int,
+    batch_size: int | None,
+    device: torch.device,
+    *,
+    guidance: float = 0.0,
+    labels: str | None = None,
+    steps: int | None = None,
+) -> Iterator[Batch]:
+    """Samples [m, D] of a run's final sampler, batch after batch; row i depends on (seed, i) alone.
+
+    Raises:
+        ConfigError: settings are given that this task does not have.
+    """
+    cfg, target, chain = model.load(directory, device)
+    for name, value in {"guidance": guidance or None, "labels": labels}.items():
+        if value is not None:
+            raise ConfigError(f"{name}: got {value}, but samplers of an energy take none")
+    if steps not in (None, cfg.chain.steps):
+        raise ConfigError(f"steps must be {cfg.chain.steps}, the run's own, got {steps}")
+    key, size = ops.noise_key(seed, device=device), batch_size or _BATCH
+
+    def drawn() -> Iterator[Batch]:  # so that mistakes are told at the call
+        for first in range(rows.start, rows.stop, size):
+            count = min(size, rows.stop - first)
+            yield Batch(target.lift(chain.rollout(count, key, sample_offset=first)[-1]), None)
+
+    return drawn()
+
+
+def evaluate(
+    directory: Path, settings: EvaluateSettings, device: torch.device
+) -> tuple[dict[str, float | None], str]:
+    """The numbers of a run's final sampler and their table, with noise of a seed of one's own."""
+    cfg, target, chain = model.load(directory, device)
+    cfg.evaluation.paths = settings.paths or cfg.evaluation.paths
+    cfg.evaluation.compared = settings.compared or cfg.evaluation.compared
+    numbers = evaluate_chain(cfg, target, chain, seed=settings.seed)
+    return numbers, table(cfg, numbers)
+
+
+def _trainer(cfg: Config, chain: Chain, run: Run) -> PolicyTrainer | GradientTrainer:
+    options: dict[str, Any] = {"iterations": cfg.run.iterations, "seed": cfg.run.seed, "ranks": run.ranks}
+    if isinstance(chain, GradientChain):
+        return GradientTrainer(chain, cfg.learning, cfg.gradient, **options)
+    assert isinstance(chain, PolicyChain)
+    levels, temperature = model.levels_of(cfg), cfg.target.temperature
+    settings = cfg.learning, cfg.policy
+    return PolicyTrainer(chain.networks, levels, *settings, temperature=temperature, **options)
+
+
+def _picture(
+    cfg: Config, target: Target, trainer: PolicyTrainer | GradientTrainer
+) -> Callable[[IO[bytes]], None]:
+    """Draws samples of fixed noise."""
+    device = trainer.chain.start.log_std.device
+    key = noise.Draws(cfg.run.seed, "pictures", ["sample"], device).at(0)["sample"]
+    return lambda file: plots.samples(file, target, target.lift(trainer.chain.rollout(2000, key)[-1]), None)
+
+
+def _batches(target: Target, run: Run) -> Callable[[int], Tensor]:
+    """iteration -> as many rows as this rank has, of nothing: there are no data."""
+    nothing = torch.zeros(run.rows[0], target.free, device=run.device)
+    return lambda iteration: nothing

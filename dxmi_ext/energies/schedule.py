@@ -1,0 +1,90 @@
+"""Variances of noise a step, and the levels that they add up to. Imports torch and ``method.schedules``."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dxmi_ext.method import schedules
+from dxmi_ext.method.schedules import Schedule
+
+
+class Levels(NamedTuple):
+    """A chain from noise to the target x_T. Backwards x_t is sqrt(1 - variance_t) x_{t+1} +
+    sqrt(variance_t) eps (variance-preserving) or x_{t+1} + sqrt(variance_t) eps (variance-exploding). Tables
+    are float64."""
+
+    variance: Tensor
+    """[T]"""
+    growth: Tensor
+    """alpha_t [T]: 1 / sqrt(1 - variance_t), or 1."""
+    signal: Tensor
+    """x_t = signal x_T + noise eps, [T + 1]."""
+    noise: Tensor
+    """[T + 1]; 0 at T."""
+    scale: float
+    """The target's standard deviation, roughly."""
+
+    @property
+    def steps(self) -> int:
+        return len(self.variance)
+
+    @property
+    def std(self) -> Tensor:
+        """Of the noise that a step adds, [T]."""
+        return self.variance.sqrt() * self.growth
+
+    @property
+    def spread(self) -> Tensor:
+        """The standard deviation of x_t, roughly, [T + 1]."""
+        return ((self.signal * self.scale).square() + self.noise.square()).sqrt()
+
+
+def levels(kind: str, spacing: str, steps: int, first: float, last: float, scale: float = 1.0) -> Levels:
+    """Those of T steps.
+
+    Args:
+        kind: vp or ve.
+        spacing: of the variances from first / T to last / T: linear, quad (linear in the roots) or exp.
+        steps: T.
+        first, last: variances of the first and the last step, times T.
+        scale: the target's standard deviation, roughly.
+
+    Raises:
+        ValueError: a variance is not positive, or with vp not below 1.
+    """
+    ends = torch.tensor([first, last], dtype=torch.float64) / steps
+    line = torch.linspace(0, 1, steps, dtype=torch.float64)
+    if not (ends > 0).all() or (kind == "vp" and not (ends < 1).all()):
+        raise ValueError(f"first, last: got variances {ends.tolist()}, wants > 0, and < 1 with vp")
+    if spacing == "linear":
+        variance = ends[0] + line * (ends[1] - ends[0])
+    elif spacing == "quad":
+        variance = (ends[0].sqrt() + line * (ends[1].sqrt() - ends[0].sqrt())).square()
+    else:
+        variance = (ends[0].log() + line * (ends[1].log() - ends[0].log())).exp()
+    growth = torch.ones_like(variance) if kind == "ve" else (1 - variance).rsqrt()
+    one = torch.ones(1, dtype=torch.float64)
+    signal = torch.cat(((1 / growth).flip(0).cumprod(0).flip(0), one))
+    if kind == "ve":
+        noise = torch.cat((variance.flip(0).cumsum(0).flip(0), 0 * one)).sqrt()
+    else:
+        noise = (1 - signal.square()).clamp(min=0).sqrt()
+    return Levels(variance, growth, signal, noise, scale)
+
+
+def policy_schedule(of: Levels) -> Schedule:
+    """The tables of a policy whose network predicts the target's part of x_t, by EDM's preconditioning: with
+    a network that says 0, the chain whose end is N(0, scale^2)."""
+    std = schedules.posterior_std(of.signal, of.noise)
+    made = schedules.from_levels(
+        *(of.signal, of.noise, std),
+        time=torch.zeros_like(of.variance),
+        initial_std=float(of.spread[0]),
+        min_std=1e-6,
+        prediction="edm",
+        sigma_data=of.scale,
+    )
+    return made._replace(log_std=(of.std * of.spread[1:] / of.spread[:-1] / of.growth).log())

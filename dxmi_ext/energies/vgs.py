@@ -1,0 +1,132 @@
+"""Training of the Value Gradient Sampler (arXiv 2502.13280). Imports torch, the engine, the method and the
+task's networks and chains."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import mse_loss, smooth_l1_loss
+
+from dxmi_ext import ops
+from dxmi_ext.energies import starts
+from dxmi_ext.energies.chains import GradientChain
+from dxmi_ext.energies.networks import Value
+from dxmi_ext.energies.settings import GradientSettings, LearningSettings
+from dxmi_ext.engine import sharding
+from dxmi_ext.engine.execution import ExecutionSettings
+from dxmi_ext.engine.learner import Average, Learner
+from dxmi_ext.engine.ranks import Ranks
+from dxmi_ext.method import noise
+from dxmi_ext.method.networks import frozen
+from dxmi_ext.method.stepper import Batch, Metrics, Stepper
+
+
+class GradientTrainer(Stepper):
+    """Trains the value that moves a `GradientChain`, by temporal differences, and its start.
+
+    The chain's own value is the target network: it makes the paths and the targets, and follows the value
+    that learns.
+
+    Args:
+        chain: whose value and start learn.
+        learning, settings: of the algorithm.
+        iterations: length of the run, over which learning rates decay.
+        seed: of every random choice.
+        ranks: among which the rows of a batch are split.
+    """
+
+    stream = "vgs"
+
+    def __init__(
+        self,
+        chain: GradientChain,
+        learning: LearningSettings,
+        settings: GradientSettings,
+        *,
+        iterations: int,
+        seed: int,
+        ranks: Ranks | None = None,
+    ) -> None:
+        ranks = ranks or Ranks()
+        assert isinstance(chain.value, Value)
+        self.chain, self.settings, self.passes = chain, settings, range(settings.td_passes)
+        self.online = sharding.deepcopy(chain.value)
+        # Its "average" is the chain's own value, which acts and is the target.
+        self.target = Average(self.online, settings.target_decay)
+        chain.value = self.target.module
+        over: tuple[Any, ...] = learning.lr_decay, iterations, ranks
+        self.value_learner = Learner(
+            self.online, learning.value_lr, *over, clip=learning.value_clip, losses=("value",)
+        )
+        self.start_learner = Learner(chain.start, learning.start_lr, *over, losses=("start",))
+        self.learners = [self.value_learner, self.start_learner]
+        super().__init__(
+            seed=seed,
+            device=chain.start.log_std.device,
+            ranks=ranks,
+            execution=ExecutionSettings(),
+            uses=["rollout", *(f"{use}{i}" for i in self.passes for use in ("order", "redraw"))],
+        )
+        self._time_cost = -chain.temperature * chain.dim * chain.tables().sample_coef.log()
+
+    def iterate(self, batch: Batch) -> Metrics:
+        path, outputs = self._rollout(batch)
+        metrics = {"value_loss": self._value_steps(path, outputs, batch)}
+        metrics |= starts.descend(
+            *(self.start_learner, self.chain, self.chain.value, self.chain.value_at, batch)
+        )
+        self.target.update()
+        with torch.no_grad():
+            metrics["energy_sample"] = self.chain.energy(path[-1]).mean()
+        return self.ranks.mean(metrics)
+
+    @torch.no_grad()
+    def _rollout(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Paths [T + 1, N, D] with more noise than the chain's, and the outputs [T, N, D] of their steps."""
+        chain, key, offset = self.chain, batch.keys["rollout"], batch.offset
+        path, outputs = [chain.initial(batch.n, key, sample_offset=offset)], []
+        with frozen(chain.value):
+            for t in range(chain.steps):
+                timestep = torch.full((batch.n,), t, device=key.device)
+                noise = self.settings.path_noise
+                x, output = chain.step(path[-1], timestep, key, noise=noise, sample_offset=offset)
+                path.append(x)
+                outputs.append(output)
+        return torch.stack(path), torch.stack(outputs)
+
+    def _value_steps(self, path: Tensor, outputs: Tensor, batch: Batch) -> Tensor:
+        """Passes over all steps of all paths; each row its own order of steps, so that a batch has all."""
+        losses, rows = [], torch.arange(batch.n, device=path.device)
+        loss_fn = smooth_l1_loss if self.settings.td_loss == "smooth_l1" else mse_loss
+        for i in self.passes:
+            order, redraw = batch.keys[f"order{i}"], batch.keys[f"redraw{i}"]
+            first = noise.randint(self.chain.steps, batch.n, order, sample_offset=batch.offset)
+            for shift in range(self.chain.steps):
+                t = (first + shift) % self.chain.steps
+                target = self._target(path[t, rows], outputs[t, rows], t, redraw, batch.offset)
+                value = self.value_learner.network(path[t, rows], t)
+                loss = loss_fn(value / self.chain.dim, target / self.chain.dim)
+                losses.append(self.value_learner.descend("value", loss))
+        return torch.stack(losses).mean()
+
+    @torch.no_grad()
+    def _target(self, x: Tensor, output: Tensor, t: Tensor, key: Tensor, offset: int) -> Tensor:
+        """What V^t(x) learns, [N]: the value of a redrawn step, and the cost of its drift."""
+        chain, tables = self.chain, self.chain.tables()
+        coefs = tables.sample_coef, tables.output_coef, tables.log_std
+        following = ops.sampler_step(x, output, t, *coefs, key, sample_offset=offset).next_sample
+        drift = (tables.output_coef[t, None] * output).square().sum(1)
+        step_var = (2 * tables.log_std).exp()
+        next_value, costs = chain.value_at(following, t + 1), (tables.log_std, step_var, self._time_cost)
+        return ops.td_target(next_value, drift, t, *costs, 0.0, chain.temperature)
+
+    def parts(self) -> dict[str, Any]:
+        return {
+            "chain": self.chain,
+            "online": self.online,
+            "failures": {k: v for learner in self.learners for k, v in learner.failures.items()},
+            "value_optimizer": self.value_learner.optimizer,
+            "start_optimizer": self.start_learner.optimizer,
+        }

@@ -1,0 +1,194 @@
+"""Chains: rollouts with exact values of mixtures, the Gaussian recursion, weights against brute force."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dxmi_ext import ops
+from dxmi_ext.energies import metrics, targets
+from dxmi_ext.energies.chains import GradientChain, PolicyChain
+from dxmi_ext.energies.networks import Policy, Start, TargetEnergy, Value
+from dxmi_ext.energies.schedule import Levels, levels, policy_schedule
+from dxmi_ext.energies.targets import Target
+from dxmi_ext.method.networks import Networks
+from dxmi_ext.method.sampler import GaussianSampler
+
+
+class ExactValue(nn.Module):
+    """-log of an isotropic mixture, variance c, diffused backwards by the steps t..T - 1."""
+
+    def __init__(self, means: Tensor, variance: float, of: Levels) -> None:
+        super().__init__()
+        self.means, self.variance, self.levels = means, variance, of
+
+    def forward(self, y: Tensor, timestep: Tensor) -> Tensor:
+        signal, noise = (table.float()[timestep] for table in (self.levels.signal, self.levels.noise))
+        variance = signal**2 * self.variance + noise**2
+        squared = (y[:, None] - signal[:, None, None] * self.means).square().sum(-1)
+        scale = y.shape[1] / 2 * (2 * math.pi * variance).log() + math.log(len(self.means))
+        return scale - torch.logsumexp(-squared / (2 * variance[:, None]), 1)
+
+
+def exact(means: Tensor, variance: float, of: Levels) -> GradientChain:
+    energy = TargetEnergy(targets.mixture("mixture", means, variance))
+    spread = variance + float(means.var(0, correction=0).mean())
+    start = Start(math.sqrt(float(of.signal[0] ** 2 * spread + of.noise[0] ** 2)))
+    return GradientChain(start, ExactValue(means, variance, of), energy, of, means.shape[1], 1.0)
+
+
+def recursion(of: Levels) -> float:
+    """The final variance of VGS's step with the exact value of N(0, 1) as the target."""
+    variances = of.signal**2 + of.noise**2
+    v = float(variances[0])
+    for t in range(of.steps):
+        alpha, c = float(of.growth[t]), float(of.std[t] ** 2)
+        v = (alpha * (1 - c / float(variances[t + 1]))) ** 2 * v + c
+    return v
+
+
+CASES = [
+    (("vp", "quad", 20, 0.2 * 20, 0.1 * 20), 0.893),
+    (("vp", "quad", 10, 0.1 * 10, 0.01 * 10), 0.975),
+    (("ve", "quad", 30, 0.1 * 30, 1e-4 * 30), 0.983),
+    (("ve", "quad", 30, 0.5 * 30, 5e-4 * 30), 0.946),
+]
+
+
+@pytest.mark.parametrize(("schedule", "known"), CASES)
+def test_one_gaussian_has_the_variance_of_the_recursion(schedule: Any, known: float) -> None:
+    of = levels(*schedule)
+    assert recursion(of) == pytest.approx(known, abs=6e-4)
+    ends = exact(torch.zeros(1, 4), 1.0, of).rollout(20_000, ops.noise_key(0))[-1]
+    assert float(ends.var()) == pytest.approx(known, rel=0.02)
+
+
+def test_exact_values_of_a_mixture_lead_to_its_samples_and_log_partition() -> None:
+    """Section 4 of the known figures: gmm25, VE geometric 600/T -> .4/T, T = 50: ELBO gap .23, ESS .63."""
+    target = targets.TARGETS["gmm25"]()
+    assert target.modes is not None
+    chain = exact(target.modes, 0.3, levels("ve", "exp", 50, 600, 0.4))
+    path = chain.rollout(4000, ops.noise_key(0))
+    found = metrics.of_weights(chain.log_weights(path))
+    assert abs(found["log_partition"]) < 4 * found["log_partition_std"]
+    assert found["elbo"] == pytest.approx(-0.23, abs=0.05)
+    assert found["ess"] == pytest.approx(0.63, abs=0.08)
+    assert metrics.of_modes(path[-1], target)["modes"] == 25
+    data = target.draw(2000, ops.noise_key(1), 0)  # type: ignore[misc]
+    back = chain.backward_rollout(data, ops.noise_key(2))
+    reverse = metrics.of_reverse_weights(chain.log_weights(back))
+    assert reverse["eubo"] > 0
+    assert reverse["ess_reverse"] == pytest.approx(found["ess"], abs=0.15)
+
+
+def small(sampler: str, dim: int = 1, steps: int = 2) -> tuple[PolicyChain | GradientChain, Target]:
+    """A chain with random networks."""
+    torch.manual_seed(0)
+    target = targets.mixture("two", torch.tensor([[-1.0], [1.5]]).expand(2, dim), 0.3)
+    of, energy = levels("ve", "exp", steps, 0.3, 0.2, 1.5), TargetEnergy(target)
+    value, start = Value(energy, of, 1.0, 16, 2, 1, shares=sampler == "dxmi"), Start(float(of.spread[0]))
+    nn.init.normal_(value.last.weight, std=0.1)
+    if sampler == "vgs":
+        return GradientChain(start, value, energy, of, dim, 1.0), target
+    network = Policy(energy, of, 1.0, 16, 2, 1)
+    nn.init.normal_(network.motion.last.weight, std=0.3)
+    made = GaussianSampler(network, policy_schedule(of), (dim,), start=start)
+    return PolicyChain(Networks(made, value, energy), of.variance.float(), 1.0), target
+
+
+def log_normal(x: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
+    return torch.distributions.Normal(mean.double(), log_std.double().exp()).log_prob(x.double()).sum(1)
+
+
+@pytest.mark.parametrize("sampler", ["dxmi", "vgs"])
+def test_log_weights_are_those_of_the_definition(sampler: str) -> None:
+    chain, target = small(sampler, dim=3)
+    path = chain.rollout(50, ops.noise_key(0))
+    tables = chain.tables()
+    wanted = -target.energy(path[-1]).double()
+    wanted -= log_normal(path[0], torch.zeros(()), chain.start.log_std.detach())
+    for t in range(chain.steps):
+        x, following = path[t], path[t + 1]
+        output = chain.output(x, torch.full((50,), t))
+        mean = tables.sample_coef[t] * x + tables.output_coef[t] * output
+        wanted += log_normal(x, tables.back_coef[t] * following, tables.back_log_std[t])
+        wanted -= log_normal(following, mean, tables.log_std[t])
+    assert torch.allclose(chain.log_weights(path), wanted.detach(), atol=2e-4)
+
+
+@pytest.mark.parametrize("sampler", ["dxmi", "vgs"])
+def test_weights_integrate_to_the_partition_function_on_a_grid(sampler: str) -> None:
+    """The mean of w under pi, by brute force over (x_0, x_1) in one dimension, T = 1: w pi = exp(-E) q."""
+    chain, _ = small(sampler, steps=1)
+    line = torch.linspace(-14, 14, 701)
+    grid = torch.cartesian_prod(line, line)
+    path = torch.stack((grid[:, :1], grid[:, 1:]))
+    tables, timestep = chain.tables(), torch.zeros(len(grid), dtype=torch.int64)
+    mean = tables.sample_coef[0] * path[0] + tables.output_coef[0] * chain.output(path[0], timestep)
+    log_pi = log_normal(path[1], mean.detach(), tables.log_std[0])
+    log_pi += log_normal(path[0], torch.zeros(()), chain.start.log_std.detach())
+    cell = 2 * math.log(float(line[1] - line[0]))
+    assert float(log_pi.logsumexp(0)) + cell == pytest.approx(0, abs=1e-3)
+    assert float((chain.log_weights(path) + log_pi).logsumexp(0)) + cell == pytest.approx(0, abs=1e-3)
+
+
+@pytest.mark.parametrize("sampler", ["dxmi", "vgs"])
+def test_the_mean_weight_is_unbiased_over_seeds(sampler: str) -> None:
+    chain, _ = small(sampler, dim=2, steps=3)
+    weights = [chain.log_weights(chain.rollout(500, ops.noise_key(seed))).exp() for seed in range(40)]
+    means = torch.stack([each.mean() for each in weights])
+    assert abs(float(means.mean()) - 1) < 4 * float(means.std()) / math.sqrt(40)
+
+
+def test_rows_depend_on_key_and_global_row_alone() -> None:
+    chain, _ = small("dxmi", dim=2)
+    key = ops.noise_key(5)
+    whole = chain.rollout(9, key)
+    parts = [chain.rollout(n, key, sample_offset=first) for first, n in ((0, 4), (4, 5))]
+    assert torch.allclose(torch.cat(parts, 1), whole, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["dw4", "lj13"])
+def test_networks_of_particles_have_their_symmetries(name: str) -> None:
+    """Values are invariant, policies equivariant, under rotation and permutation."""
+    torch.manual_seed(0)
+    target = targets.TARGETS[name]()
+    n = target.particles or 1
+    d = target.dim // n
+    of, energy = levels("ve", "exp", 3, 3.0, 0.1, 1.5), TargetEnergy(target, 100.0)
+    value, policy = Value(energy, of, 1.0, 16, 2, 2, shares=True), Policy(energy, of, 1.0, 16, 2, 2)
+    for layer in (value.last, policy.motion.last):
+        nn.init.normal_(layer.weight)
+    nn.init.ones_(policy.share)
+    y = 4 * ops.normal((5, target.free), ops.noise_key(1))
+    t, x = torch.tensor([0, 1, 2, 0, 1]), target.lift(y).view(5, n, d)
+    turn = torch.linalg.qr(torch.randn(d, d, generator=torch.Generator().manual_seed(2))).Q
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(3))
+
+    def moved(x: Tensor) -> Tensor:
+        return target.coordinates((x.view(5, n, d)[:, order] @ turn).flatten(1))
+
+    turned = moved(x)
+    assert torch.allclose(value(turned, t), value(y, t), rtol=1e-3, atol=1e-3)
+    wanted = moved(target.lift(policy(y, t).detach()))
+    assert torch.allclose(policy(turned, t).detach(), wanted, rtol=1e-2, atol=1e-2)
+
+
+def test_levels_add_up() -> None:
+    of = levels("vp", "quad", 20, 4.0, 2.0)
+    assert float(of.variance[0]) == pytest.approx(0.2) and float(of.variance[-1]) == pytest.approx(0.1)
+    assert torch.allclose(of.signal**2 + of.noise**2, torch.ones(21, dtype=torch.float64))
+    of = levels("ve", "exp", 20, 600, 0.4, 7.0)
+    assert float(of.noise[0] ** 2) == pytest.approx(float(of.variance.sum()))
+    # A policy that says nothing ends at N(0, scale^2).
+    tables = policy_schedule(of)
+    v = float(of.spread[0] ** 2)
+    for t in range(20):
+        v = float(tables.sample_coef[t]) ** 2 * v + math.exp(2 * float(tables.log_std[t]))
+    assert v == pytest.approx(49.0)
+    with pytest.raises(ValueError, match=r"wants > 0, and < 1 with vp"):
+        levels("vp", "linear", 2, 2.0, 1.0)
