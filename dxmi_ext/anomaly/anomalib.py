@@ -57,8 +57,8 @@ class DxMI(MemoryBankMixin, AnomalibModule):
     """The recipe ``anomaly``: `fit` learns from the features of an epoch of good images.
 
     It computes what the command ``dxmi`` does: it learns from the same images and settings as ``dxmi train``
-    with detector=dxmi, ``pred_score`` is the score that ``dxmi score`` writes, and ``pred_label`` and ``pred_mask`` are by
-    thresholds from held-out good images. For that, leave these alone:
+    with detector=dxmi, ``pred_score`` is the score that ``dxmi score`` writes, and ``pred_label`` and
+    ``pred_mask`` are by thresholds from held-out good images. For that, leave these alone:
 
     - ``pre_processor=True``: it resizes whole images by Pillow, as ``dxmi`` does. One of your own must keep
       values in [0, 1]: no ``Normalize``, for the backbone scales them itself.
