@@ -92,7 +92,9 @@ def methods_of(
 
 
 def _detector(cfg: Config, networks: AnomalyNetworks, name: str, good: np.ndarray | None) -> Detector | None:
-    """One that has learned, or is to be fitted."""
+    """One that has learned, or is to be fitted; None: it cannot be had."""
+    if name in TRAINED and name not in networks.baselines:
+        return None
     if name not in _FITTED:
         return EnergyDetector(networks.energy_of(name), device=networks.device)
     if isinstance(networks.shipped, _FITTED[name]):

@@ -141,6 +141,8 @@ def test_a_run_chooses_says_what_and_scores_by_it(
     assert {k: v for k, v in again.items() if "latency" not in k}.items() <= found.items()
     alone, _ = anomaly.evaluate(tmp_path / "run", anomaly.EvaluateSettings(baselines="none"), CPU)
     assert alone["image_auroc"] == found["image_auroc"]  # from the model, without a fit
+    more, _ = anomaly.evaluate(tmp_path / "run", anomaly.EvaluateSettings(baselines="all"), CPU)
+    assert more["baselines"] == found["baselines"]  # tau = 0 and Langevin were not trained
 
 
 @pytest.mark.parametrize("detector", ["dxmi", "autoencoder", "knn", "gaussian"])
