@@ -38,7 +38,7 @@ from dxmi_ext.anomaly import dataset as anomaly
 from dxmi_ext.anomaly import layouts as anomaly_sources
 from dxmi_ext.anomaly import recipe as recipe_anomaly
 from dxmi_ext.anomaly.dataset import AnomalyData
-from dxmi_ext.anomaly.scoring import ScoreError, Scorer, maps_of
+from dxmi_ext.anomaly.scoring import ScoreError, Scorer
 from dxmi_ext.engine import config, health
 from dxmi_ext.engine.ranks import Ranks
 from dxmi_ext.engine.run import Stepper
@@ -47,16 +47,18 @@ from dxmi_ext.engine.settings import ConfigError
 _ELSEWHERE = {"recipe", "task", "output", "device", "threads", "shard", "resume", "dry_run"}
 _ELSEWHERE |= {"checkpoint_every", "keep_checkpoints", "rollbacks", "rollback_lr"}
 _ELSEWHERE |= {"log_every", "picture_every", "tensorboard", "wandb"}
-_ELSEWHERE |= {"data", "classes", "train_share", "cache", "baselines", "baseline_iterations"}
-"""Settings of the recipe that the Engine and the data module decide."""
+_ELSEWHERE |= {"data", "classes", "train_share", "cache", "baselines", "baseline_iterations", "detector"}
+"""Settings of the recipe that the Engine and the data module decide, or that have no meaning here: what
+learns is DxMI's energy."""
+_PREPARATION = "dxmi_preparation"  # in a checkpoint
 
 
 class DxMI(MemoryBankMixin, AnomalibModule):
     """The recipe ``anomaly``: `fit` learns from the features of an epoch of good images.
 
-    It computes what the command ``dxmi`` does: it learns from the same images and settings as ``dxmi train``,
-    ``pred_score`` is the score that ``dxmi score`` writes, and ``pred_label`` and ``pred_mask`` are by
-    thresholds from held-out good images. For that, leave these alone:
+    It computes what the command ``dxmi`` does: it learns from the same images and settings as ``dxmi train``
+    with detector=dxmi, ``pred_score`` is the score that ``dxmi score`` writes, and ``pred_label`` and
+    ``pred_mask`` are by thresholds from held-out good images. For that, leave these alone:
 
     - ``pre_processor=True``: it resizes whole images by Pillow, as ``dxmi`` does. One of your own must keep
       values in [0, 1]: no ``Normalize``, for the backbone scales them itself.
@@ -107,6 +109,8 @@ class DxMI(MemoryBankMixin, AnomalibModule):
     def from_run(cls, directory: Path | str, **options: Any) -> DxMI:
         """The detector of a finished run of images, to be tested, exported or used to predict by anomalib.
 
+        It is the one that the run chose. Checkpoints of Lightning hold DxMI's energy alone: keep the run.
+
         Args:
             directory: of the run.
             options: as the class takes them, but ``settings`` and ``recipe``, which are the run's.
@@ -149,9 +153,22 @@ class DxMI(MemoryBankMixin, AnomalibModule):
         with torch.inference_mode(False), torch.enable_grad():
             backbone, device = self.model.scorer.backbone, self.device
             data = AnomalyData(images, np.zeros(count, np.int64), split="train")
-            good = collection.divided(features.computed(data, backbone, device), self.cfg.source.holdout)
+            maps, holdout = features.computed(data, backbone, device), self.cfg.source.holdout
+            good = collection.divided(maps, holdout, images=images)
             self._take(recipe_anomaly.fit(_Phases(self.cfg, device), self.cfg, good, backbone))
         self._images, self._paths = [], []
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds which preparation was chosen."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint[_PREPARATION] = getattr(self.model.scorer.preparation, "name", None)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Makes a detector of the shape of the stored one."""
+        super().on_load_checkpoint(checkpoint)
+        name = checkpoint.get(_PREPARATION)
+        if name is not None and name != getattr(self.model.scorer.preparation, "name", None):
+            self.model.scorer = recipe_anomaly.new_scorer(self.cfg, name)
 
     def _take(self, scorer: Scorer) -> None:
         self.model.scorer = scorer
@@ -229,7 +246,7 @@ class _Detector(nn.Module):
     def forward(self, images: Tensor) -> InferenceBatch:
         if torch.compiler.is_compiling():  # an Extractor's checks and switches cannot be exported
             given = self.scorer.backbone.network(_to_uint8(images))
-            maps = maps_of(self.scorer.preparation(given), self.scorer.energy)
+            maps = detectors.maps_of(self.scorer.preparation(given), self.scorer.energy)
         else:
             maps = self.scorer.maps(_resized(_to_uint8(images), self.scorer.size))
         pixels = detectors.localise(maps, (images.shape[2], images.shape[3]))

@@ -19,6 +19,7 @@ from dxmi_ext.images.features import Extractor, FeatureError, efficientnet_lite0
 
 _IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 BACKBONES = ("efflite0", "efflite0_deep", "efficientnet_b4")
+_RAW = "-raw"
 _PAPER, _DEEP = (0, 2, 4, 10), (4, 10, 14)
 
 
@@ -71,8 +72,13 @@ def backbone(
     """
     if size < 1 or grid < 1:
         raise FeatureError(f"size, grid: got {size}, {grid}, wants positive numbers")
-    name = f"{name}-maps{size}to{grid}" + ("" if normalise else "-raw")
+    name = f"{name}-maps{size}to{grid}" + ("" if normalise else _RAW)
     return Extractor(_Maps(network, size, grid, mean, std, normalise), name)
+
+
+def is_normalised(identity: str) -> bool:
+    """Whether the backbone of an `Extractor.identity` brings its features to unit length."""
+    return f"{_RAW}-" not in identity
 
 
 def efflite0(

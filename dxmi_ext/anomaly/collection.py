@@ -33,6 +33,8 @@ class Good(NamedTuple):
     """[k, h, w, C]: nothing learns from them, so their scores tell what is usual."""
     columns: Columns | None = None
     """Of vectors: which of theirs the C are."""
+    held_out_images: np.ndarray | None = None
+    """uint8 [k, 3, H, W]; None: no pictures."""
 
 
 class Examined(NamedTuple):
@@ -106,7 +108,7 @@ class Pictures:
             if count == 1:
                 name = data.class_names[i]
                 raise ImageDataError(f"{self.path}: class {name!r}: one good picture to train, wants two")
-        return divided(self._maps(data), holdout, data.classes)
+        return divided(self._maps(data), holdout, data.classes, data.images)
 
     def tested(self) -> Examined:
         data = self._load("test")
@@ -186,20 +188,26 @@ class Vectors:
         return Columns.of(self._loaded.train, str(self.path))
 
 
-def divided(maps: np.ndarray, holdout: float, classes: np.ndarray | None = None) -> Good:
+def divided(
+    maps: np.ndarray,
+    holdout: float,
+    classes: np.ndarray | None = None,
+    images: np.ndarray | None = None,
+) -> Good:
     """Features of good pictures [n, h, w, C], of which a share is held out: the last of each class.
 
     Args:
         maps: in the order of the pictures' names, two or more of each class.
         holdout: the share, of each at least one.
         classes: int64 [n]; None: all are of one.
+        images: uint8 [n, 3, H, W], the pictures.
     """
     classes = np.zeros(len(maps), np.int64) if classes is None else classes
     held = np.zeros(len(maps), bool)
     for i in np.unique(classes):
         members = np.flatnonzero(classes == i)
         held[members[-_count(holdout, len(members)) :]] = True
-    return Good(maps[~held], maps[held])
+    return Good(maps[~held], maps[held], held_out_images=None if images is None else images[held])
 
 
 def _count(share: float, n: int) -> int:

@@ -1,4 +1,4 @@
-"""DxMI's energy beside other detectors on the same features: thresholds, scores, latency, a table.
+"""The numbers of detectors on the same features: thresholds, scores, latency, a table.
 
 Imports torch, numpy and ``dxmi_ext``.
 """
@@ -8,15 +8,17 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dxmi_ext.anomaly import metrics
 from dxmi_ext.anomaly.collection import Examined
 from dxmi_ext.anomaly.detectors import Detector, detect, localise
 from dxmi_ext.anomaly.features import FeatureMaps
+from dxmi_ext.anomaly.preparation import prepared
 from dxmi_ext.anomaly.scoring import TooFew, threshold_of
 from dxmi_ext.engine import final, runlog
 from dxmi_ext.images.features import Extractor
@@ -29,7 +31,7 @@ TITLES = {
     "knn": "nearest neighbours",
     "gaussian": "Gaussian positions",
 }
-"""Methods in the order of a table; the numbers of the first bear no prefix, those of others their name."""
+"""Methods in the order of a table."""
 
 _COLUMNS = {
     "image_auroc": "AUROC",
@@ -73,7 +75,8 @@ def calibrate(
     except TooFew as error:
         threshold = float(pictures.max())
         runlog.note(f"the threshold is the highest score of those held out; {error}")
-    return {"threshold": threshold, "pixel_threshold": float(np.quantile(pixels.numpy(), pixel_quantile))}
+    pixel_threshold = max(float(np.quantile(pixels.numpy(), pixel_quantile)), 1e-12)  # of equal pictures 0
+    return {"threshold": threshold, "pixel_threshold": pixel_threshold}
 
 
 def measure(pictures: Tensor, scores: Tensor, tested: Examined) -> tuple[dict[str, float], list[str]]:
@@ -133,23 +136,28 @@ def latency_ms(
     return round(statistics.median(times[1:]), 3)  # the first one warms up
 
 
+class Method(NamedTuple):
+    """A detector that has learned, and what prepares features for it."""
+
+    preparation: nn.Module
+    detector: Detector
+
+
 def compare(
-    detectors: Mapping[str, Detector],
-    good: FeatureMaps | None,
+    methods: Mapping[str, Method],
+    first: str,
     tested: Examined,
-    maps: FeatureMaps,
     backbone: Extractor | None,
     threshold: float,
     *,
     top_share: float = 0.0,
 ) -> tuple[dict[str, float], list[str], Tensor | None]:
-    """The numbers of every detector.
+    """The numbers of every method.
 
     Args:
-        detectors: by their names in TITLES, dxmi first.
-        good: what they are fitted to; None: they are as they should be.
-        tested: truths.
-        maps: what they score, prepared.
+        methods: by their names in TITLES.
+        first: the one that scores new pictures, whose numbers bear no prefix.
+        tested: features before any preparation, and truths.
         backbone: of pictures, for the latency; None: of vectors.
         threshold: of the first one's scores.
         top_share: of the scores of pictures, as `detect` takes it.
@@ -160,12 +168,14 @@ def compare(
     """
     numbers: dict[str, float] = {}
     notes: list[str] = []
-    first: Tensor | None = None
-    for name, detector in detectors.items():
+    of_first: Tensor | None = None
+    for name in (first, *(name for name in methods if name != first)):
+        prepares, detector = methods[name]
 
-        def measured(detector: Detector = detector) -> tuple[Tensor, Tensor, dict[str, float], list[str]]:
-            if good is not None:
-                detector.fit(good)
+        def measured(
+            prepares: nn.Module = prepares, detector: Detector = detector
+        ) -> tuple[Tensor, Tensor, dict[str, float], list[str]]:
+            maps = prepared(tested.maps, prepares)
             scores = detector.score(maps)
             if tested.deviates is not None:
                 scores[torch.from_numpy(tested.deviates)] = torch.inf
@@ -177,20 +187,25 @@ def compare(
         if (done := final.attempt(TITLES[name], measured, notes.append)) is None:
             continue
         scores, pictures, found, lines = done
-        notes += [line for line in lines if line not in notes]  # most are of the data, not of the detector
-        if name == next(iter(detectors)):
-            first = scores
+        notes += [line for line in lines if line not in notes]  # most are of the data, not of the method
+        if name == first:
+            of_first = scores
             numbers |= found | at_threshold(pictures, tested, threshold)
         else:
             numbers |= {f"{name}_{k}": v for k, v in found.items() if "/" not in k}
-    return numbers, notes, first
+    return numbers, notes, of_first
 
 
-def table(numbers: Mapping[str, float], published: Mapping[str, Mapping[str, float]] | None = None) -> str:
+def table(
+    numbers: Mapping[str, Any],
+    first: str = "dxmi",
+    published: Mapping[str, Mapping[str, float]] | None = None,
+) -> str:
     """A row a method, then, of several classes, a row a class of the first.
 
     Args:
         numbers: of `compare` and `calibrate`.
+        first: as of `compare`.
         published: rows of others, by title.
     """
     columns = [name for name in _COLUMNS if name in numbers]
@@ -203,14 +218,14 @@ def table(numbers: Mapping[str, float], published: Mapping[str, Mapping[str, flo
         lines.append(f"{title:22}" + "".join(f"{cell:>12}" for cell in shown).rstrip())
 
     for name, title in TITLES.items():
-        prefix = "" if name == "dxmi" else f"{name}_"
+        prefix = "" if name == first else f"{name}_"
         if any(f"{prefix}{column}" in numbers for column in columns):
             row(title, numbers, prefix)
     for title, values in (published or {}).items():
         row(title, values)
     classes = [key.partition("/")[2] for key in numbers if key.startswith("image_auroc/")]
     if classes:
-        lines.append("DxMI by class")
+        lines.append(f"{TITLES[first]} by class")
         for name in classes:
             row(f"  {name}", numbers, suffix=f"/{name}")
     shares = [f"{numbers[key]:.3f} {what}" for key, what in _SHARES.items() if key in numbers]

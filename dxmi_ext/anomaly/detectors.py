@@ -5,7 +5,7 @@ Each scores every position; the largest scores of a map detect, the map upsample
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Protocol
 
 import numpy as np
@@ -113,7 +113,42 @@ class AutoencoderDetector:
         return EnergyDetector(AutoencoderEnergy(self.autoencoder), device=self.device).score(maps)
 
 
-class NearestNeighbours:
+class MapDetector(nn.Module):
+    """Maps [n, C, h, w] -> score maps [n, h, w]; what it learned is in its buffers alone, so that it is saved
+    and exported as networks are.
+
+    Args:
+        chunk: positions that it sees at a time.
+    """
+
+    def __init__(self, chunk: int) -> None:
+        super().__init__()
+        self.chunk = chunk
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.buffers()).device
+
+    def fit(self, maps: FeatureMaps) -> None:
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def score(self, maps: FeatureMaps) -> Tensor:
+        """Score maps, float32 [n, h, w] on the CPU."""
+        count = max(1, self.chunk // (maps.shape[0] * maps.shape[1]))
+        return torch.cat([self(block).float().cpu() for block in _maps(maps, count, self.device)])
+
+    def take(self, tensors: Mapping[str, Tensor]) -> None:
+        """Takes what another one learned, its `state_dict`, whatever its size."""
+        for name, buffer in list(self.named_buffers()):
+            self.register_buffer(name, tensors[name].to(buffer.device, buffer.dtype))
+
+    def _learned(self, **tensors: Tensor) -> None:
+        for name, tensor in tensors.items():
+            self.register_buffer(name, tensor)
+
+
+class NearestNeighbours(MapDetector):
     """Distance to the nearest positions of good pictures, after PatchCore (Roth et al. 2022).
 
     The score of a picture is its largest distance, without PatchCore's weight of crowded neighbourhoods.
@@ -128,6 +163,9 @@ class NearestNeighbours:
         seed: of random choices.
         device: where they are computed.
     """
+
+    memory: Tensor
+    """The positions kept, [m, C]."""
 
     def __init__(
         self,
@@ -145,13 +183,13 @@ class NearestNeighbours:
                 f"nearest neighbours: got share={share}, coreset={coreset!r}, k={k}, patch={patch}, "
                 "wants a share up to 1, greedy or random, k from 1 up and an odd patch"
             )
-        self.share, self.coreset, self.k, self.patch = share, coreset, k, patch
-        self.chunk, self.seed, self.device = chunk, seed, device
-        self.memory = torch.empty(0)
-        """The positions kept, [m, C]."""
+        super().__init__(chunk)
+        self.share, self.coreset, self.k, self.patch, self.seed = share, coreset, k, patch, seed
+        self._learned(memory=torch.empty(0, device=device))
 
+    @torch.no_grad()
     def fit(self, maps: FeatureMaps) -> None:
-        rows = torch.cat(list(_chunks(self._patches(maps), self.chunk, self.device)))
+        rows = torch.cat([_rows(self._pooled(block)) for block in _maps(maps, 64, self.device)])
         size = max(self.k, round(self.share * len(rows)))
         generator = torch.Generator().manual_seed(self.seed)
         if self.coreset == "random" or size >= len(rows):
@@ -160,31 +198,31 @@ class NearestNeighbours:
             directions = torch.randn(rows.shape[1], min(128, rows.shape[1]), generator=generator)
             first = int(torch.randint(len(rows), (), generator=generator))
             chosen = farthest_points(rows @ directions.to(rows.device), size, first)
-        self.memory = rows[chosen]
+        self._learned(memory=rows[chosen])
 
-    @torch.no_grad()
-    def score(self, maps: FeatureMaps) -> Tensor:
-        sq_memory = self.memory.square().sum(1)
-        distances = []
-        for rows in _chunks(self._patches(maps), self.chunk, self.device):
-            sq = torch.addmm(sq_memory, rows, self.memory.T, alpha=-2) + rows.square().sum(1, keepdim=True)
-            nearest = sq.topk(self.k, dim=1, largest=False).values.clamp(min=0).sqrt()
-            distances.append(nearest.mean(1))
-        return torch.cat(distances).cpu().view(maps.maps.shape[:3])
+    def forward(self, features: Tensor) -> Tensor:
+        rows = _rows(self._pooled(features))
+        if torch.compiler.is_compiling():  # an exported program has no loop over unknown numbers
+            distances = self._distances(rows)
+        else:
+            distances = torch.cat([self._distances(each) for each in rows.split(self.chunk)])
+        n, _, height, width = features.shape
+        return distances.view(n, height, width)
 
-    def _patches(self, maps: FeatureMaps) -> np.ndarray:
-        """[n h w, C]: positions averaged over their neighbourhoods."""
-        if self.patch == 1:
-            return maps.rows
-        pooled = np.empty_like(maps.maps)
-        for start in range(0, len(maps), 64):
-            block = torch.from_numpy(maps.maps[start : start + 64].astype(np.float32)).permute(0, 3, 1, 2)
-            mean = F.avg_pool2d(block, self.patch, 1, self.patch // 2, count_include_pad=False)
-            pooled[start : start + 64] = mean.permute(0, 2, 3, 1).numpy()
-        return pooled.reshape(maps.rows.shape)
+    def _distances(self, rows: Tensor) -> Tensor:
+        # |m|^2 - 2 m x orders the distances; of near ones it would leave rounding alone.
+        order = torch.addmm(self.memory.square().sum(1), rows, self.memory.T, alpha=-2)
+        nearest = self.memory[order.topk(self.k, dim=1, largest=False).indices]
+        return (nearest - rows[:, None]).square().sum(2).sqrt().mean(1)
+
+    def _pooled(self, features: Tensor) -> Tensor:
+        """Positions averaged over their neighbourhoods."""
+        if self.patch == 1 or features.shape[2:] == (1, 1):
+            return features
+        return F.avg_pool2d(features, self.patch, 1, self.patch // 2, count_include_pad=False)
 
 
-class GaussianPositions:
+class GaussianPositions(MapDetector):
     """Mahalanobis distance to a Gaussian at each position of the map, after PaDiM (Defard et al. 2021).
 
     For pictures of one class that are aligned; over many classes one Gaussian a position says little.
@@ -193,8 +231,15 @@ class GaussianPositions:
         dims: how many of the C dimensions, drawn at random; PaDiM: 100 of its ResNet-18's 448. None: all.
         shrinkage: weight of the mean variance times the identity in each covariance, which makes it regular.
         seed: of the draw.
-        device: where it is computed, in float64.
+        device: where it is computed; it learns in float64 and scores in float32.
     """
+
+    dimensions: Tensor
+    """int64 [d], those that it sees."""
+    mean: Tensor
+    """[h w, 1, d]"""
+    whitening: Tensor
+    """[h w, d, d], the inverse of each covariance's Cholesky factor."""
 
     def __init__(
         self,
@@ -209,22 +254,25 @@ class GaussianPositions:
                 f"Gaussian positions: got dims={dims}, shrinkage={shrinkage}, wants dims from 1 up and a "
                 "shrinkage above 0, up to 1"
             )
-        self.dims, self.shrinkage, self.seed, self.device = dims, shrinkage, seed, device
-        self.dimensions = torch.empty(0, dtype=torch.int64)
-        self.mean = self.whitening = torch.empty(0)
+        super().__init__(16_384)
+        self.dims, self.shrinkage, self.seed = dims, shrinkage, seed
+        self._learned(dimensions=torch.empty(0, dtype=torch.int64, device=device))
+        self._learned(mean=torch.empty(0, device=device), whitening=torch.empty(0, device=device))
 
+    @torch.no_grad()
     def fit(self, maps: FeatureMaps) -> None:
         if len(maps) < 2:
             raise FeatureError(f"maps: got {len(maps)} picture, a covariance wants two")
         channels = maps.shape[2]
         generator = torch.Generator().manual_seed(self.seed)
-        self.dimensions = torch.randperm(channels, generator=generator)[: self.dims or channels].sort().values
-        d = len(self.dimensions)
+        dimensions = torch.randperm(channels, generator=generator)[: self.dims or channels].sort().values
+        self._learned(dimensions=dimensions.to(self.device))
+        d = len(dimensions)
         total = product = torch.zeros((), dtype=torch.float64)
         # About the first picture, so that sums of squares lose nothing.
-        origin = next(self._blocks(maps))[:, :1]
-        for block in self._blocks(maps):
-            block = block - origin
+        origin = self._positions(next(_maps(maps, 1, self.device))).double()
+        for maps_block in _maps(maps, 64, self.device):
+            block = self._positions(maps_block).double() - origin
             total = total + block.sum(1)
             product = product + block.transpose(1, 2) @ block
         mean = total / len(maps)
@@ -232,22 +280,18 @@ class GaussianPositions:
         variance = covariance.diagonal(dim1=1, dim2=2).mean(1).clamp(min=1e-12)
         identity = torch.eye(d, dtype=torch.float64, device=covariance.device)
         covariance = (1 - self.shrinkage) * covariance + self.shrinkage * variance[:, None, None] * identity
-        self.mean = mean + origin[:, 0]
         factor = torch.linalg.cholesky(covariance)
-        self.whitening = torch.linalg.solve_triangular(factor, identity.expand_as(factor), upper=False)
+        whitening = torch.linalg.solve_triangular(factor, identity.expand_as(factor), upper=False)
+        self._learned(mean=(mean[:, None] + origin).float(), whitening=whitening.float())
 
-    def score(self, maps: FeatureMaps) -> Tensor:
-        distances = []
-        for block in self._blocks(maps):
-            whitened = (block - self.mean[:, None]) @ self.whitening.transpose(1, 2)
-            distances.append(whitened.square().sum(2).sqrt().T)
-        return torch.cat(distances).float().cpu().view(maps.maps.shape[:3])
+    def forward(self, features: Tensor) -> Tensor:
+        n, _, height, width = features.shape
+        whitened = (self._positions(features) - self.mean) @ self.whitening.transpose(1, 2)
+        return whitened.square().sum(2).sqrt().T.reshape(n, height, width)
 
-    def _blocks(self, maps: FeatureMaps) -> Iterator[Tensor]:
-        """Positions of some pictures at a time, float64 [h w, m, d]."""
-        for start in range(0, len(maps), 64):
-            block = torch.from_numpy(maps.maps[start : start + 64][..., self.dimensions.numpy()])
-            yield block.flatten(1, 2).transpose(0, 1).to(self.device, torch.float64)
+    def _positions(self, features: Tensor) -> Tensor:
+        """[n, C, h, w] -> [h w, n, d]"""
+        return features.index_select(1, self.dimensions).flatten(2).permute(2, 0, 1)
 
 
 def farthest_points(points: Tensor, size: int, first: int = 0) -> Tensor:
@@ -266,6 +310,37 @@ def farthest_points(points: Tensor, size: int, first: int = 0) -> Tensor:
         nearest[last] = -torch.inf  # rounding must not choose it again
         last = nearest.argmax()
     return chosen
+
+
+def maps_of(features: Tensor, energy: nn.Module) -> Tensor:
+    """Features [n, C, h, w] -> score maps, float32 [n, h, w].
+
+    Args:
+        energy: a `MapDetector`, or of positions, [N, C] -> [N].
+    """
+    if isinstance(energy, MapDetector):
+        found: Tensor = energy(features)
+        return found.float()
+    n, _, height, width = features.shape
+    energies: Tensor = energy(_rows(features)).float()
+    return energies.view(n, height, width)
+
+
+def detector_of(energy: nn.Module, device: torch.device | str) -> Detector:
+    """A module that scores, as `maps_of` takes it, as a detector of feature maps."""
+    return energy if isinstance(energy, MapDetector) else EnergyDetector(energy, device=device)
+
+
+def _rows(features: Tensor) -> Tensor:
+    """[n, C, h, w] -> positions [n h w, C]"""
+    return features.permute(0, 2, 3, 1).flatten(0, 2)
+
+
+def _maps(maps: FeatureMaps, size: int, device: torch.device | str) -> Iterator[Tensor]:
+    """So many maps at a time, float32 [m, C, h, w]."""
+    for start in range(0, len(maps), size):
+        block = torch.from_numpy(maps.maps[start : start + size].astype(np.float32))
+        yield block.to(device).permute(0, 3, 1, 2)
 
 
 def _chunks(rows: np.ndarray, size: int, device: torch.device | str) -> Iterator[Tensor]:

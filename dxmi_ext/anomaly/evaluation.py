@@ -1,17 +1,23 @@
-"""What a run comes to: thresholds, numbers of all methods, heat maps. Imports torch and ``dxmi_ext``."""
+"""What a run comes to: its detector, thresholds, numbers of all methods, heat maps.
+
+Imports torch and ``dxmi_ext``.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dxmi_ext.anomaly import comparison, metrics, plots
+from dxmi_ext.anomaly import choice, comparison, metrics, plots
+from dxmi_ext.anomaly.choice import Validation, Verdict
 from dxmi_ext.anomaly.collection import Examined, Good
+from dxmi_ext.anomaly.comparison import Method
 from dxmi_ext.anomaly.detectors import (
     Detector,
     EnergyDetector,
@@ -19,9 +25,7 @@ from dxmi_ext.anomaly.detectors import (
     NearestNeighbours,
     localise,
 )
-from dxmi_ext.anomaly.features import FeatureMaps
 from dxmi_ext.anomaly.model import AnomalyNetworks
-from dxmi_ext.anomaly.networks import AutoencoderEnergy
 from dxmi_ext.anomaly.preparation import prepared
 from dxmi_ext.anomaly.settings import Config
 from dxmi_ext.engine import final, runlog
@@ -31,6 +35,7 @@ from dxmi_ext.method.networks import Networks
 BASELINES = {"all": ("tau0", "langevin", "autoencoder", "knn", "gaussian"), "none": ()}
 BASELINES["quick"] = BASELINES["all"][2:]
 TRAINED = BASELINES["all"][:2]  # in phases of the run
+_FITTED = {"knn": NearestNeighbours, "gaussian": GaussianPositions}
 PAPER = {  # DxMI, Table 5: all 15 classes of MVTec-AD
     "the paper, b4": {"image_auroc": 0.970, "pixel_auroc": 0.971},
     "  tau = 0": {"image_auroc": 0.679, "pixel_auroc": 0.846},
@@ -38,11 +43,12 @@ PAPER = {  # DxMI, Table 5: all 15 classes of MVTec-AD
 _SHOWN = 8  # defective pictures in heatmaps.png
 
 
-def table(cfg: Config, numbers: dict[str, float]) -> str:
+def table(cfg: Config, numbers: Mapping[str, Any], detector: str) -> str:
     """The run's methods, the paper's rows beside them for MVTec-AD."""
     title = f"{cfg.run.recipe}, {cfg.features.backbone or 'vectors'}, T = {cfg.networks.steps}, "
     title += f"tau = {cfg.algorithm.tau:g}"
-    return f"{title}\n{comparison.table(numbers, PAPER if cfg.run.recipe == 'mvtec-ad' else None)}"
+    published = PAPER if cfg.run.recipe == "mvtec-ad" else None
+    return f"{title}\n{comparison.table(numbers, detector, published)}"
 
 
 def announce(tested: Examined) -> None:
@@ -53,49 +59,128 @@ def announce(tested: Examined) -> None:
         runlog.note(line)
 
 
-def detectors_of(networks: AnomalyNetworks, which: str, rows: int, seed: int) -> dict[str, Detector]:
-    """By the names of ``comparison.TITLES``; the first is DxMI's."""
-    device = networks.sampler.log_std.device
-    energies: dict[str, nn.Module] = {"dxmi": networks.energy_network, **dict(networks.baselines.items())}
-    energies["autoencoder"] = AutoencoderEnergy(networks.pretrained).to(device)
-    detectors: dict[str, Detector] = {k: EnergyDetector(v, device=device) for k, v in energies.items()}
-    # 1 % of the positions, as PatchCore keeps; of few rows more, of many no more than can be searched.
-    share = min(1.0, max(0.01, 2000 / rows), 20_000 / rows)
-    detectors["knn"] = NearestNeighbours(share=share, seed=seed, device=device)
-    detectors["gaussian"] = GaussianPositions(dims=None, shrinkage=0.3, seed=seed, device=device)
-    return {k: d for k, d in detectors.items() if k == "dxmi" or k in BASELINES[which]}
+def methods_of(
+    cfg: Config,
+    networks: AnomalyNetworks,
+    names: Iterable[str],
+    good: np.ndarray | None,
+    say: Callable[[str], None] = runlog.note,
+) -> dict[str, Method]:
+    """Methods by the names of ``comparison.TITLES``, those that can be had.
+
+    Args:
+        names: of them.
+        good: features [n, h, w, C] that nearest neighbours and Gaussians are fitted to; None: they are left
+            out, unless the networks have one.
+        say: what becomes of a line that says why one is left out.
+    """
+    methods: dict[str, Method] = {}
+    for name in (name for name in comparison.TITLES if name in names):
+        prepares, detector = networks.preparation_of(name), _detector(cfg, networks, name, good)
+        if detector is None:
+            continue
+
+        def learned(detector: Detector = detector, prepares: nn.Module = prepares) -> bool:
+            if good is not None:
+                detector.fit(prepared(good, prepares))
+            return True
+
+        fits = name in _FITTED and detector is not networks.shipped
+        if not fits or final.attempt(comparison.TITLES[name], learned, say):
+            methods[name] = Method(prepares, detector)
+    return methods
 
 
-def calibrate(cfg: Config, networks: AnomalyNetworks, good: Good) -> dict[str, float]:
-    energy = EnergyDetector(networks.energy_network, device=networks.sampler.log_std.device)
+def _detector(cfg: Config, networks: AnomalyNetworks, name: str, good: np.ndarray | None) -> Detector | None:
+    """One that has learned, or is to be fitted; None: it cannot be had."""
+    if name in TRAINED and name not in networks.baselines:
+        return None
+    if name not in _FITTED:
+        return EnergyDetector(networks.energy_of(name), device=networks.device)
+    if isinstance(networks.shipped, _FITTED[name]):
+        return networks.shipped
+    if good is None:
+        return None
+    if name == "gaussian":
+        return choice.gaussian(cfg.run.seed, networks.device)
+    return choice.nearest_neighbours(math.prod(good.shape[:3]), cfg.run.seed, networks.device)
+
+
+def names_of(cfg: Config, which: str) -> set[str]:
+    """Of the methods that a run fits: those that are compared, and those to choose from."""
+    chosen = choice.METHODS if cfg.detector.detector == "auto" else (cfg.detector.detector,)
+    return {"dxmi", *BASELINES[which], *chosen}
+
+
+def chosen(
+    cfg: Config, methods: Mapping[str, Method], validation: Validation | None
+) -> tuple[str, dict[str, Verdict]]:
+    """The method that scores new pictures, and the verdicts it was chosen by."""
+    if validation is None:
+        return cfg.detector.detector, {}
+    verdicts: dict[str, Verdict] = {}
+    for name in choice.METHODS:
+        if name in methods:
+            prepares, detector = methods[name]
+
+            def judged(prepares: nn.Module = prepares, detector: Detector = detector) -> Verdict:
+                return choice.judge(detector, prepares, validation, top_share=cfg.thresholds.top_share)
+
+            if (verdict := final.attempt(comparison.TITLES[name], judged)) is not None:
+                verdicts[name] = verdict
+    return (choice.simplest(verdicts) if verdicts else "dxmi"), verdicts
+
+
+def calibrate(cfg: Config, method: Method, good: Good) -> dict[str, float]:
+    """The thresholds of its scores, from what is held out."""
     size = None if cfg.features.backbone is None else cfg.features.size
-    held_out = prepared(good.held_out, networks.preparation)
+    held_out = prepared(good.held_out, method.preparation)
     quantiles = cfg.thresholds.quantile, cfg.thresholds.pixel_quantile
-    return comparison.calibrate(energy, held_out, size, *quantiles, top_share=cfg.thresholds.top_share)
+    return comparison.calibrate(
+        method.detector, held_out, size, *quantiles, top_share=cfg.thresholds.top_share
+    )
 
 
 def numbers_of(
     cfg: Config,
-    networks: AnomalyNetworks,
-    which: str,
-    good: FeatureMaps | None,
+    methods: Mapping[str, Method],
+    detector: str,
     tested: Examined,
     backbone: Extractor | None,
     thresholds: dict[str, float],
-    seed: int,
-) -> tuple[dict[str, float], Tensor | None]:
-    """Numbers of all methods, and DxMI's score maps; what could not be measured is told."""
+) -> tuple[dict[str, Any], Tensor | None]:
+    """Numbers of all methods, and the detector's score maps; what could not be measured is told.
+
+    Args:
+        detector: which of the methods scores new pictures.
+    """
     if not len(tested.maps):
         print("nothing is tested: no scores")
         return thresholds, None
-    maps = prepared(tested.maps, networks.preparation)
-    detectors = detectors_of(networks, which, 1 if good is None else len(good.rows), seed)
     numbers, notes, scores = comparison.compare(
-        detectors, good, tested, maps, backbone, thresholds["threshold"], top_share=cfg.thresholds.top_share
+        methods, detector, tested, backbone, thresholds["threshold"], top_share=cfg.thresholds.top_share
     )
     for note in notes:
         runlog.note(note)
-    return thresholds | numbers, scores
+    aurocs = {name: "image_auroc" if name == detector else f"{name}_image_auroc" for name in methods}
+    found = {name: numbers[key] for name, key in aurocs.items() if key in numbers}
+    return {**thresholds, **numbers, "baselines": found, **about(methods, detector)}, scores
+
+
+def about(methods: Mapping[str, Method], detector: str) -> dict[str, Any]:
+    """What scores new pictures, and what prepares features for it and for the others."""
+    names = {name: getattr(method.preparation, "name", "unit") for name, method in methods.items()}
+    return {"detector": detector, "preparation": names[detector], "preparations": names}
+
+
+def told(numbers: Mapping[str, Any], verdicts: Mapping[str, Verdict]) -> str:
+    """Which detector scores new pictures, and why, in a line."""
+    name = numbers["detector"]
+    line = f"detector: {comparison.TITLES[name]}, {numbers['preparation']} features"
+    if not verdicts:
+        return f"{line}, as detector={name} says"
+    best = ", ".join(f"{comparison.TITLES[key]} {verdict.auroc:.3f}" for key, verdict in verdicts.items())
+    return f"{line}; AUROC on synthetic defects in held-out good ones: {best}"
 
 
 def picture_of(networks: Networks, tested: Examined) -> Callable[[IO[bytes]], None] | None:
@@ -104,7 +189,7 @@ def picture_of(networks: Networks, tested: Examined) -> Callable[[IO[bytes]], No
     few = tested.at(_shown(tested))
     if few.images is None or not len(few.maps):
         return None
-    maps, device = prepared(few.maps, networks.preparation), networks.sampler.log_std.device
+    maps, device = prepared(few.maps, networks.preparation), networks.device
 
     def draw(file: IO[bytes]) -> None:
         heatmaps(file, EnergyDetector(networks.energy_network, device=device).score(maps), few, None)

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from dxmi_ext import __version__
 from dxmi_ext.anomaly import detectors, vectors
-from dxmi_ext.anomaly.preparation import Whitened
-from dxmi_ext.anomaly.scoring import ScoreError, Scorer, VectorScorer, maps_of
+from dxmi_ext.anomaly.preparation import Preparation
+from dxmi_ext.anomaly.scoring import ScoreError, Scorer, VectorScorer
 from dxmi_ext.engine import files, folders
 from dxmi_ext.engine.runlog import write_json
 
@@ -40,7 +40,7 @@ class Detector(nn.Module):
         self.requires_grad_(False).eval()
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        maps = maps_of(self.preparation(self.backbone(images)), self.energy)
+        maps = detectors.maps_of(self.preparation(self.backbone(images)), self.energy)
         return maps, detectors.detect(maps, top_share=self.top_share)
 
 
@@ -52,10 +52,13 @@ class VectorDetector(nn.Module):
         self.preparation, self.energy = copy.deepcopy((scorer.preparation, scorer.energy))
         columns = scorer.columns
         value, rounded = columns.values()
-        tensors = {"varying": np.delete(np.arange(columns.total), list(columns.constants)), "value": value}
-        tensors |= {"constant": np.array(list(columns.constants), np.int64), "rounded": rounded}
+        tensors = {"varying": np.delete(np.arange(columns.total), list(columns.constants))}
+        if columns.constants:  # torch.export cannot save empty tensors
+            constant = np.array(list(columns.constants), np.int64)
+            tensors |= {"constant": constant, "value": value, "rounded": rounded}
         for name, array in tensors.items():
             self.register_buffer(name, torch.from_numpy(array))
+        self.has_constants = bool(columns.constants)
         self.requires_grad_(False).eval()
 
     varying: Tensor
@@ -63,7 +66,9 @@ class VectorDetector(nn.Module):
 
     def forward(self, rows: Tensor) -> Tensor:
         maps = self.preparation(rows.index_select(1, self.varying)[:, :, None, None])
-        scores = maps_of(maps, self.energy)[:, 0, 0]
+        scores = detectors.maps_of(maps, self.energy)[:, 0, 0]
+        if not self.has_constants:
+            return scores
         apart = vectors.differs(rows.index_select(1, self.constant), self.value, self.rounded)
         return scores.masked_fill(apart, math.inf)
 
@@ -153,7 +158,7 @@ def _plan_of_images(scorer: Scorer) -> _Plan:
 def _plan_of_vectors(scorer: VectorScorer) -> _Plan:
     """It is tried on rows like the good ones, of which the last differs in the constant columns."""
     columns, prepares = scorer.columns, scorer.preparation
-    assert isinstance(prepares, Whitened)
+    assert isinstance(prepares, Preparation)
     mean, std = prepares.mean.flatten().numpy(), prepares.std.flatten().numpy()
     random = np.random.default_rng(0)
     rows = np.empty((5, columns.total))

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dxmi_ext.anomaly import networks as sphere
+from dxmi_ext.anomaly import preparation
 from dxmi_ext.anomaly.collection import Examined, Good
+from dxmi_ext.anomaly.detectors import GaussianPositions, MapDetector, NearestNeighbours
 from dxmi_ext.anomaly.networks import AutoencoderEnergy, LatentStart, SphereAutoencoder
-from dxmi_ext.anomaly.preparation import Whitened
+from dxmi_ext.anomaly.preparation import Preparation
 from dxmi_ext.anomaly.settings import Config
 from dxmi_ext.engine import checkpoint
 from dxmi_ext.engine.identity import settings_of
@@ -22,25 +24,61 @@ from dxmi_ext.method.networks import Networks
 
 _NETWORK_KEYS = ["steps", "latent_dim", "energy_width", "value_width", "sampler_width", "depth"]
 _NETWORK_KEYS += ["latent_std", "std", "last_std", "residual", "project"]
+_SHIPPED = "shipped."
 _BACKBONE_KEYS = ("backbone", "weights", "size", "grid")
 
 
 class AnomalyNetworks(Networks):
-    """Those of DxMI, what prepares their data, and energies that were trained otherwise.
+    """Those of DxMI, what prepares features, energies trained otherwise, and a detector beside them.
 
     Args:
         parts: of `anomaly.networks.build`.
-        preparation: features -> points of the sphere (`anomaly.preparation`).
+        preparation: features -> points of the sphere, for all that starts from the autoencoder.
+        others: further preparations.
+        preparations: by method the name of its preparation, "autoencoder" and those that are fitted.
         baselines: names of the energies to compare with.
+
+    Attributes:
+        shipped: a detector that was chosen instead of an energy; None: there is none.
     """
 
     energy_network: AutoencoderEnergy
+    shipped: MapDetector | None
 
-    def __init__(self, parts: Networks, preparation: nn.Module, baselines: Sequence[str]) -> None:
+    def __init__(
+        self,
+        parts: Networks,
+        preparation: nn.Module,
+        others: Sequence[Preparation],
+        preparations: Mapping[str, str],
+        baselines: Sequence[str],
+    ) -> None:
         super().__init__(parts.sampler, parts.value, parts.energy_network)
-        self.preparation = preparation
+        self.preparation, self.preparations = preparation, dict(preparations)
+        self.others = nn.ModuleDict({other.name: other for other in others})
         energies = {name: copy.deepcopy(self.energy_network).requires_grad_(False) for name in baselines}
         self.baselines = nn.ModuleDict(energies)
+        self.shipped = None
+
+    @property
+    def device(self) -> torch.device:
+        return self.sampler.log_std.device
+
+    def preparation_of(self, method: str) -> nn.Module:
+        """What prepares features for a method, by its name in ``comparison.TITLES``."""
+        name = self.preparations.get(method, "")
+        return dict(self.others.items()).get(name, self.preparation)
+
+    def energy_of(self, method: str) -> nn.Module:
+        """What scores by a method that needs no fit, as `detectors.maps_of` takes it."""
+        if method == "dxmi":
+            return self.energy_network
+        if method == "autoencoder":
+            return AutoencoderEnergy(self.pretrained).to(self.device)
+        if method in self.baselines:
+            return self.baselines[method]
+        assert self.shipped is not None, method
+        return self.shipped
 
     @property
     def pretrained(self) -> SphereAutoencoder:
@@ -54,24 +92,39 @@ class AnomalyNetworks(Networks):
         self.pretrained.load_state_dict(autoencoder.state_dict())
 
 
-def build(cfg: Config, shape: tuple[int, int, int], baselines: Sequence[str]) -> AnomalyNetworks:
-    """The networks for maps [h, w, C] of features, their weights drawn from the seed."""
-    preparation: nn.Module = nn.Identity()
-    dim = shape[2]
-    if cfg.features.whiten:
-        preparation = Whitened(shape, patch=cfg.features.patch, aligned=cfg.features.aligned)
-        dim += 1  # the coordinate that tells length
+def build(
+    cfg: Config,
+    shape: tuple[int, int, int],
+    baselines: Sequence[str],
+    preparations: Mapping[str, str],
+) -> AnomalyNetworks:
+    """The networks for maps [h, w, C] of features, their weights drawn from the seed.
+
+    Args:
+        preparations: as of `AnomalyNetworks`; empty: features are points of the sphere already.
+    """
+    own: nn.Module = nn.Identity()
+    dim, others = shape[2], list[Preparation]()
+    if preparations:
+        main = preparations["autoencoder"]
+        own = made = preparation.make(main, shape, **cfg.features.neighbourhood)
+        dim = made.dim
+        names = sorted({*preparations.values()} - {main})
+        others = [preparation.make(name, shape, **cfg.features.neighbourhood) for name in names]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cfg.run.seed)
         parts = sphere.build(dim, **{key: getattr(cfg.networks, key) for key in _NETWORK_KEYS})
-    return AnomalyNetworks(parts, preparation, baselines)
+    return AnomalyNetworks(parts, own, others, preparations, baselines)
 
 
-def fitted(cfg: Config, good: Good, baselines: Sequence[str], device: torch.device) -> AnomalyNetworks:
-    """New networks, and a preparation that knows what the good ones are like."""
-    networks = build(cfg, good.train.shape[1:], baselines)
-    if isinstance(networks.preparation, Whitened):
-        networks.preparation.fit(good.train)
+def fitted(
+    cfg: Config, good: Good, baselines: Sequence[str], preparations: Mapping[str, str], device: torch.device
+) -> AnomalyNetworks:
+    """New networks, and preparations that know what the good ones are like."""
+    networks = build(cfg, good.train.shape[1:], baselines, preparations)
+    for each in (networks.preparation, *networks.others.values()):
+        assert isinstance(each, Preparation)
+        each.fit(good.train)
     return networks.to(device)
 
 
@@ -83,8 +136,13 @@ def save(
     good: Good,
     tested: Examined,
     thresholds: dict[str, float],
+    detector: str,
 ) -> None:
-    """All that scoring needs but the backbone's weights, which are told by their digest."""
+    """All that scoring needs but the backbone's weights, which are told by their digest.
+
+    Args:
+        detector: name of what scores.
+    """
     about: dict[str, Any] = {"task": cfg.run.task, "backbone": None, "shape": good.train.shape[1:]}
     if good.columns is not None:
         about["columns"] = good.columns.to_json()
@@ -94,6 +152,7 @@ def save(
             **{k: getattr(cfg.features, k) for k in _BACKBONE_KEYS},
         }
     about |= {"networks": {k: getattr(cfg.networks, k) for k in _NETWORK_KEYS}, "thresholds": thresholds}
+    about |= {"detector": detector, "preparations": networks.preparations}
     about |= {"baselines": list(networks.baselines), "class_names": tested.class_names}
     about |= {} if tested.scale is None else {"scale": tested.scale}
     checkpoint.save_model(path, networks, about)
@@ -103,6 +162,20 @@ def load_model(directory: Path, device: torch.device) -> tuple[Config, AnomalyNe
     tensors, about = checkpoint.load_model_state(directory / "model", device)
     cfg = settings_of(Config, directory)
     with checkpoint.fitting(directory):
-        networks = build(cfg, tuple(about["shape"]), about["baselines"])
+        if "preparations" not in about:  # a run from before there was a choice
+            whitened = "preparation.whitening" in tensors
+            about |= {"detector": "dxmi", "preparations": {"autoencoder": "whitened"} if whitened else {}}
+        networks = build(cfg, tuple(about["shape"]), about["baselines"], about["preparations"])
+        networks.shipped = _stored(about["detector"], tensors)
         networks.load_state_dict(tensors)
     return cfg, networks.to(device).eval(), about
+
+
+def _stored(name: str, tensors: Mapping[str, Tensor]) -> MapDetector | None:
+    """A detector among the tensors of a model."""
+    own = {key.removeprefix(_SHIPPED): value for key, value in tensors.items() if key.startswith(_SHIPPED)}
+    if not own:
+        return None
+    detector: MapDetector = NearestNeighbours() if name == "knn" else GaussianPositions()
+    detector.take(own)
+    return detector

@@ -1,7 +1,9 @@
-"""What stands between features and the networks: fitted to good ones before anything learns, then fixed.
+"""What stands between features and detectors: fitted to good ones before anything learns, then fixed.
 
-Channels of a backbone, as columns of a table, differ in scale and repeat each other; what the good ones are
-like evens that out. Imports torch, numpy and ``dxmi_ext.anomaly.features``.
+Which preparation suits depends on the data, so there are several. Unit length keeps what tells many classes
+apart; whitening evens out the channels of one class, which differ in scale and repeat each other. All of them
+take the mean over a neighbourhood of each position first. Imports torch, numpy and
+``dxmi_ext.anomaly.features``.
 """
 
 from __future__ import annotations
@@ -16,50 +18,35 @@ from torch.nn import functional as F
 
 from dxmi_ext.anomaly.features import FeatureMaps
 
+PREPARATIONS = ("unit", "centred", "whitened")
 _CHUNK = 64  # maps at a time
 _FAR = 1e12  # deviations; the square of a number much larger is inf in float32, and its direction lost
 
 
-class Whitened(nn.Module):
-    """Maps [n, C, h, w] -> maps [n, C + 1, h, w] of unit vectors: whitened features and one coordinate more.
-
-    Projection to the sphere forgets how far a position is from the mean, which a Mahalanobis distance is. The
-    further coordinate is constant before it, sqrt(C), the length to expect of whitened features: so after it
-    this coordinate falls as that distance grows, and most positions lie some 45 degrees from the pole.
+class Preparation(nn.Module):
+    """Maps [n, C, h, w] -> maps [n, `dim`, h, w] of unit vectors, float32.
 
     Args:
         shape: (h, w, C) of the maps; those of vectors are (1, 1, C).
         patch: a position stands for the mean over so many neighbours each way, an odd number; 1: itself.
-        aligned: whether pictures show an object always at the same place. Then a position's features are
-            about its own mean, and their covariance is halfway between its own and that of all positions;
-            there are h w C^2 numbers to keep rather than C^2.
-        shrinkage: weight of the identity in the correlation of channels.
+        aligned: whether pictures show an object always at the same place, so that a position's features are
+            about its own mean.
     """
 
-    def __init__(
-        self,
-        shape: tuple[int, int, int],
-        *,
-        patch: int = 5,
-        aligned: bool = False,
-        shrinkage: float = 0.01,
-    ) -> None:
+    name: str
+
+    def __init__(self, shape: tuple[int, int, int], *, patch: int = 5, aligned: bool = False) -> None:
         super().__init__()
-        if patch < 1 or patch % 2 == 0 or not 0 < shrinkage <= 1:
-            raise ValueError(
-                f"preparation: got patch={patch}, shrinkage={shrinkage}, wants an odd patch and a shrinkage "
-                "above 0, up to 1"
-            )
+        if patch < 1 or patch % 2 == 0:
+            raise ValueError(f"preparation: got patch={patch}, wants an odd patch, 1 or more")
         height, width, channels = shape
-        self.patch, self.aligned, self.shrinkage = patch, aligned, shrinkage
-        self._places = (height, width) if aligned else ()  # that have a covariance of their own
+        self.patch, self.aligned, self.dim = patch, aligned, channels
+        self._places = (height, width) if aligned else ()  # that have a mean of their own
         self.mean: Tensor
         self.std: Tensor
-        self.whitening: Tensor
         # Of columns in any unit the mean may be many times the deviation, so both are float64.
         self.register_buffer("mean", torch.zeros(channels, *(self._places or (1, 1)), dtype=torch.float64))
         self.register_buffer("std", torch.ones(channels, 1, 1, dtype=torch.float64))
-        self.register_buffer("whitening", torch.eye(channels).repeat(*self._places, 1, 1))
 
     def fit(self, maps: np.ndarray) -> None:
         """Learns from maps of good pictures, [n, h, w, C]. A channel that never changes is left as it is."""
@@ -70,10 +57,74 @@ class Whitened(nn.Module):
         squares = [(block - mean).square().sum(0) for block in self._blocks(maps)]
         variance = (torch.stack(squares).sum(0) / len(maps)).mean((1, 2), keepdim=True)
         constant = variance <= 1e-24 * mean.square().amax((1, 2), keepdim=True)
-        std = torch.where(constant, 1.0, variance).sqrt()
-        whitening = self._whitening_of(self._correlations(maps, mean, std))
         self.mean.copy_(mean)
-        self.std.copy_(std)
+        self.std.copy_(torch.where(constant, 1.0, variance).sqrt())
+
+    def _blocks(self, maps: np.ndarray) -> Iterator[Tensor]:
+        """Neighbourhood means of some maps at a time, float64 [m, C, h, w]."""
+        for start in range(0, len(maps), _CHUNK):
+            block = torch.from_numpy(maps[start : start + _CHUNK].astype(np.float64))
+            yield self._pooled(block.permute(0, 3, 1, 2))
+
+    def _pooled(self, maps: Tensor) -> Tensor:
+        if self.patch == 1 or maps.shape[2:] == (1, 1):  # a vector is all of its neighbourhood
+            return maps
+        return F.avg_pool2d(maps, self.patch, 1, self.patch // 2, count_include_pad=False)
+
+
+class Unit(Preparation):
+    """Features scaled to length 1 (DxMI, sec. 5.3). Their mean and deviation are learned, but not used."""
+
+    name = "unit"
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return _unit(self._pooled(maps).double())
+
+
+class Centred(Preparation):
+    """Features less the mean of good ones, scaled to length 1: their direction from the mean."""
+
+    name = "centred"
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return _unit(self._pooled(maps) - self.mean)
+
+
+class Whitened(Preparation):
+    """Features whitened by the covariance of good ones, and one coordinate more, scaled to length 1.
+
+    Projection to the sphere forgets how far a position is from the mean, which a Mahalanobis distance is. The
+    further coordinate is constant before it, sqrt(C), the length to expect of whitened features: so after it
+    this coordinate falls as that distance grows, and most positions lie some 45 degrees from the pole.
+
+    Where pictures are aligned, the covariance of a position is halfway between its own and that of all
+    positions; there are h w C^2 numbers to keep rather than C^2.
+
+    Args:
+        shrinkage: weight of the identity in the correlation of channels.
+    """
+
+    name = "whitened"
+
+    def __init__(
+        self,
+        shape: tuple[int, int, int],
+        *,
+        patch: int = 5,
+        aligned: bool = False,
+        shrinkage: float = 0.01,
+    ) -> None:
+        super().__init__(shape, patch=patch, aligned=aligned)
+        if not 0 < shrinkage <= 1:
+            raise ValueError(f"preparation: shrinkage must be above 0 and up to 1, got {shrinkage}")
+        channels = shape[2]
+        self.shrinkage, self.dim = shrinkage, channels + 1
+        self.whitening: Tensor
+        self.register_buffer("whitening", torch.eye(channels).repeat(*self._places, 1, 1))
+
+    def fit(self, maps: np.ndarray) -> None:
+        super().fit(maps)
+        whitening = self._whitening_of(self._correlations(maps, self.mean.cpu(), self.std.cpu()))
         self.whitening.copy_(whitening.view_as(self.whitening))
 
     def forward(self, maps: Tensor) -> Tensor:
@@ -100,21 +151,25 @@ class Whitened(nn.Module):
         values, vectors = torch.linalg.eigh(shrunk)
         return vectors * values.rsqrt()[:, None] @ vectors.mT
 
-    def _blocks(self, maps: np.ndarray) -> Iterator[Tensor]:
-        """Neighbourhood means of some maps at a time, float64 [m, C, h, w]."""
-        for start in range(0, len(maps), _CHUNK):
-            block = torch.from_numpy(maps[start : start + _CHUNK].astype(np.float64))
-            yield self._pooled(block.permute(0, 3, 1, 2))
 
-    def _pooled(self, maps: Tensor) -> Tensor:
-        if self.patch == 1 or maps.shape[2:] == (1, 1):  # a vector is all of its neighbourhood
-            return maps
-        return F.avg_pool2d(maps, self.patch, 1, self.patch // 2, count_include_pad=False)
+def make(
+    name: str, shape: tuple[int, int, int], *, patch: int = 5, aligned: bool = False
+) -> Unit | Centred | Whitened:
+    """The preparation of a name in PREPARATIONS, not fitted yet; arguments as of `Preparation`."""
+    kinds = {kind.name: kind for kind in (Unit, Centred, Whitened)}
+    return kinds[name](shape, patch=patch, aligned=aligned)
+
+
+def _unit(x: Tensor) -> Tensor:
+    """float64 [n, C, h, w] -> float32, of length 1, however short; 0 stays 0."""
+    # Squares of the largest coordinates neither overflow nor vanish once these are 1.
+    x = x / x.abs().amax(1, keepdim=True).clamp(min=1e-300)
+    return F.normalize(x, dim=1).float()
 
 
 @torch.no_grad()
 def prepared(maps: np.ndarray, preparation: nn.Module) -> FeatureMaps:
-    """Features [n, h, w, C] as the networks, and the detectors beside them, see them.
+    """Features [n, h, w, C] as detectors see them.
 
     Args:
         preparation: maps [n, C, h, w] -> maps [n, D, h, w].

@@ -8,7 +8,7 @@ they are used.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,28 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dxmi_ext.anomaly import overview
+from dxmi_ext.anomaly import choice, overview
+from dxmi_ext.anomaly.choice import Choice, Verdict
 from dxmi_ext.anomaly.collection import Examined, Good
-from dxmi_ext.anomaly.evaluation import BASELINES, TRAINED, announce, calibrate, heatmaps, numbers_of, table
+from dxmi_ext.anomaly.comparison import Method
+from dxmi_ext.anomaly.detectors import MapDetector
+from dxmi_ext.anomaly.evaluation import (
+    BASELINES,
+    TRAINED,
+    about,
+    announce,
+    calibrate,
+    chosen,
+    heatmaps,
+    methods_of,
+    names_of,
+    numbers_of,
+    table,
+    told,
+)
 from dxmi_ext.anomaly.learning import Phases, learn, pretrain_autoencoder
 from dxmi_ext.anomaly.model import AnomalyNetworks, build, fitted, load_model, save
-from dxmi_ext.anomaly.preparation import prepared
+from dxmi_ext.anomaly.preparation import PREPARATIONS, prepared
 from dxmi_ext.anomaly.scoring import Scorer, VectorScorer
 from dxmi_ext.anomaly.settings import Config, EvaluateSettings
 from dxmi_ext.anomaly.sources import (
@@ -54,23 +70,28 @@ def train(cfg: Config, ranks: Ranks | None = None) -> dict[str, Any]:
     if run.finished():
         return {}
     with run:
-        backbone, good, tested, networks = _prepare(run, cfg)
-        maps = prepared(good.train, networks.preparation)
-        averaged = learn(run, cfg, maps, networks, tested)
+        backbone, good, tested, networks, judged = _prepare(run, cfg)
+        averaged = learn(run, cfg, prepared(good.train, networks.preparation), networks, tested)
         if cfg.run.dry_run or not run.ranks.first:
             return {}
-        thresholds = calibrate(cfg, averaged, good)
-        save(run.directory / "model", averaged, cfg, backbone, good, tested, thresholds)
-        numbers, scores = numbers_of(
-            cfg, averaged, cfg.comparison.baselines, maps, tested, backbone, thresholds, cfg.run.seed
-        )
+        methods = methods_of(cfg, averaged, names_of(cfg, cfg.comparison.baselines), good.train)
+        detector, verdicts = _ship(cfg, averaged, methods, good, backbone)
+        thresholds = calibrate(cfg, methods[detector], good)
+        save(run.directory / "model", averaged, cfg, backbone, good, tested, thresholds, detector)
+        numbers, scores = numbers_of(cfg, methods, detector, tested, backbone, thresholds)
+        numbers |= about(methods, detector)
+        numbers["validation"] = judged["validation"] | {
+            name: {**judged["validation"].get(name, {}), "final": verdict.auroc}
+            for name, verdict in verdicts.items()
+        }
         folder, threshold = run.directory, thresholds["pixel_threshold"]
         final.attempt("curves.png", lambda: curves(folder / "curves.png", folder / "metrics.jsonl"))
         if scores is not None:
             heat = scores
             final.attempt("heatmaps.png", lambda: heatmaps(folder / "heatmaps.png", heat, tested, threshold))
         summary = run.summarize(numbers)
-    print(table(cfg, numbers))
+    print(table(cfg, numbers, detector))
+    print(told(numbers, verdicts))
     print(f"{run.directory}: summary.json, model/, pictures; {summary['wall_seconds']} s")
     return summary
 
@@ -83,15 +104,15 @@ def pretrain(cfg: Config, ranks: Ranks | None = None) -> None:
     if run.finished():
         return
     with run:
-        backbone, good, tested, networks = _prepare(run, cfg)
+        backbone, good, tested, networks, _ = _prepare(run, cfg)
         if "pretrain" in run.past:
             print(f"{run.directory} is past its pretraining; nothing to do")
             return
         pretrain_autoencoder(run, cfg, prepared(good.train, networks.preparation), networks)
         if cfg.run.dry_run or not run.ranks.first:
             return
-        thresholds = calibrate(cfg, networks, good)
-        save(run.directory / "model", networks, cfg, backbone, good, tested, thresholds)
+        thresholds = calibrate(cfg, methods_of(cfg, networks, ["dxmi"], None)["dxmi"], good)
+        save(run.directory / "model", networks, cfg, backbone, good, tested, thresholds, "dxmi")
         print(f"{run.directory}: pretrained; `dxmi train` with output={run.directory} goes on from here")
 
 
@@ -105,8 +126,8 @@ def sample(
 ) -> Iterator[Batch]:
     """Samples [m, C] of a run's final sampler, unit vectors but for the last step's noise, as
     `generate.batches`. They start from training data, of a row that (seed, i) chooses."""
-    cfg, networks, about = load_model(directory, device)
-    good = source_of(cfg, backbone_of(cfg, device, about), device, about=about).good(cfg.source.holdout)
+    cfg, networks, model = load_model(directory, device)
+    good = source_of(cfg, backbone_of(cfg, device, model), device, about=model).good(cfg.source.holdout)
     data = prepared(good.train, networks.preparation).rows
     key = noise.Draws(seed, "starts of samples", ["row"], device).at(0)["row"]
 
@@ -117,21 +138,19 @@ def sample(
     return generate.batches(networks, rows, seed, batch_size=batch_size, start=start, **options)
 
 
-def evaluate(
-    directory: Path, settings: EvaluateSettings, device: torch.device
-) -> tuple[dict[str, float], str]:
+def evaluate(directory: Path, settings: EvaluateSettings, device: torch.device) -> tuple[dict[str, Any], str]:
     """The numbers of a run's final networks and their table, on its own test data or on others."""
-    cfg, networks, about = load_model(directory, device)
-    backbone, which = backbone_of(cfg, device, about), settings.baselines or cfg.comparison.baselines
-    good, others = None, settings.data
+    cfg, networks, model = load_model(directory, device)
+    backbone, which = backbone_of(cfg, device, model), settings.baselines or cfg.comparison.baselines
+    detector, good, others = model["detector"], None, settings.data
     if others is not None and has_moved(cfg, directory, others, needed=which != "none"):
         cfg, others = cfg.replace(data=others), None
     if which != "none":
-        source = source_of(cfg, backbone, device, about=about)
-        good = prepared(source.good(cfg.source.holdout).train, networks.preparation)
-    tested = source_of(cfg, backbone, device, data=others, about=about).tested()
-    numbers, _ = numbers_of(cfg, networks, which, good, tested, backbone, about["thresholds"], settings.seed)
-    return numbers, table(cfg, numbers)
+        good = source_of(cfg, backbone, device, about=model).good(cfg.source.holdout).train
+    tested = source_of(cfg, backbone, device, data=others, about=model).tested()
+    methods = methods_of(cfg, networks, {detector, "dxmi", *BASELINES[which]}, good)
+    numbers, _ = numbers_of(cfg, methods, detector, tested, backbone, model["thresholds"])
+    return numbers, table(cfg, numbers, detector)
 
 
 def load(directory: Path, device: torch.device) -> tuple[Config, AnomalyNetworks]:
@@ -145,22 +164,27 @@ def load(directory: Path, device: torch.device) -> tuple[Config, AnomalyNetworks
 
 
 def load_scorer(directory: Path, device: torch.device) -> Scorer | VectorScorer:
-    """What scores new pictures, or vectors: a run's backbone, energy and thresholds.
+    """What scores new pictures, or vectors: a run's backbone, detector and thresholds.
 
     Raises:
         checkpoint.CheckpointError: there are no networks, or they are damaged.
         FeatureError: the backbone's weights are missing, or others than the run's.
     """
-    cfg, networks, about = load_model(directory, device)
-    backbone = backbone_of(cfg, device, about)
+    cfg, networks, model = load_model(directory, device)
+    backbone = backbone_of(cfg, device, model)
     if backbone is None:
-        threshold, preparation = about["thresholds"]["threshold"], networks.preparation
-        return VectorScorer(networks.energy_network, preparation, columns_of(about), threshold=threshold)
-    return _scorer(cfg, networks, backbone, about["thresholds"], Scale.of(about.get("scale")))
+        threshold, detector = model["thresholds"]["threshold"], model["detector"]
+        scores, prepares = networks.energy_of(detector), networks.preparation_of(detector)
+        return VectorScorer(scores, prepares, columns_of(model), threshold=threshold)
+    scale = Scale.of(model.get("scale"))
+    return _scorer(cfg, networks, backbone, model["thresholds"], model["detector"], scale)
 
 
-def new_scorer(cfg: Config) -> Scorer:
+def new_scorer(cfg: Config, preparation: str | None = None) -> Scorer:
     """A scorer that has learned nothing yet, of the shape of one that `fit` returns; on the CPU.
+
+    Args:
+        preparation: name of that which `fit` chose; None: the settings', of which "auto" may become another.
 
     Raises:
         ConfigError: the settings are of vectors.
@@ -172,21 +196,25 @@ def new_scorer(cfg: Config) -> Scorer:
     channels, height, width = backbone(
         torch.zeros(1, 3, cfg.features.size, cfg.features.size, dtype=torch.uint8)
     ).shape[1:]
-    networks = build(cfg, (height, width, channels), ())
+    name = preparation or cfg.features.preparation
+    name = PREPARATIONS[0] if name == "auto" else name
+    networks = build(cfg, (height, width, channels), (), {"autoencoder": name})
     return _scorer(cfg, networks, backbone, {"threshold": 0.0, "pixel_threshold": 1.0})
 
 
 def fit(phases: Phases, cfg: Config, good: Good, backbone: Extractor) -> Scorer:
-    """What `train` learns from the features of good pictures, without baselines and without a folder.
+    """What `train` learns with detector=dxmi from the features of good pictures, without a folder.
 
     Args:
         phases: where and how it learns.
         cfg: settings of pictures.
         good: features by the backbone, as ``anomaly.collection.Pictures`` gives them.
     """
-    networks = fitted(cfg, good, (), phases.device)
+    name = choice.choose_preparations(cfg, good, backbone, phases.device)["preparations"]["autoencoder"]
+    networks = fitted(cfg, good, (), {"autoencoder": name}, phases.device)
     averaged = learn(phases, cfg, prepared(good.train, networks.preparation), networks)
-    return _scorer(cfg, averaged, backbone, calibrate(cfg, averaged, good))
+    method = methods_of(cfg, averaged, ["dxmi"], None)["dxmi"]
+    return _scorer(cfg, averaged, backbone, calibrate(cfg, method, good))
 
 
 def _scorer(
@@ -194,12 +222,13 @@ def _scorer(
     networks: AnomalyNetworks,
     backbone: Extractor,
     thresholds: dict[str, float],
+    detector: str = "dxmi",
     scale: Scale = NOMINAL,
 ) -> Scorer:
     return Scorer(
         backbone,
-        networks.energy_network,
-        preparation=networks.preparation,
+        networks.energy_of(detector),
+        preparation=networks.preparation_of(detector),
         threshold=thresholds["threshold"],
         pixel_threshold=thresholds["pixel_threshold"],
         top_share=cfg.thresholds.top_share,
@@ -220,8 +249,32 @@ def read(cfg: Config) -> Overview:
     return overview.of_anomalies(path, classes_of(cfg), cfg.source.train_share)
 
 
-def _prepare(run: Run, cfg: Config) -> tuple[Extractor | None, Good, Examined, AnomalyNetworks]:
-    """Backbone, features and networks. What is missing shows here, not after hours."""
+def _ship(
+    cfg: Config,
+    networks: AnomalyNetworks,
+    methods: Mapping[str, Method],
+    good: Good,
+    backbone: Extractor | None,
+) -> tuple[str, dict[str, Verdict]]:
+    """The detector that scores from now on, which the networks then hold, and why it was chosen.
+
+    Raises:
+        ConfigError: the settings want one that could not be fitted.
+    """
+    validation = None
+    if cfg.detector.detector == "auto":
+        validation = choice.Validation.of(good, backbone, cfg.run.seed, networks.device)
+    name, verdicts = chosen(cfg, methods, validation)
+    if name not in methods:
+        raise ConfigError(f"detector must be one that these data allow, got {name}")
+    detector = methods[name].detector
+    networks.shipped = detector if isinstance(detector, MapDetector) else None
+    return name, verdicts
+
+
+def _prepare(run: Run, cfg: Config) -> tuple[Extractor | None, Good, Examined, AnomalyNetworks, Choice]:
+    """Backbone, features, networks and the choice of preparations. What is missing shows here, not after
+    hours."""
     check_graph(cfg.execution, run.device, run.ranks)
     backbone = backbone_of(cfg, run.device)
     if run.ranks.first:
@@ -237,7 +290,10 @@ def _prepare(run: Run, cfg: Config) -> tuple[Extractor | None, Good, Examined, A
                 "there is anomalous"
             )
         announce(tested)
+    judged = choice.choose(run, cfg, good, backbone)
+    if run.ranks.first:
+        choice.tell(judged)
     names = [name for name in BASELINES[cfg.comparison.baselines] if name in TRAINED]
-    networks = fitted(cfg, good, names, run.device)
+    networks = fitted(cfg, good, names, judged["preparations"], run.device)
     run.describe(networks)
-    return backbone, good, tested, networks
+    return backbone, good, tested, networks, judged

@@ -30,7 +30,7 @@ class Scorer(nn.Module):
 
     Args:
         backbone: of ``anomaly.backbones``.
-        energy: positions [N, C] -> [N].
+        energy: what scores, as `detectors.maps_of` takes it: positions [N, C] -> [N], or a `MapDetector`.
         preparation: of the backbone's maps for the energy, [n, C, h, w] -> [n, D, h, w]; None: as they are.
         threshold: a picture with a higher score is anomalous; see `threshold_of`.
         pixel_threshold: the same of a pixel, for heat maps; above 0.
@@ -84,7 +84,7 @@ class Scorer(nn.Module):
         Raises:
             FeatureError: other images.
         """
-        return maps_of(self.preparation(self.backbone(images.to(self.device))), self.energy)
+        return detectors.maps_of(self.preparation(self.backbone(images.to(self.device))), self.energy)
 
     def scores(self, maps: Tensor) -> Tensor:
         """Maps [n, h, w] -> [n]."""
@@ -95,7 +95,7 @@ class VectorScorer(nn.Module):
     """An energy on rows of numbers, and from where on a score means an anomaly.
 
     Args:
-        energy: points [N, C] -> [N].
+        energy: what scores, as `detectors.maps_of` takes it.
         preparation: of the columns that vary, as maps [n, C, 1, 1], for the energy.
         columns: which those are.
         threshold: a row with a higher score is anomalous.
@@ -111,22 +111,14 @@ class VectorScorer(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where it is; rows come there by themselves."""
-        return next(self.energy.parameters()).device
+        return next(itertools.chain(self.energy.parameters(), self.energy.buffers())).device
 
     def scores(self, rows: np.ndarray) -> Tensor:
         """float64 [n, d] -> float32 [n] on the CPU; inf where a row differs in a constant column."""
         maps = prepared(self.columns.varying(rows)[:, None, None], self.preparation)
-        scores = detectors.EnergyDetector(self.energy, device=self.device).score(maps)[:, 0, 0]
+        scores = detectors.detector_of(self.energy, self.device).score(maps)[:, 0, 0]
         scores[torch.from_numpy(self.columns.deviates(rows))] = math.inf
         return scores
-
-
-def maps_of(features: Tensor, energy: nn.Module) -> Tensor:
-    """Features [n, C, h, w] -> energies, float32 [n, h, w]."""
-    n, _, height, width = features.shape
-    rows = features.permute(0, 2, 3, 1).flatten(0, 2)
-    energies: Tensor = energy(rows).float()
-    return energies.view(n, height, width)
 
 
 def threshold_of(scores: Tensor | np.ndarray, quantile: float) -> float:

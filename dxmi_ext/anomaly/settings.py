@@ -1,10 +1,13 @@
-"""Settings of the task of anomaly detection. Imports the engine, the method and ``anomaly.backbones``."""
+"""Settings of the task of anomaly detection. Imports the engine, the method, and of the task
+backbones and preparations."""
 
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from dxmi_ext.anomaly import backbones
+from dxmi_ext.anomaly.preparation import PREPARATIONS
 from dxmi_ext.engine.execution import ExecutionSettings
 from dxmi_ext.engine.run import LARGEST_RUN, RunnableConfig, RunSettings
 from dxmi_ext.engine.run import EvaluateSettings as EvaluateSettings_
@@ -42,16 +45,27 @@ class FeatureSettings(Settings):
     weights: str | None = setting(None, "safetensors file of efficientnet_b4's weights", path=True)
     size: int = setting(224, "height and width that pictures are resized to", minimum=8, maximum=4096)
     grid: int = setting(14, "height and width of the maps of features", minimum=1, maximum=1024)
-    whiten: bool = setting(
-        True, "whiten features by their covariance over good pictures; false: scale each to length 1"
+    preparation: str = setting(
+        "auto",
+        "of features: unit: scaled to length 1; centred: their mean subtracted first; whitened: by their "
+        "covariance; auto: the one by which each method tells synthetic defects in held-out good ones best",
+        choices=("auto", *PREPARATIONS),
     )
     patch: int = setting(
-        5, "side of the neighbourhood whose mean is whitened, an odd number", minimum=1, maximum=99
+        5,
+        "side of the neighbourhood that a position stands for by its mean, an odd number; 1: itself",
+        minimum=1,
+        maximum=99,
     )
     aligned: bool = setting(
         False, "objects are at the same place in all pictures, so each position has a mean of its own"
     )
     whole_pictures: bool = setting(False, "batches of pictures; false: of positions of all pictures")
+
+    @property
+    def neighbourhood(self) -> dict[str, Any]:
+        """What every preparation takes."""
+        return {"patch": self.patch, "aligned": self.aligned}
 
 
 @dataclasses.dataclass
@@ -76,6 +90,17 @@ class NetworkSettings(Settings):
 class PretrainingSettings(Settings):
     heading = "pretraining"
     pretrain_lr: float = setting(1e-3, "learning rate of pretraining, decayed to 0", minimum=0)
+
+
+@dataclasses.dataclass
+class DetectorSettings(Settings):
+    heading = "detector"
+    detector: str = setting(
+        "auto",
+        "what scores: DxMI's energy, its autoencoder alone, nearest neighbours or Gaussian positions; auto: "
+        "the simplest of those that tell synthetic defects in held-out good ones best",
+        choices=("auto", "dxmi", "autoencoder", "knn", "gaussian"),
+    )
 
 
 @dataclasses.dataclass
@@ -136,9 +161,11 @@ class Config(RunnableConfig):
     features: FeatureSettings = group(FeatureSettings)
     networks: NetworkSettings = group(NetworkSettings)
     pretraining: PretrainingSettings = group(PretrainingSettings)
+    detector: DetectorSettings = group(DetectorSettings)
     thresholds: ThresholdSettings = group(ThresholdSettings)
     comparison: ComparisonSettings = group(ComparisonSettings)
 
+    removed = {"whiten": "preparation takes its place"}  # noqa: RUF012
     rules = (
         Rule("task must be anomaly, got {task}", lambda s: s.task == "anomaly"),
         *RULES,
@@ -156,7 +183,6 @@ class Config(RunnableConfig):
             lambda s: s.backbone is not None,
             "weights",
             "classes",
-            "whiten",
             "patch",
             "aligned",
         ),

@@ -30,7 +30,9 @@ def backbone_of(cfg: Config, device: torch.device, about: dict[str, Any] | None 
         "grid": cfg.features.grid,
         "weights": cfg.features.weights,
     }
-    backbone = backbones.load(cfg.features.backbone, normalise=not cfg.features.whiten, **options)
+    # Before there was a choice of preparations, features of the sphere came from the backbone itself.
+    older = about is not None and backbones.is_normalised(about["backbone"]["identity"])
+    backbone = backbones.load(cfg.features.backbone, normalise=older, **options)
     if about is not None and about["backbone"]["identity"] != backbone.identity:
         raise ConfigError(
             f"weights: got those of {backbone.identity}, the run is of {about['backbone']['identity']}"

@@ -7,6 +7,7 @@ A value is text, which the type of its key reads, the same way in both places. I
 from __future__ import annotations
 
 import difflib
+import functools
 import inspect
 import json
 import typing
@@ -29,6 +30,7 @@ def load(cls: type[C], yaml_path: str | Path | None, overrides: Sequence[str] = 
 
     Numbers are decimal (010 is 10, 1_000 is 1000), and an integer may be written as 1e3. Given are the keys
     of the overrides, and those of the yaml that differ from the default: a run's config.yaml has all keys.
+    Keys of ``cls.removed``, which runs of earlier versions have, are left out of a yaml, with one line each.
 
     Args:
         cls: the settings of a task or a command.
@@ -36,16 +38,22 @@ def load(cls: type[C], yaml_path: str | Path | None, overrides: Sequence[str] = 
         overrides: ``key=value``; nothing, or null, is None.
 
     Raises:
-        ConfigError: names the key, what it must be and what it got (an unknown key: the nearest known one).
+        ConfigError: names the key, what it must be and what it got (an unknown key: the nearest known one; a
+            removed key among the overrides: what takes its place).
     """
     keys = cls.keys()
     values = {name: key.default for name, key in keys.items()}
     given = set()
     for name, text in _read_yaml(yaml_path) if yaml_path else []:
+        if name in cls.removed:
+            _tell_removed(str(yaml_path), name, cls.removed[name])
+            continue
         values[name] = _read_value(name, text, keys)
         if values[name] != keys[name].default:
             given.add(name)
     for name, text in map(_read_override, overrides):
+        if name in cls.removed:
+            raise ConfigError(f"{name} is no longer a setting; {cls.removed[name]}")
         values[name] = _read_value(name, text, keys)
         given.add(name)
     return cast(C, cls.of(values, given))
@@ -82,6 +90,13 @@ def describe(cfg: Settings | Config) -> str:
         "\n".join([f"{heading}:", *(f"  {left:<{width}}  {right}" for left, right in rows)])
         for heading, rows in groups.items()
     )
+
+
+@functools.cache  # a command reads a run's config.yaml more than once
+def _tell_removed(path: str, name: str, instead: str) -> None:
+    from dxmi_ext.engine import runlog  # which needs tqdm
+
+    runlog.note(f"{path}: {name} is no longer a setting and is ignored; {instead}")
 
 
 def _import_yaml() -> Any:

@@ -31,7 +31,7 @@ MODEL: Tree = {r"model\.safetensors|config\.json": None}
 PICTURES: Tree = {r"\w+_\d{8,}\.png": None}
 TENSORBOARD: Tree = {r"events\.out\.tfevents\.\d+": None}
 RUN: Tree = {
-    r"(summary|failure)\.json": None,
+    r"(summary|failure|choice)\.json": None,
     "checkpoints": CHECKPOINTS,
     "model": MODEL,
     "pictures": PICTURES,

@@ -90,6 +90,7 @@ class Settings:
 
     Attributes:
         heading: of the group, for ``--help``.
+        removed: keys of earlier versions, each with what takes its place; see `config.load`.
         given: the keys that a user gave, even where the value is the default; of settings made in Python,
             those that differ from it.
 
@@ -98,6 +99,7 @@ class Settings:
     """
 
     heading: ClassVar[str] = "settings"
+    removed: ClassVar[Mapping[str, str]] = {}
 
     def __post_init__(self) -> None:
         fields = dataclasses.fields(self)
@@ -205,12 +207,14 @@ class Config:
 
     Attributes:
         rules: between settings; checked when settings are made by `of` or `replace`.
+        removed: keys of earlier versions, each with what takes its place; see `config.load`.
 
     Raises:
         ConfigError: as of `Settings`, or a rule is broken.
     """
 
     rules: ClassVar[Sequence[Rule]] = ()
+    removed: ClassVar[Mapping[str, str]] = {}
 
     @property
     def given(self) -> frozenset[str]:

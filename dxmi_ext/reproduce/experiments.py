@@ -161,7 +161,7 @@ _TEMPERATURES: dict[str, tuple[str, dict[str, Any]]] = {
 
 _SPREAD = _COLUMNS | {"entropy_excess": "entropy", "coverage": "coverage"}
 
-_TILES = {"aligned": True, "size": 192, "baselines": "all"}
+_TILES = {"aligned": True, "size": 192, "baselines": "all", "preparation": "whitened", "detector": "dxmi"}
 
 _SCORES = """\
 SW: sliced 2-Wasserstein distance of samples to data (10,000 each, 1,000 projections), mean of five samplings.

@@ -92,7 +92,13 @@ def run(data: Path, tmp_path: Path) -> Path:
     """A run of the recipe on these data, with its own values of all that a tiny run leaves."""
     folder = tmp_path / "run"
     given = [f"{k}={v}" for k, v in SETTINGS.items()]
-    given += ["device=cpu", "baselines=none", "tensorboard=false", f"cache={tmp_path / 'cache'}"]
+    given += [
+        "device=cpu",
+        "detector=dxmi",
+        "baselines=none",
+        "tensorboard=false",
+        f"cache={tmp_path / 'cache'}",
+    ]
     assert cli.main(["train", "anomaly", f"data={data}", f"output={folder}", *given]) == 0
     return folder
 
@@ -165,6 +171,7 @@ def test_what_does_not_fit_is_refused() -> None:
         ({"iteration": 3}, "iteration: unknown key; did you mean iterations"),
         ({"top_share": 2.0}, "top_share: got 2"),
         ({"data": "x"}, "settings: data is for the command dxmi; anomalib decides it here"),
+        ({"detector": "knn"}, "settings: detector is for the command dxmi; anomalib decides it here"),
     ):
         with pytest.raises(ConfigError, match=message):
             DxMI(settings)

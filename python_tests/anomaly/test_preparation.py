@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dxmi_ext.anomaly.preparation import Whitened, prepared
+from dxmi_ext.anomaly.preparation import Whitened, make, prepared
 
 
 def _maps(n: int = 80, seed: int = 0) -> np.ndarray:
@@ -66,3 +66,27 @@ def test_its_buffers_are_all_that_it_learned() -> None:
 def test_bad_arguments_are_named() -> None:
     with pytest.raises(ValueError, match="got patch=2"):
         Whitened((3, 4, 5), patch=2)
+
+
+@pytest.mark.parametrize("aligned", [False, True])
+def test_unit_and_centred_features_are_directions_of_neighbourhood_means(aligned: bool) -> None:
+    train, test = _maps(), _maps(70, seed=2)
+    pooled = _pooled(train.astype(np.float64))
+    mean = pooled.mean(0 if aligned else (0, 1, 2))
+    for name, offset in (("unit", 0 * mean), ("centred", mean)):
+        preparation = make(name, (3, 4, 5), patch=3, aligned=aligned)
+        preparation.fit(train)
+        x = _pooled(test.astype(np.float64)) - offset
+        expected = x / np.linalg.norm(x, axis=3, keepdims=True)
+        found = prepared(test, preparation).maps
+        assert preparation.dim == 5 and found.dtype == np.float32
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_length_is_no_matter_to_a_direction() -> None:
+    """Rows of any size that float64 holds; a row of zeros has none, and stays."""
+    rows = np.array([[3.0, 4], [3e100, 4e100], [3e-100, 4e-100], [0, 0]])[:, None, None]
+    unit = make("unit", (1, 1, 2))
+    unit.fit(rows)
+    expected = [[0.6, 0.8]] * 3 + [[0, 0]]
+    np.testing.assert_allclose(prepared(rows, unit).rows, expected, rtol=1e-6)

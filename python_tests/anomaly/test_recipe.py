@@ -38,7 +38,8 @@ Image = pytest.importorskip("PIL.Image")
 CPU, TRAINERS = torch.device("cpu"), (ReconstructionPretrainer, DxMITrainer, LangevinTrainer)
 TINY = ["size=16", "grid=4", "latent_dim=3", "energy_width=8", "value_width=8", "sampler_width=8"]
 TINY += [
-    "whiten=true",
+    "preparation=whitened",
+    "detector=dxmi",
     "patch=3",
     "top_share=.1",
     "batch_size=32",
@@ -198,9 +199,7 @@ def test_learning_without_a_folder_ends_in_the_same_scorer(finished: Path, data:
                 stepper.step(batch(i))
 
     cfg = config.load(anomaly.Config, finished / "config.yaml")
-    backbone = backbones.load(
-        "", size=cfg.features.size, grid=cfg.features.grid, normalise=not cfg.features.whiten
-    )
+    backbone = backbones.load("", size=cfg.features.size, grid=cfg.features.grid, normalise=False)
     good = Pictures(data, backbone, cfg.features.size, cache=data.parent / "cache").good(cfg.source.holdout)
     scorer, expected = anomaly.fit(Phases(), cfg, good, backbone), anomaly.load_scorer(finished, CPU)
     assert (scorer.threshold, scorer.pixel_threshold) == (expected.threshold, expected.pixel_threshold)
@@ -217,6 +216,25 @@ def test_a_longer_run_learns_the_defects(data: Path, tmp_path: Path) -> None:
     numbers = summary(tmp_path)
     assert numbers["image_auroc"] > 0.9 and numbers["pixel_auroc"] > 0.9
     assert not [key for key in numbers if key.startswith("knn")]
+
+
+def test_a_run_of_pictures_chooses_by_defects_that_it_makes(data: Path, tmp_path: Path) -> None:
+    """Its heat maps, thresholds and scores are those of the detector that it chose."""
+    settings = ["preparation=auto", "detector=auto", "picture_every=0", "patch=1", "holdout=.4"]
+    assert run(tmp_path / "run", data, *settings, recipe="anomaly") == 0
+    found = summary(tmp_path / "run")
+    detector, told = found["detector"], found["validation"]
+    assert found["image_auroc"] == found["baselines"][detector] > 0.9
+    assert max(told, key=lambda name: told[name]["final"]) in ("knn", "gaussian")
+    assert (tmp_path / "run/heatmaps.png").exists()
+    scorer = anomaly.load_scorer(tmp_path / "run", CPU)
+    assert (scorer.threshold, scorer.pixel_threshold) == (found["threshold"], found["pixel_threshold"])
+    tested = Pictures(data, scorer.backbone, 16, cache=data.parent / "cache").tested()
+    assert tested.images is not None
+    maps = scorer.maps(torch.from_numpy(tested.images.copy()))
+    numbers, _ = comparison.measure(scorer.scores(maps), maps, tested)
+    assert numbers["image_auroc"] == pytest.approx(found["image_auroc"], abs=0.02)
+    assert cli.main(["export", str(tmp_path / "run"), "onnx=false"]) == 0
 
 
 def test_samples_start_from_training_data_and_are_keyed_by_their_row(finished: Path) -> None:

@@ -324,3 +324,16 @@ def test_without_pyyaml_the_error_says_what_to_install() -> None:
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "pip install 'dxmi_ext[train]'" in run.stdout
+
+
+def test_a_removed_key_is_ignored_in_a_yaml_and_refused_on_the_command_line(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(ToyConfig, "removed", {"momentum": "decay takes its place"})
+    recipe.write_text(recipe.read_text() + "momentum: 0.9\n")
+    for _ in range(2):  # said once
+        assert config.load(ToyConfig, recipe).run.iterations == 70
+    told = f"{recipe}: momentum is no longer a setting and is ignored; decay takes its place\n"
+    assert capsys.readouterr().err == told
+    with pytest.raises(ConfigError, match="momentum is no longer a setting; decay takes its"):
+        config.load(ToyConfig, None, ["momentum=.9"])

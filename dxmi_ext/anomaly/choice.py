@@ -1,0 +1,179 @@
+"""Which preparation and which detector suit the data, judged by synthetic defects and never by a test set.
+
+Held-out good pictures, or rows, are to be told from the same ones with synthetic defects. The preparation
+that does it best is taken, and of detectors that do it alike the simplest. Imports torch, numpy and
+``dxmi_ext``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dxmi_ext.anomaly import features, preparation, synthetic
+from dxmi_ext.anomaly.collection import Good
+from dxmi_ext.anomaly.dataset import AnomalyData
+from dxmi_ext.anomaly.detectors import Detector, GaussianPositions, NearestNeighbours, detect
+from dxmi_ext.anomaly.features import FeatureMaps
+from dxmi_ext.anomaly.preparation import PREPARATIONS, prepared
+from dxmi_ext.anomaly.settings import Config
+from dxmi_ext.engine import files, final, runlog
+from dxmi_ext.engine.run import Run
+from dxmi_ext.engine.runlog import write_json
+from dxmi_ext.images.features import Extractor
+
+METHODS = ("gaussian", "knn", "autoencoder", "dxmi")
+"""Detectors of which one is chosen, the simplest first."""
+_FITTED = METHODS[:2]  # to every preparation
+_OTHERS = "knn"  # whose preparation the autoencoder and DxMI take: it costs seconds, theirs to train minutes
+_ENOUGH = 200  # held-out pictures or rows, and the same with each kind of defect
+_FILE = "choice.json"
+
+Choice = dict[str, Any]
+"""``preparations`` {method: name}, ``validation`` {method: {preparation: AUROC}}."""
+
+
+class Validation(NamedTuple):
+    """Features before any preparation, to be told apart."""
+
+    good: np.ndarray
+    """[k, h, w, C]"""
+    odd: np.ndarray
+    """[kinds k, h, w, C]: the same with defects, kind by kind."""
+
+    @classmethod
+    def of(cls, good: Good, backbone: Extractor | None, seed: int, device: torch.device) -> Validation:
+        """Made of what is held out, or of a part of it that lies evenly over all."""
+        count = len(good.held_out)
+        rows = np.unique(np.linspace(0, count - 1, min(_ENOUGH, count)).round().astype(int))
+        if backbone is None:
+            mean = good.train[:, 0, 0].mean(0)
+            odd = synthetic.odd_rows(good.held_out[rows, 0, 0], mean, seed=seed)
+            return cls(good.held_out[rows], odd.reshape(-1, 1, 1, odd.shape[2]))
+        assert good.held_out_images is not None
+        images = synthetic.defective(good.held_out_images[rows], seed=seed)
+        images = images.reshape(-1, *images.shape[2:])
+        data = AnomalyData(images, np.ones(len(images), np.int64))
+        return cls(good.held_out[rows], features.computed(data, backbone, device))
+
+
+class Verdict(NamedTuple):
+    """How well a detector tells them apart."""
+
+    auroc: float
+    """The mean over kinds of defects."""
+    influence: np.ndarray
+    """float64 [k]: what each held-out picture contributes, itself and with its defects; their deviation over
+    sqrt(k) is the standard error of the AUROC (DeLong et al. 1988, pictures as clusters)."""
+
+
+def judged(good: Tensor, odd: Tensor) -> Verdict:
+    """The verdict on scores of good ones, [k], and of the same with defects, [kinds k]."""
+    a, b = good.double().numpy(), odd.double().numpy().reshape(-1, len(good))
+    higher = (b[:, :, None] > a) + 0.5 * (b[:, :, None] == a)  # [kinds, k with a defect, k good]
+    influence = higher.mean((0, 1)) + higher.mean((0, 2))
+    return Verdict(float(higher.mean()), influence)
+
+
+def _best(verdicts: Mapping[str, Verdict]) -> str:
+    return max(verdicts, key=lambda name: verdicts[name].auroc)
+
+
+def simplest(verdicts: Mapping[str, Verdict]) -> str:
+    """The first that is not worse than the best by more than the standard error of their difference.
+
+    Args:
+        verdicts: by name, the simplest first.
+    """
+    best = max(verdicts.values(), key=lambda verdict: verdict.auroc)
+    return next(
+        name
+        for name, verdict in verdicts.items()
+        if best.auroc - verdict.auroc <= _standard_error(best.influence - verdict.influence)
+    )
+
+
+def _standard_error(influence: np.ndarray) -> float:
+    if len(influence) < 2:
+        return math.inf
+    return float(influence.std(ddof=1)) / math.sqrt(len(influence))
+
+
+def judge(
+    detector: Detector, preparation: nn.Module, validation: Validation, *, top_share: float = 0.0
+) -> Verdict:
+    """The verdict on a detector that has learned."""
+    scores = (detect(detector.score(prepared(maps, preparation)), top_share=top_share) for maps in validation)
+    return judged(*scores)
+
+
+def choose(run: Run, cfg: Config, good: Good, backbone: Extractor | None) -> Choice:
+    """The preparation of each method: the settings', or the one that it tells synthetic defects best by.
+
+    A run that resumes keeps its choice, and all ranks take that of the first.
+    """
+    path, choice = run.directory / _FILE, Choice()
+    if run.ranks.first:
+        if run.resumed_from and path.is_file():
+            choice = files.read_json(path)
+        else:
+            choice = choose_preparations(cfg, good, backbone, run.device)
+            if not cfg.run.dry_run:
+                write_json(path, choice)
+    return Choice(run.ranks.agree(choice))
+
+
+def choose_preparations(cfg: Config, good: Good, backbone: Extractor | None, device: torch.device) -> Choice:
+    """The same without a run; what it chooses depends on the settings and the data alone."""
+    if (given := cfg.features.preparation) != "auto":
+        return {"preparations": dict.fromkeys((*_FITTED, "autoencoder"), given), "validation": {}}
+    validation = Validation.of(good, backbone, cfg.run.seed, device)
+    verdicts: dict[str, dict[str, Verdict]] = {method: {} for method in _FITTED}
+    for name in PREPARATIONS:
+        prepares = preparation.make(name, good.train.shape[1:], **cfg.features.neighbourhood).to(device)
+        prepares.fit(good.train)
+        maps = prepared(good.train, prepares)
+        trials: dict[str, Detector] = {
+            "gaussian": gaussian(cfg.run.seed, device),
+            "knn": nearest_neighbours(
+                len(maps.rows), cfg.run.seed, device, coreset="random"
+            ),  # greedy is slow
+        }
+        for method, detector in trials.items():
+
+            def tried(detector: Detector = detector, maps: FeatureMaps = maps) -> Verdict:
+                detector.fit(maps)
+                return judge(detector, prepares, validation, top_share=cfg.thresholds.top_share)  # noqa: B023
+
+            if (verdict := final.attempt(f"{method} of {name} features", tried)) is not None:
+                verdicts[method][name] = verdict
+    chosen = {method: _best(found) if found else PREPARATIONS[0] for method, found in verdicts.items()}
+    chosen["autoencoder"] = chosen[_OTHERS]
+    numbers = {m: {name: round(v.auroc, 4) for name, v in found.items()} for m, found in verdicts.items()}
+    return {"preparations": chosen, "validation": numbers}
+
+
+def nearest_neighbours(
+    rows: int, seed: int, device: torch.device, *, coreset: str = "greedy"
+) -> NearestNeighbours:
+    """1 % of so many positions, as PatchCore keeps; of few more, of many no more than can be searched."""
+    share = min(1.0, max(0.01, 2000 / rows), 20_000 / rows)
+    return NearestNeighbours(share=share, coreset=coreset, seed=seed, device=device)
+
+
+def gaussian(seed: int, device: torch.device) -> GaussianPositions:
+    return GaussianPositions(dims=None, shrinkage=0.3, seed=seed, device=device)
+
+
+def tell(choice: Choice) -> None:
+    """Says which preparations were chosen, and by which numbers."""
+    for method, found in choice["validation"].items():
+        also = ", and for the autoencoder and DxMI" if method == _OTHERS else ""
+        shown = ", ".join(f"{name} {auroc:.3f}" for name, auroc in found.items())
+        name = choice["preparations"][method]
+        runlog.note(f"{name} features for {method}{also}; AUROC on synthetic defects: {shown}")

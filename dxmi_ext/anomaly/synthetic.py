@@ -1,0 +1,126 @@
+"""Synthetic defects in good pictures and good rows, by which detectors are compared without a test set.
+
+In pictures they are made before the backbone: a patch that does not belong there, as in CutPaste (Li et al.
+2021), a blob of noise, and a smooth shade. Rows are mixtures of rows, or some of their values are others'.
+Imports numpy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+Picture = np.ndarray
+"""uint8 [3, H, W]"""
+
+_LARGEST = 0.1  # share of a picture that a defect covers, at most
+_SMALLEST = 0.003
+_SHARE = (0.1, 0.5)  # of the columns of a row that are changed
+
+
+def defective(images: np.ndarray, *, seed: int = 0) -> np.ndarray:
+    """Each picture once with every kind of defect, drawn from (seed, picture, kind).
+
+    Args:
+        images: uint8 [n, 3, H, W], good ones.
+
+    Returns:
+        uint8 [kinds, n, 3, H, W]
+    """
+    kinds: tuple[Callable[[Picture, Picture, np.random.Generator], Picture], ...] = (_patch, _noise, _shade)
+    made = np.empty((len(kinds), *images.shape), np.uint8)
+    for kind, draw in enumerate(kinds):
+        for i, image in enumerate(images):
+            rng = np.random.default_rng((seed, i, kind))
+            made[kind, i] = draw(image, images[rng.integers(len(images))], rng)
+    return made
+
+
+def odd_rows(rows: np.ndarray, mean: np.ndarray, *, seed: int = 0) -> np.ndarray:
+    """Each row once of every kind, in the units of the columns.
+
+    - A mixture of two or three rows, weighted so that mean and covariance stay those of good rows: to a
+      Gaussian it is a good row, but it lies between the classes.
+    - A row that has a share of its values from other rows: all from one, or each from one of its own.
+    - A row of which a share of the values changed places.
+
+    Args:
+        rows: float64 [n, d], good ones.
+        mean: [d], of good rows.
+
+    Returns:
+        float64 [kinds, n, d]
+    """
+    n, d = rows.shape
+    rng = np.random.default_rng((seed, n))
+
+    def others() -> np.ndarray:
+        """For each row another one, where there is one."""
+        return (np.arange(n) + rng.integers(1, max(n, 2), n)) % n
+
+    weights = rng.dirichlet((4, 4, 4), n)
+    weights[rng.random(n) < 0.5, 2] = 0
+    weights = np.sqrt(weights / weights.sum(1, keepdims=True))
+    parts = (rows, rows[others()], rows[others()])
+    mixed = mean + sum(w[:, None] * (part - mean) for w, part in zip(weights.T, parts, strict=True))
+
+    changed = rng.random((n, d)) < rng.uniform(*_SHARE, (n, 1))
+    many = np.take_along_axis(rows, rng.integers(0, n, (n, d)), axis=0)
+    source = np.where(rng.random((n, 1)) < 0.5, rows[others()], many)
+    moved = rows.copy()
+    for row in moved:
+        places = rng.permutation(d)[: max(2, round(d * rng.uniform(*_SHARE)))]
+        row[places] = row[rng.permutation(places)]
+    return np.stack((mixed, np.where(changed, source, rows), moved))
+
+
+def _patch(image: Picture, other: Picture, rng: np.random.Generator) -> Picture:
+    """A rectangle from elsewhere in the picture, or from another one."""
+    made = image.copy()
+    height, width = image.shape[1:]
+    share, aspect = _share(rng), np.exp(rng.uniform(-1.5, 1.5))
+    h = int(np.clip(np.sqrt(share * aspect) * height, 1, height))
+    w = int(np.clip(np.sqrt(share / aspect) * width, 1, width))
+    source = other if rng.random() < 0.5 else image
+    (y, to_y), (x, to_x) = (rng.integers(0, size, 2) for size in (height - h + 1, width - w + 1))
+    made[:, to_y : to_y + h, to_x : to_x + w] = source[:, y : y + h, x : x + w]
+    return made
+
+
+def _noise(image: Picture, _: Picture, rng: np.random.Generator) -> Picture:
+    """Grey noise, coarse or fine, within a blob."""
+    height, width = image.shape[1:]
+    grain = int(rng.integers(1, 5))
+    noise = rng.normal(0, rng.uniform(15, 60), (-(-height // grain), -(-width // grain)))
+    noise = noise.repeat(grain, 0).repeat(grain, 1)[:height, :width]
+    return _added(image, noise * _blob(height, width, rng))
+
+
+def _shade(image: Picture, _: Picture, rng: np.random.Generator) -> Picture:
+    """A smooth spot, brighter or darker."""
+    height, width = image.shape[1:]
+    depth = rng.uniform(20, 80) * rng.choice((-1, 1))
+    return _added(image, depth * _blob(height, width, rng))
+
+
+def _blob(height: int, width: int, rng: np.random.Generator) -> np.ndarray:
+    """A turned ellipse with soft edges, from 0 to 1: float64 [height, width]."""
+    share, aspect = _share(rng), np.exp(rng.uniform(-1, 1))
+    y, x = rng.random(2)
+    angle = rng.uniform(0, np.pi)
+    rows, columns = np.mgrid[:height, :width] / (np.array([height, width]) - 0.999)[:, None, None]
+    u = np.cos(angle) * (rows - y) + np.sin(angle) * (columns - x)
+    v = np.cos(angle) * (columns - x) - np.sin(angle) * (rows - y)
+    radius = np.sqrt(share / np.pi)
+    sq = (u / (radius * np.sqrt(aspect))) ** 2 + (v / (radius / np.sqrt(aspect))) ** 2
+    return np.exp(-((sq / 1.5) ** 2))
+
+
+def _share(rng: np.random.Generator) -> float:
+    """Of a picture; small ones are as likely as large ones by their logarithm."""
+    return float(np.exp(rng.uniform(np.log(_SMALLEST), np.log(_LARGEST))))
+
+
+def _added(image: Picture, change: np.ndarray) -> Picture:
+    return np.clip(image + change.round(), 0, 255).astype(np.uint8)
