@@ -106,7 +106,7 @@ class PolicySettings(Settings):
         maximum=1,
     )
     ema_decay: float = setting(
-        0.999, "decay of the averaged networks, used for evaluation", minimum=0, below=1
+        0.99, "decay of the averaged networks, used for evaluation", minimum=0, below=1
     )
 
     def algorithm(self, learning: LearningSettings, temperature: float) -> DxMISettings:
