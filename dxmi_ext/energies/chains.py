@@ -17,6 +17,9 @@ from dxmi_ext.energies.schedule import Levels
 from dxmi_ext.engine.calls import call
 from dxmi_ext.method.networks import Networks
 
+_LARGEST_DRIFT = 5.0
+"""Of VGS's steps, in their standard deviations. Exact values move samples by about 3 at most."""
+
 
 class Tables(NamedTuple):
     """pi = N(sample_coef x + output_coef output, exp(2 log_std)), q = N(back_coef x, exp(2 back_log_std));
@@ -147,7 +150,7 @@ class PolicyChain(Chain):
 
 class GradientChain(Chain):
     """VGS: the mean of a step is a descent of the next value, y - (variance alpha^2 / w) grad V^{t+1}(y) at
-    y = alpha x (arXiv 2502.13280).
+    y = alpha x (arXiv 2502.13280), of at most 5 standard deviations of the step's noise.
 
     Args:
         start: makes x_0.
@@ -168,7 +171,7 @@ class GradientChain(Chain):
         temperature: float,
     ) -> None:
         super().__init__(start, energy, dim, temperature)
-        self.value = value
+        self.value, self.particles = value, energy.target.particles
         step_var = levels.std.square()
         tables = Tables(
             levels.growth,
@@ -191,8 +194,14 @@ class GradientChain(Chain):
         return torch.where(ends, self.energy(x), values)
 
     def output(self, x: Tensor, timestep: Tensor) -> Tensor:
-        y = self.tables().sample_coef[timestep, None] * x
-        return slope(_At(self), y, timestep + 1)
+        tables = self.tables()
+        y = tables.sample_coef[timestep, None] * x
+        gradient = slope(_At(self), y, timestep + 1)
+        largest = _LARGEST_DRIFT * (tables.log_std.exp() / -tables.output_coef)[timestep, None]
+        if self.particles is None:
+            return gradient.clamp(-largest, largest)
+        size = gradient.square().mean(1, keepdim=True).sqrt()  # one bound for all directions keeps symmetries
+        return gradient * (largest / size.clamp(min=1e-30)).clamp(max=1)
 
 
 class _At(nn.Module):

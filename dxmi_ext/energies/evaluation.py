@@ -41,15 +41,33 @@ PUBLISHED = {
 """Gaps and errors of log Z: Sendera et al. 2024, Table 1 (2,000 paths). W2, raw: VGS (arXiv 2502.13280)."""
 
 
-def evaluate_chain(cfg: Config, target: Target, chain: Chain, *, seed: int) -> dict[str, float | None]:
+def samples_of(cfg: Config, target: Target, seed: int, device: torch.device) -> tuple[Tensor, Tensor] | None:
+    """Two independent sets of samples of the target, [n, D] both; None where there are none."""
+    if cfg.target.temperature != 1 or (draw := reference.sampler_of(target)) is None:
+        return None
+    n, key = cfg.evaluation.compared, noise.Draws(seed, "samples of the target", ["all"], device).at(0)["all"]
+
+    def both() -> tuple[Tensor, Tensor]:
+        drawn = draw(2 * n, key, 0)
+        return drawn[:n], drawn[n:]
+
+    return final.attempt("samples of the target", both)
+
+
+def evaluate_chain(
+    cfg: Config, target: Target, chain: Chain, data: tuple[Tensor, Tensor] | None, *, seed: int
+) -> dict[str, float | None]:
     """All numbers of a sampler; what cannot be computed is left out.
+
+    Args:
+        data: `samples_of` the target.
 
     Returns:
         log_partition, its standard error and its true value (None where it is unknown), elbo and ess; where
-        the target has exact samples also eubo, ess_reverse, and those of `metrics.compare`.
+        the target has samples also eubo, ess_reverse, and those of `metrics.compare`.
     """
-    draws = noise.Draws(seed, "evaluate", ["paths", "data", "other", "back"], chain.start.log_std.device)
-    keys, true = draws.at(0), TargetEnergy(target)
+    keys = noise.Draws(seed, "evaluate", ["paths", "back"], chain.start.log_std.device).at(0)
+    true = TargetEnergy(target)
     known = target.log_partition if cfg.target.temperature == 1 else None
     numbers: dict[str, float | None] = {"log_partition_true": known}
     ends: list[Tensor] = []
@@ -64,20 +82,19 @@ def evaluate_chain(cfg: Config, target: Target, chain: Chain, *, seed: int) -> d
         return metrics.of_weights(torch.cat(log_w))
 
     numbers |= final.numbers("log_partition, elbo, ess", weights)
-    n = cfg.evaluation.compared
-    draw = reference.sampler_of(target) if cfg.target.temperature == 1 else None
-    if draw is None:
+    if data is None:
         return numbers
-    data, other = draw(n, keys["data"], 0), draw(n, keys["other"], 0)
+    drawn, other = data
+    n = len(drawn)
 
     def reverse() -> dict[str, float]:
-        back = chain.backward_rollout(target.coordinates(data), keys["back"])
+        back = chain.backward_rollout(target.coordinates(drawn), keys["back"])
         return metrics.of_reverse_weights(chain.log_weights(back, true))
 
     def compared() -> dict[str, float]:
         y = torch.cat(ends)[:n] if sum(map(len, ends)) >= n else chain.rollout(n, keys["paths"])[-1]
         with torch.no_grad():
-            return metrics.compare(target.lift(y), data, other, target)
+            return metrics.compare(target.lift(y), drawn, other, target)
 
     numbers |= final.numbers("eubo, ess_reverse", reverse)
     return numbers | final.numbers("w2 and other distances", compared)

@@ -86,7 +86,11 @@ class _Body(nn.Module):
 
 class _Sinusoids(nn.Module):
     """x [N, D] -> [N, D (1 + 2 octaves)]: x by the level's spread, and its sinusoids of wavelengths 8 scale
-    and halves of it."""
+    and halves of it.
+
+    Where the level's noise blurs a wavelength its sinusoids are faint. Values have no such detail there, and
+    where it came from chance large steps down a value would overshoot.
+    """
 
     def __init__(self, levels: Levels, octaves: int) -> None:
         super().__init__()
@@ -95,10 +99,14 @@ class _Sinusoids(nn.Module):
         self.register_buffer("spread", levels.spread.float(), persistent=False)
         rates = 2 * math.pi / (8 * levels.scale) * 2.0 ** torch.arange(octaves)
         self.register_buffer("rates", rates, persistent=False)
+        self.strength: Tensor
+        strength = 1 / (1 + (levels.noise[:, None] * rates).square())
+        self.register_buffer("strength", strength.float(), persistent=False)
 
     def forward(self, x: Tensor, timestep: Tensor) -> Tensor:
-        angles = (x[:, :, None] * self.rates).flatten(1)
-        return torch.cat((x / self.spread[timestep, None], angles.sin(), angles.cos()), 1)
+        angles, strength = x[:, :, None] * self.rates, self.strength[timestep, None]
+        waves = (strength * angles.sin()).flatten(1), (strength * angles.cos()).flatten(1)
+        return torch.cat((x / self.spread[timestep, None], *waves), 1)
 
 
 class Value(nn.Module):

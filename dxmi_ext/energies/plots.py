@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dxmi_ext.energies import reference
 from dxmi_ext.energies.chains import Chain
 from dxmi_ext.energies.settings import Config
 from dxmi_ext.energies.targets import Target, distances
@@ -22,13 +21,11 @@ _GRID = 200
 _SHOWN = 6  # coordinates that have a histogram
 
 
-def draw(directory: Path, cfg: Config, target: Target, chain: Chain) -> None:
-    """samples.png and curves.png of a run."""
-    device = chain.start.log_std.device
-    keys = noise.Draws(cfg.run.seed, "pictures", ["sample", "data"], device).at(0)
-    drawn = target.lift(chain.rollout(2000, keys["sample"])[-1])
-    source = reference.sampler_of(target) if cfg.target.temperature == 1 else None
-    samples(directory / "samples.png", target, drawn, source and source(2000, keys["data"], 0))
+def draw(directory: Path, cfg: Config, target: Target, chain: Chain, data: Tensor | None) -> None:
+    """samples.png and curves.png of a run; data [n, D] are samples of the target."""
+    draws = noise.Draws(cfg.run.seed, "pictures", ["sample"], chain.start.log_std.device)
+    drawn = target.lift(chain.rollout(2000, draws.at(0)["sample"])[-1])
+    samples(directory / "samples.png", target, drawn, data)
     plots.curves(directory / "curves.png", directory / "metrics.jsonl")
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from dxmi_ext import ops
 from dxmi_ext.energies import model, plots
 from dxmi_ext.energies.chains import Chain, GradientChain, PolicyChain
-from dxmi_ext.energies.evaluation import evaluate_chain, table
+from dxmi_ext.energies.evaluation import evaluate_chain, samples_of, table
 from dxmi_ext.energies.policy import PolicyTrainer
 from dxmi_ext.energies.settings import Config, EvaluateSettings
 from dxmi_ext.energies.targets import Target
@@ -61,8 +61,10 @@ def train(cfg: Config, ranks: Ranks | None = None) -> dict[str, Any]:
             return {}
         chain = trainer.chain
         model.save(run.directory / "model", chain, cfg)
-        numbers = evaluate_chain(cfg, target, chain, seed=cfg.run.seed)
-        final.attempt("pictures", lambda: plots.draw(run.directory, cfg, target, chain))
+        data = samples_of(cfg, target, cfg.run.seed, run.device)
+        numbers = evaluate_chain(cfg, target, chain, data, seed=cfg.run.seed)
+        shown = None if data is None else data[0]
+        final.attempt("pictures", lambda: plots.draw(run.directory, cfg, target, chain, shown))
         summary = run.summarize({**model.about(cfg), **numbers})
     print(table(cfg, numbers))
     print(f"{run.directory}: summary.json, model/, pictures; {summary['wall_seconds']} s")
@@ -119,7 +121,8 @@ def evaluate(
     cfg, target, chain = model.load(directory, device)
     cfg.evaluation.paths = settings.paths or cfg.evaluation.paths
     cfg.evaluation.compared = settings.compared or cfg.evaluation.compared
-    numbers = evaluate_chain(cfg, target, chain, seed=settings.seed)
+    data = samples_of(cfg, target, settings.seed, device)
+    numbers = evaluate_chain(cfg, target, chain, data, seed=settings.seed)
     return numbers, table(cfg, numbers)
 
 

@@ -80,7 +80,9 @@ class NetworkSettings(Settings):
 @dataclasses.dataclass
 class LearningSettings(Settings):
     heading = "learning, of both samplers"
-    value_lr: float = setting(1e-3, "learning rate of the value", minimum=0)
+    value_lr: float | None = setting(
+        None, "learning rate of the value; null: 1e-3 with sampler=dxmi, 3e-4 with vgs", minimum=0
+    )
     start_lr: float = setting(1e-3, "learning rate of log sigma of x_0", minimum=0)
     lr_decay: str = setting(
         "linear", "schedule of the learning rates", choices=("constant", "linear", "cosine")
@@ -104,7 +106,7 @@ class PolicySettings(Settings):
         maximum=1,
     )
     ema_decay: float = setting(
-        0.999, "decay of the averaged networks, used for evaluation", minimum=0, below=1
+        0.99, "decay of the averaged networks, used for evaluation", minimum=0, below=1
     )
 
     def algorithm(self, learning: LearningSettings, temperature: float) -> DxMISettings:
@@ -117,7 +119,7 @@ class PolicySettings(Settings):
             sampler_steps=self.sampler_steps,
             sampler_lr=self.sampler_lr,
             log_std_lr=self.log_std_lr,
-            value_lr=learning.value_lr,
+            value_lr=1e-3 if learning.value_lr is None else learning.value_lr,
             lr_decay=learning.lr_decay,
             sampler_clip=self.sampler_clip,
             value_clip=learning.value_clip,

@@ -57,8 +57,9 @@ class GradientTrainer(Stepper):
         self.target = Average(self.online, settings.target_decay)
         chain.value = self.target.module
         over: tuple[Any, ...] = learning.lr_decay, iterations, ranks
+        value_lr = 3e-4 if learning.value_lr is None else learning.value_lr
         self.value_learner = Learner(
-            self.online, learning.value_lr, *over, clip=learning.value_clip, losses=("value",)
+            self.online, value_lr, *over, clip=learning.value_clip, losses=("value",)
         )
         self.start_learner = Learner(chain.start, learning.start_lr, *over, losses=("start",))
         self.learners = [self.value_learner, self.start_learner]

@@ -14,7 +14,9 @@ from dxmi_ext.energies import metrics, targets
 from dxmi_ext.energies.chains import GradientChain, PolicyChain
 from dxmi_ext.energies.networks import Policy, Start, TargetEnergy, Value
 from dxmi_ext.energies.schedule import Levels, levels, policy_schedule
+from dxmi_ext.energies.settings import GradientSettings, LearningSettings
 from dxmi_ext.energies.targets import Target
+from dxmi_ext.energies.vgs import GradientTrainer
 from dxmi_ext.method.networks import Networks
 from dxmi_ext.method.sampler import GaussianSampler
 
@@ -51,6 +53,26 @@ def recursion(of: Levels) -> float:
     return v
 
 
+class Quadratic(nn.Module):
+    """k_t |y|^2 / 2, with a table of curvatures k [T]."""
+
+    def __init__(self, curvatures: list[float]) -> None:
+        super().__init__()
+        self.curvatures = torch.tensor(curvatures)
+
+    def forward(self, y: Tensor, timestep: Tensor) -> Tensor:
+        return self.curvatures[timestep] * y.square().sum(1) / 2
+
+
+def fixed_point(of: Levels) -> list[float]:
+    """The curvatures k_0 .. k_T of VGS's values that are their own targets, for N(0, 1)."""
+    k = [1.0]
+    for alpha, var in zip(of.growth.flip(0).tolist(), of.std.square().flip(0).tolist(), strict=True):
+        c = var * k[0]
+        k.insert(0, alpha**2 * k[0] * (1 - c + c**2))
+    return k
+
+
 CASES = [
     (("vp", "quad", 20, 0.2 * 20, 0.1 * 20), 0.893),
     (("vp", "quad", 10, 0.1 * 10, 0.01 * 10), 0.975),
@@ -65,6 +87,29 @@ def test_one_gaussian_has_the_variance_of_the_recursion(schedule: Any, known: fl
     assert recursion(of) == pytest.approx(known, abs=6e-4)
     ends = exact(torch.zeros(1, 4), 1.0, of).rollout(20_000, ops.noise_key(0))[-1]
     assert float(ends.var()) == pytest.approx(known, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "final", "initial"),
+    [(CASES[0][0], 0.878, 0.939), (CASES[1][0], 0.9725, 0.997), (CASES[2][0], 0.982, 2.047)],
+)
+def test_targets_of_values_have_their_fixed_point(schedule: Any, final: float, initial: float) -> None:
+    of = levels(*schedule)
+    k = fixed_point(of)
+    assert 1 / k[0] == pytest.approx(initial, rel=2e-3)
+    energy = TargetEnergy(targets.mixture("normal", torch.zeros(1, 2), 1.0))
+    start, value = Start(k[0] ** -0.5), Value(energy, of, 1.0, 8, 2, 0, shares=False)
+    chain = GradientChain(start, value, energy, of, 2, 1.0)
+    trainer = GradientTrainer(chain, LearningSettings(), GradientSettings(), iterations=1, seed=0)
+    chain.value = Quadratic(k[:-1])
+    assert float(chain.rollout(20_000, ops.noise_key(0))[-1].var()) == pytest.approx(final, rel=0.02)
+    # The mean target at (1, 1) less that at 0, where constants are the same: k_t |x|^2 / 2 = k_t.
+    n, t = 20_000, of.steps // 2
+    timestep, ends = torch.full((n,), t), []
+    for place in (torch.ones(n, 2), torch.zeros(n, 2)):
+        output = chain.output(place, timestep)
+        ends.append(trainer._target(place, output, timestep, ops.noise_key(1), 0).double())
+    assert float((ends[0] - ends[1]).mean()) == pytest.approx(k[t], abs=0.02)
 
 
 def test_exact_values_of_a_mixture_lead_to_its_samples_and_log_partition() -> None:

@@ -1,0 +1,57 @@
+"""Numbers of samplers of an energy: known values."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from dxmi_ext import ops
+from dxmi_ext.energies import metrics
+from dxmi_ext.energies.targets import TARGETS
+
+
+def test_weights_of_normal_logs() -> None:
+    """Where log w ~ N(m, s^2): log mean w = m + s^2 / 2, mean log w = m, ESS = exp(-s^2)."""
+    z = ops.normal((200_000,), ops.noise_key(0), dtype=torch.float64)
+    found = metrics.of_weights(3 + 0.5 * z)
+    assert found["log_partition"] == pytest.approx(3.125, abs=4 * found["log_partition_std"])
+    assert found["elbo"] == pytest.approx(3, abs=0.005)
+    assert found["ess"] == pytest.approx(math.exp(-0.25), abs=0.01)
+    assert found["log_partition_std"] == pytest.approx(math.sqrt((math.exp(0.25) - 1) / 200_000), rel=0.03)
+    # Under w pi the same log w ~ N(m + s^2, s^2).
+    reverse = metrics.of_reverse_weights(3.25 + 0.5 * z)
+    assert reverse["eubo"] == pytest.approx(3.25, abs=0.005)
+    assert reverse["ess_reverse"] == pytest.approx(math.exp(-0.25), abs=0.01)
+
+
+def test_equal_weights_are_exact() -> None:
+    found = metrics.of_weights(torch.full((10,), -700.0))
+    assert found == {"log_partition": pytest.approx(-700), "log_partition_std": 0, "elbo": -700, "ess": 1}
+
+
+def test_wasserstein_known_values() -> None:
+    x = ops.normal((50, 3), ops.noise_key(0))
+    assert metrics.wasserstein(x, x.flip(0)) == pytest.approx(0, abs=1e-6)
+    assert metrics.wasserstein(x, x + torch.tensor([3.0, 4.0, 0.0])) == pytest.approx(5, abs=1e-5)
+    with pytest.raises(ValueError, match=r"y: got \[49, 3\], wants as many points as x, \[50, 3\]"):
+        metrics.wasserstein(x, x[1:])
+
+
+def test_total_variation_known_values() -> None:
+    x = torch.arange(100.0)
+    assert metrics.total_variation(x, x.flip(0), 0, 100) == 0
+    assert metrics.total_variation(x, x + 1000, 0, 200) == pytest.approx(1)
+    assert metrics.total_variation(x, x + 50, 0, 200) == pytest.approx(0.5)
+    assert metrics.total_variation(x, torch.full((3,), math.nan), 0, 200) == pytest.approx(1)
+
+
+def test_modes() -> None:
+    target = TARGETS["gmm9"]()
+    assert target.modes is not None and target.draw is not None
+    every = metrics.of_modes(target.draw(900, ops.noise_key(0), 0), target)
+    assert every["modes"] == every["modes_true"] == 9 and every["mode_entropy"] > 0.99
+    three = metrics.of_modes(target.modes[:3].repeat(10, 1), target)
+    assert three["modes"] == 3 and three["mode_entropy"] == pytest.approx(0.5)
+    assert metrics.of_modes(target.modes + 2.5, target)["modes"] == 0  # between the modes
