@@ -119,8 +119,9 @@ def choose(run: Run, cfg: Config, good: Good, backbone: Extractor | None) -> Cho
     """
     path, choice = run.directory / _FILE, Choice()
     if run.ranks.first:
-        if run.resumed_from and path.is_file():
-            choice = files.read_json(path)
+        if run.resumed_from:
+            # A run from before preparations were chosen has whitened features.
+            choice = files.read_json(path) or _all("whitened")
         else:
             choice = choose_preparations(cfg, good, backbone, run.device)
             if not cfg.run.dry_run:
@@ -131,7 +132,7 @@ def choose(run: Run, cfg: Config, good: Good, backbone: Extractor | None) -> Cho
 def choose_preparations(cfg: Config, good: Good, backbone: Extractor | None, device: torch.device) -> Choice:
     """The same without a run; what it chooses depends on the settings and the data alone."""
     if (given := cfg.features.preparation) != "auto":
-        return {"preparations": dict.fromkeys((*_FITTED, "autoencoder"), given), "validation": {}}
+        return _all(given)
     validation = Validation.of(good, backbone, cfg.run.seed, device)
     verdicts: dict[str, dict[str, Verdict]] = {method: {} for method in _FITTED}
     for name in PREPARATIONS:
@@ -156,6 +157,11 @@ def choose_preparations(cfg: Config, good: Good, backbone: Extractor | None, dev
     chosen["autoencoder"] = chosen[_OTHERS]
     numbers = {m: {name: round(v.auroc, 4) for name, v in found.items()} for m, found in verdicts.items()}
     return {"preparations": chosen, "validation": numbers}
+
+
+def _all(name: str) -> Choice:
+    """One preparation for every method, without a trial."""
+    return {"preparations": dict.fromkeys((*_FITTED, "autoencoder"), name), "validation": {}}
 
 
 def nearest_neighbours(
