@@ -200,7 +200,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _train(options: argparse.Namespace) -> None:
     from dxmi_ext import tasks
-    from dxmi_ext.engine.run import RunSettings
+    from dxmi_ext.engine.run_settings import RunSettings
 
     if options.target is None:
         common = config.describe(RunSettings(recipe="RECIPE"))

@@ -9,8 +9,8 @@ from typing import Any
 from dxmi_ext.anomaly import backbones
 from dxmi_ext.anomaly.preparation import PREPARATIONS
 from dxmi_ext.engine.execution import ExecutionSettings
-from dxmi_ext.engine.run import LARGEST_RUN, RunnableConfig, RunSettings
-from dxmi_ext.engine.run import EvaluateSettings as EvaluateSettings_
+from dxmi_ext.engine.run_settings import LARGEST_RUN, RunnableConfig, RunSettings
+from dxmi_ext.engine.run_settings import EvaluateSettings as EvaluateSettings_
 from dxmi_ext.engine.settings import Rule, Settings, group, only_with, setting
 from dxmi_ext.method.langevin import LangevinSettings
 from dxmi_ext.method.settings import CHAIN_RULES, RULES, DxMISettings

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 
 from dxmi_ext.energies.targets import TARGETS
-from dxmi_ext.engine.run import EvaluateSettings as EvaluateSettings_
-from dxmi_ext.engine.run import RunnableConfig, RunSettings
+from dxmi_ext.engine.run_settings import EvaluateSettings as EvaluateSettings_
+from dxmi_ext.engine.run_settings import RunnableConfig, RunSettings
 from dxmi_ext.engine.settings import Rule, Settings, group, setting
 from dxmi_ext.method.settings import DxMISettings
 

@@ -22,7 +22,7 @@ from dxmi_ext.engine import config, files, folders, health
 from dxmi_ext.engine.device import choose, versions
 from dxmi_ext.engine.errors import UserError
 from dxmi_ext.engine.identity import data_of, summary_of
-from dxmi_ext.engine.run import RunnableConfig
+from dxmi_ext.engine.run_settings import RunnableConfig
 from dxmi_ext.engine.runlog import write_json
 from dxmi_ext.method.langevin import LangevinSettings
 from dxmi_ext.method.settings import DxMISettings

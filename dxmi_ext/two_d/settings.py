@@ -6,8 +6,8 @@ import dataclasses
 import re
 
 from dxmi_ext.engine.execution import ExecutionSettings
-from dxmi_ext.engine.run import EvaluateSettings as EvaluateSettings_
-from dxmi_ext.engine.run import RunnableConfig, RunSettings
+from dxmi_ext.engine.run_settings import EvaluateSettings as EvaluateSettings_
+from dxmi_ext.engine.run_settings import RunnableConfig, RunSettings
 from dxmi_ext.engine.settings import Rule, Settings, group, setting
 from dxmi_ext.method.langevin import LangevinSettings
 from dxmi_ext.method.settings import CHAIN_RULES, ENERGY_RULES, RULES, DxMISettings

@@ -15,7 +15,7 @@ import pytest
 
 from dxmi_ext import tasks
 from dxmi_ext.engine import config
-from dxmi_ext.engine.run import RunnableConfig, RunSettings
+from dxmi_ext.engine.run_settings import RunnableConfig, RunSettings
 from dxmi_ext.engine.settings import LARGEST_SEED, ConfigError, Rule, Settings, group, only_with, setting
 from dxmi_ext.two_d import recipe as two_d
 
@@ -318,7 +318,7 @@ def test_without_pyyaml_the_error_says_what_to_install() -> None:
     code = (
         "import sys; sys.modules['yaml'] = None\n"
         "from dxmi_ext.engine import config\n"
-        "from dxmi_ext.engine.run import RunSettings\n"
+        "from dxmi_ext.engine.run_settings import RunSettings\n"
         "try: config.load(RunSettings, 'x.yaml')\n"
         "except ValueError as error: print(error)"
     )
