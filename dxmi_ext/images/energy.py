@@ -1,4 +1,4 @@
-"""Energies and values of images: residual convolutional networks. Imports torch alone.
+"""Energies and values of images: residual convolutional networks. Imports torch and ``images.unet``.
 
 DxMI's: 128 wide, 6 residual blocks, 3 of them downsampling, 256 wide from the third, no normalisation, leaky
 ReLU .2, pooling, a learned affine map of the output; 5.1M parameters. Where that leaves room it is as in
@@ -15,6 +15,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from dxmi_ext.images.unet import check_labels
 
 _SLOPE = 0.2
 _DOWN = (True, False, True, False, True, False)
@@ -110,9 +112,7 @@ class ResNetValue(nn.Module):
 
 
 def _given(labels: Tensor | None, classes: int | None) -> tuple[Tensor, ...]:
-    if (labels is None) != (classes is None):
-        wanted = "none" if classes is None else f"one of {classes} classes for each row"
-        raise ValueError(f"labels: got {'none' if labels is None else 'some'}, the network wants {wanted}")
+    check_labels(labels, classes)
     return () if labels is None else (labels,)
 
 

@@ -6,6 +6,7 @@ Imports torch, the engine and the method; diffusers where networks are made or r
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from dxmi_ext.engine.identity import settings_of
 from dxmi_ext.engine.settings import ConfigError
 from dxmi_ext.images import pretrained
 from dxmi_ext.images.dataset import ImageData
+from dxmi_ext.images.encoder import EncoderEnergy, EncoderValue
 from dxmi_ext.images.energy import ResNetEnergy, ResNetValue
 from dxmi_ext.images.pretrained import DDPM, EDM
 from dxmi_ext.images.settings import Config
@@ -25,7 +27,7 @@ from dxmi_ext.method import schedules
 from dxmi_ext.method.networks import Networks, TimeIndependent
 from dxmi_ext.method.sampler import GaussianSampler, Timed
 from dxmi_ext.method.schedules import Schedule
-from dxmi_ext.method.solvers import SolverSampler
+from dxmi_ext.method.solvers import SolverSampler, time_in_table
 
 PREDICTIONS = {"epsilon": "eps", "sample": "x", "v_prediction": "v"}
 """diffusers' names and ours."""
@@ -86,16 +88,44 @@ def networks_of(
     """All networks around that of the sampler; value and energy are new."""
     schedule = schedule_of(cfg, diffusion)
     sampler = GaussianSampler(Timed(network, schedule), schedule, shape)
-    kind, width = cfg.networks.value_kind, cfg.networks.energy_width
-    value: nn.Module
-    energy: nn.Module | None = None
+    value, energy = _energies(cfg, network, shape[0], classes, schedule, diffusion)
+    kind = cfg.networks.value_kind
     if kind == "time_independent":
-        value = TimeIndependent(ResNetEnergy(shape[0], width, classes))
-    else:
-        value = ResNetValue(shape[0], cfg.chain.steps, width, classes)
-        if kind == "separate":
-            energy = ResNetEnergy(shape[0], width, classes)
-    return Networks(sampler, value, energy)
+        return Networks(sampler, TimeIndependent(energy()))
+    return Networks(sampler, value(), energy() if kind == "separate" else None)
+
+
+def _energies(
+    cfg: Config,
+    network: UNet,
+    channels: int,
+    classes: int | None,
+    schedule: Schedule,
+    diffusion: DDPM | EDM,
+) -> tuple[Callable[[], nn.Module], Callable[[], nn.Module]]:
+    """What makes a value V^t and what makes an energy."""
+    width = cfg.networks.energy_width
+    if cfg.networks.energy_network == "resnet":
+        return (
+            lambda: ResNetValue(channels, cfg.chain.steps, width, classes),
+            lambda: ResNetEnergy(channels, width, classes),
+        )
+    time, scale = _seen_by_encoder(schedule, diffusion, cfg.networks.energy_level)
+    return (
+        lambda: EncoderValue(network, time, scale, width),
+        lambda: EncoderEnergy(network, time[-1], scale[-1], width),
+    )
+
+
+def _seen_by_encoder(schedule: Schedule, diffusion: DDPM | EDM, level: float) -> tuple[Tensor, Tensor]:
+    """The time and the scale of the input at which a pretrained encoder sees x_0 .. x_T, [T + 1] each: those
+    of x_t's noise level, but of `level` where that is higher."""
+    sigma = torch.cat((schedule.noise / schedule.signal, torch.zeros(1))).clamp(min=level)
+    if isinstance(diffusion, EDM):
+        return diffusion.time_scale * sigma.log() / 4, (sigma**2 + diffusion.sigma_data**2).rsqrt()
+    time, least, largest = time_in_table(diffusion.betas)
+    times = [time(min(max(s, least), largest)) for s in sigma.tolist()]
+    return torch.tensor(times), torch.ones(len(times))
 
 
 def schedule_of(cfg: Config, diffusion: DDPM | EDM) -> Schedule:

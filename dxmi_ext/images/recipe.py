@@ -23,6 +23,7 @@ from dxmi_ext.engine.samples import Batch
 from dxmi_ext.engine.settings import ConfigError
 from dxmi_ext.images import chains, model, overview
 from dxmi_ext.images.dataset import ImageData
+from dxmi_ext.images.encoder import load_encoders
 from dxmi_ext.images.evaluation import (
     announce,
     draw_samples,
@@ -225,6 +226,9 @@ def _pretrain(run: Run, cfg: Config, data: ImageData, networks: Networks, diffus
         picture = _picture(cfg, shown, data)
         run.phase("pretrain", pretrainer, cfg.run.pretrain_iterations, batches, picture)
     sharding.load_(network, pretrainer.averaged.state_dict())
+    whole = run.ranks.whole(network)
+    if run.ranks.first or whole is network:  # of sharded networks, other ranks get what the first one has
+        load_encoders(networks, whole)
 
 
 def _pretrainer(

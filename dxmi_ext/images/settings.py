@@ -7,7 +7,7 @@ import dataclasses
 from dxmi_ext.engine.execution import ExecutionSettings
 from dxmi_ext.engine.run_settings import EvaluateSettings as EvaluateSettings_
 from dxmi_ext.engine.run_settings import RunnableConfig, RunSettings
-from dxmi_ext.engine.settings import Rule, Settings, group, setting
+from dxmi_ext.engine.settings import Rule, Settings, group, only_with, setting
 from dxmi_ext.images.unet import ARCHITECTURES
 from dxmi_ext.method.langevin import LangevinSettings
 from dxmi_ext.method.settings import CHAIN_RULES, ENERGY_RULES, RULES, DxMISettings
@@ -71,6 +71,18 @@ class NetworkSettings(Settings):
         "energy",
         choices=("time_independent", "per_step", "separate"),
     )
+    energy_network: str = setting(
+        "resnet",
+        "architecture of value and energy: resnet: a residual network; encoder: heads on the frozen encoder "
+        "of the network that the sampler starts from",
+        choices=("resnet", "encoder"),
+    )
+    energy_level: float = setting(
+        0.1,
+        "noise level at which the encoder sees images without noise, or with less",
+        minimum=1e-3,
+        maximum=100,
+    )
     energy_width: int = setting(
         128, "width of the value's and the energy's networks", minimum=1, maximum=4096
     )
@@ -128,6 +140,7 @@ class Config(RunnableConfig):
         Rule(
             "sigma_min must be < sigma_max={sigma_max}, got {sigma_min}", lambda s: s.sigma_min < s.sigma_max
         ),
+        *only_with("energy_network=encoder", lambda s: s.energy_network == "encoder", "energy_level"),
         Rule("skip_last must be <= steps={steps}, got {skip_last}", lambda s: s.skip_last <= s.steps),
         Rule(
             "pretrained must be true with start={start}, which is a pretrained network, got {pretrained}",

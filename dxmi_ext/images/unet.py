@@ -65,11 +65,7 @@ class UNet(nn.Module):
         self.classes: int | None = model.config["num_class_embeds"]
 
     def forward(self, x: Tensor, time: Tensor, labels: Tensor | None = None) -> Tensor:
-        if (labels is None) != (self.classes is None):
-            wanted = "none" if self.classes is None else f"one of {self.classes} classes for each row"
-            raise ValueError(
-                f"labels: got {'none' if labels is None else 'some'}, the network wants {wanted}"
-            )
+        check_labels(labels, self.classes)
         output = self.model(F.pixel_unshuffle(x, self.patch), time, class_labels=labels, return_dict=False)
         return F.pixel_shuffle(output[0], self.patch)
 
@@ -147,6 +143,15 @@ def unet_config(a: Architecture, data_shape: Sequence[int], classes: int | None 
     if not a.adm:  # the details of Ho et al. 2020
         config |= {"downsample_padding": 0, "flip_sin_to_cos": False, "freq_shift": 1, "norm_eps": 1e-6}
     return config
+
+
+def check_labels(labels: Tensor | None, classes: int | None) -> None:
+    """Raises:
+    ValueError: there are labels and the network takes none, or the other way round.
+    """
+    if (labels is None) != (classes is None):
+        wanted = "None" if classes is None else f"one of {classes} classes for each row"
+        raise ValueError(f"labels must be {wanted}, got {'None' if labels is None else 'some'}")
 
 
 def check_shape(data_shape: Sequence[int], levels: int) -> tuple[int, int, int]:

@@ -36,7 +36,7 @@ _ELSEWHERE = {"output", "resume", "dry_run", "keep_checkpoints", "checkpoint_eve
 _ELSEWHERE |= {"picture_every", "tensorboard", "wandb", "threads", "device", "cache"}
 # Settings that a run does not use which trains no sampler and no energy.
 _OF_DXMI = {*DxMISettings.keys(), *LangevinSettings.keys(), "cuda_graph"}
-_OF_DXMI |= {"value_kind", "value_width", "value_depth", "energy_width"}
+_OF_DXMI |= {"value_kind", "value_width", "value_depth", "energy_width", "energy_network", "energy_level"}
 _QUICK = 10  # times as few iterations
 _IDENTITY = "unit.json"  # of the unit, in its run's folder
 

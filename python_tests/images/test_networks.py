@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from dxmi_ext.engine.errors import UserError
 from dxmi_ext.images import pretrained
+from dxmi_ext.images.encoder import EncoderEnergy, EncoderValue, load_encoders
 from dxmi_ext.images.energy import ResNetEnergy, ResNetValue
 from dxmi_ext.images.pretrained import EDM
 from dxmi_ext.images.unet import ARCHITECTURES, Architecture, UNet, unet
@@ -113,9 +114,9 @@ def test_unet_names_what_is_wrong() -> None:
         with pytest.raises(ValueError, match=message):
             unet(*arguments)
     x, time = torch.zeros(2, 1, 8, 8), torch.zeros(2)
-    with pytest.raises(ValueError, match="labels: got none, the network wants one of 3 classes"):
+    with pytest.raises(ValueError, match="labels must be one of 3 classes for each row, got None"):
         unet(TINY, (1, 8, 8), classes=3)(x, time)
-    with pytest.raises(ValueError, match="labels: got some, the network wants none"):
+    with pytest.raises(ValueError, match="labels must be None, got some"):
         unet(TINY, (1, 8, 8))(x, time, time.long())
 
 
@@ -173,8 +174,45 @@ def test_values_depend_on_their_conditions() -> None:
         values, energies = shaken(value)(x, timestep, labels), shaken(energy)(x, labels)
     assert values.unique().numel() == 3
     assert energies.unique().numel() == 2
-    with pytest.raises(ValueError, match="labels: got none"):
+    with pytest.raises(ValueError, match="labels must be one of 3 classes for each row, got None"):
         value(x, timestep)
+
+
+def encoder(channels: int = 1) -> tuple[UNet, EncoderValue]:
+    network = shaken(unet(TINY, (channels, 8, 8), classes=3)).eval()
+    return network, shaken(
+        EncoderValue(network, torch.linspace(90, 0, 5), torch.linspace(0.5, 1, 5), width=4)
+    )
+
+
+def test_an_encoder_is_frozen_and_that_of_the_unet() -> None:
+    """Its features are those that the U-Net computes on the way; heads alone learn."""
+    network, value = encoder()
+    x, timestep, labels = torch.randn(2, 1, 8, 8), torch.tensor([1, 4]), torch.tensor([0, 2])
+    seen: list[Tensor] = []
+    network.model.mid_block.register_forward_hook(lambda module, given, output: seen.append(output))
+    scale, time = value.input_scale[timestep], value.time[timestep]
+    network(scale[:, None, None, None] * x, time, labels)
+    value.encoder.load_state_dict({k: network.model.state_dict()[k] for k in value.encoder.state_dict()})
+    value.heads[-1].register_forward_pre_hook(lambda module, given: seen.append(given[0]))
+    value(x.requires_grad_(), timestep, labels).sum().backward()
+    torch.testing.assert_close(seen[1], seen[0])
+    assert x.grad is not None and x.grad.any()
+    assert {name for name, p in value.named_parameters() if p.grad is not None and p.grad.any()} == {
+        name for name, _ in value.named_parameters() if not name.startswith("encoder")
+    }
+    with pytest.raises(ValueError, match="labels must be one of 3 classes for each row, got None"):
+        value(x, timestep)
+
+
+def test_an_encoder_takes_the_weights_of_a_pretrained_network() -> None:
+    network, value = encoder()
+    energy = EncoderEnergy(network, torch.tensor(3.0), torch.tensor(1.0), width=4)
+    other = shaken(unet(TINY, (1, 8, 8), 3))
+    load_encoders(nn.ModuleList((value, energy)), other)
+    for copied in (value.encoder, energy.value.encoder):
+        for name, weight in copied.state_dict().items():
+            assert torch.equal(weight, other.model.state_dict()[name])
 
 
 # --- all ----------------------------------------------------------------------------------------------
@@ -183,6 +221,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "unet": lambda: unet(Architecture(8, (1, 2), blocks=1, attention=()), (2, 8, 8), classes=3),
     "energy": lambda: TimeIndependent(ResNetEnergy(2, width=4, classes=3)),
     "value": lambda: ResNetValue(2, steps=4, width=4, classes=3),
+    "encoder": lambda: encoder(channels=2)[1],
 }
 
 
@@ -195,7 +234,8 @@ def test_channels_last_and_compiled_networks_give_the_same(name: str) -> None:
 
     def run(x: Tensor) -> tuple[Tensor, ...]:
         result = network(x, timestep, labels)
-        return result, *torch.autograd.grad(result.square().sum(), list(network.parameters()))
+        learned = [p for p in network.parameters() if p.requires_grad]
+        return result, *torch.autograd.grad(result.square().sum(), learned)
 
     expected = run(x)
     with torch.no_grad():

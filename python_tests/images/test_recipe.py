@@ -78,6 +78,8 @@ def test_every_recipe_tries_an_iteration(
         ["value_kind=separate", "schedule=ddim", "conditional=true", "sampler_update=policy_gradient"],
         ["schedule=edm", "rho=4", "stochastic_last=true", "conditional=true"],
         ["schedule=edm", "patch=2", "time_scale=1000", "level_mean=-.9", "pretrain_warmup=2"],
+        ["schedule=edm", "patch=2", "energy_network=encoder", "conditional=true", "value_kind=per_step"],
+        ["energy_network=encoder", "energy_level=.2", "value_kind=separate"],
     ],
 )
 def test_a_run_from_data_to_samples(settings: list[str], data: Path, tmp_path: Path) -> None:
