@@ -228,7 +228,16 @@ def load_model_state(
         CheckpointError: names the file and what is wrong with it.
     """
     tensors = {name: tensor.read().to(device) for name, tensor in _open(Path(path), [_MODEL[0]]).items()}
-    return tensors, _read_json(Path(path) / _MODEL[1])
+    return tensors, load_model_about(path)
+
+
+def load_model_about(path: Path) -> dict[str, Any]:
+    """Read the config that ``save_model`` saved, without the tensors.
+
+    Raises:
+        CheckpointError: names the file and what is wrong with it.
+    """
+    return _read_json(Path(path) / _MODEL[1])
 
 
 @contextmanager

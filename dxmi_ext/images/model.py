@@ -6,22 +6,23 @@ Imports torch, the engine and the method; diffusers where networks are made or r
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dxmi_ext.engine import checkpoint
+from dxmi_ext import tasks
+from dxmi_ext.engine import checkpoint, runlog
 from dxmi_ext.engine.identity import settings_of
 from dxmi_ext.engine.settings import ConfigError
 from dxmi_ext.images import pretrained
 from dxmi_ext.images.dataset import ImageData
-from dxmi_ext.images.encoder import EncoderEnergy, EncoderValue
+from dxmi_ext.images.encoder import EncoderEnergy, EncoderValue, load_encoders
 from dxmi_ext.images.energy import ResNetEnergy, ResNetValue
 from dxmi_ext.images.pretrained import DDPM, EDM
-from dxmi_ext.images.settings import Config
+from dxmi_ext.images.settings import NO_START, Config, PretrainingSettings
 from dxmi_ext.images.unet import UNet, unet
 from dxmi_ext.method import schedules
 from dxmi_ext.method.networks import Networks, TimeIndependent
@@ -31,8 +32,31 @@ from dxmi_ext.method.solvers import SolverSampler, time_in_table
 
 PREDICTIONS = {"epsilon": "eps", "sample": "x", "v_prediction": "v"}
 """diffusers' names and ours."""
+_OF_PRETRAINED = ("schedule", "prediction", "sigma_data", "time_scale", "unet", "patch")
 _KINDS: dict[str, Any] = {ours: theirs for theirs, ours in PREDICTIONS.items()}
 Sampler = GaussianSampler | SolverSampler
+
+
+def with_start(cfg: Config, shape: tuple[int, int, int], classes: int | None) -> Config:
+    """The settings with the start that the run uses: of a run that ships with the package its folder, or null
+    where its network is for other data or was pretrained by other settings than these."""
+    start = cfg.networks.start
+    if start is None or start == NO_START:
+        return cfg.replace(start=None)
+    folder = tasks.shipped().get(start)
+    if folder is None or Path(start).is_dir():
+        return cfg
+    about = checkpoint.load_model_about(folder / "model")
+    known, wanted = settings_of(Config, folder).flat(), cfg.flat()
+    keys = ["pretrain_iterations", *PretrainingSettings.keys(), *_OF_PRETRAINED]
+    differ = [f"{key}={wanted[key]}" for key in keys if wanted[key] != known[key]]
+    trained = tuple(about["data_shape"]), about["classes"]
+    if trained != (tuple(shape), classes):
+        differ = [f"images of shape {[*shape]} and {classes or 'no'} classes"]
+    if not differ:
+        return cfg.replace(start=str(folder))
+    runlog.note(f"{start} does not fit {', '.join(differ)}: this run pretrains a network of its own")
+    return cfg.replace(start=None)
 
 
 def network_of(cfg: Config, shape: tuple[int, int, int], classes: int | None) -> tuple[UNet, DDPM | EDM]:
@@ -202,8 +226,18 @@ def load(directory: Path, device: torch.device) -> tuple[Config, Networks, DDPM 
     with checkpoint.fitting(directory):
         network, diffusion = _rebuilt(about)
         networks = networks_of(cfg, network, tuple(about["data_shape"]), about["classes"], diffusion)
-        networks.load_state_dict(tensors)
+        networks.load_state_dict(tensors | _encoders_of_start(cfg, networks, tensors))
     return cfg, networks.to(device).eval(), diffusion
+
+
+def _encoders_of_start(cfg: Config, networks: Networks, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of frozen encoders, which a run that ships leaves to its start, which ships too."""
+    missing = {name for name in networks.state_dict() if ".encoder." in name} - tensors.keys()
+    if not missing or cfg.networks.start not in tasks.shipped():
+        return {}
+    network, _, _ = _of_run(tasks.shipped()[cfg.networks.start])
+    load_encoders(networks, network)
+    return {name: weight for name, weight in networks.state_dict().items() if name in missing}
 
 
 def _rebuilt(about: dict[str, Any]) -> tuple[UNet, DDPM | EDM]:

@@ -38,7 +38,7 @@ from dxmi_ext.images.model import PREDICTIONS, Sampler, classes_of, networks_of,
 from dxmi_ext.images.overview import Overview
 from dxmi_ext.images.pixels import Scale
 from dxmi_ext.images.pretrained import DDPM, EDM
-from dxmi_ext.images.settings import Config, EvaluateSettings
+from dxmi_ext.images.settings import NO_START, Config, EvaluateSettings
 from dxmi_ext.images.unet import UNet
 from dxmi_ext.method import generate
 from dxmi_ext.method.denoising import Pretrainer, lognormal_levels, uniform_levels
@@ -53,7 +53,7 @@ def train(cfg: Config, ranks: Ranks | None = None) -> dict[str, Any]:
     if run.finished():
         return {}
     with run:
-        data, networks, diffusion = _prepare(run, cfg)
+        cfg, data, networks, diffusion = _prepare(run, cfg)
         if run.ranks.first:
             announce(cfg, data)
         if cfg.run.pretrained and cfg.networks.start is None:
@@ -83,16 +83,16 @@ def train(cfg: Config, ranks: Ranks | None = None) -> dict[str, Any]:
 
 def pretrain(cfg: Config, ranks: Ranks | None = None) -> None:
     """Runs the pretraining alone; training with the same output, or with it as ``start``, goes on from it."""
-    if cfg.networks.start is not None or not cfg.run.pretrained:
+    if cfg.networks.start not in (None, NO_START) or not cfg.run.pretrained:
         raise ConfigError(
-            f"start must be null and pretrained true for pretraining alone, got {cfg.networks.start} and "
+            f"start must be none and pretrained true for pretraining alone, got {cfg.networks.start} and "
             f"{cfg.run.pretrained}"
         )
     run = Run(cfg, ranks, _fingerprints(cfg))
     if run.finished():
         return
     with run:
-        data, networks, diffusion = _prepare(run, cfg)
+        cfg, data, networks, diffusion = _prepare(run, cfg)
         if "pretrain" in run.past:
             print(f"{run.directory} is past its pretraining; nothing to do")
             return
@@ -138,7 +138,7 @@ def evaluate(
     data, known = load_data(cfg, scale=Scale.of(about.get("scale"))), data_of(directory)
     if settings.data is not None and not known:
         runlog.note(f"{directory} has no fingerprint of its data; {settings.data} is taken to hold them")
-    if changed(known, _fingerprints_of(data)):
+    if changed(known, fingerprints_of(data)):
         raise ConfigError(
             f"data: {str(cfg.source.data)!r} must hold the images that {directory} was trained on, but has "
             "another fingerprint; data=PATH names another place"
@@ -169,19 +169,20 @@ def read(cfg: Config) -> Overview:
     return overview.of_images(path_of(cfg))
 
 
-def _prepare(run: Run, cfg: Config) -> tuple[ImageData, Networks, DDPM | EDM]:
-    """Data, networks and what the sampler's network was, or will be, trained for. What is missing shows here,
-    not after hours."""
-    pretrains = cfg.run.pretrained and cfg.networks.start is None
-    if pretrains and not cfg.run.pretrain_iterations and not cfg.run.dry_run:
-        raise ConfigError(
-            "start must be a network where pretrain_iterations=0, unless pretrained=false, got null"
-        )
+def _prepare(run: Run, cfg: Config) -> tuple[Config, ImageData, Networks, DDPM | EDM]:
+    """The settings with the start in use, data, networks, and what the sampler's network was, or will be,
+    trained for. What is missing shows here, not after hours."""
     check_graph(cfg.execution, run.device, run.ranks)
     if run.ranks.first:
         print(read(cfg).lines())
     data = load_data(cfg)
     classes = _classes(cfg, data)
+    cfg = model.with_start(cfg, data.shape, classes)
+    pretrains = cfg.run.pretrained and cfg.networks.start is None
+    if pretrains and not cfg.run.pretrain_iterations and not cfg.run.dry_run:
+        raise ConfigError(
+            "start must be a network where pretrain_iterations=0, unless pretrained=false, got null"
+        )
     if run.ranks.first:
         extractors(cfg, data)
     try:
@@ -192,15 +193,16 @@ def _prepare(run: Run, cfg: Config) -> tuple[ImageData, Networks, DDPM | EDM]:
     except ValueError as error:  # of schedules and U-Nets; it names the setting
         raise error if isinstance(error, UserError) else ConfigError(str(error)) from error
     run.describe(networks)
-    return data, networks, diffusion
+    return cfg, data, networks, diffusion
 
 
 def _fingerprints(cfg: Config) -> Callable[[str], Fingerprints]:
     """Those of the images at a path, as the run sees them."""
-    return lambda path: _fingerprints_of(load_data(cfg.replace(data=path)))
+    return lambda path: fingerprints_of(load_data(cfg.replace(data=path)))
 
 
-def _fingerprints_of(data: ImageData) -> Fingerprints:
+def fingerprints_of(data: ImageData) -> Fingerprints:
+    """What says, in a run's folder, which images it was trained on."""
     return {"train": fingerprint(data.fingerprint, data.labels, data.class_names)}
 
 
@@ -267,11 +269,14 @@ def _pretrainer(
 
 def _batches(cfg: Config, data: ImageData, phase: str, run: Run, iterations: int) -> Prefetcher:
     """iteration -> this rank's rows of the data, with labels where they count."""
-    count, offset = run.rows
+    size = cfg.run.batch_size
+    if phase == "pretrain":
+        size = cfg.pretraining.pretrain_batch_size or size
+    count, offset = run.ranks.rows(size)
 
     def batch(iteration: int) -> Tensor | tuple[Tensor, ...]:
         rows: dict[str, Any] = {"offset": offset, "count": count, "flip": cfg.source.flip}
-        images, labels = data.batch(iteration, cfg.run.batch_size, seed=cfg.run.seed, stream=phase, **rows)
+        images, labels = data.batch(iteration, size, seed=cfg.run.seed, stream=phase, **rows)
         if not cfg.source.conditional:
             return images
         assert labels is not None

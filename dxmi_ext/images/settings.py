@@ -12,6 +12,9 @@ from dxmi_ext.images.unet import ARCHITECTURES
 from dxmi_ext.method.langevin import LangevinSettings
 from dxmi_ext.method.settings import CHAIN_RULES, ENERGY_RULES, RULES, DxMISettings
 
+NO_START = "none"
+"""A value of ``start``: pretrain, whatever the recipe starts from."""
+
 
 @dataclasses.dataclass
 class SourceSettings(Settings):
@@ -58,7 +61,8 @@ class NetworkSettings(Settings):
     heading = "networks"
     start: str | None = setting(
         None,
-        "network to start from: a run's folder, a diffusers folder, or hub:OWNER/NAME; null: pretrain one",
+        "network to start from: the folder or the name of a run, a diffusers folder, or hub:OWNER/NAME; null "
+        "or none: pretrain one",
         path=True,
     )
     unet: str = setting("small", "architecture of a new U-Net", choices=tuple(ARCHITECTURES))
@@ -92,6 +96,9 @@ class NetworkSettings(Settings):
 class PretrainingSettings(Settings):
     heading = "pretraining"
     pretrain_lr: float = setting(2e-4, "learning rate of pretraining, decayed to 0", minimum=0)
+    pretrain_batch_size: int | None = setting(
+        None, "global batch size of pretraining; null: batch_size", minimum=1, maximum=2**20
+    )
     pretrain_warmup: int = setting(0, "iterations in which pretraining's learning rate rises", minimum=0)
     pretrain_ema_decay: float = setting(
         0.9995, "decay of the pretrained network's average", minimum=0, below=1
@@ -144,7 +151,7 @@ class Config(RunnableConfig):
         Rule("skip_last must be <= steps={steps}, got {skip_last}", lambda s: s.skip_last <= s.steps),
         Rule(
             "pretrained must be true with start={start}, which is a pretrained network, got {pretrained}",
-            lambda s: s.start is None or s.pretrained,
+            lambda s: s.start in (None, NO_START) or s.pretrained,
         ),
     )
 

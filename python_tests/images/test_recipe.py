@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 
 from dxmi_ext import cli, ops, tasks
-from dxmi_ext.engine import checkpoint
+from dxmi_ext.engine import checkpoint, config, identity
 from dxmi_ext.engine.ranks import Ranks
 from dxmi_ext.engine.runlog import read_metrics
 from dxmi_ext.engine.settings import ConfigError
@@ -131,6 +132,40 @@ def test_a_denoiser_keeps_its_sigma_data(
     settings = ["schedule=edm", f"start={tmp_path / 'base'}", "sigma_data=.7"]
     assert run("train", "fashion-mnist-t4", tmp_path / "run", data, *settings) == 2
     assert "sigma_data must be 0.5 as of" in capsys.readouterr().err
+
+
+def test_a_start_that_ships(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is used where it fits data and pretraining; a run that ships beside it leaves it the encoder."""
+
+    def phases(*settings: str) -> tuple[set[str], str]:
+        output = tmp_path / "-".join(["run", *settings])
+        assert run("train", "fashion-mnist-t4", output, data, "start=tiny", *shared, *settings) == 0
+        return {row["phase"] for row in read_metrics(output / "metrics.jsonl")}, capsys.readouterr().err
+
+    shared = ["schedule=edm", "energy_network=encoder"]
+    base = tmp_path / "base"
+    assert run("pretrain", "fashion-mnist-t4", base, data, "start=none", *shared) == 0
+    ships = {"tiny": base}
+    monkeypatch.setattr(tasks, "shipped", lambda: ships)
+    assert phases()[0] == {"dxmi"}
+    found, told = phases("pretrain_lr=.1")
+    assert found == {"pretrain", "dxmi"} and "tiny does not fit pretrain_lr=0.1: this run pretrains" in told
+    assert "tiny does not fit images of shape [3, 4, 4]" in phases("image_size=4")[1]
+    found, told = phases("start=none")
+    assert found == {"pretrain", "dxmi"} and "does not fit" not in told
+
+    whole = tmp_path / "run"
+    config.save(identity.settings_of(images.Config, whole).replace(start="tiny"), whole / "config.yaml")
+    _, expected, _ = model.load(whole, torch.device("cpu"))
+    weights = safetensors.torch.load_file(whole / "model/model.safetensors")
+    kept = {name: weight for name, weight in weights.items() if ".encoder." not in name}
+    assert len(kept) < len(weights)
+    safetensors.torch.save_file(kept, whole / "model/model.safetensors")
+    _, loaded, _ = model.load(whole, torch.device("cpu"))
+    for name, weight in expected.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], weight), name
 
 
 def test_a_run_of_another_task_is_no_start(

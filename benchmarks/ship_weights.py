@@ -1,0 +1,88 @@
+"""Makes a run ship with the package: ship_weights.py RUN NAME.
+
+Writes dxmi_ext/images/weights/NAME: the averaged networks of a finished image run in float16, the settings
+that `dxmi sample NAME` and `dxmi evaluate NAME` read, and a model card with the run's figures. Left out is
+what a user can do without: frozen encoders, whose weights the start has, and the untrained energy of a
+pretrained network.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+
+from dxmi_ext.engine import config, folders
+from dxmi_ext.engine.identity import settings_of, summary_of
+from dxmi_ext.images import evaluation, model, recipe
+from dxmi_ext.images.settings import Config
+
+WEIGHTS = Path(__file__).parents[1] / "dxmi_ext/images/weights"
+CARD = """\
+# {name}
+
+{about}
+
+- Data: Fashion-MNIST (Xiao et al. 2017; MIT licence), training split, 28 x 28 grey images in [-1, 1].
+- Licence: that of dxmi_ext.
+- Weights: averaged, float16, safetensors.
+- Made by: `{command}`
+
+{figures}
+"""
+BASE = """\
+A diffusion model (EDM preconditioning, 1.1M parameters, patches of 2 x 2 pixels), from which
+`fashion-mnist-t10` and `fashion-mnist-t4` start."""
+SAMPLER = """\
+A sampler of {steps} steps and its energy, trained by DxMI from `fashion-mnist-base`. The energy is heads on
+the encoder of that network."""
+
+
+def main(run: Path, name: str) -> None:
+    cfg = settings_of(Config, run)
+    trained = (run / "summary.json").is_file()
+    folder = WEIGHTS / name
+    (folder / "model").mkdir(parents=True, exist_ok=True)
+    about = json.loads((run / "model/config.json").read_text(encoding="utf-8"))
+    weights = load_file(run / "model/model.safetensors")
+    if trained:
+        weights = {key: weight for key, weight in weights.items() if ".encoder." not in key}
+        changes: dict[str, Any] = {"start": "fashion-mnist-base"}
+    else:
+        changes = {"energy_network": "resnet", "energy_width": 1, "pretrain_batch_size": cfg.run.batch_size}
+        cfg = cfg.replace(**changes)
+        network, diffusion = model.network_of(cfg, tuple(about["data_shape"]), about["classes"])
+        small = model.networks_of(cfg, network, tuple(about["data_shape"]), about["classes"], diffusion)
+        sampler = {key: weight for key, weight in weights.items() if key.startswith("sampler.")}
+        weights = small.state_dict() | sampler
+    elsewhere = {"output": None, "threads": 0, "device": "auto"}
+    config.save(cfg.replace(recipe=name, **changes, **elsewhere), folder / "config.yaml")
+    # Tables of times and noise levels need their precision, and norms and biases are few.
+    halves = {key: (w.half() if w.ndim > 1 else w).contiguous() for key, w in weights.items()}
+    save_file(halves, folder / "model/model.safetensors")
+    (folder / "model/config.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+    folders.mark(folder, "run", data=recipe.fingerprints_of(evaluation.load_data(cfg)))
+    summary = summary_of(run)
+    figures = {key: value for key, value in summary.items() if "_efflite0_" in key or "_classifier_" in key}
+    table = "\n".join(f"| {key} | {value:.4g} |" for key, value in figures.items())
+    command = (
+        f"dxmi train {cfg.run.recipe} seed={cfg.run.seed}"
+        if trained
+        else "dxmi pretrain fashion-mnist-t10 start=none"
+    )
+    card = CARD.format(
+        name=name,
+        about=SAMPLER.format(steps=cfg.chain.steps) if trained else BASE,
+        command=command,
+        figures=f"| metric | |\n|---|---|\n{table}" if table else "Figures: docs/results/fashion-mnist.",
+    )
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    (folder / "model/model.safetensors").chmod(0o644)
+    print(f"{folder}: {sum(path.stat().st_size for path in folder.rglob('*') if path.is_file()):,} bytes")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2])
