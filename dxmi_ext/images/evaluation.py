@@ -25,6 +25,7 @@ from dxmi_ext.method import noise
 from dxmi_ext.method.networks import Networks
 
 _PICTURED = 64
+_COMPARED, _NEIGHBORS = 8, 7
 
 
 def table(numbers: dict[str, float]) -> str:
@@ -65,18 +66,23 @@ def scores(cfg: Config, data: ImageData, sampler: Sampler, *, seed: int) -> dict
     networks = [network.to(device) for network in extractors(cfg, data)]
     options: dict[str, Any] = {"keep": min(n, 5000), "device": device, "cache": cfg.source.cache}
 
+    test = test_images(cfg, data)
+
     def of_samples() -> dict[str, float]:
         found: dict[str, float] = {}
         drawn = metrics.statistics(_samples(cfg, sampler, n, seed), *networks, keep=options["keep"])
         for samples, network in zip(drawn, networks, strict=True):
             found |= metrics.compare(samples, metrics.reference(data, network, n, **options), network)
+            if test is not None:
+                true = metrics.reference(test, network, n, **options)
+                found |= metrics.distance_to_test(samples, true, network)
         return found
 
     def of_test_images(test: ImageData) -> dict[str, float]:
         return {k: v for each in networks for k, v in metrics.floor(data, test, each, n, **options).items()}
 
     numbers = final.numbers("metrics of samples", of_samples)
-    if (test := test_images(cfg, data)) is not None:
+    if test is not None:
         numbers |= final.numbers("metrics of test images", lambda: of_test_images(test))
     return numbers
 
@@ -130,6 +136,14 @@ def draw_samples(file: IO[bytes] | Path, cfg: Config, sampler: Sampler, classes:
     key = noise.Draws(cfg.run.seed, "pictures", ["sample"], next(sampler.parameters()).device).at(0)["sample"]
     labels = torch.arange(_PICTURED, device=key.device) % classes if cfg.source.conditional else None
     plots.images(file, sampler.sample(_PICTURED, key, labels).cpu())
+
+
+def draw_neighbors(file: Path, cfg: Config, sampler: Sampler, data: ImageData) -> None:
+    """Draws rows of a sample and the training images nearest to it: where a sampler copies, it shows here."""
+    samples = next(_samples(cfg, sampler, _COMPARED, cfg.run.seed)).cpu()
+    nearest = torch.from_numpy(data.images[metrics.nearest(samples, data.images, _NEIGHBORS).flatten()])
+    rows = torch.cat((samples[:, None], nearest.view(len(samples), _NEIGHBORS, *data.shape)), dim=1)
+    plots.images(file, rows.flatten(0, 1), columns=1 + _NEIGHBORS)
 
 
 def load_data(cfg: Config, split: str = "train", scale: Scale | None = None) -> ImageData:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -172,6 +173,16 @@ def compare(
     return result
 
 
+def distance_to_test(
+    samples: FeatureStatistics, test: FeatureStatistics, extractor: Extractor
+) -> dict[str, float]:
+    """The Frechet distance to test images, its name ending in _test. Copies of training images are no nearer
+    to these than other samples are."""
+    name = metric_name("fd", extractor.name, samples.n) + "_test"
+    moments = samples.mean, samples.covariance, test.mean, test.covariance
+    return final.numbers(name, lambda: {name: frechet_distance(*moments)})
+
+
 def unmeasurable(n: int) -> str | None:
     """What n images are too few for, in words; None: for nothing."""
     if n < 2:
@@ -293,6 +304,24 @@ def precision_recall(
         return float(torch.cat(inside).double().mean())
 
     return share(fake, real), share(real, fake)
+
+
+def nearest(samples: Tensor, images: np.ndarray, k: int, *, chunk: int = 4096) -> np.ndarray:
+    """The k images nearest to each sample by the distance of their pixels, nearest first: rows, int64 [m, k].
+
+    Args:
+        samples: uint8 [m, C, H, W].
+        images: uint8 [n, C, H, W].
+        chunk: images that are compared at a time.
+    """
+    x, best = samples.flatten(1).float(), torch.full((len(samples), k), math.inf)
+    rows = torch.zeros(len(samples), k, dtype=torch.int64)
+    for first in range(0, len(images), chunk):
+        part = torch.from_numpy(images[first : first + chunk]).flatten(1).float()
+        found = torch.arange(first, first + len(part)).expand(len(x), -1)
+        best, order = torch.cat((best, torch.cdist(x, part)), dim=1).topk(k, largest=False)
+        rows = torch.cat((rows, found), dim=1).gather(1, order)
+    return rows.numpy()
 
 
 def _batches(data: ImageData, n: int, size: int, device: torch.device | str) -> Iterator[Tensor]:

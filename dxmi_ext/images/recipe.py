@@ -26,6 +26,7 @@ from dxmi_ext.images.dataset import ImageData
 from dxmi_ext.images.encoder import load_encoders
 from dxmi_ext.images.evaluation import (
     announce,
+    draw_neighbors,
     draw_samples,
     extractors,
     finish,
@@ -145,6 +146,8 @@ def evaluate(
         )
     if settings.picture is not None:
         draw_samples(Path(settings.picture), cfg, sampler, data.classes)
+    if settings.neighbors is not None:
+        draw_neighbors(Path(settings.neighbors), cfg, sampler, data)
     numbers = scores(cfg, data, sampler, seed=settings.seed)
     return numbers, table(numbers)
 

@@ -168,3 +168,6 @@ class EvaluateSettings(EvaluateSettings_):
         "edm-ancestral-100, or a solver, heun-18 or dpmpp-10; -clipped keeps the predicted data in [-1, 1]",
     )
     picture: str | None = setting(None, "png file to write a grid of samples to; null: none", path=True)
+    neighbors: str | None = setting(
+        None, "png file to write samples to, each with its nearest training images; null: none", path=True
+    )

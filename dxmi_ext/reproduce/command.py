@@ -131,7 +131,12 @@ def run(experiment: Experiment, cfg: ReproduceSettings) -> None:
         files.tidy(output, _RESULTS)
         # Seed by seed: a table that is stopped early has something of every row.
         rows = [row for row in experiment.rows if row.name in names]
-        chosen = [unit_of(row, seed) for seed in range(seeds) for row in rows]
+        chosen = [
+            unit_of(row, seed)
+            for seed in range(seeds)
+            for row in rows
+            if row.seeds is None or seed < row.seeds
+        ]
         missing = [unit for unit in chosen if not (_is_done(unit) or _is_elsewhere(unit, experiment))]
         print(f"{experiment.name}: {len(chosen)} units, {len(chosen) - len(missing)} of them done")
         missing = _with_starts(missing)

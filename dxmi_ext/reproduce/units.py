@@ -6,6 +6,7 @@ Imports torch and ``dxmi_ext`` up to the tasks.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
 import platform
@@ -83,6 +84,14 @@ class Unit:
         return None if self.row.start is None else dataclasses.replace(self, row=self.row.start)
 
     @property
+    def evaluated(self) -> Path:
+        """The run whose network a row with a chain evaluates: its start's, or what its recipe starts from."""
+        if self.start is not None:
+            return self.start.folder
+        start = self.config().flat()["start"]
+        return tasks.shipped().get(start) or Path(start)
+
+    @property
     def task(self) -> Any:
         """The module that runs its recipe."""
         return tasks.task_of(tasks.find(self.row.recipe))
@@ -109,7 +118,9 @@ class Unit:
         anywhere = dataclasses.replace(self, data=None, device="cpu").config()
         settings = _settings(anywhere, trains=self.row.chain is None)
         if self.start is None:
-            return settings
+            ships = tasks.shipped().get(settings.get("start") or "")
+            given = {} if ships is None else {"start.weights": _digest(ships / "model/model.safetensors")}
+            return settings | given | ({} if self.row.chain is None else {"chain": self.row.chain})
         given = {f"start.{key}": value for key, value in self.start.identity().items()}
         return settings | {"start": self.start.row.name, "chain": self.row.chain} | given
 
@@ -216,9 +227,8 @@ def compute(unit: Unit) -> dict[str, Any]:
         "settings": unit.identity(),
         **(_evaluated(unit, cfg) if unit.row.chain else _trained(unit, cfg)),
     }
-    of = unit.start if unit.row.chain and unit.start is not None else unit
-    if prints := data_of(of.folder):
-        found["data"] = {"name": PurePath(of.config().flat()["data"]).name, "fingerprints": prints}
+    if prints := data_of(unit.evaluated if unit.row.chain else unit.folder):
+        found["data"] = {"name": PurePath(cfg.flat()["data"]).name, "fingerprints": prints}
     if unit.row.may_diverge:
         found["numbers"] = {"diverged": 0.0} | found["numbers"]
     unit.output.mkdir(parents=True, exist_ok=True)
@@ -252,17 +262,17 @@ def _trained(unit: Unit, cfg: Any) -> dict[str, Any]:
 def _evaluated(unit: Unit, cfg: Any) -> dict[str, Any]:
     """The same of a unit that evaluates the network of another."""
     started, threads = time.monotonic(), torch.get_num_threads()
-    assert unit.start is not None
     settings = unit.task.EvaluateSettings(
         seed=unit.seed,
         n=cfg.evaluation.evaluate_n,
         chain=unit.row.chain,
+        data=unit.data,
         picture=str(unit.folder / "samples.png"),
     )
     device = choose(cfg.run.device)
     torch.set_num_threads(cfg.run.threads or threads)
     try:
-        numbers, _ = unit.task.evaluate(unit.start.folder, settings, device)
+        numbers, _ = unit.task.evaluate(unit.evaluated, settings, device)
     finally:
         torch.set_num_threads(threads)
     return _here(str(device), cfg.run.threads, started) | {"numbers": numbers}
@@ -332,6 +342,10 @@ def _holds_another(unit: Unit) -> bool:
     """Whether the unit's folder holds a run with other settings, or one that cannot tell."""
     found = files.read_json(unit.folder / _IDENTITY)
     return unit.folder.is_dir() and _named(found) != unit.identity()
+
+
+def _digest(path: Path) -> str:
+    return hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest()
 
 
 def _override(key: str, value: Any) -> str:

@@ -292,3 +292,14 @@ def test_noise_moves_cifar10_away(tmp_path: Path) -> None:
         (samples,) = images.statistics([to_uint8(x + deviation * noise)], extractor)
         scores.append(images.compare(samples, base, extractor)["fd_efflite0_32"])
     assert scores[0] == pytest.approx(0, abs=0.1) and 0 < scores[1] < scores[2] and floor > 100
+
+
+def test_nearest_images_in_order() -> None:
+    """The same whatever the chunk, an image itself first."""
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 1, 3, 3), dtype=np.uint8)
+    samples = torch.from_numpy(pixels[[4, 11]])
+    distances = np.square(pixels[[4, 11], None].astype(float) - pixels[None]).sum((2, 3, 4))
+    expected = distances.argsort(1)[:, :3]
+    for chunk in (3, 4096):
+        np.testing.assert_array_equal(images.nearest(samples, pixels, 3, chunk=chunk), expected)
+    assert list(expected[:, 0]) == [4, 11]

@@ -35,6 +35,7 @@ FEW = [
     "tensorboard=false",
     "features=null",
 ]
+PLAIN = str(Path(__file__).parent / "plain.yaml")
 SHORT = ["pretrain_iterations=2", "iterations=2", "checkpoint_every=1", "log_every=1", "picture_every=0"]
 
 
@@ -87,9 +88,9 @@ def test_a_run_from_data_to_samples(settings: list[str], data: Path, tmp_path: P
     """Stopped and resumed it ends in the same bytes; sampling takes classes and guidance."""
     whole, again, final = tmp_path / "whole", tmp_path / "again", "model/model.safetensors"
     settings = ["unet=small", "steps=3", *settings]
-    assert run("train", "fashion-mnist-t4", whole, data, *settings) == 0
-    assert run("pretrain", "fashion-mnist-t4", again, data, *settings) == 0
-    assert run("train", "fashion-mnist-t4", again, data, *settings) == 0
+    assert run("train", PLAIN, whole, data, *settings) == 0
+    assert run("pretrain", PLAIN, again, data, *settings) == 0
+    assert run("train", PLAIN, again, data, *settings) == 0
     assert (again / final).read_bytes() == (whole / final).read_bytes()
     rows = read_metrics(whole / "metrics.jsonl")
     assert [row["phase"] for row in rows] == ["pretrain", "pretrain", "dxmi", "dxmi"]
@@ -120,17 +121,17 @@ def test_pretraining_alone_leaves_a_run_that_is_past_it(
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(model, "save", interrupted)
-        assert run("train", "fashion-mnist-t4", tmp_path, data) == 130
-    assert run("pretrain", "fashion-mnist-t4", tmp_path, data) == 0
+        assert run("train", PLAIN, tmp_path, data) == 130
+    assert run("pretrain", PLAIN, tmp_path, data) == 0
     assert "is past its pretraining" in capsys.readouterr().out and not (tmp_path / "model").exists()
 
 
 def test_a_denoiser_keeps_its_sigma_data(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run("pretrain", "fashion-mnist-t4", tmp_path / "base", data, "schedule=edm") == 0
+    assert run("pretrain", PLAIN, tmp_path / "base", data, "schedule=edm") == 0
     settings = ["schedule=edm", f"start={tmp_path / 'base'}", "sigma_data=.7"]
-    assert run("train", "fashion-mnist-t4", tmp_path / "run", data, *settings) == 2
+    assert run("train", PLAIN, tmp_path / "run", data, *settings) == 2
     assert "sigma_data must be 0.5 as of" in capsys.readouterr().err
 
 
@@ -141,12 +142,12 @@ def test_a_start_that_ships(
 
     def phases(*settings: str) -> tuple[set[str], str]:
         output = tmp_path / "-".join(["run", *settings])
-        assert run("train", "fashion-mnist-t4", output, data, "start=tiny", *shared, *settings) == 0
+        assert run("train", PLAIN, output, data, "start=tiny", *shared, *settings) == 0
         return {row["phase"] for row in read_metrics(output / "metrics.jsonl")}, capsys.readouterr().err
 
     shared = ["schedule=edm", "energy_network=encoder"]
     base = tmp_path / "base"
-    assert run("pretrain", "fashion-mnist-t4", base, data, "start=none", *shared) == 0
+    assert run("pretrain", PLAIN, base, data, "start=none", *shared) == 0
     ships = {"tiny": base}
     monkeypatch.setattr(tasks, "shipped", lambda: ships)
     assert phases()[0] == {"dxmi"}
@@ -172,7 +173,7 @@ def test_a_run_of_another_task_is_no_start(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     checkpoint.save_model(tmp_path / "plane/model", torch.nn.Linear(1, 1), {"task": "two_d"})
-    assert run("train", "fashion-mnist-t4", tmp_path / "run", data, f"start={tmp_path / 'plane'}") == 2
+    assert run("train", PLAIN, tmp_path / "run", data, f"start={tmp_path / 'plane'}") == 2
     assert "start must be a run of the task images, got" in capsys.readouterr().err
 
 
@@ -213,7 +214,7 @@ def test_few_images_end_no_run(
         images, "_pretrain", lambda *given: said.append(capsys.readouterr().err) or prepare(*given)
     )
     output = tmp_path / "run"
-    assert run("train", "fashion-mnist-t4", output, tmp_path / "few.npz", "steps=3", "features=efflite0") == 0
+    assert run("train", PLAIN, output, tmp_path / "few.npz", "steps=3", "features=efflite0") == 0
     assert all(line in said[0] for line in lines)
     summary = json.loads((output / "summary.json").read_text())
     assert [name for name in summary if "means" in name] == kept
@@ -228,16 +229,18 @@ def test_a_run_starts_from_another_and_is_scored(
     monkeypatch.setattr(features, "load", lambda _: features.Extractor(Means(), "means"))
     first, second = tmp_path / "first", tmp_path / "second"
     scored = ["features=efflite0", "evaluate_n=24"]
-    assert run("pretrain", "fashion-mnist-t10", first, data, "steps=4", *scored) == 0
-    assert run("train", "fashion-mnist-t4", second, data, f"start={first}", *scored) == 0
+    assert run("pretrain", PLAIN, first, data, "steps=4", *scored) == 0
+    assert run("train", PLAIN, second, data, f"start={first}", *scored) == 0
     summary = json.loads((second / "summary.json").read_text())
     assert summary["fd_means_24"] > 0 and "fd_means_24_floor" in summary
     assert {row["phase"] for row in read_metrics(second / "metrics.jsonl")} == {"dxmi"}
     capsys.readouterr()
     picture = first.parent / "grid.png"
-    settings = images.EvaluateSettings(chain="ddim-6", n=12, picture=str(picture))
+    neighbors = tmp_path / "neighbors.png"
+    settings = images.EvaluateSettings(chain="ddim-6", n=12, picture=str(picture), neighbors=str(neighbors))
     numbers, table = images.evaluate(first, settings, torch.device("cpu"))
     assert numbers["fd_means_12"] > 0 and "test images" in table and picture.stat().st_size > 100
+    assert numbers["fd_means_12_test"] > 0 and neighbors.stat().st_size > 100
     bounded: list[float] = []
     monkeypatch.setattr(Clipped, "forward", lambda self, x, *_: bounded.append(self.out[-1].item()) or x)
     settings = images.EvaluateSettings(chain="ddim-6-clipped", n=12)
@@ -373,7 +376,7 @@ def test_what_pretraining_teaches_is_what_the_samplers_steps_want(prediction: st
 def test_bad_settings(
     settings: list[str], message: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run("train", "fashion-mnist-t4", tmp_path, data, *settings) == 2
+    assert run("train", PLAIN, tmp_path, data, *settings) == 2
     shown = capsys.readouterr().err
     assert message in shown and "pretrain: " not in shown
 
@@ -382,11 +385,11 @@ def test_a_run_without_results_takes_other_settings(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shared, right = [f"cache={tmp_path / 'cache'}", "steps=3"], tmp_path / "right.npz"
-    assert run("pretrain", "fashion-mnist-t4", tmp_path / "run", right, *shared) == 2
+    assert run("pretrain", PLAIN, tmp_path / "run", right, *shared) == 2
     assert "right.npz does not exist" in capsys.readouterr().err
-    assert run("pretrain", "fashion-mnist-t4", tmp_path / "run", data, *shared) == 0
+    assert run("pretrain", PLAIN, tmp_path / "run", data, *shared) == 0
     before = (tmp_path / "run/config.yaml").read_text()
-    assert run("pretrain", "fashion-mnist-t4", tmp_path / "run", right, *shared) == 2
+    assert run("pretrain", PLAIN, tmp_path / "run", right, *shared) == 2
     assert "does not exist" in capsys.readouterr().err
     assert (tmp_path / "run/config.yaml").read_text() == before
 
@@ -399,7 +402,7 @@ def test_data_are_known_by_their_content_wherever_they_lie(
     with np.load(data) as arrays:
         given = dict(arrays)
     np.savez("im.npz", **given)
-    settings, name = ["steps=3", "cache=cache"], "fashion-mnist-t4"
+    settings, name = ["steps=3", "cache=cache"], PLAIN
     assert run("pretrain", name, Path("run"), Path("./im.npz"), *settings) == 0
     assert run("train", name, Path("run"), Path("im.npz"), *settings) == 0
     elsewhere = tmp_path / "elsewhere"

@@ -17,7 +17,7 @@ import torch
 
 import reproduce_command
 import runs
-from dxmi_ext import cli
+from dxmi_ext import cli, tasks
 from dxmi_ext.engine import folders
 from dxmi_ext.images import recipe as images
 from dxmi_ext.reproduce import command as reproduce_module
@@ -75,17 +75,21 @@ def test_table1_has_the_papers_rows() -> None:
     assert all(two_d.build(cfg, torch.device("cpu"))[0].sampler.steps == cfg.chain.steps for cfg in configs)
 
 
+PLAIN = str(Path(__file__).parents[1] / "images/plain.yaml")
+START = Row("start", "", {"iterations": 0, "pretrain_iterations": 3000}, recipe=PLAIN)
+TUNED = Row("tuned", "", {}, recipe=PLAIN, start=START)
+CHAIN = Row("ddim-100", "", {}, recipe=PLAIN, start=START, chain="ddim-100")
+
+
 def test_rows_start_from_another_rows_run(tmp_path: Path) -> None:
     """It comes first where it is not here, and is waited for; a unit's identity holds no folder."""
-    experiment = EXPERIMENTS["fashion-mnist"]
-    rows = {row.name: row for row in experiment.rows}
 
-    def unit(name: str, **where: Any) -> Unit:
-        return Unit(rows[name], 0, False, tmp_path / "results", tmp_path / "work", **where)
+    def unit(row: Row, **where: Any) -> Unit:
+        return Unit(row, 0, False, tmp_path / "results", tmp_path / "work", **where)
 
-    tuned, chain = unit("dxmi-t4"), unit("ddim-100")
+    tuned, chain = unit(TUNED), unit(CHAIN)
     ordered = reproduce_module._with_starts([tuned, chain])
-    assert [each.name for each in ordered] == ["start-seed0", "dxmi-t4-seed0", "ddim-100-seed0"]
+    assert [each.name for each in ordered] == ["start-seed0", "tuned-seed0", "ddim-100-seed0"]
     assert reproduce_module._ready(ordered, []) is ordered[0]
     assert reproduce_module._ready(ordered[1:], ordered[:1]) is None
     assert reproduce_module._ready(ordered[1:], []) is tuned
@@ -94,8 +98,8 @@ def test_rows_start_from_another_rows_run(tmp_path: Path) -> None:
     (ordered[0].folder / "unit.json").write_text(json.dumps(ordered[0].identity()))
     assert reproduce_module._with_starts([tuned]) == [tuned]
     assert tuned.config().networks.start == str(ordered[0].folder)
-    assert unit("dxmi-t4", data="elsewhere").config().source.data == "elsewhere"
-    identity = unit("dxmi-t4", data="elsewhere").identity()
+    assert unit(TUNED, data="elsewhere").config().source.data == "elsewhere"
+    identity = unit(TUNED, data="elsewhere").identity()
     assert identity == tuned.identity() and identity["start"] == "start"
     assert identity["start.pretrain_iterations"] == 3000  # another start would make it another unit
     assert str(tmp_path) not in json.dumps(identity)
@@ -114,8 +118,7 @@ def test_a_row_may_evaluate_a_chain(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         return {"fd_efflite0_2500": 1.5}, ""
 
     monkeypatch.setattr(images, "evaluate", evaluate)
-    row = next(row for row in EXPERIMENTS["fashion-mnist"].rows if row.chain == "ddim-100")
-    unit = Unit(row, 0, False, tmp_path / "results", tmp_path / "work")
+    unit = Unit(CHAIN, 0, False, tmp_path / "results", tmp_path / "work")
     assert units.compute(unit)["numbers"] == {"fd_efflite0_2500": 1.5} and units.read(unit) is not None
     assert unit.start is not None and threads == [1, 3]  # as it was
     assert asked == [(unit.start.folder, "ddim-100", 2500, str(unit.folder / "samples.png"))]
@@ -320,12 +323,25 @@ def test_table_of_fixed_units() -> None:
 
 
 def test_committed_units_are_done_and_hold_no_paths() -> None:
-    results = Path(__file__).parents[2] / "docs/results"
-    for name, changes in (("fashion-mnist", {}), ("cifar10-small", {"data": "elsewhere/fashion-mnist"})):
-        for row in EXPERIMENTS[name].rows:
-            unit = Unit(row, 0, False, results / name, Path("nowhere"), **changes)
-            assert units.read(unit) is not None and "/" not in str(list(unit.identity().values()))
-            assert '": "/' not in unit.path.read_text()
+    results = Path(__file__).parents[2] / "docs/results/fashion-mnist"
+    units_of = [Unit(row, 0, False, results, Path("nowhere")) for row in EXPERIMENTS["fashion-mnist"].rows]
+    found = [unit for unit in units_of if units.read(unit) is not None]
+    assert found
+    for unit in found:
+        assert "/" not in str(list(unit.identity().values())) and '": "/' not in unit.path.read_text()
+
+
+def test_a_chain_of_what_ships(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row without a start evaluates what its recipe starts from; other weights make another unit."""
+    row = next(row for row in EXPERIMENTS["fashion-mnist"].rows if row.chain == "heun-18")
+    unit = Unit(row, 0, False, tmp_path / "results", tmp_path / "work")
+    ships = tasks.shipped()["fashion-mnist-base"]
+    assert unit.evaluated == ships and unit.identity()["chain"] == "heun-18"
+    weights = unit.identity()["start.weights"]
+    (tmp_path / "other/model").mkdir(parents=True)
+    (tmp_path / "other/model/model.safetensors").write_bytes(b"")
+    monkeypatch.setattr(tasks, "shipped", lambda: {"fashion-mnist-base": tmp_path / "other"})
+    assert unit.identity()["start.weights"] != weights
 
 
 def test_a_unit_tells_the_fingerprint_of_its_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -333,8 +349,7 @@ def test_a_unit_tells_the_fingerprint_of_its_data(tmp_path: Path, monkeypatch: p
         return {"fd_efflite0_2500": 1.5}, ""
 
     monkeypatch.setattr(images, "evaluate", evaluate)
-    row = next(row for row in EXPERIMENTS["fashion-mnist"].rows if row.chain == "ddim-100")
-    unit = Unit(row, 0, False, tmp_path / "results", tmp_path / "work", data="/mnt/clothes")
+    unit = Unit(CHAIN, 0, False, tmp_path / "results", tmp_path / "work", data="/mnt/clothes")
     assert unit.start is not None
     unit.start.folder.mkdir(parents=True)
     folders.mark(unit.start.folder, "run", data={"train": "abc"})
