@@ -317,7 +317,7 @@ def nearest(samples: Tensor, images: np.ndarray, k: int, *, chunk: int = 4096) -
     x, best = samples.flatten(1).float(), torch.full((len(samples), k), math.inf)
     rows = torch.zeros(len(samples), k, dtype=torch.int64)
     for first in range(0, len(images), chunk):
-        part = torch.from_numpy(images[first : first + chunk]).flatten(1).float()
+        part = torch.from_numpy(np.array(images[first : first + chunk])).flatten(1).float()
         found = torch.arange(first, first + len(part)).expand(len(x), -1)
         best, order = torch.cat((best, torch.cdist(x, part)), dim=1).topk(k, largest=False)
         rows = torch.cat((rows, found), dim=1).gather(1, order)

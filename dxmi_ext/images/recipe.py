@@ -34,11 +34,13 @@ from dxmi_ext.images.evaluation import (
     path_of,
     scores,
     table,
+    test_images,
 )
 from dxmi_ext.images.model import PREDICTIONS, Sampler, classes_of, networks_of, schedule_of
 from dxmi_ext.images.overview import Overview
 from dxmi_ext.images.pixels import Scale
 from dxmi_ext.images.pretrained import DDPM, EDM
+from dxmi_ext.images.separation import separation
 from dxmi_ext.images.settings import NO_START, Config, EvaluateSettings
 from dxmi_ext.images.unet import UNet
 from dxmi_ext.method import generate
@@ -149,7 +151,20 @@ def evaluate(
     if settings.neighbors is not None:
         draw_neighbors(Path(settings.neighbors), cfg, sampler, data)
     numbers = scores(cfg, data, sampler, seed=settings.seed)
+    if settings.against is not None:
+        numbers |= _separation(cfg, settings, networks, data, device)
     return numbers, table(numbers)
+
+
+def _separation(
+    cfg: Config, settings: EvaluateSettings, networks: Networks, data: ImageData, device: torch.device
+) -> dict[str, float]:
+    test = test_images(cfg, data)
+    if test is None:
+        raise ConfigError(f"against must be null where data={cfg.source.data} have no test images")
+    assert settings.against is not None
+    n = cfg.evaluation.evaluate_n
+    return separation(networks, test, settings.against, n, seed=settings.seed, device=device)
 
 
 def load(directory: Path, device: torch.device) -> tuple[Config, Networks]:

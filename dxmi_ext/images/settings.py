@@ -167,6 +167,10 @@ class EvaluateSettings(EvaluateSettings_):
         "another way to sample from the run's network: a chain as fastdpm-4, ddim-100, ddpm-1000, edm-79 or "
         "edm-ancestral-100, or a solver, heun-18 or dpmpp-10; -clipped keeps the predicted data in [-1, 1]",
     )
+    against: str | None = setting(
+        None,
+        "images whose energies are compared with test images' by AUROC, as noise,blurred,PATH; null: none",
+    )
     picture: str | None = setting(None, "png file to write a grid of samples to; null: none", path=True)
     neighbors: str | None = setting(
         None, "png file to write samples to, each with its nearest training images; null: none", path=True

@@ -1,0 +1,92 @@
+"""How well an energy separates test images from others. Imports torch, the engine, the method and ``two_d``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dxmi_ext import ops
+from dxmi_ext.engine.settings import ConfigError
+from dxmi_ext.images import dataset
+from dxmi_ext.images.dataset import ImageData
+from dxmi_ext.images.model import classes_of
+from dxmi_ext.method import noise
+from dxmi_ext.method.networks import Networks
+from dxmi_ext.two_d.metrics import energy_auroc
+
+_BLUR = 1.0  # the standard deviation of the blur, in pixels
+_BATCH = 250
+
+
+def separation(
+    networks: Networks, test: ImageData, others: str, n: int, *, seed: int, device: torch.device
+) -> dict[str, float]:
+    """The AUROC of the energy, n test images against as many others; 1 where all of these have more energy.
+
+    Args:
+        others: kinds of images, separated by commas: noise, uniform pixels; blurred, the test images blurred
+            by a Gaussian of one pixel; or the path of other images of the same shape.
+        n: at most; all there are if fewer.
+        seed: of the noise.
+
+    Returns:
+        auroc_noise, auroc_blurred, and auroc_NAME of a path's last part.
+
+    Raises:
+        ConfigError: the energy is conditional on classes, or images at a path have another shape.
+    """
+    if classes_of(networks.sampler) is not None:
+        raise ConfigError("against must be null for a run that is conditional on classes")
+    energies = _energies(networks, _images(test, n, device))
+    found = {}
+    for kind in others.split(","):
+        if kind == "noise":
+            images = _noise(len(energies), test.shape, seed, device)
+        elif kind == "blurred":
+            images = map(_blurred, _images(test, n, device))
+        else:
+            images = _images(_load(kind, test.shape), n, device)
+        found[f"auroc_{Path(kind).stem}"] = energy_auroc(energies, _energies(networks, images))
+    return found
+
+
+@torch.no_grad()
+def _energies(networks: Networks, batches: Iterator[Tensor]) -> Tensor:
+    return torch.cat([networks.energy(batch) for batch in batches])
+
+
+def _images(data: ImageData, n: int, device: torch.device) -> Iterator[Tensor]:
+    for first in range(0, min(n, len(data)), _BATCH):
+        rows = torch.from_numpy(np.array(data.images[first : min(first + _BATCH, n)]))
+        yield dataset.to_dtype(rows.to(device), torch.float32)
+
+
+def _noise(n: int, shape: tuple[int, ...], seed: int, device: torch.device) -> Iterator[Tensor]:
+    """Uniform in [-1, 1]: the normal distribution function of keyed noise."""
+    key = noise.Draws(seed, "separation", ["noise"], device).at(0)["noise"]
+    for first in range(0, n, _BATCH):
+        normal = ops.normal((min(_BATCH, n - first), *shape), key, sample_offset=first)
+        yield torch.erf(normal / math.sqrt(2))
+
+
+def _blurred(images: Tensor) -> Tensor:
+    reach = math.ceil(3 * _BLUR)
+    offsets = torch.arange(-reach, reach + 1, device=images.device)
+    kernel = torch.exp(-0.5 * (offsets / _BLUR) ** 2)
+    kernel = (kernel / kernel.sum()).expand(images.shape[1], 1, 1, -1)
+    padded = F.pad(images, [reach] * 4, mode="replicate")
+    across = F.conv2d(padded, kernel, groups=images.shape[1])
+    return F.conv2d(across, kernel.transpose(2, 3), groups=images.shape[1])
+
+
+def _load(path: str, shape: tuple[int, ...]) -> ImageData:
+    data = dataset.load(path, split="test")
+    if data.shape != shape:
+        raise ConfigError(f"against must be images of shape {[*shape]}, got {path} of {[*data.shape]}")
+    return data

@@ -1,0 +1,58 @@
+"""How well an energy separates test images from others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dxmi_ext.engine.settings import ConfigError
+from dxmi_ext.images.dataset import ImageData
+from dxmi_ext.images.separation import separation
+from dxmi_ext.images.unet import Architecture, unet
+from dxmi_ext.method import schedules
+from dxmi_ext.method.networks import Networks, TimeIndependent
+from dxmi_ext.method.sampler import GaussianSampler, Timed
+
+pytest.importorskip("diffusers")
+CPU = torch.device("cpu")
+
+
+class Smoothness(nn.Module):
+    """The energy of an image falls with the difference of neighbouring pixels."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return -x.diff(dim=-1).abs().mean((1, 2, 3))
+
+
+def networks(classes: int | None = None) -> Networks:
+    schedule = schedules.fastdpm(3)
+    network = unet(Architecture(8, (1, 2), blocks=1, attention=()), (1, 8, 8), classes)
+    sampler = GaussianSampler(Timed(network, schedule), schedule, (1, 8, 8))
+    return Networks(sampler, TimeIndependent(Smoothness()))
+
+
+def stripes(n: int) -> ImageData:
+    pixels = np.zeros((n, 1, 8, 8), np.uint8)
+    pixels[..., ::2] = np.random.default_rng(0).integers(200, 256, (n, 1, 8, 1))
+    return ImageData(pixels)
+
+
+def test_noise_blurred_and_other_images_are_ranked(tmp_path: Path) -> None:
+    """Stripes are rougher than noise, so noise has more energy; the same images cannot be separated."""
+    same = tmp_path / "same.npz"
+    np.savez(same, test_x=stripes(300).images[:, 0], train_x=stripes(4).images[:, 0])
+    found = separation(networks(), stripes(300), f"noise,blurred,{same}", 300, seed=0, device=CPU)
+    assert found == {"auroc_noise": 1.0, "auroc_blurred": 1.0, "auroc_same": 0.5}
+
+
+def test_what_cannot_be_compared(tmp_path: Path) -> None:
+    other = tmp_path / "other.npz"
+    np.savez(other, test_x=np.zeros((5, 4, 4), np.uint8), train_x=np.zeros((5, 4, 4), np.uint8))
+    with pytest.raises(ConfigError, match=r"against must be images of shape \[1, 8, 8\], got"):
+        separation(networks(), stripes(5), str(other), 5, seed=0, device=CPU)
+    with pytest.raises(ConfigError, match="against must be null for a run that is conditional on classes"):
+        separation(networks(classes=3), stripes(5), "noise", 5, seed=0, device=CPU)
