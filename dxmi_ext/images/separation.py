@@ -1,4 +1,4 @@
-"""How well an energy separates test images from others. Imports torch, the engine, the method and ``two_d``."""
+"""How well an energy separates test images from others. Imports the engine, the method and ``two_d``."""
 
 from __future__ import annotations
 
