@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file, save_file
 
 from dxmi_ext.engine import config, folders
@@ -20,6 +21,7 @@ from dxmi_ext.engine.identity import settings_of, summary_of
 from dxmi_ext.images import evaluation, model, recipe
 from dxmi_ext.images.settings import Config
 
+BASE_RECIPE = "fashion-mnist-t10 start=none"
 WEIGHTS = Path(__file__).parents[1] / "dxmi_ext/images/weights"
 CARD = """\
 # {name}
@@ -54,34 +56,41 @@ def main(run: Path, name: str) -> None:
     else:
         changes = {"energy_network": "resnet", "energy_width": 1, "pretrain_batch_size": cfg.run.batch_size}
         cfg = cfg.replace(**changes)
+        torch.manual_seed(0)  # the same file each time: units of experiments know it by its digest
         network, diffusion = model.network_of(cfg, tuple(about["data_shape"]), about["classes"])
         small = model.networks_of(cfg, network, tuple(about["data_shape"]), about["classes"], diffusion)
         sampler = {key: weight for key, weight in weights.items() if key.startswith("sampler.")}
         weights = small.state_dict() | sampler
-    elsewhere = {"output": None, "threads": 0, "device": "auto"}
-    config.save(cfg.replace(recipe=name, **changes, **elsewhere), folder / "config.yaml")
+    anywhere = {"output": None, "threads": 0, "device": "auto", "precision": "float32", "compile": False}
+    config.save(cfg.replace(recipe=name, **changes, **anywhere), folder / "config.yaml")
     # Tables of times and noise levels need their precision, and norms and biases are few.
     halves = {key: (w.half() if w.ndim > 1 else w).contiguous() for key, w in weights.items()}
     save_file(halves, folder / "model/model.safetensors")
     (folder / "model/config.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
     folders.mark(folder, "run", data=recipe.fingerprints_of(evaluation.load_data(cfg)))
-    summary = summary_of(run)
-    figures = {key: value for key, value in summary.items() if "_efflite0_" in key or "_classifier_" in key}
-    table = "\n".join(f"| {key} | {value:.4g} |" for key, value in figures.items())
     command = (
-        f"dxmi train {cfg.run.recipe} seed={cfg.run.seed}"
-        if trained
-        else "dxmi pretrain fashion-mnist-t10 start=none"
+        f"dxmi train {cfg.run.recipe} seed={cfg.run.seed}" if trained else f"dxmi pretrain {BASE_RECIPE}"
     )
+    how = f"precision={cfg.execution.precision} compile={json.dumps(cfg.execution.compile)}"
     card = CARD.format(
         name=name,
         about=SAMPLER.format(steps=cfg.chain.steps) if trained else BASE,
-        command=command,
-        figures=f"| metric | |\n|---|---|\n{table}" if table else "Figures: docs/results/fashion-mnist.",
+        command=f"{command} {how}",
+        figures=_figures(summary_of(run)) if trained else "Its figures are in docs/results/fashion-mnist.",
     )
     (folder / "README.md").write_text(card, encoding="utf-8")
     (folder / "model/model.safetensors").chmod(0o644)
     print(f"{folder}: {sum(path.stat().st_size for path in folder.rglob('*') if path.is_file()):,} bytes")
+
+
+def _figures(summary: dict[str, Any]) -> str:
+    """Frechet distances, precision and recall, beside those of test images."""
+    rows = ["| | the sampler | test images |", "|---|---|---|"]
+    for name, value in summary.items():
+        floor = summary.get(f"{name}_floor")
+        if floor is not None and name.startswith(("fd_", "precision_", "recall_")):
+            rows.append(f"| {name} | {value:.3g} | {floor:.3g} |")
+    return "\n".join(rows)
 
 
 if __name__ == "__main__":
