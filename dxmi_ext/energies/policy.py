@@ -11,13 +11,14 @@ from torch import Tensor
 
 from dxmi_ext.energies import starts
 from dxmi_ext.energies.chains import PolicyChain
-from dxmi_ext.energies.networks import Start, TargetEnergy
+from dxmi_ext.energies.networks import Start, TargetEnergy, Value
 from dxmi_ext.energies.schedule import Levels
 from dxmi_ext.energies.settings import LearningSettings, PolicySettings
 from dxmi_ext.engine.learner import Learner
 from dxmi_ext.engine.ranks import Ranks
 from dxmi_ext.method import symptoms
 from dxmi_ext.method.energy_step import spread
+from dxmi_ext.method.losses import Scene, advantages
 from dxmi_ext.method.networks import Networks
 from dxmi_ext.method.sampler import Trajectory
 from dxmi_ext.method.stepper import Batch, Metrics
@@ -83,6 +84,10 @@ class PolicyTrainer(DxMITrainer):
         return {"energy_sample": energy, "sample_spread": spread(samples), **started}
 
     def _value_steps(self, path: Trajectory, batch: Batch) -> Tensor:
+        lack = advantages(Scene(self.networks, self.sampler, self.costs, path, batch)).mean(1)
+        assert isinstance(self.value, Value) and isinstance(self.averaged.value, Value)
+        self.value.raise_level(self.ranks.mean({"lack": lack})["lack"], self.iteration)
+        self.averaged.value.level.copy_(self.value.level)
         return super()._value_steps(path, batch).mean()
 
     def symptoms(self, numbers: Mapping[str, Any]) -> dict[str, str]:

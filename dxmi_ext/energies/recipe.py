@@ -122,7 +122,8 @@ def evaluate(
     cfg.evaluation.paths = settings.paths or cfg.evaluation.paths
     cfg.evaluation.compared = settings.compared or cfg.evaluation.compared
     data = samples_of(cfg, target, settings.seed, device)
-    numbers = evaluate_chain(cfg, target, chain, data, seed=settings.seed)
+    weighs = settings.log_partition
+    numbers = evaluate_chain(cfg, target, chain, data, seed=settings.seed, weighs=weighs)
     return numbers, table(cfg, numbers)
 
 

@@ -204,6 +204,7 @@ class Config(RunnableConfig):
 class EvaluateSettings(EvaluateSettings_):
     """Settings of the command ``evaluate``."""
 
+    log_partition: bool = setting(True, "log Z and its bounds by the weights of paths")
     paths: int | None = setting(None, "paths whose weights give log Z; null: as in training", minimum=2)
     compared: int | None = setting(
         None,
