@@ -73,7 +73,7 @@ def evaluate_chain(
     Returns:
         log_partition, its standard error and its true value (None where it is unknown), elbo and ess; where
         the true value is known also elbo_gap and log_partition_error, |log_partition - the true value|; where
-        the target has samples also eubo, ess_reverse, and those of `metrics.compare`.
+        the target has samples also eubo, eubo_gap, ess_reverse, and those of `metrics.compare`.
     """
     keys = noise.Draws(seed, "evaluate", ["paths", "back"], chain.start.log_std.device).at(0)
     true = TargetEnergy(target)
@@ -103,7 +103,8 @@ def evaluate_chain(
 
     def reverse() -> dict[str, float]:
         back = chain.backward_rollout(target.coordinates(drawn), keys["back"])
-        return of_reverse_weights(chain.log_weights(back, true))
+        found = of_reverse_weights(chain.log_weights(back, true))
+        return found if known is None else found | {"eubo_gap": found["eubo"] - known}
 
     def compared() -> dict[str, float]:
         y = torch.cat(ends)[:n] if sum(map(len, ends)) >= n else chain.rollout(n, keys["paths"])[-1]

@@ -116,7 +116,8 @@ class Value(nn.Module):
 
     It starts as the value of a normal target, |y|^2 / (2 spread_t^2), and learns what is missing; with shares
     also how far each step's value is the energy instead, from the schedule's detail on. A level of each step
-    is found apart (`raise_level`), for a network takes thousands of steps to a constant in the hundreds.
+    is found apart (`raise_level`), for a network takes thousands of steps to a constant in the hundreds; and
+    shares are of the energy less its first mean, so that they need not follow that.
 
     Args:
         energy: of the target.
@@ -151,6 +152,8 @@ class Value(nn.Module):
         self.share = nn.Parameter(levels.detail[:-1].float()) if shares else None
         self.level: Tensor
         self.register_buffer("level", torch.zeros(levels.steps))
+        self.centre: Tensor
+        self.register_buffer("centre", torch.zeros(()))
 
     @torch.no_grad()
     def raise_level(self, lack: Tensor, iteration: int) -> None:
@@ -165,7 +168,8 @@ class Value(nn.Module):
         self.level += rate * lack.nan_to_num(0.0, 0.0, 0.0)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        state_dict.setdefault(f"{prefix}level", torch.zeros_like(self.level))  # older runs have none
+        for name in ("level", "centre"):  # older runs have none
+            state_dict.setdefault(f"{prefix}{name}", torch.zeros_like(getattr(self, name)))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def forward(self, y: Tensor, timestep: Tensor) -> Tensor:
@@ -178,7 +182,7 @@ class Value(nn.Module):
         if self.share is None:
             return learned + normal
         share = self.share[timestep]
-        return learned + (1 - share) * normal + share * self.energy(y)
+        return learned + (1 - share) * normal + share * (self.energy(y) - self.centre)
 
 
 class Policy(nn.Module):

@@ -84,10 +84,15 @@ class PolicyTrainer(DxMITrainer):
         return {"energy_sample": energy, "sample_spread": spread(samples), **started}
 
     def _value_steps(self, path: Trajectory, batch: Batch) -> Tensor:
-        lack = advantages(Scene(self.networks, self.sampler, self.costs, path, batch)).mean(1)
         assert isinstance(self.value, Value) and isinstance(self.averaged.value, Value)
+        if self.iteration == 0:
+            with torch.no_grad():
+                energy = self.networks.energy(path.samples[-1]).mean()
+            self.value.centre.copy_(self.ranks.mean({"energy": energy})["energy"].nan_to_num())
+        lack = advantages(Scene(self.networks, self.sampler, self.costs, path, batch)).mean(1)
         self.value.raise_level(self.ranks.mean({"lack": lack})["lack"], self.iteration)
-        self.averaged.value.level.copy_(self.value.level)
+        for mine, averaged in zip(self.value.buffers(), self.averaged.value.buffers(), strict=True):
+            averaged.copy_(mine)
         return super()._value_steps(path, batch).mean()
 
     def symptoms(self, numbers: Mapping[str, Any]) -> dict[str, str]:

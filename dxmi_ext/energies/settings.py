@@ -205,6 +205,12 @@ class EvaluateSettings(EvaluateSettings_):
     """Settings of the command ``evaluate``."""
 
     log_partition: bool = setting(True, "log Z and its bounds by the weights of paths")
+    annealing: int | None = setting(
+        None,
+        "levels of annealed importance sampling to compare with, of 2,000 particles; null: none",
+        minimum=1,
+        maximum=10**6,
+    )
     paths: int | None = setting(None, "paths whose weights give log Z; null: as in training", minimum=2)
     compared: int | None = setting(
         None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -9,7 +10,8 @@ import torch
 
 from dxmi_ext import ops
 from dxmi_ext.energies import metrics
-from dxmi_ext.energies.targets import TARGETS
+from dxmi_ext.energies.annealing import annealed
+from dxmi_ext.energies.targets import TARGETS, mixture
 from dxmi_ext.method.path_weights import of_reverse_weights, of_weights
 
 
@@ -56,3 +58,11 @@ def test_modes() -> None:
     three = metrics.of_modes(target.modes[:3].repeat(10, 1), target)
     assert three["modes"] == 3 and three["mode_entropy"] == pytest.approx(0.5)
     assert metrics.of_modes(target.modes + 2.5, target)["modes"] == 0  # between the modes
+
+
+def test_annealed_importance_sampling_finds_a_known_log_partition() -> None:
+    target = mixture("two", torch.tensor([[-1.0, 0.0], [2.0, 0.0]]), 0.3)
+    moved = dataclasses.replace(target, energy=lambda x: 2 * (target.energy(x) + 3))
+    found = annealed(moved, 2.0, 3.0, ops.noise_key(0), n=500, levels=200)
+    assert found["ais_log_partition"] == pytest.approx(-3, abs=4 * found["ais_log_partition_std"])
+    assert found["ais_ess"] > 0.3 and found["ais_evaluations"] == 100_000

@@ -393,6 +393,7 @@ def test_every_sweep_is_of_rows() -> None:
         names = {row.name for row in experiment.rows}
         assert all(names >= set(rows) for rows in experiment.sweeps.values())
         assert not names & experiment.sweeps.keys()
+        assert names >= set(experiment.shown)
 
 
 def test_help_and_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
