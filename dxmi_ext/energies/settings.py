@@ -178,10 +178,6 @@ class Config(RunnableConfig):
         ),
         Rule("shard must be false, got {shard}", lambda s: not s.shard),
         Rule(
-            "target must be given, as package.module:function, or energy, got {target}",
-            lambda s: s.target is not None or s.energy is not None,
-        ),
-        Rule(
             "dim must be given with target={target}, got {dim}",
             lambda s: s.target is None or s.dim is not None,
         ),

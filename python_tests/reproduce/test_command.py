@@ -326,6 +326,9 @@ def test_committed_units_are_done_and_hold_no_paths() -> None:
             unit = Unit(row, 0, False, results / name, Path("nowhere"), **changes)
             assert units.read(unit) is not None and "/" not in str(list(unit.identity().values()))
             assert '": "/' not in unit.path.read_text()
+    rows = {f"{row.name}-seed0": row for row in EXPERIMENTS["energies"].rows}
+    for path in (results / "energies").glob("*-seed0.json"):
+        assert units.read(Unit(rows[path.stem], 0, False, path.parent, Path("nowhere"))) is not None
 
 
 def test_a_unit_tells_the_fingerprint_of_its_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
