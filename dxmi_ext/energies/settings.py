@@ -57,7 +57,11 @@ class ChainSettings(Settings):
         choices=("linear", "quad", "exp"),
     )
     var_first: float = setting(10.0, "variance of the first step's noise, times T", minimum=1e-9)
-    var_last: float = setting(0.1, "variance of the last step's noise, times T", minimum=1e-9)
+    var_last: float = setting(
+        0.1,
+        "variance of the last step's noise, times T; about the variance of the narrowest mode",
+        minimum=1e-9,
+    )
     scale: float = setting(1.0, "standard deviation of the target, roughly", minimum=1e-6)
 
 
