@@ -60,7 +60,7 @@ ENERGIES = Experiment(
     _rows(),
     columns=_COLUMNS,
     notes=f"""\
-All rows have {_ITERATIONS} iterations of 256 paths (lj13: 128), where the recipes have 2,000.
+All rows have {_ITERATIONS} iterations of 256 paths (lj13: 128), about a tenth of the recipes'.
 ELBO gap: log Z - mean log w over 10,000 paths. log Z error: |log mean w - log Z|, which can be small by luck:
 it means something where ESS is not small and the EUBO gap (mean log w over paths led back from exact samples,
 less log Z) is near the ELBO gap. W2 is raw, of 2,000 samples by an exact assignment; `W2 of data` is that of
