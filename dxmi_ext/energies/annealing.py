@@ -6,6 +6,7 @@ Imports torch, ``dxmi_ext.ops`` and the task's networks and targets.
 from __future__ import annotations
 
 import itertools
+import math
 
 import torch
 from torch import Tensor
@@ -38,9 +39,9 @@ def annealed(
     """
     energy, shape = TargetEnergy(target), (n, target.free)
     y = std * ops.normal(shape, key)
-    wide = target.free * (torch.tensor(2 * torch.pi).log() / 2 + torch.tensor(std).log())
-    log_w = wide.double().expand(n).clone()  # the start's -log density, but for its exponent
-    size, (now, force) = torch.tensor(0.1 * std**2), _at(energy, y, temperature)
+    start_log_partition = target.free * (math.log(2 * math.pi) / 2 + math.log(std))
+    log_w = torch.full((n,), start_log_partition, dtype=torch.float64, device=y.device)
+    size, (now, force) = y.new_tensor(0.1 * std**2), _at(energy, y, temperature)
     betas = torch.sin(torch.linspace(0, torch.pi / 2, levels + 1, dtype=torch.float64)).square().tolist()
     for level, (before, beta) in enumerate(itertools.pairwise(betas)):
         start = y.square().sum(1) / (2 * std**2)
