@@ -713,6 +713,12 @@ def test_evaluate_gives_the_runs_own_numbers(
     assert f"{summary['sliced_wasserstein']:.3f}" in table and f"{summary['auroc']:.3f}" in table
     assert cli.main(["evaluate", str(finished), f"output={output}", "device=cpu", "samplings=1"]) == 0
     assert read(output)["sliced_wasserstein_std"] == 0  # of one
+    options = ["device=cpu", "samplings=1", "log_partition=true", "paths=500"]
+    assert cli.main(["evaluate", str(finished), f"output={output}", *options]) == 0
+    assert {"log_partition", "log_partition_std", "log_partition_grid", "log_likelihood"} <= read(
+        output
+    ).keys()
+    assert "backward kernel" in capsys.readouterr().out
 
 
 def test_divergence_of_an_automatic_tau_is_that_at_its_last_value(

@@ -16,6 +16,7 @@ from dxmi_ext.energies.networks import Start, TargetEnergy, slope
 from dxmi_ext.energies.schedule import Levels
 from dxmi_ext.engine.calls import call
 from dxmi_ext.method.networks import Networks
+from dxmi_ext.method.path_weights import Forward, Kernel, log_ratio
 
 _LARGEST_DRIFT = 5.0
 """Of VGS's steps, in their standard deviations. Exact values move samples by about 3 at most."""
@@ -107,18 +108,11 @@ class Chain(nn.Module):
         Args:
             true_energy: where the chain's own is limited, the one whose Z is wanted.
         """
-        tables, n = self.tables(), path.shape[1]
+        tables = self.tables()
         energy = (true_energy or self.energy)(path[-1]).double()
-        log_w = -energy / self.temperature - self.start.log_prob(path[0]).double()
-        for t in range(self.steps):
-            x, following = path[t], path[t + 1]
-            timestep, nothing = torch.full((n,), t, device=path.device), torch.zeros_like(x)
-            forward = tables.sample_coef, tables.output_coef, tables.log_std
-            backward = tables.back_coef, torch.zeros_like(tables.back_coef), tables.back_log_std
-            log_pi = ops.transition_log_prob(following, x, self.output(x, timestep), timestep, *forward)
-            log_q = ops.transition_log_prob(x, following, nothing, timestep, *backward)
-            log_w += self.dim * (log_q - log_pi).double()  # the op's are means over dimensions
-        return log_w
+        forward = Forward(tables.sample_coef, tables.output_coef, tables.log_std)
+        back = log_ratio(path, self.output, forward, Kernel(tables.back_coef, tables.back_log_std))
+        return back - energy / self.temperature - self.start.log_prob(path[0]).double()
 
 
 class PolicyChain(Chain):

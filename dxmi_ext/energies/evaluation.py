@@ -15,25 +15,26 @@ from dxmi_ext.energies.settings import Config
 from dxmi_ext.energies.targets import Target
 from dxmi_ext.engine import final
 from dxmi_ext.method import noise
+from dxmi_ext.method.path_weights import of_reverse_weights, of_weights
 
 _BATCH = 2000  # paths at a time
 
 PUBLISHED = {
     "gmm25": {
-        "PIS, T = 100": {"gap": 1.769, "error": 1.274},
-        "DDS, T = 100": {"gap": 1.760, "error": 0.746},
-        "TB with exploration and local search, T = 100": {"gap": 0.171, "error": 0.004},
-        "TB with learned variance, T = 10": {"gap": 0.62},
+        "PIS, T = 100": {"elbo_gap": 1.769, "log_partition_error": 1.274},
+        "DDS, T = 100": {"elbo_gap": 1.760, "log_partition_error": 0.746},
+        "TB with exploration and local search, T = 100": {"elbo_gap": 0.171, "log_partition_error": 0.004},
+        "TB with learned variance, T = 10": {"elbo_gap": 0.62},
     },
     "funnel10": {
-        "DDS, T = 100": {"gap": 0.424, "error": 0.206},
-        "PIS, T = 100": {"gap": 0.534, "error": 0.262},
-        "TB, T = 100": {"gap": 0.653, "error": 0.285},
+        "DDS, T = 100": {"elbo_gap": 0.424, "log_partition_error": 0.206},
+        "PIS, T = 100": {"elbo_gap": 0.534, "log_partition_error": 0.262},
+        "TB, T = 100": {"elbo_gap": 0.653, "log_partition_error": 0.285},
     },
     "manywell32": {
-        "PIS, T = 100": {"gap": 3.85, "error": 2.69},
-        "VarGrad, T = 100": {"gap": 4.11, "error": 0.02},
-        "TB, T = 100": {"gap": 4.57, "error": 0.19},
+        "PIS, T = 100": {"elbo_gap": 3.85, "log_partition_error": 2.69},
+        "VarGrad, T = 100": {"elbo_gap": 4.11, "log_partition_error": 0.02},
+        "TB, T = 100": {"elbo_gap": 4.57, "log_partition_error": 0.19},
     },
     "dw4": {"VGS, T = 30": {"w2": 1.610}, "iDEM": {"w2": 2.13}, "FAB": {"w2": 2.15}},
     "lj13": {"VGS, T = 100": {"w2": 4.167}, "iDEM": {"w2": 4.26}, "FAB": {"w2": 4.35}},
@@ -55,16 +56,24 @@ def samples_of(cfg: Config, target: Target, seed: int, device: torch.device) -> 
 
 
 def evaluate_chain(
-    cfg: Config, target: Target, chain: Chain, data: tuple[Tensor, Tensor] | None, *, seed: int
+    cfg: Config,
+    target: Target,
+    chain: Chain,
+    data: tuple[Tensor, Tensor] | None,
+    *,
+    seed: int,
+    weighs: bool = True,
 ) -> dict[str, float | None]:
     """All numbers of a sampler; what cannot be computed is left out.
 
     Args:
         data: `samples_of` the target.
+        weighs: whether paths are weighed.
 
     Returns:
         log_partition, its standard error and its true value (None where it is unknown), elbo and ess; where
-        the target has samples also eubo, ess_reverse, and those of `metrics.compare`.
+        the true value is known also elbo_gap and log_partition_error, |log_partition - the true value|; where
+        the target has samples also eubo, eubo_gap, ess_reverse, and those of `metrics.compare`.
     """
     keys = noise.Draws(seed, "evaluate", ["paths", "back"], chain.start.log_std.device).at(0)
     true = TargetEnergy(target)
@@ -79,9 +88,14 @@ def evaluate_chain(
             path = chain.rollout(count, keys["paths"], sample_offset=first)
             log_w.append(chain.log_weights(path, true))
             ends.append(path[-1])
-        return metrics.of_weights(torch.cat(log_w))
+        found = of_weights(torch.cat(log_w))
+        if known is None:
+            return found
+        error = abs(found["log_partition"] - known)
+        return found | {"elbo_gap": known - found["elbo"], "log_partition_error": error}
 
-    numbers |= final.numbers("log_partition, elbo, ess", weights)
+    if weighs:
+        numbers |= final.numbers("log_partition, elbo, ess", weights)
     if data is None:
         return numbers
     drawn, other = data
@@ -89,14 +103,16 @@ def evaluate_chain(
 
     def reverse() -> dict[str, float]:
         back = chain.backward_rollout(target.coordinates(drawn), keys["back"])
-        return metrics.of_reverse_weights(chain.log_weights(back, true))
+        found = of_reverse_weights(chain.log_weights(back, true))
+        return found if known is None else found | {"eubo_gap": found["eubo"] - known}
 
     def compared() -> dict[str, float]:
         y = torch.cat(ends)[:n] if sum(map(len, ends)) >= n else chain.rollout(n, keys["paths"])[-1]
         with torch.no_grad():
             return metrics.compare(target.lift(y), drawn, other, target)
 
-    numbers |= final.numbers("eubo, ess_reverse", reverse)
+    if weighs:
+        numbers |= final.numbers("eubo, ess_reverse", reverse)
     return numbers | final.numbers("w2 and other distances", compared)
 
 
@@ -105,14 +121,10 @@ def table(cfg: Config, numbers: dict[str, float | None]) -> str:
     s = cfg.chain
     what = cfg.target.target or cfg.target.energy
     rows = [f"{what}, {s.sampler}, T = {s.steps}: log Z {_range(numbers)}"]
-    own: dict[str, float] = {
-        key: value for key in ("ess", "w2", "modes") if (value := numbers.get(key)) is not None
-    }
-    true, elbo, estimate = (numbers.get(k) for k in ("log_partition_true", "elbo", "log_partition"))
-    if true is not None and elbo is not None and estimate is not None:
-        own |= {"gap": true - elbo, "error": abs(estimate - true)}
-    titles = {"gap": "ELBO gap", "error": "log Z error", "ess": "ESS", "w2": "W2", "modes": "modes"}
-    shown = [key for key in titles if key in own]
+    titles = {"elbo_gap": "ELBO gap", "log_partition_error": "log Z error", "ess": "ESS"}
+    titles |= {"w2": "W2", "modes": "modes"}
+    own = {key: value for key in titles if (value := numbers.get(key)) is not None}
+    shown = [*own]
     rows.append(f"{'':48}" + "".join(f"{titles[key]:>13}" for key in shown))
     rows.append(_row("this run", own, shown))
     if (floor := numbers.get("w2_floor")) is not None:

@@ -1,4 +1,4 @@
-"""Numbers for samplers of an energy: log Z and its bounds by the weights of paths, and distances of samples.
+"""Numbers for samplers of an energy: distances of samples, and modes.
 
 Imports torch and numpy; scipy (which scikit-learn of the extra ``train`` brings) where it is used.
 """
@@ -16,36 +16,6 @@ from dxmi_ext.energies.targets import Target, distances
 _BINS = 200  # of histograms
 _WITHIN = 4.0  # standard deviations within which a sample is one of a mode
 _SHARE = 0.1  # of the samples that a mode should have, from which on it is covered
-
-
-def of_weights(log_w: Tensor) -> dict[str, float]:
-    """What weights of paths say, log w float64 [n].
-
-    Returns:
-        log_partition: log mean w, an estimate of log Z; log_partition_std: its standard error (delta method);
-        elbo: mean log w, a lower bound of log Z; ess: (sum w)^2 / (n sum w^2), in (0, 1].
-    """
-    n, log_w = len(log_w), log_w.double()
-    log_mean = float(log_w.logsumexp(0)) - math.log(n)
-    relative = (log_w - log_mean).exp()
-    return {
-        "log_partition": log_mean,
-        "log_partition_std": float(relative.std() / math.sqrt(n)),
-        "elbo": float(log_w.mean()),
-        "ess": float(1 / relative.square().mean()),
-    }
-
-
-def of_reverse_weights(log_w: Tensor) -> dict[str, float]:
-    """What the same weights say of paths that end in exact samples and were led back from there, [n].
-
-    Returns:
-        eubo: mean log w, an upper bound of log Z; ess_reverse: the effective sample size under the sampler,
-        1 / (mean w mean 1/w), by these paths; it falls where the sampler misses a mode.
-    """
-    log_w = log_w.double()
-    means = (each.logsumexp(0) - math.log(len(log_w)) for each in (log_w, -log_w))
-    return {"eubo": float(log_w.mean()), "ess_reverse": math.exp(-float(sum(means)))}
 
 
 def wasserstein(x: Tensor, y: Tensor) -> float:
@@ -84,7 +54,7 @@ def of_modes(samples: Tensor, target: Target) -> dict[str, float]:
     shares = counts.double() / counts.sum().clamp(min=1)
     entropy = -(shares * shares.clamp(min=1e-300).log()).sum() / math.log(k)
     covered = counts >= _SHARE * len(samples) / k
-    return {"modes": int(covered.sum()), "modes_true": k, "mode_entropy": float(entropy)}
+    return {"modes": float(covered.sum()), "modes_true": float(k), "mode_entropy": float(entropy)}
 
 
 def compare(samples: Tensor, data: Tensor, other: Tensor, target: Target) -> dict[str, float]:

@@ -25,13 +25,15 @@ def target_of(cfg: Config) -> tuple[Target, str | None]:
     """The target of a run's settings; of a user's own also a hash of its source.
 
     Raises:
-        ConfigError: as of `custom.load`, or settings are of another target than the energy that ships.
+        ConfigError: as of `custom.load`; there is none; or settings are of another than energy=
     """
     s = cfg.target
     if s.target is not None:
         assert s.dim is not None
         return custom.load(s.target, s.dim, s.particles, cfg.chain.scale)
-    target = TARGETS[str(s.energy)]()
+    if s.energy is None:
+        raise ConfigError("target must be given, as package.module:function, or energy, got null")
+    target = TARGETS[s.energy]()
     if s.dim not in (None, target.dim):
         raise ConfigError(f"dim must be {target.dim} with energy={s.energy}, got {s.dim}")
     if s.particles != target.particles:

@@ -8,14 +8,16 @@ under rotations, reflections and permutations.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dxmi_ext import ops
-from dxmi_ext.energies.schedule import Levels
+from dxmi_ext.energies.schedule import Levels, policy_schedule
 from dxmi_ext.energies.targets import Target, distances
 
+_LEVEL_RATE = 0.05  # at which levels of values follow the paths, at least
 _LARGEST_FORCE = 5.0  # standard deviations of a step that a force may move it
 
 
@@ -113,7 +115,9 @@ class Value(nn.Module):
     """V^t(y): (y [N, free], timestep [N]) -> [N], for t = 0..T - 1; V^T is the energy.
 
     It starts as the value of a normal target, |y|^2 / (2 spread_t^2), and learns what is missing; with shares
-    also how far each step's value is the energy instead.
+    also how far each step's value is the energy instead, from the schedule's detail on. A level of each step
+    is found apart (`raise_level`), for a network takes thousands of steps to a constant in the hundreds; and
+    shares are of the energy less its first mean, so that they need not follow that.
 
     Args:
         energy: of the target.
@@ -145,25 +149,48 @@ class Value(nn.Module):
         self.last = nn.Linear(width, 1)
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)
-        self.share = nn.Parameter(torch.zeros(levels.steps)) if shares else None
+        self.share = nn.Parameter(levels.detail[:-1].float()) if shares else None
+        self.level: Tensor
+        self.register_buffer("level", torch.zeros(levels.steps))
+        self.centre: Tensor
+        self.register_buffer("centre", torch.zeros(()))
+
+    @torch.no_grad()
+    def raise_level(self, lack: Tensor, iteration: int) -> None:
+        """Adds to the level of each step, in place: all of it in a run's first iteration, ever less later.
+
+        Args:
+            lack: mean over paths of what V^t(x_t) lacks to the energy and the costs that follow, [T]. Where
+                it is not finite nothing changes.
+            iteration: from 0.
+        """
+        rate = max(1 / (iteration + 1), _LEVEL_RATE)
+        self.level += rate * lack.nan_to_num(0.0, 0.0, 0.0)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        for name in ("level", "centre"):  # older runs have none
+            state_dict.setdefault(f"{prefix}{name}", torch.zeros_like(getattr(self, name)))
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def forward(self, y: Tensor, timestep: Tensor) -> Tensor:
         seen = y
         if self.particles is not None:
             seen = distances(self.energy.target.lift(y), self.particles).sort(1).values
         learned = self.last(self.body(self.features(seen, timestep), timestep))[:, 0]
-        normal = y.square().sum(1) / (2 * self.features.spread[timestep].square())
+        learned = self.level[timestep] + self.temperature * learned
+        normal = self.temperature * y.square().sum(1) / (2 * self.features.spread[timestep].square())
         if self.share is None:
-            return self.temperature * (learned + normal)
+            return learned + normal
         share = self.share[timestep]
-        return self.temperature * (learned + (1 - share) * normal) + share * self.energy(y)
+        return learned + (1 - share) * normal + share * (self.energy(y) - self.centre)
 
 
 class Policy(nn.Module):
-    """The network of a `GaussianSampler`, (y [N, free], timestep [N]) -> [N, free]; it starts at 0.
+    """The network of a `GaussianSampler`, (y [N, free], timestep [N]) -> [N, free].
 
     Beside y it sees the force -grad E, in standard deviations of the step and bounded, and adds a share of
-    it, which it learns for each step.
+    it, which it learns for each step. It starts with the shares alone, by which steps follow the score of the
+    schedule's detail.
 
     Args:
         energy, levels, temperature, width, depth, octaves: as of `Value`.
@@ -176,7 +203,8 @@ class Policy(nn.Module):
         self.energy, self.temperature = energy, temperature
         self.std: Tensor
         self.register_buffer("std", levels.std.float(), persistent=False)
-        self.share = nn.Parameter(torch.zeros(levels.steps))
+        share = levels.std * levels.detail[:-1] / policy_schedule(levels).output_coef
+        self.share = nn.Parameter(share.float())
         kind = _Point if energy.target.particles is None else _Pairs
         self.motion = kind(energy.target, levels, width, depth, octaves)
 

@@ -11,13 +11,14 @@ from torch import Tensor
 
 from dxmi_ext.energies import starts
 from dxmi_ext.energies.chains import PolicyChain
-from dxmi_ext.energies.networks import Start, TargetEnergy
+from dxmi_ext.energies.networks import Start, TargetEnergy, Value
 from dxmi_ext.energies.schedule import Levels
 from dxmi_ext.energies.settings import LearningSettings, PolicySettings
 from dxmi_ext.engine.learner import Learner
 from dxmi_ext.engine.ranks import Ranks
 from dxmi_ext.method import symptoms
 from dxmi_ext.method.energy_step import spread
+from dxmi_ext.method.losses import Scene, advantages
 from dxmi_ext.method.networks import Networks
 from dxmi_ext.method.sampler import Trajectory
 from dxmi_ext.method.stepper import Batch, Metrics
@@ -83,6 +84,15 @@ class PolicyTrainer(DxMITrainer):
         return {"energy_sample": energy, "sample_spread": spread(samples), **started}
 
     def _value_steps(self, path: Trajectory, batch: Batch) -> Tensor:
+        assert isinstance(self.value, Value) and isinstance(self.averaged.value, Value)
+        if self.iteration == 0:
+            with torch.no_grad():
+                energy = self.networks.energy(path.samples[-1]).mean()
+            self.value.centre.copy_(self.ranks.mean({"energy": energy})["energy"].nan_to_num())
+        lack = advantages(Scene(self.networks, self.sampler, self.costs, path, batch)).mean(1)
+        self.value.raise_level(self.ranks.mean({"lack": lack})["lack"], self.iteration)
+        for mine, averaged in zip(self.value.buffers(), self.averaged.value.buffers(), strict=True):
+            averaged.copy_(mine)
         return super()._value_steps(path, batch).mean()
 
     def symptoms(self, numbers: Mapping[str, Any]) -> dict[str, str]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dxmi_ext import ops
-from dxmi_ext.energies import model, plots
+from dxmi_ext.energies import annealing, model, plots
 from dxmi_ext.energies.chains import Chain, GradientChain, PolicyChain
 from dxmi_ext.energies.evaluation import evaluate_chain, samples_of, table
 from dxmi_ext.energies.policy import PolicyTrainer
@@ -29,6 +29,7 @@ from dxmi_ext.method import noise
 
 _NEEDS = {"scipy": "w2", "matplotlib": "pictures"}
 _BATCH = 4096  # samples at a time
+_ANNEALED = 2000  # particles
 
 
 def train(cfg: Config, ranks: Ranks | None = None) -> dict[str, Any]:
@@ -122,8 +123,17 @@ def evaluate(
     cfg.evaluation.paths = settings.paths or cfg.evaluation.paths
     cfg.evaluation.compared = settings.compared or cfg.evaluation.compared
     data = samples_of(cfg, target, settings.seed, device)
-    numbers = evaluate_chain(cfg, target, chain, data, seed=settings.seed)
-    return numbers, table(cfg, numbers)
+    weighs = settings.log_partition
+    numbers = evaluate_chain(cfg, target, chain, data, seed=settings.seed, weighs=weighs)
+    lines = [table(cfg, numbers)]
+    if settings.annealing:
+        key = noise.Draws(settings.seed, "annealing", ["all"], device).at(0)["all"]
+        std = float(model.levels_of(cfg).spread[0])
+        which = target, cfg.target.temperature, std, key
+        found = annealing.annealed(*which, n=_ANNEALED, levels=settings.annealing)
+        numbers |= found
+        lines.append(annealing.line(found, settings.annealing))
+    return numbers, "\n".join(lines)
 
 
 def _trainer(cfg: Config, chain: Chain, run: Run) -> PolicyTrainer | GradientTrainer:

@@ -37,6 +37,13 @@ class Levels(NamedTuple):
         return self.variance.sqrt() * self.growth
 
     @property
+    def detail(self) -> Tensor:
+        """The share of the target's energy in -log density of x_t near a narrow mode, m^2 / (m^2 + noise^2),
+        [T + 1]. Schedules end T times finer than m^2, the variance of the narrowest mode."""
+        mode_var = self.variance[-1] * self.steps
+        return mode_var / (mode_var + self.noise.square())
+
+    @property
     def spread(self) -> Tensor:
         """The standard deviation of x_t, roughly, [T + 1]."""
         return ((self.signal * self.scale).square() + self.noise.square()).sqrt()

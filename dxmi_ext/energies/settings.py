@@ -57,7 +57,11 @@ class ChainSettings(Settings):
         choices=("linear", "quad", "exp"),
     )
     var_first: float = setting(10.0, "variance of the first step's noise, times T", minimum=1e-9)
-    var_last: float = setting(0.1, "variance of the last step's noise, times T", minimum=1e-9)
+    var_last: float = setting(
+        0.1,
+        "variance of the last step's noise, times T; about the variance of the narrowest mode",
+        minimum=1e-9,
+    )
     scale: float = setting(1.0, "standard deviation of the target, roughly", minimum=1e-6)
 
 
@@ -178,10 +182,6 @@ class Config(RunnableConfig):
         ),
         Rule("shard must be false, got {shard}", lambda s: not s.shard),
         Rule(
-            "target must be given, as package.module:function, or energy, got {target}",
-            lambda s: s.target is not None or s.energy is not None,
-        ),
-        Rule(
             "dim must be given with target={target}, got {dim}",
             lambda s: s.target is None or s.dim is not None,
         ),
@@ -204,6 +204,13 @@ class Config(RunnableConfig):
 class EvaluateSettings(EvaluateSettings_):
     """Settings of the command ``evaluate``."""
 
+    log_partition: bool = setting(True, "log Z and its bounds by the weights of paths")
+    annealing: int | None = setting(
+        None,
+        "levels of annealed importance sampling to compare with, of 2,000 particles; null: none",
+        minimum=1,
+        maximum=10**6,
+    )
     paths: int | None = setting(None, "paths whose weights give log Z; null: as in training", minimum=2)
     compared: int | None = setting(
         None,

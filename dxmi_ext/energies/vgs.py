@@ -52,10 +52,10 @@ class GradientTrainer(Stepper):
         ranks = ranks or Ranks()
         assert isinstance(chain.value, Value)
         self.chain, self.settings, self.passes = chain, settings, range(settings.td_passes)
-        self.online = sharding.deepcopy(chain.value)
+        self.online: Value = sharding.deepcopy(chain.value)
         # Its "average" is the chain's own value, which acts and is the target.
         self.target = Average(self.online, settings.target_decay)
-        chain.value = self.target.module
+        self._target_value = chain.value = self.target.module
         over: tuple[Any, ...] = learning.lr_decay, iterations, ranks
         value_lr = 3e-4 if learning.value_lr is None else learning.value_lr
         self.value_learner = Learner(
@@ -100,6 +100,7 @@ class GradientTrainer(Stepper):
     def _value_steps(self, path: Tensor, outputs: Tensor, batch: Batch) -> Tensor:
         """Passes over all steps of all paths; each row its own order of steps, so that a batch has all."""
         losses, rows = [], torch.arange(batch.n, device=path.device)
+        lack = torch.zeros(self.chain.steps, device=path.device)
         loss_fn = smooth_l1_loss if self.settings.td_loss == "smooth_l1" else mse_loss
         for i in self.passes:
             order, redraw = batch.keys[f"order{i}"], batch.keys[f"redraw{i}"]
@@ -110,6 +111,11 @@ class GradientTrainer(Stepper):
                 value = self.value_learner.network(path[t, rows], t)
                 loss = loss_fn(value / self.chain.dim, target / self.chain.dim)
                 losses.append(self.value_learner.descend("value", loss))
+                lack.index_add_(0, t, (target - value.detach()) / (batch.n * len(self.passes)))
+        # What a step's value lacks to the next adds up along the path.
+        lack = self.ranks.mean({"lack": lack.flip(0).cumsum(0).flip(0)})["lack"]
+        self.online.raise_level(lack, self.iteration)
+        self._target_value.level.copy_(self.online.level)
         return torch.stack(losses).mean()
 
     @torch.no_grad()

@@ -91,7 +91,7 @@ def dxdp(scene: Scene) -> SamplerLoss:
 def policy_gradient(scene: Scene) -> SamplerLoss:
     """The score of the step that was taken, weighted by its advantage (GCD, arXiv 2312.03397)."""
     sampler, labels = scene.networks.sampler, scene.batch.labels
-    advantage = _advantages(scene)
+    advantage = advantages(scene)
     dim = math.prod(sampler.data_shape)
 
     def loss(t: Tensor, key: Tensor) -> Tensor:
@@ -131,7 +131,7 @@ SAMPLER_LOSSES: dict[str, Callable[[Scene], SamplerLoss]] = {
 
 
 @torch.no_grad()
-def _advantages(scene: Scene) -> Tensor:
+def advantages(scene: Scene) -> Tensor:
     """[T, N]: the energy that each particle reached and its costs from step t on, less V^t(x_t)."""
     networks, path, labels = scene.networks, scene.path, scene.batch.labels
     steps, n = path.sq_displacement.shape

@@ -26,11 +26,13 @@ from dxmi_ext.engine import config, files, folders, runlog, terminal
 from dxmi_ext.engine.errors import UserError
 from dxmi_ext.engine.settings import Settings, setting
 from dxmi_ext.engine.signals import StopSignals
-from dxmi_ext.reproduce import table, units
-from dxmi_ext.reproduce.experiments import EXPERIMENTS, Experiment, Row
+from dxmi_ext.reproduce import experiments, table, units
+from dxmi_ext.reproduce.energies import ENERGIES
+from dxmi_ext.reproduce.experiments import Experiment, Row
 from dxmi_ext.reproduce.units import Unit
 from dxmi_ext.two_d import recipe as two_d
 
+EXPERIMENTS = experiments.EXPERIMENTS | {ENERGIES.name: ENERGIES}
 _SECONDS_BETWEEN_LOOKS = 0.5
 _RESULTS: files.Tree = {r"(?s).+-seed\d+\.json": None, table.PAGE: None, r"[\w-]+\.png": None}
 
@@ -229,16 +231,19 @@ def _publish(
 def _draw(
     experiment: Experiment, found: table.Found, done: Sequence[Unit], output: Path, *, draws: bool
 ) -> list[Path]:
-    """The pictures of an experiment: of its sweeps, of numbers alone; else one that wants the networks."""
-    if experiment.sweeps:
-        return table.sweeps(output, experiment, found)
+    """The pictures of an experiment: of its sweeps, of numbers alone, and of runs, that wants networks."""
+    pictures = table.sweeps(output, experiment, found)
+    if experiment.shown:
+        done = [unit for unit in done if unit.row.name in experiment.shown]
+    if not done or (experiment.sweeps and not experiment.shown):
+        return pictures
     picture = output / f"{experiment.name}.png"
     try:
         if (draws or not picture.exists()) and (absent := table.figure(picture, experiment, done)):
             _tell(f"{picture}: the networks of {', '.join(absent)} are not in {done[0].work}")
     except UserError as error:  # networks of another version, or damaged
         _tell(f"no picture: {error}")
-    return [picture] if picture.is_file() else []
+    return [*pictures, picture] if picture.is_file() else pictures
 
 
 def _run(missing: Sequence[Unit], workers: int) -> list[str]:

@@ -61,6 +61,8 @@ class Experiment:
     """Runs of each row, where nothing else is asked for."""
     sweeps: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
     """What is changed -> the rows that differ in it, in order. It has a picture, and ``rows=`` takes it."""
+    shown: Sequence[str] = ()
+    """Rows whose runs a picture shows; none: all, where there are no sweeps."""
 
 
 # T and the paper's SW

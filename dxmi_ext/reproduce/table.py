@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from dxmi_ext.anomaly import recipe as anomaly
+from dxmi_ext.energies import recipe as energies
 from dxmi_ext.engine import files
 from dxmi_ext.images import recipe as images
 from dxmi_ext.reproduce import plots
@@ -26,7 +27,11 @@ PAGE = "README.md"
 _MADE_BY = "Made by `dxmi reproduce "
 Found = Mapping[str, Sequence[Mapping[str, Any]]]
 """The name of a row -> what its units came to, by seed."""
-_PICTURES = {images: "samples.png", anomaly: "heatmaps.png"}  # that a run draws of itself
+_PICTURES = {
+    images: "samples.png",
+    energies: "samples.png",
+    anomaly: "heatmaps.png",
+}  # of itself
 
 
 def markdown(

@@ -306,9 +306,9 @@ def _settings(cfg: RunnableConfig, *, trains: bool = True) -> dict[str, Any]:
     unused = _ELSEWHERE | {"seed"}
     if not (trains and cfg.run.iterations):
         unused |= _OF_DXMI
-    if not settings["tau_rate"]:
+    if not settings.get("tau_rate"):
         unused.add("tau_margin")
-    if settings["energy_loss"] == "contrast":
+    if settings.get("energy_loss") == "contrast":
         unused.add("noise_magnitude")
     return _named({key: value for key, value in settings.items() if key not in unused})
 

@@ -25,7 +25,7 @@ SIGMA_DATA = 2.0
 def build(cfg: Config, device: torch.device) -> tuple[Networks, schedules.Schedule]:
     """The networks, their weights drawn from the seed, and the sampler's schedule."""
     chain, sizes = cfg.chain, cfg.networks
-    schedule = schedules.joined([_schedule(cfg, steps) for steps in chain.all_steps])
+    schedule = schedules.joined([schedule_of(cfg, steps) for steps in chain.all_steps])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cfg.run.seed)
         of_sampler = sizes.sampler_width, sizes.sampler_depth, sizes.octaves
@@ -81,7 +81,8 @@ def chains(cfg: Config) -> Langevin:
     return dataclasses.replace(Langevin.of(cfg.langevin, cfg.algorithm.tau), steps=steps)
 
 
-def _schedule(cfg: Config, steps: int) -> schedules.Schedule:
+def schedule_of(cfg: Config, steps: int) -> schedules.Schedule:
+    """That of a chain of so many steps."""
     chain = cfg.chain
     if chain.schedule == "ddpm":
         return schedules.ddpm(schedules.make_betas(steps=steps), min_std=chain.min_std)

@@ -24,7 +24,7 @@ from dxmi_ext.method.denoising import Pretrainer, uniform_levels
 from dxmi_ext.method.networks import Networks
 from dxmi_ext.method.schedules import Schedule
 from dxmi_ext.method.trainer import DxMITrainer
-from dxmi_ext.two_d import densities, model, plots
+from dxmi_ext.two_d import densities, likelihood, model, plots
 from dxmi_ext.two_d.evaluation import draw_pictures, evaluate_networks, samples_of, table
 from dxmi_ext.two_d.model import SIGMA_DATA, build, draw, load
 from dxmi_ext.two_d.settings import Config, EvaluateSettings
@@ -97,15 +97,18 @@ def sample(
     return generate.batches(networks, rows, seed, batch_size=batch_size, chains=chains, **options)
 
 
-def evaluate(
-    directory: Path, settings: EvaluateSettings, device: torch.device
-) -> tuple[dict[str, float], str]:
+def evaluate(directory: Path, settings: EvaluateSettings, device: torch.device) -> tuple[dict[str, Any], str]:
     """The numbers of a run's final networks and their table, with noise and data of a seed of one's own."""
     cfg, networks = load(directory, device)
     _, about = checkpoint.load_model_state(directory / "model")
     cfg.evaluation.samplings = settings.samplings or cfg.evaluation.samplings
-    numbers = evaluate_networks(cfg, networks, seed=settings.seed, tau_factor=about.get("tau_factor", 1.0))
-    return numbers, table(cfg, numbers)
+    options = {"seed": settings.seed, "tau_factor": about.get("tau_factor", 1.0)}
+    density: dict[str, Any] = {}
+    if settings.log_partition:  # first, for it may be refused
+        density = likelihood.evaluate(cfg, networks, paths=settings.paths, **options)
+    numbers = evaluate_networks(cfg, networks, **options)
+    lines = [table(cfg, numbers), *([likelihood.table(density)] if density else [])]
+    return numbers | density, "\n".join(lines)
 
 
 def _pretrain(run: Run, cfg: Config, networks: Networks, schedule: Schedule) -> None:

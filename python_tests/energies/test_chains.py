@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -13,11 +14,13 @@ from dxmi_ext import ops
 from dxmi_ext.energies import metrics, targets
 from dxmi_ext.energies.chains import GradientChain, PolicyChain
 from dxmi_ext.energies.networks import Policy, Start, TargetEnergy, Value
+from dxmi_ext.energies.policy import PolicyTrainer
 from dxmi_ext.energies.schedule import Levels, levels, policy_schedule
-from dxmi_ext.energies.settings import GradientSettings, LearningSettings
+from dxmi_ext.energies.settings import GradientSettings, LearningSettings, PolicySettings
 from dxmi_ext.energies.targets import Target
 from dxmi_ext.energies.vgs import GradientTrainer
 from dxmi_ext.method.networks import Networks
+from dxmi_ext.method.path_weights import of_reverse_weights, of_weights
 from dxmi_ext.method.sampler import GaussianSampler
 
 
@@ -118,14 +121,14 @@ def test_exact_values_of_a_mixture_lead_to_its_samples_and_log_partition() -> No
     assert target.modes is not None
     chain = exact(target.modes, 0.3, levels("ve", "exp", 50, 600, 0.4))
     path = chain.rollout(4000, ops.noise_key(0))
-    found = metrics.of_weights(chain.log_weights(path))
+    found = of_weights(chain.log_weights(path))
     assert abs(found["log_partition"]) < 4 * found["log_partition_std"]
     assert found["elbo"] == pytest.approx(-0.23, abs=0.05)
     assert found["ess"] == pytest.approx(0.63, abs=0.08)
     assert metrics.of_modes(path[-1], target)["modes"] == 25
     data = target.draw(2000, ops.noise_key(1), 0)  # type: ignore[misc]
     back = chain.backward_rollout(data, ops.noise_key(2))
-    reverse = metrics.of_reverse_weights(chain.log_weights(back))
+    reverse = of_reverse_weights(chain.log_weights(back))
     assert reverse["eubo"] > 0
     assert reverse["ess_reverse"] == pytest.approx(found["ess"], abs=0.15)
 
@@ -221,6 +224,35 @@ def test_networks_of_particles_have_their_symmetries(name: str) -> None:
     assert torch.allclose(value(turned, t), value(y, t), rtol=1e-3, atol=1e-3)
     wanted = moved(target.lift(policy(y, t).detach()))
     assert torch.allclose(policy(turned, t).detach(), wanted, rtol=1e-2, atol=1e-2)
+
+
+def test_a_level_far_from_0_is_found_at_once() -> None:
+    """A constant of 500 in the energy is one in every value, and changes nothing else."""
+    target = targets.mixture("two", torch.tensor([[-1.0, 0.0], [1.5, 0.0]]), 0.3)
+    losses, values = dict[float, float](), dict[float, Tensor]()
+    for constant in (0.0, 500.0):
+        torch.manual_seed(0)
+        moved = dataclasses.replace(target, energy=lambda x, c=constant: target.energy(x) + c)
+        of, energy = levels("ve", "exp", 3, 3, 0.2, 1.5), TargetEnergy(moved)
+        value, start = Value(energy, of, 1.0, 16, 2, 1, shares=True), Start(float(of.spread[0]))
+        made = GaussianSampler(Policy(energy, of, 1.0, 16, 2, 1), policy_schedule(of), (2,), start=start)
+        settings = LearningSettings(), PolicySettings(sampler_steps=2)
+        options: Any = {"temperature": 1.0, "iterations": 3, "seed": 0}
+        trainer = PolicyTrainer(Networks(made, value, energy), of, *settings, **options)
+        for _ in range(2):
+            losses[constant] = float(trainer.step(torch.zeros(64, 2))["value_loss"])
+        with torch.no_grad():
+            values[constant] = value(torch.ones(3, 2), torch.arange(3))
+    assert (values[500.0] - values[0.0] - 500).abs().max() < 3
+    assert losses[500.0] < 10 * losses[0.0]
+
+
+def test_values_of_runs_from_before_levels_load() -> None:
+    chain, _ = small("dxmi")
+    assert isinstance(chain, PolicyChain)
+    state = {key: value for key, value in chain.state_dict().items() if not key.endswith(("level", "centre"))}
+    assert len(state) == len(chain.state_dict()) - 2
+    chain.load_state_dict(state)
 
 
 def test_levels_add_up() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -9,25 +10,27 @@ import torch
 
 from dxmi_ext import ops
 from dxmi_ext.energies import metrics
-from dxmi_ext.energies.targets import TARGETS
+from dxmi_ext.energies.annealing import annealed
+from dxmi_ext.energies.targets import TARGETS, mixture
+from dxmi_ext.method.path_weights import of_reverse_weights, of_weights
 
 
 def test_weights_of_normal_logs() -> None:
     """Where log w ~ N(m, s^2): log mean w = m + s^2 / 2, mean log w = m, ESS = exp(-s^2)."""
     z = ops.normal((200_000,), ops.noise_key(0), dtype=torch.float64)
-    found = metrics.of_weights(3 + 0.5 * z)
+    found = of_weights(3 + 0.5 * z)
     assert found["log_partition"] == pytest.approx(3.125, abs=4 * found["log_partition_std"])
     assert found["elbo"] == pytest.approx(3, abs=0.005)
     assert found["ess"] == pytest.approx(math.exp(-0.25), abs=0.01)
     assert found["log_partition_std"] == pytest.approx(math.sqrt((math.exp(0.25) - 1) / 200_000), rel=0.03)
     # Under w pi the same log w ~ N(m + s^2, s^2).
-    reverse = metrics.of_reverse_weights(3.25 + 0.5 * z)
+    reverse = of_reverse_weights(3.25 + 0.5 * z)
     assert reverse["eubo"] == pytest.approx(3.25, abs=0.005)
     assert reverse["ess_reverse"] == pytest.approx(math.exp(-0.25), abs=0.01)
 
 
 def test_equal_weights_are_exact() -> None:
-    found = metrics.of_weights(torch.full((10,), -700.0))
+    found = of_weights(torch.full((10,), -700.0))
     assert found == {"log_partition": pytest.approx(-700), "log_partition_std": 0, "elbo": -700, "ess": 1}
 
 
@@ -55,3 +58,11 @@ def test_modes() -> None:
     three = metrics.of_modes(target.modes[:3].repeat(10, 1), target)
     assert three["modes"] == 3 and three["mode_entropy"] == pytest.approx(0.5)
     assert metrics.of_modes(target.modes + 2.5, target)["modes"] == 0  # between the modes
+
+
+def test_annealed_importance_sampling_finds_a_known_log_partition() -> None:
+    target = mixture("two", torch.tensor([[-1.0, 0.0], [2.0, 0.0]]), 0.3)
+    moved = dataclasses.replace(target, energy=lambda x: 2 * (target.energy(x) + 3))
+    found = annealed(moved, 2.0, 3.0, ops.noise_key(0), n=500, levels=200)
+    assert found["ais_log_partition"] == pytest.approx(-3, abs=4 * found["ais_log_partition_std"])
+    assert found["ais_ess"] > 0.3 and found["ais_evaluations"] == 100_000

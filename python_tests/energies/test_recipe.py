@@ -59,6 +59,13 @@ def test_a_run_has_its_numbers_and_can_be_sampled_and_evaluated(
     assert cli.main(["evaluate", str(run), f"output={numbers}", "device=cpu"]) == 0
     again = json.loads(numbers.read_text())
     assert again["elbo"] == pytest.approx(found["elbo"]) and again["w2"] == pytest.approx(found["w2"])
+    capsys.readouterr()
+    options = [f"output={numbers}", "device=cpu", "log_partition=false", "annealing=3"]
+    assert cli.main(["evaluate", str(run), *options]) == 0
+    without = json.loads(numbers.read_text())
+    assert without["ais_evaluations"] == 6000 and "elbo" not in without
+    assert without["w2"] == pytest.approx(found["w2"])
+    assert "annealed importance sampling, 3 levels" in capsys.readouterr().out
 
     drawn = []
     for size in (3, 10):

@@ -322,13 +322,16 @@ def test_table_of_fixed_units() -> None:
     ]
 
 
-def test_committed_units_are_done_and_hold_no_paths() -> None:
-    results = Path(__file__).parents[2] / "docs/results/fashion-mnist"
-    units_of = [Unit(row, 0, False, results, Path("nowhere")) for row in EXPERIMENTS["fashion-mnist"].rows]
-    found = [unit for unit in units_of if units.read(unit) is not None]
+@pytest.mark.parametrize("name", ["fashion-mnist", "energies"])
+def test_committed_units_are_done_and_hold_no_paths(name: str) -> None:
+    results = Path(__file__).parents[2] / "docs/results" / name
+    rows = {row.name: row for row in EXPERIMENTS[name].rows}
+    found = sorted(results.glob("*-seed0.json"))
     assert found
-    for unit in found:
-        assert "/" not in str(list(unit.identity().values())) and '": "/' not in unit.path.read_text()
+    for path in found:
+        unit = Unit(rows[path.stem.removesuffix("-seed0")], 0, False, results, Path("nowhere"))
+        assert units.read(unit) is not None and "/" not in str(list(unit.identity().values()))
+        assert '": "/' not in path.read_text()
 
 
 def test_a_chain_of_what_ships(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -408,6 +411,7 @@ def test_every_sweep_is_of_rows() -> None:
         names = {row.name for row in experiment.rows}
         assert all(names >= set(rows) for rows in experiment.sweeps.values())
         assert not names & experiment.sweeps.keys()
+        assert names >= set(experiment.shown)
 
 
 def test_help_and_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

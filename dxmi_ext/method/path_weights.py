@@ -1,0 +1,175 @@
+"""Importance weights of a sampler's paths: log Z of an energy, so its normalised density.
+
+log w = -E(x_T) / w' + sum_t [log q(x_t | x_{t+1}) - log pi(x_{t+1} | x_t)] - log pi_0(x_0) with the density's
+temperature w'; of paths that pi made, the mean of w is Z whatever Gaussians q lead back. Imports torch,
+``dxmi_ext.ops`` and the method up to networks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from dxmi_ext import ops
+from dxmi_ext.engine.calls import call
+from dxmi_ext.method import noise
+from dxmi_ext.method.networks import Networks
+from dxmi_ext.method.schedules import Schedule
+
+_PILOT = 4000  # paths by which a backward kernel is chosen
+_BATCH = 10_000  # paths at a time
+
+
+class Kernel(NamedTuple):
+    """q(x_t | x_{t+1}) = N(coef x_{t+1}, exp(2 log_std)), [T] both."""
+
+    coef: Tensor
+    log_std: Tensor
+
+    @classmethod
+    def noising(cls, schedule: Schedule) -> Kernel:
+        """That by which a schedule's levels come from each other, the last from clean data."""
+        one = schedule.signal.new_ones(1)
+        signal, level = torch.cat((schedule.signal, one)), torch.cat((schedule.noise, 0 * one))
+        coef = signal[:-1] / signal[1:]
+        variance = level[:-1].square() - (coef * level[1:]).square()
+        return cls(coef.float(), (variance.log() / 2).float())
+
+
+class Forward(NamedTuple):
+    """pi(x_{t+1} | x_t) = N(sample_coef x_t + output_coef output, exp(2 log_std)), [T] each."""
+
+    sample_coef: Tensor
+    output_coef: Tensor
+    log_std: Tensor
+
+
+@torch.no_grad()
+def log_ratio(
+    path: Tensor, output: Callable[[Tensor, Tensor], Tensor], forward: Forward, kernel: Kernel
+) -> Tensor:
+    """sum_t [log q(x_t | x_{t+1}) - log pi(x_{t+1} | x_t)] of paths [T + 1, n, *], float64 [n].
+
+    Args:
+        output: what the means of pi are made of, (x_t [n, *], t int64 [n], 0..T - 1) -> [n, *].
+    """
+    n, dim = path.shape[1], math.prod(path.shape[2:])
+    total, nothing = torch.zeros(n, dtype=torch.float64, device=path.device), torch.zeros_like(path[0])
+    backward = kernel.coef, torch.zeros_like(kernel.coef), kernel.log_std
+    for t in range(len(path) - 1):
+        x, following, timestep = path[t], path[t + 1], torch.full((n,), t, device=path.device)
+        log_pi = ops.transition_log_prob(following, x, output(x, timestep), timestep, *forward)
+        log_q = ops.transition_log_prob(x, following, nothing, timestep, *backward)
+        total += dim * (log_q - log_pi).double()  # the op's are means over dimensions
+    return total
+
+
+def of_weights(log_w: Tensor) -> dict[str, float]:
+    """What weights of paths say, log w float64 [n].
+
+    Returns:
+        log_partition: log mean w, an estimate of log Z; log_partition_std: its standard error (delta method);
+        elbo: mean log w, a lower bound of log Z; ess: (sum w)^2 / (n sum w^2), in (0, 1].
+    """
+    n, log_w = len(log_w), log_w.double()
+    log_mean = float(log_w.logsumexp(0)) - math.log(n)
+    relative = (log_w - log_mean).exp()
+    return {
+        "log_partition": log_mean,
+        "log_partition_std": float(relative.std() / math.sqrt(n)),
+        "elbo": float(log_w.mean()),
+        "ess": float(1 / relative.square().mean()),
+    }
+
+
+def of_reverse_weights(log_w: Tensor) -> dict[str, float]:
+    """What the same weights say of paths that end in exact samples and were led back from there, [n].
+
+    Returns:
+        eubo: mean log w, an upper bound of log Z; ess_reverse: the effective sample size under the sampler,
+        1 / (mean w mean 1/w), by these paths; it falls where the sampler misses a mode.
+    """
+    log_w = log_w.double()
+    means = (each.logsumexp(0) - math.log(len(log_w)) for each in (log_w, -log_w))
+    return {"eubo": float(log_w.mean()), "ess_reverse": math.exp(-float(sum(means)))}
+
+
+# --- of energies that were learned -------------------------------------------------------------------
+
+
+def log_partition(
+    networks: Networks, temperature: float, kernels: Mapping[str, Kernel], *, n: int, seed: int
+) -> dict[str, Any]:
+    """log Z of the density exp(-E / temperature) / Z, by paths of the networks' own sampler.
+
+    Of several kernels that lead back, the one is taken whose weights have the largest effective sample size
+    on other paths: the given ones; ``velocity``, N(x_{t+1}, s_t^2) with s_t^2 the mean squared
+    displacement of each step, as adaptive velocity regularisation finds it; ``fitted``, N(a_t x_{t+1}, b_t^2)
+    by least squares.
+
+    Args:
+        networks: whose sampler starts from normal noise.
+        kernels: further ones, by name.
+        n: paths whose weights count.
+        seed: of their noise.
+
+    Returns:
+        The numbers of `of_weights`, and kernel: the name of that which was taken.
+
+    Raises:
+        ValueError: the sampler's paths have no density, or the temperature is not positive.
+    """
+    sampler = networks.sampler
+    if sampler.start is not None or sampler.latent_dim:
+        raise ValueError(
+            "networks: got a sampler that starts from data or draws latents: its paths have no density"
+        )
+    if not temperature > 0:
+        raise ValueError(f"temperature: got {temperature}, wants more than 0")
+    keys = noise.Draws(seed, "log partition", ["pilot", "paths"], sampler.log_std.device).at(0)
+    pilot = sampler.rollout(_PILOT, keys["pilot"]).samples
+    tried = {**kernels, **_fits(pilot)}
+    weighed = _all_weights(networks, temperature, pilot, tried)
+    found = {name: of_weights(log_w)["ess"] for name, log_w in weighed.items()}
+    best = max(found, key=lambda name: found[name])
+    parts: list[Tensor] = []
+    for first in range(0, n, _BATCH):
+        path = sampler.rollout(min(_BATCH, n - first), keys["paths"], sample_offset=first).samples
+        parts += _all_weights(networks, temperature, path, {best: tried[best]}).values()
+    return {**of_weights(torch.cat(parts)), "kernel": best}
+
+
+def _fits(path: Tensor) -> dict[str, Kernel]:
+    """The kernels that paths [T + 1, n, *] suggest."""
+    x, following = path[:-1].flatten(1).double(), path[1:].flatten(1).double()
+    coef = (x * following).mean(1) / following.square().mean(1)
+    log_std = {
+        "velocity": (following - x).square().mean(1).log() / 2,
+        "fitted": (x - coef[:, None] * following).square().mean(1).log() / 2,
+    }
+    coefs = {"velocity": torch.ones_like(coef), "fitted": coef}
+    return {name: Kernel(coefs[name].float(), std.float()) for name, std in log_std.items()}
+
+
+@torch.no_grad()
+def _all_weights(
+    networks: Networks, temperature: float, path: Tensor, kernels: Mapping[str, Kernel]
+) -> dict[str, Tensor]:
+    """log w of paths [T + 1, n, *] by each kernel."""
+    sampler = networks.sampler
+    rows = slice(sampler.first, sampler.first + sampler.steps)
+    tables = sampler.sample_coef, sampler.output_coef, sampler.log_std.detach()
+    forward = Forward(*(table[rows] for table in tables))
+    start = path[0].double() / sampler.initial_std
+    log_start = -start.square().flatten(1).sum(1) / 2
+    log_start -= sampler.dim * (math.log(sampler.initial_std) + math.log(2 * math.pi) / 2)
+    log_ends = -networks.energy(path[-1]).double() / temperature - log_start
+
+    def output(x: Tensor, timestep: Tensor) -> Tensor:
+        return call(sampler.network, x, sampler.first + timestep)
+
+    return {name: log_ends + log_ratio(path, output, forward, kernel) for name, kernel in kernels.items()}

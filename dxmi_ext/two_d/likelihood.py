@@ -1,0 +1,88 @@
+"""The energy that a 2D run has learned as a normalised density: log Z, and the log-likelihood of test data.
+
+Imports torch, the engine and the method.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from dxmi_ext.engine.settings import ConfigError
+from dxmi_ext.method import noise
+from dxmi_ext.method.networks import Networks
+from dxmi_ext.method.path_weights import Kernel, log_partition
+from dxmi_ext.two_d import densities, model
+from dxmi_ext.two_d.evaluation import temperature_of
+from dxmi_ext.two_d.settings import Config
+
+_TESTED = 10_000  # points
+_REACH, _SIZE = 6.0, 600  # of the grid; within [-4, 4]^2 the 8 Gaussians' energies have .013 less
+
+
+def evaluate(
+    cfg: Config, networks: Networks, *, paths: int, seed: int, tau_factor: float = 1.0
+) -> dict[str, Any]:
+    """Numbers of the density exp(-E / w) / Z, w the weight of the entropy.
+
+    Args:
+        paths: whose weights give log Z.
+        seed: of paths and test data.
+        tau_factor: of tau at the run's end, where it was not fixed.
+
+    Returns:
+        log_partition with its standard error log_partition_std, elbo, ess and the kernel by
+        `path_weights.log_partition`; log_partition_grid: the same by a grid on [-6, 6]^2; log_likelihood:
+        mean log density of test data in nats, and its standard error; log_likelihood_true: by the true
+        density.
+
+    Raises:
+        ConfigError: the run has no sampler, or no entropy.
+    """
+    if not cfg.algorithm.trains_sampler:
+        raise ConfigError(
+            f"log_partition must be false for a run without a sampler (negatives={cfg.algorithm.negatives}), "
+            "got true"
+        )
+    w = tau_factor * temperature_of(cfg)
+    if not w > 0:
+        raise ConfigError(
+            f"log_partition must be false for a run whose entropy has temperature {w:g}, got true"
+        )
+    schedule = model.schedule_of(cfg, cfg.chain.steps)
+    networks.sampler.use(cfg.chain.steps)
+    kernels = {"schedule": Kernel.noising(schedule)}
+    numbers = log_partition(networks, w, kernels, n=paths, seed=seed)
+    numbers["log_partition_grid"] = grid_log_partition(networks, w)
+    key = noise.Draws(seed, "test data", ["data"], networks.sampler.log_std.device).at(0)["data"]
+    data = densities.sample(cfg.density.data, _TESTED, key)
+    with torch.no_grad():
+        log_density = -networks.energy(data).double() / w - numbers["log_partition"]
+    spread = float(log_density.std()) / math.sqrt(_TESTED)
+    return numbers | {
+        "log_likelihood": float(log_density.mean()),
+        "log_likelihood_std": math.hypot(spread, numbers["log_partition_std"]),
+        "log_likelihood_true": float(densities.log_density(cfg.density.data, data).mean()),
+    }
+
+
+@torch.no_grad()
+def grid_log_partition(networks: Networks, w: float) -> float:
+    """log of the integral of exp(-E / w) over [-6, 6]^2, by midpoints."""
+    cell = 2 * _REACH / _SIZE
+    line = (torch.arange(_SIZE, device=networks.sampler.log_std.device) + 0.5) * cell - _REACH
+    energies = networks.energy(torch.cartesian_prod(line, line)).double()
+    return float((-energies / w).logsumexp(0)) + 2 * math.log(cell)
+
+
+def table(numbers: dict[str, Any]) -> str:
+    """The numbers of `evaluate` in words."""
+    log_z = f"{numbers['log_partition']:.3f} ± {numbers['log_partition_std']:.3f}"
+    return (
+        f"log Z {log_z} (grid: {numbers['log_partition_grid']:.3f}), ESS {numbers['ess']:.3g} with the "
+        f"backward kernel {numbers['kernel']}\n"
+        f"test log-likelihood {numbers['log_likelihood']:.3f} ± {numbers['log_likelihood_std']:.3f} nats "
+        f"(true density: {numbers['log_likelihood_true']:.3f})"
+    )
