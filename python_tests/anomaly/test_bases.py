@@ -112,7 +112,7 @@ def test_a_base_is_in_nats_and_its_weight_stays_above_0() -> None:
     """Of a Gaussian's own data: energies are its log densities."""
     rng = torch.Generator().manual_seed(0)
     mean = torch.zeros(D).index_fill(0, torch.tensor(0), 1.0)
-    x = mean + 0.02 * torch.randn(4000, D, generator=rng) * torch.arange(D)  # nearly on the sphere
+    x = mean + 0.002 * torch.randn(4000, D, generator=rng) * torch.arange(D)  # nearly on the sphere
     maps = FeatureMaps(torch.nn.functional.normalize(x, dim=1).numpy()[:, None, None])
     parts = networks.build(D, steps=2, energy_width=8, sampler_width=8, value_width=8)
     energy = bases.based(parts, choice.gaussian(0, CPU), nat=0.5).energy_network
