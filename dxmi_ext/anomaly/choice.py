@@ -30,7 +30,6 @@ from dxmi_ext.images.features import Extractor
 METHODS = ("gaussian", "knn", "autoencoder", "dxmi")
 """Detectors of which one is chosen, the simplest first."""
 _FITTED = METHODS[:2]  # to every preparation
-_OTHERS = "knn"  # whose preparation the autoencoder and DxMI take: it costs seconds, theirs to train minutes
 _ENOUGH = 200  # held-out pictures or rows, and the same with each kind of defect
 _FILE = "choice.json"
 
@@ -154,9 +153,15 @@ def choose_preparations(cfg: Config, good: Good, backbone: Extractor | None, dev
             if (verdict := final.attempt(f"{method} of {name} features", tried)) is not None:
                 verdicts[method][name] = verdict
     chosen = {method: _best(found) if found else PREPARATIONS[0] for method, found in verdicts.items()}
-    chosen["autoencoder"] = chosen[_OTHERS]
+    chosen["autoencoder"] = chosen[_leads(cfg)]
     numbers = {m: {name: round(v.auroc, 4) for name, v in found.items()} for m, found in verdicts.items()}
     return {"preparations": chosen, "validation": numbers}
+
+
+def _leads(cfg: Config) -> str:
+    """The method whose preparation the autoencoder and DxMI take, for which no trials are made: each would
+    take minutes."""
+    return cfg.networks.base if cfg.networks.base in _FITTED else "knn"
 
 
 def _all(name: str) -> Choice:
@@ -176,10 +181,10 @@ def gaussian(seed: int, device: torch.device) -> GaussianPositions:
     return GaussianPositions(dims=None, shrinkage=0.3, seed=seed, device=device)
 
 
-def tell(choice: Choice) -> None:
+def tell(cfg: Config, choice: Choice) -> None:
     """Says which preparations were chosen, and by which numbers."""
     for method, found in choice["validation"].items():
-        also = ", and for the autoencoder and DxMI" if method == _OTHERS else ""
+        also = ", and for the autoencoder and DxMI" if method == _leads(cfg) else ""
         shown = ", ".join(f"{name} {auroc:.3f}" for name, auroc in found.items())
         name = choice["preparations"][method]
         runlog.note(f"{name} features for {method}{also}; AUROC on synthetic defects: {shown}")

@@ -143,6 +143,19 @@ class Method(NamedTuple):
     detector: Detector
 
 
+class Comparison(NamedTuple):
+    """What methods come to on test data."""
+
+    numbers: dict[str, float]
+    """By name."""
+    notes: list[str]
+    """On what could not be measured."""
+    maps: Tensor | None
+    """Score maps [m, h, w] of the first method; None where it fails."""
+    scores: dict[str, np.ndarray]
+    """Scores of pictures by method, float32 [m]."""
+
+
 def compare(
     methods: Mapping[str, Method],
     first: str,
@@ -151,8 +164,8 @@ def compare(
     threshold: float,
     *,
     top_share: float = 0.0,
-) -> tuple[dict[str, float], list[str], Tensor | None]:
-    """The numbers of every method.
+) -> Comparison:
+    """The numbers and scores of every method.
 
     Args:
         methods: by their names in TITLES.
@@ -161,14 +174,11 @@ def compare(
         backbone: of pictures, for the latency; None: of vectors.
         threshold: of the first one's scores.
         top_share: of the scores of pictures, as `detect` takes it.
-
-    Returns:
-        numbers by name, notes on what could not be measured, and the score maps of the first; None where it
-        fails.
     """
     numbers: dict[str, float] = {}
     notes: list[str] = []
     of_first: Tensor | None = None
+    of_pictures: dict[str, np.ndarray] = {}
     for name in (first, *(name for name in methods if name != first)):
         prepares, detector = methods[name]
 
@@ -187,13 +197,14 @@ def compare(
         if (done := final.attempt(TITLES[name], measured, notes.append)) is None:
             continue
         scores, pictures, found, lines = done
+        of_pictures[name] = pictures.numpy()
         notes += [line for line in lines if line not in notes]  # most are of the data, not of the method
         if name == first:
             of_first = scores
             numbers |= found | at_threshold(pictures, tested, threshold)
         else:
             numbers |= {f"{name}_{k}": v for k, v in found.items() if "/" not in k}
-    return numbers, notes, of_first
+    return Comparison(numbers, notes, of_first, of_pictures)
 
 
 def table(

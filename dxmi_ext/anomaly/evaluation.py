@@ -28,7 +28,7 @@ from dxmi_ext.anomaly.detectors import (
 from dxmi_ext.anomaly.model import AnomalyNetworks
 from dxmi_ext.anomaly.preparation import prepared
 from dxmi_ext.anomaly.settings import Config
-from dxmi_ext.engine import final, runlog
+from dxmi_ext.engine import files, final, runlog
 from dxmi_ext.images.features import Extractor
 from dxmi_ext.method.networks import Networks
 
@@ -148,23 +148,24 @@ def numbers_of(
     tested: Examined,
     backbone: Extractor | None,
     thresholds: dict[str, float],
-) -> tuple[dict[str, Any], Tensor | None]:
-    """Numbers of all methods, and the detector's score maps; what could not be measured is told.
+) -> tuple[dict[str, Any], Tensor | None, dict[str, np.ndarray]]:
+    """Numbers of all methods, the detector's score maps, and scores of pictures by method; what could not be
+    measured is told.
 
     Args:
         detector: which of the methods scores new pictures.
     """
     if not len(tested.maps):
         print("nothing is tested: no scores")
-        return thresholds, None
-    numbers, notes, scores = comparison.compare(
+        return thresholds, None, {}
+    numbers, notes, maps, scores = comparison.compare(
         methods, detector, tested, backbone, thresholds["threshold"], top_share=cfg.thresholds.top_share
     )
     for note in notes:
         runlog.note(note)
     aurocs = {name: "image_auroc" if name == detector else f"{name}_image_auroc" for name in methods}
     found = {name: numbers[key] for name, key in aurocs.items() if key in numbers}
-    return {**thresholds, **numbers, "baselines": found, **about(methods, detector)}, scores
+    return {**thresholds, **numbers, "baselines": found, **about(methods, detector)}, maps, scores
 
 
 def about(methods: Mapping[str, Method], detector: str) -> dict[str, Any]:
@@ -181,6 +182,12 @@ def told(numbers: Mapping[str, Any], verdicts: Mapping[str, Verdict]) -> str:
         return f"{line}, as detector={name} says"
     best = ", ".join(f"{comparison.TITLES[key]} {verdict.auroc:.3f}" for key, verdict in verdicts.items())
     return f"{line}; AUROC on synthetic defects in held-out good ones: {best}"
+
+
+def save_scores(path: Path, scores: Mapping[str, np.ndarray], tested: Examined) -> None:
+    """Writes what each method says of the test data, in their order, and whether they are anomalous."""
+    with files.file(path) as file:
+        np.savez_compressed(file, anomalous=tested.anomalous, **scores)  # type: ignore[arg-type]
 
 
 def picture_of(networks: Networks, tested: Examined) -> Callable[[IO[bytes]], None] | None:

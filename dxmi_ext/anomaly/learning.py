@@ -79,7 +79,7 @@ def pretrain_autoencoder(run: Phases, cfg: Config, maps: FeatureMaps, networks: 
     )
     with _batches(cfg, maps, "pretrain", run, cfg.run.pretrain_iterations) as batches:
         run.phase("pretrain", pretrainer, cfg.run.pretrain_iterations, batches)
-    networks.begin_from(pretrainer.autoencoder)
+    networks.begin_from(pretrainer.autoencoder, maps)
 
 
 def _train_baseline(
@@ -100,7 +100,7 @@ def _train_baseline(
     with _batches(cfg, maps, "dxmi", run, iterations) as batches:
         run.phase(name, trainer, iterations, batches)
     # Of a run that was resumed in this phase, only the trial has what the phases before it made.
-    networks.begin_from(trial.pretrained)
+    networks.begin_from(trial.pretrained, maps)
     networks.baselines.load_state_dict(trial.baselines.state_dict())
     averaged = trainer.averaged.energy_network
     assert averaged is not None

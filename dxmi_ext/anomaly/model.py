@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from dxmi_ext.anomaly import bases, choice, preparation
 from dxmi_ext.anomaly import networks as sphere
-from dxmi_ext.anomaly import preparation
+from dxmi_ext.anomaly.bases import BasedEnergy, ReconstructionError
 from dxmi_ext.anomaly.collection import Examined, Good
-from dxmi_ext.anomaly.detectors import GaussianPositions, MapDetector, NearestNeighbours
+from dxmi_ext.anomaly.detectors import MapDetector
+from dxmi_ext.anomaly.features import FeatureMaps
 from dxmi_ext.anomaly.networks import AutoencoderEnergy, LatentStart, SphereAutoencoder
-from dxmi_ext.anomaly.preparation import Preparation
+from dxmi_ext.anomaly.preparation import Preparation, prepared
 from dxmi_ext.anomaly.settings import Config
 from dxmi_ext.engine import checkpoint
 from dxmi_ext.engine.identity import settings_of
 from dxmi_ext.images.features import Extractor
+from dxmi_ext.method.costs import density_temperature
 from dxmi_ext.method.networks import Networks
 
 _NETWORK_KEYS = ["steps", "latent_dim", "energy_width", "value_width", "sampler_width", "depth"]
@@ -42,7 +46,7 @@ class AnomalyNetworks(Networks):
         shipped: a detector that was chosen instead of an energy; None: there is none.
     """
 
-    energy_network: AutoencoderEnergy
+    energy_network: AutoencoderEnergy | BasedEnergy
     shipped: MapDetector | None
 
     def __init__(
@@ -56,9 +60,9 @@ class AnomalyNetworks(Networks):
         super().__init__(parts.sampler, parts.value, parts.energy_network)
         self.preparation, self.preparations = preparation, dict(preparations)
         self.others = nn.ModuleDict({other.name: other for other in others})
-        energies = {name: copy.deepcopy(self.energy_network).requires_grad_(False) for name in baselines}
-        self.baselines = nn.ModuleDict(energies)
         self.shipped = None
+        self.baselines = nn.ModuleDict(dict.fromkeys(baselines, nn.Identity()))
+        self.renew_baselines()
 
     @property
     def device(self) -> torch.device:
@@ -86,10 +90,22 @@ class AnomalyNetworks(Networks):
         assert isinstance(self.sampler.start, LatentStart)
         return self.sampler.start.autoencoder
 
-    def begin_from(self, autoencoder: SphereAutoencoder) -> None:
-        """Takes a pretrained autoencoder as the energy's and as that which samples start from."""
-        self.energy_network.autoencoder.load_state_dict(autoencoder.state_dict())
+    def begin_from(self, autoencoder: SphereAutoencoder, maps: FeatureMaps) -> None:
+        """Takes a pretrained autoencoder as the energy's and as that which samples start from.
+
+        Args:
+            maps: good ones, as the autoencoder sees them.
+        """
+        energy = self.energy_network
+        energy.autoencoder.load_state_dict(autoencoder.state_dict())
         self.pretrained.load_state_dict(autoencoder.state_dict())
+        if isinstance(energy, BasedEnergy) and isinstance(energy.distance, ReconstructionError):
+            energy.scale(maps)
+
+    def renew_baselines(self) -> None:
+        """Makes the energies to compare with copies of the present one."""
+        for name in self.baselines:
+            self.baselines[name] = copy.deepcopy(self.energy_network).requires_grad_(False)
 
 
 def build(
@@ -97,11 +113,13 @@ def build(
     shape: tuple[int, int, int],
     baselines: Sequence[str],
     preparations: Mapping[str, str],
+    base: MapDetector | None = None,
 ) -> AnomalyNetworks:
     """The networks for maps [h, w, C] of features, their weights drawn from the seed.
 
     Args:
         preparations: as of `AnomalyNetworks`; empty: features are points of the sphere already.
+        base: of ``base=gaussian`` and ``base=knn``, fitted or not.
     """
     own: nn.Module = nn.Identity()
     dim, others = shape[2], list[Preparation]()
@@ -114,18 +132,25 @@ def build(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cfg.run.seed)
         parts = sphere.build(dim, **{key: getattr(cfg.networks, key) for key in _NETWORK_KEYS})
+        if cfg.networks.base != "none":
+            parts = bases.based(parts, base, nat=density_temperature(cfg.algorithm, dim))
     return AnomalyNetworks(parts, own, others, preparations, baselines)
 
 
 def fitted(
     cfg: Config, good: Good, baselines: Sequence[str], preparations: Mapping[str, str], device: torch.device
 ) -> AnomalyNetworks:
-    """New networks, and preparations that know what the good ones are like."""
-    networks = build(cfg, good.train.shape[1:], baselines, preparations)
+    """New networks, and preparations and a base that know what the good ones are like."""
+    base = _fittable(cfg.networks.base, math.prod(good.train.shape[:3]), cfg.run.seed)
+    networks = build(cfg, good.train.shape[1:], baselines, preparations, base).to(device)
     for each in (networks.preparation, *networks.others.values()):
         assert isinstance(each, Preparation)
         each.fit(good.train)
-    return networks.to(device)
+    if base is not None:
+        maps = (prepared(each, networks.preparation) for each in (good.train, good.held_out))
+        bases.fit(networks.energy_network, *maps)
+        networks.renew_baselines()
+    return networks
 
 
 def save(
@@ -165,17 +190,20 @@ def load_model(directory: Path, device: torch.device) -> tuple[Config, AnomalyNe
         if "preparations" not in about:  # a run from before there was a choice
             whitened = "preparation.whitening" in tensors
             about |= {"detector": "dxmi", "preparations": {"autoencoder": "whitened"} if whitened else {}}
-        networks = build(cfg, tuple(about["shape"]), about["baselines"], about["preparations"])
-        networks.shipped = _stored(about["detector"], tensors)
+        base = _fittable(cfg.networks.base, 1, cfg.run.seed)
+        networks = build(cfg, tuple(about["shape"]), about["baselines"], about["preparations"], base)
+        if any(name.startswith(_SHIPPED) for name in tensors):
+            networks.shipped = _fittable(about["detector"], 1, cfg.run.seed)
+        for name, module in networks.named_modules():
+            if isinstance(module, MapDetector):  # the sizes of what it learned are its own
+                module.take({key: tensors[f"{name}.{key}"] for key in module.state_dict()})
         networks.load_state_dict(tensors)
     return cfg, networks.to(device).eval(), about
 
 
-def _stored(name: str, tensors: Mapping[str, Tensor]) -> MapDetector | None:
-    """A detector among the tensors of a model."""
-    own = {key.removeprefix(_SHIPPED): value for key, value in tensors.items() if key.startswith(_SHIPPED)}
-    if not own:
-        return None
-    detector: MapDetector = NearestNeighbours() if name == "knn" else GaussianPositions()
-    detector.take(own)
-    return detector
+def _fittable(name: str, rows: int, seed: int) -> MapDetector | None:
+    """A detector that is fitted, to so many positions; None: the name is of another."""
+    cpu = torch.device("cpu")
+    if name == "knn":
+        return choice.nearest_neighbours(rows, seed, cpu)
+    return choice.gaussian(seed, cpu) if name == "gaussian" else None

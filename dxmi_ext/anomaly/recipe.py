@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dxmi_ext.anomaly import choice, overview
+from dxmi_ext.anomaly import bases, choice, overview
 from dxmi_ext.anomaly.choice import Choice, Verdict
 from dxmi_ext.anomaly.collection import Examined, Good
 from dxmi_ext.anomaly.comparison import Method
@@ -32,6 +32,7 @@ from dxmi_ext.anomaly.evaluation import (
     methods_of,
     names_of,
     numbers_of,
+    save_scores,
     table,
     told,
 )
@@ -78,7 +79,7 @@ def train(cfg: Config, ranks: Ranks | None = None) -> dict[str, Any]:
         detector, verdicts = _ship(cfg, averaged, methods, good, backbone)
         thresholds = calibrate(cfg, methods[detector], good)
         save(run.directory / "model", averaged, cfg, backbone, good, tested, thresholds, detector)
-        numbers, scores = numbers_of(cfg, methods, detector, tested, backbone, thresholds)
+        numbers, heat, scores = numbers_of(cfg, methods, detector, tested, backbone, thresholds)
         numbers |= about(methods, detector)
         numbers["validation"] = judged["validation"] | {
             name: {**judged["validation"].get(name, {}), "final": verdict.auroc}
@@ -86,9 +87,10 @@ def train(cfg: Config, ranks: Ranks | None = None) -> dict[str, Any]:
         }
         folder, threshold = run.directory, thresholds["pixel_threshold"]
         final.attempt("curves.png", lambda: curves(folder / "curves.png", folder / "metrics.jsonl"))
-        if scores is not None:
-            heat = scores
-            final.attempt("heatmaps.png", lambda: heatmaps(folder / "heatmaps.png", heat, tested, threshold))
+        if heat is not None:
+            maps = heat
+            save_scores(folder / "test_scores.npz", scores, tested)
+            final.attempt("heatmaps.png", lambda: heatmaps(folder / "heatmaps.png", maps, tested, threshold))
         summary = run.summarize(numbers)
     print(table(cfg, numbers, detector))
     print(told(numbers, verdicts))
@@ -149,7 +151,7 @@ def evaluate(directory: Path, settings: EvaluateSettings, device: torch.device) 
         good = source_of(cfg, backbone, device, about=model).good(cfg.source.holdout).train
     tested = source_of(cfg, backbone, device, data=others, about=model).tested()
     methods = methods_of(cfg, networks, {detector, "dxmi", *BASELINES[which]}, good)
-    numbers, _ = numbers_of(cfg, methods, detector, tested, backbone, model["thresholds"])
+    numbers, *_ = numbers_of(cfg, methods, detector, tested, backbone, model["thresholds"])
     return numbers, table(cfg, numbers, detector)
 
 
@@ -187,12 +189,14 @@ def new_scorer(cfg: Config, preparation: str | None = None) -> Scorer:
         preparation: name of that which `fit` chose; None: the settings', of which "auto" may become another.
 
     Raises:
-        ConfigError: the settings are of vectors.
+        ConfigError: the settings are of vectors, or of a base whose size the data decide.
         FeatureError: the backbone's weights are missing.
     """
     backbone = backbone_of(cfg, torch.device("cpu"))
     if backbone is None:
         raise ConfigError("backbone must be a network, got null, which is for vectors")
+    if cfg.networks.base in bases.FITTED:
+        raise ConfigError(f"base must be none or autoencoder without a run, got {cfg.networks.base}")
     channels, height, width = backbone(
         torch.zeros(1, 3, cfg.features.size, cfg.features.size, dtype=torch.uint8)
     ).shape[1:]
@@ -292,7 +296,7 @@ def _prepare(run: Run, cfg: Config) -> tuple[Extractor | None, Good, Examined, A
         announce(tested)
     judged = choice.choose(run, cfg, good, backbone)
     if run.ranks.first:
-        choice.tell(judged)
+        choice.tell(cfg, judged)
     names = [name for name in BASELINES[cfg.comparison.baselines] if name in TRAINED]
     networks = fitted(cfg, good, names, judged["preparations"], run.device)
     run.describe(networks)

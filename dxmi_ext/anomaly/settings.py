@@ -6,7 +6,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from dxmi_ext.anomaly import backbones
+from dxmi_ext.anomaly import backbones, bases
 from dxmi_ext.anomaly.preparation import PREPARATIONS
 from dxmi_ext.engine.execution import ExecutionSettings
 from dxmi_ext.engine.run_settings import LARGEST_RUN, RunnableConfig, RunSettings
@@ -71,6 +71,12 @@ class FeatureSettings(Settings):
 @dataclasses.dataclass
 class NetworkSettings(Settings):
     heading = "networks"
+    base: str = setting(
+        "none",
+        "energy of a plain detector that DxMI begins at and learns a correction of; none: it begins at the "
+        "autoencoder and trains that further",
+        choices=bases.BASES,
+    )
     steps: int = setting(5, "T, steps of the sampler", minimum=2, maximum=1000)
     latent_dim: int = setting(16, "size of the autoencoder's latents", minimum=1, maximum=2**14)
     energy_width: int = setting(128, "width of the autoencoder's hidden layers", minimum=1, maximum=2**14)
@@ -177,6 +183,14 @@ class Config(RunnableConfig):
         ),
         Rule("last_std must be <= std={std}, got {last_std}", lambda s: s.last_std <= s.std),
         Rule("skip_last must be <= steps={steps}, got {skip_last}", lambda s: s.skip_last <= s.steps),
+        Rule(
+            "base must be none where the temperature of the entropy is 0, got {base}",
+            lambda s: s.base == "none" or bool(s.entropy_tau),
+        ),
+        Rule(
+            "base must not be autoencoder with pretrained=false, got {base}",
+            lambda s: s.pretrained or s.base != "autoencoder",
+        ),
         Rule("shard must be false: these networks are small, got {shard}", lambda s: not s.shard),
         *only_with(
             "pictures (backbone=null means vectors)",

@@ -36,7 +36,7 @@ RUN: Tree = {
     "model": MODEL,
     "pictures": PICTURES,
     "tb": TENSORBOARD,
-    r"metrics\.jsonl|wandb\.json|config\.yaml": None,
+    r"metrics\.jsonl|wandb\.json|config\.yaml|test_scores\.npz": None,
     re.escape(MARKER): None,
 }
 """A run's own files. Those of Weights & Biases in wandb/ are not among them: they may not be uploaded yet."""

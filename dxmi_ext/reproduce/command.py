@@ -33,8 +33,9 @@ from dxmi_ext.reproduce.units import Unit
 from dxmi_ext.two_d import recipe as two_d
 
 EXPERIMENTS = experiments.EXPERIMENTS | {ENERGIES.name: ENERGIES}
+_DATA = "data"  # folder of what an experiment makes of its data
 _SECONDS_BETWEEN_LOOKS = 0.5
-_RESULTS: files.Tree = {r"(?s).+-seed\d+\.json": None, table.PAGE: None, r"[\w-]+\.png": None}
+_RESULTS: files.Tree = {r"(?s).+-seed\d+\.json": None, table.PAGE: None, r"[\w-]+\.png|gains\.json": None}
 
 
 class Incomplete(UserError):
@@ -113,7 +114,8 @@ def run(experiment: Experiment, cfg: ReproduceSettings) -> None:
     seeds = cfg.seeds or (1 if cfg.quick else experiment.seeds)
 
     def unit_of(row: Row, seed: int) -> Unit:
-        return Unit(row, seed, cfg.quick, output, work, cfg.device, cfg.data)
+        made = experiment.prepare is not None and str(work / _DATA / str(row.settings["data"]))
+        return Unit(row, seed, cfg.quick, output, work, cfg.device, made or cfg.data)
 
     names = _names(experiment, cfg.rows)
     if cfg.data is not None and any(unit_of(row, 0).task is two_d for row in experiment.rows):
@@ -142,6 +144,8 @@ def run(experiment: Experiment, cfg: ReproduceSettings) -> None:
         missing = [unit for unit in chosen if not (_is_done(unit) or _is_elsewhere(unit, experiment))]
         print(f"{experiment.name}: {len(chosen)} units, {len(chosen) - len(missing)} of them done")
         missing = _with_starts(missing)
+        if missing and experiment.prepare is not None:
+            experiment.prepare(cfg.data, work / _DATA)
         try:
             failures = _run(missing, cfg.workers or _cores())
         finally:
@@ -222,7 +226,9 @@ def _publish(
     except ModuleNotFoundError as error:
         _tell(f"no picture, for {error.name} is not installed: pip install {error.name}")
         pictures = []
-    text = table.markdown(experiment, found, quick=quick, figures=[picture.name for picture in pictures])
+    summary = "" if experiment.summary is None else experiment.summary(done, output)
+    figures = [picture.name for picture in pictures]
+    text = table.markdown(experiment, found, quick=quick, figures=figures, summary=summary)
     files.write_text(output / table.PAGE, text)
     print("\n".join(line for line in text.splitlines() if line.startswith("|")))
     print(f"{output}: README.md, of {len(done)} units")
@@ -233,6 +239,8 @@ def _draw(
 ) -> list[Path]:
     """The pictures of an experiment: of its sweeps, of numbers alone, and of runs, that wants networks."""
     pictures = table.sweeps(output, experiment, found)
+    if experiment.summary is not None:  # which is what there is to see
+        return pictures
     if experiment.shown:
         done = [unit for unit in done if unit.row.name in experiment.shown]
     if not done or (experiment.sweeps and not experiment.shown):

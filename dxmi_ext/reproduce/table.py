@@ -35,7 +35,12 @@ _PICTURES = {
 
 
 def markdown(
-    experiment: Experiment, found: Found, *, quick: bool = False, figures: Sequence[str] = ()
+    experiment: Experiment,
+    found: Found,
+    *,
+    quick: bool = False,
+    figures: Sequence[str] = (),
+    summary: str = "",
 ) -> str:
     """A table: mean ± standard deviation over seeds of each number, the paper's beside it.
 
@@ -43,6 +48,7 @@ def markdown(
         found: of rows that have no units yet there may be nothing.
         quick: they have a tenth of the iterations, as the page then says.
         figures: paths of pictures, from the table's folder.
+        summary: what comes before the table.
     """
     published = {key for row in experiment.rows for key in row.paper}
     heads = [""]
@@ -62,7 +68,7 @@ def markdown(
     parts = [f"# {experiment.title}"]
     if quick:
         parts.append("**A tenth of the iterations: this shows that the experiment runs, and no result.**")
-    parts.append(_table([*heads, "seeds"], rows))
+    parts += [*([summary] if summary else []), _table([*heads, "seeds"], rows)]
     notes = [
         "Mean ± standard deviation over seeds, of runs that differ in nothing else.",
         *([experiment.notes] if experiment.notes else []),

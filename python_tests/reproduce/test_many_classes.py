@@ -1,0 +1,71 @@
+"""The experiment of many classes: its data, its gains and their page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from dxmi_ext.engine.settings import ConfigError
+from dxmi_ext.reproduce import many_classes
+
+M = 200
+
+
+def test_the_data_of_a_split_are_five_classes_and_all_to_test(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = np.random.default_rng(0).normal(size=(60, 300)).astype(np.float32)
+    y = np.arange(60) % 10
+    monkeypatch.setattr(many_classes, "_features", lambda data, split: (x, y))
+    many_classes.prepare("anything", tmp_path)
+    with np.load(tmp_path / "odd.npz") as arrays:
+        assert arrays["X_train"].shape == (30, 256) and arrays["X_test"].shape == (60, 256)
+        assert np.array_equal(arrays["y_test"], y % 2 == 0)
+        # The directions of 30 rows are all that these have.
+        lengths = np.linalg.norm(arrays["X_train"], axis=1)
+        np.testing.assert_allclose(lengths, np.linalg.norm(x[y % 2 == 1], axis=1), rtol=1e-4)
+    many_classes.prepare(None, tmp_path)  # they are there
+    with pytest.raises(ConfigError, match="data must be CIFAR-10's images"):
+        many_classes.prepare(None, tmp_path / "other")
+
+
+def test_weighted_aurocs_are_those_of_repeated_images() -> None:
+    rng = np.random.default_rng(0)
+    scores, anomalous = rng.normal(size=M), rng.random(M) < 0.4
+    counts = rng.multinomial(M, np.full(M, 1 / M), 3)
+    weights = np.concatenate((np.ones((1, M)), counts)).astype(np.float32)
+    expected = [roc_auc_score(anomalous, scores)]
+    # Copies of one image are all good or all anomalous, so no two of them are compared.
+    expected += [roc_auc_score(np.repeat(anomalous, c), np.repeat(scores, c)) for c in counts]
+    np.testing.assert_allclose(many_classes.aurocs(scores, anomalous, weights), expected, rtol=1e-6)
+
+
+def test_gains_are_paired_and_survive_their_scores(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    noise = rng.normal(size=M)
+    units = []
+    for split in many_classes.SPLITS:
+        anomalous = rng.random(M) < 0.5
+        shared = {"anomalous": anomalous, "knn": noise + 1.0 * anomalous}
+        runs = {"dxmi": shared | {"dxmi": noise + 1.05 * anomalous}, "tau0": {"dxmi": noise}}
+        for run, arrays in runs.items():
+            folder = tmp_path / f"{split}_{run}"
+            folder.mkdir()
+            np.savez(folder / "test_scores.npz", **({"anomalous": anomalous} | arrays))
+            units.append(SimpleNamespace(folder=folder, row=SimpleNamespace(name=folder.name)))
+    shown = many_classes.summary(units, tmp_path)
+    found = many_classes.files.read_json(tmp_path / many_classes.GAINS)
+    gain, low, high = found["gains"]["dxmi"]["knn"]
+    # Each method's AUROC alone is far less sure than their difference.
+    assert 0 < low < gain < high < 0.03 and gain == pytest.approx(
+        found["mean"]["dxmi"] - found["mean"]["knn"], abs=2e-4
+    )
+    assert found["mean"]["tau0"] == pytest.approx(0.5, abs=0.1)
+    assert "| DxMI |" in shown and f"{gain:+.3f} ({low:+.3f} to {high:+.3f})" in shown
+    units[0].folder.joinpath("test_scores.npz").unlink()
+    assert many_classes.summary(units, tmp_path) == shown
+    assert many_classes.summary([], tmp_path / "other") == ""
