@@ -109,7 +109,7 @@ def _read(given: list[str]) -> argparse.Namespace:
 def _hint(unknown: str, given: list[str]) -> str:
     """What to write in place of an unknown argument, as ``--seed 3`` or ``--seed=3``."""
     if not unknown.startswith("-"):
-        return f"got {unknown!r}, which is too much"
+        return f"unexpected argument {unknown!r}"
     name, equals, value = unknown.partition("=")
     example = "seed=3"
     if re.match("--[A-Za-z]", name):
@@ -328,7 +328,7 @@ def _score(options: argparse.Namespace) -> None:
         return
     folder, task = _run_of(options)
     if not hasattr(task, "load_scorer"):
-        raise ConfigError(f"RUN: got {options.target!r}, which is no run of anomaly detection")
+        raise ConfigError(f"RUN must be a run of anomaly detection, got {options.target!r}")
     output = Path(cfg.output or _beside(options, folder, "scores"))
     inspection.check_output(output)
     scorer = task.load_scorer(folder, choose_device(cfg.device))
@@ -389,13 +389,13 @@ def _export(options: argparse.Namespace) -> None:
         print(f"{output}: a detector; to use it:\n{usage}")
         return
     if cfg.onnx is not None:
-        raise ConfigError(f"onnx: got {cfg.onnx}, but {options.target} is no run of anomaly detection")
+        raise ConfigError(f"onnx must be null unless RUN is a run of anomaly detection, got {cfg.onnx}")
     output = Path(cfg.output or _beside(options, folder, "diffusers"))
     trained, networks = task.load(folder, torch.device("cpu"))
     if not hasattr(networks, "sampler"):
-        raise ConfigError(f"RUN: got {options.target!r}, whose sampler is not of images")
+        raise ConfigError(f"RUN must have a sampler of images, got {options.target!r}")
     if not trained.algorithm.trains_sampler:
-        raise ConfigError(f"RUN: got {options.target!r}, which trained no sampler")
+        raise ConfigError(f"RUN must have a trained sampler, got {options.target!r}")
     usage = exchange.export(networks.sampler, output)
     print(f"{output}: a pipeline of diffusers; to use it:\n{usage}")
 

@@ -78,12 +78,14 @@ class DxMIScheduler(SchedulerMixin, ConfigMixin):
         given = dict(zip(TABLES, (sample_coef, output_coef, log_std, time, input_scale), strict=True))
         for name, table in given.items():
             if len(table) != len(log_std) or not len(table):
-                raise ValueError(f"{name}: got {len(table)} values, wants one a step, {len(log_std)}")
+                raise ValueError(
+                    f"{name} must have {len(log_std)} values, one for each step, got {len(table)}"
+                )
         self._tables = torch.tensor(list(given.values()), dtype=torch.float64)
         self.init_noise_sigma = initial_std
         self.timesteps = self._tables[3].float()
         if len(self.timesteps.unique()) < len(self.timesteps):
-            raise ValueError(f"time: got {time}, wants a value of its own for each step")
+            raise ValueError(f"time must have distinct values, got {time}")
 
     @classmethod
     def from_schedule(cls, schedule: Schedule, *, latent_dim: int = 0) -> DxMIScheduler:
@@ -101,11 +103,14 @@ class DxMIScheduler(SchedulerMixin, ConfigMixin):
         """
         if type(sampler.network) is not Timed:
             raise TypeError(
-                f"sampler: got one of a {type(sampler.network).__name__}, wants one of a Timed network: "
-                "diffusers does not know what others do"
+                f"sampler must have a Timed network, got {type(sampler.network).__name__}, "
+                "which diffusers cannot express"
             )
         if len(sampler.lengths) > 1 or sampler.start is not None:
-            raise ValueError("sampler: got one of several lengths or a start of its own, wants neither")
+            raise ValueError(
+                "sampler must have one length and start from noise, got "
+                f"lengths={sampler.lengths}, start={sampler.start}"
+            )
         coefs = (sampler.sample_coef, sampler.output_coef, sampler.log_std.detach())
         tables = (*coefs, sampler.network.time, sampler.network.input_scale)
         return cls(
@@ -128,8 +133,8 @@ class DxMIScheduler(SchedulerMixin, ConfigMixin):
         """
         if num_inference_steps not in (None, len(self)):
             raise ValueError(
-                f"num_inference_steps: got {num_inference_steps}, wants {len(self)} or None: "
-                "the steps were trained"
+                f"num_inference_steps must be None or {len(self)}, the number of trained steps, "
+                f"got {num_inference_steps}"
             )
         self._tables = self._tables.to(device)
         self.timesteps = self.timesteps.to(device)
@@ -189,11 +194,11 @@ class DxMIScheduler(SchedulerMixin, ConfigMixin):
         n = len(sample)
         wanted = torch.as_tensor(timestep, device=sample.device).float()
         if wanted.ndim and wanted.shape != (n,):
-            raise ValueError(f"timestep: got shape {[*wanted.shape]}, wants one value, or one a row, [{n}]")
+            raise ValueError(f"timestep must be one value or one per row, [{n}], got shape {[*wanted.shape]}")
         same = wanted.expand(n)[:, None] == self.timesteps.to(sample.device)
         if not same.any(1).all():
             raise ValueError(
-                f"timestep: got {timestep}, wants values of scheduler.timesteps, {self.timesteps.tolist()}"
+                f"timestep must be in scheduler.timesteps, {self.timesteps.tolist()}, got {timestep}"
             )
         return same.byte().argmax(1)
 
@@ -241,12 +246,12 @@ class DxMIPipeline(DiffusionPipeline):
             sample_offset: global index of the first image; image i depends on (key, sample_offset + i) alone.
         """
         if output_type not in ("pil", "np", "pt", "raw"):
-            raise ValueError(f"output_type: got {output_type!r}, wants pil, np, pt or raw")
+            raise ValueError(f"output_type must be pil, np, pt or raw, got {output_type!r}")
         device, scheduler, network = self._execution_device, self.scheduler, self.unet
         labels = None if class_labels is None else torch.as_tensor(class_labels, device=device)
         if labels is not None and labels.shape != (batch_size,):
             raise ValueError(
-                f"class_labels: got shape {[*labels.shape]}, wants one for each of batch_size={batch_size}"
+                f"class_labels must have shape [{batch_size}], one per image, got {[*labels.shape]}"
             )
         scheduler.set_timesteps(num_inference_steps, device=device)
         key = noise_key(key, generator, device)
@@ -301,7 +306,9 @@ def save_pretrained(
 def noise_key(key: Tensor | None, generator: torch.Generator | None, device: torch.device) -> Tensor:
     """The key given, or one drawn from the generator, on the device."""
     if key is not None and generator is not None:
-        raise ValueError("key: got one and a generator, wants one of the two")
+        raise ValueError("key must be None with a generator, got both")
     if isinstance(generator, list):
-        raise TypeError("generator: got a list, wants one: a row's noise is keyed by its index already")
+        raise TypeError(
+            "generator must be a single one, got a list: a row's noise depends on its index already"
+        )
     return (ops.noise_key(generator=generator) if key is None else key).to(device)

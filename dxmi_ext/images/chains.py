@@ -33,7 +33,7 @@ def named(text: str, sampler: GaussianSampler, cfg: Config, diffusion: DDPM | ED
     kinds += SOLVERS
     if name not in kinds or not length.isdecimal() or not 1 < int(length) <= longest:
         wanted = " or ".join(f"{kind}-STEPS" for kind in kinds)
-        raise ConfigError(f"chain: got {text!r}, wants {wanted}, of 2 to {longest} steps")
+        raise ConfigError(f"chain must be {wanted} with 2 to {longest} steps, got {text!r}")
     if name in SOLVERS:
         return _solver(name, int(length), timed.network, cfg, diffusion, sampler.data_shape, clipped)
     chain = _chain(name, int(length), cfg, diffusion)

@@ -58,7 +58,7 @@ def extractor(data: ImageData, *, cache: Path | str | None = None) -> Extractor:
         FeatureError: the images have no labels, or all have one.
     """
     if data.labels is None or data.classes < 2:
-        raise FeatureError(f"features classifier needs labels of 2 classes or more, got {data.classes}")
+        raise FeatureError(f"features=classifier requires labels of >= 2 classes, got {data.classes}")
     labels = hashlib.blake2b(data.labels.tobytes(), digest_size=16).hexdigest()
     belongs = {"format": _FORMAT, "images": data.fingerprint, "labels": labels}
     digest = hashlib.blake2b(json.dumps(belongs).encode(), digest_size=16).hexdigest()

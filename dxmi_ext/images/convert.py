@@ -65,7 +65,7 @@ def convert(
         UserError: no such file or kind, or a network that does not map exactly.
     """
     if kind not in KINDS:
-        raise UserError(f"kind: got {kind!r}, wants one of {', '.join(KINDS)}")
+        raise UserError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
     state = _read(Path(path))
     try:
         if kind == "edm":
@@ -163,7 +163,7 @@ class _Checkpoint:
     def _config(self) -> dict[str, object]:
         width = self.channels[0]
         if any(c % width for c in self.channels):
-            raise UserError(f"levels of {self.channels} channels; wants multiples of the first")
+            raise UserError(f"channels must be multiples of the first level's, got {self.channels}")
         architecture = Architecture(
             width,
             tuple(c // width for c in self.channels),
@@ -355,7 +355,7 @@ class _EDM(_Checkpoint):
         for name in [name for name in state if name.endswith(".resample_filter")]:
             weights = self.take(name)
             if weights.shape != (1, 1, 2, 2) or not (weights == 0.25).all():
-                raise UserError(f"{name}: wants the mean of 2 x 2 pixels")
+                raise UserError(f"{name}: expected the mean of 2 x 2 pixels, got other weights")
         self.left.pop("map_augment.weight", None)
 
     def down(self, level: int, i: int) -> tuple[str, str]:
@@ -402,5 +402,5 @@ def _read(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # whatever a file that is something else leads to
         raise UserError(f"{path}: not a state dict: {error}") from error
     if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):
-        raise UserError(f"{path}: wants a state dict: names and tensors alone")
+        raise UserError(f"{path}: expected a state dict, of names and tensors alone")
     return state

@@ -56,11 +56,11 @@ class ImageData:
     ) -> None:
         if images.dtype != np.uint8 or images.ndim != 4 or len(images) == 0:
             raise ImageDataError(
-                f"images: got {images.dtype} {list(images.shape)}, wants uint8 [n, C, H, W], n > 0"
+                f"images must be uint8 [n, C, H, W] with n > 0, got {images.dtype} {list(images.shape)}"
             )
         if labels is not None and (labels.dtype != np.int64 or labels.shape != images.shape[:1]):
             raise ImageDataError(
-                f"labels: got {labels.dtype} {list(labels.shape)}, wants int64 [{len(images)}]"
+                f"labels must be int64 [{len(images)}], got {labels.dtype} {list(labels.shape)}"
             )
         self.images = images
         self.labels = labels
@@ -117,8 +117,8 @@ class ImageData:
         count = batch_size - offset if count is None else count
         if iteration < 0 or offset < 0 or count < 0 or offset + count > batch_size:
             raise ValueError(
-                f"batch: got iteration {iteration}, offset {offset}, count {count}, "
-                f"wants rows within a batch of {batch_size}"
+                f"iteration, offset, count must give rows within a batch of {batch_size}, "
+                f"got {iteration}, {offset}, {count}"
             )
         start = iteration * batch_size + offset
         rows, mirrored = sequence(len(self), seed, stream, start, count)
@@ -162,7 +162,7 @@ def load(
     """
     path = Path(path).expanduser().resolve()
     if size is not None and size < 1:
-        raise ImageDataError(f"size: got {size}, wants a positive number of pixels, or None")
+        raise ImageDataError(f"size must be >= 1 or None, got {size}")
     if scale is not None and split == "train":  # most often their own, and decoded already
         own = load(path, split=split, size=size, cache=cache)
         if own.scale == scale:

@@ -154,5 +154,5 @@ def load_data(cfg: Config, split: str = "train", scale: Scale | None = None) -> 
 
 def path_of(cfg: Config) -> str:
     if cfg.source.data is None:
-        raise ConfigError("data: got none, wants the path of images; `dxmi train RECIPE --help` tells more")
+        raise ConfigError("data must be the path of images, got none; see `dxmi train RECIPE --help`")
     return cfg.source.data

@@ -56,8 +56,8 @@ def export(sampler: GaussianSampler, output: Path) -> str:
     network = sampler.network
     if not (isinstance(network, Timed) and isinstance(network.network, UNet)):
         raise ConfigError(
-            f"RUN: got the sampler of a {type(network).__name__}, which diffusers does not know; "
-            "wants one of a U-Net"
+            f"RUN must have the sampler of a U-Net, got that of {type(network).__name__}, "
+            "which diffusers does not know"
         )
     unet = network.network
     folders.check_new(output)
@@ -79,7 +79,7 @@ def convert_checkpoint(checkpoint: Path, cfg: ConvertSettings) -> Path:
         UserError: no kind is given, something lies at the output already, or the network does not map.
     """
     if cfg.kind is None:
-        raise ConfigError(f"kind: got none, wants one of {', '.join(convert.KINDS)}")
+        raise ConfigError(f"kind must be one of {', '.join(convert.KINDS)}, got none")
     output = Path(cfg.output) if cfg.output else checkpoint.with_suffix("")
     folders.check_new(output)
     convert.convert(

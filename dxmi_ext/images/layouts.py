@@ -104,7 +104,9 @@ def _read_cifar10_binary(file: Path) -> tuple[np.ndarray, np.ndarray]:
     refuse_pointer(file)
     content = np.fromfile(file, np.uint8)
     if len(content) == 0 or len(content) % (1 + _CIFAR10_BYTES):
-        raise ImageDataError(f"{file}: got {len(content)} bytes, wants records of {1 + _CIFAR10_BYTES}")
+        raise ImageDataError(
+            f"{file}: expected records of {1 + _CIFAR10_BYTES} bytes, got {len(content)} bytes"
+        )
     records = content.reshape(-1, 1 + _CIFAR10_BYTES)
     return records[:, 1:], _labels(records[:, 0], len(records), file)
 
@@ -133,8 +135,8 @@ def _read_cifar10_python(file: Path) -> tuple[np.ndarray, np.ndarray]:
         raise ImageDataError(f"{file}: cannot be parsed as a batch of CIFAR-10's Python version") from error
     if not content or len(content) != len(labels) * _CIFAR10_BYTES:
         raise ImageDataError(
-            f"{file}: got {len(content)} bytes of images and {len(labels)} labels where CIFAR-10's Python "
-            f"version has {_CIFAR10_BYTES} bytes a label; the binary version (data_batch_1.bin) is read too"
+            f"{file}: expected {_CIFAR10_BYTES} bytes per label as in CIFAR-10's Python version, got "
+            f"{len(content)} bytes and {len(labels)} labels; the binary version (data_batch_1.bin) works too"
         )
     images = np.frombuffer(content, np.uint8).reshape(-1, _CIFAR10_BYTES)
     return images, _labels(np.array(labels), len(images), file)
@@ -166,8 +168,8 @@ def _read_idx(file: Path, dimensions: int) -> np.ndarray:
             header = stream.read(4 + 4 * dimensions)
             if len(header) < 4 + 4 * dimensions or header[:4] != bytes([0, 0, 8, dimensions]):
                 raise ImageDataError(
-                    f"{file}: begins with {header[:4].hex(' ')}, wants 00 00 08 {dimensions:02x} "
-                    f"(idx of unsigned bytes, {dimensions} dimensions)"
+                    f"{file}: expected the header 00 00 08 {dimensions:02x} (idx of unsigned bytes, "
+                    f"{dimensions} dimensions), got {header[:4].hex(' ')}"
                 )
             shape = struct.unpack(f">{dimensions}I", header[4:])
             content = np.frombuffer(stream.read(), np.uint8)
@@ -176,7 +178,7 @@ def _read_idx(file: Path, dimensions: int) -> np.ndarray:
     except UNREADABLE as error:
         raise ImageDataError(f"{file}: is damaged ({error})") from error
     if content.size != int(np.prod(shape)):
-        raise ImageDataError(f"{file}: got {content.size} bytes, its header says {shape}")
+        raise ImageDataError(f"{file}: expected {shape} bytes as its header says, got {content.size}")
     return content.reshape(shape)
 
 
@@ -195,7 +197,7 @@ def _open_npz(file: Path, split: str) -> Pictures:
         own = "val" if split == "test" and "test" not in splits else split
     if (own not in splits) if splits else (split != "train"):
         found = f"the splits {', '.join(splits)}" if splits else f"no splits (keys {arrays.keys})"
-        raise SplitMissing(f"{printable(file)}: has {found}, got split {split!r}")
+        raise SplitMissing(f"{printable(file)}: expected split {split!r}, got {found}")
     labels, streams = arrays.get(*npz.LABELS, split=own), arrays.get("jpeg", split=own)
     offsets = arrays.get("off", split=own)
     get: Callable[[int], np.ndarray]
@@ -207,8 +209,8 @@ def _open_npz(file: Path, split: str) -> Pictures:
     else:
         prefix = "" if own is None else f"{own}_"
         raise ImageDataError(
-            f"{printable(file)}: has the keys {arrays.keys}, wants {prefix}x (or {prefix}images), or "
-            f"{prefix}jpeg and {prefix}off"
+            f"{printable(file)}: expected the key {prefix}x (or {prefix}images), or the keys {prefix}jpeg "
+            f"and {prefix}off, got {arrays.keys}"
         )
     if labels is None:
         return Pictures(count, get, None, [])
@@ -234,7 +236,9 @@ def _find_folder(path: Path, split: str) -> Source | None:
             )
         name = "val" if split == "test" and "test" not in parts.splits else split
         if name not in parts.splits:
-            raise SplitMissing(f"data: {path} has the splits {', '.join(parts.splits)}, got split {split!r}")
+            raise SplitMissing(
+                f"data: {path}: expected split {split!r}, got the splits {', '.join(parts.splits)}"
+            )
         skipped += listing.strays(folder, parts.splits.values()) + folder.skipped
         skipped += listing.left_out(parts.masks, "masks, by its name")
         folder, more = _unwrapped(parts.splits[name])
@@ -322,12 +326,14 @@ def _stem(image: str) -> str:
 def _labels(labels: np.ndarray, count: int, file: Path) -> np.ndarray:
     if labels.shape != (count,) or labels.dtype.kind not in "iu" or (count and labels.min() < 0):
         raise ImageDataError(
-            f"{file}: labels are {labels.dtype} {list(labels.shape)}, wants {count} integers from 0 up"
+            f"{file}: labels must be {count} integers >= 0, got {labels.dtype} {list(labels.shape)}"
         )
     return labels.astype(np.int64)
 
 
 def _all_there(files: list[Path]) -> list[Path]:
     if missing := [str(file) for file in files if not file.is_file()]:
-        raise ImageDataError(f"data path: {', '.join(missing)} missing; wants all of one layout:\n{LAYOUTS}")
+        raise ImageDataError(
+            f"data: {', '.join(missing)} missing; a layout requires all of its files:\n{LAYOUTS}"
+        )
     return files

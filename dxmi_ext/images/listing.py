@@ -270,8 +270,8 @@ def ambiguous(folder: Folder, names: Iterable[str]) -> ImageDataError:
     first, more = os.path.basename(folder.images[0]), len(folder.images) - 1
     images = f"{first} and {more} more" if more else first
     return ImageDataError(
-        f"data: {folder.path} holds images ({images}) beside folders of images ({listed(names)}); wants "
-        "either images or folders"
+        f"data: {folder.path}: expected either images or folders of images, got both: {images} beside "
+        f"{listed(names)}"
     )
 
 

@@ -83,7 +83,7 @@ class FeatureStatistics:
             ImageMetricError: of fewer than two images.
         """
         if self.n < 2:
-            raise ImageMetricError(f"feature statistics: got {self.n} images, a covariance wants two")
+            raise ImageMetricError(f"n must be >= 2 for a covariance of features, got {self.n}")
         return (self.sums[1:, 1:] - self.n * torch.outer(self.mean, self.mean)) / (self.n - 1)
 
 
@@ -124,7 +124,7 @@ def reference(
     if n < 2:
         raise ImageMetricError(f"n must be >= 2 for statistics of features, got {n}")
     if n > len(data):
-        raise ImageMetricError(f"n must be <= {len(data)}, the images there are, got {n}")
+        raise ImageMetricError(f"n must be <= {len(data)}, the number of images, got {n}")
     belongs = {"format": _CACHE_FORMAT, "images": data.fingerprint, "of": len(data), "n": n, "keep": keep}
     belongs |= {"extractor": extractor.identity}
     digest = hashlib.blake2b(json.dumps(belongs).encode(), digest_size=16).hexdigest()
@@ -152,9 +152,9 @@ def compare(
         all for the Frechet distance, those kept for the others. What cannot be computed is left out, and a
         line says so.
     """
-    got, wants = len(samples.mean), len(reference.mean)
-    if got != wants:
-        raise ImageMetricError(f"samples: have {got} features each where the reference has {wants}")
+    got, expected = len(samples.mean), len(reference.mean)
+    if got != expected:
+        raise ImageMetricError(f"samples must have {expected} features, as the reference has, got {got}")
 
     def moments() -> tuple[Tensor, Tensor, Tensor, Tensor]:
         return samples.mean, samples.covariance, reference.mean, reference.covariance
@@ -253,7 +253,9 @@ def kernel_distance(
     """
     size = min(subset_size, len(real), len(fake))
     if size < 2:
-        raise ImageMetricError(f"kernel distance: got {len(real)} and {len(fake)} features, wants two")
+        raise ImageMetricError(
+            f"kernel distance: real, fake must have >= 2 rows, got {len(real)}, {len(fake)}"
+        )
     generator = torch.Generator().manual_seed(seed)
 
     def subset(features: Tensor) -> Tensor:
@@ -290,7 +292,7 @@ def precision_recall(
     """
     if min(len(real), len(fake)) <= k:
         raise ImageMetricError(
-            f"precision and recall: got {len(real)} and {len(fake)} features, wants over {k}"
+            f"precision and recall: real, fake must have > {k} rows, got {len(real)}, {len(fake)}"
         )
     real, fake = real.double(), fake.double()
 
@@ -340,5 +342,5 @@ def _read(entry: Path, belongs: dict[str, object]) -> FeatureStatistics | None:
     except (FileNotFoundError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
     if about != belongs:
-        raise ImageMetricError(f"{entry}: holds statistics of {about}, wants {belongs}; delete it")
+        raise ImageMetricError(f"{entry}: expected statistics of {belongs}, got {about}; delete it")
     return FeatureStatistics(int(about["keep"]), sums, features)

@@ -100,7 +100,7 @@ class Arrays:
     def refuse(self, what: str, array: np.ndarray, wanted: str) -> DataError:
         """An error about an array."""
         got = f"{array.dtype} {list(array.shape)}"
-        return self.kind(f"{printable(self.file)}: {what} are {got}, wants {wanted}")
+        return self.kind(f"{printable(self.file)}: {what} must be {wanted}, got {got}")
 
 
 def column(array: np.ndarray, n: int) -> np.ndarray | None:
@@ -165,8 +165,8 @@ def streams(
         raise arrays.refuse("streams", array, "bytes, uint8 [total]")
     if bounds[0] < 0 or (np.diff(bounds) < 0).any() or bounds[-1] > content.size:
         raise arrays.kind(
-            f"{printable(arrays.file)}: offsets of streams must rise from 0 to at most {content.size}, the "
-            f"bytes there are, got {bounds[0]} to {bounds[-1]}"
+            f"{printable(arrays.file)}: offsets of streams must not decrease and lie in "
+            f"[0, {content.size}], the number of bytes, got {bounds[0]} to {bounds[-1]}"
         )
 
     def get(i: int) -> np.ndarray:
@@ -222,4 +222,4 @@ def masks(arrays: Arrays, shape: tuple[int, ...]) -> np.ndarray | None:
         for each in (found, *(found.squeeze(i) for i in (1, 3) if found.ndim == 4 and found.shape[i] == 1)):
             if each.shape == shape:
                 return each != 0
-    raise arrays.kind(f"{printable(arrays.file)}: masks are {list(found.shape)}, wants {list(shape)}")
+    raise arrays.kind(f"{printable(arrays.file)}: masks must be {list(shape)}, got {list(found.shape)}")

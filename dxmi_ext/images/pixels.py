@@ -69,7 +69,9 @@ def settled(images: Iterable[np.ndarray], name: str) -> Scale:
                 raise ImageDataError(f"{name}: pixel values must be finite, some are not")
             low, high = min(low, float(least)), max(high, float(most))
         elif least < 0 or most > 65535:
-            raise ImageDataError(f"{name}: integer pixel values must be 0 to 65535, got {least} to {most}")
+            raise ImageDataError(
+                f"{name}: integer pixel values must lie in [0, 65535], got {least} to {most}"
+            )
         else:
             highest = max(highest, int(most))
     return Scale(65535 if highest < 0 else _white(highest), None if high < low else _range(low, high, name))

@@ -110,7 +110,7 @@ def read_diffusion(scheduler: Mapping[str, Any]) -> DDPM | EDM:
     if name in _EDM_SCHEDULERS or name == _CONSISTENCY_SCHEDULER:
         consistency = name == _CONSISTENCY_SCHEDULER
         if scheduler.get("prediction_type", "epsilon") != "epsilon":
-            raise UserError(f"{name}: got prediction_type {scheduler['prediction_type']}, wants epsilon")
+            raise UserError(f"{name}: prediction_type must be epsilon, got {scheduler['prediction_type']}")
         return EDM(
             sigma_data=float(scheduler.get("sigma_data", 0.5)),
             sigma_min=float(scheduler.get("sigma_min", 0.002)),
@@ -120,13 +120,13 @@ def read_diffusion(scheduler: Mapping[str, Any]) -> DDPM | EDM:
         )
     if not {"beta_start", "beta_schedule", "trained_betas"} & scheduler.keys():
         raise UserError(
-            f"scheduler: got {name}, wants one with betas, one of EDM's or {_CONSISTENCY_SCHEDULER}"
+            f"scheduler must be one with betas, one of EDM's or {_CONSISTENCY_SCHEDULER}, got {name}"
         )
     if scheduler.get("rescale_betas_zero_snr"):
         raise UserError(f"{name}: rescale_betas_zero_snr is not supported")
     prediction = scheduler.get("prediction_type", "epsilon")
     if prediction not in _PREDICTIONS:
-        raise UserError(f"{name}: got prediction_type {prediction}, wants one of {', '.join(_PREDICTIONS)}")
+        raise UserError(f"{name}: prediction_type must be one of {', '.join(_PREDICTIONS)}, got {prediction}")
     return DDPM(_betas(scheduler), prediction)
 
 
@@ -144,7 +144,7 @@ def _betas(scheduler: Mapping[str, Any]) -> Tensor:
         return first + (last - first) * ramp
     if kind == "squaredcos_cap_v2":
         return schedules.make_betas("cosine", steps=steps)
-    raise UserError(f"beta_schedule: got {kind}, wants linear, scaled_linear, sigmoid or squaredcos_cap_v2")
+    raise UserError(f"beta_schedule must be linear, scaled_linear, sigmoid or squaredcos_cap_v2, got {kind}")
 
 
 def _download(source: str) -> Path:
@@ -160,15 +160,15 @@ def _download(source: str) -> Path:
 def _read_config(folder: Path) -> dict[str, Any]:
     if not (folder / "config.json").is_file():
         raise UserError(
-            f"{folder}: wants a diffusers folder of a U-Net or of a pipeline; config.json is missing"
+            f"{folder}: expected a diffusers folder of a U-Net or a pipeline, but config.json is missing"
         )
     config = _read_json(folder / "config.json")
     if config.get("_class_name") != "UNet2DModel":
-        raise UserError(f"{folder}: got a {config.get('_class_name')}, wants a UNet2DModel")
+        raise UserError(f"{folder}: expected a UNet2DModel, got {config.get('_class_name')}")
     if not any(folder.glob(f"{_WEIGHTS}*.safetensors")):
         pickles = any(folder.glob("*.bin")) or any(folder.glob("*.pt"))
         got = "only pickled weights, which are not read" if pickles else "no weights"
-        raise UserError(f"{folder}: got {got}; wants {_WEIGHTS}.safetensors")
+        raise UserError(f"{folder}: expected {_WEIGHTS}.safetensors, got {got}")
     return config
 
 
@@ -187,13 +187,13 @@ def _check_data(
         trained = (size, size) if isinstance(size, int) else tuple(size)
         if trained != (height, width):
             raise UserError(
-                f"{folder}: the network is for images of {trained}, the data are {(height, width)}"
+                f"{folder}: expected a network for images of {(height, width)}, got one for {trained}"
             )
     if config.get("class_embed_type") is not None:
         raise UserError(f"{folder}: class_embed_type {config['class_embed_type']} is not supported")
     if config.get("num_class_embeds") != classes:
         got = config.get("num_class_embeds") or "no"
-        raise UserError(f"{folder}: the network has {got} classes, the data {classes or 'none'}")
+        raise UserError(f"{folder}: expected a network of {classes or 'no'} classes, got {got}")
 
 
 def _read_network(folder: Path) -> UNet:
@@ -228,7 +228,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise UserError(f"{path}: not JSON: {error}") from error
     if not isinstance(content, dict):
-        raise UserError(f"{path}: got a {type(content).__name__}, wants a JSON object")
+        raise UserError(f"{path}: expected a JSON object, got {type(content).__name__}")
     return content
 
 

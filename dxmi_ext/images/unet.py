@@ -102,7 +102,7 @@ def patched_shape(data_shape: Sequence[int], patch: int) -> tuple[int, int, int]
     """
     channels, height, width = check_shape(data_shape, 1)
     if height % patch or width % patch:
-        raise ValueError(f"patch: got {patch} for images of {height} x {width}, which are no multiples of it")
+        raise ValueError(f"patch must divide the image size, {height} x {width}, got {patch}")
     return channels * patch**2, height // patch, width // patch
 
 
@@ -112,13 +112,13 @@ def unet_config(a: Architecture, data_shape: Sequence[int], classes: int | None 
     groups = min(32, a.width // 4)
     if a.width < 4 or a.width % groups:
         raise ValueError(
-            f"width: got {a.width}, wants a multiple of {max(groups, 4)}, so that it can be grouped"
+            f"width must be a multiple of {max(groups, 4)} for group normalization, got {a.width}"
         )
     attends = [height >> level in a.attention for level in range(len(a.multipliers))]
     widths = tuple(a.width * m for m in a.multipliers)
     attending = {c for c, there in zip(widths, attends, strict=True) if there} | {widths[-1]}
     if a.head_channels is not None and any(c % a.head_channels for c in attending):
-        raise ValueError(f"head_channels: got {a.head_channels}, wants a divisor of {sorted(attending)}")
+        raise ValueError(f"head_channels must divide {sorted(attending)}, got {a.head_channels}")
     plain_down, plain_up = "DownBlock2D", "UpBlock2D"
     if a.adm:
         plain_down, plain_up = "ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D"
@@ -162,7 +162,7 @@ def check_shape(data_shape: Sequence[int], levels: int) -> tuple[int, int, int]:
     """
     shape, factor = tuple(data_shape), 2 ** (levels - 1)
     if len(shape) != 3 or min(shape) < 1 or shape[1] % factor or shape[2] % factor:
-        raise ValueError(f"data_shape: got {shape}, wants (C, H, W) with H and W multiples of {factor}")
+        raise ValueError(f"data_shape must be (C, H, W) with H and W multiples of {factor}, got {shape}")
     channels, height, width = shape
     return channels, height, width
 
@@ -171,7 +171,7 @@ def _named(name: str) -> Architecture:
     if name not in ARCHITECTURES:
         near = get_close_matches(name, ARCHITECTURES, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
-        raise ValueError(f"architecture: got {name!r}, wants one of {', '.join(ARCHITECTURES)}{hint}")
+        raise ValueError(f"architecture must be one of {', '.join(ARCHITECTURES)}, got {name!r}{hint}")
     return ARCHITECTURES[name]
 
 

@@ -33,7 +33,7 @@ def sample(name: str, n: int, key: Tensor, *, sample_offset: int = 0) -> Tensor:
         ValueError: the name is unknown.
     """
     if name not in DENSITIES:
-        raise ValueError(f"data: got {name!r}, wants one of {', '.join(DENSITIES)}")
+        raise ValueError(f"data must be one of {', '.join(DENSITIES)}, got {name!r}")
     z = ops.normal((n, 2), key, timestep=_NORMAL, sample_offset=sample_offset)
     u = noise.uniform((n, 2), key, timestep=_UNIFORM, sample_offset=sample_offset)
     # float64 inside: vectorised float32 functions may round otherwise in another split of the batch
@@ -78,7 +78,7 @@ def log_density(name: str, x: Tensor) -> Tensor:
         ValueError: the name is unknown.
     """
     if name not in DENSITIES:
-        raise ValueError(f"data: got {name!r}, wants one of {', '.join(DENSITIES)}")
+        raise ValueError(f"data must be one of {', '.join(DENSITIES)}, got {name!r}")
     x = x.double()
     if name == "checkerboard":
         column, row = ((x + 4) / 2).floor().T

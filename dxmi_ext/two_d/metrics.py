@@ -28,7 +28,7 @@ def sliced_wasserstein(x: Tensor, y: Tensor, *, projections: int = 1000, seed: i
         projections: number of random directions.
     """
     if x.shape != y.shape:
-        raise ValueError(f"y: got {[*y.shape]}, wants as many points as x, {[*x.shape]}")
+        raise ValueError(f"y must have the shape of x, {[*x.shape]}, got {[*y.shape]}")
     random = np.random.RandomState(seed % 2**32)  # which takes no more bits
     directions = random.normal(size=(x.shape[1], projections))
     directions /= np.linalg.norm(directions, axis=0)
@@ -62,7 +62,7 @@ def entropy_excess(samples: Tensor, data: Tensor, *, k: int = 5) -> float:
         samples, data: [n, D] each: of as many, everything else in that estimate is the same.
     """
     if samples.shape != data.shape:
-        raise ValueError(f"samples: got {[*samples.shape]}, wants as many as data, {[*data.shape]}")
+        raise ValueError(f"samples must have the shape of data, {[*data.shape]}, got {[*samples.shape]}")
     logs = [np.log(_neighbour_distances(_numpy(points), k)).mean() for points in (samples, data)]
     return float(samples.shape[1] * (logs[0] - logs[1]))
 
@@ -100,7 +100,7 @@ def energy_kl(
         temperature: more than 0.
     """
     if not temperature > 0:
-        raise ValueError(f"temperature: got {temperature}, wants more than 0")
+        raise ValueError(f"temperature must be > 0, got {temperature}")
     line = (torch.arange(size, device=device) + 0.5) * (8 / size) - 4
     cells = torch.cartesian_prod(line, line)
     log_p = log_density_fn(cells).double().log_softmax(0)

@@ -331,7 +331,7 @@ def test_runs_of_other_tasks_score_nothing(
 ) -> None:
     monkeypatch.setattr(tasks, "task_of", lambda _: SimpleNamespace())
     assert cli.main(["score", str(run), str(pictures)]) == 2
-    assert "which is no run of anomaly detection" in capsys.readouterr().err
+    assert "RUN must be a run of anomaly detection" in capsys.readouterr().err
 
 
 def test_pictures_are_seen_as_in_training(run: Path, tmp_path: Path) -> None:
