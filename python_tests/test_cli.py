@@ -284,7 +284,7 @@ def test_lack_of_memory_is_one_line(
     monkeypatch.setattr(two_d, "sample", sample)
     assert cli.main(["sample", str(finished), f"output={tmp_path}/a.npz"]) == 2
     out, err = capsys.readouterr()
-    assert err.splitlines()[-1].startswith("dxmi sample: out of memory, so batches") and out == ""
+    assert err.splitlines()[-1].startswith("dxmi sample: out of memory; reduce batches") and out == ""
 
 
 # --- mistakes of the user ----------------------------------------------------------------------------
@@ -344,17 +344,17 @@ def test_mistake_is_one_line(
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["train", "8gaussians", "--seed", "3"], "--seed is no option; a setting is written seed=3"),
+        (["train", "8gaussians", "--seed", "3"], "--seed is not an option; write a setting as seed=3"),
         (
             ["train", "--batch-size=64", "8gaussians"],
-            "--batch-size is no option; a setting is written batch_size=64",
+            "--batch-size is not an option; write a setting as batch_size=64",
         ),
         (
             ["train", "8gaussians", "--output", "a=3"],
-            "--output is no option; a setting is written output=VALUE",
+            "--output is not an option; write a setting as output=VALUE",
         ),
-        (["train", "8gaussians", "-s", "4"], "-s is no option; a setting is written seed=3"),
-        (["train", "8gaussians", "--dry"], "--dry is no option; a setting is written dry=VALUE"),
+        (["train", "8gaussians", "-s", "4"], "-s is not an option; write a setting as seed=3"),
+        (["train", "8gaussians", "--dry"], "--dry is not an option; write a setting as dry=VALUE"),
         (["info", "x"], "unexpected argument 'x'"),
         (["train"], "what to train is missing; see dxmi train --help"),
     ],
@@ -548,10 +548,10 @@ def test_one_run_samples_with_any_of_its_lengths(tmp_path: Path, capsys: pytest.
     assert not np.allclose(own, two, atol=0.1)
     for arguments, says in (
         (["sample", str(tmp_path / "run"), "steps=3"], "steps must be one of 1, 2, 5, got 3"),
-        (["train", "8gaussians", "lengths=1,2"], "lengths must have steps=5 among them, got 1,2"),
-        (["train", "8gaussians", "lengths=5,x"], "lengths must be numbers of steps, as 1,2,5"),
-        (["train", "8gaussians", "lengths=5,5"], "lengths must be numbers of steps"),
-        (["train", "8gaussians", "lengths=5,1001"], "lengths must be numbers of steps"),
+        (["train", "8gaussians", "lengths=1,2"], "lengths must include steps=5, got 1,2"),
+        (["train", "8gaussians", "lengths=5,x"], "lengths must be distinct numbers of steps <= 1000"),
+        (["train", "8gaussians", "lengths=5,5"], "lengths must be distinct numbers of steps"),
+        (["train", "8gaussians", "lengths=5,1001"], "lengths must be distinct numbers of steps"),
         (
             ["train", "8gaussians", "lengths=1,5", "skip_last=1"],
             "lengths must be null with cuda_graph",
@@ -672,7 +672,7 @@ def test_export_says_what_is_missing(
     monkeypatch.delattr("dxmi_ext.pipeline", raising=False)
     monkeypatch.setitem(sys.modules, "diffusers", None)
     assert cli.main(["export", str(tmp_path), f"output={tmp_path}/a"]) == 2
-    assert capsys.readouterr().err == "dxmi export needs diffusers: pip install diffusers\n"
+    assert capsys.readouterr().err == "dxmi export requires diffusers: pip install diffusers\n"
     assert not (tmp_path / "a").exists()
 
 
