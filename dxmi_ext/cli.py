@@ -298,8 +298,7 @@ def _evaluate(options: argparse.Namespace) -> None:
 
     if options.target is None:
         shown = (
-            f"of {name} runs:\n{config.describe(tasks.load(name).EvaluateSettings())}"
-            for name in tasks.tasks()
+            f"{name} runs:\n{config.describe(tasks.load(name).EvaluateSettings())}" for name in tasks.tasks()
         )
         _show_help(options, "\n\n".join(shown))
         return

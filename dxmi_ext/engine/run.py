@@ -240,9 +240,7 @@ class Run:
         source, state = found
         self.log.note(f"resuming from {source}")
         # Later checkpoints are removed before the log lines that they refer to.
-        wanted = (
-            state["log_position"] if self._mine(source) else 0
-        )  # the log lines of another folder are not here
+        wanted = state["log_position"] if self._mine(source) else 0  # the log of another folder is not here
         position = min(wanted, self.log.position())
         if self._mine(source) and position == wanted:
             keep = self.settings.keep_checkpoints

@@ -122,9 +122,8 @@ def _gather(rows: Tensor, ranks: Ranks) -> list[Tensor]:
     if ranks.alone:
         return [rows]
     parts = [torch.empty_like(rows) for _ in range(ranks.world_size)] if ranks.first else None
-    dist.gather(
-        rows, parts, group=ranks.control
-    )  # with a long timeout, since the first rank writes meanwhile
+    # This group has a long timeout, since the first rank writes meanwhile.
+    dist.gather(rows, parts, group=ranks.control)
     return parts or []
 
 

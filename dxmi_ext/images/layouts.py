@@ -1,6 +1,6 @@
-"""Image collections as they are found on disk: which files they are, and how to read them.
+"""Layouts of image collections on disk: how to find and read their files.
 
-Nothing is unpickled: the Python version of CIFAR-10 is read opcode by opcode, without running one.
+Nothing is unpickled: the Python version of CIFAR-10 is parsed opcode by opcode, without executing any.
 Imports numpy and the standard library; Pillow where an image is decoded.
 """
 
@@ -36,41 +36,41 @@ _CIFAR10_BYTES = 3 * 32 * 32
 
 
 class SplitMissing(ImageDataError):
-    """The split that was asked for is not there, or nothing is."""
+    """The requested split, or the whole collection, is missing."""
 
 
 class Pictures(NamedTuple):
-    """A collection that has been opened."""
+    """An open collection."""
 
     n: int
     get: Callable[[int], np.ndarray]
-    """Picture i, as `pixels.eight_bits` takes it: [H, W, C]."""
+    """i -> image i [H, W, C], for `pixels.eight_bits`."""
     labels: np.ndarray | None
     """int64 [n]"""
     class_names: list[str]
-    """Empty where the collection has no names."""
+    """Empty if the collection has no names."""
 
 
 class Source(NamedTuple):
-    """A collection that has been found, not yet opened."""
+    """A collection that was found, but not opened yet."""
 
     files: Sequence[str | Path]
-    """All it consists of: when one changes, so do the pictures."""
+    """All files of the collection, which determine the images."""
     open: Callable[[], Pictures]
     layout: str
     skipped: Sequence[Skipped] = ()
-    """What lies there too and is left out."""
+    """Other files there, which are skipped."""
 
 
 def find(path: Path, split: str) -> Source:
-    """Recognise what lies at ``path`` by the names of its files (LAYOUTS).
+    """Find the collection at ``path`` by the names of its files (LAYOUTS).
 
     Args:
-        split: "train", "test" or "val"; folders take "val" for a missing "test".
+        split: "train", "test" or "val"; folders use "val" if "test" is missing.
 
     Raises:
-        SplitMissing: nothing known lies there, or not that split of it.
-        ImageDataError: what lies there is ambiguous, or a part of it is missing.
+        SplitMissing: there is no known layout, or not the split.
+        ImageDataError: the layout is ambiguous or incomplete.
     """
     if path.suffix.lower() in npz.SUFFIXES and path.is_file():
         return Source([path], lambda: _open_npz(path, split), "npz")
@@ -100,7 +100,7 @@ def _open_cifar10(files: list[Path], read: Callable[[Path], tuple[np.ndarray, np
 
 
 def _read_cifar10_binary(file: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Records of a label's byte and 3,072 bytes of red, green and blue planes."""
+    """Records of one label byte and 3,072 bytes of red, green and blue planes."""
     refuse_pointer(file)
     content = np.fromfile(file, np.uint8)
     if len(content) == 0 or len(content) % (1 + _CIFAR10_BYTES):
@@ -114,7 +114,7 @@ def _read_cifar10_binary(file: Path) -> tuple[np.ndarray, np.ndarray]:
 def _read_cifar10_python(file: Path) -> tuple[np.ndarray, np.ndarray]:
     """The bytes after the key "data" and the integers after the key "labels" of a pickled dict.
 
-    A pickle is a program; here it is only parsed, and what does not look as expected is refused.
+    The pickle is parsed without executing it, and rejected if it has another structure.
     """
     content, labels, key = b"", list[int](), None
     c_order = False
@@ -123,7 +123,7 @@ def _read_cifar10_python(file: Path) -> tuple[np.ndarray, np.ndarray]:
     try:
         with file.open("rb") as stream:
             for opcode, argument, _ in pickletools.genops(stream):
-                if "STRING" in opcode.name:  # what Python 2 wrote; a pickle of Python 3 is refused below
+                if "STRING" in opcode.name:  # written by Python 2; a pickle of Python 3 is rejected below
                     if key == "data" and c_order and not content:
                         content = argument.encode("latin-1")
                     elif argument in ("data", "labels", "filenames", "batch_label"):
@@ -183,7 +183,7 @@ def _read_idx(file: Path, dimensions: int) -> np.ndarray:
 
 
 def _open_plain_or_gzip(file: Path) -> gzip.GzipFile | IO[bytes]:
-    """By its first bytes: not every browser keeps the name."""
+    """Opens a file by its first bytes, since some browsers change its name."""
     with file.open("rb") as stream:
         compressed = stream.read(2) == b"\x1f\x8b"
     return gzip.open(file) if compressed else file.open("rb")
@@ -267,7 +267,7 @@ def _find_folder(path: Path, split: str) -> Source | None:
 
 
 def _unwrapped(folder: Folder) -> tuple[Folder, list[Skipped]]:
-    """A folder, or the one in it where that is called images, perhaps beside masks; and what is left out."""
+    """A folder, or its only folder of images if named so, possibly beside masks; and what is skipped."""
     parts = listing.parts(folder)
     others = list(parts.others.values())
     if len(others) == 1 and listing.is_wrapper(others[0].name) and not parts.splits:
@@ -282,10 +282,10 @@ def _unwrapped(folder: Folder) -> tuple[Folder, list[Skipped]]:
 
 
 def _classes(folder: Folder, *, within_split: bool) -> tuple[list[Folder], list[Skipped]]:
-    """The folders of classes in a folder, none where it holds images alone; and what is left out.
+    """The folders of classes in a folder, none if it holds images directly; and what is skipped.
 
     Args:
-        within_split: a class may then be called as a split is.
+        within_split: whether the folder is a split, so that a class may have the name of a split.
     """
     parts = listing.parts(folder)
     classes = dict(parts.others)
@@ -304,7 +304,7 @@ def _classes(folder: Folder, *, within_split: bool) -> tuple[list[Folder], list[
 
 
 def _check_masks(folder: Folder, masks: dict[str, Folder], classes: dict[str, Folder]) -> None:
-    """Refuses folders that are called as masks are and may be classes."""
+    """Rejects folders that are named like masks but may be classes."""
     stems: set[str] | None = None
     for name, inner in masks.items():
         what = f"data: {folder.path}: {name}/ may be masks or a class"

@@ -103,7 +103,7 @@ class Costs:
         return {} if self.temperature is None else self.temperature.update(data, samples)
 
     def parts(self) -> dict[str, Any]:
-        """The state, as of `Stepper.parts`."""
+        """The state; see `Stepper.parts`."""
         factor = {} if self.temperature is None else {"temperature": self.temperature.factor}
         return {"velocity_var": self.velocity_var, **factor}
 

@@ -34,7 +34,7 @@ def test_it_is_trained_once(
 ) -> None:
     data = two_kinds()
     first = classifier.extractor(data, cache=tmp_path)
-    assert "classifies 100.0% of held-out images correctly" in capsys.readouterr().err
+    assert "features=classifier: accuracy 100.0% on held-out images" in capsys.readouterr().err
     assert classifier.extractor(data, cache=tmp_path / "other").identity == first.identity  # seeded
     (entry,) = tmp_path.glob("classifier-*/")
     with monkeypatch.context() as patch:

@@ -330,7 +330,7 @@ def test_edm_schedulers_are_understood_and_others_refused() -> None:
 def test_folders_that_do_not_fit(tmp_path: Path) -> None:
     saved(tmp_path / "a")
     for shape, classes, message in [
-        ((3, 8, 8), None, "1 to 1 channels, the data 3"),
+        ((3, 8, 8), None, "expected a network of 3 channels, got 1 to 1"),
         ((1, 16, 16), None, "expected a network for images of .16, 16., got one for .8, 8."),
         ((1, 9, 9), None, "multiples of 2"),
         ((1, 8, 8), 3, "expected a network of 3 classes, got no"),

@@ -132,7 +132,7 @@ def test_a_denoiser_keeps_its_sigma_data(
     assert run("pretrain", PLAIN, tmp_path / "base", data, "schedule=edm") == 0
     settings = ["schedule=edm", f"start={tmp_path / 'base'}", "sigma_data=.7"]
     assert run("train", PLAIN, tmp_path / "run", data, *settings) == 2
-    assert "sigma_data must be 0.5 as of" in capsys.readouterr().err
+    assert "sigma_data must be 0.5 as in" in capsys.readouterr().err
 
 
 def test_a_start_that_ships(
@@ -187,7 +187,7 @@ class Means(torch.nn.Module):
 @pytest.mark.parametrize(
     ("train", "test", "kept", "lines"),
     [
-        (1, 1, [], ["metrics of samples: will be left out, they need 2 or more images, got 1"]),
+        (1, 1, [], ["metrics of samples: will be left out, they require >= 2 images, got 1"]),
         (3, 0, ["fd_means_3", "kd_means_3", "kd_means_3_std"], ["precision and recall: will be left out, th",
                                                               "metrics of test images: left out, "]),
         (5, 4, ["fd_means_5", "kd_means_5", "kd_means_5_std", "precision_means_5", "recall_means_5"],
@@ -367,7 +367,7 @@ def test_what_pretraining_teaches_is_what_the_samplers_steps_want(prediction: st
         (["unet=cifar10", "image_size=12"], "data_shape must be (C, H, W) with H and W multiples of "),
         (["steps=1001"], "steps must be <= train_steps=1000, got 1001"),
         (["sigma_min=90"], "sigma_min must be < sigma_max=80.0, got 90.0"),
-        (["pretrain_iterations=0"], "start must be a network where pretrain_iterations=0"),
+        (["pretrain_iterations=0"], "start must be a network with pretrain_iterations=0"),
         (["cuda_graph=true"], "cuda_graph must be false without a CUDA device"),
         (["negatives=short_run"], "negatives must be sampler or refined in image recipes, got short_run"),
         (["pretrained=false", "start=run"], "pretrained must be true with start=run"),
