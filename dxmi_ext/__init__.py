@@ -1,7 +1,7 @@
 """DxMI: a few-step diffusion sampler and an energy-based model, trained together without MCMC.
 
-The names in ``__all__`` are for use in other training code; each is imported when it is first used.
-``dxmi_ext.ops`` holds the fused torch ops and needs torch and numpy alone. Imports run one way:
+The names in ``__all__`` are for use in other training code; each is imported on first use. ``dxmi_ext.ops``
+has the fused torch ops and requires only torch and numpy. Imports run one way:
 _native <- ops <- engine <- method <- two_d, images, anomaly, energies <- reproduce <- cli.
 """
 
@@ -10,13 +10,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pkgutil import extend_path
 from typing import Any
 
-# In a checkout, which Python's -m and -c put first on the path, the compiled module is that of the installed
-# package.
+# In a checkout, which python -m and -c put first on the path, use the installed package's compiled module.
 __path__ = extend_path(__path__, __name__)
 
 try:
     __version__ = version("dxmi_ext")
-except PackageNotFoundError:  # imported from the source folder; _native says what to do
+except PackageNotFoundError:  # imported from the source folder; _native raises an error
     __version__ = "0+uninstalled"
 
 _HOMES = {

@@ -1,4 +1,4 @@
-"""Loads the compiled half of the package and tells what it holds. Imports torch alone."""
+"""Loads the compiled module of the package and describes it. Imports torch alone."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ except ModuleNotFoundError as error:
     ) from error
 except ImportError as error:
     raise ImportError(
-        f"dxmi_ext's compiled module does not load with torch {torch.__version__}: {error}. It needs "
+        f"dxmi_ext's compiled module does not load with torch {torch.__version__}: {error}. It requires "
         "torch >= 2.10 and the C++ runtime libraries it was built with"
     ) from error
 
 
 def cpu_variants() -> list[str]:
-    """Instruction-set variants of the CPU kernels that this processor runs, fastest first."""
+    """Instruction-set variants of the CPU kernels that this processor supports, fastest first."""
     return _C.cpu_variants()
 
 
 def cpu_variant() -> str:
-    """The variant in use: the fastest, or what the environment variable DXMI_CPU_VARIANT names."""
+    """The variant in use: the fastest, or the one named by the environment variable DXMI_CPU_VARIANT."""
     return _C.cpu_variant()
 
 
 def cuda_status() -> str:
-    """Why the ops do not run on CUDA tensors; empty if they do."""
+    """The reason why the ops do not run on CUDA tensors; empty if they do."""
     return _cuda_status
 
 
 def driver_cuda() -> str:
-    """The newest CUDA that the installed driver runs, e.g. "13.0"; empty where there is no driver."""
+    """The newest CUDA version that the driver supports, e.g. "13.0"; empty without a driver."""
     version = ctypes.c_int()
     try:
         failed = ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version))
@@ -48,7 +48,7 @@ def driver_cuda() -> str:
 
 
 def build_info() -> dict[str, str]:
-    """How the compiled half was built and what it meets here, for `dxmi info` and bug reports."""
+    """How the compiled module was built and what is available here, for `dxmi info` and bug reports."""
     kernels = "none" if _C.cuda_left_out else f"nvcc {_C.nvcc}, architectures {_C.cuda_architectures}"
     return {
         "built with torch": _C.torch_headers,
@@ -61,7 +61,7 @@ def build_info() -> dict[str, str]:
 
 
 def _load_cuda_half() -> str:
-    """Loads the CUDA kernels where torch has CUDA; tells why not."""
+    """Loads the CUDA kernels if torch has CUDA; returns the reason if it cannot."""
     if _C.cuda_left_out:
         return (
             f"dxmi_ext was built without CUDA kernels ({_C.cuda_left_out}). Move the tensors to the CPU, or "
@@ -83,7 +83,7 @@ def _load_cuda_half() -> str:
 
 
 def _refuse_cuda_tensors() -> torch.library.Library:
-    """Answers a CUDA tensor with a remedy, at no cost to calls on the CPU."""
+    """Raises an error with a remedy for CUDA tensors, without overhead on the CPU."""
 
     def refuse(*args: object, **kwargs: object) -> NoReturn:
         raise RuntimeError(f"dxmi_ext has no kernels for CUDA tensors: {_cuda_status}")

@@ -1,6 +1,6 @@
-"""The command `dxmi`, a function for each of its own commands.
+"""The command `dxmi`, with a function for each subcommand.
 
-Imports what a command needs when it runs.
+Imports what a command requires when it runs.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ S = TypeVar("S", bound=Settings)
 
 
 class _Parser(argparse.ArgumentParser):
-    """One whose errors are one line."""
+    """An argument parser whose errors are one line."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command line; returns the exit status. Mistakes of the user are one line on stderr."""
+    """Runs the command line and returns the exit status. Errors of the user are one line on stderr."""
     terminal.accept_any_text()
     try:
         try:
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 sys.stdout.flush()  # so that a failed write is reported
     except OSError as error:
         terminal.discard_rest()
-        if isinstance(error, BrokenPipeError):  # as of `| head`
+        if isinstance(error, BrokenPipeError):  # such as by `| head`
             return terminal.HUNG_UP
         print(f"dxmi: standard output: {error}", file=sys.stderr)
         return 2
@@ -70,14 +70,14 @@ def _run(given: list[str]) -> int:
         if error.name is None or error.name.startswith(("dxmi_ext", "torch")):
             raise
         what = "diffusers" if error.name == "diffusers" else "'dxmi_ext[train]'"
-        print(f"dxmi {options.command} needs {error.name}: pip install {what}", file=sys.stderr)
+        print(f"dxmi {options.command} requires {error.name}: pip install {what}", file=sys.stderr)
         return 2
     except (MemoryError, RuntimeError) as error:
         if not _is_lack_of_memory(error):
             raise
         print(
-            f"dxmi {options.command}: out of memory, so batches, networks or numbers of samples must be "
-            f"smaller: {' '.join(str(error).split())}",
+            f"dxmi {options.command}: out of memory; reduce batches, networks or numbers of samples: "
+            f"{' '.join(str(error).split())}",
             file=sys.stderr,
         )
         return 2
@@ -88,15 +88,15 @@ def _run(given: list[str]) -> int:
 
 
 def _is_lack_of_memory(error: Exception) -> bool:
-    """Of Python, numpy, a GPU or a CPU; for the last torch has no type of its own."""
+    """Whether Python, numpy, a GPU or a CPU is out of memory; for the last, torch has no error type."""
     text = str(error)
     return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text
 
 
 def _read(given: list[str]) -> argparse.Namespace:
-    """The command's options; with a mistake in them, the process ends."""
+    """The command's options; invalid ones end the process."""
     end = given.index("--") if "--" in given else len(given)
-    # Flags first: argparse takes no positional arguments after them, where some may be left out.
+    # Flags first: argparse accepts no optional positional arguments after them.
     flags_first = sorted(given[1:end], key=lambda text: not re.match("-.", text))
     options, unknown = _parser().parse_known_args([*given[:1], *flags_first, *given[end:]])
     if unknown:
@@ -107,20 +107,20 @@ def _read(given: list[str]) -> argparse.Namespace:
 
 
 def _hint(unknown: str, given: list[str]) -> str:
-    """What to write in place of an unknown argument, as ``--seed 3`` or ``--seed=3``."""
+    """The error for an unknown argument, such as ``--seed 3`` or ``--seed=3``, with the right syntax."""
     if not unknown.startswith("-"):
-        return f"got {unknown!r}, which is too much"
+        return f"unexpected argument {unknown!r}"
     name, equals, value = unknown.partition("=")
     example = "seed=3"
     if re.match("--[A-Za-z]", name):
         after = [] if equals else given[given.index(unknown) + 1 :]
         value = after[0] if after and not re.search("^-|=", after[0]) else value or "VALUE"
         example = shlex.quote(f"{name[2:].replace('-', '_')}={value}")
-    return f"{name} is no option; a setting is written {example}"
+    return f"{name} is not an option; write a setting as {example}"
 
 
 def _expanded(text: str) -> str:
-    """A path among the settings; key=value stays as it is, for the key to say whether it is a path."""
+    """Expands ~ in a path; key=value is left to the key."""
     return expand("path", text) if text.startswith("~") else text
 
 
@@ -135,7 +135,7 @@ def _parser() -> argparse.ArgumentParser:
         target: str = "",
         rest: str = "key=value",
     ) -> argparse.ArgumentParser:
-        # The settings are part of the help, so argparse's own would be half of it.
+        # argparse's own help lacks the settings.
         sub = commands.add_parser(name, help=help, description=help, add_help=False, allow_abbrev=False)
         sub.add_argument("-h", "--help", action="store_true", help="show this help and every setting")
         if target:
@@ -144,7 +144,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=run, parser=sub, target_name=target.split(":")[0])
         return sub
 
-    recipe = "RECIPE: name of a recipe, or the path of a yaml file"
+    recipe = "RECIPE: name of a recipe, or path of a yaml file"
     for name, help in (
         ("train", "Run a recipe: its pretraining first, then DxMI."),
         ("pretrain", "Run a recipe's pretraining alone."),
@@ -153,48 +153,48 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument(
             "--dry-run",
             action="store_true",
-            help="build everything, try one iteration of each phase, write nothing",
+            help="build everything, run one iteration of each phase, write nothing",
         )
     sub = command(
         "data",
         _data,
-        "Show what would be read from a path: splits, classes, masks, sizes, what is left out.",
-        "PATH: a folder or file of images, or a file of vectors",
+        "Show what would be read from a path: splits, classes, masks, sizes, and what is skipped.",
+        "PATH: folder or file of images, or file of vectors",
         rest="recipe=NAME or key=value",
     )
     sub.add_argument("--json", action="store_true", help="print JSON")
-    run = "RUN: folder of a finished run, or the name of one that ships"
-    command("sample", _sample, "Draw samples from a run's sampler; torchrun: on several devices.", run)
-    command("evaluate", _evaluate, "Compute a run's numbers again.", run)
+    run = "RUN: folder of a finished run, or name of one that ships with the package"
+    command("sample", _sample, "Draw samples from a run's sampler; with torchrun, on several devices.", run)
+    command("evaluate", _evaluate, "Compute a run's metrics again.", run)
     command(
         "score",
         _score,
-        "Score pictures by a run of anomaly detection: a table, heat maps and a page of the worst; or a file "
-        "of vectors by a run of vectors: a table.",
+        "Score images with a run of anomaly detection: a table, heat maps and a page of the worst; or a file "
+        "of vectors with a run of vectors: a table.",
         run,
         rest="IMAGE, FOLDER, FILE or key=value",
     )
-    command("report", _report, "Write numbers, curves and pictures as one page.", "RUN: folder of a run")
+    command("report", _report, "Write metrics, curves and pictures as one page.", "RUN: folder of a run")
     sub = command(
         "reproduce",
         _reproduce,
-        "Run an experiment of the paper, row by row and seed by seed, and write its table.",
+        "Run an experiment, row by row and seed by seed, and write its table.",
         "EXPERIMENT: name of an experiment",
     )
-    sub.add_argument("--quick", action="store_true", help="a tenth of the iterations, in minutes")
+    sub.add_argument("--quick", action="store_true", help="run a tenth of the iterations, in minutes")
     command(
         "export",
         _export,
-        "Save a run's image sampler as a pipeline of diffusers, a detector as .pt2 (torch.export) and ONNX.",
+        "Save a run's image sampler as a diffusers pipeline, a detector as .pt2 (torch.export) and ONNX.",
         run,
     )
     command(
         "convert",
         _convert,
-        "Turn a checkpoint of EDM or of consistency models into a folder of diffusers.",
-        "CHECKPOINT: a state dict, in safetensors or as torch.save wrote it",
+        "Convert a checkpoint of EDM or consistency models to a diffusers folder.",
+        "CHECKPOINT: state dict, in safetensors or written by torch.save",
     )
-    command("info", _info, "Tell versions, and which kernels run here.")
+    command("info", _info, "Show versions, and which kernels run here.")
     return parser
 
 
@@ -206,7 +206,7 @@ def _train(options: argparse.Namespace) -> None:
         common = config.describe(RunSettings(recipe="RECIPE"))
         _show_help(
             options,
-            f"recipes: {', '.join(tasks.recipes())}, each with settings of its own (dxmi train RECIPE --help)"
+            f"recipes: {', '.join(tasks.recipes())}; for the settings of one: dxmi train RECIPE --help"
             f"\n\n{common}",
         )
         return
@@ -247,9 +247,9 @@ def _data(options: argparse.Namespace) -> None:
             for title, module in (("images", image_sources), ("anomaly", anomaly_sources))
         )
         keys = (
-            "recipe=NAME  recipe that is to read PATH, or images; by default anomaly or anomaly-vectors "
-            "where PATH\n             has one of their layouts, else images\n"
-            "key=value    setting of that recipe, as classes= or train_share="
+            "recipe=NAME  recipe that reads PATH, or images; by default anomaly or anomaly-vectors "
+            "if PATH\n             has one of their layouts, else images\n"
+            "key=value    setting of that recipe, such as classes= or train_share="
         )
         _show_help(options, "\n\n".join([keys, *layouts, f"anomaly-vectors, an npz:\n{vectors.LAYOUTS}"]))
         return
@@ -298,8 +298,7 @@ def _evaluate(options: argparse.Namespace) -> None:
 
     if options.target is None:
         shown = (
-            f"of {name} runs:\n{config.describe(tasks.load(name).EvaluateSettings())}"
-            for name in tasks.tasks()
+            f"{name} runs:\n{config.describe(tasks.load(name).EvaluateSettings())}" for name in tasks.tasks()
         )
         _show_help(options, "\n\n".join(shown))
         return
@@ -328,7 +327,7 @@ def _score(options: argparse.Namespace) -> None:
         return
     folder, task = _run_of(options)
     if not hasattr(task, "load_scorer"):
-        raise ConfigError(f"RUN: got {options.target!r}, which is no run of anomaly detection")
+        raise ConfigError(f"RUN must be a run of anomaly detection, got {options.target!r}")
     output = Path(cfg.output or _beside(options, folder, "scores"))
     inspection.check_output(output)
     scorer = task.load_scorer(folder, choose_device(cfg.device))
@@ -339,7 +338,7 @@ def _score(options: argparse.Namespace) -> None:
     found, missing = inspection.score(scorer, pictures, output, cfg)
     print(f"{output}: {found}")
     if missing:
-        raise UserError(f"{missing} of {len(pictures)} pictures have no score; scores.csv tells why")
+        raise UserError(f"{missing} of {len(pictures)} images have no score; scores.csv has the reasons")
 
 
 def _report(options: argparse.Namespace) -> None:
@@ -386,18 +385,18 @@ def _export(options: argparse.Namespace) -> None:
 
         output = Path(cfg.output or _beside(options, folder, "detector"))
         usage = export.export(task.load_scorer(folder, torch.device("cpu")), output, onnx=cfg.onnx)
-        print(f"{output}: a detector; to use it:\n{usage}")
+        print(f"{output}: a detector; usage:\n{usage}")
         return
     if cfg.onnx is not None:
-        raise ConfigError(f"onnx: got {cfg.onnx}, but {options.target} is no run of anomaly detection")
+        raise ConfigError(f"onnx must be null unless RUN is a run of anomaly detection, got {cfg.onnx}")
     output = Path(cfg.output or _beside(options, folder, "diffusers"))
     trained, networks = task.load(folder, torch.device("cpu"))
     if not hasattr(networks, "sampler"):
-        raise ConfigError(f"RUN: got {options.target!r}, whose sampler is not of images")
+        raise ConfigError(f"RUN must have a sampler of images, got {options.target!r}")
     if not trained.algorithm.trains_sampler:
-        raise ConfigError(f"RUN: got {options.target!r}, which trained no sampler")
+        raise ConfigError(f"RUN must have a trained sampler, got {options.target!r}")
     usage = exchange.export(networks.sampler, output)
-    print(f"{output}: a pipeline of diffusers; to use it:\n{usage}")
+    print(f"{output}: a diffusers pipeline; usage:\n{usage}")
 
 
 def _convert(options: argparse.Namespace) -> None:
@@ -405,7 +404,7 @@ def _convert(options: argparse.Namespace) -> None:
 
     if (cfg := _settings(options, exchange.ConvertSettings)) is not None:
         output = exchange.convert_checkpoint(Path(options.target), cfg)
-        print(f"{output}: a UNet2DModel of diffusers (unet/) and what it was trained for (scheduler/)")
+        print(f"{output}: a UNet2DModel of diffusers (unet/) and its diffusion (scheduler/)")
 
 
 def _info(options: argparse.Namespace) -> None:
@@ -435,11 +434,11 @@ def _info(options: argparse.Namespace) -> None:
 
 def _tell_how_to_go_on(options: argparse.Namespace, *settings: str) -> None:
     again = shlex.join(["dxmi", options.command, options.target, *settings])
-    print(f"stopped; it goes on with: {again}", file=sys.stderr)
+    print(f"stopped; to resume: {again}", file=sys.stderr)
 
 
 def _settings(options: argparse.Namespace, cls: type[S]) -> S | None:
-    """Those of a command, or None where their help was asked for and shown."""
+    """The settings of a command, or None after showing their help."""
     if options.help or options.target is None:
         _show_help(options, config.describe(cls()))
         return None
@@ -447,7 +446,7 @@ def _settings(options: argparse.Namespace, cls: type[S]) -> S | None:
 
 
 def _run_of(options: argparse.Namespace, *, finished: bool = True) -> tuple[Path, ModuleType]:
-    """The folder that a command is about, and its task; one with networks, if it has to be finished."""
+    """The run's folder and its task; if ``finished``, it must have networks."""
     from dxmi_ext import tasks
     from dxmi_ext.engine import folders
 
@@ -463,7 +462,7 @@ def _run_of(options: argparse.Namespace, *, finished: bool = True) -> tuple[Path
 
 
 def _beside(options: argparse.Namespace, folder: Path, name: str) -> Path:
-    """Where an output goes by default: in the run's folder, of a run that ships in the current one."""
+    """Default path of an output: in the run's folder, or in the current one for a run that ships."""
     return folder / name if Path(options.target).is_dir() else Path(f"{folder.name}-{name}")
 
 

@@ -1,4 +1,4 @@
-"""The fused ops of DxMI, for any training loop. Needs torch and numpy alone.
+"""The fused ops of DxMI, for any training loop. Requires only torch and numpy.
 
 N rows (batch), ``*`` data dimensions, D their product, T steps. ``timestep`` is the generation step
 0..T-1, noise to data, never a diffusion time. Samples are float32, bfloat16, float16 or float64; row
@@ -10,15 +10,15 @@ Noise comes from a key, not from torch's generators: element i of row n at step 
 (key, t, sample_offset + n, i), whatever the device, memory format or split of the batch. The backward pass
 replays it, so none is stored.
 
-Every op works under autograd, ``torch.compile(fullgraph=True)`` and ``torch.func.grad``, but for torch.func
-inside torch.compile. Second derivatives are refused with an error, and so is an argument that requires grad
-where the op has no gradient for it: coefficients such as ``gamma`` are constants. Any two arguments may be
-the same tensor. Bad input raises RuntimeError naming the op and the argument. Values (``timestep`` in
-0..T-1, ``velocity_var`` > 0) are checked on the CPU; on CUDA, where that would wait for the device, bad
-ones make rows of NaN, and a gradient of NaN for all of log_std where a timestep is out of range.
+Every op supports autograd, ``torch.compile(fullgraph=True)`` and ``torch.func.grad``, except torch.func
+inside torch.compile. Second derivatives raise an error, and so does an argument that requires grad if the op
+has no gradient for it: coefficients such as ``gamma`` are constants. Any two arguments may be the same
+tensor. Invalid input raises a RuntimeError that names the op and the argument. Values (``timestep`` in
+0..T-1, ``velocity_var`` > 0) are checked on the CPU; on CUDA, where that would require a synchronization,
+invalid ones give rows of NaN, and an invalid timestep gives a gradient of NaN for all of log_std.
 
-On CUDA, ops run on the current stream and wait for nothing, so they may be captured in a CUDA graph: once
-warmed up, with a key that advances within the graph, ``key.copy_(next_key(key))`` after the backward pass.
+On CUDA, ops run on the current stream without synchronization, so they may be captured in a CUDA graph: after
+a warm-up, with a key that advances within the graph, ``key.copy_(next_key(key))`` after the backward pass.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ __all__ = [
 ]
 
 INITIAL_TIMESTEP = 2**32 - 1
-"""The timestep that addresses x_0's noise; no step of a sampler has it."""
+"""Timestep reserved for the noise of x_0; no step of a sampler uses it."""
 
 SAMPLE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -63,18 +63,18 @@ def noise_key(
     generator: torch.Generator | None = None,
     device: torch.device | str | None = None,
 ) -> Tensor:
-    """Makes a noise key (seed, draw = 0).
+    """Creates a noise key (seed, draw = 0).
 
     Args:
-        seed: in [-2**63, 2**64); None draws one from ``generator``, else from torch's own.
-        generator: source of the seed when ``seed`` is None.
-        device: of the key, and so of the samples. Default: the generator's device, or torch's default.
+        seed: integer in [-2**63, 2**64); None draws one from ``generator`` or torch's default generator.
+        generator: source of the seed if ``seed`` is None.
+        device: device of the key, and so of the samples. Default: the generator's device, or torch's default.
 
     Returns:
         int64 [2].
 
     Raises:
-        TypeError, ValueError: ``seed`` is no integer or out of range, or both seed and generator are given.
+        TypeError, ValueError: ``seed`` is not an integer or out of range, or given with a generator.
     """
     if seed is None:
         if device is None and generator is not None:
@@ -82,7 +82,7 @@ def noise_key(
         drawn = torch.empty((), dtype=torch.int64, device=device).random_(generator=generator)
         return torch.stack((drawn, torch.zeros_like(drawn)))
     if generator is not None:
-        raise ValueError("dxmi_ext.ops.noise_key: give a seed or a generator, not both")
+        raise ValueError("dxmi_ext.ops.noise_key: seed must be None with a generator, got both")
     if not isinstance(seed, int) or isinstance(seed, bool):
         raise TypeError(f"dxmi_ext.ops.noise_key: seed must be an int or None, got {type(seed).__name__}")
     if not -(2**63) <= seed < 2**64:
@@ -93,8 +93,8 @@ def noise_key(
 
 
 def next_key(key: Tensor) -> Tensor:
-    """The key of the next draw: a new tensor (seed, draw + 1). No host sync; ``key`` stays as it is, since a
-    pending backward pass may still replay its noise."""
+    """The key of the next draw: a new tensor (seed, draw + 1), without a host sync. ``key`` is not changed,
+    since a pending backward pass may still replay its noise."""
     _check_key("next_key", key)
     return key + torch.arange(2, dtype=torch.int64, device=key.device)
 
@@ -107,14 +107,14 @@ def normal(
     sample_offset: int = 0,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Standard normals z [N, *]: those that `sampler_step` would use at ``timestep``.
+    """Standard normal z [N, *], the noise that `sampler_step` uses at ``timestep``.
 
     Args:
         shape: (N, *).
-        key: int64 [2], from `noise_key`; its device is the result's.
-        timestep: in 0..2**32 - 1; the default is reserved for x_0.
+        key: int64 [2], from `noise_key`; the result is on its device.
+        timestep: integer in 0..2**32 - 1; the default is reserved for x_0.
         sample_offset: global index of the first row, in 0..2**32 - N.
-        dtype: z is float32, then converted.
+        dtype: dtype of the result, converted from float32.
     """
     _check_key("normal", key)
     if dtype not in SAMPLE_DTYPES:
@@ -152,7 +152,7 @@ def sampler_step(
     *,
     sample_offset: int = 0,
 ) -> StepOutput:
-    """One reparametrised step of the sampler, with its log-probability and displacement (DxMI, sec. 1).
+    """One reparametrized step of the sampler, with its log-probability and displacement (DxMI, sec. 1).
 
     ``next_sample = sample_coef[t] sample + output_coef[t] model_output + exp(log_std[t]) z``. The row results
     are taken before next_sample is rounded to its dtype; ``log_std = -inf`` makes a step deterministic.
@@ -160,7 +160,7 @@ def sampler_step(
 
     Args:
         sample: x_t [N, *].
-        model_output: [N, *], of sample's dtype and device.
+        model_output: [N, *], with sample's dtype and device.
         timestep: int64 [N].
         sample_coef, output_coef, log_std: [T].
         key: int64 [2], from `noise_key`.
@@ -190,11 +190,11 @@ def transition_log_prob(
     output_coef: Tensor,
     log_std: Tensor,
 ) -> Tensor:
-    """Scores a given transition: mean over D of log N(next_sample; mean, exp(log_std[t])^2), [N].
+    """Log-probability of a given transition: mean over D of log N(next_sample; mean, exp(log_std[t])^2), [N].
 
-    Differentiable in next_sample, sample, model_output and log_std. Where `sampler_step`'s log_prob moves
-    with the sample it drew, this one holds it fixed, as policy gradients need (GCD, arXiv 2312.03397).
-    A step with std 0 has no density; its rows are not finite. Arguments as in `sampler_step`.
+    Differentiable in next_sample, sample, model_output and log_std. Unlike `sampler_step`'s log_prob, it
+    treats the next sample as fixed, as policy gradients require (GCD, arXiv 2312.03397). A step with std 0
+    has no density; its rows are not finite. See `sampler_step` for the arguments.
     """
     return _call(_LOG_PROB, next_sample, sample, model_output, timestep, sample_coef, output_coef, log_std)
 
@@ -212,16 +212,16 @@ def running_cost(
     *,
     skip_last: int = 0,
 ) -> Tensor:
-    """Velocity cost less entropy bound, a row (DxMI, sec. 2): [N].
+    """Velocity cost minus entropy bound for each row (DxMI, sec. 2), [N].
 
     ``tau_velocity sq_displacement / (2 velocity_var[t]) - tau_entropy log_std[t]``, and zero for
     t >= T - skip_last. Differentiable in sq_displacement and log_std.
 
     Args:
-        sq_displacement: [N], float32 or float64, as are the tables.
+        sq_displacement: [N], float32 or float64, like the tables.
         timestep: int64 [N].
         log_std, velocity_var: [T]; velocity_var is s_t^2, positive.
-        skip_last: how many of the last steps carry no cost.
+        skip_last: number of last steps without cost.
     """
     return _call(
         _COST, sq_displacement, timestep, log_std, velocity_var, tau_entropy, tau_velocity, skip_last
@@ -281,14 +281,14 @@ def energy_loss(energy_data: Tensor, energy_sample: Tensor, gamma: float) -> Ten
 
 
 def update_velocity_var_(velocity_var: Tensor, sq_displacement: Tensor, decay: float) -> Tensor:
-    """Adaptive velocity regularisation, in place: decay v + (1 - decay) mean_B (DxMI, Alg. 1, step 5).
+    """Adaptive velocity regularization, in place: decay v + (1 - decay) mean_B (DxMI, Alg. 1, step 5).
 
     Builds no graph: sq_displacement is a constant here even if it requires grad.
 
     Args:
-        velocity_var: [T], float32 or float64; not expanded, since it is written to.
+        velocity_var: [T], float32 or float64; must not be expanded, since it is written to.
         sq_displacement: [T, B], of the same dtype.
-        decay: in [0, 1].
+        decay: decay in [0, 1].
 
     Returns:
         velocity_var.
@@ -302,21 +302,21 @@ def update_velocity_var_(velocity_var: Tensor, sq_displacement: Tensor, decay: f
 
 
 # --- autograd ----------------------------------------------------------------------------------------
-# torch.autograd.Function over *_fwd and *_bwd ops is about half the overhead of library.register_autograd.
+# torch.autograd.Function over *_fwd and *_bwd ops has about half the overhead of library.register_autograd.
 
 
 def _call(gradients: _Gradients, *args: Any) -> Any:
-    # Where nothing records, as in a rollout, apply's overhead is more than that of the op.
+    # Without grad mode, as in a rollout, apply's overhead would exceed the op's.
     if not torch.is_grad_enabled():
         return gradients.function.forward(*args)
     gradients.refuse_others(args)
     if torch.compiler.is_compiling():
-        if torch._C._are_functorch_transforms_active():  # Dynamo would make a gradient of zero
+        if torch._C._are_functorch_transforms_active():  # Dynamo would return a zero gradient
             raise NotImplementedError(
                 f"dxmi_ext.ops.{gradients.op}: torch.func inside torch.compile is not supported"
             )
-        # Dynamo calls an autograd.Function wrongly where nothing requires grad, and refuses it where one
-        # tensor is given twice.
+        # Dynamo miscalls an autograd.Function if nothing requires grad, and rejects it if a tensor is given
+        # twice.
         if not any(isinstance(a, Tensor) and a.requires_grad for a in args):
             return gradients.function.forward(*args)
         args = tuple(
@@ -327,7 +327,7 @@ def _call(gradients: _Gradients, *args: Any) -> Any:
 
 
 def _refuse_gradients(op: str, **constants: Any) -> None:
-    """Refuses arguments that would silently get no gradient. With grad mode off, none is expected."""
+    """Rejects arguments that would silently get no gradient. With grad mode off, none is expected."""
     if torch.is_grad_enabled():
         for name, value in constants.items():
             if isinstance(value, Tensor) and value.requires_grad:
@@ -341,14 +341,14 @@ def _no_gradient(op: str, argument: str) -> NotImplementedError:
 
 
 class _Function(torch.autograd.Function):
-    """Keeps its forward's signature: `apply` asks for it on every call, and it takes half an op to find."""
+    """Caches the signature of forward, which `apply` inspects on every call at half the cost of an op."""
 
     def __init_subclass__(cls) -> None:
         cls.forward.__signature__ = inspect.signature(cls.forward)  # type: ignore[attr-defined]
 
 
 class _Gradients(NamedTuple):
-    """A differentiable op, and which of its inputs get a gradient."""
+    """A differentiable op and its differentiable inputs."""
 
     op: str
     function: type[torch.autograd.Function]
@@ -356,7 +356,7 @@ class _Gradients(NamedTuple):
     differentiable: tuple[int, ...]
     """Positions of the inputs that get a gradient; the backward op returns them in this order."""
     others: tuple[int, ...]
-    """Positions of the inputs that do not."""
+    """Positions of the other inputs."""
 
     @staticmethod
     def of(function: type[torch.autograd.Function], op: str, inputs: str, *differentiable: str) -> _Gradients:
@@ -370,14 +370,14 @@ class _Gradients(NamedTuple):
                 raise _no_gradient(self.op, self.inputs[i])
 
     def needed(self, ctx: Any) -> tuple[bool, ...]:
-        """Which of the differentiable inputs want a gradient."""
-        for i in self.others:  # again, since `requires_grad` is of the innermost level of torch.func only
+        """Which of the differentiable inputs require a gradient."""
+        for i in self.others:  # again, since `requires_grad` refers to the innermost level of torch.func only
             if ctx.needs_input_grad[i]:
                 raise _no_gradient(self.op, self.inputs[i])
         return tuple(ctx.needs_input_grad[i] for i in self.differentiable)
 
     def run(self, ctx: Any, op: Callable[..., Any], *args: Any) -> tuple[Tensor | None, ...]:
-        """Runs a backward op and puts its results where the inputs they belong to stand."""
+        """Runs a backward op and places its results at the positions of their inputs."""
         # Grad mode is off in a plain backward pass. torch.compile refuses double backward by itself.
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             results = _FirstOrderOnly.apply(op, self.op, *args)
@@ -390,7 +390,7 @@ class _Gradients(NamedTuple):
 
 
 class _FirstOrderOnly(torch.autograd.Function):
-    """Runs a backward op so that differentiating it again is an error, not silently zero."""
+    """Runs a backward op so that differentiating it again raises an error instead of giving zero."""
 
     @staticmethod
     def forward(op: Callable[..., Any], name: str, *args: Any) -> Any:

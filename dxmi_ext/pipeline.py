@@ -1,9 +1,9 @@
-"""A trained sampler as diffusers' scheduler and pipeline, for use and exchange without the trainer.
+"""A trained sampler as diffusers' scheduler and pipeline, for use without the trainer.
 
-``DxMIPipeline.from_pretrained(folder)`` loads what was saved, and so does ``DiffusionPipeline`` once this
-module has been imported: diffusers looks for the pipeline's class among its own attributes alone. Without the
-import, ``custom_pipeline="pipeline", trust_remote_code=True`` make it run the folder's pipeline.py, which
-imports this module. Imports torch, diffusers, ``dxmi_ext.ops``, ``dxmi_ext.method.schedules`` and
+``DxMIPipeline.from_pretrained(folder)`` loads a saved pipeline, and so does ``DiffusionPipeline`` after this
+module is imported, since diffusers only looks for the class among its own attributes. Without the import,
+``custom_pipeline="pipeline", trust_remote_code=True`` makes it run the folder's pipeline.py, which imports
+this module. Imports torch, diffusers, ``dxmi_ext.ops``, ``dxmi_ext.method.schedules`` and
 ``dxmi_ext.method.sampler``.
 """
 
@@ -28,7 +28,7 @@ from dxmi_ext.engine.calls import call
 from dxmi_ext.method.sampler import GaussianSampler, Timed, draw_latents, per_row
 from dxmi_ext.method.schedules import Schedule
 
-_LOADER = '''"""Tells diffusers of dxmi_ext's pipeline:
+_LOADER = '''"""Registers dxmi_ext's pipeline with diffusers:
 
 DiffusionPipeline.from_pretrained(FOLDER, custom_pipeline="pipeline", trust_remote_code=True)
 """
@@ -43,7 +43,7 @@ class DxMISchedulerOutput(BaseOutput):
     """One step."""
 
     prev_sample: Tensor
-    """x_{t+1} [N, *]: diffusers counts time from data to noise."""
+    """x_{t+1} [N, *]; "prev", since diffusers counts time from data to noise."""
     log_prob: Tensor
     """[N]: mean over D of log pi(x_{t+1} | x_t)."""
 
@@ -51,15 +51,15 @@ class DxMISchedulerOutput(BaseOutput):
 class DxMIScheduler(SchedulerMixin, ConfigMixin):
     """The T steps of a sampler: x_{t+1} = sample_coef[t] x_t + output_coef[t] output + exp(log_std[t]) z.
 
-    The tables [T], with the sigmas as they were trained, are its config: scheduler_config.json has it all.
-    The noise z is that of `GaussianSampler` for the same key.
+    Its config has the tables [T] with the trained sigmas, saved in scheduler_config.json. The noise z is the
+    same as `GaussianSampler`'s for the same key.
 
     Args:
-        sample_coef, output_coef, log_std: of the steps.
-        time: what the network gets as timestep; different at each step.
-        input_scale: what the network's input is multiplied by.
-        initial_std: of x_0.
-        latent_dim: of the latent that the network takes; 0: none.
+        sample_coef, output_coef, log_std: coefficients of the steps.
+        time: the network's timesteps, all distinct.
+        input_scale: factors of the network's input.
+        initial_std: standard deviation of x_0.
+        latent_dim: size of the network's latent; 0: none.
     """
 
     order = 1
@@ -78,34 +78,39 @@ class DxMIScheduler(SchedulerMixin, ConfigMixin):
         given = dict(zip(TABLES, (sample_coef, output_coef, log_std, time, input_scale), strict=True))
         for name, table in given.items():
             if len(table) != len(log_std) or not len(table):
-                raise ValueError(f"{name}: got {len(table)} values, wants one a step, {len(log_std)}")
+                raise ValueError(
+                    f"{name} must have {len(log_std)} values, one for each step, got {len(table)}"
+                )
         self._tables = torch.tensor(list(given.values()), dtype=torch.float64)
         self.init_noise_sigma = initial_std
         self.timesteps = self._tables[3].float()
         if len(self.timesteps.unique()) < len(self.timesteps):
-            raise ValueError(f"time: got {time}, wants a value of its own for each step")
+            raise ValueError(f"time must have distinct values, got {time}")
 
     @classmethod
     def from_schedule(cls, schedule: Schedule, *, latent_dim: int = 0) -> DxMIScheduler:
-        """A schedule before any training."""
+        """The scheduler of an untrained schedule."""
         tables = {name: getattr(schedule, name).tolist() for name in TABLES}
         return cls(**tables, initial_std=schedule.initial_std, latent_dim=latent_dim)
 
     @classmethod
     def from_sampler(cls, sampler: GaussianSampler) -> DxMIScheduler:
-        """A trained sampler without its network, which must be `Timed`.
+        """The scheduler of a trained sampler, whose network must be `Timed`.
 
         Raises:
-            TypeError: it is another, as one that takes generation steps, or clips what it tells.
-            ValueError: the sampler has chains of several lengths, or a start of its own.
+            TypeError: the network is of another kind, for example clipped or conditioned on the step.
+            ValueError: the sampler has chains of several lengths, or a ``start``.
         """
         if type(sampler.network) is not Timed:
             raise TypeError(
-                f"sampler: got one of a {type(sampler.network).__name__}, wants one of a Timed network: "
-                "diffusers does not know what others do"
+                f"sampler must have a Timed network, got {type(sampler.network).__name__}, "
+                "which diffusers cannot express"
             )
         if len(sampler.lengths) > 1 or sampler.start is not None:
-            raise ValueError("sampler: got one of several lengths or a start of its own, wants neither")
+            raise ValueError(
+                "sampler must have one length and start from noise, got "
+                f"lengths={sampler.lengths}, start={sampler.start}"
+            )
         coefs = (sampler.sample_coef, sampler.output_coef, sampler.log_std.detach())
         tables = (*coefs, sampler.network.time, sampler.network.input_scale)
         return cls(
@@ -121,25 +126,25 @@ class DxMIScheduler(SchedulerMixin, ConfigMixin):
     def set_timesteps(
         self, num_inference_steps: int | None = None, device: torch.device | str | None = None
     ) -> None:
-        """Moves the tables to a device; the number of steps is what it is.
+        """Moves the timesteps to a device; the number of steps is fixed.
 
         Raises:
             ValueError: ``num_inference_steps`` is not T.
         """
         if num_inference_steps not in (None, len(self)):
             raise ValueError(
-                f"num_inference_steps: got {num_inference_steps}, wants {len(self)} or None: "
-                "the steps were trained"
+                f"num_inference_steps must be None or {len(self)}, the number of trained steps, "
+                f"got {num_inference_steps}"
             )
         self._tables = self._tables.to(device)
         self.timesteps = self.timesteps.to(device)
 
     def scale_model_input(self, sample: Tensor, timestep: Tensor | float) -> Tensor:
-        """What the network wants for x_t: input_scale[t] sample, [N, *].
+        """The network's input for x_t: input_scale[t] sample, [N, *].
 
         Args:
             sample: x_t [N, *].
-            timestep: as in `step`.
+            timestep: see `step`.
         """
         scale = self._tables[4].to(sample)[self.steps_of(timestep, sample)]
         return per_row(scale, sample) * sample
@@ -159,15 +164,15 @@ class DxMIScheduler(SchedulerMixin, ConfigMixin):
 
         Args:
             model_output: [N, *]; cast to sample's dtype.
-            timestep: of `timesteps`: one, or [N], a row's own.
+            timestep: value in `timesteps`, or [N] of them, one per row.
             sample: x_t [N, *].
-            generator: where a noise key is drawn from if ``key`` is None; None: torch's own.
-            return_dict: False: the tuple (prev_sample, log_prob).
-            key: int64 [2], from `ops.noise_key`; the same one serves all steps of a path.
+            generator: source of the noise key if ``key`` is None; None: torch's default generator.
+            return_dict: False returns the tuple (prev_sample, log_prob).
+            key: int64 [2], from `ops.noise_key`, the same for all steps of a path.
             sample_offset: global index of the first row.
 
         Raises:
-            ValueError: ``timestep`` is none of `timesteps`.
+            ValueError: ``timestep`` is not in `timesteps`.
         """
         dtype = torch.promote_types(sample.dtype, torch.float32)
         sample_coef, output_coef, log_std = self._tables[:3].to(sample.device, dtype)
@@ -185,27 +190,27 @@ class DxMIScheduler(SchedulerMixin, ConfigMixin):
         return output if return_dict else output.to_tuple()
 
     def steps_of(self, timestep: Tensor | float, sample: Tensor) -> Tensor:
-        """The generation steps 0..T - 1 of timesteps, int64 [N], for each row of a sample."""
+        """The generation steps 0..T - 1 of timesteps, int64 [N], one per row."""
         n = len(sample)
         wanted = torch.as_tensor(timestep, device=sample.device).float()
         if wanted.ndim and wanted.shape != (n,):
-            raise ValueError(f"timestep: got shape {[*wanted.shape]}, wants one value, or one a row, [{n}]")
+            raise ValueError(f"timestep must be one value or one per row, [{n}], got shape {[*wanted.shape]}")
         same = wanted.expand(n)[:, None] == self.timesteps.to(sample.device)
         if not same.any(1).all():
             raise ValueError(
-                f"timestep: got {timestep}, wants values of scheduler.timesteps, {self.timesteps.tolist()}"
+                f"timestep must be in scheduler.timesteps, {self.timesteps.tolist()}, got {timestep}"
             )
         return same.byte().argmax(1)
 
 
 class DxMIPipeline(DiffusionPipeline):
-    """Images from a few steps of a trained sampler.
+    """Generates images in a few steps with a trained sampler.
 
     Args:
         unet: (x [N, C, H, W], timestep [N], class labels) -> the output, or an object that has it as
-            ``sample``; its config has in_channels and sample_size. `diffusers.UNet2DModel` is one.
-        scheduler: its steps.
-        patch_size: side of the squares of pixels that the network sees as channels of one.
+            ``sample``, with in_channels and sample_size in its config, such as `diffusers.UNet2DModel`.
+        scheduler: scheduler of the steps.
+        patch_size: side of the patches of pixels that the network takes as channels.
     """
 
     model_cpu_offload_seq = "unet"
@@ -228,32 +233,32 @@ class DxMIPipeline(DiffusionPipeline):
         key: Tensor | None = None,
         sample_offset: int = 0,
     ) -> ImagePipelineOutput | tuple[Any]:
-        """Generates images; those of a key are `GaussianSampler.sample`'s.
+        """Generates images, the same as `GaussianSampler.sample` for the same key.
 
         Args:
-            batch_size: N.
-            generator: where a noise key is drawn from if ``key`` is None; None: torch's own.
-            num_inference_steps: T, if given.
+            batch_size: number of images N.
+            generator: source of the noise key if ``key`` is None; None: torch's default generator.
+            num_inference_steps: None or T.
             output_type: "pil"; "np", [N, H, W, C] in [0, 1]; "pt", [N, C, H, W] in [0, 1]; "raw", x_T itself.
-            return_dict: False: a tuple.
-            class_labels: [N], for a network that takes them.
+            return_dict: False returns a tuple.
+            class_labels: [N], for a conditional network.
             key: int64 [2], from `ops.noise_key`.
             sample_offset: global index of the first image; image i depends on (key, sample_offset + i) alone.
         """
         if output_type not in ("pil", "np", "pt", "raw"):
-            raise ValueError(f"output_type: got {output_type!r}, wants pil, np, pt or raw")
+            raise ValueError(f"output_type must be pil, np, pt or raw, got {output_type!r}")
         device, scheduler, network = self._execution_device, self.scheduler, self.unet
         labels = None if class_labels is None else torch.as_tensor(class_labels, device=device)
         if labels is not None and labels.shape != (batch_size,):
             raise ValueError(
-                f"class_labels: got shape {[*labels.shape]}, wants one for each of batch_size={batch_size}"
+                f"class_labels must have shape [{batch_size}], one per image, got {[*labels.shape]}"
             )
         scheduler.set_timesteps(num_inference_steps, device=device)
         key = noise_key(key, generator, device)
         patch, size = self.config.patch_size, network.config.sample_size
         height, width = (size, size) if isinstance(size, int) else size
         shape = (batch_size, network.config.in_channels // patch**2, height * patch, width * patch)
-        # Steps are made in float32 at least, whatever the network's dtype.
+        # Steps are computed in float32 at least, whatever the network's dtype.
         dtype = torch.promote_types(network.dtype, torch.float32)
         x = scheduler.init_noise_sigma * ops.normal(shape, key, sample_offset=sample_offset, dtype=dtype)
         latent, latent_dim = None, scheduler.config.latent_dim
@@ -289,19 +294,21 @@ def save_pretrained(
     pipeline.py that imports this module.
 
     Args:
-        folder: is made.
-        unet: the network within `sampler.Timed`, of diffusers or of its kind.
-        sampler: what was trained; its network is `Timed`.
-        patch_size: as in `DxMIPipeline`.
+        folder: folder to create.
+        unet: the network within `sampler.Timed`, from diffusers or compatible.
+        sampler: the trained sampler, with a `Timed` network.
+        patch_size: see `DxMIPipeline`.
     """
     DxMIPipeline(unet, DxMIScheduler.from_sampler(sampler), patch_size).save_pretrained(folder)
     (Path(folder) / "pipeline.py").write_text(_LOADER, encoding="utf-8")
 
 
 def noise_key(key: Tensor | None, generator: torch.Generator | None, device: torch.device) -> Tensor:
-    """The key given, or one drawn from the generator, on the device."""
+    """The given key, or one drawn from the generator, on the device."""
     if key is not None and generator is not None:
-        raise ValueError("key: got one and a generator, wants one of the two")
+        raise ValueError("key must be None with a generator, got both")
     if isinstance(generator, list):
-        raise TypeError("generator: got a list, wants one: a row's noise is keyed by its index already")
+        raise TypeError(
+            "generator must be a single one, got a list: a row's noise depends on its index already"
+        )
     return (ops.noise_key(generator=generator) if key is None else key).to(device)

@@ -1,18 +1,18 @@
-"""Where recipes are, and the task that runs each.
+"""Recipes, and the task that runs each.
 
-A task is a package of ``dxmi_ext``: a module ``recipe``, and beside it a yaml of settings for each of
-its recipes. A new task is a new such folder. The module ``recipe`` has
+A task is a package of ``dxmi_ext`` with a module ``recipe`` and a yaml of settings for each of its recipes.
+The module ``recipe`` has
 
     Config, EvaluateSettings                       settings of its runs, of the command ``evaluate``
     train(cfg, ranks), pretrain(cfg, ranks)
     load(directory, device) -> cfg, networks
     sample(directory, rows, seed, batch_size, device, *, guidance, labels) -> batches of samples
     evaluate(directory, settings, device) -> numbers, their table
-    read(cfg) -> an images.overview.Overview of the settings' data, where they are files
-    load_scorer(directory, device) -> an anomaly.scoring.Scorer or VectorScorer, where it detects anomalies
+    read(cfg) -> an images.overview.Overview of the settings' data, if they are files
+    load_scorer(directory, device) -> an anomaly.scoring.Scorer or VectorScorer, if it detects anomalies
 
-Row i of the samples depends on (seed, i) alone; guidance is the lambda of value guidance, labels the text
-that ``dxmi_ext.method.generate`` reads. Tasks are imported when they are asked for.
+Row i of the samples depends on (seed, i) alone; guidance is the scale of value guidance, and labels the text
+that ``dxmi_ext.method.generate`` reads. Tasks are imported on demand.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from types import ModuleType
 from dxmi_ext.engine import config
 
 _ROOT = Path(__file__).parent
-_DEFAULT = "two_d"  # of a yaml that names none
+_DEFAULT = "two_d"  # if a yaml names no task
 
 
 def tasks() -> list[str]:
@@ -33,21 +33,21 @@ def tasks() -> list[str]:
 
 
 def recipes() -> dict[str, Path]:
-    """The recipes that come with the package, by name."""
+    """The recipes that ship with the package, by name."""
     paths = (path for task in tasks() for path in (_ROOT / task).glob("*.yaml"))
     return {path.stem: path for path in sorted(paths, key=lambda path: path.stem)}
 
 
 def shipped() -> dict[str, Path]:
-    """The trained runs that come with the package, by name: folders with config.yaml and model/."""
+    """The trained runs that ship with the package, by name: folders with config.yaml and model/."""
     return {path.parent.name: path.parent for path in sorted(_ROOT.glob("*/weights/*/config.yaml"))}
 
 
 def find(recipe: str) -> Path:
-    """The yaml of a recipe, by name or path.
+    """The yaml file of a recipe, given by name or path.
 
     Raises:
-        config.ConfigError: there is none.
+        config.ConfigError: it does not exist.
     """
     path = recipes().get(recipe) or Path(recipe)
     if path.suffix not in (".yaml", ".yml") or not path.is_file():

@@ -284,7 +284,7 @@ def test_lack_of_memory_is_one_line(
     monkeypatch.setattr(two_d, "sample", sample)
     assert cli.main(["sample", str(finished), f"output={tmp_path}/a.npz"]) == 2
     out, err = capsys.readouterr()
-    assert err.splitlines()[-1].startswith("dxmi sample: out of memory, so batches") and out == ""
+    assert err.splitlines()[-1].startswith("dxmi sample: out of memory; reduce batches") and out == ""
 
 
 # --- mistakes of the user ----------------------------------------------------------------------------
@@ -317,10 +317,10 @@ def test_refused_in_the_folder_of_a_run(
         (["train", "8gaussians", "iterations=many"], "iterations must be int, got 'many'"),
         (["train", "9gaussians"], "recipe must be one of 2spirals, 8gaussians"),
         (["train", "8gaussians", "tau=-1"], "tau must be >= 0, got -1.0"),
-        (["sample", "nowhere"], "RUN must be the folder of a run, with config.yaml, got 'nowhere'"),
-        (["evaluate", "nowhere"], "RUN must be the folder of a run, with config.yaml, got 'nowhere'"),
-        (["report", "nowhere"], "RUN must be the folder of a run, with config.yaml, got 'nowhere'"),
-        (["export", "nowhere"], "RUN must be the folder of a run, with config.yaml, got 'nowhere'"),
+        (["sample", "nowhere"], "RUN must be the folder of a run, with config.yaml"),
+        (["evaluate", "nowhere"], "RUN must be the folder of a run, with config.yaml"),
+        (["report", "nowhere"], "RUN must be the folder of a run, with config.yaml"),
+        (["export", "nowhere"], "RUN must be the folder of a run, with config.yaml"),
         (["convert", "nowhere", "kind=edm"], "nowhere"),
         (["train", "~nobody-of-that-name/a.yaml"], "RECIPE must not begin with ~ where its home folder is"),
         (["train", "8gaussians", "seed=2**64"], "seed must be int, got '2**64'"),
@@ -344,18 +344,18 @@ def test_mistake_is_one_line(
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["train", "8gaussians", "--seed", "3"], "--seed is no option; a setting is written seed=3"),
+        (["train", "8gaussians", "--seed", "3"], "--seed is not an option; write a setting as seed=3"),
         (
             ["train", "--batch-size=64", "8gaussians"],
-            "--batch-size is no option; a setting is written batch_size=64",
+            "--batch-size is not an option; write a setting as batch_size=64",
         ),
         (
             ["train", "8gaussians", "--output", "a=3"],
-            "--output is no option; a setting is written output=VALUE",
+            "--output is not an option; write a setting as output=VALUE",
         ),
-        (["train", "8gaussians", "-s", "4"], "-s is no option; a setting is written seed=3"),
-        (["train", "8gaussians", "--dry"], "--dry is no option; a setting is written dry=VALUE"),
-        (["info", "x"], "got 'x', which is too much"),
+        (["train", "8gaussians", "-s", "4"], "-s is not an option; write a setting as seed=3"),
+        (["train", "8gaussians", "--dry"], "--dry is not an option; write a setting as dry=VALUE"),
+        (["info", "x"], "unexpected argument 'x'"),
         (["train"], "what to train is missing; see dxmi train --help"),
     ],
 )
@@ -533,7 +533,7 @@ def test_sample_guides_and_refuses_labels(
     np.testing.assert_allclose(guided, wanted, rtol=1e-4, atol=1e-5)
     assert not np.allclose(guided, draw(finished, tmp_path / "b.npz", "n=50"), atol=1e-3)
     assert cli.main(["sample", str(finished), "labels=3"]) == 2
-    assert "labels: got '3', but the networks of this run take none" in capsys.readouterr().err
+    assert "labels must be null for networks without classes, got '3'" in capsys.readouterr().err
 
 
 def test_one_run_samples_with_any_of_its_lengths(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -547,11 +547,11 @@ def test_one_run_samples_with_any_of_its_lengths(tmp_path: Path, capsys: pytest.
     np.testing.assert_array_equal(own, five)
     assert not np.allclose(own, two, atol=0.1)
     for arguments, says in (
-        (["sample", str(tmp_path / "run"), "steps=3"], "steps: got 3, wants one of 1, 2, 5"),
-        (["train", "8gaussians", "lengths=1,2"], "lengths must have steps=5 among them, got 1,2"),
-        (["train", "8gaussians", "lengths=5,x"], "lengths must be numbers of steps, as 1,2,5"),
-        (["train", "8gaussians", "lengths=5,5"], "lengths must be numbers of steps"),
-        (["train", "8gaussians", "lengths=5,1001"], "lengths must be numbers of steps"),
+        (["sample", str(tmp_path / "run"), "steps=3"], "steps must be one of 1, 2, 5, got 3"),
+        (["train", "8gaussians", "lengths=1,2"], "lengths must include steps=5, got 1,2"),
+        (["train", "8gaussians", "lengths=5,x"], "lengths must be distinct numbers of steps <= 1000"),
+        (["train", "8gaussians", "lengths=5,5"], "lengths must be distinct numbers of steps"),
+        (["train", "8gaussians", "lengths=5,1001"], "lengths must be distinct numbers of steps"),
         (
             ["train", "8gaussians", "lengths=1,5", "skip_last=1"],
             "lengths must be null with cuda_graph",
@@ -571,7 +571,7 @@ def test_labels_are_one_some_in_turn_or_random() -> None:
     many = read("uniform", 1000)
     assert read("uniform") == many[:7] and set(many) == set(range(10))
     for bad in ("10", "4-3", "a", "", "-1", "1;2"):
-        with pytest.raises(ConfigError, match=r"labels: got .*, wants uniform"):
+        with pytest.raises(ConfigError, match=r"labels must be uniform or classes"):
             read(bad)
 
 
@@ -583,7 +583,7 @@ def test_images_are_a_grid_of_their_pixels(tmp_path: Path) -> None:
     assert (pixels[2:6, 2:7] == 0).all() and (pixels[2:6, 9:14] == 128).all()
     assert (pixels[8:12, 2:7] == 255).all() and (pixels[:2] == 255).all()
     for bad in (images[0], images[:0], images[:, :2]):
-        with pytest.raises(ValueError, match=r"images: got shape .* wants \[n, C, H, W\]"):
+        with pytest.raises(ValueError, match=r"images must be \[n, C, H, W\] .* got shape"):
             plots.images(tmp_path / "b.png", bad)
 
 
@@ -599,7 +599,7 @@ def test_a_run_that_is_not_finished_is_one_line(
 
 def test_sample_refuses_another_format(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["sample", str(finished), "output=samples.csv", "device=cpu"]) == 2
-    assert "output: got 'samples.csv', wants FILE.npz, FILE.png or FOLDER/" in capsys.readouterr().err
+    assert "output must be FILE.npz, FILE.png or FOLDER/, got 'samples.csv'" in capsys.readouterr().err
 
 
 def test_sample_of_images(
@@ -614,7 +614,7 @@ def test_sample_of_images(
     np.testing.assert_array_equal(first.transpose(2, 0, 1), samples[0])
     assert (tmp_path / "c.png").stat().st_size > 0
     assert cli.main(["sample", str(tmp_path), "n=3", f"output={tmp_path}/b/", "device=cpu"]) == 2
-    assert "something lies already; wants a new folder" in capsys.readouterr().err
+    assert "output must be a new or empty folder, got" in capsys.readouterr().err
 
 
 def run_of_images(
@@ -650,7 +650,7 @@ def test_export_is_a_pipeline_of_the_runs_images(
     torch.testing.assert_close(names["images"], sampler.sample(2, names["key"]))
     before = contents(tmp_path)
     assert cli.main(["export", str(tmp_path)]) == 2
-    assert "something lies already; wants a new folder" in capsys.readouterr().err
+    assert "output must be a new or empty folder, got" in capsys.readouterr().err
     assert contents(tmp_path) == before
 
 
@@ -659,12 +659,12 @@ def test_export_says_what_is_missing(
 ) -> None:
     assert cli.main(["export", str(finished), f"output={tmp_path}/a"]) == 2
     assert capsys.readouterr().err == (
-        "dxmi export: RUN: got the sampler of a SamplerMLP, which diffusers does not know; "
-        "wants one of a U-Net\n"
+        "dxmi export: RUN must have the sampler of a U-Net, got that of SamplerMLP, "
+        "which diffusers does not know\n"
     )
     run_of_images(tmp_path, monkeypatch, trains_sampler=False)
     assert cli.main(["export", str(tmp_path)]) == 2
-    assert capsys.readouterr().err == f"dxmi export: RUN: got '{tmp_path}', which trained no sampler\n"
+    assert capsys.readouterr().err == f"dxmi export: RUN must have a trained sampler, got '{tmp_path}'\n"
     run_of_images(tmp_path, monkeypatch, classes=10)
     assert cli.main(["export", str(tmp_path)]) == 0
     assert "(batch_size=2, class_labels=[0, 1]).images" in capsys.readouterr().out
@@ -672,7 +672,7 @@ def test_export_says_what_is_missing(
     monkeypatch.delattr("dxmi_ext.pipeline", raising=False)
     monkeypatch.setitem(sys.modules, "diffusers", None)
     assert cli.main(["export", str(tmp_path), f"output={tmp_path}/a"]) == 2
-    assert capsys.readouterr().err == "dxmi export needs diffusers: pip install diffusers\n"
+    assert capsys.readouterr().err == "dxmi export requires diffusers: pip install diffusers\n"
     assert not (tmp_path / "a").exists()
 
 
@@ -693,8 +693,8 @@ def test_convert_makes_a_folder_of_a_checkpoint(
     ]
     (tmp_path / "ct").write_text("mine")
     for mistake, says in (
-        (settings, f"output: got '{tmp_path}/ct', where something lies already"),
-        (["image_size=16"], "kind: got none, wants one of edm, consistency, consistency-teacher"),
+        (settings, f"output must be a new or empty folder, got '{tmp_path}/ct', which already exists"),
+        (["image_size=16"], "kind must be one of edm, consistency, consistency-teacher, got none"),
         (["kind=ddpm"], "kind must be one of edm, consistency, consistency-teacher, got 'ddpm'"),
     ):
         assert cli.main(["convert", str(checkpoint), *mistake]) == 2

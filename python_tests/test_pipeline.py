@@ -85,7 +85,7 @@ def test_class_labels() -> None:
     for given in (labels, [3, 1]):
         assert torch.equal(pipeline(2, class_labels=given, key=KEY, output_type="raw").images, expected)
     assert not torch.equal(pipeline(2, class_labels=[1, 3], key=KEY, output_type="raw").images, expected)
-    with pytest.raises(ValueError, match=r"class_labels: got shape \[2\], wants one for each of"):
+    with pytest.raises(ValueError, match=r"class_labels must have shape \[\d+\], one per image, got \[2\]"):
         pipeline(3, class_labels=labels, key=KEY)
 
 
@@ -225,32 +225,34 @@ def test_bad_input() -> None:
     sampler = make_sampler(SCHEDULES["fastdpm"])
     scheduler = DxMIScheduler.from_sampler(sampler)
     x, time = torch.zeros(2, *SHAPE), scheduler.timesteps[0]
-    with pytest.raises(ValueError, match="num_inference_steps: got 50, wants 4 or None"):
+    with pytest.raises(ValueError, match=r"num_inference_steps must be None or 4, .* got 50"):
         scheduler.set_timesteps(50)
-    with pytest.raises(ValueError, match=r"timestep: got 1, wants values of scheduler.timesteps, \[321"):
+    with pytest.raises(ValueError, match=r"timestep must be in scheduler.timesteps, \[321.*, got 1"):
         scheduler.step(x, 1, x)
-    with pytest.raises(ValueError, match=r"timestep: got shape \[3\], wants one value, or one a row, \[2\]"):
+    with pytest.raises(
+        ValueError, match=r"timestep must be one value or one per row, \[2\], got shape \[3\]"
+    ):
         scheduler.step(x, scheduler.timesteps[:3], x)
-    with pytest.raises(ValueError, match="key: got one and a generator"):
+    with pytest.raises(ValueError, match="key must be None with a generator"):
         scheduler.step(x, time, x, torch.Generator(), key=KEY)
-    with pytest.raises(TypeError, match="generator: got a list, wants one"):
+    with pytest.raises(TypeError, match="generator must be a single one, got a list"):
         scheduler.step(x, time, x, [torch.Generator()])
-    with pytest.raises(ValueError, match="output_type: got 'jpg', wants pil, np, pt or raw"):
+    with pytest.raises(ValueError, match="output_type must be pil, np, pt or raw, got 'jpg'"):
         make_pipeline(sampler)(output_type="jpg")
     tables = {name: [0.0, 1.0] for name in pipeline_module.TABLES}
-    with pytest.raises(ValueError, match="output_coef: got 1 values, wants one a step, 2"):
+    with pytest.raises(ValueError, match="output_coef must have 2 values, one for each step, got 1"):
         DxMIScheduler(**{**tables, "output_coef": [1.0]})
-    with pytest.raises(ValueError, match=r"time: got .* wants a value of its own for each step"):
+    with pytest.raises(ValueError, match=r"time must have distinct values, got"):
         DxMIScheduler(**{**tables, "time": [1.0, 1.0]})
-    with pytest.raises(TypeError, match="sampler: got one of a Linear, wants one of a Timed network"):
+    with pytest.raises(TypeError, match="sampler must have a Timed network, got Linear"):
         DxMIScheduler.from_sampler(GaussianSampler(torch.nn.Linear(1, 1), SCHEDULES["edm"], SHAPE))
     schedule, network = SCHEDULES["fastdpm"], sampler.network
     clipped = Clipped(network.network, schedule, "eps")
-    with pytest.raises(TypeError, match="sampler: got one of a Clipped, wants one of a Timed network"):
+    with pytest.raises(TypeError, match="sampler must have a Timed network, got Clipped"):
         DxMIScheduler.from_sampler(GaussianSampler(clipped, schedule, SHAPE))
     for other in (
         GaussianSampler(network, schedule, SHAPE, lengths=[1, 3]),
         GaussianSampler(network, schedule, SHAPE, start=torch.nn.Identity()),
     ):
-        with pytest.raises(ValueError, match="sampler: got one of several lengths or a start of its own"):
+        with pytest.raises(ValueError, match="sampler must have one length and start from noise, got"):
             DxMIScheduler.from_sampler(other)

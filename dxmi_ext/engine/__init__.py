@@ -1,1 +1,1 @@
-"""How a run lives: settings, folders, logs, checkpoints, ranks and devices. Knows nothing of DxMI."""
+"""Infrastructure of runs: settings, folders, logs, checkpoints, ranks and devices. Independent of DxMI."""

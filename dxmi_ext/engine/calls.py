@@ -1,4 +1,4 @@
-"""Calls of networks, which run in the precision that holds where they are made. Imports torch alone."""
+"""Calls of networks under the current autocast setting. Imports torch alone."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ _AUTOCAST: ContextVar[torch.dtype | None] = ContextVar("autocast", default=None)
 
 @contextmanager
 def networks_in(dtype: torch.dtype | None) -> Iterator[None]:
-    """Within, networks run under torch.autocast to dtype, or as their weights are if it is None; nothing else
-    does, so backward passes and optimizers are free of it."""
+    """Within, networks run under torch.autocast to dtype, or without it if dtype is None. Backward passes and
+    optimizers are not affected."""
     token = _AUTOCAST.set(dtype)
     try:
         yield
@@ -24,8 +24,8 @@ def networks_in(dtype: torch.dtype | None) -> Iterator[None]:
 
 
 def call(network: nn.Module, x: Tensor, *conditions: Tensor | None, latent: Tensor | None = None) -> Tensor:
-    """A network's output, in x's dtype. Conditions, the timestep and labels, and a latent are passed on where
-    there are any; every call of a network comes through here."""
+    """A network's output, in x's dtype. Conditions (timestep, labels) and the latent are passed on unless
+    None. Every call of a network goes through here."""
     given = [condition for condition in conditions if condition is not None]
     dtype = _AUTOCAST.get()
     if dtype is None:
@@ -35,6 +35,6 @@ def call(network: nn.Module, x: Tensor, *conditions: Tensor | None, latent: Tens
 
 
 def output_of(network: nn.Module, *inputs: Tensor, latent: Tensor | None) -> Tensor:
-    """The networks of diffusers return their output as the ``sample`` of an object."""
+    """The output tensor; networks of diffusers return an object that has it as ``sample``."""
     output = network(*inputs) if latent is None else network(*inputs, latent=latent)
     return output if isinstance(output, Tensor) else output.sample

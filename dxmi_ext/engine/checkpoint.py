@@ -1,9 +1,9 @@
 """Checkpoints and models on disk: folders of safetensors and json files, complete or absent.
 
-A checkpoint has also a manifest of its files' sizes and checksums, so that damage is found whatever it hits.
-Of sharded tensors every rank writes its rows, to a file of its own whose header tells which they are; any
-number of ranks reads them again, all from one file system. Nothing is pickled. Imports torch, safetensors,
-the standard library and of ``dxmi_ext`` errors, files, folders, ranks and sharding alone.
+A checkpoint also has a manifest of its files' sizes and checksums, so that any damage is detected. Every rank
+writes its rows of sharded tensors to its own file, whose header lists them; any number of ranks can read
+them, from one file system. Nothing is pickled. Imports torch, safetensors, the standard library and the
+modules errors, files, folders, ranks and sharding of the engine.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ _ALONE = Ranks()
 
 
 class CheckpointError(UserError, RuntimeError):
-    """A checkpoint or model that is missing, damaged or of an unknown format."""
+    """A checkpoint or model is missing, damaged or of an unknown format."""
 
 
 @dataclass
 class StoredTensor:
-    """A tensor in an opened checkpoint, which need not be read whole.
+    """A tensor in an open checkpoint, which can be read in part.
 
     Attributes:
-        shape: of the whole.
-        pieces: (first row, number of rows, file) of each; one of all rows where it is not sharded.
+        shape: shape of the whole tensor.
+        pieces: (first row, number of rows, file) of each piece; a single one unless sharded.
     """
 
     name: str
@@ -55,7 +55,7 @@ class StoredTensor:
     pieces: list[tuple[int, int, Any]]
 
     def read(self, first: int | None = None, count: int | None = None) -> Tensor:
-        """`count` rows from `first` on, on the CPU; all of it unless told otherwise."""
+        """`count` rows from `first` on, on the CPU; by default all rows."""
         if first is None or count is None:
             if len(self.pieces) == 1:
                 return self.pieces[0][2].get_tensor(self.name).clone()
@@ -63,7 +63,7 @@ class StoredTensor:
         parts: list[Tensor] = []
         for start, rows, file in self.pieces:
             low, high = max(first, start), min(first + count, start + rows)
-            if low < high or not parts:  # the first piece gives dtype and shape even where no row is wanted
+            if low < high or not parts:  # the first piece gives dtype and shape even if no row is requested
                 parts.append(file.get_slice(self.name)[low - start : max(high, low) - start])
         return torch.cat(parts)
 
@@ -74,20 +74,20 @@ def save(
     """Save a checkpoint as ROOT/step_XXXXXXXX, then ``prune``.
 
     Args:
-        root: the folder of all checkpoints of a run.
-        iteration: counted over all phases of the run, so that a later checkpoint has the higher number.
+        root: folder of a run's checkpoints.
+        iteration: iteration over all phases of the run, so that later checkpoints have higher numbers.
         state: nested dicts (keys: str or int), lists and tuples of tensors, numbers, strings, bools and None.
-            That of the first rank is saved, and of sharded tensors every rank's rows.
-        keep: number of checkpoints to keep, this one among them; at least 1.
-        spare: iteration of a checkpoint that stays whatever its age.
-        ranks: all of which call this; the first alone writes where nothing is sharded.
+            The first rank's state is saved, with every rank's rows of sharded tensors.
+        keep: number of checkpoints to keep, including this one; at least 1.
+        spare: iteration of a checkpoint that is kept whatever its age.
+        ranks: ranks, all of which call this; only the first writes unless tensors are sharded.
 
     Raises:
         TypeError: names the entry of ``state`` that cannot be saved.
-        OSError: it could not be written; the checkpoints of before are as they were.
+        OSError: writing failed; earlier checkpoints are unchanged.
     """
     if keep < 1:
-        raise ValueError(f"keep: got {keep}, wants 1 or more")
+        raise ValueError(f"keep must be >= 1, got {keep}")
     tensors: dict[str, Tensor] = {}
     tree = _encode(state, "state", tensors)
     target = Path(root) / _name(iteration)
@@ -103,7 +103,7 @@ def save(
 
 
 def _save_shards(target: Path, tensors: dict[str, Tensor], tree: Any, ranks: Ranks) -> None:
-    """If a rank dies in here the first hears of it, and leaves everything as it was."""
+    """If a rank dies in here, the first rank notices and leaves everything as it was."""
     name = _SHARD.format(ranks.rank, ranks.world_size)
     rows = {key: sharding.rows(tensor) for key, tensor in tensors.items() if sharding.is_sharded(tensor)}
     mine = {key: tensor for key, tensor in tensors.items() if ranks.first or key in rows}
@@ -111,7 +111,7 @@ def _save_shards(target: Path, tensors: dict[str, Tensor], tree: Any, ranks: Ran
         files.folder(target, folders.CHECKPOINT) if ranks.first else nullcontext(files.unfinished(target))
     )
     with making as folder:
-        ranks.agree(None)  # the folder is there
+        ranks.agree(None)  # the folder exists
         placed = {key: [first, tensors[key].shape[0]] for key, (first, _) in rows.items()}
         _write_tensors(folder / name, mine, {"rows": json.dumps(placed, sort_keys=True)})
         files.sync(folder / name)
@@ -130,8 +130,8 @@ def adopt(
     keep: int,
     spare: int | None = None,
 ) -> None:
-    """Copy a checkpoint to ROOT/step_XXXXXXXX, perhaps itself, with changed entries of its state that hold no
-    tensors; then ``prune``. One rank does it, however many have saved the checkpoint."""
+    """Copy a checkpoint to ROOT/step_XXXXXXXX, possibly itself, with changes to entries of its state without
+    tensors; then ``prune``. Called on one rank only."""
     facts = _read_json(source / _MANIFEST)["files"]
     with files.folder(root / _name(iteration), folders.CHECKPOINT) as folder:
         for name in facts.keys() - {_STATE}:
@@ -142,9 +142,9 @@ def adopt(
 
 
 def prune(root: Path, iteration: int, *, keep: int, spare: int | None = None) -> None:
-    """Keep the last ``keep`` checkpoints up to an iteration, and that of iteration ``spare``.
+    """Keep the last ``keep`` checkpoints up to an iteration, and the one of iteration ``spare``.
 
-    Later ones go too: they are the abandoned future of a run that was taken back to an earlier one.
+    Later ones are removed too: the run has gone back to an earlier checkpoint.
     """
     steps = _steps(root)
     kept = sorted(step for step in steps if step <= iteration)[-keep:]
@@ -153,21 +153,21 @@ def prune(root: Path, iteration: int, *, keep: int, spare: int | None = None) ->
 
 
 def load(path: Path, device: torch.device | str = "cpu", *, ranks: Ranks = _ALONE, lazy: bool = False) -> Any:
-    """Read a checkpoint back: the state as saved, tuples as lists, tensors whole, contiguous, on ``device``.
+    """Read a checkpoint: the state as saved, with tuples as lists and whole contiguous tensors on ``device``.
 
-    ``load_state_dict`` of modules and optimizers takes CPU tensors to where they belong.
+    ``load_state_dict`` of modules and optimizers moves CPU tensors to the right device.
 
     Args:
-        path: of the checkpoint.
-        device: of the tensors.
-        ranks: all of which call this; they share the work of checking the files.
-        lazy: give each tensor as a `StoredTensor`, of which `sharding.like` and `load_` read what they need.
+        path: folder of the checkpoint.
+        device: device of the tensors.
+        ranks: ranks, all of which call this and share the checks of the files.
+        lazy: return each tensor as a `StoredTensor`, from which `sharding.like` and `load_` read rows.
 
     Raises:
         CheckpointError: names the file and what is wrong with it.
     """
     path = Path(path)
-    # Those who find no fault hear of the others', so that all agree on what is damaged.
+    # All ranks exchange what they find, so that they agree on what is damaged.
     if found := [fault for fault in ranks.exchange(_fault(path, ranks)) if fault]:
         raise CheckpointError(found[0])
     names = [name for name in _read_json(path / _MANIFEST)["files"] if name != _STATE]
@@ -184,16 +184,16 @@ def load_latest(
     ranks: Ranks = _ALONE,
     lazy: bool = False,
 ) -> tuple[Path, Any] | None:
-    """Read the last whole checkpoint in ``root``, if there is any at all; damaged ones are skipped.
+    """Read the last intact checkpoint in ``root``, or return None if there is none; damaged ones are skipped.
 
     Args:
-        root: the folder of all checkpoints of a run.
-        warn: is told of each one skipped, and why.
-        until: look at none of a later iteration.
-        ranks, lazy: as `load` takes them.
+        root: folder of a run's checkpoints.
+        warn: called with a message for each skipped checkpoint.
+        until: last iteration to consider.
+        ranks, lazy: see `load`.
 
     Raises:
-        CheckpointError: all are damaged. They stay: a fresh start would be the end of them.
+        CheckpointError: all are damaged. They are kept, since a fresh start would remove them.
     """
     steps = {step: path for step, path in _steps(root).items() if until is None or step <= until}
     for _, path in sorted(steps.items(), reverse=True):
@@ -207,14 +207,14 @@ def load_latest(
 
 
 def nbytes(state: Any) -> int:
-    """Bytes of a state's tensors: about what a checkpoint of it takes."""
+    """Bytes of a state's tensors, about the size of its checkpoint."""
     tensors: dict[str, Tensor] = {}
     _encode(state, "state", tensors)
     return sum(tensor.nbytes for tensor in tensors.values())
 
 
 def save_model(path: Path, module: nn.Module, config: dict[str, Any]) -> None:
-    """Save final networks as folder ``path``; equal tensors and config give equal bytes."""
+    """Save final networks as folder ``path``; equal tensors and configs give equal bytes."""
     with files.folder(Path(path), folders.MODEL) as folder:
         _write(folder, _MODEL, module.state_dict(), config)
 
@@ -242,10 +242,10 @@ def load_model_about(path: Path) -> dict[str, Any]:
 
 @contextmanager
 def fitting(directory: Path) -> Iterator[None]:
-    """Within, networks are built by a run's config.yaml and take the weights in model/.
+    """Turns errors raised within, while networks are built from config.yaml and load model/, into one error.
 
     Raises:
-        CheckpointError: the two do not fit, for one of them was edited or is another run's.
+        CheckpointError: config.yaml and model/ do not match.
     """
     try:
         yield
@@ -268,7 +268,7 @@ def _name(iteration: int) -> str:
 
 
 def _steps(root: Path) -> dict[int, Path]:
-    """Checkpoints by iteration, damaged ones among them."""
+    """Checkpoints by iteration, including damaged ones."""
     return {
         int(match[1]): path
         for path in Path(root).glob("step_*")
@@ -277,20 +277,20 @@ def _steps(root: Path) -> dict[int, Path]:
 
 
 def _is_ours(path: Path) -> bool:
-    """False of a folder that was a checkpoint, and stays for the files that others put into it."""
+    """False for the remains of a removed checkpoint that hold only files of others."""
     return path.is_dir() and (files.holds(path, folders.CHECKPOINT) or not any(path.iterdir()))
 
 
 def _encode(node: Any, name: str, tensors: dict[str, Tensor]) -> Any:
-    """The json form of a state; its tensors move to ``tensors``, named by their place."""
+    """The json form of a state; its tensors go to ``tensors``, named by their path."""
     if isinstance(node, Tensor):
-        while name in tensors:  # keys 0 and "0" give the same name
+        while name in tensors:  # keys 0 and "0" have the same name
             name += "'"
         tensors[name] = node
         return {"$tensor": name}
     if isinstance(node, dict):
         if wrong := [key for key in node if type(key) not in (str, int)]:
-            raise TypeError(f"{name}: got the key {wrong[0]!r}, wants str or int")
+            raise TypeError(f"keys of {name} must be str or int, got {wrong[0]!r}")
         items = [(key, _encode(value, f"{name}.{key}", tensors)) for key, value in node.items()]
         plain = all(isinstance(key, str) and not key.startswith("$") for key in node)
         return dict(items) if plain else {"$items": items}
@@ -299,7 +299,7 @@ def _encode(node: Any, name: str, tensors: dict[str, Tensor]) -> Any:
     if node is None or isinstance(node, bool | int | float | str):
         return node
     raise TypeError(
-        f"{name}: got a {type(node).__name__}, wants a tensor, number, string, bool, None, dict or list"
+        f"{name} must be a tensor, number, string, bool, None, dict or list, got {type(node).__name__}"
     )
 
 
@@ -320,14 +320,14 @@ def _write(folder: Path, names: tuple[str, str], tensors: dict[str, Tensor], tre
 
 
 def _write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    # safetensors refuses shared and strided memory
+    # safetensors rejects shared and strided memory
     dense = {
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, tensor in zip(tensors, sharding.local(tensors.values()), strict=True)
     }
     try:
         safetensors.torch.save_file(dense, path, metadata)
-    except SafetensorError as error:  # what it makes of an OSError
+    except SafetensorError as error:  # raised in place of an OSError
         raise OSError(f"{path}: {error}") from error
 
 
@@ -341,7 +341,7 @@ def _write_json(path: Path, tree: Any) -> None:
 
 
 def _open(path: Path, names: list[str]) -> dict[str, StoredTensor]:
-    """The tensors in some files, by name; the files stay open as long as there is one left."""
+    """The tensors in some files, by name; a file stays open as long as one of its tensors is referenced."""
     tensors: dict[str, StoredTensor] = {}
     for name in names:
         try:
@@ -357,14 +357,14 @@ def _open(path: Path, names: list[str]) -> dict[str, StoredTensor]:
             whole.pieces.append((first, rows, file))
     for key, tensor in tensors.items():
         if tensor.shape and sum(rows for _, rows, _ in tensor.pieces) != tensor.shape[0]:
-            raise CheckpointError(f"{path}: {key}: its {tensor.shape[0]} rows are not all there")
+            raise CheckpointError(f"{path}: {key}: some of its {tensor.shape[0]} rows are missing")
     return tensors
 
 
 def _safe_open(path: Path) -> Any:
     try:
         str(path).encode()
-    except UnicodeEncodeError:  # safetensors takes no name that is not UTF-8, but this of an open file
+    except UnicodeEncodeError:  # safetensors requires UTF-8 names, so open the file by descriptor
         opened = os.open(path, os.O_RDONLY)
         try:
             return safe_open(f"/proc/self/fd/{opened}", framework="pt")
@@ -381,31 +381,31 @@ def _read_json(path: Path) -> Any:
 
 
 def _fault(path: Path, ranks: Ranks) -> str | None:
-    """What is wrong with the manifest of a checkpoint, or with those of its files that this rank looks at."""
+    """The error in a checkpoint's manifest or in the files that this rank checks, if any."""
     try:
         manifest = _read_json(path / _MANIFEST)
     except CheckpointError as error:
         return str(error)
     number = manifest.get("format") if isinstance(manifest, dict) else manifest
     if number != FORMAT or not isinstance(manifest, dict):
-        return f"{path / _MANIFEST}: got format {number!r}, this version reads {FORMAT}"
+        return f"{path / _MANIFEST}: format must be {FORMAT}, got {number!r}"
     for name in sorted({_STATE, *(manifest.get("files") or ())})[ranks.rank :: ranks.world_size]:
         file = path / name
         try:
             found, wanted = _facts(file), manifest["files"][name]
             if found["bytes"] != wanted["bytes"]:
-                return f"{file}: has {found['bytes']} bytes, was saved with {wanted['bytes']}"
+                return f"{file}: expected {wanted['bytes']} bytes, got {found['bytes']}"
             if found["sha256"] != wanted["sha256"]:
-                return f"{file}: its content is not what was saved: another sha256"
+                return f"{file}: its content has changed since it was saved (sha256)"
         except OSError as error:
             return f"{file}: cannot be read: {error.strerror}"
         except (KeyError, TypeError):
-            return f"{path / _MANIFEST}: does not tell size and sha256 of {name}"
+            return f"{path / _MANIFEST}: size and sha256 of {name} are missing"
     return None
 
 
 def _facts(path: Path) -> dict[str, Any]:
-    """What a manifest says of a file."""
+    """The manifest's entry of a file."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):

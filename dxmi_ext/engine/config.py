@@ -1,7 +1,7 @@
-"""Settings as text: read from yaml and from ``key=value`` on the command line, written, and listed.
+"""Settings as text: reading yaml and ``key=value`` of the command line, writing, and listing.
 
-A value is text, which the type of its key reads, the same way in both places. Imports ``engine.settings`` and
-``engine.files``; PyYAML (extra ``train``) where yaml is read or written.
+The type of a key parses its value, the same way for both sources. Imports ``engine.settings`` and
+``engine.files``, and PyYAML (extra ``train``) where yaml is read or written.
 """
 
 from __future__ import annotations
@@ -25,21 +25,20 @@ _LONGEST_YAML = 2**20  # bytes
 
 
 def load(cls: type[C], yaml_path: str | Path | None, overrides: Sequence[str] = ()) -> C:
-    """Read settings: the class's defaults, then the yaml over them, then the overrides in their order, so
-    that the last one counts where a key is given twice.
+    """Read settings: the class's defaults, updated by the yaml, then by the overrides in order.
 
-    Numbers are decimal (010 is 10, 1_000 is 1000), and an integer may be written as 1e3. Given are the keys
-    of the overrides, and those of the yaml that differ from the default: a run's config.yaml has all keys.
-    Keys of ``cls.removed``, which runs of earlier versions have, are left out of a yaml, with one line each.
+    Numbers are decimal (010 is 10, 1_000 is 1000), and an integer may be written as 1e3. ``given`` has the
+    keys of the overrides, and those of the yaml that differ from the default, as a run's config.yaml has all
+    keys. Keys in ``cls.removed``, from earlier versions, are ignored in a yaml, with a note for each.
 
     Args:
-        cls: the settings of a task or a command.
-        yaml_path: a mapping of keys to values, each key once; None: the defaults stand.
-        overrides: ``key=value``; nothing, or null, is None.
+        cls: settings of a task or a command.
+        yaml_path: file with a mapping of keys to values, each key once; None: the defaults.
+        overrides: texts ``key=value``; an empty value or null is None.
 
     Raises:
-        ConfigError: names the key, what it must be and what it got (an unknown key: the nearest known one; a
-            removed key among the overrides: what takes its place).
+        ConfigError: names the key, its requirement and its value; for an unknown key, the nearest known one;
+            for a removed key among the overrides, its replacement.
     """
     keys = cls.keys()
     values = {name: key.default for name, key in keys.items()}
@@ -60,24 +59,24 @@ def load(cls: type[C], yaml_path: str | Path | None, overrides: Sequence[str] = 
 
 
 def peek(yaml_path: str | Path, key: str, default: Any = None) -> Any:
-    """The text of one key of a yaml file, before its class of settings is known."""
+    """The text of one key of a yaml file, whose class of settings is not known yet."""
     return dict(_read_yaml(yaml_path)).get(key, default)
 
 
 def to_yaml(cfg: Settings | Config) -> str:
-    """The resolved settings, keys in the order of their declaration."""
+    """The resolved settings as yaml, in the order of declaration."""
     text: str = _import_yaml().safe_dump(cfg.flat(), sort_keys=False, allow_unicode=True)
     return text
 
 
 def save(cfg: Settings | Config, path: str | Path) -> None:
-    """Write the resolved settings, complete or not at all."""
+    """Write the resolved settings atomically."""
     files.write_text(path, to_yaml(cfg))
 
 
 def describe(cfg: Settings | Config) -> str:
-    """List every key with its meaning, the values in ``cfg`` being the defaults; one aligned line a key,
-    under the heading of its group."""
+    """List every key with its help and its value in ``cfg`` as default, one aligned line per key, under the
+    heading of its group."""
     values, groups = cfg.flat(), dict[str, list[tuple[str, str]]]()
     for name, key in cfg.keys().items():
         value, choices = values[name], key.metadata["choices"]
@@ -92,7 +91,7 @@ def describe(cfg: Settings | Config) -> str:
     )
 
 
-@functools.cache  # a command reads a run's config.yaml more than once
+@functools.cache  # once, although a command reads a run's config.yaml several times
 def _tell_removed(path: str, name: str, instead: str) -> None:
     from dxmi_ext.engine import runlog  # which needs tqdm
 
@@ -108,14 +107,14 @@ def _import_yaml() -> Any:
 
 
 def _read_yaml(path: str | Path) -> list[tuple[str, str | None]]:
-    """The keys and texts of a yaml file that holds one mapping of them; a null is None."""
+    """The keys and texts of a yaml file that holds one mapping; null is None."""
     yaml = _import_yaml()
     try:
         with open(path, "rb") as file:
             content = file.read(_LONGEST_YAML + 1)
         if len(content) > _LONGEST_YAML:
             raise ConfigError(f"{path} must be at most {_LONGEST_YAML} bytes of yaml")
-        # Nodes, not values: what a text means is for the key's type to say, not for YAML 1.1.
+        # Nodes, not values: the key's type parses the text, not YAML 1.1.
         root = yaml.compose(content.decode("utf-8-sig"), Loader=yaml.SafeLoader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: cannot be read as yaml: {' '.join(str(error).split())}") from error
@@ -130,7 +129,7 @@ def _read_yaml(path: str | Path) -> list[tuple[str, str | None]]:
             got = "a list" if isinstance(value, yaml.SequenceNode) else "a mapping"
             raise ConfigError(f"{path}: {_shown(key)} must be a single value, got {got}")
         if key.value in pairs:
-            raise ConfigError(f"{path}: {key.value} must be given once, got it twice")
+            raise ConfigError(f"{path}: {key.value} must be given once, got two values")
         pairs[key.value] = None if value.tag.endswith(":null") else value.value
     return list(pairs.items())
 
@@ -147,7 +146,7 @@ def _read_override(override: str) -> tuple[str, str | None]:
 
 
 def _read_value(name: str, text: str | None, keys: dict[str, settings.Key]) -> Any:
-    """A value of a key's type, which is one of ``_READERS``, or that or None."""
+    """A value of a key's type: one of ``_READERS``, possibly optional."""
     if name not in keys:
         nearest = difflib.get_close_matches(name, keys, n=1, cutoff=0.4)
         hint = f"did you mean {nearest[0]}?" if nearest else f"the keys are {', '.join(keys)}"
@@ -165,7 +164,7 @@ def _read_value(name: str, text: str | None, keys: dict[str, settings.Key]) -> A
 
 
 def _read_int(text: str) -> int:
-    if not text.isascii():  # python reads the digits of all scripts
+    if not text.isascii():  # int() accepts the digits of all scripts
         raise ValueError
     try:
         return int(text)
@@ -188,7 +187,7 @@ def _read_bool(text: str) -> bool:
 
 
 def _read_text(text: str) -> str:
-    if "\0" in text:  # which no path may have
+    if "\0" in text:  # not allowed in a path
         raise ValueError
     text.encode(errors="surrogateescape")  # what is neither a character nor a byte is a ValueError
     return text

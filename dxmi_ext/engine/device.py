@@ -1,4 +1,4 @@
-"""The device and the versions of a run, its pace and its memory. Imports torch and ``engine.settings``."""
+"""The device and the versions of a run, its speed and its memory. Imports torch and ``engine.settings``."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from dxmi_ext.engine.settings import ConfigError
 
 
 def choose(name: str, local_rank: int = 0) -> torch.device:
-    """The device that a setting names; of several processes on a machine, each takes one of its own.
+    """The device that a setting names; each of several processes on a machine gets its own.
 
     Raises:
-        ConfigError: a CUDA device is wanted and there is none.
+        ConfigError: the CUDA device does not exist.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -39,12 +39,12 @@ def versions() -> dict[str, str]:
 
 
 class Clock:
-    """Measures the pace of a phase. It never waits for the device: it is asked after the log did.
+    """Measures the speed of a phase. It never synchronizes with the device: logging did so before.
 
     Args:
-        device: on CUDA, the peak of its memory is told too.
-        batch_size: samples an iteration.
-        start: the iteration before the first.
+        device: device of the run; on CUDA, peak memory is included.
+        batch_size: number of samples per iteration.
+        start: iteration before the first.
     """
 
     def __init__(self, device: torch.device, batch_size: int, start: int) -> None:
@@ -64,6 +64,6 @@ class Clock:
 
 def peak_memory(device: torch.device) -> str:
     if device.type == "cuda":
-        return f"at most {torch.cuda.max_memory_allocated(device) / 2**20:,.0f} MiB of {device} so far"
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10  # which Linux counts in KiB
-    return f"the process at most {peak:,.0f} MiB so far"
+        return f"peak memory of {device} so far {torch.cuda.max_memory_allocated(device) / 2**20:,.0f} MiB"
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10  # KiB on Linux
+    return f"peak memory of the process so far {peak:,.0f} MiB"

@@ -2,4 +2,4 @@
 
 
 class UserError(Exception):
-    """A mistake in what was asked for, not in the program: its text says what to do."""
+    """An error of the user rather than the program; its text says what to do."""

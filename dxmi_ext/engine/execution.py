@@ -1,7 +1,7 @@
-"""How networks run: precision, memory format, compilation, and the library switches of CUDA.
+"""How networks run: precision, memory format, compilation, and switches of the CUDA libraries.
 
-Nothing here changes what is learned but its rounding. Weights, optimizers, averages, samples, row results and
-losses are float32 whatever the settings. Imports torch and the engine.
+These settings only affect rounding and speed. Weights, optimizers, averages, samples, row results and losses
+are always float32. Imports torch and the engine.
 """
 
 from __future__ import annotations
@@ -19,46 +19,48 @@ from dxmi_ext.engine.ranks import Ranks
 from dxmi_ext.engine.settings import ConfigError, Settings, setting
 
 BACKEND = "inductor"
-"""Of torch.compile."""
+"""Backend of torch.compile."""
 
 VARIANTS = 64
-"""Graphs that torch.compile keeps of a forward before it gives up. Networks are called with and without a
-graph, with frozen weights, on B and 2B rows; and torch counts all networks of a class together."""
+"""Number of graphs per forward before torch.compile falls back to eager mode. Networks are called with and
+without gradients, with frozen weights, on B and 2B rows; torch counts all networks of a class together."""
 
 
 @dataclasses.dataclass
 class ExecutionSettings(Settings):
-    """Settings of how the networks run, in pretraining and DxMI alike.
+    """Precision, memory format and compilation of the networks, in pretraining and DxMI.
 
-    TF32 is on by default: it reads 10 of a product's 23 bits of mantissa and sums in float32, which is still
-    finer than bfloat16's 7, and is several times as fast; torch has it on for convolutions in any case.
+    TF32 is on by default: it rounds the factors of a product to 10 of 23 bits of mantissa and accumulates in
+    float32, which is still more precise than bfloat16's 7 bits, and several times as fast; torch enables it
+    for convolutions by default.
     """
 
     heading = "how the networks run"
     precision: str = setting(
-        "float32", "of the networks; bfloat16: by torch.autocast", choices=("float32", "bfloat16")
+        "float32", "precision of the networks; bfloat16 uses torch.autocast", choices=("float32", "bfloat16")
     )
-    channels_last: bool = setting(False, "images and weights of convolutions in memory with channels last")
-    compile: bool = setting(False, "networks by torch.compile; wants a C++ compiler, on CUDA triton")
-    cuda_graph: bool = setting(False, "DxMI's whole iteration as one CUDA graph; needs batches of one shape")
-    tf32: bool = setting(True, "float32 products and convolutions on CUDA in TF32; false: in full float32")
+    channels_last: bool = setting(False, "channels_last memory format for images and convolutions")
+    compile: bool = setting(False, "torch.compile for the networks; requires a C++ compiler, on CUDA Triton")
+    cuda_graph: bool = setting(False, "one CUDA graph for DxMI's iteration; requires batches of one shape")
+    tf32: bool = setting(True, "TF32 for float32 products and convolutions on CUDA; false: full float32")
 
 
 def prepare(
     settings: ExecutionSettings, *networks: nn.Module | None, data_shape: Sequence[int]
 ) -> torch.memory_format:
-    """Makes networks ready for their settings, in place, before anything wraps them. Names of weights, and so
-    checkpoints, stay as they are. What is prepared already may be prepared again.
+    """Applies memory format and compilation to networks, in place, before they are wrapped. Names of weights,
+    and so checkpoints, do not change. May be called again on the same networks.
 
     Args:
-        networks: those there are.
-        data_shape: of a row of their data.
+        networks: networks to prepare.
+        data_shape: shape of a sample.
 
     Returns:
-        The memory format that their data are to have.
+        The memory format for their data.
 
     Raises:
-        ConfigError: channels_last, and the data are no images; compile, and torch.compile does not work here.
+        ConfigError: channels_last is set but the data are not images, or compile is set but torch.compile
+            does not work here.
     """
     found = [network for network in networks if network is not None]
     if settings.channels_last:
@@ -72,15 +74,15 @@ def prepare(
         _try_compiler(next(found[0].parameters()).device)
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, VARIANTS)
         for network in found:
-            network.compile(backend=BACKEND, dynamic=False)  # batches of one size, and that doubled
+            network.compile(backend=BACKEND, dynamic=False)  # batches have B or 2B rows
     return torch.channels_last if settings.channels_last else torch.contiguous_format
 
 
 def check_graph(settings: ExecutionSettings, device: torch.device, ranks: Ranks) -> None:
-    """Refuses a CUDA graph where there can be none.
+    """Checks that a CUDA graph is supported.
 
     Raises:
-        ConfigError: it is wanted without a CUDA device, or with several ranks.
+        ConfigError: cuda_graph is set without a CUDA device, or with several ranks.
     """
     if settings.cuda_graph and (device.type != "cuda" or not ranks.alone):
         raise ConfigError(
@@ -91,10 +93,10 @@ def check_graph(settings: ExecutionSettings, device: torch.device, ranks: Ranks)
 
 @contextmanager
 def running(settings: ExecutionSettings, device: torch.device) -> Iterator[None]:
-    """Within, networks run as the settings say. What torch holds for the whole process is put back.
+    """Within, networks run with these settings. Global settings of torch are restored afterwards.
 
-    cuDNN tries its algorithms out on the first call of each shape, and the choice may differ from run to run;
-    not where deterministic algorithms are asked for (``torch.use_deterministic_algorithms``).
+    cuDNN benchmarks its algorithms on the first call for each shape, and the choice may differ from run to
+    run, unless ``torch.use_deterministic_algorithms`` is set.
     """
     with networks_in(torch.bfloat16 if settings.precision == "bfloat16" else None):
         if device.type != "cuda":
@@ -113,12 +115,12 @@ def running(settings: ExecutionSettings, device: torch.device) -> Iterator[None]
 
 
 def _try_compiler(device: torch.device) -> None:
-    """Compiles a line, so that what is missing shows before anything has begun."""
+    """Compiles a trivial function, so that a missing compiler is reported at the start."""
     try:
         torch.compile(lambda x: x + 1, backend=BACKEND)(torch.zeros(2, device=device))
     except Exception as error:
         inner = getattr(error, "inner_exception", error)
         reason = next(iter(str(inner).splitlines()), type(inner).__name__)
         raise ConfigError(
-            f"compile: got true, but torch.compile does not work on this machine's {device.type}: {reason}"
+            f"compile must be false where torch.compile does not work, got true on {device.type}: {reason}"
         ) from error

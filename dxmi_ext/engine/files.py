@@ -1,8 +1,8 @@
-"""Files and folders that are complete or absent, whenever the process dies, and one writer at a time.
+"""Atomic files and folders, which are complete or absent whenever the process dies, and locks.
 
-Both are written aside, fsynced and renamed. What a death leaves behind bears a suffix of its own, and
-``tidy`` removes it. Nothing is ever removed but what a ``Tree`` names, so a user's files stay wherever they
-lie. Imports the standard library and ``dxmi_ext.engine.errors``.
+Both are written under a temporary name, fsynced and renamed. ``tidy`` removes what a killed process leaves
+behind, by its suffix. Only files named by a ``Tree`` are ever removed, so a user's files stay. Imports the
+standard library and ``dxmi_ext.engine.errors``.
 """
 
 from __future__ import annotations
@@ -27,30 +27,30 @@ UNREADABLE = (
     *(OSError, EOFError, ValueError, AttributeError, TypeError),
     *(zipfile.BadZipFile, zlib.error),
 )
-"""What numpy and gzip raise of files that are missing, empty, cut short, damaged or of another kind."""
+"""Exceptions of numpy and gzip for files that are missing, empty, truncated, damaged or of another kind."""
 _UNFINISHED, _PREVIOUS, _REMOVED = ".unfinished", ".previous", ".removed"
 TEMPORARY = re.compile(r"\.lock|.+\.(unfinished|previous|removed)")
-"""Names of what a process that is at work, or died, leaves in a folder."""
+"""Names of temporary files of a process that is running or was killed."""
 
 Tree = Mapping[str, Union["Tree", None]]
-"""The names of our own files in a folder, as regular expressions; None: a file, else a folder of such."""
+"""Names of our own files in a folder, as regular expressions; None for a file, a tree for a folder."""
 _anything: dict[str, Tree | None] = {}
 _anything["(?s).*"] = _anything
 ANYTHING: Tree = _anything
-"""A folder that is ours with all that lies in it."""
+"""A folder whose whole content is ours."""
 
 
 class Locked(UserError):
-    """Another process holds a lock."""
+    """Another process holds the lock."""
 
 
 @contextmanager
 def lock(path: Path) -> Iterator[None]:
-    """Within, no other process gets past the same call; the file is there meanwhile. The kernel holds the
-    lock, so no death leaves it held.
+    """Within, this process holds the lock, whose file exists meanwhile. The kernel releases it if the process
+    dies.
 
     Raises:
-        Locked: another process is within; nobody waits.
+        Locked: another process holds the lock; this call does not wait.
     """
     while True:
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
@@ -60,7 +60,7 @@ def lock(path: Path) -> Iterator[None]:
             os.close(file)
             raise Locked(f"{path.parent}: another process is at work in this folder (see {path})") from None
         except OSError:
-            pass  # a file system without locks: better no guard than no run
+            pass  # the file system has no locks: run without
         if os.fstat(file).st_nlink:  # else its last holder removed it before this one got it
             break
         os.close(file)
@@ -74,20 +74,20 @@ def lock(path: Path) -> Iterator[None]:
 
 
 def write_text(path: Path | str, text: str) -> None:
-    """Write a file that appears, or replaces another, at once."""
+    """Write a text file atomically."""
     write_bytes(path, text.encode(errors="backslashreplace"))  # of names that are not UTF-8
 
 
 def write_bytes(path: Path | str, content: bytes) -> None:
-    """The same of bytes."""
+    """Write a file atomically."""
     with file(Path(path)) as new:
         new.write(content)
 
 
 @contextmanager
 def file(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write to; at the end it appears as ``path`` at once, or replaces what was there. A failure
-    within the block leaves everything as it was."""
+    """A file to write to, which atomically becomes ``path`` at the end. A failure within the block leaves
+    everything as it was."""
     making = unfinished(path)
     try:
         with naming(path), making.open("wb") as new:
@@ -103,14 +103,14 @@ def file(path: Path) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def folder(path: Path, ours: Tree | None = None) -> Iterator[Path]:
-    """A folder to put files into; at the end it appears as ``path`` at once, or replaces what was there.
+    """A folder to put files into, which becomes ``path`` at the end.
 
-    At no moment is there neither the old content nor the new: a death between the two renames leaves the old
-    one set aside, and ``tidy`` brings it back. A failure within the block leaves everything as it was.
+    If the process dies between the two renames, the old content is set aside, and ``tidy`` restores it. A
+    failure within the block leaves everything as it was.
 
     Args:
-        ours: what of an old content the new one replaces; all else in it stays. None: nothing is replaced,
-            so ``path`` must be absent or an empty folder, at the end too.
+        ours: files of the old content to replace; all others stay. None: nothing is replaced, so ``path``
+            must be absent or an empty folder, also at the end.
     """
     making, previous = unfinished(path), _beside(path, _PREVIOUS)
     shutil.rmtree(making, ignore_errors=True)
@@ -118,11 +118,11 @@ def folder(path: Path, ours: Tree | None = None) -> Iterator[Path]:
         with naming(path):
             making.mkdir(parents=True)
             yield making
-            with ThreadPoolExecutor(16) as threads:  # so that the disk takes many at once
+            with ThreadPoolExecutor(16) as threads:  # so that the disk serves many at once
                 list(threads.map(_fsync, making.rglob("*")))
             _fsync(making)
             if ours is None:
-                making.rename(path)  # which fails on anything but an empty folder
+                making.rename(path)  # fails unless path is absent or an empty folder
     except BaseException:
         shutil.rmtree(making, ignore_errors=True)
         raise
@@ -137,20 +137,20 @@ def folder(path: Path, ours: Tree | None = None) -> Iterator[Path]:
 
 
 def unfinished(path: Path) -> Path:
-    """Where what ``folder(path)`` or ``file(path)`` is making lies meanwhile."""
+    """The temporary name of what ``folder(path)`` or ``file(path)`` writes."""
     return _beside(path, _UNFINISHED)
 
 
 def sync(path: Path) -> None:
-    """A file that this process has put into the folder of another is safe on disk."""
+    """Flushes a file, and its entry in a folder of another process, to disk."""
     _fsync(path)
 
 
 def remove(path: Path, ours: Tree | None = None) -> None:
-    """Remove a file, or what is ours in a folder, and the folder itself if nothing else is left in it.
+    """Remove a file, or our files in a folder, and the folder itself if it is empty then.
 
     Args:
-        ours: of a folder; None: ``path`` is a file, and a folder of that name stays.
+        ours: our files in a folder; None: ``path`` is a file, and a folder of that name stays.
     """
     if not path.is_dir() or (path.is_symlink() and ours is ANYTHING):
         path.unlink(missing_ok=True)
@@ -164,7 +164,7 @@ def remove(path: Path, ours: Tree | None = None) -> None:
 
 
 def remove_folder(path: Path, ours: Tree) -> None:
-    """The same, at once: no death leaves half of our files under the folder's name."""
+    """Remove our files in a folder, atomically."""
     removed = _beside(path, _REMOVED)
     _merge(removed, path, ours)
     path.rename(removed)
@@ -172,10 +172,10 @@ def remove_folder(path: Path, ours: Tree) -> None:
 
 
 def tidy(directory: Path, ours: Tree = ANYTHING) -> None:
-    """Clear what a death left in a folder. Call it only where nobody else is writing.
+    """Clean up after a process killed while writing to a folder. Nobody else may be writing there.
 
     Args:
-        ours: the names of what is written there.
+        ours: names of what is written there.
     """
     for suffix in (_PREVIOUS, _REMOVED, _UNFINISHED):
         for path in list(directory.glob(f"*{suffix}")):
@@ -197,12 +197,12 @@ def named(path: Path, ours: Tree) -> bool:
 
 
 def holds(path: Path, ours: Tree) -> bool:
-    """Whether a folder has anything that is ours."""
+    """Whether a folder has any of our files."""
     return path.is_dir() and any(named(entry, ours) for entry in path.iterdir())
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """What a json file says, empty where it is missing, damaged or no mapping."""
+    """The mapping in a json file; empty if it is missing, damaged or not a mapping."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -212,9 +212,9 @@ def read_json(path: Path) -> dict[str, Any]:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """One process at a time within the block; the others wait, however long it takes.
+    """One process at a time within the block; others wait without a time limit.
 
-    The lock is a file, left behind empty, and ends with the process that holds it.
+    The lock is an empty file that is left behind; the kernel releases it if the process dies.
     """
     with naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -226,7 +226,7 @@ def locked(path: Path) -> Iterator[None]:
 
 @contextmanager
 def naming(path: Path | str) -> Iterator[None]:
-    """An OSError within says which file it was about; that of a write does not by itself."""
+    """Adds the path to an OSError within, since errors of writes lack it."""
     try:
         yield
     except OSError as error:
@@ -236,7 +236,7 @@ def naming(path: Path | str) -> Iterator[None]:
 
 
 def _look_up(name: str, tree: Tree) -> tuple[bool, Tree | None]:
-    """Whether a tree has a name, and what it says of what is inside."""
+    """Whether a tree has a name, and the tree inside it."""
     for pattern, inside in tree.items():
         if re.fullmatch(pattern, name):
             return True, inside
@@ -244,7 +244,7 @@ def _look_up(name: str, tree: Tree) -> tuple[bool, Tree | None]:
 
 
 def _merge(source: Path, target: Path, ours: Tree | None) -> None:
-    """Remove what is ours in a folder that was set aside, and put the rest where it was."""
+    """Remove our files in a folder that was set aside, and move the rest back."""
     remove(source, ours)
     if not source.exists():
         return

@@ -1,4 +1,4 @@
-"""Numbers at the end of a run: one that cannot be computed is left out, and a line says which and why.
+"""Final metrics of a run; one that cannot be computed is skipped, with a note that says why.
 
 Imports the standard library and ``dxmi_ext``.
 """
@@ -14,18 +14,18 @@ from dxmi_ext.engine import runlog
 
 T = TypeVar("T")
 Say = Callable[[str], None]
-"""What becomes of a line."""
+"""Prints a note."""
 
 
 def attempt(what: str, compute: Callable[[], T], say: Say = runlog.note) -> T | None:
-    """What ``compute`` returns; where it fails None, and a line, for training must not end in vain.
+    """The result of ``compute``; None with a note if it fails, so that a finished training is not lost.
 
     Args:
-        what: is left out then.
+        what: name of the result, for the note.
     """
     try:
         return compute()
-    except Exception as error:  # a finished run must not be lost, whatever goes wrong here
+    except Exception as error:  # whatever goes wrong here
         say(f"{what}: left out, {reason(error)}")
         return None
 
@@ -33,7 +33,7 @@ def attempt(what: str, compute: Callable[[], T], say: Say = runlog.note) -> T | 
 def numbers(
     what: str, compute: Callable[[], Mapping[str, float]], say: Say = runlog.note
 ) -> dict[str, float]:
-    """The finite numbers that ``compute`` returns; none where it fails. A line names those left out."""
+    """The finite numbers that ``compute`` returns; none if it fails. A note names those skipped."""
     found = attempt(what, compute, say) or {}
     if odd := [name for name, value in found.items() if not math.isfinite(value)]:
         say(f"{', '.join(odd)}: left out, not finite")
@@ -41,7 +41,7 @@ def numbers(
 
 
 def number(name: str, compute: Callable[[], float], say: Say = runlog.note) -> float | None:
-    """The same of one number."""
+    """The same for one number."""
     return numbers(name, lambda: {name: compute()}, say).get(name)
 
 
@@ -49,15 +49,14 @@ def reason(error: Exception) -> str:
     """An error in one line."""
     if isinstance(error, ModuleNotFoundError):
         return f"{error.name} is not installed"
-    lines = str(error).splitlines() or [type(error).__name__]
-    return lines[0].removesuffix(", wants one of")  # what follows is a list of lines
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def announce_missing(needs: Mapping[str, str]) -> None:
-    """Says before a run which of its numbers it will lack.
+    """Notes before a run which results it will skip.
 
     Args:
-        needs: by module, what needs it.
+        needs: module -> what requires it.
     """
     for module, what in needs.items():
         if importlib.util.find_spec(module) is None:

@@ -1,7 +1,7 @@
-"""What this package may write over: folders that it marked, files that it wrote, nothing else.
+"""What this package may overwrite: folders that it marked and files that it wrote, nothing else.
 
-A folder that a command fills over time, as a run's, holds `MARKER`, which tells its kind and format. Folders
-from before there were marks are known by what lies in them, and are marked when they are next written to.
+A folder that a command fills over time, such as a run's, holds `MARKER` with its kind and format. Folders of
+versions without marks are recognized by their content, and marked when they are next written to.
 Imports the standard library, ``dxmi_ext.engine.errors`` and ``dxmi_ext.engine.files``.
 """
 
@@ -20,9 +20,9 @@ from dxmi_ext.engine.errors import UserError
 from dxmi_ext.engine.files import Tree
 
 MARKER = "dxmi.json"
-"""What marks a folder: JSON with its kind (run, scores, ...) and the version of its format."""
+"""File that marks a folder: JSON with its kind (run, scores, ...) and the version of its format."""
 FORMAT = 1
-"""Of folders written now; 0 is that of folders without a mark."""
+"""Format of folders written now; 0 is the format of folders without a mark."""
 _TASKS_OF_FORMAT_0 = ("two_d", "images", "anomaly")
 
 CHECKPOINT: Tree = {r"tensors(-\d{5}-of-\d{5})?\.safetensors": None, r"(state|manifest)\.json": None}
@@ -39,7 +39,7 @@ RUN: Tree = {
     r"metrics\.jsonl|wandb\.json|config\.yaml|test_scores\.npz": None,
     re.escape(MARKER): None,
 }
-"""A run's own files. Those of Weights & Biases in wandb/ are not among them: they may not be uploaded yet."""
+"""A run's files, without wandb/, whose files may not have been uploaded yet."""
 
 _KINDS = {"run": "that of a run", "scores": "that of an earlier scoring"}
 _KINDS |= {"work": "that of an experiment's runs", "results": "that of an experiment's results"}
@@ -48,19 +48,19 @@ _SHOWN = 4  # names in an error
 
 
 class FolderError(UserError):
-    """A folder or file that is not ours to write to."""
+    """A folder or file that must not be overwritten."""
 
 
 def is_marked(folder: Path) -> bool:
-    """Whether a folder was made by this package, and so holds results and never data."""
+    """Whether a folder was written by this package, so that it holds results and never data."""
     return (folder / MARKER).is_file()
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """What the mark of a folder says; empty where there is none.
+    """The content of a folder's mark; empty without one.
 
     Raises:
-        FolderError: it is no mark of ours, or of a newer format.
+        FolderError: the mark is not ours, or of a newer format.
     """
     if not is_marked(folder):
         return {}
@@ -75,11 +75,11 @@ def read(folder: Path) -> dict[str, Any]:
 
 
 def mark(folder: Path, kind: str, **about: Any) -> None:
-    """Mark a folder that `check` lets pass, or add to its mark.
+    """Mark a folder accepted by `check`, or add to its mark.
 
     Args:
         kind: run, scores or work.
-        about: more to know of it.
+        about: more entries of the mark.
     """
     found = read(folder)
     wanted = found | {"kind": kind, "format": FORMAT} | about
@@ -90,34 +90,34 @@ def mark(folder: Path, kind: str, **about: Any) -> None:
 def check(
     folder: Path, kind: str, is_older: Callable[[Path], bool] = lambda _: False, *, key: str = "output"
 ) -> None:
-    """Refuse to fill a folder that is neither new, empty nor of a kind; writes nothing.
+    """Check that a folder is new, empty or of a kind; writes nothing.
 
     Args:
         kind: run, scores, work or results.
-        is_older: whether a folder without a mark is one of that kind, from before there were marks.
-        key: the setting that names it.
+        is_older: whether a folder without a mark is of that kind, written by an earlier version.
+        key: setting that names the folder.
 
     Raises:
-        FolderError: it holds something else, or is no folder.
+        FolderError: it has other content, or is not a folder.
     """
-    wants = f"{key} must be a new folder, an empty one or {_KINDS[kind]}, got {str(folder)!r}"
+    message = f"{key} must be a new folder, an empty one or {_KINDS[kind]}, got {str(folder)!r}"
     if not folder.is_dir():
         if folder.exists():
-            raise FolderError(f"{wants}, which is a file")
+            raise FolderError(f"{message}, which is a file")
         return
     found = read(folder)
     if found:
         if found["kind"] != kind:
-            raise FolderError(f"{wants}, which is marked as {found['kind']}")
+            raise FolderError(f"{message}, which is marked as {found['kind']}")
         return
     names = content(folder)
     if names and not is_older(folder):
         more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-        raise FolderError(f"{wants}, which holds {', '.join(names[:_SHOWN])}{more}")
+        raise FolderError(f"{message}, which holds {', '.join(names[:_SHOWN])}{more}")
 
 
 def content(folder: Path) -> list[str]:
-    """The names in a folder, but for what a process of ours leaves that is at work or died at its start."""
+    """The names in a folder without our temporary files."""
     return sorted(path.name for path in folder.iterdir() if not _is_temporary(path))
 
 
@@ -128,43 +128,43 @@ def _is_temporary(path: Path) -> bool:
 
 
 def check_new(path: Path) -> None:
-    """Refuse to make a folder over anything else than an empty one.
+    """Check that a path is free or an empty folder.
 
     Raises:
-        FolderError: something lies there.
+        FolderError: the path exists otherwise.
     """
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-        raise FolderError(f"output: got {str(path)!r}, where something lies already; wants a new folder")
+        raise FolderError(f"output must be a new or empty folder, got {str(path)!r}, which already exists")
 
 
 def check_file(path: Path, is_ours: Callable[[Path], bool], what: str, *, key: str = "output") -> None:
-    """Refuse to write a file over anything else than an empty one or one of the same kind; writes nothing.
+    """Check that a file is new, empty or of the same kind; writes nothing.
 
     Args:
         is_ours: whether a file is of that kind.
-        what: the kind, in words.
-        key: the setting that names it.
+        what: the kind, for the error.
+        key: setting that names the file.
 
     Raises:
-        FolderError: something else lies there, or the file could not be made.
+        FolderError: the file has other content, or could not be created.
     """
-    wants = f"{key} must be a new file or {what}, got {str(path)!r}"
+    message = f"{key} must be a new file or {what}, got {str(path)!r}"
     if path.is_dir():
-        raise FolderError(f"{wants}, which is a folder")
+        raise FolderError(f"{message}, which is a folder")
     if path.exists() and not path.is_file():
-        raise FolderError(f"{wants}, which is no regular file")
+        raise FolderError(f"{message}, which is not a regular file")
     if path.is_file() and path.stat().st_size and not is_ours(path):
-        raise FolderError(f"{wants}, which holds something else")
+        raise FolderError(f"{message}, which has other content")
     above = next(parent for parent in path.absolute().parents if parent.exists())
     if not above.is_dir():
-        raise FolderError(f"{wants}, but {str(above)!r} is no folder")
+        raise FolderError(f"{message}, but {str(above)!r} is not a folder")
 
 
 # --- runs --------------------------------------------------------------------------------------------
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a folder is that of a run, finished or not, to read it.
+    """Whether a folder holds a run to read, finished or not.
 
     Raises:
         FolderError: its format is newer than this version.
@@ -176,13 +176,13 @@ def is_run(folder: Path) -> bool:
 
 
 def is_unmarked_run(folder: Path) -> bool:
-    """Whether a folder is that of a run of format 0, to go on in it."""
+    """Whether a folder holds a run of format 0, which can be resumed."""
     parts = any((folder / name).is_dir() for name in ("checkpoints", "model"))
     return parts and _config_keys(folder) >= _CONFIG_KEYS
 
 
 def clear(folder: Path) -> None:
-    """Remove a run from its folder. What makes it a finished run, or one to resume, goes first."""
+    """Remove a run from its folder, starting with the files that mark it as finished or resumable."""
     for pattern, inside in RUN.items():
         for path in sorted(folder.iterdir(), reverse=True):
             if not re.fullmatch(pattern, path.name) or path.name == MARKER:
@@ -195,7 +195,7 @@ def clear(folder: Path) -> None:
 
 
 def _config_keys(folder: Path) -> set[str]:
-    """The keys of a run's config.yaml, as they stand there; none where it is of other programs."""
+    """The keys in a run's config.yaml; none if another program wrote it."""
     try:
         text = (folder / "config.yaml").read_text(encoding="utf-8")
     except (OSError, ValueError):
@@ -209,9 +209,9 @@ def _config_keys(folder: Path) -> set[str]:
 # --- files -------------------------------------------------------------------------------------------
 
 PICTURE_TEXT = ("Software", "dxmi_ext")
-"""The text in each png that a command was asked for by name."""
+"""Text chunk in each png that a command writes by name."""
 GENERATOR = '<meta name="generator" content="dxmi_ext">'
-"""In the head of every page."""
+"""Tag in the head of every page."""
 _PAGE_OF_FORMAT_0 = "body { max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #1f2933 }"
 _NUMBER_OF_EVERY_TASK = re.compile(
     r"(sliced_wasserstein|auroc|energy_kl|threshold|image_auroc|log_partition|elbo|ess)"
@@ -220,7 +220,7 @@ _NUMBER_OF_EVERY_TASK = re.compile(
 
 
 def is_samples(path: Path) -> bool:
-    """Whether a file is an npz as `dxmi sample` writes it: "samples", and perhaps "labels"."""
+    """Whether a file is an npz of `dxmi sample`, with "samples" and perhaps "labels"."""
     try:
         with zipfile.ZipFile(path) as archive:
             names = set(archive.namelist())
@@ -230,19 +230,19 @@ def is_samples(path: Path) -> bool:
 
 
 def is_picture(path: Path) -> bool:
-    """Whether a file is a png of ours."""
+    """Whether a file is a png that a command wrote."""
     head = _head(path)
     return head.startswith(b"\x89PNG\r\n\x1a\n") and b"tEXt" + "\0".join(PICTURE_TEXT).encode() in head
 
 
 def is_page(path: Path) -> bool:
-    """Whether a file is a page as `dxmi report` writes it."""
+    """Whether a file is a page of `dxmi report`."""
     head = _head(path).decode(errors="replace")
     return head.startswith("<!doctype html>") and (GENERATOR in head or _PAGE_OF_FORMAT_0 in head)
 
 
 def is_numbers(path: Path) -> bool:
-    """Whether a file is the json of numbers that `dxmi evaluate` writes."""
+    """Whether a file is a json of `dxmi evaluate`."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):

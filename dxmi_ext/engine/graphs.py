@@ -9,17 +9,17 @@ import torch
 from torch import Tensor
 
 WARM_UP = 3
-"""Calls before the capture: what is made on first use, an optimizer's state for one, must be there."""
+"""Number of calls before the capture, which create lazy state such as an optimizer's."""
 
 
 class Graphed:
     """A function of CUDA tensors that is captured on its fourth call and replayed from then on.
 
-    The function may change tensors in place, but nothing that Python holds; its inputs keep their shapes. The
-    outputs of a replay are overwritten by the next.
+    The function may change tensors in place, but no Python state; its inputs keep their shapes. The outputs
+    of a replay are overwritten by the next.
 
     Args:
-        function: (tensors or None) -> anything made of tensors.
+        function: (tensors or None) -> a structure of tensors.
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
@@ -27,7 +27,7 @@ class Graphed:
         self.forget()
 
     def forget(self) -> None:
-        """Captures anew: tensors that the function uses have been replaced, which a graph does not see."""
+        """Discards the graph, after tensors that it uses have been replaced."""
         self._calls = 0
         self._graph = torch.cuda.CUDAGraph()
         self._inputs: tuple[Tensor | None, ...] = ()
@@ -39,7 +39,7 @@ class Graphed:
             return self._warm_up(*inputs)
         if self._calls == WARM_UP + 1:
             self._inputs = tuple(None if i is None else i.clone() for i in inputs)
-            # Records, and runs nothing. Other threads, one that prefetches data, may go on meanwhile.
+            # Only records. Other threads, such as the prefetcher's, may run meanwhile.
             with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
                 self._outputs = self._function(*self._inputs)
         for mine, given in zip(self._inputs, inputs, strict=True):
@@ -49,7 +49,7 @@ class Graphed:
         return self._outputs
 
     def _warm_up(self, *inputs: Tensor | None) -> Any:
-        """On a side stream, where a capture runs too."""
+        """Runs the function on a side stream, as a capture does."""
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):

@@ -1,4 +1,4 @@
-"""Steps that were not finite, as a run's metrics count them. Imports ``engine.errors``."""
+"""Counts of non-finite steps in a run's metrics. Imports ``engine.errors``."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ _FAILURES = "_failures"
 
 
 class Diverged(UserError, ArithmeticError):
-    """Steps stay not finite, however often the run goes back and lowers its rates."""
+    """Steps are still not finite after all rollbacks with lower learning rates."""
 
 
 def failures(numbers: Mapping[str, Any]) -> dict[str, int]:
-    """Steps in a row that moved nothing, for each loss that has such, from metrics ``NAME_failures``."""
+    """Number of consecutive skipped steps for each loss that has any, from metrics ``NAME_failures``."""
     return {
         name.removesuffix(_FAILURES): int(count)
         for name, count in numbers.items()

@@ -1,4 +1,4 @@
-"""What makes a run the same run: its settings and its data, wherever these are, and what its folder says.
+"""Identity of a run: its settings and its data, wherever these are, compared with a folder's.
 
 Imports numpy and the engine.
 """
@@ -18,21 +18,21 @@ from dxmi_ext.engine.settings import Config, ConfigError
 
 C = TypeVar("C", bound=Config)
 
-# Settings that may change when a run resumes; all others belong to what it is.
+# Settings that may change when a run resumes.
 _MAY_CHANGE = {"output", "iterations", "device", "threads", "shard", "resume", "tensorboard", "wandb"}
 _MAY_CHANGE |= {"checkpoint_every", "keep_checkpoints", "log_every", "picture_every", "dry_run", "cache"}
-# Settings that may be paths: config.yaml has them absolute, so that a run is read from any current folder.
+# Settings that may be paths: absolute in config.yaml, so that a run can be read from any working directory.
 _PATHS = ("start", "weights", "cache", "features")
 _KEYS_OF_A_SUMMARY = {"iterations": int, "device": str, "wall_seconds": float, "resumed_from": list}
 _KEYS_OF_A_SUMMARY |= {"versions": dict}
 _WAY_OUT = "choose another output, or resume=never to overwrite it"
 
 Fingerprints = dict[str, str]
-"""What the data of a run are, wherever they lie: of each split one."""
+"""Fingerprint of each split of a run's data."""
 
 
 def fingerprint(*parts: Any) -> str:
-    """Says whether arrays, texts and lists of texts are the same, in their order."""
+    """A digest of arrays, texts and lists of texts, in their order."""
     digest = hashlib.blake2b(digest_size=16)
     for part in parts:
         if isinstance(part, numpy.ndarray):
@@ -44,18 +44,18 @@ def fingerprint(*parts: Any) -> str:
 
 
 def changed(known: Fingerprints, found: Fingerprints) -> list[str]:
-    """The splits that both know, and of which the data are others."""
+    """The splits in both whose data differ."""
     return [split for split in found if known.get(split, found[split]) != found[split]]
 
 
-# --- what a folder says ------------------------------------------------------------------------------
+# --- reading a run's folder ---------------------------------------------------------------------------
 
 
 def settings_of(cls: type[C], directory: Path) -> C:
     """The settings in a run's config.yaml.
 
     Raises:
-        ConfigError: names the file and what is wrong with it.
+        ConfigError: names the file and the error.
     """
     path = directory / "config.yaml"
     try:
@@ -67,14 +67,14 @@ def settings_of(cls: type[C], directory: Path) -> C:
 
 
 def summary_of(directory: Path) -> dict[str, Any]:
-    """What a run's summary.json says; empty where there is none, or none that a run wrote."""
+    """A run's summary.json; empty if it is missing or not written by a run."""
     found = files.read_json(directory / "summary.json")
     whole = all(isinstance(found.get(key), kind) for key, kind in _KEYS_OF_A_SUMMARY.items())
     return found if whole else {}
 
 
 def data_of(directory: Path) -> Fingerprints:
-    """The fingerprints of the data that a run was trained on; empty where it does not know them."""
+    """The fingerprints of the data that a run was trained on; empty if unknown."""
     found = folders.read(directory).get("data")
     return dict(found) if isinstance(found, dict) else {}
 
@@ -83,7 +83,7 @@ def data_of(directory: Path) -> Fingerprints:
 
 
 def make_paths_absolute(cfg: Config, *more: str) -> None:
-    """Those that were given and are there, in place."""
+    """Makes settings that are existing paths absolute, in place."""
     values = cfg.flat()
     for key in (*_PATHS, *more):
         value = values.get(key)
@@ -92,13 +92,13 @@ def make_paths_absolute(cfg: Config, *more: str) -> None:
 
 
 class Earlier:
-    """The run that a folder may hold already, beside the one that is to run there.
+    """The run that a folder may already hold, compared with the one to start there.
 
     Args:
-        directory: the folder.
-        cfg: settings of the run that is to run there.
-        resume: whether it may go on from the earlier one.
-        data: where the run's data are files: the fingerprints of the data at a path.
+        directory: folder of the run.
+        cfg: settings of the run to start.
+        resume: whether it may resume the earlier one.
+        data: path -> fingerprints of the data there, if the run's data are files.
     """
 
     def __init__(
@@ -107,8 +107,8 @@ class Earlier:
         self._directory, self._cfg, self._resume, self._fingerprints = directory, cfg, resume, data
 
     def settings(self) -> dict[str, Any] | None:
-        """Those of the run that the folder holds, whose checkpoints and results belong to them; None where
-        there is none to resume. One without any results (the data were not found, say) is none."""
+        """Settings of the run in the folder; None if there is none to resume. A run without any results, for
+        example because its data were not found, does not count."""
         directory = self._directory
         kept = (directory / "summary.json").is_file()
         kept |= files.holds(directory / "model", folders.MODEL)
@@ -118,10 +118,10 @@ class Earlier:
         return settings_of(type(self._cfg), directory).flat()
 
     def check_settings(self) -> None:
-        """Refuses a folder that is no run's, or holds a run of other settings.
+        """Checks that the folder is free or holds a run of the same settings.
 
         Raises:
-            folders.FolderError, ConfigError: it is so.
+            folders.FolderError, ConfigError: it does not.
         """
         folders.check(self._directory, "run", folders.is_unmarked_run)
         if (earlier := self.settings()) is None:
@@ -137,23 +137,23 @@ class Earlier:
                 )
 
     def had_its_data_here(self) -> bool:
-        """Whether the earlier run has its data where they are now; so where there is none."""
+        """Whether the earlier run, if any, had its data at the same path."""
         earlier = self.settings()
         return earlier is None or _same_place(earlier.get("data"), self._cfg.flat().get("data"))
 
     def data(self) -> Fingerprints:
-        """What the data are; empty where they are no files."""
+        """The fingerprints of the data; empty if they are not files."""
         path = self._cfg.flat().get("data")
         return {} if self._fingerprints is None or path is None else self._fingerprints(path)
 
     def check_data(self, found: Fingerprints) -> None:
-        """Refuses a folder that holds a run of other data.
+        """Checks that the folder does not hold a run of other data.
 
         Args:
-            found: what the data are now.
+            found: fingerprints of the data now.
 
         Raises:
-            ConfigError: it is so, or cannot be known.
+            ConfigError: it does, or the data cannot be compared.
         """
         earlier = self.settings()
         if earlier is None or not found:
@@ -172,7 +172,7 @@ class Earlier:
             )
         if others := changed(known, found):
             raise ConfigError(
-                f"data: {path!r} must hold what {self._directory} was trained on ({before!r}), but its "
+                f"data must be what {self._directory} was trained on ({before!r}), got {path!r}, whose "
                 f"{others[0]} split has another fingerprint; {_WAY_OUT}"
             )
 

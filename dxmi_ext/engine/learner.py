@@ -1,4 +1,4 @@
-"""A network that learns, and the average of networks over a run. Imports torch and the engine."""
+"""A network with its optimizer, and the moving average of networks. Imports torch and the engine."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ M = TypeVar("M", bound=nn.Module)
 
 
 class Learner:
-    """A network with what makes it learn: optimizer, learning rates, the mean of gradients over all ranks.
+    """A network in training: optimizer, learning rates, and gradients averaged over all ranks.
 
     Args:
-        network: as it is called where it learns.
-        lr: learning rate of weights without one of their own.
-        decay: of the learning rates over the run, as of `LearningRates`.
+        network: network to train.
+        lr: learning rate of parameter groups without their own.
+        decay: decay of the learning rates over the run; see `LearningRates`.
         iterations: length of the run.
-        ranks: among which the rows of a batch are split.
-        weights: those that learn, or groups of them; None: the network's.
-        clip: largest norm of the gradient; 0: any.
-        wait, warmup: as of `LearningRates`.
-        losses: names of the losses that it descends.
+        ranks: ranks that share the rows of a batch.
+        weights: parameters to train, or groups of them; None: all of the network's.
+        clip: maximum gradient norm; 0: no clipping.
+        wait, warmup: see `LearningRates`.
+        losses: names of the losses that it minimizes.
 
     Attributes:
-        network: what to call for a loss to descend; where it is only read, call the bare network, frozen.
-        optimizer: its `Adam`.
-        rates: its `LearningRates`.
-        failures: by loss, how many steps in a row moved nothing because they were not finite; scalars.
+        network: wrapped network to call for a loss; for inference call the bare network, frozen.
+        optimizer: the `Adam` optimizer.
+        rates: the `LearningRates`.
+        failures: number of consecutive steps skipped because they were not finite, a scalar for each loss.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Learner:
         self.failures = {name: torch.zeros((), device=device) for name in losses}
 
     def descend(self, name: str, loss: Tensor) -> Tensor:
-        """One step on a loss, a scalar; returns it without its gradient."""
+        """One step on a scalar loss; returns it detached."""
         self.optimizer.descend(loss, self.failures[name])
         return loss.detach()
 
@@ -67,15 +67,15 @@ class Average(Generic[M]):
     """The exponential moving average of a module's weights.
 
     Args:
-        module: whose weights are averaged.
-        decay: of the average.
+        module: module whose weights are averaged.
+        decay: decay of the average.
 
     Attributes:
         module: a copy with the averaged weights, frozen and in evaluation mode.
     """
 
     def __init__(self, module: M, decay: float) -> None:
-        # torch's AveragedModel would wait for the device.
+        # torch's AveragedModel would synchronize with the device.
         self.module = sharding.deepcopy(module).requires_grad_(False).eval()
         self._update = get_ema_multi_avg_fn(decay)
         self._weights = list(self.module.parameters()), list(module.parameters())

@@ -13,36 +13,36 @@ from dxmi_ext.engine import sharding
 
 
 class Adam(torch.optim.Adam):
-    """Fused Adam that clips, and moves no weight where the loss or a gradient is not finite.
+    """Fused Adam with gradient clipping that skips steps whose loss or gradients are not finite.
 
-    The decision is taken on the device: nothing waits for it.
+    The decision is made on the device, without a synchronization.
 
     Args:
-        params: weights, or groups of them.
-        lr: learning rate of groups without one of their own.
-        clip: largest norm of the gradient; 0: any.
+        params: parameters, or groups of them.
+        lr: learning rate of groups without their own.
+        clip: maximum gradient norm; 0: no clipping.
     """
 
     def __init__(self, params: Iterable[Any], lr: float, clip: float = 0.0) -> None:
         super().__init__(params, lr=lr, fused=True)
         self.clip = clip
         device = self._weights()[0].device
-        if device.type == "cuda":  # rates that a CUDA graph reads anew on every replay
+        if device.type == "cuda":  # tensors, which a CUDA graph reads on every replay
             for group in self.param_groups:
                 group |= {"lr": torch.tensor(group["lr"], device=device), "capturable": True}
-        self.found_inf: Tensor  # torch's fused optimizers skip a step where it is 1
+        self.found_inf: Tensor  # torch's fused optimizers skip a step if it is 1
 
     def descend(self, loss: Tensor, failures: Tensor) -> None:
         """One step on a loss.
 
         Args:
             loss: a scalar.
-            failures: steps on such losses in a row that moved nothing, a scalar that this step updates.
+            failures: number of consecutive skipped steps, a scalar that this step updates.
         """
         weights = self._weights()
         for p in weights:
             p.grad = None
-        # 1, or NaN: a loss that is not finite makes every gradient so, also where they meet other ranks'.
+        # 1 or NaN: a loss that is not finite makes every gradient NaN, also on other ranks.
         loss.backward(loss.detach() * 0 + 1)
         norm = sharding.total_norm([p.grad for p in weights if p.grad is not None])
         if self.clip:
@@ -54,18 +54,18 @@ class Adam(torch.optim.Adam):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         state = dict(state_dict)
-        # Moments lie as their weights do; counts of steps are scalars.
+        # Moments are sharded like their weights; step counts are scalars.
         state["state"] = {
             i: {key: sharding.like(v, p if v.shape else v) for key, v in state["state"][i].items()}
             for i, p in enumerate(self._weights())
             if i in state["state"]
         }
-        # The device's own, which need not be that of the state; a schedule sets the rates' values.
+        # Tensors on this device, which may differ from the state's; a schedule sets their values.
         kept = [{key: group[key] for key in ("lr", "capturable")} for group in self.param_groups]
         super().load_state_dict(state)
         for group, mine in zip(self.param_groups, kept, strict=True):
             group |= mine
-        # Fused kernels walk a weight and its moments side by side, so these must lie in memory alike.
+        # Fused kernels require the same strides for a weight and its moments.
         for weight, moments in self.state.items():
             for name, moment in moments.items():
                 if moment.shape == weight.shape:
@@ -79,14 +79,14 @@ class LearningRates:
     """Scales an optimizer's learning rates over a run; a function of the iteration, so it has no state.
 
     Args:
-        optimizer: with the learning rates to start from.
+        optimizer: optimizer with the initial learning rates.
         decay: constant, linear (to 0) or cosine (to 0).
         iterations: length of the run.
-        wait: first iterations in which the learning rates are 0.
-        warmup: first iterations in which they rise linearly to what they would be otherwise.
+        wait: number of first iterations with learning rate 0.
+        warmup: number of first iterations in which the learning rates rise linearly.
 
     Attributes:
-        scale: of all learning rates, on top of the decay; a run that went wrong lowers it.
+        scale: factor of all learning rates; a rollback lowers it.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class LearningRates:
         self._initial = [float(group["lr"]) for group in optimizer.param_groups]
 
     def at(self, iteration: int) -> None:
-        """Sets those of an iteration."""
+        """Sets the learning rates of an iteration."""
         done = iteration / self._iterations
         decays = {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}
         factor = self.scale * decays[self._decay]

@@ -1,7 +1,7 @@
-"""Pictures that every run may have, a grid of images and learning curves, and what drawn figures share.
+"""Plots of any run, image grids and learning curves, and helpers for other figures.
 
-Imports torch, numpy and the engine; matplotlib (extra ``train``) and its dependency PIL where they are used,
-without a display.
+Imports torch, numpy and the engine; matplotlib (extra ``train``) and PIL where they are used. No display is
+required.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ _STYLE: dict[Any, Any] = {
 
 
 def curves(path: File, metrics_jsonl: str | Path) -> None:
-    """Learning curves of a run: one panel a metric and phase; faint as logged, bold a running mean. A metric
-    of the sampler's steps has a line for each, the last one's the palest.
+    """Learning curves of a run, one panel per metric and phase: as logged (faint) and a running mean (bold).
+    A metric of the sampler's steps has a line for each, the last one the palest.
 
-    Makes no picture where nothing was logged.
+    Writes nothing if nothing was logged.
     """
     series: dict[tuple[str, str], list[tuple[int, Any]]] = {}
     for row in runlog.read_metrics(metrics_jsonl):
@@ -78,19 +78,19 @@ def curves(path: File, metrics_jsonl: str | Path) -> None:
 
 
 def images(path: File, images: Tensor, *, columns: int | None = None) -> None:
-    """A grid of images as a png, a pixel each, row by row.
+    """A grid of images as a png, without scaling, row by row.
 
     Args:
-        images: [n, C, H, W] with C 1 or 3; uint8, or values in [-1, 1], others clipped.
-        columns: of the grid; None: as many as make it square.
+        images: [n, C, H, W] with C 1 or 3; uint8, or values in [-1, 1], clipped.
+        columns: number of columns; None: as for a square grid.
 
     Raises:
-        ValueError: no images, or of another shape.
+        ValueError: there are no images, or they have another shape.
     """
     from PIL import Image, PngImagePlugin
 
     if images.ndim != 4 or images.shape[1] not in (1, 3) or not images.numel():
-        raise ValueError(f"images: got shape {list(images.shape)}, wants [n, C, H, W] with C 1 or 3")
+        raise ValueError(f"images must be [n, C, H, W] with C 1 or 3, got shape {list(images.shape)}")
     n, _, height, width = images.shape
     columns = min(n, columns or math.ceil(math.sqrt(n)))
     gap = 2
@@ -100,14 +100,14 @@ def images(path: File, images: Tensor, *, columns: int | None = None) -> None:
     pixels = (images if images.dtype == torch.uint8 else to_uint8(images)).detach().cpu()
     for i, image in enumerate(pixels.permute(0, 2, 3, 1).numpy()):
         top, left = gap + i // columns * (height + gap), gap + i % columns * (width + gap)
-        canvas[top : top + height, left : left + width] = image  # one channel becomes three
+        canvas[top : top + height, left : left + width] = image  # broadcasts one channel to three
     text = PngImagePlugin.PngInfo()
-    text.add_text(*folders.PICTURE_TEXT)  # so that it may be written over
+    text.add_text(*folders.PICTURE_TEXT)  # so that it may be overwritten
     Image.fromarray(canvas).save(path, format="PNG", pnginfo=text)
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """Images in [-1, 1] rounded to uint8, as they are stored and measured; values beyond are clipped."""
+    """Images in [-1, 1], clipped and rounded to uint8, as they are stored and evaluated."""
     return (images.float() * 127.5 + 128).clamp_(0, 255).to(torch.uint8)
 
 
@@ -115,7 +115,7 @@ def to_uint8(images: Tensor) -> Tensor:
 def figure(
     path: File, rows: int, columns: int, *, width: float, height: float, dpi: int = 200
 ) -> Iterator[list[Any]]:
-    """Panels of width x height inches; written to ``path`` at the end. No pyplot: no state, no display."""
+    """Panels of width x height inches, written to ``path`` at the end, without pyplot's global state."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -126,7 +126,7 @@ def figure(
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:
-    """Mean over a window of a fiftieth of the curve."""
+    """Running mean over a fiftieth of the curve."""
     window = max(1, len(values) // 50)
     padded = np.pad(values, (window // 2, window - 1 - window // 2), mode="edge")
     return np.convolve(padded, np.full(window, 1 / window), mode="valid")

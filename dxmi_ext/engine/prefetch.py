@@ -1,6 +1,6 @@
-"""Batches made ahead in the background, for data that are read and decoded while the device computes.
+"""Prefetching of batches in the background, for data that are read and decoded on the CPU.
 
-Imports torch alone. For data made on the device there is nothing to gain.
+Imports torch alone. It has no use for data generated on the device.
 """
 
 from __future__ import annotations
@@ -16,24 +16,22 @@ from torch import Tensor
 
 
 class Prefetcher:
-    """``batch`` with the batches of the next iterations made ahead; a context manager, and called like it::
+    """``batch`` with prefetching for the next iterations; a context manager that is called like it::
 
         with Prefetcher(batch, device, cfg.iterations) as batches:
             run.phase("dxmi", trainer, cfg.iterations, batches)
 
-    Batches are the same and come in the same order, from whatever iteration a resumed run asks for first. On
-    CUDA they come through pinned memory by a stream of their own, for which the host does not wait. The call
-    that wants a batch raises what went wrong in making it. Leaving the context ends the threads, once what
-    they are at is done.
+    Batches and their order are unchanged, also if a run resumes at a later iteration. On CUDA they are
+    copied from pinned memory on a separate stream, without blocking the host. An error in making a batch is
+    raised by the call that requests it. Leaving the context ends the threads after their current batch.
 
     Args:
-        batch: iteration -> data, or data and labels. A function of the iteration alone, which other threads
-            call; a tensor that it returns is not changed later.
-        device: of the batches given out.
-        iterations: length of the run; none is made beyond it.
-        ahead: how many batches wait, each in memory of its own on the device, besides that in use.
-        workers: threads; more than one where a batch takes longer than an iteration, and ``batch`` may run in
-            several at once.
+        batch: iteration -> data, or data and labels. A function of the iteration alone, called from other
+            threads, whose results are not modified later.
+        device: device of the returned batches.
+        iterations: length of the run, after which nothing is prefetched.
+        ahead: number of batches prefetched to the device besides the current one.
+        workers: number of threads; more than one requires that ``batch`` is thread-safe.
 
     Raises:
         ValueError: ahead or workers is below 1.
@@ -50,9 +48,7 @@ class Prefetcher:
     ) -> None:
         for name, value in (("ahead", ahead), ("workers", workers)):
             if value < 1:
-                raise ValueError(
-                    f"dxmi_ext.engine.prefetch.Prefetcher: {name} must be 1 or more, got {value}"
-                )
+                raise ValueError(f"dxmi_ext.engine.prefetch.Prefetcher: {name} must be >= 1, got {value}")
         self._batch, self._device, self._iterations, self._ahead = batch, device, iterations, ahead
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="prefetch")
         self._waiting: deque[tuple[int, Future[_Loaded]]] = deque()
@@ -71,7 +67,7 @@ class Prefetcher:
         self._waiting.clear()
 
     def __call__(self, iteration: int) -> Any:
-        if self._waiting and self._waiting[0][0] != iteration:  # a jump, so what waits is of no use
+        if self._waiting and self._waiting[0][0] != iteration:  # a jump: discard what was prefetched
             for _, future in self._waiting:
                 future.cancel()
             self._waiting.clear()
@@ -84,11 +80,11 @@ class Prefetcher:
             now = torch.cuda.current_stream(self._device)
             now.wait_event(event)
             for tensor in tensors:
-                tensor.record_stream(now)  # else its memory may serve the next copy while still read
+                tensor.record_stream(now)  # or its memory may be reused while it is still read
         return tensors[0] if len(tensors) == 1 else tuple(tensors)
 
     def _load(self, iteration: int) -> _Loaded:
-        """In a thread."""
+        """Runs in a thread."""
         if self._stream is None:
             return [x.to(self._device) for x in _parts(self._batch(iteration))], None
         with torch.cuda.stream(self._stream):

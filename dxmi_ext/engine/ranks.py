@@ -1,8 +1,8 @@
-"""The ranks of a distributed run: which rows are whose, what ranks tell each other.
+"""The ranks of a distributed run: split of the rows, and communication.
 
-The world comes from the environment that torchrun sets, never from the number of devices. Data travel by one
-process group (nccl on CUDA devices, gloo elsewhere), what the processes tell each other by another, which is
-gloo everywhere: it waits for no device, and notices at once that a rank has died. Imports torch,
+The world size comes from the environment that torchrun sets, never from the number of devices. Data use one
+process group (nccl on CUDA devices, gloo elsewhere), and control messages another one, always gloo, which
+does not wait for a device and notices at once that a rank has died. Imports torch,
 ``dxmi_ext.engine.errors`` and ``dxmi_ext.engine.sharding``.
 """
 
@@ -26,24 +26,24 @@ from dxmi_ext.engine import sharding
 from dxmi_ext.engine.errors import UserError
 
 PATIENCE = timedelta(seconds=60)
-"""How long a rank waits for the others' data before it gives up with an error."""
+"""Timeout of data collectives, after which a rank fails."""
 LONG_PATIENCE = timedelta(minutes=30)
-"""How long it waits for their word: they may be writing files."""
+"""Timeout of control messages, while others may be writing files."""
 
 M = TypeVar("M", bound=nn.Module)
 
 
 class RankError(UserError, RuntimeError):
-    """Another rank has died, or takes too long; or the environment tells of ranks that cannot be."""
+    """Another rank died or timed out, or the environment describes impossible ranks."""
 
 
 @dataclass
 class Ranks:
-    """One process among those of a run; alone unless told otherwise.
+    """This process among the ranks of a run; by default the only one.
 
     Args:
-        rank, world_size, local_rank: as torchrun means them.
-        shard: whether weights and what optimizers keep of them are split over the ranks; else each has all.
+        rank, world_size, local_rank: see torchrun.
+        shard: whether weights and optimizer states are sharded over the ranks; otherwise replicated.
     """
 
     rank: int = 0
@@ -54,10 +54,10 @@ class Ranks:
 
     @classmethod
     def from_environment(cls) -> Ranks:
-        """As torchrun says in RANK, WORLD_SIZE and LOCAL_RANK; alone without it. An empty variable is none.
+        """The ranks of torchrun's RANK, WORLD_SIZE and LOCAL_RANK; a single one if these are unset or empty.
 
         Raises:
-            RankError: they do not fit each other, or MASTER_ADDR or MASTER_PORT is missing beside them.
+            RankError: they are inconsistent, or MASTER_ADDR or MASTER_PORT is missing.
         """
         world_size = _number("WORLD_SIZE", 1, 1, 2**31)
         rank, local_rank = (_number(name, 0, 0, world_size) for name in ("RANK", "LOCAL_RANK"))
@@ -83,10 +83,10 @@ class Ranks:
 
     @contextmanager
     def joined(self, device: torch.device) -> Iterator[None]:
-        """The process groups of all ranks.
+        """Within, the process groups of all ranks exist.
 
         Raises:
-            RankError: another rank has left, or does not answer in time.
+            RankError: another rank has left, or does not respond in time.
         """
         if self.alone:
             yield
@@ -110,7 +110,7 @@ class Ranks:
             # gloo's errors have no type of their own.
             if isinstance(error, dist.DistError) or "gloo" in str(error).lower():
                 if on_cuda and dist.group.WORLD is not None:
-                    dist.group.WORLD.abort()  # to leave would wait for the rank that is gone
+                    dist.group.WORLD.abort()  # a regular exit would wait for the lost rank
                 reason = str(error).splitlines()[0]
                 raise RankError(f"rank {self.rank} lost contact with the others: {reason}") from error
             raise
@@ -120,30 +120,32 @@ class Ranks:
                 dist.destroy_process_group()
 
     def rows(self, batch_size: int) -> tuple[int, int]:
-        """How many rows of a global batch are this rank's, and the first of them.
+        """Number of this rank's rows of a global batch, and the first of them.
 
         Raises:
-            ValueError: the ranks do not divide the batch.
+            ValueError: the batch size is not a multiple of the number of ranks.
         """
         if batch_size % self.world_size:
-            raise ValueError(f"batch_size: got {batch_size}, which {self.world_size} ranks do not divide")
+            raise ValueError(
+                f"batch_size must be a multiple of the {self.world_size} ranks, got {batch_size}"
+            )
         count = batch_size // self.world_size
         return count, self.rank * count
 
     def shard_(self, network: nn.Module) -> None:
-        """Splits a network's weights over the ranks, in place, if so wanted; before it has an optimizer."""
+        """Shards a network over the ranks, in place, if ``shard``; call it before creating an optimizer."""
         if self.shard and not self.alone:
             sharding.shard_(network)
 
     def wrap(self, module: nn.Module) -> nn.Module:
-        """The module as it is called where it learns: its gradients become the mean over all ranks.
+        """The module for training, whose gradients are averaged over all ranks.
 
-        Where a network is only read, call the module itself, frozen.
+        For inference, call the module itself, frozen.
         """
         if self.alone:
             return module
         if not self.shard:
-            # Buffers are constants here; broadcasting them would be a message at every call.
+            # Buffers are constants here, so they need no broadcast at every call.
             return DistributedDataParallel(module, broadcast_buffers=False, gradient_as_bucket_view=True)
         for p in module.parameters():
             if not sharding.is_sharded(p):
@@ -157,8 +159,8 @@ class Ranks:
         return grad
 
     def whole(self, module: M) -> M:
-        """The module, its weights gathered on the first rank if they are sharded: a copy, for that rank alone
-        to use. All ranks call this."""
+        """The module; if sharded, a copy with weights gathered on the first rank, the only one that may use
+        it. All ranks call this."""
         if not any(map(sharding.is_sharded, module.parameters())):
             return module
         module = sharding.deepcopy(module)
@@ -166,7 +168,7 @@ class Ranks:
         return module
 
     def mean(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The means over all ranks, of equal shares, in one message."""
+        """Means over all ranks, in one message."""
         if self.alone:
             return values
         packed = torch.cat([value.detach().double().flatten() for value in values.values()])
@@ -178,7 +180,7 @@ class Ranks:
         }
 
     def gather(self, rows: Tensor) -> Tensor:
-        """The rows of all ranks [world_size * N, *], in their order; each rank gives as many."""
+        """The rows of all ranks, [world_size * N, *]; N is the same on each."""
         if self.alone:
             return rows
         rows = rows.contiguous()
@@ -187,7 +189,7 @@ class Ranks:
         return torch.cat(parts)
 
     def exchange(self, value: Any) -> list[Any]:
-        """Every rank's value, which json can hold, on all; no rank goes on before all have come."""
+        """The values of all ranks, serializable as json, on all ranks; also a barrier."""
         if self.alone:
             return [value]
         text = torch.tensor(list(json.dumps(value).encode()), dtype=torch.uint8)
@@ -199,11 +201,11 @@ class Ranks:
         return [json.loads(bytes(t[:n].tolist())) for t, n in zip(texts, lengths, strict=True)]
 
     def agree(self, value: Any) -> Any:
-        """The first rank's value on all."""
+        """The first rank's value, on all ranks."""
         return self.exchange(value)[0]
 
     def any(self, flag: bool) -> bool:
-        """Whether it is so on some rank."""
+        """Whether the flag is set on any rank."""
         return any(self.exchange(flag))
 
 
@@ -211,19 +213,19 @@ def _number(name: str, default: int, minimum: int, below: int) -> int:
     """An environment variable of torchrun's."""
     text = os.environ.get(name) or str(default)
     if not re.fullmatch("[0-9]{1,10}", text) or not minimum <= int(text) < below:
-        limit = "WORLD_SIZE (1 where it is unset)" if name in ("RANK", "LOCAL_RANK") else below
+        limit = "WORLD_SIZE (1 if unset)" if name in ("RANK", "LOCAL_RANK") else below
         raise RankError(
-            f"{name} must be a whole number >= {minimum} and below {limit}, got {text!r}: unset it, or start "
+            f"{name} must be an integer >= {minimum} and < {limit}, got {text!r}: unset it, or start "
             "with torchrun"
         )
     return int(text)
 
 
 class Votes:
-    """Whether any rank wants something, asked in every iteration without waiting for the answer.
+    """Asynchronous votes of all ranks, one in every iteration: whether any rank has set its flag.
 
-    All ranks ask in the same iterations, and hear the same: the answer to the question of the one before.
-    Once it is yes it stays so.
+    All ranks vote in the same iterations and get the same answer, that of the vote before. Once true, it
+    stays true.
     """
 
     def __init__(self, ranks: Ranks) -> None:
@@ -232,7 +234,7 @@ class Votes:
         self._pending: dist.Work | None = None
 
     def ask(self, iteration: int, flag: bool, *, wait: bool = False) -> bool:
-        """The last answer; a question that waits, as it may where others write files, has its own."""
+        """The answer of the last vote; with ``wait``, of this vote, while others may be writing files."""
         if self._ranks.alone:
             return flag
         if wait or iteration != self._iteration:

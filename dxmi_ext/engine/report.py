@@ -1,4 +1,4 @@
-"""A run as one page that needs nothing else: numbers, curves, pictures, settings.
+"""A run as one self-contained page: numbers, curves, pictures, settings.
 
 Imports the standard library and ``dxmi_ext``; PyYAML and matplotlib where they are used.
 """
@@ -13,7 +13,7 @@ from typing import Any
 
 from dxmi_ext.engine import config, files, folders, identity, plots, runlog
 
-_LAST = 4  # pictures shown of those drawn while training
+_LAST = 4  # number of pictures shown of those drawn during training
 _PAGE = """<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
@@ -38,11 +38,12 @@ pre {{ background: #f5f7fa; padding: 1rem; overflow: auto }}
 
 
 def page(title: str, lead: str, body: str, style: str = "") -> str:
-    """Any page of this look.
+    """A page in this style.
 
     Args:
-        title, lead: text; the lead stands below the title.
-        body: html, as is style: css for it.
+        title, lead: plain text; the lead is below the title.
+        body: html.
+        style: additional css.
     """
     return _PAGE.format(
         generator=folders.GENERATOR, title=escape(title), lead=escape(lead), body=body, style=style
@@ -53,7 +54,7 @@ def html_of(directory: Path) -> str:
     """The page of a run, finished or not.
 
     Args:
-        directory: the run's folder, with config.yaml and whatever it has of metrics.jsonl, summary.json and
+        directory: the run's folder, with config.yaml and, if they exist, metrics.jsonl, summary.json and
             pictures.
     """
     summary, rows = identity.summary_of(directory), runlog.read_metrics(directory / "metrics.jsonl")
@@ -61,7 +62,7 @@ def html_of(directory: Path) -> str:
     if summary:
         state = f"Finished: {summary.get('iterations')} iterations in {summary.get('wall_seconds')} s."
     elif failure:
-        state = f"Stopped{_place(failure)}: its steps stayed not finite."
+        state = f"Stopped{_place(failure)}: steps were still not finite after all rollbacks."
     elif rows:
         state = f"Not finished: last logged at iteration {rows[-1]['iteration']} of {rows[-1]['phase']}."
     else:
@@ -83,7 +84,7 @@ def html_of(directory: Path) -> str:
 
 
 def _place(failure: dict[str, Any]) -> str:
-    """Where a run was stopped, as far as failure.json tells."""
+    """Where a run stopped, according to failure.json."""
     rollbacks = failure.get("rollbacks")
     last = rollbacks[-1] if isinstance(rollbacks, list) and rollbacks else None
     if not isinstance(last, dict) or not {"iteration", "phase"} <= last.keys():
@@ -103,7 +104,7 @@ def _table(numbers: dict[str, Any]) -> str:
 
 
 def _curves(metrics_jsonl: Path) -> str:
-    """Of all metrics over iterations."""
+    """Learning curves of all metrics."""
     picture = io.BytesIO()
     plots.curves(picture, metrics_jsonl)
     return _figure(picture.getvalue(), "thin: as logged; bold: a running mean") if picture.getvalue() else ""

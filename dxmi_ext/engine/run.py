@@ -1,6 +1,6 @@
-"""One run in its folder: phases of iterations, logged, checkpointed, stopped and resumed exactly.
+"""A run in its folder: phases of iterations with logging, checkpoints, stopping and exact resuming.
 
-Imports torch and ``dxmi_ext``; knows nothing of what the phases train.
+Imports torch and ``dxmi_ext``; independent of what the phases train.
 """
 
 from __future__ import annotations
@@ -29,43 +29,44 @@ from dxmi_ext.engine.signals import StopSignals
 
 
 class Stepper(Protocol):
-    """What a run repeats: an iteration over a batch, with a state that resumes exactly."""
+    """Trains on one batch per iteration, with a state that resumes exactly."""
 
     iteration: int
 
     def step(self, batch: Any) -> dict[str, Tensor]:
-        """One iteration; returns what to log, and for each loss ``NAME_failures``, failed steps in a row."""
+        """One iteration; returns metrics, with ``NAME_failures``, the consecutive skipped steps of a loss."""
 
     def symptoms(self, numbers: Mapping[str, Any]) -> dict[str, str]:
         """Problems that a step's metrics show, by name."""
 
     def retry(self, attempt: int, lr_scale: float) -> None:
-        """Continues with other noise and scaled learning rates; attempt 0 is how it was made."""
+        """Continues with other noise and scaled learning rates; attempt 0 is the initial state."""
 
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
 class Run:
-    """A run in ``cfg.output``; a context manager, and the only writer of that folder. Of several ranks, the
-    first writes and all of them read.
+    """A run in ``cfg.output``; a context manager and the only writer of that folder. Of several ranks, only
+    the first writes.
 
     Args:
-        cfg: its settings, with a group ``run``; an output is filled in where there is none. ``resume``:
-            ``auto`` resumes from the folder's last whole checkpoint if there is one, ``never`` empties the
-            folder of an earlier run first, a path resumes from that checkpoint. ``dry_run``: one iteration of
-            each phase, nothing written.
-        ranks: of the run; their process group stands.
-        data: where the key ``data`` is a path: the fingerprints of the data at a path, by which a run
-            recognises its data wherever they are.
+        cfg: settings with a group ``run``; a missing output is filled in. ``resume``: ``auto`` resumes from
+            the folder's last intact checkpoint if there is one, ``never`` removes an earlier run from the
+            folder first, a path resumes from that checkpoint. ``dry_run``: one iteration of each phase,
+            nothing written.
+        ranks: ranks of the run, whose process group exists.
+        data: path -> fingerprints of the data there, if ``data`` is a path; identifies the data wherever
+            they are.
 
     Raises:
-        folders.FolderError: the folder is not that of a run.
-        ConfigError: it holds a run of other settings or data, or the ranks do not divide the batch.
+        folders.FolderError: the folder does not belong to a run.
+        ConfigError: it holds a run of other settings or data, or the batch size is not a multiple of the
+            number of ranks.
         files.Locked: another process runs in the folder.
         checkpoint.CheckpointError: the checkpoint to resume from is missing or damaged.
-        health.Diverged: steps stay not finite, however often the run goes back to a checkpoint.
-        signals.Stopped: on SIGTERM or Ctrl-C; in a phase, once the iteration under way is done and saved.
+        health.Diverged: steps are still not finite after all rollbacks.
+        signals.Stopped: on SIGTERM or Ctrl-C; in a phase, after the current iteration is done and saved.
     """
 
     def __init__(
@@ -77,30 +78,30 @@ class Run:
         self.cfg, self.settings = cfg, cfg.run
         self.ranks = dataclasses.replace(ranks or Ranks(), shard=cfg.run.shard)
         try:
-            # How many of a batch are this rank's, and the first of them.
+            # Number of this rank's rows of a batch, and the first of them.
             self.rows = self.ranks.rows(cfg.run.batch_size)
         except ValueError as error:
             raise ConfigError(str(error)) from error
         self._data = data
         identity.make_paths_absolute(cfg, *["data"] * (data is not None))
-        # Names of folders that nobody else has, where none is given.
+        # Unused names of folders, if no output is given.
         self._names = None if cfg.run.output else _new_names(f"runs/{cfg.run.recipe}")
         self.device = device.choose(cfg.run.device, self.ranks.local_rank)
         self._place(cfg.run.output or next(self._names or iter(())))
         self.signals, self._votes = StopSignals(), Votes(self.ranks)
         self.resumed_from: list[int] = []
-        self.past: list[str] = []  # phases that are over
-        self._steps_past = 0  # their iterations
+        self.past: list[str] = []  # finished phases
+        self._steps_past = 0  # number of their iterations
         self.rollbacks: list[dict[str, Any]] = []
-        self._good = 0  # step of the checkpoint to go back to
+        self._good = 0  # step of the checkpoint for a rollback
         self._symptoms: set[str] = set()  # at the last log
-        self._state: dict[str, Any] | None = None  # to resume from, until its phase has taken it
+        self._state: dict[str, Any] | None = None  # to resume from, until its phase has loaded it
         self._earlier_seconds = 0.0
         self._started = time.monotonic()
         self._on_first(self._earlier.check_settings)
 
     def _place(self, output: str) -> None:
-        """Takes a folder as that of the run."""
+        """Sets the folder of the run."""
         self.settings.output = str(self.ranks.agree(output))
         self.directory = Path(self.settings.output)
         self._earlier = Earlier(self.directory, self.cfg, self.settings.resume != "never", self._data)
@@ -113,7 +114,7 @@ class Run:
         )
 
     def _on_first(self, action: Callable[[], None]) -> None:
-        """Does something on the first rank; all wait for it, and fail as it does."""
+        """Runs an action on the first rank; all ranks wait, and raise its error."""
         failure: BaseException | None = None
         if self.ranks.first:
             try:
@@ -132,11 +133,11 @@ class Run:
 
     @property
     def wall_seconds(self) -> float:
-        """Spent on this run, in all its sessions."""
+        """Time spent on this run in all sessions."""
         return self._earlier_seconds + time.monotonic() - self._started
 
     def finished(self) -> bool:
-        """Whether the folder holds this run already, finished; it is told then."""
+        """Whether the folder holds this run, finished; prints a message if so."""
         done = False
         if not self.settings.dry_run and self.settings.resume == "auto":
             done = identity.summary_of(self.directory).get("iterations", -1) >= self.settings.iterations
@@ -144,7 +145,7 @@ class Run:
         if done and not self.ranks.agree(self._data is None or self._earlier.had_its_data_here()):
             self._check_data()
         if done and self.ranks.first:
-            print(f"{self.directory} holds this run already, finished; nothing to do")
+            print(f"{self.directory} already holds this run, finished; nothing to do")
         return bool(done)
 
     def __enter__(self) -> Run:
@@ -164,16 +165,16 @@ class Run:
         self._exit(*exception)
 
     def _open(self, stack: ExitStack) -> None:
-        """Makes the folder that of a run at the iteration it starts from. A death at any place in here leaves
-        one that the next start makes the same of."""
+        """Prepares the folder for the iteration that the run starts from. If the process dies in here, the
+        next start does the same again."""
         self._on_first(self._make_folder)
         if self._names is not None:
             self._place(str(self.directory))
         self._on_first(lambda: self._lock(stack))
         about = {} if self._data is None else {"data": self._check_data()}
-        self._on_first(lambda: self._prepare(about))  # nobody reads before this is done
+        self._on_first(lambda: self._prepare(about))  # before anyone reads
         found = self._load()
-        self.ranks.agree(None)  # nobody writes before all have read
+        self.ranks.agree(None)  # before anyone writes
         stack.enter_context(self.log)
         if found is not None:
             self._state = found[1]
@@ -187,7 +188,7 @@ class Run:
             self._take_over(found)
 
     def _make_folder(self) -> None:
-        """If its name is not given, none that another run has taken since."""
+        """Creates the folder; a default name is changed if another run has taken it."""
         while self._names is not None:
             try:
                 self.directory.mkdir(parents=True)
@@ -197,7 +198,7 @@ class Run:
         self.directory.mkdir(parents=True, exist_ok=True)
 
     def _lock(self, stack: ExitStack) -> None:
-        """Keeps all others out from now on; a folder that stays empty vanishes again."""
+        """Locks the folder; if it stays empty, it is removed at the end."""
 
         def leave() -> None:
             with suppress(OSError):
@@ -205,7 +206,7 @@ class Run:
 
         stack.callback(leave)
         stack.enter_context(files.lock(self.directory / ".lock"))
-        self._earlier.check_settings()  # again, for another process may have been here
+        self._earlier.check_settings()  # again, since another process may have written here
 
     def _prepare(self, about: dict[str, Any]) -> None:
         folders.mark(self.directory, "run", **about)
@@ -219,7 +220,7 @@ class Run:
             files.tidy(folder, ours)
 
     def _check_data(self) -> Fingerprints:
-        """What the data are.
+        """The fingerprints of the data.
 
         Raises:
             ConfigError: the folder holds a run of other data.
@@ -229,32 +230,32 @@ class Run:
         return found
 
     def _take_over(self, found: tuple[Path, Any] | None) -> None:
-        """Makes the folder agree with the checkpoint that the run goes on from."""
+        """Makes the folder consistent with the checkpoint that the run resumes from."""
         config.save(self.cfg, self.directory / "config.yaml")
-        for name in ("summary.json", "failure.json"):  # a run that goes on is not finished
+        for name in ("summary.json", "failure.json"):  # a resumed run is not finished
             (self.directory / name).unlink(missing_ok=True)
         if found is None:
             self.log.truncate(0)
             return
         source, state = found
         self.log.note(f"resuming from {source}")
-        # Later checkpoints go before the lines they count on do.
-        wanted = state["log_position"] if self._mine(source) else 0  # another folder's lines are not here
+        # Later checkpoints are removed before the log lines that they refer to.
+        wanted = state["log_position"] if self._mine(source) else 0  # the log of another folder is not here
         position = min(wanted, self.log.position())
         if self._mine(source) and position == wanted:
             keep = self.settings.keep_checkpoints
             checkpoint.prune(self.checkpoints, state["step"], keep=keep, spare=self._good)
-        else:  # another folder's, or the log has lost lines
+        else:  # from another folder, or the log has lost lines
             changes = {"rollbacks": self.rollbacks, "good": self._good, "log_position": position}
             self._adopt(source, state["step"], changes)
         self.log.truncate(wanted)
 
     def _mine(self, source: Path) -> bool:
-        """Whether a checkpoint lies in this run's folder."""
+        """Whether a checkpoint is in this run's folder."""
         return source.resolve().parent == self.checkpoints.resolve()
 
     def _load(self) -> tuple[Path, Any] | None:
-        """The checkpoint to resume from, and where it lies."""
+        """The checkpoint to resume from, and its path."""
         if self.settings.resume == "never":
             return None
         if self.settings.resume == "auto":
@@ -263,13 +264,13 @@ class Run:
         return path, checkpoint.load(path, ranks=self.ranks, lazy=self.ranks.shard)
 
     def _load_latest(self, until: int | None = None) -> tuple[Path, Any] | None:
-        # Where weights are sharded no rank needs the whole.
+        # With sharded weights, no rank requires the whole.
         return checkpoint.load_latest(
             self.checkpoints, self.log.note, until=until, ranks=self.ranks, lazy=self.ranks.shard
         )
 
     def describe(self, networks: nn.Module) -> None:
-        """Tells the size of each network, if this is a dry run."""
+        """Prints the size of each network in a dry run."""
         if self.settings.dry_run and self.ranks.first:
             for name, network in networks.named_children():
                 print(f"{name}: {sum(p.numel() for p in network.parameters()):,} parameters")
@@ -282,16 +283,16 @@ class Run:
         batch: Callable[[int], Tensor],
         picture: Callable[[IO[bytes]], None] | None = None,
     ) -> None:
-        """Runs a phase to its last iteration, from where a resumed run stood; not at all if it was past.
-        A dry run tries its first iteration.
+        """Runs a phase to its last iteration, from where a resumed run stopped; a finished phase is skipped.
+        A dry run only runs the first iteration.
 
         Args:
-            name: of the phase.
-            stepper: what it repeats.
-            iterations: its length.
+            name: name of the phase.
+            stepper: trainer of the phase.
+            iterations: length of the phase.
             batch: iteration -> this rank's rows of the data.
-            picture: draws the samples of fixed noise, as a png, every `picture_every` iterations; it changes
-                nothing and is called on the first rank alone.
+            picture: writes a png of samples from fixed noise, every `picture_every` iterations and on the
+                first rank only; it changes no state.
         """
         if self.settings.dry_run:
             self._try(name, stepper, iterations, batch)
@@ -301,7 +302,7 @@ class Run:
         resumed = self._resume(name, stepper)
         with self.log.progress(name, iterations, stepper.iteration) as bar, self.signals.held():
             if not resumed:
-                self._save(name, stepper)  # something to go back to
+                self._save(name, stepper)  # for a rollback
             clock = device.Clock(self.device, self.settings.batch_size, stepper.iteration)
             while stepper.iteration < iterations:
                 metrics = stepper.step(batch(stepper.iteration))
@@ -314,7 +315,7 @@ class Run:
                 if logs or saves or stops:
                     numbers = _to_host(metrics)
                     failures = max(health.failures(numbers).values(), default=0)
-                    # Not because of a signal: the run would differ from an uninterrupted one.
+                    # Not because of a signal, so that the run equals an uninterrupted one.
                     if (logs or saves) and 0 < self.settings.rollback_after <= failures:
                         self._roll_back(name, stepper, numbers)
                         bar.back_to(stepper.iteration)
@@ -329,19 +330,19 @@ class Run:
                     if saved:
                         self._save(name, stepper, good=saves)
                 bar.update(1, **losses)
-                if stops or (saved and self._stops(now)):  # perhaps asked to within the save
+                if stops or (saved and self._stops(now)):  # a signal may come during the save
                     break
         self.past.append(name)
         self._steps_past += iterations
 
     def _resume(self, phase: str, stepper: Stepper) -> bool:
-        """Takes over the state to resume from, if it is of this phase."""
+        """Loads the state to resume from, if it belongs to this phase."""
         if self._state is None or self._state["phase"] != phase:
             return False
         try:
             stepper.load_state_dict(self._state["stepper"])
         except (KeyError, RuntimeError, ValueError) as error:
-            raise checkpoint.CheckpointError(f"the checkpoint is of other settings: {error}") from error
+            raise checkpoint.CheckpointError(f"the checkpoint has other settings: {error}") from error
         self._state = None
         self._retry(phase, stepper)
         return True
@@ -351,7 +352,7 @@ class Run:
         stepper.retry(attempt, self.settings.rollback_lr**attempt)
 
     def _log(self, phase: str, stepper: Stepper, numbers: dict[str, Any]) -> None:
-        """Logs an iteration; a symptom is noted when it comes and when it goes."""
+        """Logs an iteration; a symptom is noted when it appears and when it disappears."""
         symptoms = stepper.symptoms(numbers)
         for name in symptoms.keys() - self._symptoms:
             self.log.note(f"{phase} {stepper.iteration}: {name}: {symptoms[name]}")
@@ -361,10 +362,10 @@ class Run:
         self.log.log(phase, stepper.iteration, numbers, symptoms=sorted(symptoms))
 
     def _roll_back(self, phase: str, stepper: Stepper, numbers: dict[str, Any]) -> None:
-        """Goes back to the last checkpoint, which is of a good state, with other noise and lower rates.
+        """Goes back to the last good checkpoint, with other noise and lower learning rates.
 
         Raises:
-            health.Diverged: it has done so as often as it may.
+            health.Diverged: the number of rollbacks is used up.
         """
         failures, at = health.failures(numbers), f"{phase} {stepper.iteration}"
         steps = ", ".join(f"{count} of the {name}" for name, count in failures.items())
@@ -372,8 +373,8 @@ class Run:
         rollback = {"phase": phase, "iteration": stepper.iteration, "failures": failures}
         self.rollbacks = [*self.rollbacks, rollback | {"symptoms": stepper.symptoms(numbers)}]
         found = self._load_latest(until=self._good)
-        self.ranks.agree(None)  # nobody writes before all have read
-        if found is None or found[1]["phase"] != phase:  # deleted or damaged under the run
+        self.ranks.agree(None)  # before anyone writes
+        if found is None or found[1]["phase"] != phase:  # deleted or damaged during the run
             raise checkpoint.CheckpointError(f"{what}, and {self.checkpoints} has no checkpoint of {phase}")
         source, state = found
         if len(self.rollbacks) > self.settings.rollbacks:
@@ -382,23 +383,24 @@ class Run:
                 write_json(self.directory / "failure.json", report)
             raise health.Diverged(
                 f"{what}, after {self.settings.rollbacks} rollbacks; see failure.json. {source} is good: "
-                f"resume={source} with another output resumes from it, perhaps with lower rates, "
+                f"resume={source} with another output resumes from it, perhaps with lower learning rates, "
                 "clipped gradients or a larger gamma"
             )
         stepper.load_state_dict(state["stepper"])
         self._retry(phase, stepper)
         self.log.note(
-            f"{what}; going back to {source} with other noise and rates x {self.settings.rollback_lr}"
+            f"{what}; going back to {source} with other noise and learning rates "
+            f"x {self.settings.rollback_lr}"
         )
         if self.ranks.first:
-            # Or a resume would meet the same again.
+            # Otherwise a resume would fail the same way.
             self._adopt(source, state["step"], {"rollbacks": self.rollbacks})
             self.log.truncate(state["log_position"])
         self.ranks.agree(None)
 
     def _stops(self, iteration: int, *, wait: bool = False) -> bool:
-        """Whether a signal has come, to any rank. All hear of it after the same iteration: the next, unless
-        they wait."""
+        """Whether any rank has received a signal. All ranks learn of it after the same iteration: the next
+        one unless they wait."""
         if self._votes.ask(iteration, self.signals.pending, wait=wait):
             self.signals.ask()
             return True
@@ -413,12 +415,13 @@ class Run:
             return
         shown = ", ".join(f"{key} {value}" for key, value in losses.items())
         print(
-            f"{name}: one iteration, {shown}; weights, optimizer and averages (a checkpoint) take "
+            f"{name}: one iteration, {shown}; checkpoint (weights, optimizer, averages) "
             f"{checkpoint.nbytes(stepper.state_dict()) / 2**20:.1f} MiB, {device.peak_memory(self.device)}"
         )
 
     def _save(self, phase: str, stepper: Stepper, *, good: bool = True) -> None:
-        """Saves a checkpoint; one to go back to is not a signal's: the run would differ from another."""
+        """Saves a checkpoint, ``good`` if a rollback may use it. One saved on a signal is not, so that the
+        run equals an uninterrupted one."""
         if good:
             self._good = self._steps_past + stepper.iteration
         state: dict[str, Any] = {
@@ -435,7 +438,7 @@ class Run:
         }
         keep = self.settings.keep_checkpoints
         checkpoint.save(self.checkpoints, state["step"], state, keep=keep, spare=self._good, ranks=self.ranks)
-        # Waits for those who write, without a limit of seconds; nothing is under way at a phase's end.
+        # Waits for the writing ranks, without a timeout.
         self._stops(stepper.iteration, wait=True)
 
     def _adopt(self, source: Path, step: int, changes: dict[str, Any]) -> None:
@@ -443,7 +446,7 @@ class Run:
         checkpoint.adopt(source, self.checkpoints, step, changes, keep=keep, spare=self._good)
 
     def summarize(self, numbers: dict[str, Any]) -> dict[str, Any]:
-        """Writes summary.json, which makes the run a finished one."""
+        """Writes summary.json, which marks the run as finished."""
         summary = {
             "recipe": self.settings.recipe,
             "seed": self.settings.seed,
@@ -462,7 +465,7 @@ class Run:
 
 
 def _new_names(start: str) -> Iterator[str]:
-    """Names of folders that are not there yet."""
+    """Names of folders that do not exist yet."""
     start = f"{start}-{time.strftime('%Y%m%d-%H%M%S')}"
     for name in itertools.chain([start], (f"{start}-{i}" for i in itertools.count(2))):
         if not os.path.lexists(name):
@@ -474,7 +477,7 @@ def _due(every: int, iteration: int) -> bool:
 
 
 def _to_host(metrics: dict[str, Tensor]) -> dict[str, Any]:
-    """Metrics, scalars and vectors, as numbers and lists, by one transfer from the device."""
+    """Metrics, scalars and vectors, as numbers and lists, with one transfer from the device."""
     packed = torch.cat([metric.float().flatten() for metric in metrics.values()]).cpu()
     parts = packed.split([metric.numel() for metric in metrics.values()])
     return {
@@ -484,5 +487,5 @@ def _to_host(metrics: dict[str, Tensor]) -> dict[str, Any]:
 
 
 def _losses(numbers: dict[str, Any]) -> dict[str, float]:
-    """Those of the numbers that a line has room for."""
+    """The losses among the numbers, for the progress bar."""
     return {key: round(float(numpy.mean(value)), 4) for key, value in numbers.items() if key.endswith("loss")}

@@ -7,7 +7,7 @@ import dataclasses
 from dxmi_ext.engine.settings import Config, Settings, device_setting, seed_setting, setting
 
 LARGEST_RUN = 10**7
-"""Iterations of a phase: the four phases of a run together stay below the 10^8 of a checkpoint's name."""
+"""Maximum iterations of a phase: four phases stay below the 10^8 of a checkpoint's name."""
 
 
 @dataclasses.dataclass
@@ -47,7 +47,7 @@ class RunSettings(Settings):
 
 @dataclasses.dataclass
 class EvaluateSettings(Settings):
-    """Settings of the command ``evaluate``; a task adds its own by inheritance."""
+    """Settings of the command ``evaluate``, for tasks to extend."""
 
     output: str | None = setting(None, "json file to write the numbers to; null: none", path=True)
     seed: int = seed_setting("seed of samples and data")
@@ -55,6 +55,6 @@ class EvaluateSettings(Settings):
 
 
 class RunnableConfig(Config):
-    """Settings of any task: the group that a `Run` reads."""
+    """Settings of any task, with the group that a `Run` reads."""
 
     run: RunSettings

@@ -1,6 +1,6 @@
-"""What a run tells: metrics.jsonl, pictures, a progress bar; tensorboard and wandb where asked for.
+"""Logging of a run: metrics.jsonl, pictures, a progress bar; optionally tensorboard and wandb.
 
-Imports tqdm, the standard library and of ``dxmi_ext`` errors, files, folders and sinks alone.
+Imports tqdm, the standard library and the modules errors, files, folders and sinks of the engine.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ from dxmi_ext.engine.errors import UserError
 from dxmi_ext.engine.sinks import Place, Sink, TensorBoard, WeightsAndBiases
 
 TIMING_FIELDS = ("iterations_per_second", "samples_per_second", "peak_memory_mib")
-"""What metrics.jsonl tells of the machine; all the rest of it is the same after any interruption."""
+"""Fields of metrics.jsonl that depend on the machine; all others are the same after an interruption."""
 
 Metric = float | Sequence[float]
-"""A number, or one for each step of the sampler."""
+"""A number, or a list of one for each step of the sampler."""
 
 _SECONDS_BETWEEN_LINES = 5.0
 
 
 class RunLog:
-    """The log of one run, to be used as a context manager.
+    """The log of one run; a context manager.
 
     Args:
-        directory: the run's folder; made where it does not exist.
-        enabled: false on every rank but 0: nothing is written or shown.
-        tensorboard: also write DIR/tb/; where it is not installed, a line says so.
-        wandb: also log to this project of Weights & Biases.
-        config: the run's settings, for it.
+        directory: the run's folder, created if missing.
+        enabled: whether to write and show anything; false on all ranks but 0.
+        tensorboard: whether to log to DIR/tb/ too; a note says if tensorboard is not installed.
+        wandb: project of Weights & Biases to log to as well.
+        config: the run's settings, for Weights & Biases.
 
     Raises:
-        UserError: wandb is wanted and not installed.
+        UserError: wandb is set but not installed.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class RunLog:
         if enabled and tensorboard:
             try:
                 self._sinks.append(TensorBoard(self.directory))
-            except UserError as error:  # it is on by default, so its absence is no mistake
+            except UserError as error:  # on by default, so its absence is not an error
                 self.note(f"tb/ stays empty: {error}")
         if enabled and wandb:
             self._sinks.append(WeightsAndBiases(self.directory, wandb, config or {}))
@@ -71,7 +71,7 @@ class RunLog:
     def __enter__(self) -> RunLog:
         if self.enabled:
             self.directory.mkdir(parents=True, exist_ok=True)
-            # Unbuffered: what a full disk refuses is not tried again on closing.
+            # Unbuffered, so that a failed write is not repeated on closing.
             self._file = self.path.open("ab", buffering=0)
             for sink in self._sinks:
                 sink.open()
@@ -86,10 +86,10 @@ class RunLog:
     def log(
         self, phase: str, iteration: int, metrics: Mapping[str, Metric], symptoms: Sequence[str] = ()
     ) -> None:
-        """Append one line; a number that is not finite becomes null, for json has none.
+        """Append one line; numbers that are not finite become null.
 
         Args:
-            symptoms: names of what is wrong with them, told where there are any.
+            symptoms: names of problems, logged if there are any.
         """
         if self._file is None:
             return
@@ -103,11 +103,11 @@ class RunLog:
         self._tell(row)
 
     def picture(self, phase: str, iteration: int, draw: Callable[[IO[bytes]], None]) -> None:
-        """Keep a picture of an iteration just logged as DIR/pictures/PHASE_ITERATION.png.
+        """Save a picture of an iteration just logged as DIR/pictures/PHASE_ITERATION.png.
 
         Args:
             phase, iteration: as logged.
-            draw: writes the png. Where matplotlib is missing, a line says so and no picture is drawn.
+            draw: writes the png. Without matplotlib, a note says so and no picture is drawn.
         """
         if self._file is None or not self._draws:
             return
@@ -116,7 +116,7 @@ class RunLog:
             draw(png)
         except ModuleNotFoundError as error:
             self._draws = False
-            self.note(f"no pictures, for {error.name} is not installed: pip install {error.name}")
+            self.note(f"no pictures, since {error.name} is not installed: pip install {error.name}")
             return
         self.pictures.mkdir(exist_ok=True)
         files.write_bytes(self._picture_of(phase, iteration), png.getvalue())
@@ -124,11 +124,11 @@ class RunLog:
             sink.picture(self._place, png.getvalue())
 
     def progress(self, phase: str, total: int, start: int = 0) -> Progress:
-        """A bar of a phase from iteration ``start`` to ``total``; plain lines where stderr is no terminal."""
+        """Progress bar of a phase from iteration ``start`` to ``total``; lines if stderr is no terminal."""
         return Progress(phase, total, start, enabled=self.enabled)
 
     def position(self) -> int:
-        """Bytes of metrics.jsonl that are safe on disk: what a checkpoint keeps for ``truncate``."""
+        """Size of metrics.jsonl after a flush to disk, which a checkpoint keeps for ``truncate``."""
         if self._file is None:
             return 0
         with files.naming(self.path):
@@ -141,7 +141,7 @@ class RunLog:
             return
         size = self._file.tell()
         if size < position:
-            self.note(f"metrics.jsonl has lost lines: {size} bytes, the checkpoint knows {position}")
+            self.note(f"metrics.jsonl has lost lines: expected {position} bytes, got {size}")
         self._place, last = Place("", 0, 0), -1
         for row in read_metrics(self.path):
             self._place = self._advance(row)
@@ -164,7 +164,7 @@ class RunLog:
                     picture.unlink()
 
     def _tell(self, row: Mapping[str, Any]) -> None:
-        """A row of metrics.jsonl to the sinks, a vector as so many scalars."""
+        """Passes a row of metrics.jsonl to the sinks, with vectors as scalars."""
         self._place = self._advance(row)
         values: dict[str, float | None] = {}
         for name, value in row.items():
@@ -177,7 +177,7 @@ class RunLog:
             sink.scalars(self._place, {k: math.nan if v is None else v for k, v in values.items()})
 
     def _advance(self, row: Mapping[str, Any]) -> Place:
-        """Where a row is, if the one before it was at the present place; the last of a phase is logged."""
+        """The place of a row, given the place of the previous one; the last of a phase is always logged."""
         phase, iteration, last = row["phase"], row["iteration"], self._place
         past = last.total - last.iteration if phase == last.phase else last.total
         return Place(phase, iteration, past + iteration)
@@ -186,19 +186,19 @@ class RunLog:
         return self.pictures / f"{phase}_{iteration:08d}.png"
 
     def note(self, text: str) -> None:
-        """Say one line on stderr without tearing the progress bar."""
+        """Print one line on stderr without breaking the progress bar."""
         if self.enabled:
             note(text)
 
 
 def note(text: str) -> None:
-    """Say one line on stderr without tearing a progress bar."""
+    """Print one line on stderr without breaking a progress bar."""
     tqdm.write(text, file=sys.stderr)
 
 
 def read_metrics(path: Path | str) -> list[dict[str, Any]]:
-    """The rows of a metrics.jsonl, also of one that is being written or was torn by a kill. Lines that are
-    none of a run's are left out."""
+    """The rows of a metrics.jsonl, which may still be written or end in an incomplete line. Invalid lines are
+    skipped."""
     path = Path(path)
     lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
     return [row for row in map(_row, lines) if row is not None]
@@ -232,13 +232,13 @@ class Progress:
         self._bar = bar(total=total, initial=start, desc=phase, disable=not enabled, dynamic_ncols=True)
 
     def update(self, n: int = 1, **postfix: float) -> None:
-        """Advance by ``n`` iterations; ``postfix`` (losses, say) is shown until the next one."""
+        """Advance by ``n`` iterations; ``postfix``, such as losses, is shown until the next update."""
         if postfix:
             self._bar.set_postfix(postfix, refresh=False)
         self._bar.update(n)
 
     def back_to(self, iteration: int) -> None:
-        """Shows an earlier iteration: the run has gone back to it."""
+        """Shows an earlier iteration, after a rollback."""
         self._bar.update(iteration - self._bar.n)
 
     def __enter__(self) -> Progress:
@@ -250,7 +250,7 @@ class Progress:
 
 
 class _Lines(tqdm):
-    """tqdm for logs: a line of its own every few seconds."""
+    """tqdm for logs: a new line every few seconds."""
 
     def __init__(self, **options: Any) -> None:
         layout = "{desc}: {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
@@ -269,11 +269,11 @@ class _Lines(tqdm):
         return False
 
     def clear(self, *args: Any, **kwargs: Any) -> None:
-        """Lines stay when a note comes between them."""
+        """Nothing to clear: lines stay."""
 
 
 def write_json(path: Path | str, obj: Any) -> None:
-    """Write json that is complete or absent whenever the process is killed."""
+    """Write json atomically."""
     files.write_text(path, json.dumps(obj, indent=2) + "\n")
 
 

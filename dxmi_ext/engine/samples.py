@@ -1,7 +1,7 @@
-"""Files of samples, as the command ``sample`` writes them: arrays, pictures or a grid.
+"""Files of samples that the command ``sample`` writes: arrays, images or a grid.
 
-Every rank draws rows of its own; the first rank writes. Imports torch, numpy and the engine; Pillow where
-pictures are written.
+Every rank draws its rows; the first rank writes. Imports torch, numpy and the engine; Pillow where images are
+written.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ class Batch(NamedTuple):
     samples: Tensor
     """[m, *]"""
     labels: Tensor | None
-    """int64 [m]; None where the networks take none."""
+    """int64 [m], or None without classes."""
 
 
 def rows_of(n: int, ranks: Ranks) -> range:
-    """A rank's rows of n: as many on each, so the last ranks' may lie beyond n; `write` drops those."""
+    """A rank's rows of n; the same number on each, so the last may exceed n, which `write` drops."""
     count = math.ceil(n / ranks.world_size)
     return range(ranks.rank * count, (ranks.rank + 1) * count)
 
 
 def check_output(output: str) -> None:
-    """Refuses what `write` could not write, before anything is drawn.
+    """Checks that `write` can write the output, before anything is drawn.
 
     Raises:
-        ConfigError: the name says none of its forms.
-        FolderError: something lies there that `write` did not write.
+        ConfigError: the name has none of the supported forms.
+        FolderError: the path exists and was not written by `write`.
     """
     path = Path(output)
     if output.endswith("/"):
@@ -53,27 +53,27 @@ def check_output(output: str) -> None:
     elif path.suffix == ".png":
         folders.check_file(path, folders.is_picture, "a grid of samples")
     else:
-        raise ConfigError(f"output: got {output!r}, wants FILE.npz, FILE.png or FOLDER/")
+        raise ConfigError(f"output must be FILE.npz, FILE.png or FOLDER/, got {output!r}")
 
 
 def write(output: str, n: int, drawn: Iterable[Batch], ranks: Ranks | None = None) -> str:
-    """Writes samples, complete or not at all, in the form that the output's name says.
+    """Writes samples atomically, in the format given by the output's name.
 
-    Samples [m, C, H, W] with C 1 or 3 are images, and become uint8. ``FILE.npz`` holds "samples" [n, *], and
-    "labels" int64 [n] where there are any; ``FOLDER/`` a picture each, 000000.png and so on; ``FILE.png`` a
-    grid of all.
+    Samples [m, C, H, W] with C 1 or 3 are images, saved as uint8. ``FILE.npz`` holds "samples" [n, *], and
+    "labels" int64 [n] if there are classes; ``FOLDER/`` one image per file, 000000.png and so on;
+    ``FILE.png`` a grid of all.
 
     Args:
-        output: as `check_output` lets pass.
-        n: samples of all ranks.
+        output: path accepted by `check_output`.
+        n: number of samples of all ranks.
         drawn: batches of this rank's `rows_of`.
-        ranks: all of them call this, the first writes.
+        ranks: ranks, all of which call this; the first writes.
 
     Returns:
-        what was written, in words; of other ranks than the first, nothing.
+        A description of what was written; empty on other ranks than the first.
 
     Raises:
-        ConfigError: pictures are wanted of what are no images.
+        ConfigError: the output is for images, but the samples are not images.
     """
     ranks, path = ranks or Ranks(), Path(output)
     parts = _gathered(drawn, n, ranks)
@@ -85,7 +85,7 @@ def write(output: str, n: int, drawn: Iterable[Batch], ranks: Ranks | None = Non
         _write_folder(path, n, parts)
         return f"{n} pictures"
     path.parent.mkdir(parents=True, exist_ok=True)
-    with files.file(path) as file:  # at once: what cannot be written is told before hours of drawing
+    with files.file(path) as file:  # opened first, so that an error comes before hours of sampling
         if path.suffix == ".png":
             arrays = _joined(n, map(_of_images, parts))
             plots.images(file, torch.from_numpy(arrays["samples"]))
@@ -96,11 +96,11 @@ def write(output: str, n: int, drawn: Iterable[Batch], ranks: Ranks | None = Non
 
 
 _Part = tuple[int, dict[str, np.ndarray]]
-"""The first of some consecutive rows, and their arrays."""
+"""The index of the first of some consecutive rows, and their arrays."""
 
 
 def _gathered(drawn: Iterable[Batch], n: int, ranks: Ranks) -> Iterator[_Part]:
-    """The parts of all ranks on the first, nothing on others; a batch of each at a time."""
+    """The parts of all ranks, on the first rank only, batch by batch."""
     count, done = len(rows_of(n, ranks)), 0
     with runlog.Progress("sample", n, 0, enabled=ranks.first) as bar:
         for batch in drawn:
@@ -118,11 +118,12 @@ def _gathered(drawn: Iterable[Batch], n: int, ranks: Ranks) -> Iterator[_Part]:
 
 
 def _gather(rows: Tensor, ranks: Ranks) -> list[Tensor]:
-    """CPU tensors of one shape, of each rank, on the first; none on the others."""
+    """CPU tensors of the same shape from all ranks, on the first rank only."""
     if ranks.alone:
         return [rows]
     parts = [torch.empty_like(rows) for _ in range(ranks.world_size)] if ranks.first else None
-    dist.gather(rows, parts, group=ranks.control)  # whose patience is long: the first writes meanwhile
+    # This group has a long timeout, since the first rank writes meanwhile.
+    dist.gather(rows, parts, group=ranks.control)
     return parts or []
 
 
@@ -133,12 +134,12 @@ def _is_images(samples: Tensor | np.ndarray) -> bool:
 def _of_images(part: _Part) -> _Part:
     if not _is_images(part[1]["samples"]):
         shape = list(part[1]["samples"].shape[1:])
-        raise ConfigError(f"output: got one for pictures, but samples are {shape}: wants FILE.npz")
+        raise ConfigError(f"output must be FILE.npz unless samples are images, got samples {shape}")
     return part
 
 
 def _joined(n: int, parts: Iterable[_Part]) -> dict[str, Any]:
-    """Arrays [n, *] of all parts, which come in any order."""
+    """Arrays [n, *] of all parts, in any order."""
     whole: dict[str, Any] = {}
     for first, arrays in parts:
         for name, array in arrays.items():

@@ -1,7 +1,7 @@
-"""Settings as dataclasses: single values, groups of them that stand beside what they set, and all of a task.
+"""Settings as dataclasses: single keys, groups of them, and all settings of a task.
 
-A group is a `Settings`, a task's settings are a `Config` of groups. Keys are flat: they are the names of the
-fields, whatever the group, and no two groups of a task share one. Imports ``engine.errors``.
+A group is a `Settings`; a task's settings are a `Config` of groups. Keys are flat: they are the names of the
+fields in any group, and unique within a task. Imports ``engine.errors``.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ S = TypeVar("S", bound="Settings")
 C = TypeVar("C", bound="Config")
 
 LARGEST_SEED = 2**63 - 1
-"""The noise key and torch's generators hold it, and the number after it."""
-_LARGEST_INT, _LARGEST_FLOAT = 10**9, 1e30  # of settings that declare no maximum; a float32 holds both
+"""Largest seed; it and its successor fit noise keys and torch's generators."""
+_LARGEST_INT, _LARGEST_FLOAT = 10**9, 1e30  # defaults of ``maximum``; both fit float32
 
 
 class ConfigError(UserError, ValueError):
-    """A setting that is unknown, of the wrong type, out of range, or at odds with another."""
+    """A setting is unknown, of the wrong type, out of range, or in conflict with another."""
 
 
 # --- single settings ---------------------------------------------------------------------------------
@@ -43,17 +43,17 @@ def setting(
     pattern: str | None = None,
     path: bool = False,
 ) -> Any:
-    """Declare one key of a ``Settings``: a bool, a number or text, or None where the type allows it.
+    """Declare one key of a ``Settings``: a bool, a number or text, or None if the type allows it.
 
     Args:
-        default: its value where neither the yaml nor the command line gives one.
-        help: its meaning in one line, shown by ``--help``.
-        choices: the only values allowed.
-        minimum: the smallest value allowed. ``None`` is allowed whatever all of these say.
-        maximum: the largest value allowed; None: 10^9 of integers, 10^30 of other numbers.
-        below: what the value must stay below.
-        pattern: a regular expression that the whole text must match; ``help`` says what that means.
-        path: whether the text may be a path, so that a leading ``~`` is a home folder.
+        default: value if neither the yaml nor the command line gives one.
+        help: description in one line, shown by ``--help``.
+        choices: allowed values.
+        minimum: smallest allowed value. ``None`` is exempt from all checks.
+        maximum: largest allowed value; None: 10^9 for integers, 10^30 for other numbers.
+        below: exclusive upper bound.
+        pattern: regular expression that the whole text must match; ``help`` describes it in errors.
+        path: whether the text may be a path, in which a leading ``~`` is a home folder.
     """
     metadata: dict[str, Any] = {"help": help, "choices": choices, "pattern": pattern, "path": path}
     metadata |= {"minimum": minimum, "maximum": maximum, "below": below}
@@ -61,12 +61,12 @@ def setting(
 
 
 def seed_setting(help: str) -> Any:
-    """The key ``seed``."""
+    """Declare the key ``seed``."""
     return setting(0, help, minimum=0, maximum=LARGEST_SEED)
 
 
 def device_setting() -> Any:
-    """The key ``device``, the same for every command."""
+    """Declare the key ``device``, the same for every command."""
     return setting("auto", "auto, cpu, cuda or cuda:N", pattern=r"auto|cpu|cuda(:[0-9]+)?")
 
 
@@ -74,7 +74,7 @@ class Key(NamedTuple):
     """A setting of a `Settings` or `Config`."""
 
     group: str | None
-    """The field of a `Config` that holds it; None: of a `Settings`."""
+    """The field of a `Config` with its group; None in a `Settings`."""
     heading: str
     type: Any
     default: Any
@@ -86,16 +86,17 @@ class Key(NamedTuple):
 
 @dataclasses.dataclass
 class Settings:
-    """A group of settings, each checked when it is made.
+    """A group of settings, which are checked at construction.
 
     Attributes:
-        heading: of the group, for ``--help``.
-        removed: keys of earlier versions, each with what takes its place; see `config.load`.
-        given: the keys that a user gave, even where the value is the default; of settings made in Python,
-            those that differ from it.
+        heading: heading of the group in ``--help``.
+        removed: keys of earlier versions, with their replacements; see `config.load`.
+        given: keys given by the user, even if the value is the default; for settings constructed in Python,
+            those that differ from the default.
 
     Raises:
-        ConfigError: a value is not among its choices, out of its bounds, not finite or not of its pattern.
+        ConfigError: a value is not among its choices, out of bounds, not finite, or does not match its
+            pattern.
     """
 
     heading: ClassVar[str] = "settings"
@@ -120,7 +121,7 @@ class Settings:
 
     @classmethod
     def keys(cls) -> dict[str, Key]:
-        """Its settings, in the order of their declaration."""
+        """The settings, in the order of declaration."""
         types = typing.get_type_hints(cls)
         return {
             f.name: Key(None, cls.heading, types[f.name], f.default, f.metadata)
@@ -129,7 +130,7 @@ class Settings:
 
     @classmethod
     def of(cls: type[S], values: Mapping[str, Any], given: Collection[str]) -> S:
-        """Made of values, of which a user gave some."""
+        """Settings from values, of which a user gave some."""
         made = cls(**values)
         made.given = frozenset(given)
         return made
@@ -143,18 +144,18 @@ class Settings:
 
 
 class Rule(NamedTuple):
-    """What settings must fulfil together."""
+    """A condition on several settings."""
 
     message: str
-    """The error, in which {key} stands for the value of a key."""
+    """The error message, in which {key} is the value of a key."""
     holds: Callable[[View], bool]
 
 
 def only_with(condition: str, applies: Callable[[View], bool], *keys: str) -> list[Rule]:
-    """Rules that each of these keys is given only where it has an effect.
+    """Rules that these keys are given only if they have an effect.
 
     Args:
-        condition: what it needs, as text.
+        condition: the requirement, as text.
     """
 
     def rule(key: str) -> Rule:
@@ -166,7 +167,7 @@ def only_with(condition: str, applies: Callable[[View], bool], *keys: str) -> li
 
 
 class View:
-    """The settings of several groups by their flat keys."""
+    """The settings of several groups, by flat keys."""
 
     def __init__(self, groups: Iterable[Settings]) -> None:
         self._groups = tuple(groups)
@@ -180,10 +181,10 @@ class View:
 
 
 def check(rules: Iterable[Rule], *groups: Settings) -> None:
-    """Refuses settings that are at odds.
+    """Checks rules between settings.
 
     Raises:
-        ConfigError: the message of the first rule that they break.
+        ConfigError: the message of the first broken rule.
     """
     view = View(groups)
     for message, holds in rules:
@@ -193,7 +194,7 @@ def check(rules: Iterable[Rule], *groups: Settings) -> None:
 
 
 def group(kind: type[Settings], **defaults: Any) -> Any:
-    """Declare a group of a ``Config``; its class's defaults, or others."""
+    """Declare a group of a ``Config``, optionally with other defaults."""
 
     def make() -> Settings:
         return kind.of(defaults, ())
@@ -203,14 +204,14 @@ def group(kind: type[Settings], **defaults: Any) -> Any:
 
 @dataclasses.dataclass
 class Config:
-    """All settings of a task, by groups. A subclass declares groups by `group`, and its rules.
+    """All settings of a task. A subclass declares its groups with `group`, and its rules.
 
     Attributes:
-        rules: between settings; checked when settings are made by `of` or `replace`.
-        removed: keys of earlier versions, each with what takes its place; see `config.load`.
+        rules: rules between settings, checked by `of` and `replace`.
+        removed: keys of earlier versions, with their replacements; see `config.load`.
 
     Raises:
-        ConfigError: as of `Settings`, or a rule is broken.
+        ConfigError: see `Settings`; or a rule is broken.
     """
 
     rules: ClassVar[Sequence[Rule]] = ()
@@ -218,7 +219,7 @@ class Config:
 
     @property
     def given(self) -> frozenset[str]:
-        """The keys that a user gave, even where the value is the default."""
+        """The keys given by the user, even if the value is the default."""
         return View(self.groups()).given
 
     def groups(self) -> Iterator[Settings]:
@@ -226,7 +227,7 @@ class Config:
 
     @classmethod
     def keys(cls) -> dict[str, Key]:
-        """Its settings, in the order of their declaration."""
+        """The settings, in the order of declaration."""
         found: dict[str, Key] = {}
         for field in dataclasses.fields(cls):
             kind, defaults = field.metadata["kind"], field.metadata["defaults"]
@@ -237,7 +238,7 @@ class Config:
 
     @classmethod
     def of(cls: type[C], values: Mapping[str, Any] | None = None, given: Collection[str] | None = None) -> C:
-        """Made of values by their flat keys, of which a user gave some: unless told otherwise, all."""
+        """Settings from values by flat keys, of which a user gave some; by default all."""
         values = values or {}
         given = values.keys() if given is None else given
         parts: dict[str, dict[str, Any]] = {field.name: {} for field in dataclasses.fields(cls)}
@@ -254,11 +255,11 @@ class Config:
         return {key: value for group in self.groups() for key, value in group.flat().items()}
 
     def put(self, key: str, value: Any) -> None:
-        """Changes a value in place, by its flat key."""
+        """Sets a value in place, by its flat key."""
         setattr(getattr(self, str(self.keys()[key].group)), key, value)
 
     def replace(self: C, **values: Any) -> C:
-        """A copy with other values, by their flat keys."""
+        """A copy with other values, by flat keys."""
         return self.of(self.flat() | values, self.given | values.keys())
 
 
@@ -266,14 +267,13 @@ class Config:
 
 
 def expand(name: str, path: str) -> str:
-    """A path whose leading ``~`` or ``~USER`` is a home folder, as this locale has its bytes: UTF-8, and what
-    else a name was given in.
+    """A path with a leading ``~`` or ``~USER`` expanded, in the encoding of the file system.
 
     Args:
-        name: what the path is of, for the error.
+        name: name of the setting, for the error.
 
     Raises:
-        ConfigError: that home folder is unknown.
+        ConfigError: the home folder is unknown.
     """
     expanded = os.path.expanduser(os.fsdecode(path.encode(errors="surrogateescape")))
     if expanded.startswith("~"):
@@ -298,7 +298,7 @@ def _check_bounds(name: str, value: float, bounds: Mapping[str, Any]) -> None:
 
 
 def _shown(value: Any) -> str:
-    """A value as it is written on the command line."""
+    """A value in the syntax of the command line."""
     if value is None or isinstance(value, bool):
         return json.dumps(value)
     return str(value)

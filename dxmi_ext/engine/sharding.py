@@ -1,6 +1,6 @@
-"""Weights split over the ranks (FSDP2): of a sharded tensor, a DTensor, each rank holds consecutive rows.
+"""Weights sharded over the ranks (FSDP2): each rank holds consecutive rows of a sharded tensor, a DTensor.
 
-Imports torch; its DTensor and FSDP, which take seconds, where something is sharded.
+Imports torch; DTensor and FSDP, whose import takes seconds, only if something is sharded.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ M = TypeVar("M", bound=nn.Module)
 
 
 class Stored(Protocol):
-    """A tensor that lies in files."""
+    """A tensor stored in files."""
 
     @property
     def shape(self) -> Sequence[int]: ...
 
     def read(self, first: int | None = None, count: int | None = None) -> Tensor:
-        """Some of its rows, on the CPU; all of it unless told otherwise."""
+        """Rows of the tensor, on the CPU; by default all."""
         ...
 
 
-# The modules as they were before they were sharded, their weights on the device "meta".
+# Copies of the modules before sharding, with weights on the device "meta".
 _structures: WeakKeyDictionary[nn.Module, nn.Module] = WeakKeyDictionary()
 
 
 def shard_(module: nn.Module) -> None:
-    """Splits the weights of a network, in place, over all ranks; they start as the first rank's.
+    """Shards the weights of a network, in place, over all ranks, starting from the first rank's weights.
 
-    Calling the network gathers them, a block at a time, where blocks are what its outermost ModuleLists hold;
-    each block must be called too, and weights outside of blocks be read within the network's call alone.
-    Scalars stay whole; a network that is sharded already stays as it is.
+    Calling the network gathers them block by block, where blocks are the elements of its outermost
+    ModuleLists. Each block must be called, and weights outside of blocks may only be used within the
+    network's call. Scalars are replicated; a sharded network is left as it is.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
@@ -46,15 +46,15 @@ def shard_(module: nn.Module) -> None:
         return
     weights = list(module.parameters())
     for p in weights:
-        p.data = p.data.contiguous()  # as FSDP wants them
+        p.data = p.data.contiguous()  # required by FSDP
         dist.broadcast(p.data, 0)
     _structures[module] = copy.deepcopy(module, {id(p): nn.Parameter(p.data.to("meta")) for p in weights})
-    # It warns of outputs that are views: they must not be changed in place, and none is here.
+    # FSDP warns that outputs that are views must not be modified in place; none is here.
     warnings.filterwarnings("ignore", "FSDP2-wrapped module", UserWarning)
     mesh = init_device_mesh(weights[0].device.type, (dist.get_world_size(),))
     scalars = {p for p in weights if p.ndim == 0}
     for part in (*_blocks(module), module):
-        # Weights outside of blocks go after a call too: those of a forward pass alone would grow stale.
+        # Also reshard weights outside of blocks after a call, or they are stale after a forward pass alone.
         fully_shard(part, mesh=mesh, reshard_after_forward=True, ignored_params=scalars)
 
 
@@ -63,12 +63,12 @@ def is_sharded(tensor: Any) -> bool:
 
 
 def local(tensors: Iterable[Any]) -> list[Tensor]:
-    """This rank's rows of sharded tensors, whole ones as they are; they share memory."""
+    """This rank's rows of sharded tensors, and other tensors unchanged; they share memory."""
     return [tensor.detach().to_local() if is_sharded(tensor) else tensor for tensor in tensors]
 
 
 def rows(sharded: Any) -> tuple[int, int]:
-    """The first of this rank's rows and how many they are; split as torch.chunk does."""
+    """The first of this rank's rows and their number; split as by torch.chunk."""
     total, mesh = sharded.shape[0], sharded.device_mesh
     most = -(-total // mesh.size())
     first = min(most * mesh.get_local_rank(), total)
@@ -76,28 +76,28 @@ def rows(sharded: Any) -> tuple[int, int]:
 
 
 def alike(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
-    """Whole tensors apart from sharded ones, for torch's foreach functions, which take no mixture."""
+    """Whole and sharded tensors in separate lists: torch's foreach functions do not support a mixture."""
     kinds = [[t for t in tensors if is_sharded(t) == sharded] for sharded in (False, True)]
     return [kind for kind in kinds if kind]
 
 
 def total_norm(tensors: Sequence[Tensor]) -> Tensor:
-    """The norm of all tensors together, the same on all ranks; whole tensors are so already."""
+    """The total norm of tensors, the same on all ranks; whole tensors must be replicated."""
     sharded = [t for t in tensors if is_sharded(t)]
     whole = nn.utils.get_total_norm([t for t in tensors if not is_sharded(t)])
     if not sharded:
         return whole
     mine = nn.utils.get_total_norm(local(sharded))
-    squared = mine.double().square()  # which in float32 could overflow
+    squared = mine.double().square()  # could overflow in float32
     dist.all_reduce(squared)
     return (squared + whole.to(squared).square()).sqrt().to(mine.dtype)
 
 
 def like(value: Tensor | Stored, target: Tensor) -> Tensor:
-    """A whole or stored tensor as the target lies: of a sharded target, this rank's rows alone are read.
+    """A whole or stored tensor, sharded like the target; for that, only this rank's rows are read.
 
     Raises:
-        ValueError: the target is sharded and of another shape.
+        ValueError: the target is sharded and has another shape.
     """
     if not is_sharded(target):
         return value if isinstance(value, Tensor) else value.read()
@@ -107,7 +107,7 @@ def like(value: Tensor | Stored, target: Tensor) -> Tensor:
 
     assert isinstance(target, DTensor)
     if tuple(value.shape) != tuple(target.shape):
-        raise ValueError(f"a tensor of the state: got shape {[*value.shape]}, wants {[*target.shape]}")
+        raise ValueError(f"a tensor of the state must have shape {[*target.shape]}, got {[*value.shape]}")
     first, count = rows(target)
     mine = value[first : first + count] if isinstance(value, Tensor) else value.read(first, count)
     return DTensor.from_local(
@@ -121,13 +121,13 @@ def like(value: Tensor | Stored, target: Tensor) -> Tensor:
 
 
 def load_(module: nn.Module, state: dict[str, Any]) -> None:
-    """`module.load_state_dict` of whole or stored tensors, into whole or sharded weights."""
+    """`module.load_state_dict` from whole or stored tensors into whole or sharded weights."""
     own = module.state_dict()
     module.load_state_dict({name: like(value, own.get(name, value)) for name, value in state.items()})
 
 
 def deepcopy(module: M) -> M:
-    """`copy.deepcopy` that knows sharded networks: copies hold rows, and can be called after `gather_`."""
+    """`copy.deepcopy` for sharded networks, too: copies hold shards, and can be called after `gather_`."""
     copies: dict[int, Any] = {}
     if any(map(is_sharded, module.parameters())):
         for p in module.parameters():
@@ -144,8 +144,8 @@ def deepcopy(module: M) -> M:
 
 
 def gather_(module: nn.Module, *, keep: bool) -> None:
-    """Makes the sharded weights of a copy whole, one after another, on the ranks that keep them."""
-    gathered: dict[int, nn.Parameter] = {}  # a weight may have several places
+    """Gathers the sharded weights of a copy, one by one, on the ranks that keep them."""
+    gathered: dict[int, nn.Parameter] = {}  # a weight may be shared
     for part in module.modules():
         for name, p in part.named_parameters(recurse=False):
             if is_sharded(p) and id(p) not in gathered:

@@ -1,4 +1,4 @@
-"""Stopping a run by SIGTERM or Ctrl-C without losing work. Imports the standard library alone."""
+"""Stopping a run by SIGTERM or Ctrl-C without losing work. Imports the standard library."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from types import FrameType
 from typing import Any
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_ECHO_SECONDS = 0.1  # timeout(1), for one, sends its signal to the process and to its group
+_ECHO_SECONDS = 0.1  # timeout(1), for example, signals both the process and its group
 
 
 class Stopped(KeyboardInterrupt):
-    """The run was asked to stop; what it had done is saved."""
+    """The run was asked to stop; its state is saved."""
 
 
 class StopSignals:
-    """Turns the first signal into ``Stopped``, the second into an end at once (status 128 + signal).
+    """Turns the first signal into ``Stopped``, and the second into an immediate exit (status 128 + signal).
 
-    A context manager: handlers are installed within it, those of before come back after it. Off the main
-    thread, where Python allows no handlers, it does nothing.
+    A context manager that installs handlers and restores the previous ones. Outside of the main thread, where
+    Python allows no handlers, it does nothing.
     """
 
     def __init__(self) -> None:
@@ -33,11 +33,11 @@ class StopSignals:
 
     @property
     def pending(self) -> bool:
-        """Whether to stop; true only within ``held``."""
+        """Whether a stop is requested; true only within ``held``."""
         return self._asked is not None
 
     def ask(self) -> None:
-        """As if a signal had come: another rank has one."""
+        """Requests a stop, as another rank has received a signal."""
         if self._asked is None:
             self._asked = time.monotonic()
 
@@ -53,7 +53,7 @@ class StopSignals:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Within, a signal only sets ``pending``; ``Stopped`` is raised at the end."""
+        """Within, a signal only sets ``pending``; ``Stopped`` is raised afterwards."""
         self._held = True
         try:
             yield
@@ -69,4 +69,4 @@ class StopSignals:
             if not self._held:
                 raise Stopped
         elif now - self._asked > _ECHO_SECONDS:
-            os._exit(128 + number)  # as by SIGKILL: every file is complete or absent
+            os._exit(128 + number)  # like SIGKILL: every file is complete or absent

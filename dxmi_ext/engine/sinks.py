@@ -1,6 +1,6 @@
-"""Where a run's numbers and pictures go besides its own files: tensorboard, Weights & Biases.
+"""Additional logging of a run's numbers and pictures: tensorboard, Weights & Biases.
 
-Imports the standard library and of ``dxmi_ext`` errors, files and folders alone; tensorboard and wandb
+Imports the standard library and the modules errors, files and folders of the engine; tensorboard and wandb
 where used.
 """
 
@@ -30,27 +30,27 @@ class Place(NamedTuple):
 
 
 class Sink(Protocol):
-    """What a ``RunLog`` tells, in the order of iterations."""
+    """Receives a ``RunLog``'s data, in the order of iterations."""
 
     def open(self) -> None:
-        """Before anything else, once the run's folder is there."""
+        """Called first, once the run's folder exists."""
 
     def rewind(self, last: int) -> None:
-        """The run goes back from the total iteration ``last`` (-1: it had none), perhaps that of an earlier
-        process. What it keeps is told anew."""
+        """The run goes back from the total iteration ``last`` (-1: none), possibly of an earlier process. The
+        iterations that it keeps are logged again."""
 
     def scalars(self, place: Place, values: Mapping[str, float]) -> None:
-        """Numbers by name; those that are not finite are nan."""
+        """Logs numbers by name; those that are not finite are NaN."""
 
     def picture(self, place: Place, png: bytes) -> None:
-        """A picture, after the scalars of its iteration."""
+        """Logs a picture, after the scalars of its iteration."""
 
     def close(self, failed: bool) -> None:
-        """Nothing follows."""
+        """Called last."""
 
 
 class TensorBoard:
-    """DIR/tb/, written at once: torch's writer does it in a thread, whose failures go unheard.
+    """Logs to DIR/tb/ synchronously; torch's writer uses a thread, whose errors are lost.
 
     Args:
         directory: DIR.
@@ -68,10 +68,10 @@ class TensorBoard:
         self._file: FileIO | None = None
 
     def open(self) -> None:
-        """The folder is made when there is something to write."""
+        """The folder is created by the first write."""
 
     def rewind(self, last: int) -> None:
-        self.close()  # its files cannot be cut, but are cheap to write anew
+        self.close()  # its files cannot be truncated, but are cheap to rewrite
         files.remove(self._directory, folders.TENSORBOARD)
 
     def scalars(self, place: Place, values: Mapping[str, float]) -> None:
@@ -83,7 +83,7 @@ class TensorBoard:
     def picture(self, place: Place, png: bytes) -> None:
         from tensorboard.compat.proto.summary_pb2 import Summary
 
-        width, height = (int.from_bytes(png[i : i + 4], "big") for i in (16, 20))  # of the header chunk
+        width, height = (int.from_bytes(png[i : i + 4], "big") for i in (16, 20))  # in the header chunk
         image = Summary.Image(width=width, height=height, colorspace=4, encoded_image_string=png)
         self._write(place, Summary(value=[Summary.Value(tag=f"{place.phase}/picture", image=image)]))
 
@@ -109,33 +109,33 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """A run of Weights & Biases, the same one for as long as DIR is; WANDB_MODE and the like are obeyed.
+    """Logs to a run of Weights & Biases, one for each DIR; WANDB_MODE etc. apply.
 
-    Its steps are total iterations. It can forget none, so what it has is not told again: a run that resumes
-    exactly repeats the same numbers there. DIR/wandb.json keeps the run's id and how far it had been told.
+    Its steps are total iterations. Steps cannot be removed, so existing ones are not logged again; a resumed
+    run repeats the same numbers. DIR/wandb.json keeps the run's id and the last step.
 
     Args:
-        directory: DIR; wandb's own files lie in DIR/wandb/.
-        project: the run is one of.
-        config: the run's settings.
+        directory: DIR; wandb's files are in DIR/wandb/.
+        project: project of the run.
+        config: settings of the run.
 
     Raises:
-        UserError: wandb is not installed or, from ``open``, refuses.
+        UserError: wandb is not installed, or fails in ``open``.
     """
 
     def __init__(self, directory: Path, project: str, config: Mapping[str, Any]) -> None:
         try:
-            from wandb import init  # noqa: F401  (which a mere folder wandb/ in the way has not)
+            from wandb import init  # noqa: F401  (missing in a namespace package, such as a folder wandb/)
         except ImportError:
             raise UserError(
-                f"wandb: got {project!r}, but wandb is not installed: pip install wandb"
+                f"wandb must be null unless wandb is installed, got {project!r}: pip install wandb"
             ) from None
         self._directory, self._project, self._config = directory, project, dict(config)
         self._known = directory / "wandb.json"
         self._run: Any = None
-        self._new = False  # it has nothing of earlier processes
-        self._first = 0  # the first step that it does not have
-        self._last = -1  # the last one that this process told
+        self._new = False  # nothing was logged by earlier processes
+        self._first = 0  # the first step to log
+        self._last = -1  # the last step logged by this process
 
     def open(self) -> None:
         import wandb
@@ -151,11 +151,11 @@ class WeightsAndBiases:
                 dir=str(self._directory),
                 config=self._config,
                 resume="allow",
-                settings={"console": "off"},  # progress bars are no output worth keeping
+                settings={"console": "off"},  # do not keep progress bars
             )
         except wandb.Error as error:
-            raise UserError(f"wandb: {error}; WANDB_MODE=offline keeps everything here") from error
-        if self._run.resumed:  # by its server, which knows best what it has
+            raise UserError(f"wandb: {error}; WANDB_MODE=offline logs to this machine only") from error
+        if self._run.resumed:  # by the server, which knows its last step
             self._first = self._run.starting_step
 
     def rewind(self, last: int) -> None:

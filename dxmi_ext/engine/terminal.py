@@ -1,4 +1,4 @@
-"""Standard output and error that take any text and may close early. Imports the standard library."""
+"""Standard output and error for any text, which may be closed early. Imports the standard library."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import os
 import sys
 
 HUNG_UP = 141
-"""The exit status of a program whose output nobody reads any more, as shells tell of SIGPIPE."""
+"""Exit status after a closed output, as shells report SIGPIPE."""
 
 _PLAIN = {"±": "+-", "…": "...", "–": "-", "×": "x"}  # noqa: RUF001
 
 
 def accept_any_text() -> None:
-    """Lets print write what the terminal's encoding lacks: plainer signs, and the bytes of names that are not
-    UTF-8 as they are."""
+    """Lets print write any text: characters missing in the terminal's encoding are replaced, and bytes of
+    names that are not UTF-8 are kept."""
     codecs.register_error("dxmi_ext.plainer", _plainer)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -23,7 +23,7 @@ def accept_any_text() -> None:
 
 
 def discard_rest() -> None:
-    """Drops what could not be written, so that python does not try again, and complain, as it ends."""
+    """Drops unwritten output, so that python does not fail on it at exit."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for stream in (sys.stdout, sys.stderr):
         try:

@@ -1,4 +1,4 @@
-"""Other ways to sample from a run's network, by name: long chains and solvers. Imports the method."""
+"""Other samplers for a run's network, by name: long chains and solvers. Imports the method."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _CLIPPED = "-clipped"
 
 
 def named(text: str, sampler: GaussianSampler, cfg: Config, diffusion: DDPM | EDM) -> Sampler:
-    """By the name of a chain or solver and its steps, for the network as it was pretrained."""
+    """The sampler with a name, such as ddim-100 or heun-18, for the pretrained network."""
     timed = sampler.network
     assert isinstance(timed, Timed)
     clipped = text.endswith(_CLIPPED)
@@ -33,7 +33,7 @@ def named(text: str, sampler: GaussianSampler, cfg: Config, diffusion: DDPM | ED
     kinds += SOLVERS
     if name not in kinds or not length.isdecimal() or not 1 < int(length) <= longest:
         wanted = " or ".join(f"{kind}-STEPS" for kind in kinds)
-        raise ConfigError(f"chain: got {text!r}, wants {wanted}, of 2 to {longest} steps")
+        raise ConfigError(f"chain must be {wanted} with 2 to {longest} steps, got {text!r}")
     if name in SOLVERS:
         return _solver(name, int(length), timed.network, cfg, diffusion, sampler.data_shape, clipped)
     chain = _chain(name, int(length), cfg, diffusion)
@@ -70,7 +70,7 @@ def _solver(
     data_shape: Sequence[int],
     clip: bool,
 ) -> SolverSampler:
-    """On Karras et al.'s levels, whatever the diffusion's own."""
+    """A solver on the levels of Karras et al., whatever the diffusion."""
     prediction, sigma_data = prediction_of(diffusion)
     if isinstance(diffusion, EDM):
         scale = diffusion.time_scale

@@ -1,8 +1,8 @@
-"""A small classifier of a data set's own classes, whose features metrics compare.
+"""A small classifier of a data set's classes, whose features are used by metrics.
 
-ImageNet features hardly resolve small grey images; a network that classifies a data set looks at what differs
-there. It is trained once, seeded, and cached. Imports torch and ``dxmi_ext``; safetensors where weights are
-read and written.
+ImageNet features are a poor fit for small gray images; a classifier of the data set itself is more sensitive.
+It is trained once, with a fixed seed, and cached. Imports torch and ``dxmi_ext``; safetensors where weights
+are read and written.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from dxmi_ext.images.dataset import ImageData, default_cache, to_dtype
 from dxmi_ext.images.features import Extractor, FeatureError
 
 NAME = "classifier"
-_FORMAT = 1  # of a cached classifier: what is trained, and how
+_FORMAT = 1  # format of a cached classifier: architecture and training
 _WIDTHS = (32, 64, 128)
 _STEPS, _BATCH, _LR = 1500, 128, 2e-3
-_HELD_OUT = 10  # every tenth image measures the accuracy and is not trained on
+_HELD_OUT = 10  # every tenth image is held out to measure the accuracy
 
 
 class Features(nn.Module):
-    """uint8 images [n, 3, H, W] -> features [n, 128]: six convolutions and a mean over positions."""
+    """uint8 images [n, 3, H, W] -> features [n, 128]: six convolutions and a mean over pixels."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -47,18 +47,18 @@ class Features(nn.Module):
 
 
 def extractor(data: ImageData, *, cache: Path | str | None = None) -> Extractor:
-    """The features of a classifier of the data's classes, trained now or read from the cache.
+    """The features of a classifier of the data's classes, which is trained or read from the cache.
 
     Args:
-        data: training images with labels of two classes or more.
-        cache: folder, by default that of decoded images. An entry belongs to the images and their labels; it
-            may be deleted.
+        data: training images with labels of two or more classes.
+        cache: folder of the cache, by default that of decoded images. An entry depends on the images and
+            their labels; it may be deleted.
 
     Raises:
-        FeatureError: the images have no labels, or all have one.
+        FeatureError: the images have no labels, or only one class.
     """
     if data.labels is None or data.classes < 2:
-        raise FeatureError(f"features classifier needs labels of 2 classes or more, got {data.classes}")
+        raise FeatureError(f"features=classifier requires labels of >= 2 classes, got {data.classes}")
     labels = hashlib.blake2b(data.labels.tobytes(), digest_size=16).hexdigest()
     belongs = {"format": _FORMAT, "images": data.fingerprint, "labels": labels}
     digest = hashlib.blake2b(json.dumps(belongs).encode(), digest_size=16).hexdigest()
@@ -69,13 +69,13 @@ def extractor(data: ImageData, *, cache: Path | str | None = None) -> Extractor:
             network.load_state_dict(weights)
         else:
             network, accuracy = _trained(data)
-            runlog.note(f"features classifier: classifies {accuracy:.1%} of held-out images correctly")
+            runlog.note(f"features=classifier: accuracy {accuracy:.1%} on held-out images")
             _write(entry, network, belongs | {"accuracy": accuracy})
     return Extractor(network, NAME)
 
 
 def _trained(data: ImageData) -> tuple[Features, float]:
-    """The features below a linear layer, trained, and the accuracy on held-out images."""
+    """The trained features, without the linear layer, and the accuracy on held-out images."""
     assert data.labels is not None
     held_out = np.arange(len(data)) % _HELD_OUT == _HELD_OUT - 1
     train = ImageData(data.images[~held_out], data.labels[~held_out])
@@ -99,7 +99,7 @@ def _trained(data: ImageData) -> tuple[Features, float]:
 
 @torch.no_grad()
 def _accuracy(classifier: nn.Module, data: ImageData, rows: np.ndarray) -> float:
-    """The share of rows that are classified correctly."""
+    """Accuracy on some rows."""
     assert data.labels is not None
     right = 0
     for part in np.array_split(rows, max(1, len(rows) // 500)):
@@ -109,7 +109,7 @@ def _accuracy(classifier: nn.Module, data: ImageData, rows: np.ndarray) -> float
 
 
 def _read(entry: Path, belongs: dict[str, Any]) -> dict[str, Tensor] | None:
-    """The weights of an entry of the cache; None where it is missing or damaged."""
+    """The weights in an entry of the cache; None if it is missing or damaged."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -125,6 +125,6 @@ def _read(entry: Path, belongs: dict[str, Any]) -> dict[str, Tensor] | None:
 def _write(entry: Path, network: nn.Module, about: dict[str, Any]) -> None:
     from safetensors.torch import save_file
 
-    with files.folder(entry, files.ANYTHING) as folder:  # perhaps over a damaged one
+    with files.folder(entry, files.ANYTHING) as folder:  # may replace a damaged one
         save_file(network.state_dict(), folder / "classifier.safetensors")
         (folder / "about.json").write_text(json.dumps(about))

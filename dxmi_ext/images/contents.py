@@ -1,4 +1,4 @@
-"""What a file holds, whatever its name says; names and errors of all data. Imports ``engine.errors``."""
+"""Recognition of files by content, and names and errors of data. Imports ``engine.errors``."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ class DataError(UserError, ValueError):
 
 
 class ImageDataError(DataError):
-    """Images are missing, damaged or laid out in a way that is not known."""
+    """Images are missing, damaged or of an unknown layout."""
 
 
 class VectorDataError(DataError):
-    """A file of vectors that is missing, damaged or of an unknown layout."""
+    """A file of vectors is missing, damaged or of an unknown layout."""
 
 
 def what_it_is(file: str | Path | IO[bytes]) -> str | None:
-    """What a file that could not be read turns out to be, as "is a zip archive"; None: nothing known."""
+    """What an unreadable file is, such as "is a zip archive"; None if unknown."""
     try:
         if isinstance(file, (str, Path)):
             with open(file, "rb") as stream:
@@ -55,20 +55,20 @@ def what_it_is(file: str | Path | IO[bytes]) -> str | None:
         return None
     if not head:
         return "is empty"
-    head = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()  # pages may begin with space
+    head = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()  # pages may begin with whitespace
     return next((found for beginning, found in _BEGINNINGS.items() if head.startswith(beginning)), None)
 
 
 def refuse_pointer(file: Path, kind: type[UserError] = ImageDataError) -> None:
-    """Refuse a file that git-lfs or a web server has put in place of the one it is named after.
+    """Rejects a git-lfs pointer or a web page in place of the expected file.
 
     Raises:
-        UserError: of that kind.
+        UserError: an error of the given kind.
     """
     if (found := what_it_is(file)) is not None and found in (LFS_POINTER, "is a web page (html)"):
         raise kind(f"{printable(file)}: {found}")
 
 
 def printable(name: str | Path) -> str:
-    r"""A file's name as text: bytes of it that are not UTF-8 stand as \xNN."""
+    r"""A file's name as text, with bytes that are not UTF-8 as \xNN."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")

@@ -1,9 +1,9 @@
-"""Checkpoints of ADM networks (Dhariwal & Nichol 2021) as diffusers' folders.
+"""Conversion of checkpoints of ADM networks (Dhariwal & Nichol 2021) to diffusers folders.
 
-Two layouts of one architecture: that of guided-diffusion, which consistency models (Song et al. 2023) and
-their EDM teachers have, and that of EDM (Karras et al. 2022). What has no exact counterpart in UNet2DModel is
-refused: DDPM++ and NCSN++ (attention in some blocks of a level only, scaled skips), convolutions that
-resample, resampling filters other than the mean of 2 x 2 pixels, learned variances, norms with different
+Supports two layouts of the architecture: guided-diffusion's, used by consistency models (Song et al. 2023)
+and their EDM teachers, and EDM's (Karras et al. 2022). Networks without an exact counterpart in UNet2DModel
+are rejected: DDPM++ and NCSN++ (attention in some blocks of a level only, scaled skips), resampling by
+convolutions, resampling filters other than the mean of 2 x 2 pixels, learned variances, norms with different
 numbers of groups.
 
 Imports torch and ``dxmi_ext``; safetensors and diffusers where used.
@@ -30,7 +30,7 @@ _EDM_SCHEDULER = {
     "sigma_max": 80.0,
     "sigma_data": 0.5,
 }
-# The diffusion of each kind of checkpoint; see `pretrained.read_diffusion`.
+# Scheduler config of each kind of checkpoint; see `pretrained.read_diffusion`.
 KINDS: dict[str, dict[str, object]] = {
     "edm": _EDM_SCHEDULER,
     "consistency": {
@@ -50,22 +50,22 @@ def convert(
     image_size: int | None = None,
     head_channels: int = 64,
 ) -> None:
-    """Turn a checkpoint into a folder that `pretrained.load` and diffusers read.
+    """Convert a checkpoint to a folder for `pretrained.load` and diffusers.
 
     Args:
-        path: a state dict, in safetensors or as torch.save wrote it; nothing but tensors is unpickled.
-        kind: "edm": a network of EDM, of the ADM architecture; "consistency": a consistency model;
+        path: file of a state dict, in safetensors or written by torch.save; only tensors are unpickled.
+        kind: "edm": an EDM network of the ADM architecture; "consistency": a consistency model;
             "consistency-teacher": an EDM network published with them.
-        out_folder: replaced where it exists.
-        image_size: in pixels, of the other kinds than "edm", whose checkpoints do not say. By default what
-            leads to 8 x 8 at the lowest level, as the published ones' 64 and 256 do.
-        head_channels: of an attention head; the published ones' 64.
+        out_folder: folder to write, replaced if it exists.
+        image_size: size in pixels for kinds other than "edm", whose checkpoints lack it. By default such that
+            the lowest level has 8 x 8 pixels, as in the published 64 and 256.
+        head_channels: channels of an attention head; 64 in published checkpoints.
 
     Raises:
-        UserError: no such file or kind, or a network that does not map exactly.
+        UserError: the file or kind does not exist, or the network has no exact counterpart.
     """
     if kind not in KINDS:
-        raise UserError(f"kind: got {kind!r}, wants one of {', '.join(KINDS)}")
+        raise UserError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
     state = _read(Path(path))
     try:
         if kind == "edm":
@@ -80,37 +80,37 @@ def convert(
 def from_consistency(
     state: dict[str, Tensor], *, image_size: int | None = None, head_channels: int = 64
 ) -> UNet:
-    """The network of a state dict of a consistency model or its teacher; as in `convert`.
+    """The network of a state dict of a consistency model or its teacher; see `convert`.
 
-    Guided-diffusion's own checkpoints have this layout too, but order queries, keys and values differently,
-    which shapes do not tell; the published ones are refused for their learned variances.
+    Guided-diffusion's own checkpoints have the same layout and shapes, but another order of queries, keys and
+    values; the published ones are rejected for their learned variances.
     """
     return _Consistency(state, image_size, head_channels).network()
 
 
 def from_edm(state: dict[str, Tensor], *, head_channels: int = 64) -> UNet:
-    """The network of a state dict of EDM, with its preconditioning wrapper or without; as in `convert`.
+    """The network of a state dict of EDM, with or without its preconditioning wrapper; see `convert`.
 
-    What maps augmentation labels is dropped: sampling does not use it.
+    The map of augmentation labels is dropped, since sampling does not use it.
     """
     return _EDM(state, head_channels).network()
 
 
 class _Checkpoint:
-    """An ADM network that a state dict describes. Subclasses know a layout."""
+    """An ADM network described by a state dict; subclasses implement the layouts."""
 
     RESNET: ClassVar[dict[str, str]]
     """Layers of a residual block: names in diffusers, and in the checkpoint."""
     ATTENTION: ClassVar[dict[str, str]]
-    """Those of an attention, but for the joint projection "qkv"."""
+    """Layers of an attention without the joint projection "qkv"."""
     others: dict[str, str]
-    """The other layers, but for the embedding of classes."""
+    """The other layers without the class embedding."""
     channels: list[int]
-    """Of each level."""
+    """Channels of each level."""
     attends: list[bool]
-    """Of each level."""
+    """Whether each level has attention."""
     blocks: int
-    """Residual blocks a level on the way down; one more on the way up."""
+    """Number of residual blocks per level on the way down; one more on the way up."""
     image_size: int
     classes: int | None
     scale_shift: bool
@@ -119,7 +119,7 @@ class _Checkpoint:
     def __init__(self, state: dict[str, Tensor], head_channels: int) -> None:
         self.left, self.head_channels = dict(state), head_channels
 
-    # Names of a residual block and of the attention behind it, by its place in diffusers.
+    # Names of a residual block and of the attention after it, by the position in diffusers.
     def down(self, level: int, i: int) -> tuple[str, str]:
         raise NotImplementedError
 
@@ -138,7 +138,7 @@ class _Checkpoint:
         raise NotImplementedError
 
     def split(self, qkv: Tensor) -> tuple[Tensor, ...]:
-        """Rows of the joint projection -> those of queries, keys and values, of one head after the other."""
+        """Rows of the joint projection -> rows of queries, keys and values, head by head."""
         raise NotImplementedError
 
     def class_embedding(self) -> Tensor:
@@ -163,7 +163,7 @@ class _Checkpoint:
     def _config(self) -> dict[str, object]:
         width = self.channels[0]
         if any(c % width for c in self.channels):
-            raise UserError(f"levels of {self.channels} channels; wants multiples of the first")
+            raise UserError(f"channels must be multiples of the first level's, got {self.channels}")
         architecture = Architecture(
             width,
             tuple(c // width for c in self.channels),
@@ -244,7 +244,7 @@ class _Checkpoint:
 
 
 class _Consistency(_Checkpoint):
-    """Blocks are numbered: the first convolution, then each level's and the one that resamples."""
+    """Layout with numbered blocks: the first convolution, then each level's blocks and the resampling one."""
 
     RESNET: ClassVar = {
         "norm1": "in_layers.0",
@@ -261,7 +261,7 @@ class _Consistency(_Checkpoint):
         if any(re.search(r"blocks\.\d+\.\d\.(op|conv)\.weight$", name) for name in state):
             raise UserError("resamples by convolutions (resblock_updown=False), which is not supported")
         count = len({name.split(".")[1] for name in state if name.startswith("input_blocks.")})
-        # A block that resamples looks like any other; on the way up it stands behind another one.
+        # A resampling block looks like any other; on the way up it follows another one.
         levels = 1 + sum(bool(re.match(r"output_blocks\.\d+\.[12]\.in_layers\.0\.weight", n)) for n in state)
         if count < 2 * levels or count % levels:
             raise UserError(f"{count} input_blocks for {levels} levels; not a checkpoint of this kind")
@@ -308,7 +308,7 @@ class _Consistency(_Checkpoint):
 
 
 class _EDM(_Checkpoint):
-    """Blocks are named by their resolution; an attention is part of its block."""
+    """Layout with blocks named by resolution; an attention is part of its block."""
 
     RESNET: ClassVar = {
         "norm1": "norm0",
@@ -355,7 +355,7 @@ class _EDM(_Checkpoint):
         for name in [name for name in state if name.endswith(".resample_filter")]:
             weights = self.take(name)
             if weights.shape != (1, 1, 2, 2) or not (weights == 0.25).all():
-                raise UserError(f"{name}: wants the mean of 2 x 2 pixels")
+                raise UserError(f"{name}: expected the mean of 2 x 2 pixels, got other weights")
         self.left.pop("map_augment.weight", None)
 
     def down(self, level: int, i: int) -> tuple[str, str]:
@@ -377,10 +377,10 @@ class _EDM(_Checkpoint):
         return f"dec.{self.levels[-2 - k]}_up"
 
     def split(self, qkv: Tensor) -> tuple[Tensor, ...]:
-        return qkv.unflatten(0, (-1, 3)).unbind(1)  # a channel's query, key and value lie together
+        return qkv.unflatten(0, (-1, 3)).unbind(1)  # query, key and value are interleaved by channel
 
     def class_embedding(self) -> Tensor:
-        return self.take("map_label.weight").T  # it multiplies one-hot rows
+        return self.take("map_label.weight").T  # applied to one-hot rows
 
 
 def _read(path: Path) -> dict[str, Tensor]:
@@ -396,11 +396,11 @@ def _read(path: Path) -> dict[str, Tensor]:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(
-            f"{path}: holds pickled objects, which are not read. Save the network's state_dict() as "
-            "safetensors with the code that wrote it"
+            f"{path}: pickled objects are not loaded. Save the network's state_dict() as safetensors with "
+            "the code that wrote it"
         ) from error
-    except Exception as error:  # whatever a file that is something else leads to
+    except Exception as error:  # any error for a file of another kind
         raise UserError(f"{path}: not a state dict: {error}") from error
     if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):
-        raise UserError(f"{path}: wants a state dict: names and tensors alone")
+        raise UserError(f"{path}: expected a state dict, of names and tensors alone")
     return state

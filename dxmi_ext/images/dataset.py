@@ -1,7 +1,7 @@
-"""Images from disk: decoded once, then rows of a keyed order, the same for any number of ranks.
+"""Images from disk, decoded once, in a keyed order that is the same for any number of ranks.
 
-The decoded pictures stand in a cache as one memory-mapped array, which all ranks of a machine share.
-Imports torch, numpy and ``dxmi_ext``; Pillow and tqdm while pictures are decoded.
+Decoded images are cached as one memory-mapped array, which all ranks of a machine share. Imports torch, numpy
+and ``dxmi_ext``; Pillow and tqdm while images are decoded.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ _DECODE_BLOCK = 512
 
 
 class ImageData:
-    """Images in memory or memory-mapped, and the order in which iterations see them.
+    """Images in memory or memory-mapped, and their order over iterations.
 
     Args:
         images: uint8 [n, C, H, W].
         labels: int64 [n], or None.
-        class_names: of the classes 0, 1, ...; without them there are as many as the largest label says.
-        fingerprint: says whether two collections hold the same images; by default made from them.
-        scale: by which images of other than 8 bits became these.
+        class_names: names of the classes 0, 1, ...; without them, the largest label gives their number.
+        fingerprint: digest that identifies the images; by default computed from them.
+        scale: scale by which images of other than 8 bits were converted.
 
     Raises:
-        ImageDataError: a wrong type or shape.
+        ImageDataError: the type or shape is wrong.
     """
 
     def __init__(
@@ -56,11 +56,11 @@ class ImageData:
     ) -> None:
         if images.dtype != np.uint8 or images.ndim != 4 or len(images) == 0:
             raise ImageDataError(
-                f"images: got {images.dtype} {list(images.shape)}, wants uint8 [n, C, H, W], n > 0"
+                f"images must be uint8 [n, C, H, W] with n > 0, got {images.dtype} {list(images.shape)}"
             )
         if labels is not None and (labels.dtype != np.int64 or labels.shape != images.shape[:1]):
             raise ImageDataError(
-                f"labels: got {labels.dtype} {list(labels.shape)}, wants int64 [{len(images)}]"
+                f"labels must be int64 [{len(images)}], got {labels.dtype} {list(labels.shape)}"
             )
         self.images = images
         self.labels = labels
@@ -79,7 +79,7 @@ class ImageData:
 
     @property
     def classes(self) -> int:
-        """The number of classes; 0 without labels."""
+        """Number of classes; 0 without labels."""
         if self.labels is None:
             return 0
         return len(self.class_names) or int(self.labels.max()) + 1
@@ -99,26 +99,26 @@ class ImageData:
     ) -> tuple[Tensor, Tensor | None]:
         """Rows ``offset .. offset + count - 1`` of an iteration's global batch of ``batch_size`` rows.
 
-        Iterations read one endless sequence: the images in a new random order every epoch, a batch may lie
-        across two. A row is a function of (seed, stream, iteration, global row), so resuming needs no state.
+        Iterations read one infinite sequence: the images in a new random order every epoch; a batch may span
+        two. A row is a function of (seed, stream, iteration, global row), so resuming requires no state.
 
         Args:
-            stream: names the use; streams of one seed are ordered independently.
-            offset, count: this rank's rows, by default all.
-            flip: mirror half of the rows, left to right.
-            dtype: uint8, as stored, or a floating type: in [-1, 1].
+            stream: name of the use; streams of one seed are shuffled independently.
+            offset, count: this rank's rows; by default all.
+            flip: flip half of the rows horizontally.
+            dtype: uint8, or a floating dtype for values in [-1, 1].
 
         Returns:
-            images [count, C, H, W] and labels int64 [count], or None where there are none.
+            Images [count, C, H, W], and labels int64 [count] or None.
 
         Raises:
-            ValueError: the rows do not lie within the batch.
+            ValueError: the rows are not within the batch.
         """
         count = batch_size - offset if count is None else count
         if iteration < 0 or offset < 0 or count < 0 or offset + count > batch_size:
             raise ValueError(
-                f"batch: got iteration {iteration}, offset {offset}, count {count}, "
-                f"wants rows within a batch of {batch_size}"
+                f"iteration, offset, count must give rows within a batch of {batch_size}, "
+                f"got {iteration}, {offset}, {count}"
             )
         start = iteration * batch_size + offset
         rows, mirrored = sequence(len(self), seed, stream, start, count)
@@ -131,7 +131,7 @@ class ImageData:
 
 
 def to_dtype(images: Tensor, dtype: torch.dtype) -> Tensor:
-    """uint8 images, or in [-1, 1] for a floating type: 0 becomes -1, 255 becomes 1."""
+    """uint8 images in a dtype; for floating types scaled from [0, 255] to [-1, 1]."""
     return images if dtype == torch.uint8 else images.to(dtype).div_(127.5).sub_(1)
 
 
@@ -143,27 +143,26 @@ def load(
     cache: Path | str | None = None,
     scale: Scale | None = None,
 ) -> ImageData:
-    """Images at a path, in a layout of ``image_sources.LAYOUTS``; decoded by the first call, then from cache.
+    """Images at a path, in a layout of ``layouts.LAYOUTS``; decoded by the first call and cached.
 
     Args:
         split: "train" or "test".
-        size: height and width wanted: halved by a box filter while at least twice as large, then bicubic
-            (antialiased), then the centre cropped, as is usual for ImageNet 64 (Dhariwal and Nichol 2021).
-            None keeps the pictures, which must then be of one size. Pictures of that size stay as they are.
+        size: height and width: images are halved by a box filter while at least twice as large, then resized
+            bicubically (antialiased) and center cropped, as usual for ImageNet 64 (Dhariwal and Nichol 2021).
+            Images of this size are not changed. None keeps the images, which must have one size.
         cache: folder of the decoded arrays, by default ``dxmi_ext`` in ``$XDG_CACHE_HOME`` or ``~/.cache``,
-            or in the temporary folder where there is no home.
-            An entry belongs to the path, the files' names, sizes and times, ``size`` and ``scale``; it may be
-            deleted.
-        scale: of images of other than 8 bits: the training set's, of its ``ImageData``; None: that which
-            these images ask for.
+            or in the temporary folder without a home folder. An entry depends on the path, the names, sizes
+            and times of the files, ``size`` and ``scale``; it may be deleted.
+        scale: scale of the training set's ``ImageData``, for images of other than 8 bits; None: determined
+            from these images.
 
     Raises:
-        ImageDataError: the path holds no known layout, or damaged or unequal pictures.
+        ImageDataError: the layout is unknown, or images are damaged or differ in size.
     """
     path = Path(path).expanduser().resolve()
     if size is not None and size < 1:
-        raise ImageDataError(f"size: got {size}, wants a positive number of pixels, or None")
-    if scale is not None and split == "train":  # most often their own, and decoded already
+        raise ImageDataError(f"size must be >= 1 or None, got {size}")
+    if scale is not None and split == "train":  # usually their own, and already decoded
         own = load(path, split=split, size=size, cache=cache)
         if own.scale == scale:
             return own
@@ -176,26 +175,25 @@ def load(
                 _decode_to(entry, source.open(), size, path, scale)
     about = json.loads((entry / "about.json").read_text())
     labels = np.load(entry / "labels.npy") if (entry / "labels.npy").exists() else None
-    # a plain array over the map: indexing np.memmap costs more
+    # a plain array over the map, since indexing np.memmap is slower
     images = np.asarray(np.load(entry / "images.npy", mmap_mode="r"))
     told = {"class_names": about["class_names"], "fingerprint": about["fingerprint"]}
     return ImageData(images, labels, **told, scale=Scale.of(about["scale"]))
 
 
 def default_cache() -> Path:
-    """Where decoded images and reference statistics are kept."""
+    """Default folder of decoded images and reference statistics."""
     folder = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    if folder.startswith("~"):  # there is no home folder, as for a container's unknown user
+    if folder.startswith("~"):  # no home folder, as for an unknown user in a container
         folder = f"{tempfile.gettempdir()}/cache-of-{os.getuid()}"
     return Path(folder) / "dxmi_ext"
 
 
-@functools.lru_cache(maxsize=4)  # two streams, each across an epoch's end
+@functools.lru_cache(maxsize=4)  # two streams, each at the end of an epoch
 def _epoch(n: int, seed: int, stream: str, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-    """An epoch's order, int64 [n], and which of its rows are mirrored, bool [n].
+    """The order of an epoch, int64 [n], and which of its rows are flipped, bool [n].
 
-    From Philox's raw words, which are the same in every version of numpy; the methods of its Generator
-    may change.
+    Computed from Philox's raw output, which is the same in every version of numpy; Generator's may change.
     """
     digest = hashlib.blake2b(f"{seed}/{stream}/{epoch}".encode(), digest_size=16).digest()
     words = np.random.Philox(key=np.frombuffer(digest, "<u8")).random_raw(n)
@@ -204,7 +202,7 @@ def _epoch(n: int, seed: int, stream: str, epoch: int) -> tuple[np.ndarray, np.n
 
 
 def sequence(n: int, seed: int, stream: str, start: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Places ``start .. start + count - 1`` of the endless sequence of epochs: rows and whether mirrored."""
+    """Rows ``start .. start + count - 1`` of the infinite sequence of epochs, and which are flipped."""
     parts = []
     while count > 0:
         epoch, place = divmod(start, n)
@@ -218,9 +216,9 @@ def sequence(n: int, seed: int, stream: str, start: int, count: int) -> tuple[np
 
 
 def to_device(tensor: Tensor, device: torch.device | str) -> Tensor:
-    """A tensor of the host on a device, without waiting for it."""
+    """Copies a host tensor to a device without blocking."""
     device = torch.device(device)
-    if device.type == "cuda":  # from pinned memory the host need not wait for the copy
+    if device.type == "cuda":  # copies from pinned memory are asynchronous
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
 
@@ -241,7 +239,7 @@ def _key(path: Path, split: str, size: int | None, scale: Scale | None, sources:
 
 
 def key_of(about: str, sources: Sequence[str | Path]) -> str:
-    """The name of an entry of the cache: it belongs to a text and to files as they are, of any names."""
+    """The name of a cache entry: a digest of a text and of the names, sizes and times of files."""
     digest = hashlib.blake2b(about.encode("utf-8", "surrogateescape"), digest_size=16)
     for file in sources:
         stat = os.stat(file)
@@ -255,14 +253,14 @@ def _decode_to(entry: Path, pictures: Pictures, size: int | None, path: Path, sc
         raise ImageDataError(f"{printable(path)}: holds no images")
     try:
         _write(entry, pictures, size, path, scale)
-    except pixels.Unsettled:  # most collections are of 8 bits, and read once
+    except pixels.Unsettled:  # most collections have 8 bits and are read once
         with ThreadPoolExecutor(os.cpu_count()) as threads:
             found = pixels.settled(_ahead(threads, pictures.get, pictures.n), printable(path))
         _write(entry, pictures, size, path, found)
 
 
 def _ahead(threads: ThreadPoolExecutor, get: Callable[[int], np.ndarray], n: int) -> Iterator[np.ndarray]:
-    """Images in their order, in blocks: few of them wait at a time."""
+    """Images in order, decoded ahead in blocks."""
     for start in range(0, n, _DECODE_BLOCK):
         yield from threads.map(get, range(start, min(start + _DECODE_BLOCK, n)))
 
@@ -284,7 +282,9 @@ def _write(entry: Path, pictures: Pictures, size: int | None, path: Path, scale:
     digest = _digest(shape)
     with (
         files.folder(entry) as folder,
-        (folder / "images.npy").open("wb") as file,  # written on end: a full disk is an error, not a SIGBUS
+        (folder / "images.npy").open(
+            "wb"
+        ) as file,  # appended, so that a full disk raises an error, not a SIGBUS
         ThreadPoolExecutor(os.cpu_count()) as threads,
         tqdm(total=pictures.n, desc=f"decoding {name}", unit="image", disable=None) as progress,
     ):
@@ -293,7 +293,7 @@ def _write(entry: Path, pictures: Pictures, size: int | None, path: Path, scale:
         for image in _ahead(threads, fitted, pictures.n):
             if image.shape != shape:
                 sizes = f"{list(shape)} and {list(image.shape)}"
-                raise ImageDataError(f"{printable(path)}: pictures are {sizes}; give a size to bring them to")
+                raise ImageDataError(f"{printable(path)}: images have sizes {sizes}; give a size")
             file.write(image.tobytes())
             digest.update(image)
             progress.update()
@@ -306,12 +306,12 @@ def _write(entry: Path, pictures: Pictures, size: int | None, path: Path, scale:
 
 
 def beyond(count: int, scale: Scale) -> str:
-    """What is said of so many images that a scale does not hold."""
+    """The note for images with values outside of a scale."""
     return f"{count} image(s) have values beyond the training images' scale ({scale}); these are clipped"
 
 
 def _fit(array: np.ndarray, size: int | None) -> np.ndarray:
-    """A picture, uint8 [H, W, C], brought to size x size as ``load`` says."""
+    """An image, uint8 [H, W, C], resized to size x size; see ``load``."""
     if size is None or array.shape[:2] == (size, size):
         return array
     from PIL import Image

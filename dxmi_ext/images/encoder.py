@@ -1,9 +1,9 @@
 """Energies and values on the features of a pretrained U-Net. Imports torch and ``images.unet``.
 
-The encoder of the network that the sampler starts from has learned what images look like at every noise
-level. Here it is copied and frozen, and small heads on it predict the energy, as in the discriminators of
-adversarial distillation (Sauer et al. 2024, arXiv 2403.12015). One head for each resolution maps features to
-local energies, whose means over pixels are summed, so that speckle costs as much as a wrong shape.
+The encoder of the sampler's pretrained network has features of images at every noise level. Here it is copied
+and frozen, and small heads predict the energy, as in the discriminators of adversarial distillation (Sauer et
+al. 2024, arXiv 2403.12015). A head for each resolution maps features to local energies, whose means over
+pixels are summed, so that speckle costs as much as a wrong shape.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ _GROUPS = 8
 
 
 class _Encoder(nn.Module):
-    """(x [N, C, H, W], time [N], labels [N] or None) -> a list of features [N, *], one a resolution, and the
-    embedding of time."""
+    """(x [N, C, H, W], time [N], labels [N] or None) -> a list of features [N, *], one per resolution, and
+    the time embedding."""
 
     def __init__(self, unet: UNet) -> None:
         super().__init__()
@@ -42,17 +42,17 @@ class _Encoder(nn.Module):
         hidden, features = self.conv_in(F.pixel_unshuffle(x, self.patch)), []
         for block in self.down_blocks:
             hidden, states = block(hidden_states=hidden, temb=embedding)
-            features.append(states[-2] if block.downsamplers else states[-1])  # the last before it is halved
+            features.append(states[-2] if block.downsamplers else states[-1])  # the last before downsampling
         features.append(self.mid_block(hidden, embedding))
         return features, embedding
 
 
 class _Head(nn.Module):
-    """Features [N, C, H, W] and the embedding of time -> the mean of local energies, [N]."""
+    """Features [N, C, H, W] and the time embedding -> the mean of local energies, [N]."""
 
     def __init__(self, channels: int, width: int, embedding: int) -> None:
         super().__init__()
-        # No weights: torch's GroupNorm crashes in backward where channels_last features need no gradient.
+        # Not affine: torch's GroupNorm crashes in backward if channels_last features require no gradient.
         self.norm = nn.GroupNorm(math.gcd(_GROUPS, channels), channels, affine=False)
         self.conv1, self.conv2 = (nn.Conv2d(c, width, 3, padding=1) for c in (channels, width))
         self.modulation = nn.Linear(embedding, 2 * width)
@@ -71,14 +71,14 @@ class _Head(nn.Module):
 
 
 class EncoderValue(nn.Module):
-    """V^t: (x [N, C, H, W], timestep int64 [N], labels int64 [N] where there are classes) -> [N].
+    """V^t: (x [N, C, H, W], timestep int64 [N], labels int64 [N] if conditional) -> [N].
 
-    The encoder sees x_t as the pretrained network would at the level of step t, so features suit the noise.
+    The encoder takes x_t at the noise level of step t, as the pretrained network does.
 
     Args:
-        unet: the network that is copied.
-        time: what the U-Net gets as the time of each timestep, [T + 1]; the last of the data's energy, V^T.
-        input_scale: what it wants x_t multiplied by, [T + 1].
+        unet: network to copy.
+        time: the U-Net's time at each timestep, [T + 1]; the last is for V^T, the energy of data.
+        input_scale: factor of its input at each timestep, [T + 1].
         width: channels of the heads.
     """
 
@@ -103,11 +103,11 @@ class EncoderValue(nn.Module):
 
 
 class EncoderEnergy(nn.Module):
-    """E: (x [N, C, H, W], labels int64 [N] where there are classes) -> [N].
+    """E: (x [N, C, H, W], labels int64 [N] if conditional) -> [N].
 
     Args:
-        unet, width: as of `EncoderValue`.
-        time, input_scale: of the one level at which the encoder sees images, scalars.
+        unet, width: see `EncoderValue`.
+        time, input_scale: scalars for the single noise level of the encoder.
     """
 
     def __init__(self, unet: UNet, time: Tensor, input_scale: Tensor, width: int = 64) -> None:
@@ -119,7 +119,7 @@ class EncoderEnergy(nn.Module):
 
 
 def load_encoders(module: nn.Module, unet: UNet) -> None:
-    """Copies the weights of a U-Net to the encoders in a module, which are of its architecture."""
+    """Copies the weights of a U-Net to the encoders in a module, of the same architecture."""
     weights = unet.model.state_dict()
     for encoder in module.modules():
         if isinstance(encoder, _Encoder):

@@ -1,13 +1,13 @@
 """Energies and values of images: residual convolutional networks. Imports torch and ``images.unet``.
 
-DxMI's: 128 wide, 6 residual blocks, 3 of them downsampling, 256 wide from the third, no normalisation, leaky
-ReLU .2, pooling, a learned affine map of the output; 5.1M parameters. Where that leaves room it is as in
-Du & Mordatch 2019, whose network has that count. First comes a 3 x 3 convolution with an activation. A block
-is two 3 x 3 convolutions with an activation between, plus its input, then an activation. Blocks 1, 3 and 5
-downsample, by 2 x 2 means before that last activation; their input passes a 1 x 1 convolution without bias.
-The mean over pixels is mapped to one number by a linear map without bias, and that by the affine map: with
-the paper's sum the functions are the same, but an optimizer's step moves energies by as many times more as
-there are pixels. Each block's second convolution starts at zero.
+As in DxMI: width 128, 6 residual blocks, 3 of them downsampling, width 256 from the third, no normalization,
+leaky ReLU .2, pooling, a learned affine map of the output; 5.1M parameters. Unspecified details follow
+Du & Mordatch 2019, whose network has the same count. A 3 x 3 convolution with an activation comes first. A
+block has two 3 x 3 convolutions with an activation between, a skip connection, then an activation. Blocks 1,
+3 and 5 downsample, by 2 x 2 means before the last activation, with a 1 x 1 convolution without bias on the
+skip. The mean over pixels passes a linear map without bias and the affine map. The paper's sum gives the same
+functions, but scales an optimizer's step by the number of pixels. Each block's second convolution is
+initialized to zero.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dxmi_ext.images.unet import check_labels
 
 _SLOPE = 0.2
 _DOWN = (True, False, True, False, True, False)
-_WIDER = (1, 1, 2, 2, 2, 2)  # times the width
+_WIDER = (1, 1, 2, 2, 2, 2)  # multiples of the width
 
 
 class _Block(nn.Module):
@@ -39,12 +39,12 @@ class _Block(nn.Module):
             h = h * (1 + scale) + shift
         h = self.conv2(F.leaky_relu(h, _SLOPE)) + self.skip(x)
         if self.down:
-            h = F.avg_pool2d(h, 2, ceil_mode=True)  # an odd image keeps its last row and column
+            h = F.avg_pool2d(h, 2, ceil_mode=True)  # keep the last row and column of odd sizes
         return F.leaky_relu(h, _SLOPE)
 
 
 class _Network(nn.Module):
-    """The residual network; conditions, int64 [N] each, scale and shift each block's hidden features."""
+    """The residual network; conditions, int64 [N] each, scale and shift the hidden features of each block."""
 
     def __init__(self, channels: int, width: int, conditions: list[int]) -> None:
         super().__init__()
@@ -74,14 +74,14 @@ class _Network(nn.Module):
 
 
 class ResNetEnergy(nn.Module):
-    """E: (x [N, C, H, W], labels int64 [N] where there are classes) -> [N]. Any H and W.
+    """E: (x [N, C, H, W], labels int64 [N] if conditional) -> [N], for any H and W.
 
-    `networks.TimeIndependent` makes it the value of every step (DxMI, Alg. 2).
+    `networks.TimeIndependent` makes it a value (DxMI, Alg. 2).
 
     Args:
-        channels: C.
-        width: 128 in the paper.
-        classes: number of classes that it is conditional on; None: unconditional.
+        channels: number of channels C.
+        width: width of the first blocks, 128 in the paper.
+        classes: number of classes; None: unconditional.
     """
 
     def __init__(self, channels: int, width: int = 128, classes: int | None = None) -> None:
@@ -94,12 +94,12 @@ class ResNetEnergy(nn.Module):
 
 
 class ResNetValue(nn.Module):
-    """V^t: (x [N, C, H, W], timestep int64 [N], labels int64 [N] where there are classes) -> [N].
+    """V^t: (x [N, C, H, W], timestep int64 [N], labels int64 [N] if conditional) -> [N].
 
     Args:
-        channels: C.
-        steps: T; t = 0..T, V^T being the energy.
-        width, classes: as in `ResNetEnergy`.
+        channels: number of channels C.
+        steps: T; t = 0..T, where V^T is the energy.
+        width, classes: see `ResNetEnergy`.
     """
 
     def __init__(self, channels: int, steps: int, width: int = 128, classes: int | None = None) -> None:

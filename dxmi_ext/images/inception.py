@@ -1,7 +1,7 @@
-"""The Inception-v3 network whose features make the Frechet distance "the FID" (Heusel et al. 2017).
+"""The Inception-v3 network of the FID (Heusel et al. 2017).
 
-The graph of 2015-12-05 differs from later Inceptions: average pools leave the padding out, the last block
-pools by maximum, and images are resized as TensorFlow 1 did. Imports torch.
+The graph of 2015-12-05 differs from later Inceptions: average pools exclude the padding, the last block has a
+max pool, and images are resized as in TensorFlow 1. Imports torch.
 """
 
 from __future__ import annotations
@@ -56,9 +56,9 @@ class Inception(nn.Module):
 
 
 def resize(images: Tensor, size: int) -> Tensor:
-    """Bilinear as in TensorFlow 1: output pixel i looks at i * input / output, no half pixels, no filter."""
+    """Bilinear as in TensorFlow 1: output pixel i is at i * input / output, without half pixels or filter."""
 
-    def weights(n: int) -> Tensor:  # places in float32, as there
+    def weights(n: int) -> Tensor:  # positions in float32, as in TensorFlow
         place = torch.arange(size, dtype=torch.float32, device=images.device) * (n / size)
         low = place.long()
         eye = torch.eye(n, dtype=images.dtype, device=images.device)
@@ -91,7 +91,7 @@ class _Conv(nn.Module):
 
 
 class _Block(nn.Module):
-    """Branches side by side, each a chain of steps; ``strides``: the last convolution of a chain does."""
+    """Parallel branches, each a chain of steps; with ``strides``, a chain's last convolution has stride 2."""
 
     def __init__(self, channels: int, branches: list[list[Step]], *, strides: bool = False) -> None:
         super().__init__()

@@ -1,6 +1,6 @@
-"""Image collections as they are found on disk: which files they are, and how to read them.
+"""Layouts of image collections on disk: how to find and read their files.
 
-Nothing is unpickled: the Python version of CIFAR-10 is read opcode by opcode, without running one.
+Nothing is unpickled: the Python version of CIFAR-10 is parsed opcode by opcode, without executing any.
 Imports numpy and the standard library; Pillow where an image is decoded.
 """
 
@@ -36,41 +36,41 @@ _CIFAR10_BYTES = 3 * 32 * 32
 
 
 class SplitMissing(ImageDataError):
-    """The split that was asked for is not there, or nothing is."""
+    """The requested split, or the whole collection, is missing."""
 
 
 class Pictures(NamedTuple):
-    """A collection that has been opened."""
+    """An open collection."""
 
     n: int
     get: Callable[[int], np.ndarray]
-    """Picture i, as `pixels.eight_bits` takes it: [H, W, C]."""
+    """i -> image i [H, W, C], for `pixels.eight_bits`."""
     labels: np.ndarray | None
     """int64 [n]"""
     class_names: list[str]
-    """Empty where the collection has no names."""
+    """Empty if the collection has no names."""
 
 
 class Source(NamedTuple):
-    """A collection that has been found, not yet opened."""
+    """A collection that was found, but not opened yet."""
 
     files: Sequence[str | Path]
-    """All it consists of: when one changes, so do the pictures."""
+    """All files of the collection, which determine the images."""
     open: Callable[[], Pictures]
     layout: str
     skipped: Sequence[Skipped] = ()
-    """What lies there too and is left out."""
+    """Other files there, which are skipped."""
 
 
 def find(path: Path, split: str) -> Source:
-    """Recognise what lies at ``path`` by the names of its files (LAYOUTS).
+    """Find the collection at ``path`` by the names of its files (LAYOUTS).
 
     Args:
-        split: "train", "test" or "val"; folders take "val" for a missing "test".
+        split: "train", "test" or "val"; folders use "val" if "test" is missing.
 
     Raises:
-        SplitMissing: nothing known lies there, or not that split of it.
-        ImageDataError: what lies there is ambiguous, or a part of it is missing.
+        SplitMissing: there is no known layout, or not the split.
+        ImageDataError: the layout is ambiguous or incomplete.
     """
     if path.suffix.lower() in npz.SUFFIXES and path.is_file():
         return Source([path], lambda: _open_npz(path, split), "npz")
@@ -100,11 +100,13 @@ def _open_cifar10(files: list[Path], read: Callable[[Path], tuple[np.ndarray, np
 
 
 def _read_cifar10_binary(file: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Records of a label's byte and 3,072 bytes of red, green and blue planes."""
+    """Records of one label byte and 3,072 bytes of red, green and blue planes."""
     refuse_pointer(file)
     content = np.fromfile(file, np.uint8)
     if len(content) == 0 or len(content) % (1 + _CIFAR10_BYTES):
-        raise ImageDataError(f"{file}: got {len(content)} bytes, wants records of {1 + _CIFAR10_BYTES}")
+        raise ImageDataError(
+            f"{file}: expected records of {1 + _CIFAR10_BYTES} bytes, got {len(content)} bytes"
+        )
     records = content.reshape(-1, 1 + _CIFAR10_BYTES)
     return records[:, 1:], _labels(records[:, 0], len(records), file)
 
@@ -112,7 +114,7 @@ def _read_cifar10_binary(file: Path) -> tuple[np.ndarray, np.ndarray]:
 def _read_cifar10_python(file: Path) -> tuple[np.ndarray, np.ndarray]:
     """The bytes after the key "data" and the integers after the key "labels" of a pickled dict.
 
-    A pickle is a program; here it is only parsed, and what does not look as expected is refused.
+    The pickle is parsed without executing it, and rejected if it has another structure.
     """
     content, labels, key = b"", list[int](), None
     c_order = False
@@ -121,7 +123,7 @@ def _read_cifar10_python(file: Path) -> tuple[np.ndarray, np.ndarray]:
     try:
         with file.open("rb") as stream:
             for opcode, argument, _ in pickletools.genops(stream):
-                if "STRING" in opcode.name:  # what Python 2 wrote; a pickle of Python 3 is refused below
+                if "STRING" in opcode.name:  # written by Python 2; a pickle of Python 3 is rejected below
                     if key == "data" and c_order and not content:
                         content = argument.encode("latin-1")
                     elif argument in ("data", "labels", "filenames", "batch_label"):
@@ -133,8 +135,8 @@ def _read_cifar10_python(file: Path) -> tuple[np.ndarray, np.ndarray]:
         raise ImageDataError(f"{file}: cannot be parsed as a batch of CIFAR-10's Python version") from error
     if not content or len(content) != len(labels) * _CIFAR10_BYTES:
         raise ImageDataError(
-            f"{file}: got {len(content)} bytes of images and {len(labels)} labels where CIFAR-10's Python "
-            f"version has {_CIFAR10_BYTES} bytes a label; the binary version (data_batch_1.bin) is read too"
+            f"{file}: expected {_CIFAR10_BYTES} bytes per label as in CIFAR-10's Python version, got "
+            f"{len(content)} bytes and {len(labels)} labels; the binary version (data_batch_1.bin) works too"
         )
     images = np.frombuffer(content, np.uint8).reshape(-1, _CIFAR10_BYTES)
     return images, _labels(np.array(labels), len(images), file)
@@ -166,8 +168,8 @@ def _read_idx(file: Path, dimensions: int) -> np.ndarray:
             header = stream.read(4 + 4 * dimensions)
             if len(header) < 4 + 4 * dimensions or header[:4] != bytes([0, 0, 8, dimensions]):
                 raise ImageDataError(
-                    f"{file}: begins with {header[:4].hex(' ')}, wants 00 00 08 {dimensions:02x} "
-                    f"(idx of unsigned bytes, {dimensions} dimensions)"
+                    f"{file}: expected the header 00 00 08 {dimensions:02x} (idx of unsigned bytes, "
+                    f"{dimensions} dimensions), got {header[:4].hex(' ')}"
                 )
             shape = struct.unpack(f">{dimensions}I", header[4:])
             content = np.frombuffer(stream.read(), np.uint8)
@@ -176,12 +178,12 @@ def _read_idx(file: Path, dimensions: int) -> np.ndarray:
     except UNREADABLE as error:
         raise ImageDataError(f"{file}: is damaged ({error})") from error
     if content.size != int(np.prod(shape)):
-        raise ImageDataError(f"{file}: got {content.size} bytes, its header says {shape}")
+        raise ImageDataError(f"{file}: expected {shape} bytes as its header says, got {content.size}")
     return content.reshape(shape)
 
 
 def _open_plain_or_gzip(file: Path) -> gzip.GzipFile | IO[bytes]:
-    """By its first bytes: not every browser keeps the name."""
+    """Opens a file by its first bytes, since some browsers change its name."""
     with file.open("rb") as stream:
         compressed = stream.read(2) == b"\x1f\x8b"
     return gzip.open(file) if compressed else file.open("rb")
@@ -195,7 +197,7 @@ def _open_npz(file: Path, split: str) -> Pictures:
         own = "val" if split == "test" and "test" not in splits else split
     if (own not in splits) if splits else (split != "train"):
         found = f"the splits {', '.join(splits)}" if splits else f"no splits (keys {arrays.keys})"
-        raise SplitMissing(f"{printable(file)}: has {found}, got split {split!r}")
+        raise SplitMissing(f"{printable(file)}: expected split {split!r}, got {found}")
     labels, streams = arrays.get(*npz.LABELS, split=own), arrays.get("jpeg", split=own)
     offsets = arrays.get("off", split=own)
     get: Callable[[int], np.ndarray]
@@ -207,8 +209,8 @@ def _open_npz(file: Path, split: str) -> Pictures:
     else:
         prefix = "" if own is None else f"{own}_"
         raise ImageDataError(
-            f"{printable(file)}: has the keys {arrays.keys}, wants {prefix}x (or {prefix}images), or "
-            f"{prefix}jpeg and {prefix}off"
+            f"{printable(file)}: expected the key {prefix}x (or {prefix}images), or the keys {prefix}jpeg "
+            f"and {prefix}off, got {arrays.keys}"
         )
     if labels is None:
         return Pictures(count, get, None, [])
@@ -234,7 +236,9 @@ def _find_folder(path: Path, split: str) -> Source | None:
             )
         name = "val" if split == "test" and "test" not in parts.splits else split
         if name not in parts.splits:
-            raise SplitMissing(f"data: {path} has the splits {', '.join(parts.splits)}, got split {split!r}")
+            raise SplitMissing(
+                f"data: {path}: expected split {split!r}, got the splits {', '.join(parts.splits)}"
+            )
         skipped += listing.strays(folder, parts.splits.values()) + folder.skipped
         skipped += listing.left_out(parts.masks, "masks, by its name")
         folder, more = _unwrapped(parts.splits[name])
@@ -263,7 +267,7 @@ def _find_folder(path: Path, split: str) -> Source | None:
 
 
 def _unwrapped(folder: Folder) -> tuple[Folder, list[Skipped]]:
-    """A folder, or the one in it where that is called images, perhaps beside masks; and what is left out."""
+    """A folder, or its only folder of images if named so, possibly beside masks; and what is skipped."""
     parts = listing.parts(folder)
     others = list(parts.others.values())
     if len(others) == 1 and listing.is_wrapper(others[0].name) and not parts.splits:
@@ -278,10 +282,10 @@ def _unwrapped(folder: Folder) -> tuple[Folder, list[Skipped]]:
 
 
 def _classes(folder: Folder, *, within_split: bool) -> tuple[list[Folder], list[Skipped]]:
-    """The folders of classes in a folder, none where it holds images alone; and what is left out.
+    """The folders of classes in a folder, none if it holds images directly; and what is skipped.
 
     Args:
-        within_split: a class may then be called as a split is.
+        within_split: whether the folder is a split, so that a class may have the name of a split.
     """
     parts = listing.parts(folder)
     classes = dict(parts.others)
@@ -300,7 +304,7 @@ def _classes(folder: Folder, *, within_split: bool) -> tuple[list[Folder], list[
 
 
 def _check_masks(folder: Folder, masks: dict[str, Folder], classes: dict[str, Folder]) -> None:
-    """Refuses folders that are called as masks are and may be classes."""
+    """Rejects folders that are named like masks but may be classes."""
     stems: set[str] | None = None
     for name, inner in masks.items():
         what = f"data: {folder.path}: {name}/ may be masks or a class"
@@ -322,12 +326,14 @@ def _stem(image: str) -> str:
 def _labels(labels: np.ndarray, count: int, file: Path) -> np.ndarray:
     if labels.shape != (count,) or labels.dtype.kind not in "iu" or (count and labels.min() < 0):
         raise ImageDataError(
-            f"{file}: labels are {labels.dtype} {list(labels.shape)}, wants {count} integers from 0 up"
+            f"{file}: labels must be {count} integers >= 0, got {labels.dtype} {list(labels.shape)}"
         )
     return labels.astype(np.int64)
 
 
 def _all_there(files: list[Path]) -> list[Path]:
     if missing := [str(file) for file in files if not file.is_file()]:
-        raise ImageDataError(f"data path: {', '.join(missing)} missing; wants all of one layout:\n{LAYOUTS}")
+        raise ImageDataError(
+            f"data: {', '.join(missing)} missing; a layout requires all of its files:\n{LAYOUTS}"
+        )
     return files

@@ -1,13 +1,13 @@
-"""What a folder of images holds: one rule for all loaders.
+"""Listing of folders of images, with the same rules for all loaders.
 
-- Names that begin with "." and what systems leave behind (`LITTER`) do not exist.
-- Links are followed, but for those that lead back to a folder they lie in.
-- A folder without images is no folder. Folders that this package marked as its results, and folders that hold
-  such folders, are left out.
-- Usual names of splits and of masks are taken as such, in any case and spelling (`split_of`, `is_masks`).
+- Names that begin with "." and files of operating systems (`LITTER`) are ignored.
+- Links are followed, except those to a parent folder.
+- Folders without images are ignored. Folders that this package marked as its results, and folders that hold
+  such folders, are skipped.
+- Common names of splits and masks are recognized, in any case and spelling (`split_of`, `is_masks`).
 - An image called NAME_mask or NAME_gt beside an image NAME is its mask.
 
-What is left out is told, with the reason. Imports the standard library and ``dxmi_ext``.
+Skipped files are reported with the reason. Imports the standard library and ``dxmi_ext``.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from dxmi_ext.images.contents import printable as printable
 PICTURES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 LITTER = {"__macosx", "__pycache__", "$recycle.bin", "@eadir", "lost+found"}
 LITTER |= {"desktop.ini", "ehthumbs.db", "thumbs.db"}
-"""Names, in lower case, that do not exist."""
+"""Ignored names, in lower case."""
 
 _SPLITS = {
     **dict.fromkeys(("train", "training", "trainset"), "train"),
@@ -40,7 +40,7 @@ _MASKS |= {"groundtruth", "groundtruths", "gt", "gts", "mask", "masks", "truth",
 _MASKS |= {"segmentation", "segmentations", "segmentationclass", "segmentationobject"}
 _OF_MASKS = _MASKS | _IMAGES | _SPLITS.keys() | {"anomaly", "binary", "class", "color", "defect", "defects"}
 _OF_MASKS |= {"ground", "map", "maps", "object", "pixel", "png"}
-_REASONS = 8  # in a summary
+_REASONS = 8  # maximum number in a summary
 _YEAR = re.compile(r"(19|20)\d\d$")
 _MASK_OF = re.compile(
     r"(.+)[-_. ](?:masks?|gts?|ground_?truth|seg|segmentation)(?:\.[^.]*)?", re.IGNORECASE | re.DOTALL
@@ -48,7 +48,7 @@ _MASK_OF = re.compile(
 
 
 class Skipped(NamedTuple):
-    """What is left out."""
+    """A skipped file or folder."""
 
     path: str
     reason: str
@@ -56,65 +56,65 @@ class Skipped(NamedTuple):
 
 @dataclasses.dataclass
 class Folder:
-    """A folder, and the folders in it that hold images, directly or further down."""
+    """A folder, and its subfolders that hold images, at any depth."""
 
     path: str
     images: list[str]
-    """Paths of those directly in it, sorted."""
+    """Sorted paths of the images directly in it."""
     folders: dict[str, Folder]
-    """By name, sorted."""
+    """Subfolders by name, sorted."""
     skipped: list[Skipped]
-    """What is left out of it, not of the folders in it."""
+    """What is skipped directly in it."""
 
     @property
     def name(self) -> str:
         return os.path.basename(self.path)
 
     def walk(self) -> Iterator[Folder]:
-        """Itself and all folders below."""
+        """The folder and all below it."""
         yield self
         for folder in self.folders.values():
             yield from folder.walk()
 
     def count(self) -> int:
-        """How many images it holds, those below included."""
+        """Number of images, including those below."""
         return sum(len(folder.images) for folder in self.walk())
 
 
 class Parts(NamedTuple):
-    """The folders in a folder, by what their names say."""
+    """The subfolders of a folder, by the role that their names indicate."""
 
     splits: dict[str, Folder]
-    """By "train", "test", "val"."""
+    """Splits by "train", "test", "val"."""
     masks: dict[str, Folder]
     others: dict[str, Folder]
-    """By their names, as masks are."""
+    """Masks by name."""
 
 
 def scan(path: Path | str) -> Folder:
-    """What lies in a folder, by this module's rule.
+    """The content of a folder, by this module's rules.
 
     Raises:
-        ImageDataError: it holds results of this package, or a folder in it cannot be read.
+        ImageDataError: it holds results of this package, or a subfolder cannot be read.
     """
     if _is_results(os.fspath(path)):
         raise ImageDataError(f"data: {path} holds results of dxmi, not data")
     try:
         return _scan(os.fspath(path), ())[0]
     except RecursionError as error:
-        raise ImageDataError(f"data: {path} holds folders that lie too deep in others") from error
+        raise ImageDataError(f"data: {path} has folders nested too deeply") from error
 
 
 def _scan(path: str, above: tuple[tuple[int, int], ...]) -> tuple[Folder, bool]:
-    """What lies in a folder, and whether a folder of results lies directly in it.
+    """The content of a folder, and whether it directly holds a folder of results.
 
     Args:
-        above: device and inode of the folders on the way to it.
+        above: device and inode of its parent folders.
     """
     folder, names, holds_results = Folder(path, [], {}, []), dict[str, str](), False
     try:
         stat = os.stat(path)
-        with os.scandir(path) as found:  # paths are strings: a million Paths take half a minute
+        with os.scandir(path) as found:  # strings, since a million Paths take half a minute
             entries = sorted(found, key=lambda entry: entry.name)
     except OSError as error:
         raise ImageDataError(f"data: {path} cannot be read: {error.strerror}") from error
@@ -145,7 +145,7 @@ def _scan(path: str, above: tuple[tuple[int, int], ...]) -> tuple[Folder, bool]:
 
 
 def _masks_beside(names: Iterable[str]) -> set[str]:
-    """The names of images that are masks of others."""
+    """The names of images that are masks of other images."""
     likely = {name: match[1] for name in names if (match := _MASK_OF.fullmatch(name))}
     stems = {_stem(name) for name in names} if likely else set()
     return {name for name, of in likely.items() if of in stems}
@@ -159,17 +159,17 @@ def _is(test: Callable[[], bool]) -> bool:
 
 
 def _is_results(path: str) -> bool:
-    """Whether a folder is marked, or holds a run or scores from before folders were."""
+    """Whether a folder is marked, or holds a run or scores of an earlier version without marks."""
     folder = Path(path)
     scored = (folder / "scores.csv").is_file() and (folder / "heatmaps").is_dir()
     return folders.is_marked(folder) or folders.is_unmarked_run(folder) or scored
 
 
 def _enter(folder: Folder, entry: os.DirEntry[str], above: tuple[tuple[int, int], ...]) -> str | None:
-    """Takes a folder into the one that it lies in; or says why not."""
+    """Adds a subfolder to its folder, or returns the reason why it is skipped."""
     stat = entry.stat()
     if stat.st_ino and (stat.st_dev, stat.st_ino) in above:
-        return "a link back to a folder that it lies in"
+        return "a link to a parent folder"
     inner, holds_results = _scan(entry.path, above)
     if holds_results:
         return "results of dxmi"
@@ -183,35 +183,35 @@ def _enter(folder: Folder, entry: os.DirEntry[str], above: tuple[tuple[int, int]
 
 
 def split_of(name: str) -> str | None:
-    """The split that a folder's name says: "train", "test" or "val"; None: it says none."""
+    """The split that a folder's name indicates: "train", "test", "val" or None."""
     words = _words(name)
     splits = {_SPLITS[word] for word in words if word in _SPLITS}
     return splits.pop() if len(splits) == 1 and words <= _OF_SPLITS else None
 
 
 def is_masks(name: str) -> bool:
-    """Whether a folder's name says that it holds masks or other annotations."""
+    """Whether a folder's name indicates masks or other annotations."""
     words = _words(name)
     return not words.isdisjoint(_MASKS) and words <= _OF_MASKS
 
 
 def is_wrapper(name: str) -> bool:
-    """Whether a folder's name says no more than that there are images in it."""
+    """Whether a folder's name only means that it holds images."""
     words = _words(name)
     return bool(words) and words <= _IMAGES
 
 
 def _words(name: str) -> set[str]:
-    """Those of GroundTruth, ground-truth or "ground truth"; train2017's is train."""
+    """The words in a name such as GroundTruth, ground-truth or train2017 (train)."""
     parted = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
     return {_YEAR.sub("", word) for word in re.split(r"[\W_]+", parted)} - {""}
 
 
 def parts(folder: Folder) -> Parts:
-    """Sorts the folders in a folder by their names.
+    """Sorts the subfolders of a folder by their names.
 
     Raises:
-        ImageDataError: several say the same split.
+        ImageDataError: several names mean the same split.
     """
     found = Parts({}, {}, {})
     for name, inner in folder.folders.items():
@@ -229,13 +229,13 @@ def parts(folder: Folder) -> Parts:
 
 
 def gather(folder: Folder, *, splits: bool = False) -> tuple[list[str], list[Skipped]]:
-    """All images in a folder and below, sorted by their paths, and what is left out: masks among others.
+    """All images in a folder and below, sorted by path, and what is skipped, such as masks.
 
     Args:
-        splits: whether splits may lie in it.
+        splits: whether it may hold splits.
 
     Raises:
-        ImageDataError: splits lie in it, which may not.
+        ImageDataError: it holds splits, but may not.
     """
     found = parts(folder)
     if found.splits and not splits:
@@ -254,10 +254,10 @@ def gather(folder: Folder, *, splits: bool = False) -> tuple[list[str], list[Ski
 
 
 def strays(folder: Folder, kept: Iterable[Folder]) -> list[Skipped]:
-    """The images beside folders that are read, which are left out.
+    """The images beside folders that are read, which are skipped.
 
     Raises:
-        ImageDataError: there are more of them than a folder holds on average.
+        ImageDataError: there are more of them than images per folder on average.
     """
     counts = {inner.name: inner.count() for inner in kept}
     if len(folder.images) * len(counts) > sum(counts.values()):
@@ -266,22 +266,22 @@ def strays(folder: Folder, kept: Iterable[Folder]) -> list[Skipped]:
 
 
 def ambiguous(folder: Folder, names: Iterable[str]) -> ImageDataError:
-    """Of images beside folders of images."""
+    """The error for images beside folders of images."""
     first, more = os.path.basename(folder.images[0]), len(folder.images) - 1
     images = f"{first} and {more} more" if more else first
     return ImageDataError(
-        f"data: {folder.path} holds images ({images}) beside folders of images ({listed(names)}); wants "
-        "either images or folders"
+        f"data: {folder.path}: expected either images or folders of images, got both: {images} beside "
+        f"{listed(names)}"
     )
 
 
 def left_out(unused: dict[str, Folder], reason: str) -> list[Skipped]:
-    """Whole folders."""
+    """Skips whole folders."""
     return [Skipped(inner.path, reason) for inner in unused.values()]
 
 
 def summary(skipped: Iterable[Skipped], root: str) -> str:
-    """What is left out of a folder, in a line: the first of each reason; empty where there is nothing."""
+    """What is skipped in a folder, as one line with the first of each reason; empty if nothing is."""
     of_reason = dict[str, list[str]]()
     for path, reason in skipped:
         of_reason.setdefault(reason, []).append(os.path.relpath(path, root))
@@ -294,18 +294,18 @@ def summary(skipped: Iterable[Skipped], root: str) -> str:
 
 
 def stem_of(path: str, start: str) -> str:
-    """A file's path from a folder on, without its suffix."""
+    """A file's path relative to a folder, without suffix."""
     return os.path.splitext(os.path.relpath(path, start))[0]
 
 
 def without_mask(stem: str) -> str:
-    """The name that a mask's name is made from: NAME of NAME_mask and of NAME."""
+    """The image's name for a mask's: NAME for NAME_mask and for NAME."""
     match = _MASK_OF.fullmatch(stem)
     return stem if match is None else match[1]
 
 
 def listed(names: Iterable[str], most: int = 5) -> str:
-    """Names of folders in words; of many the first."""
+    """Names of folders as text, at most the first few."""
     shown = [f"{name}/" for name in names]
     more = f" and {len(shown) - most} more" if len(shown) > most else ""
     return ", ".join(shown[:most]) + more

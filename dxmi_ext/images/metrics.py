@@ -1,8 +1,8 @@
-"""How good generated images are: Frechet distance (FID), kernel distance (KID), precision and recall.
+"""Metrics of generated images: Frechet distance (FID), kernel distance (KID), precision and recall.
 
-Every name tells the network and the number of samples: ``fid10k`` is Inception's on 10,000 samples,
-``fd_efflite0_10k`` EfficientNet-lite0's. Statistics are float64 sums that batches and ranks add up.
-Imports torch, numpy and ``dxmi_ext``.
+Names include the network and the number of samples: ``fid10k`` is Inception's on 10,000 samples,
+``fd_efflite0_10k`` EfficientNet-lite0's. Statistics are float64 sums over batches and ranks. Imports torch,
+numpy and ``dxmi_ext``.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from dxmi_ext.images.dataset import ImageData, default_cache
 from dxmi_ext.images.features import Extractor
 
 _CACHE_FORMAT = 1
-_NEAREST = 3  # the neighbour that precision and recall go out to
+_NEAREST = 3  # the neighbor that defines the radii for precision and recall
 
 
 class ImageMetricError(UserError, ValueError):
-    """Too few images, features that do not belong together, or cached statistics of something else."""
+    """Too few images, features of different sizes, or cached statistics of something else."""
 
 
 class FeatureStatistics:
-    """Features of a set of images: their moments, and the first ``keep`` of them.
+    """Statistics of the features of a set of images: their moments, and the first ``keep`` features.
 
     Args:
-        keep: how many features to keep for kernel distance, precision and recall.
-        sums: float64 [1 + D, 1 + D], the sum of f f^T over f = (1, features), so that count, sum and second
-            moments are one tensor. Over ranks: ``dist.all_reduce(statistics.sums)``.
-        features: [n, D], the kept ones. Over ranks: concatenate.
+        keep: number of features to keep for kernel distance, precision and recall.
+        sums: float64 [1 + D, 1 + D], the sum of f f^T over f = (1, features), which has count, sum and second
+            moments. To combine ranks: ``dist.all_reduce(statistics.sums)``.
+        features: kept features [n, D]. To combine ranks: concatenate.
     """
 
     def __init__(self, keep: int = 0, sums: Tensor | None = None, features: Tensor | None = None) -> None:
@@ -48,7 +48,7 @@ class FeatureStatistics:
         self._kept = [] if features is None else [features]
 
     def update(self, features: Tensor) -> None:
-        """Take in the features [m, D] of a batch."""
+        """Add the features [m, D] of a batch."""
         ones = features.new_ones(len(features), 1, dtype=torch.float64)
         rows = torch.cat([ones, features.double()], dim=1)
         product = rows.T @ rows
@@ -80,10 +80,10 @@ class FeatureStatistics:
         """float64 [D, D], unbiased.
 
         Raises:
-            ImageMetricError: of fewer than two images.
+            ImageMetricError: there are fewer than two images.
         """
         if self.n < 2:
-            raise ImageMetricError(f"feature statistics: got {self.n} images, a covariance wants two")
+            raise ImageMetricError(f"n must be >= 2 for a covariance of features, got {self.n}")
         return (self.sums[1:, 1:] - self.n * torch.outer(self.mean, self.mean)) / (self.n - 1)
 
 
@@ -106,25 +106,25 @@ def reference(
     device: torch.device | str = "cpu",
     cache: Path | str | None = None,
 ) -> FeatureStatistics:
-    """Statistics of n images of a data set, computed once and then read from disk.
+    """Statistics of n images of a data set, cached on disk.
 
     Args:
-        n: how many, drawn without replacement and always the same; None takes all.
-        keep: as in FeatureStatistics.
-        cache: folder, by default that of decoded images. An entry belongs to the images, the extractor's
-            name and weights, n and keep; it may be deleted.
+        n: number of images, a fixed random subset; None: all.
+        keep: see FeatureStatistics.
+        cache: folder of the cache, by default that of decoded images. An entry depends on the images, the
+            extractor's name and weights, n and keep; it may be deleted.
 
     Returns:
-        statistics on the CPU.
+        Statistics on the CPU.
 
     Raises:
-        ImageMetricError: n is more than there are, or an entry of the cache is of something else.
+        ImageMetricError: n is larger than the data set, or a cache entry has other statistics.
     """
     n = len(data) if n is None else n
     if n < 2:
         raise ImageMetricError(f"n must be >= 2 for statistics of features, got {n}")
     if n > len(data):
-        raise ImageMetricError(f"n must be <= {len(data)}, the images there are, got {n}")
+        raise ImageMetricError(f"n must be <= {len(data)}, the number of images, got {n}")
     belongs = {"format": _CACHE_FORMAT, "images": data.fingerprint, "of": len(data), "n": n, "keep": keep}
     belongs |= {"extractor": extractor.identity}
     digest = hashlib.blake2b(json.dumps(belongs).encode(), digest_size=16).hexdigest()
@@ -135,7 +135,7 @@ def reference(
         batches = _batches(data, n, batch_size, device)
         (computed,) = statistics(batches, extractor.to(device), keep=keep)
         sums, features = computed.sums.cpu(), computed.features.cpu()
-        with files.folder(entry, files.ANYTHING) as folder:  # perhaps over a damaged one
+        with files.folder(entry, files.ANYTHING) as folder:  # may replace a damaged one
             np.savez(folder / "statistics.npz", sums=sums.numpy(), features=features.numpy())
             (folder / "about.json").write_text(json.dumps(belongs))
     return FeatureStatistics(keep, sums, features)
@@ -144,17 +144,17 @@ def reference(
 def compare(
     samples: FeatureStatistics, reference: FeatureStatistics, extractor: Extractor
 ) -> dict[str, float]:
-    """All metrics of samples by name; kernel distance, precision and recall where features were kept.
+    """All metrics of samples by name; kernel distance, precision and recall only if features were kept.
 
     Returns:
-        for Inception fidN, kidN (mean over subsets; its deviation kidN_std), precision_inception_N,
-        recall_inception_N; for another network fd_NAME_N, kd_NAME_N and so on. N is the number of samples:
-        all for the Frechet distance, those kept for the others. What cannot be computed is left out, and a
-        line says so.
+        For Inception fidN, kidN (mean over subsets; standard deviation kidN_std), precision_inception_N,
+        recall_inception_N; for other networks fd_NAME_N, kd_NAME_N etc. N is the number of samples: all for
+        the Frechet distance, the kept ones for the others. Metrics that cannot be computed are skipped, with
+        a note.
     """
-    got, wants = len(samples.mean), len(reference.mean)
-    if got != wants:
-        raise ImageMetricError(f"samples: have {got} features each where the reference has {wants}")
+    got, expected = len(samples.mean), len(reference.mean)
+    if got != expected:
+        raise ImageMetricError(f"samples must have {expected} features, as the reference has, got {got}")
 
     def moments() -> tuple[Tensor, Tensor, Tensor, Tensor]:
         return samples.mean, samples.covariance, reference.mean, reference.covariance
@@ -176,19 +176,18 @@ def compare(
 def distance_to_test(
     samples: FeatureStatistics, test: FeatureStatistics, extractor: Extractor
 ) -> dict[str, float]:
-    """The Frechet distance to test images, its name ending in _test. Copies of training images are no nearer
-    to these than other samples are."""
+    """The Frechet distance to test images, with suffix _test. Copying training images does not improve it."""
     name = metric_name("fd", extractor.name, samples.n) + "_test"
     moments = samples.mean, samples.covariance, test.mean, test.covariance
     return final.numbers(name, lambda: {name: frechet_distance(*moments)})
 
 
 def unmeasurable(n: int) -> str | None:
-    """What n images are too few for, in words; None: for nothing."""
+    """A note on the metrics that require more than n images; None if there are none."""
     if n < 2:
-        return f"metrics of samples: will be left out, they need 2 or more images, got {n}"
+        return f"metrics of samples: will be left out, they require >= 2 images, got {n}"
     if n <= _NEAREST:
-        return f"precision and recall: will be left out, they need more than {_NEAREST} images, got {n}"
+        return f"precision and recall: will be left out, they require > {_NEAREST} images, got {n}"
     return None
 
 
@@ -203,9 +202,9 @@ def floor(
     device: torch.device | str = "cpu",
     cache: Path | str | None = None,
 ) -> dict[str, float]:
-    """What n true images score: ``compare`` of n test images with n training images, names ending in _floor.
+    """Scores of n real images: ``compare`` of n test images with n training images, with suffix _floor.
 
-    With so few samples no distance is 0; a sampler's number says little without this one beside it.
+    Distances are biased for finite n, so a sampler's score should be compared with these.
     """
     options: Any = {"keep": keep, "batch_size": batch_size, "device": device, "cache": cache}
     other, base = (reference(data, extractor, n, **options) for data in (test, train))
@@ -213,7 +212,7 @@ def floor(
 
 
 def metric_name(kind: str, network: str, n: int) -> str:
-    """fid10k and kid10k for Inception's fd and kd; kind_network_10k else."""
+    """fid10k and kid10k for Inception's fd and kd; otherwise kind_network_10k."""
     count = f"{n // 1000}k" if n % 1000 == 0 and n else str(n)
     if network == "inception" and kind in ("fd", "kd"):
         return f"{kind[0]}id{count}"
@@ -223,11 +222,11 @@ def metric_name(kind: str, network: str, n: int) -> str:
 def frechet_distance(mean: Tensor, covariance: Tensor, mean_: Tensor, covariance_: Tensor) -> float:
     """|m - m'|^2 + tr(S + S' - 2 (S S')^1/2) of two Gaussians (Heusel et al. 2017), in float64.
 
-    S S' has the eigenvalues of the symmetric R S' R, R = S^1/2, which stays well behaved where
-    covariances are singular; rounding leaves some of them below 0, and they count as 0.
+    S S' has the eigenvalues of the symmetric R S' R with R = S^1/2, which is stable for singular
+    covariances; eigenvalues below 0 by rounding are set to 0.
 
     Args:
-        mean, covariance: [D], [D, D]; mean_, covariance_: of the other.
+        mean, covariance, mean_, covariance_: [D] and [D, D] of the two Gaussians.
     """
     mean, covariance, mean_, covariance_ = (
         x.to(mean.device, torch.float64) for x in (mean, covariance, mean_, covariance_)
@@ -245,15 +244,17 @@ def kernel_distance(
 
     Args:
         real, fake: [n, D], [m, D].
-        subsets, subset_size: the unbiased estimate is averaged over random subsets of each; a subset is no
-            larger than the smaller set.
+        subsets, subset_size: number and size of the random subsets over which the unbiased estimate is
+            averaged; the size is at most that of the smaller set.
 
     Returns:
-        mean and deviation over subsets.
+        Mean and standard deviation over subsets.
     """
     size = min(subset_size, len(real), len(fake))
     if size < 2:
-        raise ImageMetricError(f"kernel distance: got {len(real)} and {len(fake)} features, wants two")
+        raise ImageMetricError(
+            f"kernel distance: real, fake must have >= 2 rows, got {len(real)}, {len(fake)}"
+        )
     generator = torch.Generator().manual_seed(seed)
 
     def subset(features: Tensor) -> Tensor:
@@ -280,17 +281,17 @@ def precision_recall(
 ) -> tuple[float, float]:
     """Improved precision and recall (Kynkaanniemi et al. 2019), in float64.
 
-    A set's manifold is the union of balls around its features, each out to the k-th nearest other. Precision
-    is the share of fake features in the manifold of real ones; recall the share of real ones in that of
-    fake ones.
+    A set's manifold is the union of balls around its features, with the distance to the k-th nearest neighbor
+    as radius. Precision is the share of fake features in the real manifold; recall is the share of real
+    features in the fake manifold.
 
     Args:
-        real, fake: [n, D], [m, D], n and m larger than k.
-        chunk: rows of the distance matrix at a time.
+        real, fake: [n, D], [m, D]; n, m > k.
+        chunk: number of rows of the distance matrix at a time.
     """
     if min(len(real), len(fake)) <= k:
         raise ImageMetricError(
-            f"precision and recall: got {len(real)} and {len(fake)} features, wants over {k}"
+            f"precision and recall: real, fake must have > {k} rows, got {len(real)}, {len(fake)}"
         )
     real, fake = real.double(), fake.double()
 
@@ -307,12 +308,12 @@ def precision_recall(
 
 
 def nearest(samples: Tensor, images: np.ndarray, k: int, *, chunk: int = 4096) -> np.ndarray:
-    """The k images nearest to each sample by the distance of their pixels, nearest first: rows, int64 [m, k].
+    """Indices of the k images nearest to each sample by pixel distance, nearest first, int64 [m, k].
 
     Args:
         samples: uint8 [m, C, H, W].
         images: uint8 [n, C, H, W].
-        chunk: images that are compared at a time.
+        chunk: number of images to compare at a time.
     """
     x, best = samples.flatten(1).float(), torch.full((len(samples), k), math.inf)
     rows = torch.zeros(len(samples), k, dtype=torch.int64)
@@ -325,14 +326,14 @@ def nearest(samples: Tensor, images: np.ndarray, k: int, *, chunk: int = 4096) -
 
 
 def _batches(data: ImageData, n: int, size: int, device: torch.device | str) -> Iterator[Tensor]:
-    """n images in one fixed order in which classes are mixed; uint8."""
+    """n uint8 images in a fixed order with mixed classes."""
     for i in range(-(-n // size)):
         count = min(size, n - i * size)
         yield data.batch(i, size, count=count, stream="metrics", device=device, dtype=torch.uint8)[0]
 
 
 def _read(entry: Path, belongs: dict[str, object]) -> FeatureStatistics | None:
-    """What an entry of the cache holds; None where there is none, or a damaged one."""
+    """The statistics in a cache entry; None if it is missing or damaged."""
     try:
         about = json.loads((entry / "about.json").read_text())
         with np.load(entry / "statistics.npz") as arrays:
@@ -340,5 +341,5 @@ def _read(entry: Path, belongs: dict[str, object]) -> FeatureStatistics | None:
     except (FileNotFoundError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
     if about != belongs:
-        raise ImageMetricError(f"{entry}: holds statistics of {about}, wants {belongs}; delete it")
+        raise ImageMetricError(f"{entry}: expected statistics of {belongs}, got {about}; delete it")
     return FeatureStatistics(int(about["keep"]), sums, features)

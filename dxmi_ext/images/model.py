@@ -1,6 +1,6 @@
-"""The networks of an image run, new, given or as a run saved them, and what they were pretrained for.
+"""The networks of an image run: new, pretrained or saved by a run, with the diffusion of their pretraining.
 
-Imports torch, the engine and the method; diffusers where networks are made or read.
+Imports torch, the engine and the method; diffusers where networks are built or read.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ from dxmi_ext.method.schedules import Schedule
 from dxmi_ext.method.solvers import SolverSampler, time_in_table
 
 PREDICTIONS = {"epsilon": "eps", "sample": "x", "v_prediction": "v"}
-"""diffusers' names and ours."""
+"""Prediction names of diffusers and of this package."""
 _OF_PRETRAINED = ("schedule", "prediction", "sigma_data", "time_scale", "unet", "patch")
 _KINDS: dict[str, Any] = {ours: theirs for theirs, ours in PREDICTIONS.items()}
 Sampler = GaussianSampler | SolverSampler
 
 
 def with_start(cfg: Config, shape: tuple[int, int, int], classes: int | None) -> Config:
-    """The settings with the start that the run uses: of a run that ships with the package its folder, or null
-    where its network is for other data or was pretrained by other settings than these."""
+    """The settings with a resolved ``start``: the folder of a run that ships with the package, or null if its
+    network was pretrained on other data or with other settings."""
     start = cfg.networks.start
     if start is None or start == NO_START:
         return cfg.replace(start=None)
@@ -60,10 +60,10 @@ def with_start(cfg: Config, shape: tuple[int, int, int], classes: int | None) ->
 
 
 def network_of(cfg: Config, shape: tuple[int, int, int], classes: int | None) -> tuple[UNet, DDPM | EDM]:
-    """The sampler's network, new or given, and its diffusion.
+    """The sampler's network, new or pretrained, and its diffusion.
 
     Raises:
-        ConfigError: the given network does not fit the data or the settings.
+        ConfigError: the pretrained network does not fit the data or the settings.
     """
     start, chain = cfg.networks.start, cfg.chain
     own: DDPM | EDM = DDPM(schedules.make_betas(), _KINDS[chain.prediction])
@@ -87,7 +87,7 @@ def network_of(cfg: Config, shape: tuple[int, int, int], classes: int | None) ->
 
 
 def _check_fit(cfg: Config, diffusion: DDPM | EDM) -> None:
-    """Refuses a given network that predicts something else than the settings say."""
+    """Checks that the settings match the diffusion of a pretrained network."""
     start, chain = cfg.networks.start, cfg.chain
     if isinstance(diffusion, EDM) != (chain.schedule == "edm"):
         kind = (
@@ -98,10 +98,10 @@ def _check_fit(cfg: Config, diffusion: DDPM | EDM) -> None:
         raise ConfigError(f"schedule must be {kind} ({start}), got {chain.schedule}")
     if isinstance(diffusion, DDPM):
         if (predicts := PREDICTIONS[diffusion.prediction]) != chain.prediction:
-            raise ConfigError(f"prediction must be {predicts} as of {start}, got {chain.prediction}")
+            raise ConfigError(f"prediction must be {predicts} as in {start}, got {chain.prediction}")
         return
     if "sigma_data" in cfg.given and chain.sigma_data != diffusion.sigma_data:
-        raise ConfigError(f"sigma_data must be {diffusion.sigma_data} as of {start}, got {chain.sigma_data}")
+        raise ConfigError(f"sigma_data must be {diffusion.sigma_data} as in {start}, got {chain.sigma_data}")
     if diffusion.boundary:
         raise ConfigError(f"start must be a denoiser, not a consistency model, got {start}")
 
@@ -109,7 +109,7 @@ def _check_fit(cfg: Config, diffusion: DDPM | EDM) -> None:
 def networks_of(
     cfg: Config, network: UNet, shape: tuple[int, ...], classes: int | None, diffusion: DDPM | EDM
 ) -> Networks:
-    """All networks around that of the sampler; value and energy are new."""
+    """All networks, with the given sampler network and a new value and energy."""
     schedule = schedule_of(cfg, diffusion)
     sampler = GaussianSampler(Timed(network, schedule), schedule, shape)
     value, energy = _energies(cfg, network, shape[0], classes, schedule, diffusion)
@@ -127,7 +127,7 @@ def _energies(
     schedule: Schedule,
     diffusion: DDPM | EDM,
 ) -> tuple[Callable[[], nn.Module], Callable[[], nn.Module]]:
-    """What makes a value V^t and what makes an energy."""
+    """Constructors of a value V^t and of an energy."""
     width = cfg.networks.energy_width
     if cfg.networks.energy_network == "resnet":
         return (
@@ -142,8 +142,8 @@ def _energies(
 
 
 def _seen_by_encoder(schedule: Schedule, diffusion: DDPM | EDM, level: float) -> tuple[Tensor, Tensor]:
-    """The time and the scale of the input at which a pretrained encoder sees x_0 .. x_T, [T + 1] each: those
-    of x_t's noise level, but of `level` where that is higher."""
+    """The time and the input scale of a pretrained encoder for x_0 .. x_T, [T + 1] each: those of x_t's noise
+    level, or of `level` if that is higher."""
     sigma = torch.cat((schedule.noise / schedule.signal, torch.zeros(1))).clamp(min=level)
     if isinstance(diffusion, EDM):
         return diffusion.time_scale * sigma.log() / 4, (sigma**2 + diffusion.sigma_data**2).rsqrt()
@@ -153,7 +153,7 @@ def _seen_by_encoder(schedule: Schedule, diffusion: DDPM | EDM, level: float) ->
 
 
 def schedule_of(cfg: Config, diffusion: DDPM | EDM) -> Schedule:
-    """The sampler's few steps."""
+    """The schedule of the sampler's few steps."""
     chain = cfg.chain
     if isinstance(diffusion, EDM):
         return schedules.edm(
@@ -178,25 +178,25 @@ def schedule_of(cfg: Config, diffusion: DDPM | EDM) -> Schedule:
 
 
 def are_linear(betas: Tensor) -> bool:
-    """Whether they are DDPM's 1,000 betas."""
+    """Whether betas are DDPM's 1,000 linear ones."""
     usual = schedules.make_betas()
     return betas.shape == usual.shape and torch.allclose(betas, usual)
 
 
 def prediction_of(diffusion: DDPM | EDM) -> tuple[str, float]:
-    """What a network predicts, and the data's deviation, as in `schedules.from_levels`."""
+    """The prediction and sigma_data of `schedules.from_levels` for a network."""
     if isinstance(diffusion, EDM):
         return "edm", diffusion.sigma_data
     return PREDICTIONS[diffusion.prediction], 0.5
 
 
 def classes_of(sampler: Sampler) -> int | None:
-    """How many classes its U-Net takes; None: it takes no labels."""
+    """The U-Net's number of classes; None if it is unconditional."""
     return next(module.classes for module in sampler.modules() if isinstance(module, UNet))
 
 
 def save(path: Path, networks: Networks, data: ImageData, diffusion: DDPM | EDM) -> None:
-    """Saves final networks with all that rebuilding them needs."""
+    """Saves final networks with the config to rebuild them."""
     network = networks.sampler.network.network
     assert isinstance(network, UNet)
     about = {
@@ -216,10 +216,10 @@ def save(path: Path, networks: Networks, data: ImageData, diffusion: DDPM | EDM)
 
 
 def load(directory: Path, device: torch.device) -> tuple[Config, Networks, DDPM | EDM]:
-    """A run's settings, its final networks, and what the sampler's network was pretrained for.
+    """A run's settings, its final networks, and the diffusion of the sampler's network.
 
     Raises:
-        checkpoint.CheckpointError: there are none, or they are damaged.
+        checkpoint.CheckpointError: they are missing or damaged.
     """
     tensors, about = checkpoint.load_model_state(directory / "model", device)
     cfg = settings_of(Config, directory)
@@ -231,7 +231,7 @@ def load(directory: Path, device: torch.device) -> tuple[Config, Networks, DDPM 
 
 
 def _encoders_of_start(cfg: Config, networks: Networks, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of frozen encoders, which a run that ships leaves to its start, which ships too."""
+    """The weights of frozen encoders, which a shipped run takes from its start, shipped too."""
     missing = {name for name in networks.state_dict() if ".encoder." in name} - tensors.keys()
     if not missing or cfg.networks.start not in tasks.shipped():
         return {}
@@ -241,10 +241,10 @@ def _encoders_of_start(cfg: Config, networks: Networks, tensors: Mapping[str, Te
 
 
 def _rebuilt(about: dict[str, Any]) -> tuple[UNet, DDPM | EDM]:
-    """The network that `save` describes, its weights apart, and what it was trained for."""
+    """The network saved by `save`, without its weights, and its diffusion."""
     from diffusers import UNet2DModel
 
-    # In evaluation mode, as diffusers gives the networks of its folders: dropout is for pretraining.
+    # In evaluation mode, as networks loaded by diffusers: dropout is for pretraining.
     network = UNet(UNet2DModel.from_config(about["unet"]), about.get("patch", 1)).eval()
     if about["prediction"] == "edm":
         return network, EDM(**{name: about[name] for name in EDM._fields if name in about})
@@ -253,7 +253,7 @@ def _rebuilt(about: dict[str, Any]) -> tuple[UNet, DDPM | EDM]:
 
 
 def _of_run(directory: Path) -> tuple[UNet, DDPM | EDM, tuple[tuple[int, ...], int | None]]:
-    """The network of a run's sampler, what it was trained for, and the shape and classes of its data."""
+    """The network of a run's sampler, its diffusion, and the shape and classes of its data."""
     tensors, about = checkpoint.load_model_state(directory / "model")
     if about.get("task") != "images":
         raise ConfigError(f"start must be a run of the task images, got {directory} of {about.get('task')}")

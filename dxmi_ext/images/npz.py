@@ -1,4 +1,4 @@
-"""The arrays of npz and npy files, of any type and shape that says clearly what is meant.
+"""The arrays of npz and npy files, of any unambiguous type and shape.
 
 Nothing is unpickled. Imports numpy and ``dxmi_ext``; Pillow where JPEG streams are decoded.
 """
@@ -18,22 +18,22 @@ from dxmi_ext.images.contents import DataError, ImageDataError, printable, what_
 SUFFIXES = (".npz", ".npy")
 SPLITS = ("train", "test", "val")
 IMAGES = ("x", "images", "samples", "data", "arr_0")
-"""Keys of images, ours (`dxmi sample`) and numpy's own among them; in any case, as are all."""
+"""Keys of images, including those of `dxmi sample` and numpy; case-insensitive, like all keys."""
 LABELS = ("y", "labels", "label", "arr_1")
-_SHOWN = 12  # keys in an error
+_SHOWN = 12  # number of keys in an error
 
 
 class Arrays:
-    """The arrays of a file, read when they are asked for. A lone array (.npy) is called arr_0.
+    """The arrays of a file, read on demand. The array of a .npy file is named arr_0.
 
     Args:
-        file: npz or npy, whatever its name says.
-        kind: of the errors.
-        content: of the file, where it has been read.
-        formats: what errors say that it should be.
+        file: npz or npy file, with any name.
+        kind: class of the errors.
+        content: content of the file, if already read.
+        formats: description of the expected format, for errors.
 
     Raises:
-        DataError: of that kind; the file cannot be read, or holds Python objects.
+        DataError: the file cannot be read, or holds Python objects.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Arrays:
         self.file, self.kind, self.formats = file, kind, formats
         try:
             content = np.load(file, allow_pickle=False) if content is None else content
-        except Exception as error:  # of a damaged file numpy raises errors of many kinds
+        except Exception as error:  # numpy raises many kinds of errors for damaged files
             what = what_it_is(file)
             raise self._unreadable("", error if what is None or "zip" in what else f"it {what}") from error
         self._content = {"arr_0": content} if isinstance(content, np.ndarray) else content
@@ -63,11 +63,11 @@ class Arrays:
         return (", ".join(names[:_SHOWN]) + ", ..." * (len(names) > _SHOWN)) or "none"
 
     def get(self, *names: str, split: str | None = None) -> np.ndarray | None:
-        """The first of some arrays that is there; None: none is.
+        """The first of some arrays that exists, or None.
 
         Args:
-            names: lower case.
-            split: of it alone: SPLIT_NAME or NAME_SPLIT.
+            names: names in lower case.
+            split: split of the array, SPLIT_NAME or NAME_SPLIT.
         """
         for name in names:
             for key in (name,) if split is None else (f"{split}_{name}", f"{name}_{split}"):
@@ -81,7 +81,7 @@ class Arrays:
 
     @property
     def alone(self) -> str | None:
-        """The key, if there is one alone."""
+        """The key, if there is exactly one."""
         return next(iter(self._content)) if len(self._names) == 1 else None
 
     def read(self, name: str) -> np.ndarray:
@@ -91,26 +91,26 @@ class Arrays:
         except Exception as error:
             raise self._unreadable(f"{printable(name)}: ", error) from error
         if not isinstance(array, np.ndarray) or array.dtype.hasobject:
-            raise self._unreadable(f"{printable(name)}: ", "it is no array of numbers")
+            raise self._unreadable(f"{printable(name)}: ", "it is not an array of numbers")
         return array
 
     def _unreadable(self, what: str, error: Exception | str) -> DataError:
         return self.kind(f"{printable(self.file)}: {what}cannot be read as {self.formats} ({error})")
 
     def refuse(self, what: str, array: np.ndarray, wanted: str) -> DataError:
-        """An error about an array."""
+        """The error for an invalid array."""
         got = f"{array.dtype} {list(array.shape)}"
-        return self.kind(f"{printable(self.file)}: {what} are {got}, wants {wanted}")
+        return self.kind(f"{printable(self.file)}: {what} must be {wanted}, got {got}")
 
 
 def column(array: np.ndarray, n: int) -> np.ndarray | None:
-    """An array of n values, [n], [n, 1] or [1, n], as [n]; None: it has another shape."""
+    """An array of n values, [n], [n, 1] or [1, n], as [n]; None if it has another shape."""
     flat = array.size == n and max((1, *array.shape)) == max(1, n)
     return array.reshape(n) if flat else None
 
 
 def whole(array: np.ndarray | None) -> np.ndarray | None:
-    """Numbers without a fraction, of any type, as int64; None: some have one, or there are none."""
+    """Integers of any type as int64; None if some have a fraction or there is no array."""
     if array is None or array.dtype.kind not in "biuf":
         return None
     if array.dtype.kind == "f" and not (np.isfinite(array).all() and (array == np.rint(array)).all()):
@@ -119,7 +119,7 @@ def whole(array: np.ndarray | None) -> np.ndarray | None:
 
 
 def octets(array: np.ndarray) -> np.ndarray | None:
-    """Bytes stored in any type of number as uint8; None: they are none."""
+    """Bytes stored in any numeric type as uint8; None if they are not bytes."""
     if array.dtype == np.uint8:
         return array
     found = whole(array)
@@ -129,19 +129,19 @@ def octets(array: np.ndarray) -> np.ndarray | None:
 
 
 def images(array: np.ndarray, arrays: Arrays) -> np.ndarray:
-    """Images as [n, H, W, C] of their own type, for `pixels.eight_bits`.
+    """Images as [n, H, W, C] with their type, for `pixels.eight_bits`.
 
     Args:
         array: [n, H, W], channels last or channels first.
 
     Raises:
-        DataError: they are no images.
+        DataError: the array does not hold images.
     """
     if array.dtype.kind in "biuf" and array.size:
         if array.ndim == 3:
             return array[..., None]
         if array.ndim == 4:
-            for channels in ((1, 3), (2, 4)):  # alpha last: a height or width of 4 is as likely
+            for channels in ((1, 3), (2, 4)):  # alpha last, since a height or width of 4 is as likely
                 if array.shape[3] in channels:
                     return array
                 if array.shape[1] in channels:
@@ -152,10 +152,10 @@ def images(array: np.ndarray, arrays: Arrays) -> np.ndarray:
 def streams(
     array: np.ndarray, offsets: np.ndarray, arrays: Arrays
 ) -> tuple[int, Callable[[int], np.ndarray]]:
-    """How many JPEG or PNG streams stand end to end, and what decodes one.
+    """The number of concatenated JPEG or PNG streams, and a function that decodes one.
 
     Raises:
-        DataError: the offsets are not those of streams in the array.
+        DataError: the offsets do not match the array.
     """
     bounds = whole(offsets)
     if bounds is None or bounds.ndim != 1 or bounds.size < 2:
@@ -165,8 +165,8 @@ def streams(
         raise arrays.refuse("streams", array, "bytes, uint8 [total]")
     if bounds[0] < 0 or (np.diff(bounds) < 0).any() or bounds[-1] > content.size:
         raise arrays.kind(
-            f"{printable(arrays.file)}: offsets of streams must rise from 0 to at most {content.size}, the "
-            f"bytes there are, got {bounds[0]} to {bounds[-1]}"
+            f"{printable(arrays.file)}: offsets of streams must not decrease and lie in "
+            f"[0, {content.size}], the number of bytes, got {bounds[0]} to {bounds[-1]}"
         )
 
     def get(i: int) -> np.ndarray:
@@ -177,10 +177,10 @@ def streams(
 
 
 def labels(array: np.ndarray, n: int, arrays: Arrays) -> np.ndarray:
-    """Labels [n]: integers of any value, or texts.
+    """Labels [n]: integers or texts.
 
     Raises:
-        DataError: they are not so many, or numbers with a fraction.
+        DataError: their number is wrong, or some have a fraction.
     """
     flat = column(array, n)
     found = flat if flat is not None and flat.dtype.kind in "US" else whole(flat)
@@ -190,10 +190,10 @@ def labels(array: np.ndarray, n: int, arrays: Arrays) -> np.ndarray:
 
 
 def classes(own: np.ndarray, every: Sequence[np.ndarray]) -> tuple[np.ndarray, list[str]]:
-    """Labels [n] as classes 0, 1, ..., and their names: the distinct labels of all splits, in their order.
+    """Labels [n] as classes 0, 1, ..., and their names: the sorted distinct labels of all splits.
 
     Returns:
-        int64 [n]; no names where labels are classes as they are.
+        int64 [n], and names unless labels are already classes.
     """
     values = np.unique(np.concatenate(every))
     names = [value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value) for value in
@@ -204,10 +204,10 @@ def classes(own: np.ndarray, every: Sequence[np.ndarray]) -> tuple[np.ndarray, l
 
 
 def masks(arrays: Arrays, shape: tuple[int, ...]) -> np.ndarray | None:
-    """Masks of images [n, H, W], true where not 0; None: there are none.
+    """Masks of images [n, H, W], true where not 0; None without masks.
 
     Raises:
-        DataError: they are of another shape, or packed bits that are no bytes.
+        DataError: they have another shape, or packed bits are not bytes.
     """
     n, height, width = shape
     found = arrays.get("mask", "masks")
@@ -222,4 +222,4 @@ def masks(arrays: Arrays, shape: tuple[int, ...]) -> np.ndarray | None:
         for each in (found, *(found.squeeze(i) for i in (1, 3) if found.ndim == 4 and found.shape[i] == 1)):
             if each.shape == shape:
                 return each != 0
-    raise arrays.kind(f"{printable(arrays.file)}: masks are {list(found.shape)}, wants {list(shape)}")
+    raise arrays.kind(f"{printable(arrays.file)}: masks must be {list(shape)}, got {list(found.shape)}")

@@ -1,4 +1,4 @@
-"""What training would read from a path, told before anything is decoded; by the loaders' own sources.
+"""Overview of what training would read from a path, before anything is decoded, from the loaders' sources.
 
 Imports numpy and ``dxmi_ext``; Pillow and tqdm where the headers of image files are read.
 """
@@ -19,7 +19,7 @@ from dxmi_ext.images import layouts, listing
 from dxmi_ext.images.layouts import SplitMissing
 from dxmi_ext.images.listing import Skipped
 
-_SHOWN = 6  # labels in a line
+_SHOWN = 6  # number of labels in a line
 _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 
 
@@ -30,25 +30,25 @@ class Overview:
     path: Path
     layout: str
     splits: dict[str, dict[str, int]]
-    """How many of each class, or kind of defect; images without classes count as "images"."""
+    """Number of images of each class or kind of defect; "images" without classes."""
     masks: int
-    """How many images of defects have one."""
+    """Number of images of defects with a mask."""
     skipped: list[Skipped]
-    """What is left out, by paths from ``path`` on."""
+    """What is skipped, with paths relative to ``path``."""
     files: list[str]
-    """Image files, whose headers tell their sizes."""
+    """Image files, whose headers have their sizes."""
     arrays: dict[tuple[int, ...], int]
-    """How many images stand in arrays, by their shapes [H, W, C]."""
+    """Number of images in arrays, by shape [H, W, C]."""
 
     def lines(self) -> str:
-        """Two lines: what is read, and what is left out."""
+        """Two lines: what is read, and what is skipped."""
         splits = "; ".join(f"{name} {_counts(counts)}" for name, counts in self.splits.items())
         masks = f"; {self.masks:,} masks" if self.masks else ""
         left_out = listing.summary(self._skipped_paths(), str(self.path)) or "nothing"
         return f"{self.path} ({self.layout}): {listing.printable(splits)}{masks}\nleft out: {left_out}"
 
     def details(self) -> dict[str, Any]:
-        """All of it as JSON, with sizes ("width x height") and modes, which are read from files' headers."""
+        """The overview as JSON, with sizes ("width x height") and modes from the headers of files."""
         sizes, modes, unreadable = self._headers()
         skipped = [each._asdict() for each in self.skipped]
         about: dict[str, Any] = {"path": str(self.path), "layout": self.layout, "splits": self.splits}
@@ -74,7 +74,7 @@ class Overview:
 
 
 def text_of(details: dict[str, Any]) -> str:
-    """`Overview.details`, with the recipe that reads it, for people to read."""
+    """`Overview.details` and the recipe that reads it, as text."""
     splits = details["splits"]
     labels = dict.fromkeys(label for counts in splits.values() for label in counts)
     rows = [["", *splits], *([label, *(f"{c.get(label, 0):,}" for c in splits.values())] for label in labels)]
@@ -96,10 +96,10 @@ def text_of(details: dict[str, Any]) -> str:
 
 
 def of_images(path: Path | str) -> Overview:
-    """What `dataset.load` reads: the splits that are there.
+    """The overview of the splits that `dataset.load` reads.
 
     Raises:
-        ImageDataError: as of `layouts.find`, or of the opening of what it finds.
+        ImageDataError: see `layouts.find`; or the collection cannot be opened.
     """
     path, found, missing = Path(path).expanduser().resolve(), {}, None
     for split in ("train", "val", "test"):
@@ -109,7 +109,7 @@ def of_images(path: Path | str) -> Overview:
         except SplitMissing as error:
             missing = missing or error
     if "val" in found and "test" in found and found["val"][0].files == found["test"][0].files:
-        del found["test"]  # it has taken val for test
+        del found["test"]  # it is val, used for test
     if missing and not found:
         raise missing
     splits, arrays, files = {}, dict[tuple[int, ...], int](), list[str]()
@@ -133,7 +133,7 @@ def by_label(labels: np.ndarray | None, names: Sequence[str], n: int) -> dict[st
 
 
 def relative(skipped: Iterable[Skipped], root: Path) -> list[Skipped]:
-    """Each once, by its path from the root on."""
+    """Unique entries, with paths relative to the root."""
     return list(dict.fromkeys(Skipped(os.path.relpath(path, root), reason) for path, reason in skipped))
 
 
@@ -150,7 +150,7 @@ def _listed(counts: dict[str, int]) -> str:
 
 
 def _read_headers(files: Sequence[str]) -> list[tuple[str, str]]:
-    """Of each image file its size and mode; of one that cannot be read "" and the reason."""
+    """Size and mode of each image file; "" and the reason if it cannot be read."""
     if not files:
         return []
     from PIL import Image
@@ -160,7 +160,7 @@ def _read_headers(files: Sequence[str]) -> list[tuple[str, str]]:
         try:
             with Image.open(file) as image:
                 return f"{image.width}x{image.height}", image.mode
-        except Exception as error:  # of a damaged file Pillow raises errors of many kinds
+        except Exception as error:  # Pillow raises many kinds of errors for damaged files
             return "", str(error)
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:

@@ -1,7 +1,7 @@
-"""Pixels of any depth as 8 bits a channel, by one scale for training, testing and scoring.
+"""Conversion of pixels of any depth to 8 bits, with one scale for training, testing and scoring.
 
-Files are decoded to what they hold; `eight_bits` alone turns that into bytes. Imports numpy and the standard
-library; Pillow where a file is decoded.
+Files are decoded at their own depth; only `eight_bits` converts. Imports numpy and the standard library;
+Pillow where a file is decoded.
 """
 
 from __future__ import annotations
@@ -15,29 +15,29 @@ import numpy as np
 from dxmi_ext.images.contents import ImageDataError, printable, what_it_is
 
 BACKGROUND = 255
-"""Transparent pixels show this, white, and never the colour that lies hidden in them."""
+"""Background of transparent pixels, white, in place of their hidden color."""
 _DEPTHS = (8, 10, 12, 14, 16)
-"""Bits of cameras and scanners. A dark training set must not seem to be of fewer."""
-_SLACK = 0.01  # share of a range
-_RANGES = ((0.0, 1.0), (-1.0, 1.0), (0.0, 255.0))  # of floats, and 0 to a number of bits
+"""Depths of cameras and scanners in bits, so that a dark training set is not taken for a smaller depth."""
+_SLACK = 0.01  # tolerance as share of a range
+_RANGES = ((0.0, 1.0), (-1.0, 1.0), (0.0, 255.0))  # ranges of floats, besides those of integers
 
 
 class Scale(NamedTuple):
-    """What black and white are in images of other than 8 bits: the training set's, for all images of a run.
+    """Black and white in images of other than 8 bits, from the training set, for all images of a run.
 
-    Images of 8 bits are what they are.
+    Images of 8 bits are not scaled.
     """
 
     white: int = 65535
-    """Of integers of more bits: 2^bits - 1 of the fewest of 8, 10, 12, 14 and 16 bits that hold the training
-    set's highest value; 65535 where it has none."""
+    """White of integers: 2^bits - 1 for the smallest of 8, 10, 12, 14 and 16 bits that holds the training
+    set's maximum; 65535 if it has no integers."""
     floats: tuple[float, float] | None = None
-    """Black and white of floats: the first of [0, 1], [-1, 1], [0, 255] and [0, 2^bits - 1] that the training
-    set keeps to; None where it has none."""
+    """Black and white of floats: the first of [0, 1], [-1, 1], [0, 255] and [0, 2^bits - 1] that holds the
+    training set; None if it has no floats."""
 
     @classmethod
     def of(cls, stored: Any) -> Scale:
-        """From json, as a list; None: of a run before there were scales."""
+        """The scale from a json list; None for a run of an earlier version without scales."""
         if stored is None:
             return cls()
         white, floats = stored
@@ -45,18 +45,18 @@ class Scale(NamedTuple):
 
 
 class Unsettled(Exception):
-    """A scale is wanted and has yet to be found."""
+    """A scale is required, but not determined yet."""
 
 
 def settled(images: Iterable[np.ndarray], name: str) -> Scale:
     """The scale of a training set.
 
     Args:
-        images: of it, [..., C].
-        name: of the set, for errors.
+        images: images of the set, [..., C].
+        name: name of the set, for errors.
 
     Raises:
-        ImageDataError: values are negative, not finite, or in no range that is known.
+        ImageDataError: values are negative, not finite, or in no known range.
     """
     highest, low, high = -1, np.inf, -np.inf
     for image in images:
@@ -69,7 +69,9 @@ def settled(images: Iterable[np.ndarray], name: str) -> Scale:
                 raise ImageDataError(f"{name}: pixel values must be finite, some are not")
             low, high = min(low, float(least)), max(high, float(most))
         elif least < 0 or most > 65535:
-            raise ImageDataError(f"{name}: integer pixel values must be 0 to 65535, got {least} to {most}")
+            raise ImageDataError(
+                f"{name}: integer pixel values must lie in [0, 65535], got {least} to {most}"
+            )
         else:
             highest = max(highest, int(most))
     return Scale(65535 if highest < 0 else _white(highest), None if high < low else _range(low, high, name))
@@ -81,7 +83,7 @@ def _white(highest: int) -> int:
 
 def _range(low: float, high: float, name: str) -> tuple[float, float]:
     for black, white in _RANGES:
-        slack = _SLACK * (white - black)  # of filters that overshoot
+        slack = _SLACK * (white - black)  # for overshooting filters
         if black - slack <= low and high <= white + slack:
             return black, white
     if low >= 0 and high <= 65535:
@@ -93,19 +95,19 @@ def _range(low: float, high: float, name: str) -> tuple[float, float]:
 
 
 NOMINAL = Scale()
-"""That of 16 bits, where nothing else is known."""
+"""The scale of 16 bits, used by default."""
 
 
 def eight_bits(image: np.ndarray, scale: Scale | None, name: str = "image") -> np.ndarray:
     """Pixels as uint8 [..., C], C = 1 or 3.
 
     Args:
-        image: bool, integers or floats [..., C], C = 1 to 4; 2 and 4 have alpha, which is laid on BACKGROUND.
-        scale: what is below black or above white is clipped. None: only 8 bits are taken.
+        image: bool, integers or floats [..., C] with C = 1 to 4; 2 and 4 have alpha, blended with BACKGROUND.
+        scale: scale, beyond which values are clipped; None: only images of 8 bits are accepted.
 
     Raises:
-        Unsettled: there is no scale, and one is needed.
-        ImageDataError: floats where the scale knows none, or some are not finite.
+        Unsettled: the image requires a scale, but there is none.
+        ImageDataError: floats are not finite, or the scale has no range for them.
     """
     if image.dtype.kind == "b":
         image = image * np.uint8(255)
@@ -133,7 +135,7 @@ def _scaled(image: np.ndarray, scale: Scale, name: str) -> np.ndarray:
 
 
 def exceeds(image: np.ndarray, scale: Scale) -> bool:
-    """Whether `eight_bits` clips some of the pixels."""
+    """Whether `eight_bits` clips any pixel."""
     colours = _colours(image)
     if _is_eight_bits(image) or colours.size == 0 or (image.dtype.kind == "f" and scale.floats is None):
         return False
@@ -150,28 +152,26 @@ def _colours(image: np.ndarray) -> np.ndarray:
 
 
 def read(file: str | IO[bytes], name: str, *, upright: bool = False) -> np.ndarray:
-    """What a file of an image holds, for `eight_bits`: [H, W, C], C = 3, or 4 with alpha.
+    """The pixels of an image file, for `eight_bits`: [H, W, C] with C = 3, or 4 with alpha.
 
     Args:
-        name: what errors call it.
-        upright: turned as its EXIF orientation says.
+        name: name for errors.
+        upright: whether to apply the EXIF orientation.
 
     Raises:
-        ImageDataError: it is damaged, or no image.
+        ImageDataError: the file is damaged, or not an image.
     """
     try:
         values, raw = _pixels(file, upright)
-        if raw.startswith(
-            ("RGB;16", "RGBA;16")
-        ):  # of which Pillow gives the upper bytes: these are the lower
+        if raw.startswith(("RGB;16", "RGBA;16")):  # Pillow reads the upper bytes; these are the lower
             return values.astype(np.uint16) << 8 | _pixels(file, upright, _swapped(raw))[0]
-        if raw == "LA;16B":  # grey and alpha, two bytes each
+        if raw == "LA;16B":  # gray and alpha, two bytes each
             upper, lower = np.split(
                 _pixels(file, upright, "RGBA")[0].astype(np.uint16)[..., [0, 2, 1, 3]], 2, 2
             )
             return (upper << 8 | lower)[..., [0, 0, 0, 1]]
         return values
-    except Exception as error:  # of a damaged file Pillow raises errors of many kinds
+    except Exception as error:  # Pillow raises many kinds of errors for damaged files
         what = what_it_is(file)
         if what is None:
             unknown = type(error).__name__ == "UnidentifiedImageError"
@@ -180,26 +180,26 @@ def read(file: str | IO[bytes], name: str, *, upright: bool = False) -> np.ndarr
 
 
 def decode(file: str | IO[bytes], name: str, scale: Scale = NOMINAL, *, upright: bool = False) -> np.ndarray:
-    """A file of an image as uint8 [H, W, 3]. Arguments and errors as of `read` and `eight_bits`."""
+    """An image file as uint8 [H, W, 3]. See `read` and `eight_bits` for arguments and errors."""
     return eight_bits(read(file, name, upright=upright), scale, printable(name))
 
 
 def marked(file: str, name: str, *, upright: bool = False) -> np.ndarray:
-    """Where the file of a mask marks something, bool [H, W]: any colour but black, however dark, that is not
-    transparent; or, where there is none and alpha tells pixels apart, whatever is not transparent."""
+    """The marked pixels of a mask file, bool [H, W]: pixels that are neither black nor transparent; if there
+    are none and alpha varies, pixels that are not transparent."""
     values = read(file, name, upright=upright)
     colours, visible = _colours(values).any(axis=2), np.ones(values.shape[:2], bool)
-    if values.shape[2] == 4 and (values[..., 3] > 0).any():  # alpha of 0 throughout tells nothing
+    if values.shape[2] == 4 and (values[..., 3] > 0).any():  # alpha of 0 everywhere has no information
         visible = values[..., 3] > 0
     found: np.ndarray = colours & visible
     return visible if not found.any() and not visible.all() else found
 
 
 def _pixels(file: str | IO[bytes], upright: bool, raw: str | None = None) -> tuple[np.ndarray, str]:
-    """Pixels [H, W, 3 or 4] as Pillow gives them, and how their numbers lie in the file, as RGB;16B.
+    """Pixels [H, W, 3 or 4] as decoded by Pillow, and their raw mode in the file, such as RGB;16B.
 
     Args:
-        raw: take them to lie otherwise.
+        raw: raw mode to decode with instead.
     """
     from PIL import Image, ImageOps
 
@@ -210,7 +210,7 @@ def _pixels(file: str | IO[bytes], upright: bool, raw: str | None = None) -> tup
         if raw is not None:
             image.tile = [_with_raw_mode(tile, raw) for tile in image.tile]
         whole = ImageOps.exif_transpose(image) if upright else image
-        if whole.mode.startswith(("I", "F")):  # which Pillow's own conversion would cut off at 255
+        if whole.mode.startswith(("I", "F")):  # Pillow's conversion would clip at 255
             return np.repeat(np.asarray(whole)[..., None], 3, axis=2), found
         alpha = whole.mode in ("RGBA", "RGBa", "LA", "La", "PA")
         alpha |= "transparency" in whole.info and ";16" not in found
@@ -218,7 +218,7 @@ def _pixels(file: str | IO[bytes], upright: bool, raw: str | None = None) -> tup
 
 
 def _raw_mode(image: Any) -> str:
-    """How its numbers lie in the file, as RGB;16B; of several tiles those of the first."""
+    """The raw mode in the file, such as RGB;16B; with several tiles, that of the first."""
     options = image.tile[0][3] if image.tile else ""
     found = options[0] if isinstance(options, tuple) and options else options
     return found if isinstance(found, str) else ""

@@ -1,4 +1,4 @@
-"""U-Nets in diffusers' folders: read, with what they were trained for, and written. Never a pickle.
+"""Reading and writing U-Nets in diffusers folders, with their diffusion. Pickles are never loaded.
 
 Imports torch and ``dxmi_ext``; diffusers, and huggingface_hub for a source named ``hub:``, where used.
 """
@@ -28,30 +28,30 @@ _PIPELINES = {_CONSISTENCY_SCHEDULER: "ConsistencyModelPipeline", "DDPMScheduler
 
 
 class DDPM(NamedTuple):
-    """A network of a discrete variance-preserving diffusion; its time is the index into betas."""
+    """A network of a discrete variance-preserving diffusion; its time is an index into betas."""
 
     betas: Tensor
-    """float64 [steps], in the order of the forward diffusion."""
+    """float64 [steps], in the order of the forward process."""
     prediction: Literal["epsilon", "sample", "v_prediction"]
-    """What it gives: the noise, the data, or sqrt(abar) noise - sqrt(1 - abar) data."""
+    """What it predicts: the noise, the data, or sqrt(abar) noise - sqrt(1 - abar) data."""
 
 
 class EDM(NamedTuple):
-    """A network of Karras et al. 2022, Table 1: F of data + sigma eps."""
+    """A network of Karras et al. 2022, Table 1, which predicts F from data + sigma eps."""
 
     sigma_data: float = 0.5
     """Standard deviation of the data."""
     sigma_min: float = 0.002
     sigma_max: float = 80.0
-    """Noise levels between which it was trained."""
+    """Range of noise levels in training."""
     time_scale: float = 1.0
-    """The network's time is time_scale ln(sigma) / 4; 1000 in consistency models."""
+    """Factor of the network's time ln(sigma) / 4; 1000 in consistency models."""
     boundary: bool = False
-    """A consistency function, D(x; sigma_min) = x (Song et al. 2023, appendix C)."""
+    """Whether it is a consistency function, D(x; sigma_min) = x (Song et al. 2023, appendix C)."""
 
 
 class Pretrained(NamedTuple):
-    """A network and what it was trained for."""
+    """A network and its diffusion."""
 
     network: UNet
     diffusion: DDPM | EDM | None
@@ -62,14 +62,14 @@ def load(source: str | Path, data_shape: Sequence[int], classes: int | None = No
     """Read a U-Net from a diffusers folder.
 
     Args:
-        source: a folder of a U-Net (config.json and safetensors) or of a pipeline with one; or
+        source: folder of a U-Net (config.json and safetensors) or of a pipeline with one; or
             ``hub:OWNER/NAME``, which is downloaded.
-        data_shape: (C, H, W) of the data, which must be what the network is for.
+        data_shape: shape (C, H, W) of the data, which the network must match.
         classes: number of classes of the data; None: unconditional.
 
     Raises:
-        UserError: no such folder, no safetensors in it, another kind of network, weights that are missing, or
-            data that the network is not for.
+        UserError: the folder, its safetensors or some weights are missing, or the network is of another kind
+            or does not fit the data.
     """
     root = _download(source) if isinstance(source, str) and source.startswith(HUB) else Path(source)
     folder = root / "unet" if (root / "unet").is_dir() else root
@@ -81,12 +81,12 @@ def load(source: str | Path, data_shape: Sequence[int], classes: int | None = No
 
 
 def save(network: UNet, path: Path, scheduler: Mapping[str, object]) -> None:
-    """Write a folder of a diffusers pipeline, complete or absent, that `load` and diffusers read.
+    """Write the folder of a diffusers pipeline, atomically, for `load` and diffusers.
 
     Args:
-        network: its weights go to unet/, as safetensors.
-        path: the folder, which is new or empty.
-        scheduler: its config, with the class in "_class_name".
+        network: network to save to unet/, as safetensors.
+        path: a new or empty folder.
+        scheduler: config of the scheduler, with its class in "_class_name".
     """
     name = scheduler["_class_name"]
     with files.folder(Path(path)) as folder:
@@ -99,18 +99,18 @@ def save(network: UNet, path: Path, scheduler: Mapping[str, object]) -> None:
 
 
 def read_diffusion(scheduler: Mapping[str, Any]) -> DDPM | EDM:
-    """What a diffusers scheduler's config says of its network; absent settings have diffusers' defaults.
+    """The diffusion in a diffusers scheduler's config; missing settings have diffusers' defaults.
 
     "time_scale" is this package's addition to the configs of EDM's schedulers: `EDM.time_scale`.
 
     Raises:
-        UserError: a scheduler or a setting that is not known here.
+        UserError: the scheduler or a setting is not supported.
     """
     name = scheduler.get("_class_name")
     if name in _EDM_SCHEDULERS or name == _CONSISTENCY_SCHEDULER:
         consistency = name == _CONSISTENCY_SCHEDULER
         if scheduler.get("prediction_type", "epsilon") != "epsilon":
-            raise UserError(f"{name}: got prediction_type {scheduler['prediction_type']}, wants epsilon")
+            raise UserError(f"{name}: prediction_type must be epsilon, got {scheduler['prediction_type']}")
         return EDM(
             sigma_data=float(scheduler.get("sigma_data", 0.5)),
             sigma_min=float(scheduler.get("sigma_min", 0.002)),
@@ -120,18 +120,18 @@ def read_diffusion(scheduler: Mapping[str, Any]) -> DDPM | EDM:
         )
     if not {"beta_start", "beta_schedule", "trained_betas"} & scheduler.keys():
         raise UserError(
-            f"scheduler: got {name}, wants one with betas, one of EDM's or {_CONSISTENCY_SCHEDULER}"
+            f"scheduler must be one with betas, one of EDM's or {_CONSISTENCY_SCHEDULER}, got {name}"
         )
     if scheduler.get("rescale_betas_zero_snr"):
         raise UserError(f"{name}: rescale_betas_zero_snr is not supported")
     prediction = scheduler.get("prediction_type", "epsilon")
     if prediction not in _PREDICTIONS:
-        raise UserError(f"{name}: got prediction_type {prediction}, wants one of {', '.join(_PREDICTIONS)}")
+        raise UserError(f"{name}: prediction_type must be one of {', '.join(_PREDICTIONS)}, got {prediction}")
     return DDPM(_betas(scheduler), prediction)
 
 
 def _betas(scheduler: Mapping[str, Any]) -> Tensor:
-    """float64 [steps]; diffusers has them in float32."""
+    """float64 [steps]; diffusers computes them in float32."""
     if (trained := scheduler.get("trained_betas")) is not None:
         return torch.tensor(trained, dtype=torch.float64)
     steps = int(scheduler.get("num_train_timesteps", 1000))
@@ -144,7 +144,7 @@ def _betas(scheduler: Mapping[str, Any]) -> Tensor:
         return first + (last - first) * ramp
     if kind == "squaredcos_cap_v2":
         return schedules.make_betas("cosine", steps=steps)
-    raise UserError(f"beta_schedule: got {kind}, wants linear, scaled_linear, sigmoid or squaredcos_cap_v2")
+    raise UserError(f"beta_schedule must be linear, scaled_linear, sigmoid or squaredcos_cap_v2, got {kind}")
 
 
 def _download(source: str) -> Path:
@@ -153,22 +153,22 @@ def _download(source: str) -> Path:
     wanted = ["*.json", f"{_WEIGHTS}*.safetensors", "unet/*.safetensors"]
     try:
         return Path(snapshot_download(source.removeprefix(HUB), allow_patterns=wanted))
-    except (OSError, ValueError) as error:  # which the hub's own errors are
+    except (OSError, ValueError) as error:  # base classes of the hub's errors
         raise UserError(f"{source}: {error}") from error
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
     if not (folder / "config.json").is_file():
         raise UserError(
-            f"{folder}: wants a diffusers folder of a U-Net or of a pipeline; config.json is missing"
+            f"{folder}: expected a diffusers folder of a U-Net or a pipeline, but config.json is missing"
         )
     config = _read_json(folder / "config.json")
     if config.get("_class_name") != "UNet2DModel":
-        raise UserError(f"{folder}: got a {config.get('_class_name')}, wants a UNet2DModel")
+        raise UserError(f"{folder}: expected a UNet2DModel, got {config.get('_class_name')}")
     if not any(folder.glob(f"{_WEIGHTS}*.safetensors")):
         pickles = any(folder.glob("*.bin")) or any(folder.glob("*.pt"))
         got = "only pickled weights, which are not read" if pickles else "no weights"
-        raise UserError(f"{folder}: got {got}; wants {_WEIGHTS}.safetensors")
+        raise UserError(f"{folder}: expected {_WEIGHTS}.safetensors, got {got}")
     return config
 
 
@@ -181,19 +181,19 @@ def _check_data(
         raise UserError(f"{folder}: {error}") from error
     pair = config["in_channels"], config["out_channels"]
     if pair != (channels, channels):
-        raise UserError(f"{folder}: the network has {pair[0]} to {pair[1]} channels, the data {channels}")
+        raise UserError(f"{folder}: expected a network of {channels} channels, got {pair[0]} to {pair[1]}")
     size = config.get("sample_size")
     if size is not None:
         trained = (size, size) if isinstance(size, int) else tuple(size)
         if trained != (height, width):
             raise UserError(
-                f"{folder}: the network is for images of {trained}, the data are {(height, width)}"
+                f"{folder}: expected a network for images of {(height, width)}, got one for {trained}"
             )
     if config.get("class_embed_type") is not None:
         raise UserError(f"{folder}: class_embed_type {config['class_embed_type']} is not supported")
     if config.get("num_class_embeds") != classes:
         got = config.get("num_class_embeds") or "no"
-        raise UserError(f"{folder}: the network has {got} classes, the data {classes or 'none'}")
+        raise UserError(f"{folder}: expected a network of {classes or 'no'} classes, got {got}")
 
 
 def _read_network(folder: Path) -> UNet:
@@ -228,7 +228,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise UserError(f"{path}: not JSON: {error}") from error
     if not isinstance(content, dict):
-        raise UserError(f"{path}: got a {type(content).__name__}, wants a JSON object")
+        raise UserError(f"{path}: expected a JSON object, got {type(content).__name__}")
     return content
 
 

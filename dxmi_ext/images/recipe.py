@@ -1,4 +1,4 @@
-"""Image recipes: a diffusion model, pretrained here or given, becomes good at few steps (DxMI, sec. 5).
+"""Image recipes: few-step fine-tuning of a diffusion model, which is pretrained here or given (DxMI, sec. 5).
 
 Imports torch, the engine and the method; diffusers, Pillow and the feature network where they are used.
 """
@@ -51,7 +51,7 @@ from dxmi_ext.method.trainer import DxMITrainer
 
 
 def train(cfg: Config, ranks: Ranks | None = None) -> dict[str, Any]:
-    """Runs the recipe to its end and returns the summary, on the first rank."""
+    """Runs the recipe and returns the summary, on the first rank."""
     run = Run(cfg, ranks, _fingerprints(cfg))
     if run.finished():
         return {}
@@ -85,7 +85,7 @@ def train(cfg: Config, ranks: Ranks | None = None) -> dict[str, Any]:
 
 
 def pretrain(cfg: Config, ranks: Ranks | None = None) -> None:
-    """Runs the pretraining alone; training with the same output, or with it as ``start``, goes on from it."""
+    """Runs the pretraining alone; training with the same output or with it as ``start`` continues."""
     if cfg.networks.start not in (None, NO_START) or not cfg.run.pretrained:
         raise ConfigError(
             f"start must be none and pretrained true for pretraining alone, got {cfg.networks.start} and "
@@ -105,7 +105,9 @@ def pretrain(cfg: Config, ranks: Ranks | None = None) -> None:
             return
         model.save(run.directory / "model", networks, data, diffusion)
         draw_samples(run.directory / "samples.png", cfg, networks.sampler, data.classes)
-        print(f"{run.directory}: pretrained, model/; `dxmi train` with start={run.directory} goes on from it")
+        print(
+            f"{run.directory}: pretrained, model/; `dxmi train` with start={run.directory} continues from it"
+        )
 
 
 def sample(
@@ -116,7 +118,7 @@ def sample(
     device: torch.device,
     **options: Any,
 ) -> Iterator[Batch]:
-    """Samples [m, C, H, W] of a run's final sampler, near [-1, 1], as `generate.batches`."""
+    """Samples [m, C, H, W] of a run's final sampler, about in [-1, 1]; see `generate.batches`."""
     _, networks = load(directory, device)
     classes = classes_of(networks.sampler)
     return generate.batches(networks, rows, seed, batch_size=batch_size, classes=classes, **options)
@@ -125,10 +127,10 @@ def sample(
 def evaluate(
     directory: Path, settings: EvaluateSettings, device: torch.device
 ) -> tuple[dict[str, float], str]:
-    """The metrics of a run's final network, by its own few steps or another chain.
+    """The metrics of a run's final network, sampled in its few steps or by another chain.
 
     Raises:
-        ConfigError: the data are not those that the run was trained on, or no such chain.
+        ConfigError: the data are not those of the run, or the chain is unknown.
     """
     cfg, networks, diffusion = model.load(directory, device)
     cfg = cfg.replace(
@@ -140,7 +142,7 @@ def evaluate(
     _, about = checkpoint.load_model_state(directory / "model")
     data, known = load_data(cfg, scale=Scale.of(about.get("scale"))), data_of(directory)
     if settings.data is not None and not known:
-        runlog.note(f"{directory} has no fingerprint of its data; {settings.data} is taken to hold them")
+        runlog.note(f"{directory} has no fingerprint of its data; {settings.data} is assumed to hold them")
     if changed(known, fingerprints_of(data)):
         raise ConfigError(
             f"data: {str(cfg.source.data)!r} must hold the images that {directory} was trained on, but has "
@@ -171,25 +173,25 @@ def load(directory: Path, device: torch.device) -> tuple[Config, Networks]:
     """A run's settings and final networks.
 
     Raises:
-        checkpoint.CheckpointError: there are none, or they are damaged.
+        checkpoint.CheckpointError: they are missing or damaged.
     """
     cfg, networks, _ = model.load(directory, device)
     return cfg, networks
 
 
 def read(cfg: Config) -> Overview:
-    """What the settings' data are, told before they are decoded.
+    """The overview of the settings' data, before they are decoded.
 
     Raises:
-        ConfigError: there are none.
+        ConfigError: no data are given.
         ImageDataError: they cannot be read.
     """
     return overview.of_images(path_of(cfg))
 
 
 def _prepare(run: Run, cfg: Config) -> tuple[Config, ImageData, Networks, DDPM | EDM]:
-    """The settings with the start in use, data, networks, and what the sampler's network was, or will be,
-    trained for. What is missing shows here, not after hours."""
+    """The settings with a resolved start, the data, the networks, and the diffusion of the sampler's network.
+    Missing packages and files are reported here, before training."""
     check_graph(cfg.execution, run.device, run.ranks)
     if run.ranks.first:
         print(read(cfg).lines())
@@ -199,7 +201,7 @@ def _prepare(run: Run, cfg: Config) -> tuple[Config, ImageData, Networks, DDPM |
     pretrains = cfg.run.pretrained and cfg.networks.start is None
     if pretrains and not cfg.run.pretrain_iterations and not cfg.run.dry_run:
         raise ConfigError(
-            "start must be a network where pretrain_iterations=0, unless pretrained=false, got null"
+            "start must be a network with pretrain_iterations=0 unless pretrained=false, got null"
         )
     if run.ranks.first:
         extractors(cfg, data)
@@ -208,19 +210,19 @@ def _prepare(run: Run, cfg: Config) -> tuple[Config, ImageData, Networks, DDPM |
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(cfg.run.seed + 1)
             networks = networks_of(cfg, network, data.shape, classes, diffusion).to(run.device)
-    except ValueError as error:  # of schedules and U-Nets; it names the setting
+    except ValueError as error:  # from schedules and U-Nets, which name the setting
         raise error if isinstance(error, UserError) else ConfigError(str(error)) from error
     run.describe(networks)
     return cfg, data, networks, diffusion
 
 
 def _fingerprints(cfg: Config) -> Callable[[str], Fingerprints]:
-    """Those of the images at a path, as the run sees them."""
+    """path -> fingerprints of the images there, as the run reads them."""
     return lambda path: fingerprints_of(load_data(cfg.replace(data=path)))
 
 
 def fingerprints_of(data: ImageData) -> Fingerprints:
-    """What says, in a run's folder, which images it was trained on."""
+    """The fingerprints of a run's training images."""
     return {"train": fingerprint(data.fingerprint, data.labels, data.class_names)}
 
 
@@ -254,7 +256,7 @@ def _pretrain(run: Run, cfg: Config, data: ImageData, networks: Networks, diffus
 def _pretrainer(
     cfg: Config, network: nn.Module, diffusion: DDPM | EDM, memory_format: torch.memory_format, ranks: Ranks
 ) -> Pretrainer:
-    """At all of the diffusion's levels, not the sampler's few."""
+    """The pretrainer, on all levels of the diffusion rather than the sampler's few."""
     sigma_data = 1.0
     if isinstance(diffusion, EDM):
         prediction, sigma_data = "edm", diffusion.sigma_data
@@ -286,7 +288,7 @@ def _pretrainer(
 
 
 def _batches(cfg: Config, data: ImageData, phase: str, run: Run, iterations: int) -> Prefetcher:
-    """iteration -> this rank's rows of the data, with labels where they count."""
+    """iteration -> this rank's rows of the data, with labels if conditional."""
     size = cfg.run.batch_size
     if phase == "pretrain":
         size = cfg.pretraining.pretrain_batch_size or size
@@ -305,6 +307,6 @@ def _batches(cfg: Config, data: ImageData, phase: str, run: Run, iterations: int
 
 def _picture(cfg: Config, sampler: GaussianSampler, data: ImageData) -> Callable[[IO[bytes]], None] | None:
     """Draws samples of fixed noise and classes."""
-    if cfg.run.shard:  # the first rank alone has no whole networks
+    if cfg.run.shard:  # the first rank has only its shard
         return None
     return lambda file: draw_samples(file, cfg, sampler, data.classes)

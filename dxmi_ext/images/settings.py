@@ -13,46 +13,42 @@ from dxmi_ext.method.langevin import LangevinSettings
 from dxmi_ext.method.settings import CHAIN_RULES, ENERGY_RULES, RULES, DxMISettings
 
 NO_START = "none"
-"""A value of ``start``: pretrain, whatever the recipe starts from."""
+"""Value of ``start`` that pretrains a network, whatever the recipe's start."""
 
 
 @dataclasses.dataclass
 class SourceSettings(Settings):
     heading = "data"
     data: str | None = setting(
-        None, "images: CIFAR-10, MNIST's idx files, npz, or folders of pictures", path=True
+        None, "path of images: CIFAR-10, MNIST's idx files, npz, or folders of images", path=True
     )
     cache: str | None = setting(
         None, "folder of decoded images; null: dxmi_ext in the user's cache", path=True
     )
-    image_size: int | None = setting(None, "height and width; null: as they are", minimum=1, maximum=4096)
-    flip: bool = setting(True, "mirror half of the images")
-    conditional: bool = setting(False, "condition sampler, value and energy on the images' classes")
+    image_size: int | None = setting(None, "height and width; null: unchanged", minimum=1, maximum=4096)
+    flip: bool = setting(True, "random horizontal flips of the images")
+    conditional: bool = setting(False, "conditioning of sampler, value and energy on the images' classes")
 
 
 @dataclasses.dataclass
 class ChainSettings(Settings):
     heading = "the sampler's chain"
-    steps: int = setting(10, "T, steps of the sampler", minimum=2, maximum=10_000)
+    steps: int = setting(10, "number of sampler steps T", minimum=2, maximum=10_000)
     schedule: str = setting(
         "fastdpm",
-        "schedule of the sampler; edm goes with EDM's networks",
+        "schedule of the sampler; edm is for EDM's networks",
         choices=("fastdpm", "ddim", "edm"),
     )
     prediction: str = setting(
-        "eps", "what the network predicts in fastdpm and ddim", choices=("eps", "v", "x")
+        "eps", "prediction of the network in fastdpm and ddim", choices=("eps", "v", "x")
     )
-    eta: float = setting(
-        1.0, "share of the posterior's std; 0: as little noise as may be", minimum=0, maximum=1
-    )
+    eta: float = setting(1.0, "factor of the posterior's std; 0: noise of min_std only", minimum=0, maximum=1)
     rho: float = setting(7.0, "density of EDM's noise levels near the data", minimum=0.1)
     sigma_min: float = setting(0.002, "EDM's last noise level", minimum=1e-6)
     sigma_max: float = setting(80.0, "EDM's first noise level", minimum=1e-6)
     sigma_data: float = setting(0.5, "standard deviation of the data, for EDM", minimum=1e-6)
-    time_scale: float = setting(
-        1.0, "factor of ln(sigma) / 4, the time that EDM's network gets", minimum=1e-6
-    )
-    stochastic_last: bool = setting(False, "EDM: the last step ends at sigma_min, with its noise")
+    time_scale: float = setting(1.0, "factor of ln(sigma) / 4, the time of EDM's network", minimum=1e-6)
+    stochastic_last: bool = setting(False, "stochastic last step of EDM, which ends at sigma_min")
     min_std: float = setting(1e-3, "lower bound of the initial sigma of a step", minimum=1e-6)
 
 
@@ -61,18 +57,17 @@ class NetworkSettings(Settings):
     heading = "networks"
     start: str | None = setting(
         None,
-        "network to start from: the folder or the name of a run, a diffusers folder, or hub:OWNER/NAME; null "
-        "or none: pretrain one",
+        "network to start from: folder or name of a run, a diffusers folder, or hub:OWNER/NAME; null or "
+        "none: pretrain one",
         path=True,
     )
     unet: str = setting("small", "architecture of a new U-Net", choices=tuple(ARCHITECTURES))
     patch: int = setting(
-        1, "side of the squares of pixels that a new U-Net sees as channels", minimum=1, maximum=4096
+        1, "side of the patches of pixels that a new U-Net takes as channels", minimum=1, maximum=4096
     )
     value_kind: str = setting(
         "time_independent",
-        "kind of V: time_independent: V^t = E at every step (Algorithm 2); per_step; separate: beside an "
-        "energy",
+        "kind of value: time_independent: V^t = E (Algorithm 2); per_step; separate: with a separate energy",
         choices=("time_independent", "per_step", "separate"),
     )
     energy_network: str = setting(
@@ -83,7 +78,7 @@ class NetworkSettings(Settings):
     )
     energy_level: float = setting(
         0.1,
-        "noise level at which the encoder sees images without noise, or with less",
+        "noise level of the encoder for images with less noise",
         minimum=1e-3,
         maximum=100,
     )
@@ -99,11 +94,11 @@ class PretrainingSettings(Settings):
     pretrain_batch_size: int | None = setting(
         None, "global batch size of pretraining; null: batch_size", minimum=1, maximum=2**20
     )
-    pretrain_warmup: int = setting(0, "iterations in which pretraining's learning rate rises", minimum=0)
+    pretrain_warmup: int = setting(0, "number of warmup iterations of pretraining", minimum=0)
     pretrain_ema_decay: float = setting(
         0.9995, "decay of the pretrained network's average", minimum=0, below=1
     )
-    pretrain_clip: float = setting(1.0, "largest gradient norm of pretraining; 0: any", minimum=0)
+    pretrain_clip: float = setting(1.0, "maximum gradient norm of pretraining; 0: no clipping", minimum=0)
     level_mean: float = setting(-1.2, "mean of ln(sigma) in pretraining for EDM")
     level_std: float = setting(1.2, "standard deviation of ln(sigma) in pretraining for EDM", minimum=0)
 
@@ -113,12 +108,12 @@ class EvaluationSettings(Settings):
     heading = "evaluation"
     features: str | None = setting(
         "efflite0",
-        "networks of the metrics, as efflite0,classifier: efflite0, classifier (a small one, trained on the "
-        "data's classes), the path of Inception's weights; null: no metrics",
+        "feature extractors of the metrics, separated by commas: efflite0, classifier (a small one, trained "
+        "on the data's classes), or the path of Inception's weights; null: no metrics",
         path=True,
     )
-    evaluate_n: int = setting(10_000, "samples, and training images, that the metrics compare", minimum=4)
-    sample_batch: int = setting(250, "rows that the networks see at a time in evaluation", minimum=1)
+    evaluate_n: int = setting(10_000, "number of samples and of training images for the metrics", minimum=4)
+    sample_batch: int = setting(250, "batch size in evaluation", minimum=1)
 
 
 @dataclasses.dataclass
@@ -161,11 +156,11 @@ class EvaluateSettings(EvaluateSettings_):
     """Settings of the command ``evaluate``."""
 
     n: int | None = setting(None, "number of samples; null: as in the run", minimum=4)
-    data: str | None = setting(None, "where the images of the run are now; null: where they were", path=True)
+    data: str | None = setting(None, "path of the run's images now; null: unchanged", path=True)
     chain: str | None = setting(
         None,
-        "another way to sample from the run's network: a chain as fastdpm-4, ddim-100, ddpm-1000, edm-79 or "
-        "edm-ancestral-100, or a solver, heun-18 or dpmpp-10; -clipped keeps the predicted data in [-1, 1]",
+        "sampler for the run's network: a chain such as fastdpm-4, ddim-100, ddpm-1000, edm-79 or "
+        "edm-ancestral-100, or a solver, heun-18 or dpmpp-10; -clipped clips the predicted data to [-1, 1]",
     )
     against: str | None = setting(
         None,

@@ -17,27 +17,27 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True)
 class Architecture:
-    """A U-Net but for the data it is for. Images are halved between levels."""
+    """The architecture of a U-Net, without the data's shape. Each level halves the images."""
 
     width: int
-    """Channels at full resolution; time is embedded in 4 times as many."""
+    """Channels at full resolution; the time embedding has 4 times as many."""
     multipliers: tuple[int, ...]
-    """Of the width, one a level."""
+    """Multiples of the width, one per level."""
     blocks: int
-    """Residual blocks a level."""
+    """Number of residual blocks per level."""
     attention: tuple[int, ...]
-    """Heights in pixels at which every block is followed by self-attention; the middle always has it."""
+    """Heights in pixels at which blocks have self-attention; the middle always has it."""
     head_channels: int | None = None
     """Channels of an attention head; None: one head."""
     adm: bool = False
-    """As in Dhariwal & Nichol 2021: residual blocks resample, in place of convolutions."""
+    """Whether residual blocks resample instead of convolutions, as in Dhariwal & Nichol 2021."""
     scale_shift: bool = False
-    """Time scales and shifts the normalised features, in place of a bias."""
+    """Whether the time embedding scales and shifts the normalized features instead of adding a bias."""
     dropout: float = 0.0
 
 
 ARCHITECTURES = {
-    # Those that DxMI starts from: Ho et al. 2020; Karras et al. 2022; consistency models (Song et al. 2023).
+    # DxMI's start networks: Ho et al. 2020; Karras et al. 2022; consistency models (Song et al. 2023).
     "cifar10": Architecture(128, (1, 2, 2, 2), blocks=2, attention=(16,)),
     "imagenet64": Architecture(
         192, (1, 2, 3, 4), blocks=3, attention=(32, 16, 8), head_channels=64, adm=True, scale_shift=True
@@ -55,8 +55,8 @@ class UNet(nn.Module):
     """(x [N, C, H, W], diffusion time [N] float or int, labels int64 [N] or none) -> [N, C, H, W].
 
     Args:
-        model: a UNet2DModel whose output has the channels of its input.
-        patch: side of the squares of pixels that it sees as channels of one; a multiple of it are H and W.
+        model: UNet2DModel with as many output as input channels.
+        patch: side of the patches of pixels that it takes as channels; H and W are multiples of it.
     """
 
     def __init__(self, model: Any, patch: int = 1) -> None:  # diffusers is not typed
@@ -73,16 +73,16 @@ class UNet(nn.Module):
 def unet(
     architecture: Architecture | str, data_shape: Sequence[int], classes: int | None = None, patch: int = 1
 ) -> UNet:
-    """A U-Net to train from scratch. It starts by giving 0, each residual branch too (Ho et al. 2020).
+    """A U-Net to train from scratch. Its output and residual branches are initialized to 0 (Ho et al. 2020).
 
     Args:
-        architecture: or its name in ``ARCHITECTURES``.
-        data_shape: (C, H, W) of an image; H and W multiples of patch 2^(levels - 1).
-        classes: number of classes that it is conditional on; None: unconditional.
-        patch: side of the squares of pixels that the network sees as channels of one.
+        architecture: an architecture, or a name in ``ARCHITECTURES``.
+        data_shape: shape (C, H, W) of an image; H and W must be multiples of patch 2^(levels - 1).
+        classes: number of classes; None: unconditional.
+        patch: side of the patches of pixels that the network takes as channels.
 
     Raises:
-        ValueError: an architecture that is not known, or that does not fit the data.
+        ValueError: the architecture is unknown, or does not fit the data.
     """
     from diffusers import UNet2DModel
 
@@ -102,23 +102,23 @@ def patched_shape(data_shape: Sequence[int], patch: int) -> tuple[int, int, int]
     """
     channels, height, width = check_shape(data_shape, 1)
     if height % patch or width % patch:
-        raise ValueError(f"patch: got {patch} for images of {height} x {width}, which are no multiples of it")
+        raise ValueError(f"patch must divide the image size, {height} x {width}, got {patch}")
     return channels * patch**2, height // patch, width // patch
 
 
 def unet_config(a: Architecture, data_shape: Sequence[int], classes: int | None = None) -> dict[str, object]:
-    """``UNet2DModel``'s settings for an architecture; arguments as in ``unet``."""
+    """``UNet2DModel``'s config for an architecture; see ``unet`` for the arguments."""
     channels, height, width = check_shape(data_shape, len(a.multipliers))
     groups = min(32, a.width // 4)
     if a.width < 4 or a.width % groups:
         raise ValueError(
-            f"width: got {a.width}, wants a multiple of {max(groups, 4)}, so that it can be grouped"
+            f"width must be a multiple of {max(groups, 4)} for group normalization, got {a.width}"
         )
     attends = [height >> level in a.attention for level in range(len(a.multipliers))]
     widths = tuple(a.width * m for m in a.multipliers)
     attending = {c for c, there in zip(widths, attends, strict=True) if there} | {widths[-1]}
     if a.head_channels is not None and any(c % a.head_channels for c in attending):
-        raise ValueError(f"head_channels: got {a.head_channels}, wants a divisor of {sorted(attending)}")
+        raise ValueError(f"head_channels must divide {sorted(attending)}, got {a.head_channels}")
     plain_down, plain_up = "DownBlock2D", "UpBlock2D"
     if a.adm:
         plain_down, plain_up = "ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D"
@@ -140,14 +140,14 @@ def unet_config(a: Architecture, data_shape: Sequence[int], classes: int | None 
         "num_class_embeds": classes,
         "dropout": a.dropout,
     }
-    if not a.adm:  # the details of Ho et al. 2020
+    if not a.adm:  # as in Ho et al. 2020
         config |= {"downsample_padding": 0, "flip_sin_to_cos": False, "freq_shift": 1, "norm_eps": 1e-6}
     return config
 
 
 def check_labels(labels: Tensor | None, classes: int | None) -> None:
     """Raises:
-    ValueError: there are labels and the network takes none, or the other way round.
+    ValueError: labels are given to an unconditional network, or missing for a conditional one.
     """
     if (labels is None) != (classes is None):
         wanted = "None" if classes is None else f"one of {classes} classes for each row"
@@ -155,14 +155,14 @@ def check_labels(labels: Tensor | None, classes: int | None) -> None:
 
 
 def check_shape(data_shape: Sequence[int], levels: int) -> tuple[int, int, int]:
-    """(C, H, W) that a U-Net of so many levels can take.
+    """The shape (C, H, W), checked for a U-Net with some number of levels.
 
     Raises:
-        ValueError: it cannot.
+        ValueError: H or W is not a multiple of 2^(levels - 1).
     """
     shape, factor = tuple(data_shape), 2 ** (levels - 1)
     if len(shape) != 3 or min(shape) < 1 or shape[1] % factor or shape[2] % factor:
-        raise ValueError(f"data_shape: got {shape}, wants (C, H, W) with H and W multiples of {factor}")
+        raise ValueError(f"data_shape must be (C, H, W) with H and W multiples of {factor}, got {shape}")
     channels, height, width = shape
     return channels, height, width
 
@@ -171,7 +171,7 @@ def _named(name: str) -> Architecture:
     if name not in ARCHITECTURES:
         near = get_close_matches(name, ARCHITECTURES, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
-        raise ValueError(f"architecture: got {name!r}, wants one of {', '.join(ARCHITECTURES)}{hint}")
+        raise ValueError(f"architecture must be one of {', '.join(ARCHITECTURES)}, got {name!r}{hint}")
     return ARCHITECTURES[name]
 
 

@@ -28,21 +28,21 @@ class LangevinTrainer(Stepper):
     """Trains the energy of DxMI's networks by the same loss, optimizer and average, without the sampler.
 
     Args:
-        networks: the energy learns; of the sampler, only the noise x_0 is used.
-        algorithm: settings; ``negatives`` is short_run or persistent; those of sampler and value have no
-            effect.
+        networks: networks whose energy is trained; the sampler only provides the noise x_0.
+        algorithm: settings; ``negatives`` is short_run or persistent, and the settings of sampler and value
+            have no effect.
         iterations: length of the run, over which the learning rate decays.
-        seed: of every random choice; each is keyed by the global row, so none depends on the batch's split.
-        ranks: among which the rows of a batch are split.
+        seed: seed of every random choice; each is keyed by the global row, whatever the split of the batch.
+        ranks: ranks that share the rows of a batch.
         langevin: settings of the chains.
-        execution: settings of how the networks run.
+        execution: precision and compilation of the networks.
 
     Attributes:
         averaged: the networks with averaged weights, for evaluation.
 
     Raises:
-        ConfigError: the settings ask for a sampler, for weights split over ranks, or for a CUDA graph where
-            there can be none.
+        ConfigError: the settings ask for a sampler, for sharded weights, or for a CUDA graph that is not
+            supported.
     """
 
     stream = "langevin"
@@ -98,9 +98,9 @@ class LangevinTrainer(Stepper):
         """Chains, then an energy step.
 
         Returns:
-            Beside what an energy step logs ``sq_gradient`` and ``sq_sample``, means over rows and D of the
-            squared gradient along the chains and of the squared samples, and the share of chains that
-            ``diverged``.
+            The metrics of an energy step, ``sq_gradient`` and ``sq_sample`` (means over rows and D of the
+            squared gradients along the chains and of the squared samples), and ``diverged``, the share of
+            chains that did.
         """
         chains, labels = self._negatives(batch)
         metrics = energy_step(self.learner, self._learning, self._energy_loss, batch, chains.samples, labels)

@@ -1,5 +1,5 @@
-"""What a sampler's steps cost: entropy, running cost and time cost, with the temperatures and velocity
-variances that adapt over a run.
+"""Costs of a sampler's steps: entropy, running cost and time cost, with temperatures and velocity variances
+that adapt over a run.
 
 Imports torch, ``dxmi_ext.ops`` and the method up to the sampler.
 """
@@ -27,16 +27,16 @@ class Taus(NamedTuple):
 
 
 class Costs:
-    """The costs of steps in both losses, by the settings.
+    """Costs of steps in the losses of value and sampler.
 
     Args:
-        settings: of the algorithm.
-        sampler: whose steps they are.
-        ranks: whose samples the temperature follows together.
+        settings: settings of the algorithm.
+        sampler: sampler that takes the steps.
+        ranks: ranks whose samples the temperature follows.
 
     Attributes:
         velocity_var: s_t^2 [T], which AVR adapts in place.
-        temperature: the factor of all taus, where it is automatic.
+        temperature: common factor of all taus, if it is automatic.
     """
 
     def __init__(self, settings: DxMISettings, sampler: GaussianSampler, ranks: Ranks) -> None:
@@ -54,7 +54,7 @@ class Costs:
 
     @property
     def tau_factor(self) -> float:
-        """What all taus have been multiplied by."""
+        """The current factor of all taus."""
         return 1.0 if self.temperature is None else float(self.temperature.factor)
 
     def of(self, loss: str, sq_displacement: Tensor, timestep: Tensor) -> Tensor:
@@ -69,7 +69,7 @@ class Costs:
         return cost if self.temperature is None else cost * self.temperature.factor
 
     def td_target(self, next_value: Tensor, sq_displacement: Tensor, timestep: Tensor) -> Tensor:
-        """What V^t learns from V^{t+1}, [N] all; no gradient (DxMI, eq. 9)."""
+        """The regression target of V^t, from V^{t+1}; all [N], without gradient (DxMI, eq. 9)."""
         if self.temperature is None:
             tables = self._sampler.log_std, self.velocity_var, self.time_cost
             skipped = self._settings.skip_last
@@ -81,7 +81,7 @@ class Costs:
         return (next_value + costs).detach()
 
     def begin(self, done: float) -> None:
-        """Sets what depends on the place in the run, 0 at its start and 1 at its end."""
+        """Updates what depends on the progress of the run, from 0 at its start to 1 at its end."""
         if self.temperature is not None:
             self.temperature.at(done)
 
@@ -89,21 +89,21 @@ class Costs:
         """Adaptive velocity regularisation, and a step of the temperature; in place.
 
         Args:
-            sq_displacement: of each step of the chain in use, its mean over all ranks, [T].
+            sq_displacement: [T], mean over all ranks for each step of the chain in use.
             data, samples: this rank's rows [N, *].
 
         Returns:
-            What to log.
+            The metrics to log.
         """
         velocity_var = self.velocity_var.narrow(0, self._sampler.first, self._sampler.steps)
         moved = torch.where(
             sq_displacement < math.inf, sq_displacement, velocity_var
-        )  # NaN would stay for ever
+        )  # NaN would never leave the average
         ops.update_velocity_var_(velocity_var, moved[:, None], self._settings.velocity_decay)
         return {} if self.temperature is None else self.temperature.update(data, samples)
 
     def parts(self) -> dict[str, Any]:
-        """The state, as of `Stepper.parts`."""
+        """The state; see `Stepper.parts`."""
         factor = {} if self.temperature is None else {"temperature": self.temperature.factor}
         return {"velocity_var": self.velocity_var, **factor}
 
@@ -117,8 +117,8 @@ def taus(settings: DxMISettings, loss: str, dim: int) -> Taus:
 
 
 def density_temperature(settings: DxMISettings, dim: int) -> float:
-    """w in the density exp(-E / w) / Z that a sampler of `dim` dimensions is to have: the weight of the
-    entropy, a sum over dimensions (DxMI, sec. 2). 0 where there is no entropy."""
+    """w in exp(-E / w) / Z, the density that a sampler of `dim` dimensions is trained towards: the weight of
+    the entropy as a sum over dimensions (DxMI, sec. 2). 0 without entropy."""
     return settings.entropy_tau if settings.cost_reduction == "sum" else settings.entropy_tau / dim
 
 

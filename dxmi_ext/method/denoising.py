@@ -19,23 +19,23 @@ from dxmi_ext.method.stepper import Batch, Metrics, Stepper
 
 
 class Levels(NamedTuple):
-    """Noise levels of N rows: a row is signal data + noise eps."""
+    """Noise levels of N rows: row i is signal[i] data[i] + noise[i] eps[i]."""
 
     signal: Tensor
-    """[N], as the others."""
+    """[N], like the other fields."""
     noise: Tensor
     time: Tensor
-    """What the network gets for the level."""
+    """The network's time input."""
     input_scale: Tensor | None = None
-    """What its input is multiplied by; None: nothing."""
+    """Factor of the network's input; None: 1."""
 
 
 DrawLevels = Callable[[int, Tensor, int], Levels]
-"""(N, noise key, global index of the first row) -> the levels to train at."""
+"""(N, noise key, global index of the first row) -> levels to train at."""
 
 
 def uniform_levels(signal: Tensor, noise_: Tensor) -> DrawLevels:
-    """Levels of a table, all as likely; the time is the place in it. A sampler's own steps, or DDPM's.
+    """Levels drawn uniformly from a table, of the sampler's own steps or DDPM's; the time is the index.
 
     Args:
         signal, noise_: [L].
@@ -64,21 +64,21 @@ def lognormal_levels(
 
 
 class Pretrainer(Stepper):
-    """Trains a network to predict what a schedule wants, by least squares on noisy data.
+    """Trains a network by denoising: least squares on noisy data.
 
     Args:
-        network: (x [N, *], time [N]) -> [N, *], with labels [N] where the data have them.
-        draw_levels: the noise levels to train at.
-        prediction, sigma_data: what it predicts; as in `schedules.from_levels`.
+        network: (x [N, *], time [N]) -> [N, *], with labels [N] if the data have them.
+        draw_levels: draws the noise levels to train at.
+        prediction, sigma_data: what the network predicts; see `schedules.from_levels`.
         lr: learning rate, decayed to 0 over the run.
-        warmup: iterations in which it rises from 0 first.
+        warmup: number of first iterations in which the learning rate rises from 0.
         iterations: length of the run.
-        seed: of every random choice, each keyed by the global row.
-        ema_decay: of `averaged`; 0: it is the network itself.
-        clip: largest gradient norm; 0: any.
-        ranks: among which the rows of a batch are split.
-        execution: settings of how the network runs; `execution.prepare` has prepared it.
-        memory_format: of the data.
+        seed: seed of every random choice; each is keyed by the global row.
+        ema_decay: decay of `averaged`; 0: no averaging.
+        clip: maximum gradient norm; 0: no clipping.
+        ranks: ranks that share the rows of a batch.
+        execution: precision and compilation of the network, on which `execution.prepare` has been called.
+        memory_format: memory format of the data.
 
     Attributes:
         averaged: the network with averaged weights.

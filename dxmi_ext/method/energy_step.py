@@ -1,4 +1,6 @@
-"""One step of the energy on data and negatives. Imports torch, the engine and the method up to losses."""
+"""One training step of the energy on data and negatives. Imports torch, the engine and the method up to
+losses.
+"""
 
 from __future__ import annotations
 
@@ -19,18 +21,18 @@ def energy_step(
     samples: Tensor,
     sample_labels: Tensor | None = None,
 ) -> Metrics:
-    """Lowers the energy of data and raises that of samples (DxMI, Alg. 1).
+    """Lowers the energy of data and raises the energy of samples (DxMI, Alg. 1).
 
     Args:
-        learner: of the energy.
-        networks: as they are called where they learn.
-        loss_fn: of the energies.
-        batch: with data [N, *].
-        samples: [M, *].
-        sample_labels: [M]; None: those of the data.
+        learner: learner of the energy.
+        networks: networks as wrapped for training.
+        loss_fn: loss of the energies.
+        batch: batch with data [N, *].
+        samples: negatives [M, *].
+        sample_labels: labels [M]; None: the labels of the data.
 
     Returns:
-        What to log: the loss, both mean energies, and spreads.
+        The metrics to log: the loss, both mean energies, and spreads.
     """
     n, both = batch.n, None
     if batch.labels is not None:
@@ -49,5 +51,5 @@ def energy_step(
 
 
 def spread(rows: Tensor) -> Tensor:
-    """The standard deviation over rows [N, *], its root mean square over dimensions."""
+    """Standard deviation over rows [N, *], as root mean square over dimensions."""
     return rows.var(0, correction=0).mean().sqrt()

@@ -1,4 +1,4 @@
-"""Samples of trained networks, batch after batch; ``engine.samples`` writes them.
+"""Draws samples of trained networks in batches; ``engine.samples`` writes them.
 
 Imports torch, the engine and the method.
 """
@@ -35,19 +35,19 @@ class SampleSettings(Settings):
     )
     output: str | None = setting(
         None,
-        "FILE.npz: arrays; of images also FOLDER/: a png each, FILE.png: a grid; null: RUN/samples.npz",
+        "FILE.npz: arrays; for images also FOLDER/: a png each, FILE.png: a grid; null: RUN/samples.npz",
         path=True,
     )
     seed: int = seed_setting("seed of the noise")
     batch_size: int | None = setting(
-        None, "rows that a rank's networks see at a time; null: by the size of a row, at most 4096", minimum=1
+        None, "batch size of each rank; null: by the size of a sample, at most 4096", minimum=1
     )
     steps: int | None = setting(
-        None, "T, of a run whose sampler knows several; null: the run's own", minimum=1
+        None, "number of steps T, for a sampler of several lengths; null: the run's steps", minimum=1
     )
-    guidance: float = setting(0.0, "lambda of value guidance; the paper's are at most .5", minimum=0)
+    guidance: float = setting(0.0, "scale lambda of value guidance; at most .5 in the paper", minimum=0)
     labels: str | None = setting(
-        None, "classes, where networks take them: 3, or in turn 0-9 or 1,4; uniform, or null: at random"
+        None, "classes of a conditional run: 3; 0-9 or 1,4 in turn; uniform or null: at random"
     )
     device: str = device_setting()
 
@@ -65,23 +65,23 @@ def batches(
     chains: Langevin | None = None,
     start: Callable[[int, int], Tensor] | None = None,
 ) -> Iterator[Batch]:
-    """Samples on the networks' device, batch after batch. Row i depends on (seed, i, its label) alone, up to
-    the rounding of the networks' matrix products.
+    """Samples on the networks' device, in batches. Row i depends on (seed, i, its label) alone, up to the
+    rounding of the networks' matrix products.
 
     Args:
-        rows: which ones, i; consecutive.
-        seed: of noise and random labels.
-        batch_size: rows that the networks see at a time; None: as many as hold 2^20 numbers, at most 4096.
-        guidance: lambda of value guidance (DxMI, sec. 4); 0: none.
-        labels: as for `read_labels`; None: uniform, where there are classes.
-        classes: how many; None: the networks take no labels.
-        steps: T, one of the sampler's ``lengths``; None: the one in use.
-        chains: where these end, in place of the sampler's samples.
-        start: first row, count -> the data [count, *] that a sampler which wants some starts these rows from.
+        rows: consecutive indices i of the samples.
+        seed: seed of noise and random labels.
+        batch_size: rows per call of the networks; None: 2^20 numbers, at most 4096 rows.
+        guidance: scale lambda of value guidance (DxMI, sec. 4); 0: no guidance.
+        labels: text for `read_labels`; None: uniform if there are classes.
+        classes: number of classes; None: the networks take no labels.
+        steps: T, one of the sampler's ``lengths``; None: the current one.
+        chains: Langevin chains to draw from instead of the sampler.
+        start: (first row, count) -> data [count, *] that a sampler with a ``start`` begins from.
 
     Raises:
-        ConfigError: labels are bad, or given where there are none, or chains are to be guided; or the sampler
-            knows no such T.
+        ConfigError: labels are invalid or not supported, guidance is given for chains, or the sampler does
+            not have this T.
     """
     if steps is not None:
         try:
@@ -95,19 +95,19 @@ def batches(
         draws = noise.Draws(seed, "labels of samples", ["labels"], device)
         given = read_labels(labels or "uniform", rows.stop, classes, draws.at(0)["labels"])
     elif labels is not None:
-        raise ConfigError(f"labels: got {labels!r}, but the networks of this run take none")
+        raise ConfigError(f"labels must be null for networks without classes, got {labels!r}")
     draw: Any
     if chains is None:
         draw = functools.partial(
             networks.sampler.sample, guide=networks.guide(guidance) if guidance else None
         )
     elif guidance:
-        raise ConfigError(f"guidance: got {guidance}, but the run has Langevin chains, not a sampler")
+        raise ConfigError(f"guidance must be 0 for a run of Langevin chains, got {guidance}")
     else:
         draw = functools.partial(chains.sample, networks)
     size = batch_size or max(1, min(_LARGEST_BATCH, _BATCH_NUMBERS // max(1, math.prod(shape))))
 
-    def drawn() -> Iterator[Batch]:  # so that mistakes are told at the call
+    def drawn() -> Iterator[Batch]:  # a generator, so that errors are raised at the call
         for first in range(rows.start, rows.stop, size):
             count = min(size, rows.stop - first)
             part = None if given is None else given[first : first + count]
@@ -118,15 +118,15 @@ def batches(
 
 
 def read_labels(text: str, n: int, classes: int, key: Tensor) -> Tensor:
-    """The labels int64 [n], on the key's device, that a text asks for; label i does not depend on n.
+    """Labels int64 [n] given as text, on the key's device; label i does not depend on n.
 
     Args:
-        text: ``3``: that class; ``0-9``, ``1,4`` or ``0-3,7``: these in turn; ``uniform``: each at random.
-        classes: how many there are.
-        key: of the random ones.
+        text: ``3``: one class; ``0-9``, ``1,4`` or ``0-3,7``: these in turn; ``uniform``: random classes.
+        classes: number of classes.
+        key: noise key of random labels.
 
     Raises:
-        ConfigError: the text is none of these, or names a class that there is not.
+        ConfigError: the text has another form or names a class >= ``classes``.
     """
     if text == "uniform":
         return noise.randint(classes, n, key)
@@ -136,7 +136,7 @@ def read_labels(text: str, n: int, classes: int, key: Tensor) -> Tensor:
         first, last = (int(found[1]), int(found[2] or found[1])) if found else (1, 0)
         if not first <= last < classes:
             raise ConfigError(
-                f"labels: got {text!r}, wants uniform, or classes below {classes}, as 3, 0-9 or 1,4"
+                f"labels must be uniform or classes < {classes}, such as 3, 0-9 or 1,4, got {text!r}"
             )
         wanted += range(first, last + 1)
     in_turn = torch.tensor(wanted, device=key.device)

@@ -1,4 +1,4 @@
-"""Langevin chains of an energy, for negatives by MCMC: what DxMI's sampler replaces.
+"""Langevin chains of an energy, for negatives by MCMC, which DxMI's sampler replaces.
 
 Imports torch, ``dxmi_ext.engine.config`` and up to ``dxmi_ext.method.networks``.
 """
@@ -24,55 +24,55 @@ class LangevinSettings(Settings):
     """Settings of the Langevin chains that make negatives."""
 
     heading = "Langevin chains"
-    langevin_steps: int = setting(10, "Langevin steps an iteration", minimum=1, maximum=10**6)
-    langevin_step_size: float = setting(0.5, "s in x - s grad E(x) + noise z", minimum=1e-8)
+    langevin_steps: int = setting(10, "number of Langevin steps per iteration", minimum=1, maximum=10**6)
+    langevin_step_size: float = setting(0.5, "step size s in x - s grad E(x) + noise z", minimum=1e-8)
     langevin_noise: float | None = setting(
         None,
-        "noise of a step; null: sqrt(2 s w), for samples of exp(-E / w), w being tau; with refined the "
-        "entropy's tau, over D where costs are means",
+        "noise of a step; null: sqrt(2 s w), for samples of exp(-E / w), where w is tau; with refined, the "
+        "entropy's tau, divided by D if costs are means",
         minimum=0,
     )
-    langevin_clip: float = setting(0.0, "largest norm of a sample's gradient; 0: any", minimum=0)
-    langevin_pool: int = setting(10_000, "persistent chains", minimum=1, maximum=10**7)
+    langevin_clip: float = setting(0.0, "maximum norm of a sample's gradient; 0: no clipping", minimum=0)
+    langevin_pool: int = setting(10_000, "number of persistent chains", minimum=1, maximum=10**7)
     langevin_restart: float = setting(
-        0.05, "share of persistent chains restarted when picked", minimum=0, maximum=1
+        0.05, "probability that a persistent chain restarts when picked", minimum=0, maximum=1
     )
     langevin_sample_steps: int | None = setting(
         None,
-        "steps of a chain drawn from the final energy; null: langevin_steps, persistent: 10 times as many",
+        "number of steps of chains from the final energy; null: langevin_steps, 10 times that if persistent",
         minimum=1,
         maximum=10**6,
     )
 
     def sample_steps(self, negatives: str) -> int:
-        """Steps of a chain drawn from an energy that was trained on such negatives."""
+        """Number of steps of a chain from an energy that was trained on these negatives."""
         if self.langevin_sample_steps is not None:
             return self.langevin_sample_steps
         return self.langevin_steps * (10 if negatives == "persistent" else 1)
 
 
 class Chains(NamedTuple):
-    """Where N chains have ended."""
+    """Final states of N chains."""
 
     samples: Tensor
     """[N, *]"""
     sq_gradient: Tensor
     """[N]: mean over steps and D of (dE/dx)^2, before clipping."""
     diverged: Tensor
-    """bool [N]: was not finite, and so is back where it restarts."""
+    """bool [N]: became non-finite and was reset."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Langevin:
     """Unadjusted Langevin dynamics: x <- x - step_size grad E(x) + noise z.
 
-    Where noise = sqrt(2 step_size tau), its stationary density is exp(-E / tau), up to the step size's error.
-    Short-run practice chooses a smaller noise freely.
+    With noise = sqrt(2 step_size tau), the stationary density is exp(-E / tau), up to the discretization
+    error. Short-run chains usually take less noise.
 
     Args:
-        steps: of a chain.
-        step_size, noise: of a step.
-        clip: largest norm of a sample's gradient; 0: any.
+        steps: number of steps.
+        step_size, noise: step size, and standard deviation of the noise.
+        clip: maximum norm of a sample's gradient; 0: no clipping.
     """
 
     steps: int
@@ -82,7 +82,7 @@ class Langevin:
 
     @classmethod
     def of(cls, settings: LangevinSettings, tau: float) -> Langevin:
-        """As the settings say, at temperature tau."""
+        """The dynamics of the settings at temperature tau."""
         step_size, noise = settings.langevin_step_size, settings.langevin_noise
         noise = math.sqrt(2 * step_size * tau) if noise is None else noise
         return cls(settings.langevin_steps, step_size, noise, settings.langevin_clip)
@@ -97,14 +97,14 @@ class Langevin:
         restart: Tensor | None = None,
         sample_offset: int = 0,
     ) -> Chains:
-        """Runs a chain from each row; no gradient leaves it, and the weights get none.
+        """Runs a chain from each row, without gradients to the weights or through the chain.
 
         Args:
-            networks: whose energy it is.
-            start: [N, *].
-            key: its noise; step k takes that of timestep k, so the key may have made an x_0 too.
-            labels: [N], for an energy that takes them.
-            restart: [N, *], what a chain that diverges ends as; None: its start.
+            networks: networks that have the energy.
+            start: initial states [N, *].
+            key: noise key; step k takes the noise of timestep k, so the key may also have drawn x_0.
+            labels: [N], for a conditional energy.
+            restart: [N, *], final state of chains that diverge; None: their start.
             sample_offset: global index of the first row.
         """
         x, sq_gradient = start.detach(), start.new_zeros(len(start))
@@ -134,12 +134,12 @@ class Langevin:
         sample_offset: int = 0,
         batch_size: int = 4096,
     ) -> Tensor:
-        """Ends [n, *] of chains from x_0; row i depends on (key, sample_offset + i) alone, up to the rounding
-        of the network's matrix products. A chain that diverges gives its x_0.
+        """Final states [n, *] of chains from x_0; row i depends on (key, sample_offset + i) alone, up to the
+        rounding of the network's matrix products. A chain that diverges returns its x_0.
 
         Args:
-            labels: [n], for an energy that takes them.
-            batch_size: rows that the network sees at a time.
+            labels: [n], for a conditional energy.
+            batch_size: rows per call of the network.
         """
         batches = []
         for first in range(0, n, batch_size):
@@ -151,11 +151,11 @@ class Langevin:
 
 
 class Pool(nn.Module):
-    """Chains that persist. Every rank holds them all; each runs those of its rows.
+    """Persistent chains. Every rank holds all of them and runs those of its rows.
 
     Args:
         size: number of chains.
-        like: [N, *]: shape, dtype and device of a chain's state.
+        like: tensor [N, *] with the shape, dtype and device of the chains' states.
     """
 
     def __init__(self, size: int, like: Tensor) -> None:
@@ -168,29 +168,29 @@ class Pool(nn.Module):
         self.register_buffer("started", like.new_zeros(size, dtype=torch.bool))
 
     def pick(self, n: int, key: Tensor) -> Tensor:
-        """Which chains the n rows of a global batch take, int64 [n]: neighbours, from a random one on, so
-        none is taken twice.
+        """Chains for the n rows of a global batch, int64 [n]: consecutive ones from a random start, so that
+        none occurs twice.
 
         Raises:
-            ConfigError: there are fewer.
+            ConfigError: there are fewer than n chains.
         """
         size = len(self.started)
         if n > size:
-            raise ConfigError(f"langevin_pool: got {size}, wants at least the batch size, {n}")
+            raise ConfigError(f"langevin_pool must be >= the batch size, {n}, got {size}")
         return (noise.randint(size, 1, key) + torch.arange(n, device=key.device)) % size
 
     def resume(
         self, chains: Tensor, fresh: Tensor, labels: Tensor | None, restart: Tensor
     ) -> tuple[Tensor, Tensor | None]:
-        """Where chains go on: x [N, *] and their labels [N].
+        """Current states of chains, x [N, *], and their labels [N].
 
-        A chain keeps its label until it starts anew, at `fresh` and with the label of its row of the batch.
+        A chain keeps its label until it restarts, from `fresh` and with the label of its row of the batch.
 
         Args:
             chains: int64 [N].
-            fresh: [N, *], noise.
+            fresh: noise [N, *].
             labels: int64 [N], or None.
-            restart: bool [N]; a chain that never was starts in any case.
+            restart: bool [N]; a chain that has not run yet starts in any case.
         """
         restart = restart | ~self.started[chains]
         if labels is not None:
@@ -198,7 +198,7 @@ class Pool(nn.Module):
         return torch.where(per_row(restart, fresh), fresh, self.samples[chains]), labels
 
     def keep(self, chains: Tensor, samples: Tensor, labels: Tensor | None) -> None:
-        """Where they have come to."""
+        """Stores the chains' states."""
         self.samples.index_copy_(0, chains, samples)
         if labels is not None:
             self.labels.index_copy_(0, chains, labels)

@@ -24,11 +24,11 @@ from dxmi_ext.method.stepper import Batch
 # --- the energy's ------------------------------------------------------------------------------------
 
 EnergyLoss = Callable[[Tensor, Tensor], Tensor]
-"""Energies of data [N] and of samples [M] -> a scalar."""
+"""(energies of data [N], energies of samples [M]) -> a scalar."""
 
 
 def energy_loss(settings: DxMISettings) -> EnergyLoss:
-    """The one that the settings name: contrast, DxMI's, or noise_contrastive, N2CE."""
+    """The energy loss of the settings: contrast (DxMI) or noise_contrastive (N2CE)."""
     if settings.energy_loss == "noise_contrastive":
         return functools.partial(
             noise_contrastive_loss, gamma=settings.gamma, magnitude=settings.noise_magnitude
@@ -39,16 +39,16 @@ def energy_loss(settings: DxMISettings) -> EnergyLoss:
 def noise_contrastive_loss(
     energy_data: Tensor, energy_sample: Tensor, gamma: float, magnitude: float
 ) -> Tensor:
-    """Logistic loss that separates data from samples that count as ``magnitude`` times as many, where -E is
-    the log ratio of their densities ("Noisier" NCE, arXiv 2405.16730), and the squares of `ops.energy_loss`.
+    """Logistic loss of data against samples weighted by ``magnitude``, where -E is the log ratio of their
+    densities ("Noisier" NCE, arXiv 2405.16730), plus the squares of `ops.energy_loss`.
 
-    The gradient at a sample is that of the contrast times exp(-E) / (1 + exp(-E) / magnitude): where the
-    energy is high already, little is left to raise.
+    The gradient at a sample is that of the contrast times exp(-E) / (1 + exp(-E) / magnitude), which is small
+    where the energy is already high.
 
     Args:
         energy_data, energy_sample: [N], [M].
         gamma: weight of the mean squares.
-        magnitude: M, 1 or more.
+        magnitude: M >= 1.
     """
     shift = math.log(magnitude)
     ratio = softplus(energy_data + shift).mean() + magnitude * softplus(-energy_sample - shift).mean()
@@ -59,23 +59,23 @@ def noise_contrastive_loss(
 
 
 class Scene(NamedTuple):
-    """What the sampler learns from in an iteration."""
+    """Inputs of the sampler's loss in one iteration."""
 
     networks: Networks
-    """As they are read; value and energy are frozen."""
+    """Networks to evaluate; value and energy are frozen."""
     sampler: nn.Module
-    """As it is called where it learns: a `GaussianSampler`, for the policy gradient its `LogProb`."""
+    """Sampler as wrapped for training: a `GaussianSampler`, or its `LogProb` for the policy gradient."""
     costs: Costs
     path: Trajectory
     batch: Batch
 
 
 SamplerLoss = Callable[[Tensor, Tensor], Tensor]
-"""(the step of each particle, int64 [N] in 0..T - 1; a noise key) -> a scalar."""
+"""(step of each particle, int64 [N] in 0..T - 1; noise key) -> a scalar."""
 
 
 def dxdp(scene: Scene) -> SamplerLoss:
-    """Value and cost of a redrawn step; the gradient goes through that step alone (DxMI, sec. 3)."""
+    """Value and cost of a redrawn step; the gradient flows through that step alone (DxMI, sec. 3)."""
     networks, costs, batch = scene.networks, scene.costs, scene.batch
     sampler = networks.sampler
 
@@ -89,7 +89,7 @@ def dxdp(scene: Scene) -> SamplerLoss:
 
 
 def policy_gradient(scene: Scene) -> SamplerLoss:
-    """The score of the step that was taken, weighted by its advantage (GCD, arXiv 2312.03397)."""
+    """Score of the steps taken, weighted by their advantage (GCD, arXiv 2312.03397)."""
     sampler, labels = scene.networks.sampler, scene.batch.labels
     advantage = advantages(scene)
     dim = math.prod(sampler.data_shape)
@@ -97,7 +97,7 @@ def policy_gradient(scene: Scene) -> SamplerLoss:
     def loss(t: Tensor, key: Tensor) -> Tensor:
         step, timestep = scene.path.at(t), sampler.first + t
         log_prob = scene.sampler(step.sample, step.next_sample, timestep, labels)
-        # The entropy bound depends on sigma itself, not only through where the step led.
+        # The entropy bound depends on sigma directly, not only through the next sample.
         cost = scene.costs.of("sampler", step.sq_displacement, timestep)
         return (advantage.gather(0, t[None])[0] * dim * log_prob + cost).mean()
 
@@ -105,8 +105,8 @@ def policy_gradient(scene: Scene) -> SamplerLoss:
 
 
 def backprop(scene: Scene) -> SamplerLoss:
-    """The energy at the end of new paths and all their costs; the gradient goes through every step, so that
-    memory grows with T, which dynamic programming avoids (DxMI, sec. 3)."""
+    """Energy at the end of new paths plus all their costs; the gradient flows through every step, so memory
+    grows with T, which dynamic programming avoids (DxMI, sec. 3)."""
     networks, costs, batch = scene.networks, scene.costs, scene.batch
     sampler = networks.sampler
 
@@ -132,7 +132,7 @@ SAMPLER_LOSSES: dict[str, Callable[[Scene], SamplerLoss]] = {
 
 @torch.no_grad()
 def advantages(scene: Scene) -> Tensor:
-    """[T, N]: the energy that each particle reached and its costs from step t on, less V^t(x_t)."""
+    """[T, N]: each particle's final energy plus its costs from step t on, minus V^t(x_t)."""
     networks, path, labels = scene.networks, scene.path, scene.batch.labels
     steps, n = path.sq_displacement.shape
     timesteps = [networks.sampler.timestep(t, n) for t in range(steps)]

@@ -1,4 +1,4 @@
-"""The networks that DxMI trains together. Imports torch and ``dxmi_ext.method.sampler``."""
+"""The networks that DxMI trains jointly. Imports torch and ``dxmi_ext.method.sampler``."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from dxmi_ext.method.sampler import GaussianSampler, Guide, per_row
 
 
 class Networks(nn.Module):
-    """What DxMI trains together, averages, checkpoints and exports.
+    """The networks that DxMI trains jointly, averages, checkpoints and exports.
 
-    Networks take labels [N] as a last argument where the data have them.
+    Networks take labels [N] as last argument if the data have them.
 
     Args:
-        sampler: pi.
-        value: V^t, (x [N, *], timestep int64 [N]) -> [N]; t = 0..T, or 0..T - 1 beside an energy of its own.
-            T is the sampler's `end`.
-        energy: E = V^T, (x [N, *]) -> [N]; None: the value's last step.
+        sampler: sampler pi.
+        value: V^t, (x [N, *], timestep int64 [N]) -> [N]; t = 0..T, or 0..T - 1 with a separate energy. T is
+            the sampler's `end`.
+        energy: E = V^T, (x [N, *]) -> [N]; None: V^T of the value.
     """
 
     def __init__(self, sampler: GaussianSampler, value: nn.Module, energy: nn.Module | None = None) -> None:
@@ -32,13 +32,13 @@ class Networks(nn.Module):
         self.sampler, self.value, self.energy_network = sampler, value, energy
 
     def shard_(self, ranks: Ranks) -> None:
-        """Splits the weights of each over the ranks, in place, where ranks are to hold parts."""
+        """Shards the weights of each network over the ranks, in place, if ``ranks.shard``."""
         for network in (self.sampler.network, self.value, self.energy_network):
             if network is not None:
                 ranks.shard_(network)
 
     def energy(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
-        """E(x), [N]; low where data is likely."""
+        """E(x), [N]; low where data are likely."""
         if self.energy_network is not None:
             return call(self.energy_network, x, labels)
         last = torch.full((len(x),), self.sampler.end, device=x.device)
@@ -67,14 +67,14 @@ class Networks(nn.Module):
 
 
 def prepare(settings: ExecutionSettings, networks: Networks) -> None:
-    """Makes all of them, and the samples, ready for how networks run; as `execution.prepare`."""
+    """Applies `execution.prepare` to all networks, and the memory format to the samples."""
     sampler = networks.sampler
     parts = sampler.network, networks.value, networks.energy_network
     sampler.memory_format = execution.prepare(settings, *parts, data_shape=sampler.data_shape)
 
 
 class TimeIndependent(nn.Module):
-    """An energy as a value that is the same at every step: V^t = E (DxMI, Alg. 2)."""
+    """An energy as a time-independent value: V^t = E (DxMI, Alg. 2)."""
 
     def __init__(self, energy: nn.Module) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ class TimeIndependent(nn.Module):
 
 @contextmanager
 def frozen(*modules: nn.Module | None) -> Iterator[None]:
-    """Gradients pass through the modules to their inputs; their weights get none, and none is computed."""
+    """Within, the modules' weights are frozen; gradients still flow to their inputs."""
     weights = [p for m in modules if m is not None for p in m.parameters() if p.requires_grad]
     for p in weights:
         p.requires_grad_(False)

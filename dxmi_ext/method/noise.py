@@ -1,4 +1,4 @@
-"""Random choices keyed like the ops' noise: by (key, global row), never by a generator's state.
+"""Random draws keyed like the ops' noise: by (key, global row), never by a generator's state.
 
 Imports torch and ``dxmi_ext.ops``.
 """
@@ -17,7 +17,7 @@ from dxmi_ext import ops
 def uniform(
     shape: Sequence[int], key: Tensor, *, timestep: int = ops.INITIAL_TIMESTEP, sample_offset: int = 0
 ) -> Tensor:
-    """Uniforms in (0, 1), float64 [N, *]: the normal distribution function at `ops.normal`'s values."""
+    """Uniforms in (0, 1), float64 [N, *]: the normal CDF of `ops.normal`'s values."""
     z = ops.normal(shape, key, timestep=timestep, sample_offset=sample_offset)
     return torch.special.ndtr(z.double())
 
@@ -25,7 +25,7 @@ def uniform(
 def randint(
     high: int, n: int, key: Tensor, *, timestep: int = ops.INITIAL_TIMESTEP, sample_offset: int = 0
 ) -> Tensor:
-    """Integers in 0..high - 1, int64 [n], one a row. high: at most 2**53."""
+    """Integers in 0..high - 1, int64 [n], one per row; high is at most 2**53."""
     if not isinstance(high, int) or not 1 <= high <= 2**53:
         raise ValueError(f"dxmi_ext.method.noise.randint: high must be an integer in 1..2**53, got {high}")
     u = uniform((n,), key, timestep=timestep, sample_offset=sample_offset)
@@ -33,14 +33,14 @@ def randint(
 
 
 class Draws:
-    """The noise keys of one part of a run: every use within an iteration has a draw of its own.
+    """Noise keys of one part of a run: every use within an iteration has its own draw.
 
     Keys are a function of (seed, stream, iteration), so resuming needs no state. They are made on the device,
     without a host sync.
 
     Args:
-        seed: of the run.
-        stream: name of the part; streams of one seed are independent.
+        seed: seed of the run.
+        stream: name of the part; streams of the same seed are independent.
         uses: names of the uses within an iteration. Their order is part of the format of saved runs.
     """
 
@@ -55,11 +55,11 @@ class Draws:
         self._stride = first.new_tensor([0, len(uses)])
 
     def at(self, iteration: int) -> dict[str, Tensor]:
-        """The keys of an iteration by use, each int64 [2]. A draw has 32 bits, so iterations have an end."""
+        """The keys of an iteration by use, each int64 [2]. A draw has 32 bits, which limits iterations."""
         return self.named(self.keys(iteration))
 
     def keys(self, iteration: int) -> Tensor:
-        """The same as one tensor, int64 [uses, 2], for a CUDA graph to take in."""
+        """The same as one tensor, int64 [uses, 2], as input of a CUDA graph."""
         iterations = 2**32 // max(1, len(self._uses))
         if not 0 <= iteration < iterations:
             raise ValueError(

@@ -126,10 +126,11 @@ def log_partition(
     sampler = networks.sampler
     if sampler.start is not None or sampler.latent_dim:
         raise ValueError(
-            "networks: got a sampler that starts from data or draws latents: its paths have no density"
+            "networks must have a sampler that starts from noise and draws no latents, or its paths have no "
+            "density"
         )
     if not temperature > 0:
-        raise ValueError(f"temperature: got {temperature}, wants more than 0")
+        raise ValueError(f"temperature must be > 0, got {temperature}")
     keys = noise.Draws(seed, "log partition", ["pilot", "paths"], sampler.log_std.device).at(0)
     pilot = sampler.rollout(_PILOT, keys["pilot"]).samples
     tried = {**kernels, **_fits(pilot)}

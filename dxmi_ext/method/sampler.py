@@ -1,4 +1,4 @@
-"""The few-step sampler: a network, a schedule's tables and a trainable log sigma.
+"""The few-step sampler: a network, the tables of a schedule and a trainable log sigma.
 
 Imports torch, ``dxmi_ext.ops`` and ``dxmi_ext.method.schedules``.
 """
@@ -17,11 +17,11 @@ from dxmi_ext.engine.calls import call, output_of
 from dxmi_ext.method.schedules import Schedule, reading
 
 LATENT_TIMESTEP = ops.INITIAL_TIMESTEP - 1
-"""The timestep that addresses the noise of latents; no step of a sampler has it, nor x_0."""
+"""Timestep reserved for the noise of latents; neither a sampler's steps nor x_0 use it."""
 
 
 class Guide(Protocol):
-    """(x [N, *], timestep int64 [N] of the step that led to x, labels [N] or None) -> where to go on from."""
+    """(x [N, *], timestep int64 [N] of the step that led to x, labels [N] or None) -> x to continue from."""
 
     def __call__(self, x: Tensor, timestep: Tensor, labels: Tensor | None) -> Tensor: ...
 
@@ -38,8 +38,7 @@ class Transition(NamedTuple):
 
 
 class Trajectory(NamedTuple):
-    """A rollout of B particles over T steps. Row results are kept, so that training on the path reads
-    [T, B] scalars only."""
+    """A rollout of B particles over T steps, with the row results of each step."""
 
     samples: Tensor
     """[T + 1, B, *]: x_0 .. x_T."""
@@ -49,7 +48,7 @@ class Trajectory(NamedTuple):
     """[T, B]"""
 
     def means(self) -> dict[str, Tensor]:
-        """What to log: means over particles of each step, [T]."""
+        """Metrics: means over particles for each step, [T]."""
         return {"log_prob": self.log_prob.mean(1), "sq_displacement": self.sq_displacement.mean(1)}
 
     def step(self, t: int) -> Transition:
@@ -65,22 +64,22 @@ class Trajectory(NamedTuple):
 class GaussianSampler(nn.Module):
     """x_{t+1} = sample_coef[t] x_t + output_coef[t] network(x_t, t) + exp(log_std[t]) z (DxMI, sec. 1).
 
-    A chain has T steps. A sampler may know chains of several lengths, each with tables of its own, those of
-    one after those of another: a timestep is a row of them, and tells both the length and the step.
+    A chain has T steps. A sampler may support chains of several lengths, whose tables are concatenated: a
+    timestep is an index into them, and determines both the length and the step.
 
     Args:
-        network: (x [N, *], timestep int64 [N]) -> [N, *], or with labels [N] as a third argument.
-        schedule: its log_std is where the trainable one starts.
-        data_shape: (*).
-        latent_dim: size of the normal vector that the network gets as ``latent`` [N, latent_dim], a new one
-            each step (DDGAN, Xiao et al. 2022); 0: none.
-        start: makes x_0 from data, (data [N, *], key, sample_offset=) -> [N, *], its noise keyed by the
-            global row; a module, so that checkpoints hold it. None: x_0 is normal noise.
-        lengths: T of each chain in a schedule that is `schedules.joined`; None: it is of one chain.
+        network: (x [N, *], timestep int64 [N]) -> [N, *], with labels [N] as a third argument if conditional.
+        schedule: tables of the steps; its log_std initializes the trainable one.
+        data_shape: shape (*) of a sample.
+        latent_dim: size of the normal vector that the network takes as ``latent`` [N, latent_dim], drawn anew
+            at each step (DDGAN, Xiao et al. 2022); 0: none.
+        start: module that computes x_0 from data, (data [N, *], key, sample_offset=) -> [N, *], with noise
+            keyed by the global row. None: x_0 is normal noise.
+        lengths: T of each chain of a schedule made by `schedules.joined`; None: a single chain.
 
     Attributes:
-        steps: T of the chain in use.
-        memory_format: of the samples; every step keeps that of the one before.
+        steps: T of the current chain.
+        memory_format: memory format of the samples.
     """
 
     memory_format = torch.contiguous_format
@@ -97,11 +96,11 @@ class GaussianSampler(nn.Module):
     ) -> None:
         super().__init__()
         if latent_dim < 0:
-            raise ValueError(f"latent_dim: got {latent_dim}, wants 0 or more")
+            raise ValueError(f"latent_dim must be >= 0, got {latent_dim}")
         self.lengths = tuple(lengths or [len(schedule.log_std)])
         if sum(self.lengths) != len(schedule.log_std):
             raise ValueError(
-                f"lengths: got {self.lengths}, wants in all the schedule's {len(schedule.log_std)} steps"
+                f"lengths must sum to the schedule's {len(schedule.log_std)} steps, got {self.lengths}"
             )
         self.network, self.start = network, start
         self.data_shape = tuple(data_shape)
@@ -121,48 +120,50 @@ class GaussianSampler(nn.Module):
         self.use(self.lengths[0])
 
     def use(self, steps: int) -> None:
-        """Chains have so many steps from here on.
+        """Sets the number of steps of the chains from here on.
 
         Raises:
-            ValueError: it is none of ``lengths``.
+            ValueError: ``steps`` is not in ``lengths``.
         """
         if steps not in self.lengths:
-            raise ValueError(f"steps: got {steps}, wants one of {', '.join(map(str, self.lengths))}")
+            raise ValueError(f"steps must be one of {', '.join(map(str, self.lengths))}, got {steps}")
         self.steps = steps
         self.first = sum(self.lengths[: self.lengths.index(steps)])
 
     @property
     def dim(self) -> int:
-        """D: how many numbers a sample has."""
+        """D, the number of dimensions of a sample."""
         return math.prod(self.data_shape)
 
     def fix_last_std(self) -> None:
-        """The last step of every chain keeps its sigma: log_std gets no gradient there."""
+        """Freezes the sigma of the last step of every chain."""
         trained = torch.ones_like(self.log_std, requires_grad=False)
         trained[self.following == self.end] = 0
         self.log_std.register_hook(lambda grad: grad * trained)
 
     @property
     def end(self) -> int:
-        """The timestep of every chain's x_T: one after all steps."""
+        """Timestep of x_T in every chain, one past all steps."""
         return len(self.log_std)
 
     def timestep(self, t: int, n: int) -> Tensor:
-        """Step t of the chain in use, for n rows: int64 [n], without a copy."""
+        """Timestep of step t of the current chain for n rows: an expanded int64 [n]."""
         return self.timesteps[self.first + t].expand(n)
 
     def after(self, timestep: Tensor) -> Tensor:
-        """Where steps [n] lead to: the next of their chain, or `end`."""
+        """Timesteps that follow timesteps [n]: the next of their chain, or `end`."""
         return self.following[timestep]
 
     def initial(self, n: int, key: Tensor, *, data: Tensor | None = None, sample_offset: int = 0) -> Tensor:
-        """x_0 [n, *]; of data [n, *] where the sampler has a ``start``, which else have no effect."""
+        """x_0 [n, *]; from data [n, *] if the sampler has a ``start``, which otherwise have no effect."""
         shape, dtype = (n, *self.data_shape), self.log_std.dtype
         if self.start is None:
             x = self.initial_std * ops.normal(shape, key, sample_offset=sample_offset, dtype=dtype)
         elif data is None or data.shape != shape:
             got = "none" if data is None else [*data.shape]
-            raise ValueError(f"data: got {got}, wants {[*shape]}: this sampler starts from data")
+            raise ValueError(
+                f"data must have shape {[*shape]} for a sampler that starts from data, got {got}"
+            )
         else:
             x = self.start(data, key, sample_offset=sample_offset)
         return x.contiguous(memory_format=self.memory_format)
@@ -176,13 +177,13 @@ class GaussianSampler(nn.Module):
         *,
         sample_offset: int = 0,
     ) -> ops.StepOutput:
-        """One reparametrised step.
+        """One reparametrized step.
 
         Args:
             sample: x_t [N, *].
             timestep: int64 [N].
-            key: its noise; `ops.noise_key`.
-            labels: [N], for a network that takes them.
+            key: noise key, from `ops.noise_key`.
+            labels: [N], for a conditional network.
             sample_offset: global index of the first row.
         """
         latent = None
@@ -202,8 +203,7 @@ class GaussianSampler(nn.Module):
         data: Tensor | None = None,
         sample_offset: int = 0,
     ) -> Trajectory:
-        """The whole path of n particles, on the key's device; one key serves all its noise. Data as in
-        `initial`."""
+        """The path of n particles, on the key's device; one key gives all its noise. Data as in `initial`."""
         start = self.initial(n, key, data=data, sample_offset=sample_offset)
         # Each step in the memory format of the first.
         shape, strides = (self.steps + 1, *start.shape), (start.numel(), *start.stride())
@@ -234,10 +234,10 @@ class GaussianSampler(nn.Module):
         network's matrix products.
 
         Args:
-            labels: [n], for a network that takes them.
+            labels: [n], for a conditional network.
             data: [n, *], for a sampler that starts from data.
-            guide: moves samples after each step, as value guidance does.
-            batch_size: rows that the network sees at a time.
+            guide: function applied to samples after each step, such as value guidance.
+            batch_size: rows per call of the network.
         """
         batches = []
         for first in range(0, n, batch_size):
@@ -255,15 +255,15 @@ class GaussianSampler(nn.Module):
 
 
 class LogProb(nn.Module):
-    """Scores transitions of a sampler: (x_t [N, *], x_{t+1} [N, *], timestep [N], labels) -> log pi, [N], its
-    mean over D."""
+    """Log-probability of a sampler's transitions: (x_t [N, *], x_{t+1} [N, *], timestep [N], labels) -> [N],
+    means over D."""
 
     def __init__(self, sampler: GaussianSampler) -> None:
         super().__init__()
         if sampler.latent_dim:
             raise NotImplementedError(
-                f"sampler: got one with latent_dim={sampler.latent_dim}, wants 0: "
-                "a transition has no closed log-probability where a latent that nobody kept took part in it"
+                f"latent_dim must be 0, got {sampler.latent_dim}: "
+                "a transition that depends on a latent has no closed-form log-probability"
             )
         self.sampler = sampler
 
@@ -276,13 +276,13 @@ class LogProb(nn.Module):
 
 
 class Timed(nn.Module):
-    """A network that knows no generation step: it gets the schedule's time, and its input scaled.
+    """A network conditioned on the schedule's time instead of the generation step, with scaled input.
 
     As a network of `GaussianSampler`: (x [N, *], timestep int64 [N], labels, latent) -> [N, *].
 
     Args:
-        network: (x [N, *], time float32 [N]) -> [N, *], with labels and latent where there are any.
-        schedule: its `time` and `input_scale` are used.
+        network: (x [N, *], time float32 [N]) -> [N, *], with labels and latent if there are any.
+        schedule: schedule that has `time` and `input_scale`.
     """
 
     def __init__(self, network: nn.Module, schedule: Schedule) -> None:
@@ -299,12 +299,12 @@ class Timed(nn.Module):
 
 
 class Clipped(Timed):
-    """A `Timed` network that tells no data beyond [-1, 1] (Ho et al. 2020): its output is that of the nearest
-    data. What a young network gets wrong where all is noise would else grow along the chain.
+    """A `Timed` network whose predicted data are clipped to [-1, 1] (Ho et al. 2020). Otherwise the errors of
+    a barely trained network at high noise grow along the chain.
 
     Args:
-        network, schedule: as of `Timed`.
-        prediction, sigma_data: what the network tells, as in `schedules.from_levels`.
+        network, schedule: see `Timed`.
+        prediction, sigma_data: what the network predicts; see `schedules.from_levels`.
     """
 
     def __init__(
@@ -325,18 +325,18 @@ class Clipped(Timed):
 
 
 def per_row(values: Tensor, like: Tensor) -> Tensor:
-    """[N] as [N, 1, ...], to meet the rows of `like` [N, *]."""
+    """[N] as [N, 1, ...], to broadcast against `like` [N, *]."""
     return values.view(-1, *[1] * (like.ndim - 1))
 
 
 def draw_latents(timestep: Tensor, steps: int, dim: int, key: Tensor, *, sample_offset: int = 0) -> Tensor:
-    """The latents of a step, [N, dim]: standard normal, by (key, global row, timestep).
+    """The latents of a step: standard normal [N, dim], keyed by (key, global row, timestep).
 
     Args:
         timestep: int64 [N], which may differ from row to row.
         steps: T.
-        dim: of a latent.
-        key: the step's own; its latents share none of the noise of steps.
+        dim: size of a latent.
+        key: noise key of the step; latents are independent of the noise of steps.
         sample_offset: global index of the first row.
     """
     n = len(timestep)

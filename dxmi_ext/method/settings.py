@@ -27,27 +27,27 @@ class DxMISettings(Settings):
         None, "temperature of the running cost alone (tau_2); null: tau", minimum=0
     )
     tau_rate: float = setting(
-        0.0, "speed at which tau follows the data's entropy; 0: tau is fixed", minimum=0, maximum=1
+        0.0, "rate at which tau adapts to the data's entropy; 0: tau is fixed", minimum=0, maximum=1
     )
     tau_margin: float = setting(
         0.1,
-        "with tau_rate, nats a dimension by which the samples' entropy exceeds the data's; decays to 0 in "
+        "margin of the samples' entropy over the data's with tau_rate, in nats per dimension; decays to 0 in "
         "the second half of the run",
     )
     negatives: str = setting(
         "sampler",
         "negatives of the energy: sampler: its samples (DxMI); refined: Langevin chains started from these; "
-        "short_run, persistent: Langevin chains from noise, and the energy is trained alone",
+        "short_run, persistent: Langevin chains from noise, which train the energy alone",
         choices=("sampler", "refined", "short_run", "persistent"),
     )
     energy_loss: str = setting(
         "contrast",
-        "loss of the energy: contrast, the paper's; noise_contrastive (N2CE), in which a sample counts the "
-        "less the higher its energy is already",
+        "loss of the energy: contrast, the paper's; noise_contrastive (N2CE), which weights samples of high "
+        "energy less",
         choices=("contrast", "noise_contrastive"),
     )
     noise_magnitude: float = setting(
-        10.0, "M of N2CE; as it grows, classification becomes maximum likelihood", minimum=1
+        10.0, "magnitude M of N2CE; approaches maximum likelihood as it grows", minimum=1
     )
     gamma: float = setting(1.0, "weight of the squared energies in the energy loss", minimum=0)
     cost_reduction: str = setting(
@@ -57,53 +57,55 @@ class DxMISettings(Settings):
     )
     costs_in: str = setting(
         "both",
-        "losses that entropy and running cost enter: both, or one of them",
+        "losses that include entropy and running cost: both, or one of them",
         choices=("both", "value", "sampler"),
     )
     time_cost: str = setting(
-        "none", "R(t) in the value's target: linear is .05 a step", choices=("none", "linear", "sigmoid")
+        "none",
+        "time cost R(t) in the value's target; linear: .05 per step",
+        choices=("none", "linear", "sigmoid"),
     )
     skip_last: int = setting(0, "number of last steps without entropy and running cost", minimum=0)
     td_order: str = setting(
         "backward",
-        "order in which the value learns the steps; shuffled: each row its own, from a random step on",
+        "order of the steps in the value's update; shuffled: each row starts at a random step",
         choices=("backward", "shuffled"),
     )
     td_redraw: bool = setting(False, "redraw x_{t+1} from the current sampler for the value's target")
     td_weight: float = setting(
         1.0,
-        "weight of the value's squared errors; below 1 an energy that shares the value's weights counts more "
-        "against its T steps",
+        "weight of the value's squared errors; below 1, an energy that shares the value's weights counts "
+        "more",
         minimum=0,
     )
     velocity_decay: float = setting(
-        0.99, "alpha of adaptive velocity regularisation; 1: off", minimum=0, maximum=1
+        0.99, "decay alpha of adaptive velocity regularization; 1: off", minimum=0, maximum=1
     )
     sampler_update: str = setting(
         "dxdp",
-        "update of the sampler: dynamic programming, the policy gradient of GCD, or back-propagation through "
+        "update of the sampler: dynamic programming, the policy gradient of GCD, or backpropagation through "
         "whole paths, which does not use the value",
         choices=("dxdp", "policy_gradient", "backprop"),
     )
     sampler_steps: int = setting(
-        2, "sampler steps an iteration; T of them use the whole path", minimum=1, maximum=1000
+        2, "number of sampler steps per iteration; T uses the whole path", minimum=1, maximum=1000
     )
     sampler_wait: int = setting(
-        0, "first iterations in which the sampler does not move, while a new energy learns", minimum=0
+        0, "number of first iterations in which the sampler is frozen while a new energy learns", minimum=0
     )
-    train_last_std: bool = setting(True, "false: the sigma of the last step is fixed")
+    train_last_std: bool = setting(True, "train the sigma of the last step; false: it is frozen")
     sampler_lr: float = setting(5e-4, "learning rate of the sampler's network", minimum=0)
     log_std_lr: float = setting(1.5e-3, "learning rate of log sigma", minimum=0)
     value_lr: float = setting(
-        1e-3, "learning rate of the value, and of an energy that is part of it", minimum=0
+        1e-3, "learning rate of the value, and of an energy that shares its weights", minimum=0
     )
     energy_lr: float = setting(1e-3, "learning rate of a separate energy network", minimum=0)
     lr_decay: str = setting(
         "linear", "schedule of the learning rates", choices=("constant", "linear", "cosine")
     )
-    sampler_clip: float = setting(0.1, "largest gradient norm of the sampler; 0: any", minimum=0)
-    value_clip: float = setting(0.0, "largest gradient norm of the value; 0: any", minimum=0)
-    energy_clip: float = setting(0.0, "largest gradient norm of a separate energy; 0: any", minimum=0)
+    sampler_clip: float = setting(0.1, "maximum gradient norm of the sampler; 0: no clipping", minimum=0)
+    value_clip: float = setting(0.0, "maximum gradient norm of the value; 0: no clipping", minimum=0)
+    energy_clip: float = setting(0.0, "maximum gradient norm of a separate energy; 0: no clipping", minimum=0)
     ema_decay: float = setting(
         0.995, "decay of the averaged networks, used for evaluation", minimum=0, below=1
     )
@@ -120,34 +122,34 @@ class DxMISettings(Settings):
 
     @property
     def trains_sampler(self) -> bool:
-        """Whether a sampler is trained, or the energy alone."""
+        """Whether a sampler is trained; otherwise the energy alone."""
         return self.negatives in ("sampler", "refined")
 
 
 RULES = (
     Rule(
-        "tau must not be given beside tau_entropy and tau_velocity, which take its place, got {tau}",
+        "tau must not be given with both tau_entropy and tau_velocity, which replace it, got {tau}",
         lambda s: "tau" not in s.given or None in (s.tau_entropy, s.tau_velocity),
     ),
     Rule(
-        "costs_in must be both or sampler with sampler_update={sampler_update}, in which the sampler does "
-        "not learn from the value, got {costs_in}",
+        "costs_in must be both or sampler with sampler_update={sampler_update}, which does not train the "
+        "sampler on the value, got {costs_in}",
         lambda s: s.sampler_update == "dxdp" or s.costs_in != "value" or not s.entropy_tau + s.velocity_tau,
     ),
     *only_with(
         "energy_loss=noise_contrastive", lambda s: s.energy_loss == "noise_contrastive", "noise_magnitude"
     ),
     Rule(
-        "tau_rate must be 0 where the temperature of the entropy is 0, got {tau_rate}",
+        "tau_rate must be 0 if the temperature of the entropy is 0, got {tau_rate}",
         lambda s: not s.tau_rate or bool(s.entropy_tau),
     ),
 )
-"""Between settings of the algorithm."""
+"""Rules between settings of the algorithm."""
 
 CHAIN_RULES = (
     Rule(
-        "tau_rate must be 0 with Langevin chains, which do not follow it (negatives={negatives}, unless "
-        "refined with langevin_noise), got {tau_rate}",
+        "tau_rate must be 0 with Langevin chains, whose tau is fixed (negatives={negatives}, except refined "
+        "with langevin_noise), got {tau_rate}",
         lambda s: (
             not s.tau_rate
             or s.negatives == "sampler"
@@ -155,9 +157,9 @@ CHAIN_RULES = (
         ),
     ),
 )
-"""Between the algorithm and its Langevin chains."""
+"""Rules between the algorithm and its Langevin chains."""
 
 ENERGY_RULES = only_with(
     "value_kind=separate", lambda s: s.value_kind == "separate", "energy_lr", "energy_clip"
 )
-"""Of tasks whose energy need not be a network of its own."""
+"""Rules of tasks whose energy may be part of the value."""

@@ -1,4 +1,4 @@
-"""Deterministic solvers of a diffusion model's probability flow: what one would sample with instead of DxMI.
+"""Deterministic solvers of a diffusion model's probability flow ODE, as alternatives to DxMI's sampler.
 
 Heun's method (Karras et al. 2022, Alg. 1) and DPM-Solver++ 2M (Lu et al. 2022, Alg. 2), both on levels
 x = data + sigma eps. Imports torch and ``dxmi_ext``.
@@ -19,16 +19,16 @@ from dxmi_ext.engine.calls import call
 from dxmi_ext.method.schedules import reading
 
 Denoise = Callable[[Tensor, float], Tensor]
-"""(x [N, *], sigma) -> the data that the network predicts, [N, *]."""
+"""(x [N, *], sigma) -> predicted data [N, *]."""
 
 
 def heun(denoise: Denoise, x: Tensor, sigmas: Sequence[float]) -> Tensor:
-    """Second order; 2 evaluations a step, 1 in the last.
+    """Heun's method, of second order: 2 evaluations per step, 1 in the last.
 
     Args:
-        denoise: the model.
+        denoise: denoiser.
         x: data + sigmas[0] eps, [N, *].
-        sigmas: decreasing levels, the last of which is 0.
+        sigmas: decreasing noise levels that end at 0.
     """
     for sigma, following in itertools.pairwise(sigmas):
         slope = (x - denoise(x, sigma)) / sigma
@@ -40,17 +40,17 @@ def heun(denoise: Denoise, x: Tensor, sigmas: Sequence[float]) -> Tensor:
 
 
 def dpm_solver(denoise: Denoise, x: Tensor, sigmas: Sequence[float]) -> Tensor:
-    """DPM-Solver++ 2M: second order by the last two predictions; 1 evaluation a step.
+    """DPM-Solver++ 2M: second order from the last two predictions, 1 evaluation per step.
 
     Args:
-        denoise, x, sigmas: as of `heun`.
+        denoise, x, sigmas: see `heun`.
     """
     data, width = None, 0.0
     for sigma, following in itertools.pairwise(sigmas):
         earlier, earlier_width = data, width
         data = denoise(x, sigma)
         width = math.log(sigma / following) if following > 0 else math.inf
-        ahead = data  # first order in the first and in the last step
+        ahead = data  # the first and the last step are of first order
         if earlier is not None and following > 0:
             ahead = data + (data - earlier) * width / (2 * earlier_width)
         x = following / sigma * x + (1 - following / sigma) * ahead
@@ -58,21 +58,21 @@ def dpm_solver(denoise: Denoise, x: Tensor, sigmas: Sequence[float]) -> Tensor:
 
 
 SOLVERS: dict[str, Callable[[Denoise, Tensor, Sequence[float]], Tensor]] = {"heun": heun, "dpmpp": dpm_solver}
-"""By the names of `dxmi evaluate chain=`."""
+"""By name in `dxmi evaluate chain=`."""
 
 
 class SolverSampler(nn.Module):
-    """Samples of a pretrained network by a solver, with the interface of `GaussianSampler.sample`.
+    """Samples a pretrained network with a solver, with the interface of `GaussianSampler.sample`.
 
     Args:
-        network: (x [N, *], time [N]) -> [N, *], with labels [N] where it takes them.
-        solver: a function of ``SOLVERS``.
-        sigmas: decreasing levels, the last of which is 0.
-        time: sigma -> what the network takes for it.
-        prediction, sigma_data: what it predicts; as in `schedules.from_levels`.
-        preserving: whether the network sees data and noise scaled to a total variance of 1.
-        data_shape: of a sample.
-        clip: keep the predicted data in [-1, 1].
+        network: (x [N, *], time [N]) -> [N, *], with labels [N] if it is conditional.
+        solver: one of ``SOLVERS``.
+        sigmas: decreasing noise levels that end at 0.
+        time: sigma -> the network's time input.
+        prediction, sigma_data: what the network predicts; see `schedules.from_levels`.
+        preserving: whether the network's input is variance preserving.
+        data_shape: shape of a sample.
+        clip: whether to clip predicted data to [-1, 1].
     """
 
     def __init__(
@@ -107,8 +107,8 @@ class SolverSampler(nn.Module):
         """Samples [n, *], on the key's device; row i depends on (key, sample_offset + i) alone.
 
         Args:
-            labels: [n], for a network that takes them.
-            batch_size: rows that the network sees at a time.
+            labels: [n], for a conditional network.
+            batch_size: rows per call of the network.
         """
         batches = []
         for first in range(0, n, batch_size):
@@ -134,17 +134,17 @@ class SolverSampler(nn.Module):
 
 
 def karras_sigmas(steps: int, sigma_min: float, sigma_max: float, rho: float = 7.0) -> list[float]:
-    """Karras et al. 2022, eq. 5: so many levels, then 0."""
+    """The levels of Karras et al. 2022, eq. 5, followed by 0."""
     ends = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
     return [*(torch.linspace(*ends, steps, dtype=torch.float64) ** rho).tolist(), 0.0]
 
 
 def time_in_table(betas: Tensor) -> tuple[Callable[[float], float], float, float]:
-    """For a network of a discrete diffusion: its time, maybe fractional, as a function of sigma, then the
-    least and the largest sigma.
+    """The time of a discrete-time diffusion, fractional in general, as a function of sigma, and the smallest
+    and largest sigma.
 
     Args:
-        betas: float64 [steps], in the order of the forward diffusion.
+        betas: float64 [steps], in the order of the forward process.
     """
     import numpy as np
 

@@ -1,4 +1,4 @@
-"""What all trainers share: batches with noise keys, learning rates, and a state that resumes exactly.
+"""Base of all trainers: batches with noise keys, learning rates, and a state that resumes exactly.
 
 Imports torch, the engine and ``method.noise``.
 """
@@ -19,7 +19,7 @@ from dxmi_ext.engine.ranks import Ranks
 from dxmi_ext.method import noise
 
 Metrics = dict[str, Tensor]
-"""What to log of an iteration: scalars and vectors, on the device."""
+"""Metrics of an iteration: scalars and vectors, on the device."""
 
 
 class Batch(NamedTuple):
@@ -28,7 +28,7 @@ class Batch(NamedTuple):
     data: Tensor
     """[N, *]"""
     labels: Tensor | None
-    """[N], or None where the data have none."""
+    """[N], or None if the data have none."""
     offset: int
     """Global index of the first row."""
     keys: Mapping[str, Tensor]
@@ -40,24 +40,24 @@ class Batch(NamedTuple):
 
 
 class Stepper:
-    """Trains networks, an iteration at a time; a `engine.run.Stepper`.
+    """Trains networks iteration by iteration; an `engine.run.Stepper`.
 
-    A subclass makes its learners and says what an iteration does (`iterate`) and what its state is (`parts`).
+    A subclass creates its learners and defines the iteration (`iterate`) and its state (`parts`).
 
     Args:
-        seed: of every random choice; each is keyed by the global row, so none depends on the batch's split.
-        device: of the networks.
-        ranks: among which the rows of a batch are split.
-        execution: how networks run.
+        seed: seed of every random choice; each is keyed by the global row, whatever the split of the batch.
+        device: device of the networks.
+        ranks: ranks that share the rows of a batch.
+        execution: precision and compilation of the networks.
         uses: names of the noise keys of an iteration; their order is part of the format of saved runs.
-        graphed: whether iterations run as one CUDA graph.
+        graphed: whether an iteration runs as one CUDA graph.
     """
 
     stream: ClassVar[str]
-    """Name of its noise among that of a run."""
+    """Name of the noise stream."""
     learners: Sequence[Learner]
     memory_format = torch.contiguous_format
-    """Of the data, as `iterate` gets them."""
+    """Memory format of the data passed to `iterate`."""
 
     def __init__(
         self,
@@ -75,15 +75,15 @@ class Stepper:
         self._draws = noise.Draws(seed, self.stream, uses, device)
 
     def begin(self) -> None:
-        """What the host does before an iteration."""
+        """Work on the host before an iteration."""
 
     def iterate(self, batch: Batch) -> Metrics:
-        """What the device does in an iteration: the algorithm itself."""
+        """Work on the device: the algorithm itself."""
         raise NotImplementedError
 
     def parts(self) -> dict[str, Any]:
-        """The state, but for the iteration: modules, optimizers and tensors, or dicts of them, by name. The
-        names are part of the format of saved runs."""
+        """The state without the iteration: modules, optimizers and tensors, or dicts of them, by name. Names
+        are part of the format of saved runs."""
         raise NotImplementedError
 
     def step(self, batch: Tensor | tuple[Tensor, Tensor]) -> Metrics:
@@ -93,8 +93,8 @@ class Stepper:
             batch: this rank's rows: data [B, *], or data and labels [B].
 
         Returns:
-            What to log, on the device; of each loss also ``NAME_failures``, its steps in a row that moved
-            nothing.
+            The metrics, on the device; for each loss also ``NAME_failures``, the number of consecutive
+            skipped steps.
         """
         data, labels = batch if isinstance(batch, tuple) else (batch, None)
         for learner in self.learners:
@@ -123,14 +123,14 @@ class Stepper:
             learner.rates.scale = lr_scale
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that resuming needs; noise keys follow from the iteration."""
+        """The state required to resume; noise keys follow from the iteration."""
         return {"iteration": self.iteration, **_saved(self.parts())}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.iteration = state["iteration"]
         _load(self.parts(), state)
         if isinstance(self._iterate, Graphed):
-            self._iterate.forget()  # the optimizers' moments are other tensors now
+            self._iterate.forget()  # the optimizers' moments are new tensors
 
 
 def _saved(part: Any) -> Any:

@@ -1,10 +1,10 @@
-"""A temperature that nobody has to choose: it follows the entropy of the data.
+"""An automatic temperature that follows the entropy of the data.
 
-At DxMI's equilibrium samples and data have one distribution, so one entropy, whatever tau is; what training
-reaches is near that for a range of tau. Below it the sampler gathers where the energy is low, above it
-spreads beyond the data; within it the energy tells the more the larger tau is. So tau is taken so large that
-the samples' entropy is a margin above the data's: the multiplier of that constraint, found by dual ascent.
-Once the energy has learned, the margin goes, so that the samples end as spread as the data.
+At DxMI's equilibrium, samples and data have the same distribution and entropy for any tau; training comes
+close to it for a range of tau. Below that range the sampler collapses to low energies, above it the samples
+spread beyond the data; within it, a larger tau gives a more accurate energy. So tau is the multiplier, found
+by dual ascent, of the constraint that the samples' entropy exceeds the data's by a margin. The margin decays
+once the energy has learned, so that samples end with the entropy of the data.
 Imports torch and ``dxmi_ext.engine.ranks``.
 """
 
@@ -21,14 +21,14 @@ _LARGEST = 1000.0  # the factor stays within this and its inverse
 
 
 class Temperature:
-    """A factor of every tau.
+    """A common factor of all taus.
 
     Args:
-        rate: the factor grows by exp(rate) an iteration for each nat a dimension that samples lack.
-        factor: a scalar on the device, to begin with; it is changed in place.
-        ranks: whose rows are taken together, so that the factor is the same on all.
-        margin: nats a dimension by which samples are to exceed the data, until half of the run is done; from
-            there it falls to 0.
+        rate: growth exp(rate) per iteration for each nat per dimension that the samples lack.
+        factor: initial factor, a scalar on the device; updated in place.
+        ranks: ranks whose rows are combined, so that the factor is the same on all.
+        margin: nats per dimension by which the samples' entropy should exceed the data's in the first half of
+            the run; decays to 0 in the second.
     """
 
     def __init__(
@@ -38,18 +38,18 @@ class Temperature:
         self._margin, self._wanted = margin, factor.new_tensor(margin)
 
     def at(self, done: float) -> None:
-        """Sets the margin for a place in the run: 0 at its start, 1 at its end."""
+        """Sets the margin for the progress of the run, 0 at its start and 1 at its end."""
         self._wanted.fill_(self._margin * min(1.0, 2 * (1 - done)))
 
     @torch.no_grad()
     def update(self, data: Tensor, samples: Tensor) -> dict[str, Tensor]:
-        """One step of dual ascent, in place. Rows that are not finite change nothing.
+        """One step of dual ascent, in place. It is skipped if rows are not finite.
 
         Args:
-            data, samples: this rank's rows [N, *], as many of both.
+            data, samples: this rank's rows, both [N, *].
 
         Returns:
-            What to log.
+            The metrics to log.
         """
         gap = entropy_gap(self.ranks.gather(data), self.ranks.gather(samples))
         lack = (gap + self._wanted).nan_to_num(0.0, 0.0, 0.0)
@@ -59,24 +59,24 @@ class Temperature:
 
 
 def entropy_gap(data: Tensor, samples: Tensor) -> Tensor:
-    """H(data) - H(samples) in nats a dimension, by distances to nearest neighbours (Kozachenko & Leonenko
-    1987): of as many rows of both, everything else in that estimate is the same. A scalar.
+    """H(data) - H(samples) in nats per dimension, a scalar, from nearest-neighbour distances (Kozachenko &
+    Leonenko 1987); with the same number of rows, the other terms of the estimate cancel.
 
-    Neighbours are sought in groups of some 128 rows, whatever the batch. Structure finer than these are apart
-    counts for nothing, which is wanted: a sampler that cannot be so fine would have its tau fall to 0.
+    Neighbours are searched in groups of about 128 rows, whatever the batch size. This ignores finer structure
+    on purpose: tau would fall to 0 for a sampler that cannot resolve it.
 
     Args:
         data, samples: [N, *].
     """
     if data.shape != samples.shape or len(data) < 2:
         raise ValueError(
-            f"data, samples: got {[*data.shape]} and {[*samples.shape]}, wants one shape, of two or more rows"
+            f"data, samples must have one shape [n >= 2, *], got {[*data.shape]}, {[*samples.shape]}"
         )
     return _mean_log_distance(data) - _mean_log_distance(samples)
 
 
 def _mean_log_distance(rows: Tensor) -> Tensor:
-    """Of each row to its third nearest other in its group, or the farthest of fewer."""
+    """Mean log distance to the third nearest other row of the group, or to the farthest in a small group."""
     groups = rows.flatten(1).tensor_split(max(1, len(rows) // _GROUP))
     return torch.cat([_log_distances(group) for group in groups]).mean()
 

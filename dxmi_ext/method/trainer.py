@@ -27,22 +27,22 @@ from dxmi_ext.method.stepper import Batch, Metrics, Stepper
 
 
 class DxMITrainer(Stepper):
-    """Trains a sampler, a value and an energy together.
+    """Trains a sampler, a value and an energy jointly.
 
     Args:
-        networks: all of them.
+        networks: sampler, value and energy.
         algorithm: settings; ``negatives`` is sampler or refined.
         iterations: length of the run, over which learning rates decay.
-        seed: of every random choice; each is keyed by the global row, so none depends on the batch's split.
-        ranks: among which the rows of a batch are split.
+        seed: seed of every random choice; each is keyed by the global row, whatever the split of the batch.
+        ranks: ranks that share the rows of a batch.
         langevin: settings of the chains that refine negatives.
-        execution: settings of how the networks run.
+        execution: precision and compilation of the networks.
 
     Attributes:
         averaged: the networks with averaged weights, for evaluation.
 
     Raises:
-        ConfigError: settings are at odds with each other, with the networks or with the device.
+        ConfigError: settings conflict with each other, with the networks or with the device.
     """
 
     stream = "dxmi"
@@ -112,11 +112,11 @@ class DxMITrainer(Stepper):
 
     def begin(self) -> None:
         self.costs.begin(self.iteration / self.iterations)
-        # Of several lengths of chains one, the same on all ranks and after a resume.
+        # One of the chain lengths, the same on all ranks and after a resume.
         self.sampler.use(random.Random(f"{self._seed} {self.iteration}").choice(self.sampler.lengths))
 
     def iterate(self, batch: Batch) -> Metrics:
-        """One iteration of Algorithm 1 or 2, on chains of the length in use."""
+        """One iteration of Algorithm 1 or 2, on chains of the current length."""
         path = self._rollout(batch)
         metrics = self._energy_step(path, batch)
         metrics["value_loss"] = self._value_steps(path, batch)
@@ -131,8 +131,8 @@ class DxMITrainer(Stepper):
         return self.sampler.rollout(batch.n, key, labels, data=batch.data, sample_offset=batch.offset)
 
     def _energy_step(self, path: Trajectory, batch: Batch) -> Metrics:
-        """Lowers the energy of data and raises that of the sampler's samples, or where Langevin chains lead
-        from there."""
+        """Lowers the energy of data and raises the energy of the sampler's samples, refined by Langevin
+        chains if so set."""
         samples = path.samples[-1]
         if self.algorithm.negatives == "refined":
             key, offset = batch.keys["refine"], batch.offset
@@ -140,7 +140,7 @@ class DxMITrainer(Stepper):
         return energy_step(self.energy_learner, self._learning, self._energy_loss, batch, samples)
 
     def _value_steps(self, path: Trajectory, batch: Batch) -> Tensor:
-        """Temporal differences: each step learns from the value just updated."""
+        """Temporal-difference learning: each step uses the value updated by the one before."""
         losses = []
         for timestep, step in self._td_steps(path, batch):
             _, following, sq_displacement = step
@@ -156,10 +156,10 @@ class DxMITrainer(Stepper):
             loss = nn.functional.mse_loss(value, target)
             self.value_learner.descend("value", self.algorithm.td_weight * loss)
             losses.append(loss.detach())
-        return torch.stack(losses[::-1])  # of step t, in backward order
+        return torch.stack(losses[::-1])  # computed from the last step to the first
 
     def _td_steps(self, path: Trajectory, batch: Batch) -> Iterator[tuple[Tensor, Transition]]:
-        """The timesteps [B] and transitions that the value learns from, in turn; each of the path once."""
+        """The timesteps [B] and transitions that the value learns from, each transition of the path once."""
         steps = self.sampler.steps
         if self.algorithm.td_order == "backward":
             for step in reversed(range(steps)):
@@ -171,9 +171,9 @@ class DxMITrainer(Stepper):
                 yield self.sampler.first + t, path.at(t)
 
     def _sampler_steps(self, path: Trajectory, batch: Batch) -> Tensor:
-        """Improves single steps at random places of the path, no gradient crossing steps; or whole paths."""
+        """Updates the sampler on single steps at random times of the path, or on whole paths."""
         steps, losses = self.sampler.steps, []
-        # Where each particle's steps start.
+        # First step of each particle.
         first = noise.randint(steps, batch.n, batch.keys["choice"], sample_offset=batch.offset)
         with frozen(self.value, self.networks.energy_network):
             scene = Scene(self.networks, self.sampler_learner.network, self.costs, path, batch)
@@ -184,7 +184,7 @@ class DxMITrainer(Stepper):
         return torch.stack(losses)
 
     def _logged(self, metrics: Metrics) -> Metrics:
-        """Of chains of several lengths, means over the chain: every iteration logs the same shapes."""
+        """Means over the chain if chains have several lengths, so that logged shapes stay the same."""
         if len(self.sampler.lengths) == 1:
             return metrics
         return metrics | {k: metrics[k].mean() for k in ("log_prob", "sq_displacement", "value_loss")}
@@ -218,7 +218,7 @@ def _check(
     execution: ExecutionSettings,
     ranks: Ranks,
 ) -> None:
-    """Refuses what cannot be trained."""
+    """Raises a ConfigError for unsupported combinations."""
     settings.check((*RULES, *CHAIN_RULES), algorithm, langevin)
     check_graph(execution, networks.sampler.log_std.device, ranks)
     if not algorithm.trains_sampler:

@@ -1,1 +1,1 @@
-"""The task of 2D densities: recipes, data, networks, metrics and pictures."""
+"""The task of 2D densities: recipes, data, networks, metrics and plots."""

@@ -1,7 +1,7 @@
-"""Toy densities in the plane, within [-4, 4]^2 but for rare tails.
+"""Toy densities in the plane, within [-4, 4]^2 except for rare tails.
 
-A row depends on (key, global row) alone, so a batch may be split over calls or ranks. Imports torch and
-``dxmi_ext.ops``, ``dxmi_ext.method.noise``.
+A row depends on (key, global row) alone, so a batch may be split over calls or ranks. Imports torch,
+``dxmi_ext.ops`` and ``dxmi_ext.method.noise``.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from torch import Tensor
 from dxmi_ext import ops
 from dxmi_ext.method import noise
 
-# The two uses of the key: noise that moves a point, and uniforms that choose where it starts.
+# The two uses of the key: noise of a point, and uniforms that choose its center.
 _NORMAL, _UNIFORM = 0, 1
 
 
 def sample(name: str, n: int, key: Tensor, *, sample_offset: int = 0) -> Tensor:
-    """Draw ``n`` points of a density; row i is point ``sample_offset + i`` of the key's endless sequence.
+    """Draw ``n`` points of a density; row i is point ``sample_offset + i`` of the key's infinite sequence.
 
     Args:
         name: one of ``DENSITIES``.
-        key: int64[2] of ``ops.noise_key``, with a draw that nothing else uses; the points lie on its device.
+        key: int64 [2] from ``ops.noise_key``, with an otherwise unused draw; the points are on its device.
 
     Returns:
         float32 [n, 2].
@@ -33,15 +33,15 @@ def sample(name: str, n: int, key: Tensor, *, sample_offset: int = 0) -> Tensor:
         ValueError: the name is unknown.
     """
     if name not in DENSITIES:
-        raise ValueError(f"data: got {name!r}, wants one of {', '.join(DENSITIES)}")
+        raise ValueError(f"data must be one of {', '.join(DENSITIES)}, got {name!r}")
     z = ops.normal((n, 2), key, timestep=_NORMAL, sample_offset=sample_offset)
     u = noise.uniform((n, 2), key, timestep=_UNIFORM, sample_offset=sample_offset)
-    # float64 inside: vectorised float32 functions may round otherwise in another split of the batch
+    # float64 inside: vectorized float32 functions may round differently for another split of the batch
     return DENSITIES[name](z.double(), u).float()
 
 
 def _eight_gaussians(z: Tensor, u: Tensor) -> Tensor:
-    """Centres on a circle of radius 4/1.414, standard deviation .5/1.414 (DxMI, Table 1)."""
+    """Centers on a circle of radius 4/1.414, standard deviation .5/1.414 (DxMI, Table 1)."""
     angles = [k * math.pi / 4 for k in range(8)]
     centres = z.new_tensor([(4 * math.cos(angle), 4 * math.sin(angle)) for angle in angles])
     mode = (8 * u[:, 0]).long()
@@ -49,7 +49,7 @@ def _eight_gaussians(z: Tensor, u: Tensor) -> Tensor:
 
 
 def _two_spirals(z: Tensor, u: Tensor) -> Tensor:
-    """Two arms of one and a half turns, opposite each other, thickened by noise of .1."""
+    """Two opposite arms of one and a half turns, with noise of standard deviation .1."""
     angle = 3 * math.pi * u[:, 0].sqrt()
     arm = torch.where(u[:, 1] < 0.5, -1.0, 1.0)
     spiral = torch.stack([angle.cos(), angle.sin()], dim=1) * (arm * angle / 3).unsqueeze(1)
@@ -65,26 +65,26 @@ def _checkerboard(z: Tensor, u: Tensor) -> Tensor:
 
 
 def log_density(name: str, x: Tensor) -> Tensor:
-    """Log density of the points' distribution, -inf outside its support.
+    """Log density, -inf outside the support.
 
     Args:
         name: one of ``DENSITIES``.
         x: [n, 2].
 
     Returns:
-        float64 [n]. Exact but for 2spirals, whose arms are 800 Gaussians at half their width from each other.
+        float64 [n]. Exact except for 2spirals, whose arms are 800 Gaussians spaced by half their width.
 
     Raises:
         ValueError: the name is unknown.
     """
     if name not in DENSITIES:
-        raise ValueError(f"data: got {name!r}, wants one of {', '.join(DENSITIES)}")
+        raise ValueError(f"data must be one of {', '.join(DENSITIES)}, got {name!r}")
     x = x.double()
     if name == "checkerboard":
         column, row = ((x + 4) / 2).floor().T
         inside = (x >= -4).all(1) & (x < 4).all(1) & ((column + row) % 2 == 0)
         return torch.where(inside, -math.log(32), -math.inf)
-    # The two others are their own noiseless points, evenly spread over u, under Gaussian noise.
+    # The two others are mixtures of Gaussians at their noiseless points for evenly spaced u.
     if name == "8gaussians":
         u, std = torch.stack([(torch.arange(8) + 0.5) / 8, torch.zeros(8)], dim=1), 0.5 / 1.414
     else:

@@ -1,4 +1,4 @@
-"""What a 2D run comes to: its numbers, its pictures and its row of the paper's Table 1.
+"""Evaluation of a 2D run: its metrics, its plots and its row of the paper's Table 1.
 
 Imports torch, the engine and the method; scikit-learn and matplotlib where they are used.
 """
@@ -30,17 +30,17 @@ PAPER = {  # DxMI, Table 1: (pretrained, tau) -> SW, its deviation, AUC; 8 Gauss
 def evaluate_networks(
     cfg: Config, networks: Networks, *, seed: int, tau_factor: float = 1.0
 ) -> dict[str, float]:
-    """The numbers of `metrics.evaluate`; energy_kl where there is a temperature; of a sampler that
-    knows several T also sliced_wasserstein_tT of each. What cannot be computed is left out.
+    """The metrics of `metrics.evaluate`; energy_kl if there is a temperature; sliced_wasserstein_tT for each
+    T of a sampler with several. Metrics that cannot be computed are skipped.
 
     Args:
-        tau_factor: of tau at the run's end, where it was not fixed.
+        tau_factor: factor of tau at the end of the run, if it was automatic.
     """
     device = networks.sampler.log_std.device
     draws = noise.Draws(seed, "evaluate", ["sample", "data"], device)
     own, of_lengths = dict[str, float](), dict[str, float]()
     others = [steps for steps in cfg.chain.all_steps if steps != cfg.chain.steps]
-    for steps in (*others, cfg.chain.steps):  # its own last: that stays
+    for steps in (*others, cfg.chain.steps):  # the run's own T last, which stays set
         networks.sampler.use(steps)
         own = final.numbers(
             f"numbers at T = {steps}",
@@ -70,12 +70,12 @@ def evaluate_networks(
 
 
 def temperature_of(cfg: Config) -> float:
-    """That of the density exp(-E / temperature) / Z."""
+    """The temperature in the density exp(-E / temperature) / Z."""
     return density_temperature(cfg.algorithm, 2) if cfg.algorithm.trains_sampler else cfg.algorithm.tau
 
 
 def draw_pictures(directory: Path, cfg: Config, networks: Networks) -> None:
-    """samples.png, energy.png, curves.png, and paths.png of a sampler."""
+    """Draws samples.png, energy.png, curves.png, and paths.png if there is a sampler."""
     device = networks.sampler.log_std.device
     keys = noise.Draws(cfg.run.seed, "pictures", ["sample", "data"], device).at(0)
     data = densities.sample(cfg.density.data, 5000, keys["data"])
@@ -88,14 +88,14 @@ def draw_pictures(directory: Path, cfg: Config, networks: Networks) -> None:
 
 
 def samples_of(cfg: Config) -> str:
-    """What a run's samples are drawn from."""
+    """The source of a run's samples, for titles."""
     if cfg.algorithm.trains_sampler:
         return "sampler"
     return f"Langevin chains from noise, {cfg.langevin.sample_steps(cfg.algorithm.negatives)} steps each"
 
 
 def table(cfg: Config, numbers: dict[str, float]) -> str:
-    """The run's row, the paper's beside it where it has one."""
+    """The run's row, with the paper's if there is one."""
     start = "pretrained" if cfg.run.pretrained else "from scratch"
     taus = [cfg.algorithm.entropy_tau, cfg.algorithm.velocity_tau]
     tau = " and ".join(f"{each:g}" for each in dict.fromkeys(taus)) + ", then automatic" * bool(

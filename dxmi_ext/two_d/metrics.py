@@ -1,5 +1,5 @@
-"""Numbers for 2D data: sliced Wasserstein distance and AUROC of the energy (DxMI, Table 1), entropy and
-coverage of samples, and the energy's divergence from the data.
+"""Metrics for 2D data: sliced Wasserstein distance and AUROC of the energy (DxMI, Table 1), entropy and
+coverage of samples, and the divergence of the energy from the data.
 
 Imports torch and numpy; scikit-learn (extra ``train``) is imported where used.
 """
@@ -17,33 +17,33 @@ from torch import Tensor
 from dxmi_ext.engine import final
 
 Draws = Callable[[int, int], Tensor]
-"""(n, draw) -> [n, 2]; the draws 0, 1, 2, ... are independent of each other."""
+"""(n, draw) -> [n, 2]; draws 0, 1, 2, ... are independent."""
 
 
 def sliced_wasserstein(x: Tensor, y: Tensor, *, projections: int = 1000, seed: int = 0) -> float:
-    """Sliced 2-Wasserstein distance (not squared) of two sets of as many points.
+    """Sliced 2-Wasserstein distance (not squared) of two sets of the same size.
 
     Args:
-        x, y: [n, D] each. On a line, the nearest way to carry n points to n others keeps their order.
+        x, y: points [n, D]. On a line, the optimal transport of n points to n others keeps their order.
         projections: number of random directions.
     """
     if x.shape != y.shape:
-        raise ValueError(f"y: got {[*y.shape]}, wants as many points as x, {[*x.shape]}")
-    random = np.random.RandomState(seed % 2**32)  # which takes no more bits
+        raise ValueError(f"y must have the shape of x, {[*x.shape]}, got {[*y.shape]}")
+    random = np.random.RandomState(seed % 2**32)  # 32 bits at most
     directions = random.normal(size=(x.shape[1], projections))
     directions /= np.linalg.norm(directions, axis=0)
     points, squared = (_numpy(x).T, _numpy(y).T), 0.0
-    for i in range(0, projections, 20):  # so many stay in the processor's cache
+    for i in range(0, projections, 20):  # blocks that fit the cache
         ordered = [np.sort(directions[:, i : i + 20].T @ each, axis=1) for each in points]
         squared += np.square(ordered[0] - ordered[1]).mean(1).sum()
     return math.sqrt(squared / projections)
 
 
 def energy_auroc(energy_data: Tensor, energy_uniform: Tensor) -> float:
-    """How well low energy tells data from uniform points: 1 always, .5 not at all.
+    """AUROC of the energy as a classifier of data against uniform points: 1 is perfect, .5 is chance.
 
     Args:
-        energy_data, energy_uniform: [n], [m].
+        energy_data, energy_uniform: energies [n], [m].
 
     Raises:
         ValueError: an energy is not finite.
@@ -56,20 +56,20 @@ def energy_auroc(energy_data: Tensor, energy_uniform: Tensor) -> float:
 
 
 def entropy_excess(samples: Tensor, data: Tensor, *, k: int = 5) -> float:
-    """H(samples) - H(data) in nats, by distances to k-th nearest neighbours (Kozachenko & Leonenko 1987).
+    """H(samples) - H(data) in nats, from distances to k-th nearest neighbors (Kozachenko & Leonenko 1987).
 
     Args:
-        samples, data: [n, D] each: of as many, everything else in that estimate is the same.
+        samples, data: [n, D]; with the same n, the other terms of the estimate cancel.
     """
     if samples.shape != data.shape:
-        raise ValueError(f"samples: got {[*samples.shape]}, wants as many as data, {[*data.shape]}")
+        raise ValueError(f"samples must have the shape of data, {[*data.shape]}, got {[*samples.shape]}")
     logs = [np.log(_neighbour_distances(_numpy(points), k)).mean() for points in (samples, data)]
     return float(samples.shape[1] * (logs[0] - logs[1]))
 
 
 def coverage(samples: Tensor, data: Tensor, *, k: int = 5) -> float:
-    """The share of data that have a sample nearer than their k-th nearest neighbour in the data (Naeem et al.
-    2020); of fresh data, 1 - 2^-k.
+    """Share of data points with a sample within the distance of their k-th nearest neighbor in the data
+    (Naeem et al. 2020); 1 - 2^-k for fresh data.
 
     Args:
         samples, data: [n, D], [m, D].
@@ -91,16 +91,16 @@ def energy_kl(
 ) -> float:
     """KL(p || q), in nats, of the data's density p and q = exp(-E / temperature) / Z (DxMI, sec. 2).
 
-    Both are cut off at [-4, 4]^2 and normalised there, on the midpoints of size x size cells. This direction,
-    the one that the energy minimises, is finite where p is 0.
+    Both are truncated to [-4, 4]^2 and normalized there, on the midpoints of size x size cells. This
+    direction, which training minimizes, is finite where p is 0.
 
     Args:
         energy_fn: float32 [n, 2] -> [n].
-        log_density_fn: of p, [n, 2] -> [n]; -inf where it is 0.
-        temperature: more than 0.
+        log_density_fn: log p, [n, 2] -> [n]; -inf where p is 0.
+        temperature: temperature > 0.
     """
     if not temperature > 0:
-        raise ValueError(f"temperature: got {temperature}, wants more than 0")
+        raise ValueError(f"temperature must be > 0, got {temperature}")
     line = (torch.arange(size, device=device) + 0.5) * (8 / size) - 4
     cells = torch.cartesian_prod(line, line)
     log_p = log_density_fn(cells).double().log_softmax(0)
@@ -119,17 +119,18 @@ def evaluate(
     projections: int = 1000,
     seed: int = 0,
 ) -> dict[str, float]:
-    """Score a sampler and an energy by the protocol of DxMI, Table 1: means and deviations over samplings.
+    """Evaluate a sampler and an energy by the protocol of DxMI, Table 1: means and standard deviations over
+    samplings.
 
     Args:
-        sample_fn, data_fn: give fresh samples and fresh data.
+        sample_fn, data_fn: draw fresh samples and fresh data.
         energy_fn: [n, 2] -> [n].
 
     Returns:
-        sliced_wasserstein(_std): samples to data. sliced_wasserstein_floor: data to other data, what a
-        perfect sampler would get. auroc(_std): energies of data against those of uniform points on [-4, 4]^2.
-        entropy_excess, coverage: of samples against data. A number that cannot be computed is left out, and
-        a line says so.
+        sliced_wasserstein(_std): samples against data. sliced_wasserstein_floor: data against other data, the
+        score of a perfect sampler. auroc(_std): energies of data against uniform points on [-4, 4]^2.
+        entropy_excess, coverage: samples against data. Metrics that cannot be computed are skipped, with a
+        note.
     """
     found: dict[str, list[float]] = {}
     left_out: set[str] = set()
@@ -164,7 +165,7 @@ def _auroc(energy_fn: Callable[[Tensor], Tensor], data: Tensor, uniform: Tensor)
 
 
 def _neighbour_distances(points: np.ndarray, k: int) -> np.ndarray:
-    """Of each point [n, D] to the k-th nearest other, [n]; points that coincide count as a hair apart."""
+    """Distances [n] of points [n, D] to their k-th nearest neighbor, with a tiny minimum."""
     from sklearn.neighbors import NearestNeighbors
 
     distances, _ = NearestNeighbors(n_neighbors=k + 1).fit(points).kneighbors(points)  # the first is itself

@@ -1,4 +1,4 @@
-"""The networks and the schedule of a 2D run, new and as it saved them. Imports torch and the method."""
+"""Networks and schedule of a 2D run: construction, saving, loading. Imports torch and the method."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from dxmi_ext.two_d.networks import EnergyMLP, SamplerMLP, ValueMLP
 from dxmi_ext.two_d.settings import Config
 
 SIGMA_DATA = 2.0
-"""For EDM: about that of the 8 Gaussians; the checkerboard has 2.3, the spirals 1.6."""
+"""Standard deviation of the data for EDM, about that of the 8 Gaussians; checkerboard 2.3, spirals 1.6."""
 
 
 def build(cfg: Config, device: torch.device) -> tuple[Networks, schedules.Schedule]:
-    """The networks, their weights drawn from the seed, and the sampler's schedule."""
+    """The networks, initialized from the seed, and the sampler's schedule."""
     chain, sizes = cfg.chain, cfg.networks
     schedule = schedules.joined([schedule_of(cfg, steps) for steps in chain.all_steps])
     with torch.random.fork_rng(devices=[]):
@@ -46,7 +46,7 @@ def save(path: Path, networks: Networks, cfg: Config, tau_factor: float = 1.0) -
     """Saves final networks.
 
     Args:
-        tau_factor: of tau at the run's end, where it was automatic.
+        tau_factor: factor of tau at the end of the run, if it was automatic.
     """
     keys = ("data", "steps", "sampler_width", "sampler_depth", "value_width", "value_depth")
     values = cfg.flat()
@@ -58,7 +58,7 @@ def load(directory: Path, device: torch.device) -> tuple[Config, Networks]:
     """A run's settings and final networks.
 
     Raises:
-        checkpoint.CheckpointError: there are none, or they are damaged.
+        checkpoint.CheckpointError: they are missing or damaged.
     """
     tensors, _ = checkpoint.load_model_state(directory / "model", device)
     cfg = settings_of(Config, directory)
@@ -69,14 +69,14 @@ def load(directory: Path, device: torch.device) -> tuple[Config, Networks]:
 
 
 def draw(cfg: Config, networks: Networks, n: int, key: Tensor, batch_size: int = 4096) -> Tensor:
-    """Samples [n, 2] of the sampler, or of Langevin chains where none was trained."""
+    """Samples [n, 2] of the sampler, or of Langevin chains if none was trained."""
     if cfg.algorithm.trains_sampler:
         return networks.sampler.sample(n, key, batch_size=batch_size)
     return chains(cfg).sample(networks, n, key, batch_size=batch_size)
 
 
 def chains(cfg: Config) -> Langevin:
-    """Those that draw from an energy trained without a sampler."""
+    """Langevin chains for an energy trained without a sampler."""
     steps = cfg.langevin.sample_steps(cfg.algorithm.negatives)
     return dataclasses.replace(Langevin.of(cfg.langevin, cfg.algorithm.tau), steps=steps)
 
@@ -86,7 +86,7 @@ def schedule_of(cfg: Config, steps: int) -> schedules.Schedule:
     chain = cfg.chain
     if chain.schedule == "ddpm":
         return schedules.ddpm(schedules.make_betas(steps=steps), min_std=chain.min_std)
-    if chain.schedule == "respaced_ddpm":  # from pure noise on, so trailing
+    if chain.schedule == "respaced_ddpm":  # starts from pure noise
         return schedules.ddim(steps, eta=1.0, spacing="trailing", min_std=chain.min_std)
     levels: dict[str, Any] = {
         "sigma_max": chain.sigma_max,

@@ -10,16 +10,16 @@ from torch import Tensor, nn
 
 
 class SamplerMLP(nn.Module):
-    """(x [N, D], timestep [N]) -> [N, D]; the step enters as an embedding added to the first layer.
+    """(x [N, D], timestep [N]) -> [N, D]; an embedding of the step is added to the first layer.
 
-    The output starts at zero, so an untrained sampler is a plain random walk.
+    The output is initialized to zero, so an untrained sampler is a random walk.
 
     Args:
         dim: D.
         steps: T.
-        width, depth: of the hidden layers.
-        octaves: how many wavelengths the coordinates' sinusoids have, which it sees beside them: 2 extent and
-            halves of it; lets a small network tell fine structure (Tancik et al. 2020).
+        width, depth: width and number of the hidden layers.
+        octaves: number of wavelengths of sinusoids of the coordinates in the input: 2 extent, extent, ...;
+            helps a small network resolve fine structure (Tancik et al. 2020).
         extent: the data lie within [-extent, extent].
     """
 
@@ -41,14 +41,14 @@ class SamplerMLP(nn.Module):
 class ValueMLP(nn.Module):
     """V^t(x): (x [N, D], timestep [N]) -> [N], for t = 0..T. V^T is the energy (DxMI, sec. 1).
 
-    One trunk serves all steps; each step's linear head adds to those after it, so that V^t is the energy plus
-    the cost that remains. A step's loss trains the trunk and its own head. All but the energy's head start at
-    zero: values need not learn anew what the energy knows.
+    All steps share a trunk; each step's linear head adds to the later ones, so that V^t is the energy plus
+    the remaining cost. A step's loss trains the trunk and its own head. All heads but the energy's are
+    initialized to zero.
 
     Args:
         dim: D.
-        steps: T, or each T of a sampler that knows several.
-        width, depth, octaves, extent: as in `SamplerMLP`.
+        steps: T, or each T of a sampler with several.
+        width, depth, octaves, extent: see `SamplerMLP`.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class ValueMLP(nn.Module):
         self.register_buffer("later", later, persistent=False)
 
     def forward(self, x: Tensor, timestep: Tensor) -> Tensor:
-        # Each head plus those of later steps of its chain, which get no gradient here.
+        # Each head plus the detached later heads of its chain.
         weight = torch.addmm(self.heads.weight, self.later, self.heads.weight.detach())
         bias = torch.addmv(self.heads.bias, self.later, self.heads.bias.detach())
         values = nn.functional.linear(self.trunk(x), weight, bias)
@@ -83,7 +83,7 @@ class ValueMLP(nn.Module):
 
 
 class EnergyMLP(nn.Module):
-    """E(x): (x [N, D]) -> [N]. Arguments as in `ValueMLP`."""
+    """E(x): (x [N, D]) -> [N]. See `ValueMLP` for the arguments."""
 
     def __init__(self, dim: int, width: int, depth: int, octaves: int = 0, extent: float = 4.0) -> None:
         super().__init__()
@@ -95,8 +95,7 @@ class EnergyMLP(nn.Module):
 
 
 class _FirstLayer(nn.Linear):
-    """A linear layer on x and its sinusoids, [x, sin, cos]. Its kinks are spread over the data, not crowded
-    at the origin."""
+    """A linear layer on x and its sinusoids, [x, sin, cos], initialized with kinks spread over the data."""
 
     def __init__(self, dim: int, width: int, octaves: int, extent: float) -> None:
         super().__init__(dim * (1 + 2 * octaves), width)
@@ -115,7 +114,7 @@ class _FirstLayer(nn.Linear):
 
 
 def _hidden_layers(width: int, depth: int) -> nn.Sequential:
-    """Everything between the first and the last linear layer, both activations included."""
+    """The layers between the first and the last linear layer, including both activations."""
     layers: list[nn.Module] = [nn.LeakyReLU(0.2)]
     for _ in range(depth - 1):
         layers += [_layer(width, width), nn.LeakyReLU(0.2)]

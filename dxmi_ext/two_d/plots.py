@@ -1,4 +1,4 @@
-"""Pictures of points in the plane and of energies over it. Imports ``engine.plots``."""
+"""Plots of points and energies in the plane. Imports ``engine.plots``."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import Tensor
 
 from dxmi_ext.engine import plots
 
-EXTENT = 4.0  # energies and the uniform points of AUROC live on [-4, 4]^2
-_MARGIN = 4.6  # what is shown: samples stray beyond
+EXTENT = 4.0  # energies and AUROC's uniform points are on [-4, 4]^2
+_MARGIN = 4.6  # range of the axes, since samples stray beyond
 
 
 def samples(path: plots.File, data: Tensor, samples: Tensor) -> None:
@@ -26,7 +26,7 @@ def samples(path: plots.File, data: Tensor, samples: Tensor) -> None:
 
 
 def grid(size: int = 200) -> Tensor:
-    """The points [size * size, 2] over [-4, 4]^2 whose energies ``energy`` takes, in that order."""
+    """The points [size * size, 2] on [-4, 4]^2 for ``energy``, in its order."""
     line = torch.linspace(-EXTENT, EXTENT, size)
     return torch.cartesian_prod(line, line)
 
@@ -36,7 +36,7 @@ def energy(path: plots.File, energies: Tensor, points: Tensor, *, title: str = "
 
     Args:
         energies: [size * size], at the points of ``grid(size)``.
-        points: [n, 2], few of the data or all of the samples.
+        points: [n, 2].
     """
     size = round(energies.numel() ** 0.5)
     line = np.linspace(-EXTENT, EXTENT, size)
@@ -53,11 +53,11 @@ def energy(path: plots.File, energies: Tensor, points: Tensor, *, title: str = "
 
 
 def paths(path: str | Path, trajectory: Tensor, *, lines: int = 50) -> None:
-    """The way of the particles from noise to data: one panel a step, thin lines where they have been.
+    """Paths of particles from noise to data, one panel per step.
 
     Args:
-        trajectory: [T + 1, n, 2]; of more than 11, so many evenly spaced are drawn.
-        lines: number of particles whose way is drawn.
+        trajectory: [T + 1, n, 2], of which at most 11 evenly spaced steps are drawn.
+        lines: number of particles whose path is drawn.
     """
     way = plots.to_numpy(trajectory[:, :lines])
     shown = np.unique(np.linspace(0, len(way) - 1, 11).round().astype(int)).tolist()

@@ -1,4 +1,4 @@
-"""2D recipes: DDPM pretraining, DxMI, then pictures and a row of the paper's Table 1.
+"""2D recipes: DDPM pretraining, DxMI, then plots and a row of the paper's Table 1.
 
 Imports torch and ``dxmi_ext``; scikit-learn and matplotlib where they are used.
 """
@@ -33,7 +33,7 @@ _NEEDS = {"sklearn": "entropy_excess and coverage", "matplotlib": "pictures"}
 
 
 def train(cfg: Config, ranks: Ranks | None = None) -> dict[str, Any]:
-    """Runs the recipe to its end and returns the summary, on the first rank."""
+    """Runs the recipe and returns the summary, on the first rank."""
     run = Run(cfg, ranks)
     if run.finished():
         return {}
@@ -62,7 +62,7 @@ def train(cfg: Config, ranks: Ranks | None = None) -> dict[str, Any]:
 
 
 def pretrain(cfg: Config, ranks: Ranks | None = None) -> None:
-    """Runs the pretraining alone; training with the same output goes on from it."""
+    """Runs the pretraining alone; training with the same output continues from it."""
     if not cfg.run.pretrained:
         raise ConfigError("pretrained must be true for pretraining alone, got false")
     run = Run(cfg, ranks)
@@ -79,7 +79,7 @@ def pretrain(cfg: Config, ranks: Ranks | None = None) -> None:
         if cfg.run.dry_run or not run.ranks.first:
             return
         model.save(run.directory / "model", networks, cfg)
-        print(f"{run.directory}: pretrained; `dxmi train` with output={run.directory} goes on from here")
+        print(f"{run.directory}: pretrained; `dxmi train` with output={run.directory} continues from here")
 
 
 def sample(
@@ -90,7 +90,7 @@ def sample(
     device: torch.device,
     **options: Any,
 ) -> Iterator[Batch]:
-    """Samples [m, 2] of a run's final sampler, or of Langevin chains where it trained none, as
+    """Samples [m, 2] of a run's final sampler, or of Langevin chains if it trained none; see
     `generate.batches`."""
     cfg, networks = load(directory, device)
     chains = None if cfg.algorithm.trains_sampler else model.chains(cfg)
@@ -98,7 +98,7 @@ def sample(
 
 
 def evaluate(directory: Path, settings: EvaluateSettings, device: torch.device) -> tuple[dict[str, Any], str]:
-    """The numbers of a run's final networks and their table, with noise and data of a seed of one's own."""
+    """The metrics of a run's final networks and their table, for a given seed of noise and data."""
     cfg, networks = load(directory, device)
     _, about = checkpoint.load_model_state(directory / "model")
     cfg.evaluation.samplings = settings.samplings or cfg.evaluation.samplings
@@ -129,7 +129,7 @@ def _pretrain(run: Run, cfg: Config, networks: Networks, schedule: Schedule) -> 
 
 
 def _trainer(run: Run, cfg: Config, networks: Networks) -> tuple[str, DxMITrainer | LangevinTrainer]:
-    """The phase after pretraining, and what it repeats."""
+    """The phase after pretraining, and its trainer."""
     options: dict[str, Any] = {"iterations": cfg.run.iterations, "seed": cfg.run.seed, "ranks": run.ranks}
     options |= {"langevin": cfg.langevin, "execution": cfg.execution}
     if cfg.algorithm.trains_sampler:
@@ -138,8 +138,8 @@ def _trainer(run: Run, cfg: Config, networks: Networks) -> tuple[str, DxMITraine
 
 
 def _picture(cfg: Config, networks: Networks, *, trained: bool = False) -> Callable[[IO[bytes]], None] | None:
-    """Draws samples of fixed noise: over the energy, or beside data where none is trained yet."""
-    if cfg.run.shard:  # the first rank alone has no whole networks
+    """Draws samples of fixed noise: over the energy, or beside data before it is trained."""
+    if cfg.run.shard:  # the first rank has only its shard
         return None
     device = networks.sampler.log_std.device
     keys = noise.Draws(cfg.run.seed, "pictures", ["sample", "data"], device).at(0)

@@ -25,16 +25,16 @@ class DensitySettings(Settings):
 @dataclasses.dataclass
 class ChainSettings(Settings):
     heading = "the sampler's chain"
-    steps: int = setting(5, "T, steps of the sampler", minimum=1, maximum=_LONGEST)
+    steps: int = setting(5, "number of sampler steps T", minimum=1, maximum=_LONGEST)
     lengths: str | None = setting(
         None,
-        "T of every chain that one sampler learns, as 1,2,5,10, steps among them; null: steps alone",
+        "numbers of steps of a sampler with several chains, such as 1,2,5, including steps; null: one chain",
     )
     schedule: str = setting(
         "variance_exploding",
         "schedule of the sampler: variance_exploding: geometric levels from sigma_max to sigma_min; edm: "
-        "EDM's between the same, rho = 7, with a network that predicts F; ddpm: DDPM's linear betas, T of "
-        "them from 1e-4 to .02; respaced_ddpm: T of the levels that DDPM has with 1000 betas",
+        "EDM's levels with rho = 7 between these, with a network that predicts F; ddpm: DDPM with T linear "
+        "betas from 1e-4 to .02; respaced_ddpm: T of the levels of DDPM with 1000 betas",
         choices=("variance_exploding", "edm", "ddpm", "respaced_ddpm"),
     )
     sigma_max: float = setting(3.0, "noise level of the sampler's first step", minimum=0)
@@ -43,7 +43,7 @@ class ChainSettings(Settings):
 
     @property
     def all_steps(self) -> list[int]:
-        """T of every chain that the sampler learns; empty where ``lengths`` are no such numbers."""
+        """T of every chain; empty if ``lengths`` is invalid."""
         texts = [str(self.steps)] if self.lengths is None else self.lengths.split(",")
         lengths = [int(text) if re.fullmatch(r"\s*[0-9]{1,4}\s*", text) else 0 for text in texts]
         valid = all(1 <= steps <= _LONGEST for steps in lengths) and len({*lengths}) == len(lengths)
@@ -54,18 +54,18 @@ class ChainSettings(Settings):
 class NetworkSettings(Settings):
     heading = "networks"
     sampler_width: int = setting(128, "width of the sampler's hidden layers", minimum=1, maximum=2**14)
-    sampler_depth: int = setting(3, "hidden layers of the sampler", minimum=1, maximum=100)
+    sampler_depth: int = setting(3, "number of hidden layers of the sampler", minimum=1, maximum=100)
     value_kind: str = setting(
         "per_step",
-        "kind of V: per_step: a head a step, the last the energy; time_independent: V^t = E at every step "
-        "(Algorithm 2); separate: beside an energy network of its own",
+        "kind of value: per_step: a head for each step, the last one the energy; time_independent: V^t = E "
+        "(Algorithm 2); separate: with a separate energy network",
         choices=("per_step", "time_independent", "separate"),
     )
     value_width: int = setting(128, "width of the value's hidden layers", minimum=1, maximum=2**14)
-    value_depth: int = setting(3, "hidden layers of the value", minimum=1, maximum=100)
+    value_depth: int = setting(3, "number of hidden layers of the value", minimum=1, maximum=100)
     octaves: int = setting(
         0,
-        "sinusoids of the coordinates that networks see beside them: wavelengths 8, 4, 2, ...",
+        "number of wavelengths 8, 4, 2, ... of sinusoids of the coordinates in the networks' input",
         minimum=0,
         maximum=24,
     )
@@ -81,16 +81,16 @@ class PretrainingSettings(Settings):
 class EvaluationSettings(Settings):
     heading = "evaluation"
     samplings: int = setting(
-        5, "fresh samples and data that the final numbers are means over", minimum=1, maximum=1000
+        5, "number of samplings that the final metrics are means over", minimum=1, maximum=1000
     )
 
 
 @dataclasses.dataclass
 class Config(RunnableConfig):
-    """Settings of a 2D run; the defaults are those of the recipes.
+    """Settings of a 2D run, with the recipes' defaults.
 
-    Costs are means over dimensions, as in the authors' code. ``cost_reduction=sum`` makes tau twice as large:
-    the 8 Gaussians then end at SW .094, AUROC .900.
+    Costs are means over dimensions, as in the authors' code. ``cost_reduction=sum`` doubles tau: the 8
+    Gaussians then reach SW .094, AUROC .900.
     """
 
     run: RunSettings = group(
@@ -100,7 +100,7 @@ class Config(RunnableConfig):
         pretrain_iterations=600,
         batch_size=128,
         log_every=20,
-        threads=1,  # networks of this size gain nothing from more
+        threads=1,  # more do not speed up small networks
     )
     algorithm: DxMISettings = group(DxMISettings)
     langevin: LangevinSettings = group(LangevinSettings)
@@ -121,7 +121,7 @@ class Config(RunnableConfig):
             lambda s: 0 < s.sigma_min < s.sigma_max,
         ),
         Rule(
-            f"lengths must be numbers of steps, as 1,2,5, each once and at most {_LONGEST}, got {{lengths}}",
+            f"lengths must be distinct numbers of steps <= {_LONGEST}, such as 1,2,5, got {{lengths}}",
             lambda s: bool(s.all_steps),
         ),
         Rule(
@@ -131,7 +131,7 @@ class Config(RunnableConfig):
             "lengths must be >= 2 with schedule=edm, got {lengths}",
             lambda s: s.schedule != "edm" or min(s.all_steps) >= 2,
         ),
-        Rule("lengths must have steps={steps} among them, got {lengths}", lambda s: s.steps in s.all_steps),
+        Rule("lengths must include steps={steps}, got {lengths}", lambda s: s.steps in s.all_steps),
         Rule(
             "lengths must be null with cuda_graph, skip_last or Langevin negatives, got {lengths}",
             lambda s: s.lengths is None or (not (s.cuda_graph or s.skip_last) and s.trains_sampler),
@@ -149,7 +149,7 @@ class EvaluateSettings(EvaluateSettings_):
     """Settings of the command ``evaluate``."""
 
     samplings: int | None = setting(
-        None, "fresh samples and data that numbers are means over; null: as in training", minimum=1
+        None, "number of samplings that metrics are means over; null: as in training", minimum=1
     )
     log_partition: bool = setting(
         False, "also log Z of the learned density exp(-E / w) / Z, and the log-likelihood of test data"

@@ -260,10 +260,10 @@ def npz(**changes: object) -> Callable[[Path], Path]:
         (spoil_visa_csv, "test", r"has no column object, wants object,split,label,image,mask"),
         (spoil_folders, "test", r"dent/a\.png: its mask is missing, wants .*masks/dent/a\.png"),
         (npz(x=None), "train", r"has the keys label, num, mask_packed, wants x and y; `dxmi"),
-        (npz(x=np.zeros((12, 8))), "train", r"images are float64 \[12, 8\], wants numbers"),
-        (npz(label=np.zeros(3, int)), "train", r"labels are int64 \[3\], wants 12 integers"),
+        (npz(x=np.zeros((12, 8))), "train", r"images must be numbers .* got float64 \[12, 8\]"),
+        (npz(label=np.zeros(3, int)), "train", r"labels must be 12 integers or names, got int64 \[3\]"),
         (npz(label=np.ones(12, int)), "train", r"got 0 good picture\(s\) or groups, a split wants two"),
-        (npz(mask=np.zeros((12, 4, 4))), "train", r"masks are \[12, 4, 4\], wants \[12, 8, 8\]"),
+        (npz(mask=np.zeros((12, 4, 4))), "train", r"masks must be \[12, 8, 8\], got \[12, 4, 4\]"),
         (npz(x=np.array([{}])), "train", r"cannot be read as npz without pickles"),
     ],
 )  # fmt: skip

@@ -258,7 +258,9 @@ def test_x_0_is_data_perturbed_in_the_latents_of_the_pretrained_autoencoder() ->
     torch.testing.assert_close(part, made.sampler.rollout(120, KEY, data=data).samples[:, 100:])
     samples = made.sampler.sample(120, KEY, data=data, batch_size=50)
     torch.testing.assert_close(samples[100:], part[-1], atol=1e-5, rtol=1e-5)
-    with pytest.raises(ValueError, match=r"data: got none, wants \[7, 6\]: this sampler starts from data"):
+    with pytest.raises(
+        ValueError, match=r"data must have shape \[7, 6\] for a sampler that starts from data, got none"
+    ):
         made.sampler.sample(7, KEY)
 
 

@@ -68,7 +68,7 @@ def test_an_exported_detector_gives_the_scorers_scores(run: Path, capsys: pytest
     assert about["images"] == {"dtype": "uint8", "shape": ["n", 3, 16, 16], "channels": "RGB"}
     assert (about["threshold"], about["pixel_threshold"], about["top_share"]) == (2.5, 1.5, 0.2)
     assert cli.main(["export", str(run), "onnx=false"]) == 2
-    assert "something lies already; wants a new folder" in capsys.readouterr().err
+    assert "output must be a new or empty folder" in capsys.readouterr().err
 
 
 def test_a_detector_is_a_frozen_copy() -> None:

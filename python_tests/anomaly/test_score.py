@@ -197,7 +197,7 @@ def test_a_folder_becomes_a_table_heat_maps_and_a_page(
     assert cli.main(["score", str(run), str(pictures), "batch_size=2", "device=cpu"]) == 2
     captured = capsys.readouterr()
     assert captured.err.splitlines()[-1] == (
-        "dxmi score: 1 of 5 pictures have no score; scores.csv tells why"
+        "dxmi score: 1 of 5 images have no score; scores.csv has the reasons"
     )
     assert "Of 5 pictures 2 are anomalous (score above 6)" in captured.out
     assert "ms a picture" in captured.out and "score: 5/5" in captured.err
@@ -331,7 +331,7 @@ def test_runs_of_other_tasks_score_nothing(
 ) -> None:
     monkeypatch.setattr(tasks, "task_of", lambda _: SimpleNamespace())
     assert cli.main(["score", str(run), str(pictures)]) == 2
-    assert "which is no run of anomaly detection" in capsys.readouterr().err
+    assert "RUN must be a run of anomaly detection" in capsys.readouterr().err
 
 
 def test_pictures_are_seen_as_in_training(run: Path, tmp_path: Path) -> None:

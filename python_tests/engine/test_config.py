@@ -133,7 +133,7 @@ def test_bad_override(recipe: Path, override: str, says: str) -> None:
     [
         (
             "tau=.2 tau_entropy=.1 tau_velocity=.1",
-            "tau must not be given beside tau_entropy",
+            "tau must not be given with both tau_entropy",
         ),
         (
             "sampler_update=policy_gradient costs_in=value",
@@ -143,7 +143,7 @@ def test_bad_override(recipe: Path, override: str, says: str) -> None:
             "noise_magnitude=100",
             "noise_magnitude needs energy_loss=noise_contrastive, got noise_",
         ),
-        ("tau_rate=.1 tau_entropy=0", "tau_rate must be 0 where the temperature of the entropy is 0"),
+        ("tau_rate=.1 tau_entropy=0", "tau_rate must be 0 if the temperature of the entropy is 0"),
         ("tau_rate=.1 negatives=refined", "tau_rate must be 0 with Langevin chains"),
         ("tau_rate=.1 negatives=short_run", "tau_rate must be 0 with Langevin chains"),
         ("energy_lr=.1", "energy_lr needs value_kind=separate, got energy_lr=0.1"),
@@ -155,7 +155,7 @@ def test_bad_override(recipe: Path, override: str, says: str) -> None:
         ("ema_decay=1", "ema_decay must be < 1, got 1.0"),
         ("task=images", "task must be two_d, got images"),
         # A default that is typed is seen too.
-        ("tau=.1 tau_entropy=.1 tau_velocity=.1", "tau must not be given beside"),
+        ("tau=.1 tau_entropy=.1 tau_velocity=.1", "tau must not be given with both"),
         ("energy_lr=.001", "energy_lr needs value_kind=separate, got energy_lr=0.001"),
     ],
 )
@@ -195,7 +195,7 @@ def test_settings_that_work_together(overrides: str) -> None:
         ("seed: {a: 2}", "seed must be a single value, got a mapping"),
         ("seed: &a [*a]", "seed must be a single value, got a list"),
         ("<<: {seed: 3}", "<< must be a single value, got a mapping"),
-        ("seed: 1\nseed: 2", "seed must be given once, got it twice"),
+        ("seed: 1\nseed: 2", "seed must be given once, got two values"),
         ("seed: *missing", "cannot be read as yaml: found undefined alias"),
         ("seed: " + "[" * 100_000, "cannot be read as yaml: it is nested too deeply"),
         ("#" * 2**21, "must be at most 1048576 bytes of yaml"),

@@ -315,7 +315,7 @@ def test_a_command_writes_over_its_own_file_alone(
     capsys.readouterr()
     output.write_text("mine")
     assert cli.main([command, str(finished), f"output={output}", *settings]) == 2
-    assert f"got '{output}', which holds something else" in one_line(capsys)
+    assert f"got '{output}', which has other content" in one_line(capsys)
     assert output.read_text() == "mine"
 
 

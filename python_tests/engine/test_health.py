@@ -53,7 +53,7 @@ def test_a_run_goes_back_with_other_noise_and_lower_rates(
     assert train(run, *STEPS) == 0
     # Steps 4 and 5 fail; the save due at 4 is left out, so the run goes back to 2.
     note = "dxmi 5: steps in a row that were not finite: 2 of the energy; going back to "
-    note += f"{run}/checkpoints/step_{PRETRAIN + 2:08d} with other noise and rates x 0.5"
+    note += f"{run}/checkpoints/step_{PRETRAIN + 2:08d} with other noise and learning rates x 0.5"
     assert note in capsys.readouterr().err
     (rollback,) = read(run / "summary.json")["rollbacks"]
     assert rollback == {"phase": "dxmi", "iteration": 5, "failures": {"energy": 2}, "symptoms": {}}
@@ -103,7 +103,10 @@ def test_a_run_that_cannot_recover_stops_with_a_report_and_keeps_its_last_good_c
             assert len(report["rollbacks"]) == 3 and not (run / "summary.json").exists()
     assert cli.main(["report", str(run)]) == 0
     page = (run / "report.html").read_text()
-    assert "Stopped at iteration 5 of dxmi: its steps stayed not finite." in page and "rollbacks" in page
+    assert (
+        "Stopped at iteration 5 of dxmi: steps were still not finite after all rollbacks." in page
+        and "rollbacks" in page
+    )
     good = report["last_checkpoint"]
     assert good.endswith(f"step_{PRETRAIN + 2:08d}")
     assert train(tmp_path / "next", f"resume={good}", "value_lr=1e-4") == 0
@@ -126,11 +129,11 @@ SOUND = {
     ("name", "changed", "why"),
     [
         ("energy blow-up", {"energy_sample": -2e4}, "data -0.1, samples -2e+04"),
-        ("energy collapse", {"energy_spread": 1e-9}, "one value for all rows: data -0.1, samples 0.1"),
+        ("energy collapse", {"energy_spread": 1e-9}, "equal for all rows: data -0.1, samples 0.1"),
         ("sample blow-up", {"sample_spread": 50.0}, "25 of the data's spread"),
         ("sample collapse", {"sample_spread": 0.1}, "0.05 of the data's spread"),
-        ("sigma blow-up", {"std": [0.5, 30.0]}, "1 to 150 of where it started"),
-        ("sigma collapse", {"std": [1e-3, 0.2]}, "0.002 to 1 of where it started"),
+        ("sigma blow-up", {"std": [0.5, 30.0]}, "1 to 150 times its initial value"),
+        ("sigma collapse", {"std": [1e-3, 0.2]}, "0.002 to 1 times its initial value"),
     ],
 )
 def test_symptoms(name: str, changed: dict[str, Any], why: str) -> None:

@@ -78,7 +78,7 @@ def test_an_error_is_raised_where_its_batch_is_wanted() -> None:
 
 
 def test_bad_numbers_are_named() -> None:
-    with pytest.raises(ValueError, match="workers must be 1 or more, got 0"):
+    with pytest.raises(ValueError, match="workers must be >= 1, got 0"):
         Prefetcher(data, CPU, ITERATIONS, workers=0)
 
 

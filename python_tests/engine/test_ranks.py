@@ -121,7 +121,7 @@ def test_ranks_go_back_together_or_stop_together(tmp_path: Path) -> None:
 
 def test_rows_of_a_batch() -> None:
     assert [Ranks(rank, 3).rows(12) for rank in range(3)] == [(4, 0), (4, 4), (4, 8)]
-    with pytest.raises(ValueError, match="batch_size: got 10, which 3 ranks do not divide"):
+    with pytest.raises(ValueError, match="batch_size must be a multiple of the 3 ranks, got 10"):
         Ranks(0, 3).rows(10)
 
 
@@ -160,16 +160,16 @@ def test_the_world_comes_from_the_environment(
         ("WORLD_SIZE=2", "RANK must be set where WORLD_SIZE is 2, got none: unset WORLD_SIZE, or start with"),
         ("WORLD_SIZE=2 RANK=0 MASTER_PORT=1", "MASTER_ADDR must be set where WORLD_SIZE is 2"),
         ("WORLD_SIZE=2 RANK=0 MASTER_ADDR=a", "MASTER_PORT must be set where WORLD_SIZE is 2"),
-        ("WORLD_SIZE=2 RANK=0 MASTER_ADDR=a MASTER_PORT=http", "MASTER_PORT must be a whole number >= 1"),
+        ("WORLD_SIZE=2 RANK=0 MASTER_ADDR=a MASTER_PORT=http", "MASTER_PORT must be an integer >= 1"),
         (
             "WORLD_SIZE=abc",
-            "WORLD_SIZE must be a whole number >= 1 and below 2147483648, got 'abc': unset it",
+            "WORLD_SIZE must be an integer >= 1 and < 2147483648, got 'abc': unset it",
         ),
-        ("WORLD_SIZE=0", "WORLD_SIZE must be a whole number >= 1"),
-        ("RANK=1", "RANK must be a whole number >= 0 and below WORLD_SIZE (1 where it is unset), got '1'"),
-        ("RANK=-1 WORLD_SIZE=2", "RANK must be a whole number >= 0"),
-        ("RANK=2 WORLD_SIZE=2 MASTER_ADDR=a MASTER_PORT=1", "RANK must be a whole number >= 0 and below"),
-        ("LOCAL_RANK=3", "LOCAL_RANK must be a whole number >= 0 and below WORLD_SIZE"),
+        ("WORLD_SIZE=0", "WORLD_SIZE must be an integer >= 1"),
+        ("RANK=1", "RANK must be an integer >= 0 and < WORLD_SIZE (1 if unset), got '1'"),
+        ("RANK=-1 WORLD_SIZE=2", "RANK must be an integer >= 0"),
+        ("RANK=2 WORLD_SIZE=2 MASTER_ADDR=a MASTER_PORT=1", "RANK must be an integer >= 0 and <"),
+        ("LOCAL_RANK=3", "LOCAL_RANK must be an integer >= 0 and < WORLD_SIZE"),
     ],
 )
 def test_what_torchrun_has_left_behind_is_named(

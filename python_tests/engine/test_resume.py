@@ -136,7 +136,7 @@ def test_a_signal_ends_the_iteration_and_tells_how_to_go_on(
         assert train(folder, "resume=never") == 0
     assert steps(folder)[-1] == saved and not (folder / "model").exists()
     last = capsys.readouterr().err.splitlines()[-1]
-    assert last.startswith("stopped; it goes on with: dxmi train 8gaussians")
+    assert last.startswith("stopped; to resume: dxmi train 8gaussians")
     _, *command = shlex.split(last.partition(": ")[2])
     assert f"output={folder}" in command and "resume=never" not in command
     assert cli.main(command) == 0
@@ -218,7 +218,7 @@ def test_an_echo_of_the_signal_is_no_second_one(
     monkeypatch.setattr(signals, "_ECHO_SECONDS", 60)
     monkeypatch.setattr(data, "sample", nth(1, SAMPLE_DATA, twice))
     assert train(tmp_path) == 0
-    assert "stopped; it goes on with" in capsys.readouterr().err
+    assert "stopped; to resume" in capsys.readouterr().err
 
 
 def test_off_the_main_thread_no_handler_is_installed(

@@ -34,7 +34,7 @@ def test_it_is_trained_once(
 ) -> None:
     data = two_kinds()
     first = classifier.extractor(data, cache=tmp_path)
-    assert "classifies 100.0% of held-out images correctly" in capsys.readouterr().err
+    assert "features=classifier: accuracy 100.0% on held-out images" in capsys.readouterr().err
     assert classifier.extractor(data, cache=tmp_path / "other").identity == first.identity  # seeded
     (entry,) = tmp_path.glob("classifier-*/")
     with monkeypatch.context() as patch:
@@ -61,5 +61,5 @@ def test_its_features_tell_kinds_apart(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("labels", [None, np.zeros(10, np.int64)])
 def test_images_without_classes_are_refused(labels: np.ndarray | None, tmp_path: Path) -> None:
-    with pytest.raises(FeatureError, match=r"needs labels of 2 classes or more, got [01]"):
+    with pytest.raises(FeatureError, match=r"requires labels of >= 2 classes, got [01]"):
         classifier.extractor(ImageData(np.zeros((10, 1, 8, 8), np.uint8), labels), cache=tmp_path)

@@ -356,7 +356,7 @@ def test_what_does_not_map_is_refused() -> None:
         ("consistency", altered(guided, extra=one), 16, "extra and 0 more entries have no place"),
         ("consistency", altered(guided, time_embed__2__bias=None), 16, "time_embed.2.bias is missing"),
         ("consistency", altered(guided, time_embed__2__bias=one), 16, "does not describe one ADM network"),
-        ("consistency", guided, 24, "head_channels: got 24"),
+        ("consistency", guided, 24, "head_channels must divide .* got 24"),
         ("consistency", variances, 16, "learned variances"),
         ("edm", altered(edm, dec__8x8_aux_norm__weight=one), 64, "SongUNet"),
         ("edm", altered(edm, **blurred), 64, "mean of 2 x 2 pixels"),
@@ -373,9 +373,9 @@ def test_files_that_are_not_read(tmp_path: Path) -> None:
     for name, kind, message in [
         ("absent.pt", "edm", "no such file"),
         ("pickle.pkl", "edm", "pickled objects"),
-        ("nested.pt", "edm", "wants a state dict"),
+        ("nested.pt", "edm", "expected a state dict"),
         ("text.safetensors", "edm", "not a state dict"),
-        ("pickle.pkl", "ddpm", "kind: got 'ddpm'"),
+        ("pickle.pkl", "ddpm", "kind must be one of .* got 'ddpm'"),
     ]:
         with pytest.raises(UserError, match=message):
             convert.convert(tmp_path / name, kind, tmp_path / "out")

@@ -189,8 +189,8 @@ def test_anomaly_folders(
 REFUSED = [
     ("images", "bus/5, car/5, train/5", "train/ may be a split or a class, beside bus/, car/; rename"),
     ("images", "train/a/2, Training/a/2", "Training/ and train/ both mean the split 'train'; keep one"),
-    ("images", "9, cat/2, dog/2", "holds images (0.png and 8 more) beside folders of images (cat/, dog/)"),
-    ("images", "p.png, cat/2", "holds images (p.png) beside folders of images (cat/); wants either"),
+    ("images", "9, cat/2, dog/2", "got both: 0.png and 8 more beside cat/, dog/"),
+    ("images", "p.png, cat/2", "either images or folders of images, got both: p.png beside cat/"),
     ("images", "cat/train/2, cat/test/1, dog/train/2", "cat holds the splits test/, train/; a split holds"),
     ("images", "train/train/2", "train is a split and holds the splits train/; keep one level"),
     ("images", "mask/3, no_mask/3, other/3", "mask/ may be masks or a class, beside no_mask/; rename it"),
@@ -322,5 +322,5 @@ def test_text_and_the_two_lines_of_training(tmp_path: Path, capsys: pytest.Captu
 
 def test_a_missing_split_and_a_missing_file_are_different(tmp_path: Path) -> None:
     root = write(tmp_path / "data", "train/a/1, test/a/1")
-    with pytest.raises(image_sources.SplitMissing, match="has the splits test, train, got split 'val'"):
+    with pytest.raises(image_sources.SplitMissing, match="expected split 'val', got the splits test, train"):
         image_sources.find(root, "val")

@@ -106,10 +106,13 @@ def test_unet_names_what_is_wrong() -> None:
     for arguments, message in [
         (("cifar", (3, 32, 32)), "did you mean cifar10"),
         (("cifar10", (3, 28, 28)), "multiples of 8"),
-        (("small", (28, 28)), "wants .C, H, W."),
-        (("small", (1, 28, 28), None, 3), "patch: got 3 for images of 28 x 28"),
-        ((Architecture(50, (1,), 1, ()), (1, 8, 8)), "width: got 50"),
-        ((Architecture(32, (1, 2), 1, (8,), head_channels=24), (1, 8, 8)), "head_channels: got 24"),
+        (("small", (28, 28)), "data_shape must be .C, H, W."),
+        (("small", (1, 28, 28), None, 3), "patch must divide the image size, 28 x 28, got 3"),
+        ((Architecture(50, (1,), 1, ()), (1, 8, 8)), "width must be a multiple of .* got 50"),
+        (
+            (Architecture(32, (1, 2), 1, (8,), head_channels=24), (1, 8, 8)),
+            "head_channels must divide .* got 24",
+        ),
     ]:
         with pytest.raises(ValueError, match=message):
             unet(*arguments)
@@ -315,10 +318,10 @@ def test_edm_schedulers_are_understood_and_others_refused() -> None:
     assert pretrained.read_diffusion(edm) == EDM(sigma_data=1.0, sigma_max=50.0)
     for scheduler, message in [
         ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, "got FlowMatchEulerDiscreteScheduler"),
-        (edm | {"prediction_type": "v_prediction"}, "wants epsilon"),
-        (LINEAR | {"prediction_type": "flow"}, "wants one of epsilon"),
+        (edm | {"prediction_type": "v_prediction"}, "prediction_type must be epsilon"),
+        (LINEAR | {"prediction_type": "flow"}, "prediction_type must be one of epsilon"),
         (LINEAR | {"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr"),
-        (LINEAR | {"beta_schedule": "exp"}, "beta_schedule: got exp"),
+        (LINEAR | {"beta_schedule": "exp"}, "beta_schedule must be linear, .* got exp"),
     ]:
         with pytest.raises(UserError, match=message):
             pretrained.read_diffusion(scheduler)
@@ -327,10 +330,10 @@ def test_edm_schedulers_are_understood_and_others_refused() -> None:
 def test_folders_that_do_not_fit(tmp_path: Path) -> None:
     saved(tmp_path / "a")
     for shape, classes, message in [
-        ((3, 8, 8), None, "1 to 1 channels, the data 3"),
-        ((1, 16, 16), None, "for images of .8, 8., the data are .16, 16."),
+        ((3, 8, 8), None, "expected a network of 3 channels, got 1 to 1"),
+        ((1, 16, 16), None, "expected a network for images of .16, 16., got one for .8, 8."),
         ((1, 9, 9), None, "multiples of 2"),
-        ((1, 8, 8), 3, "no classes, the data 3"),
+        ((1, 8, 8), 3, "expected a network of 3 classes, got no"),
     ]:
         with pytest.raises(UserError, match=message):
             pretrained.load(tmp_path / "a", shape, classes)
@@ -347,7 +350,7 @@ def test_weights_that_are_pickled_missing_or_others_are_refused(tmp_path: Path) 
     with pytest.raises(UserError, match="size mismatch"):
         pretrained.load(tmp_path / "a", (1, 8, 8))
     config.write_text(json.dumps(settings | {"_class_name": "UNet2DConditionModel"}))
-    with pytest.raises(UserError, match="wants a UNet2DModel"):
+    with pytest.raises(UserError, match="expected a UNet2DModel"):
         pretrained.load(tmp_path / "a", (1, 8, 8))
     config.write_text(json.dumps(settings))
     tensors = safetensors.torch.load_file(weights)

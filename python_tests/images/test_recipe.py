@@ -132,7 +132,7 @@ def test_a_denoiser_keeps_its_sigma_data(
     assert run("pretrain", PLAIN, tmp_path / "base", data, "schedule=edm") == 0
     settings = ["schedule=edm", f"start={tmp_path / 'base'}", "sigma_data=.7"]
     assert run("train", PLAIN, tmp_path / "run", data, *settings) == 2
-    assert "sigma_data must be 0.5 as of" in capsys.readouterr().err
+    assert "sigma_data must be 0.5 as in" in capsys.readouterr().err
 
 
 def test_a_start_that_ships(
@@ -187,7 +187,7 @@ class Means(torch.nn.Module):
 @pytest.mark.parametrize(
     ("train", "test", "kept", "lines"),
     [
-        (1, 1, [], ["metrics of samples: will be left out, they need 2 or more images, got 1"]),
+        (1, 1, [], ["metrics of samples: will be left out, they require >= 2 images, got 1"]),
         (3, 0, ["fd_means_3", "kd_means_3", "kd_means_3_std"], ["precision and recall: will be left out, th",
                                                               "metrics of test images: left out, "]),
         (5, 4, ["fd_means_5", "kd_means_5", "kd_means_5_std", "precision_means_5", "recall_means_5"],
@@ -246,7 +246,9 @@ def test_a_run_starts_from_another_and_is_scored(
     settings = images.EvaluateSettings(chain="ddim-6-clipped", n=12)
     assert images.evaluate(first, settings, torch.device("cpu"))[0].keys() == numbers.keys()
     assert len(bounded) == 6 and bounded[0] == pytest.approx(-0.01, rel=0.01)  # -noise / signal at level 0
-    with pytest.raises(ConfigError, match="chain: got 'edm-4', wants ddim-STEPS or ddpm-STEPS or fastdpm-ST"):
+    with pytest.raises(
+        ConfigError, match=r"chain must be ddim-STEPS or ddpm-STEPS or fastdpm-ST.* got 'edm-4'"
+    ):
         images.evaluate(first, images.EvaluateSettings(chain="edm-4"), torch.device("cpu"))
 
 
@@ -283,7 +285,7 @@ def test_a_run_keeps_what_its_network_was_trained_for(
         expected = schedules.ddim(80, eta=1.0, large_std=True, betas=betas)
         assert time.tolist() == [52, 26, 0]
         with pytest.raises(
-            ConfigError, match="chain: got 'ddim-81', wants ddim-STEPS or ddpm-STEPS or heun-"
+            ConfigError, match=r"chain must be ddim-STEPS or ddpm-STEPS or heun-.* got 'ddim-81'"
         ):
             chains.named("ddim-81", networks.sampler, cfg, diffusion)
     other = chains.named(chain, networks.sampler, cfg, diffusion)
@@ -361,11 +363,11 @@ def test_what_pretraining_teaches_is_what_the_samplers_steps_want(prediction: st
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (["data=null"], "data: got none, wants the path of images"),
-        (["unet=cifar10", "image_size=12"], "data_shape: got (3, 12, 12), wants (C, H, W) with H and W mult"),
-        (["steps=1001"], "steps: got 1001, wants at most train_steps=1000"),
+        (["data=null"], "data must be the path of images, got none"),
+        (["unet=cifar10", "image_size=12"], "data_shape must be (C, H, W) with H and W multiples of "),
+        (["steps=1001"], "steps must be <= train_steps=1000, got 1001"),
         (["sigma_min=90"], "sigma_min must be < sigma_max=80.0, got 90.0"),
-        (["pretrain_iterations=0"], "start must be a network where pretrain_iterations=0"),
+        (["pretrain_iterations=0"], "start must be a network with pretrain_iterations=0"),
         (["cuda_graph=true"], "cuda_graph must be false without a CUDA device"),
         (["negatives=short_run"], "negatives must be sampler or refined in image recipes, got short_run"),
         (["pretrained=false", "start=run"], "pretrained must be true with start=run"),

@@ -268,7 +268,9 @@ def test_a_missing_compiler_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None
         raise RuntimeError("no working compiler\nand much more")
 
     monkeypatch.setattr(execution, "BACKEND", backend)
-    with pytest.raises(ConfigError, match=r"compile: got true, but .* cpu: .*no working compiler") as caught:
+    with pytest.raises(
+        ConfigError, match=r"compile must be false .* got true on cpu: .*no working compiler"
+    ) as caught:
         make_trainer(dict(compile=True))
     assert "\n" not in str(caught.value)
 

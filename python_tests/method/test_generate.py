@@ -71,9 +71,13 @@ def test_large_rows_come_in_small_batches(shape: tuple[int, ...], first: int) ->
 
 def test_mistakes_are_told_before_drawing() -> None:
     networks, chains = make_networks(Network()), object()
-    with pytest.raises(generate.ConfigError, match="labels: got '3', but the networks of this run take none"):
+    with pytest.raises(
+        generate.ConfigError, match="labels must be null for networks without classes, got '3'"
+    ):
         generate.batches(networks, range(2), 0, labels="3")
-    with pytest.raises(generate.ConfigError, match=r"guidance: got 0\.5, but the run has Langevin chains"):
+    with pytest.raises(
+        generate.ConfigError, match=r"guidance must be 0 for a run of Langevin chains, got 0\.5"
+    ):
         generate.batches(networks, range(2), 0, guidance=0.5, chains=chains)  # type: ignore[arg-type]
 
 
@@ -121,14 +125,21 @@ def test_a_failure_leaves_what_was_there(tmp_path: Path, name: str) -> None:
 
 def test_outputs_that_are_refused(tmp_path: Path) -> None:
     for name in ("a", "a.jpg", ".npz"):
-        with pytest.raises(generate.ConfigError, match=r"output: got .*, wants FILE\.npz, FILE\.png or FOLD"):
+        with pytest.raises(
+            generate.ConfigError, match=r"output must be FILE\.npz, FILE\.png or FOLDER/, got"
+        ):
             samples.check_output(name)
     (tmp_path / "mine").write_text("")
-    with pytest.raises(UserError, match=r"output: got .*, where something lies already; wants a new folder"):
+    with pytest.raises(
+        UserError, match=r"output must be a new or empty folder, got .*, which already exists"
+    ):
         samples.check_output(f"{tmp_path}/")
     for name in ("a/", "a.png"):
         samples.check_output(f"{tmp_path}/{name}")
-        with pytest.raises(generate.ConfigError, match=r"samples are \[2\]: wants FILE\.npz"):
+        with pytest.raises(
+            generate.ConfigError,
+            match=r"output must be FILE\.npz unless samples are images, got samples \[2\]",
+        ):
             samples.write(f"{tmp_path}/{name}", 5, in_batches(torch.zeros(5, 2)))
     assert [file.name for file in tmp_path.iterdir()] == ["mine"]
 

@@ -166,7 +166,7 @@ def test_picks_are_distinct_and_reach_every_chain() -> None:
     picks = [pool.pick(4, draws.at(i)["pick"]) for i in range(60)]
     assert all(len(pick.unique()) == 4 for pick in picks)
     assert torch.cat(picks).unique().tolist() == list(range(7))
-    with pytest.raises(ConfigError, match="langevin_pool: got 7, wants at least the batch size, 8"):
+    with pytest.raises(ConfigError, match="langevin_pool must be >= the batch size, 8, got 7"):
         pool.pick(8, KEY)
 
 

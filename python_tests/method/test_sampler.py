@@ -136,11 +136,11 @@ def test_chains_of_several_lengths() -> None:
             z = ops.normal((4, *SHAPE), KEY, timestep=first + t)
             torch.testing.assert_close(path.samples[t + 1], mean + std * z)
         assert torch.equal(sampler.sample(4, KEY), path.samples[-1])
-    with pytest.raises(ValueError, match=r"steps: got 4, wants one of 1, 3, 2"):
+    with pytest.raises(ValueError, match=r"steps must be one of 1, 3, 2, got 4"):
         sampler.use(4)
-    with pytest.raises(ValueError, match=r"lengths: got \(1, 3\), wants in all the schedule's 6 steps"):
+    with pytest.raises(ValueError, match=r"lengths must sum to the schedule's 6 steps, got \(1, 3\)"):
         GaussianSampler(Elementwise(), schedules.joined(chains), SHAPE, lengths=(1, 3))
-    with pytest.raises(ValueError, match=r"chains: got initial_std"):
+    with pytest.raises(ValueError, match=r"chains must have the same initial_std, got"):
         schedules.joined([chains[0], schedules.ddim(2)])
 
 
@@ -260,7 +260,7 @@ def test_latents_are_keyed_by_row_and_step() -> None:
 
 def test_latents_have_no_log_probability() -> None:
     sampler = GaussianSampler(Latent(), schedules.ddgan(4), SHAPE, latent_dim=15)
-    with pytest.raises(NotImplementedError, match="latent_dim=15, wants 0"):
+    with pytest.raises(NotImplementedError, match="latent_dim must be 0, got 15"):
         LogProb(sampler)
-    with pytest.raises(ValueError, match="latent_dim: got -1, wants 0 or more"):
+    with pytest.raises(ValueError, match="latent_dim must be >= 0, got -1"):
         GaussianSampler(Latent(), schedules.ddgan(4), SHAPE, latent_dim=-1)

@@ -279,7 +279,7 @@ def test_a_first_level_without_signal() -> None:
     for prediction in ("v", "x"):
         made = schedules.from_levels(*levels, **rest, prediction=prediction)
         assert made.sample_coef.isfinite().all() and made.output_coef.isfinite().all()
-    with pytest.raises(ValueError, match=r"signal: got .*0 is for predictions of v and x"):
+    with pytest.raises(ValueError, match=r"signal must be > 0, or >= 0 with prediction v or x, got"):
         schedules.from_levels(*levels, **rest)
 
 
@@ -295,30 +295,36 @@ def test_tables_are_finite_float64_and_end_without_noise(name: str) -> None:
 
 
 BAD: dict[str, tuple[Callable[[], Any], str]] = {
-    "steps": (lambda: schedules.edm(1), "steps: got 1, wants 2 or more"),
+    "steps": (lambda: schedules.edm(1), "steps must be >= 2, got 1"),
     "sigmas": (
         lambda: schedules.variance_exploding(5, sigma_max=0.4, sigma_min=0.4),
-        "sigma_min, sigma_max: got 0.4, 0.4, wants 0 < sigma_min < sigma_max",
+        "sigma_min, sigma_max must satisfy 0 < sigma_min < sigma_max, got 0.4, 0.4",
     ),
-    "nan": (lambda: schedules.edm(5, sigma_min=math.nan), "wants 0 < sigma_min < sigma_max"),
-    "rho": (lambda: schedules.edm(5, rho=0.0), "rho: got 0.0, wants more than 0"),
-    "eta": (lambda: schedules.ddim(5, eta=1.5), "eta: got 1.5, wants a value from 0 to 1"),
-    "kappa": (lambda: schedules.fastdpm(5, kappa=-1.0), "kappa: got -1.0, wants a value from 0 to 1"),
+    "nan": (lambda: schedules.edm(5, sigma_min=math.nan), "must satisfy 0 < sigma_min < sigma_max, got nan"),
+    "rho": (lambda: schedules.edm(5, rho=0.0), "rho must be > 0, got 0.0"),
+    "eta": (lambda: schedules.ddim(5, eta=1.5), "eta must be >= 0 and <= 1, got 1.5"),
+    "kappa": (lambda: schedules.fastdpm(5, kappa=-1.0), "kappa must be >= 0 and <= 1, got -1.0"),
     "growth": (
         lambda: schedules.fastdpm(5, growth="cubic"),
-        "growth: got 'cubic', wants quadratic",
+        "growth must be quadratic or linear, got 'cubic'",
     ),
-    "spacing": (lambda: schedules.ddim(5, spacing="even"), "spacing: got 'even', wants leading, trailing or"),
-    "timesteps": (lambda: schedules.ddim([1, 2]), "steps: got [1, 2], wants descending in 999..0"),
-    "far timestep": (lambda: schedules.ddim([1000, 2]), "wants descending in 999..0"),
-    "too many": (lambda: schedules.ddim(1001), "steps: got 1001, wants at most 1000"),
-    "betas": (lambda: schedules.ddpm(torch.tensor([0.5, 1.0])), "betas: got tensor([0.5000, 1.0000]), wants"),
-    "kind": (lambda: schedules.make_betas("sqrt"), "kind: got 'sqrt', wants linear, scaled_linear or cosine"),
+    "spacing": (
+        lambda: schedules.ddim(5, spacing="even"),
+        "spacing must be leading, trailing or linspace, got 'even'",
+    ),
+    "timesteps": (lambda: schedules.ddim([1, 2]), "steps must descend within 999..0, got [1, 2]"),
+    "far timestep": (lambda: schedules.ddim([1000, 2]), "steps must descend within 999..0, got [1000, 2]"),
+    "too many": (lambda: schedules.ddim(1001), "steps must be <= 1000, the number of betas, got 1001"),
+    "betas": (lambda: schedules.ddpm(torch.tensor([0.5, 1.0])), "betas must be a vector within (0, 1), got"),
+    "kind": (
+        lambda: schedules.make_betas("sqrt"),
+        "kind must be linear, scaled_linear or cosine, got 'sqrt'",
+    ),
     "prediction": (
         lambda: schedules.ddim(5, prediction="score"),
-        "prediction: got 'score', wants one of",
+        "prediction must be one of ",
     ),
-    "min_std": (lambda: schedules.ddim(5, min_std=0.0), "min_std: got 0.0, wants more than 0"),
+    "min_std": (lambda: schedules.ddim(5, min_std=0.0), "min_std must be > 0, got 0.0"),
     "std": (
         lambda: schedules.from_levels(
             *torch.tensor([[0.5, 1.0], [1.0, 0.0]]),
@@ -327,7 +333,7 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
             initial_std=1.0,
             min_std=1.0,
         ),
-        "std: got tensor([1.], dtype=torch.float64), wants values from 0 to the noise of the next level",
+        "std must be >= 0 and <= the noise of the next level",
     ),
 }
 

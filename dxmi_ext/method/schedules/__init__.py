@@ -1,6 +1,6 @@
 """Schedules as tables for `ops.sampler_step`, from noise (t = 0) to data (t = T - 1).
 
-`tables` makes them from noise levels; `preserving` and `exploding` have the field's choices of levels.
+`tables` computes them from noise levels; `preserving` and `exploding` define the usual noise levels.
 The package imports torch alone.
 """
 
@@ -36,4 +36,4 @@ CHOICES: dict[str, Callable[..., Schedule]] = {
     "fastdpm": fastdpm,
     "variance_exploding": variance_exploding,
 }
-"""By name, for recipes; each takes the number of steps first."""
+"""Schedules by name, for recipes; each takes the number of steps as first argument."""

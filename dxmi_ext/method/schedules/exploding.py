@@ -16,10 +16,10 @@ def variance_exploding(
     """Ancestral sampling on geometric noise levels sigma_max .. sigma_min, 0.
 
     Args:
-        steps: T; of one step, sigma_max is the level.
-        sigma_max, sigma_min: noise levels at which the first and the last step see the sample.
+        steps: T; a single step is at sigma_max.
+        sigma_max, sigma_min: noise levels of the sample at the first and at the last step.
         min_std: lower bound of the posterior's standard deviation, which is 0 at the last step.
-        prediction: what the network tells, as in `from_levels`.
+        prediction: what the network predicts; see `from_levels`.
     """
     check_steps(steps)
     _check_sigmas(sigma_min, sigma_max)
@@ -45,19 +45,19 @@ def edm(
     Args:
         steps: T, at least 2.
         sigma_max, sigma_min: the first and the last level.
-        rho: how much denser levels are near the data; the paper takes 7 for T = 10, 4 for T = 4.
-        stochastic_last: False: T levels, and the last step goes from sigma_min to the data, with nothing but
-            min_std of noise. True: T + 1 levels, and the last step goes from the level before sigma_min to
-            sigma_min itself, so that it has a posterior's std and the samples keep sigma_min of noise.
-        eta: share of the posterior's std; 0 is Euler's method on the probability flow.
-        prediction, sigma_data: what the network tells, as in `from_levels`.
-        time_scale: the network gets time_scale ln(sigma) / 4; 1000 for the networks of consistency models.
-        min_std: lower bound of a step's std.
+        rho: density of the levels near the data; the paper uses 7 for T = 10 and 4 for T = 4.
+        stochastic_last: False: T levels, and the last step goes from sigma_min to the data with noise of
+            min_std. True: T + 1 levels, and the last step goes to sigma_min, with the posterior's standard
+            deviation, so that samples keep noise of sigma_min.
+        eta: factor of the posterior's standard deviation; 0 is Euler's method on the probability flow ODE.
+        prediction, sigma_data: what the network predicts; see `from_levels`.
+        time_scale: factor of the network's time ln(sigma) / 4; 1000 for consistency models.
+        min_std: lower bound of a step's standard deviation.
     """
     check_steps(steps, 2)
     _check_sigmas(sigma_min, sigma_max)
     if not rho > 0:
-        raise ValueError(f"rho: got {rho}, wants more than 0")
+        raise ValueError(f"rho must be > 0, got {rho}")
     ends = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
     sigmas = torch.linspace(*ends, steps + stochastic_last, dtype=torch.float64) ** rho
     sigmas = sigmas if stochastic_last else _with_zero(sigmas)
@@ -97,5 +97,5 @@ def _with_zero(sigmas: Tensor) -> Tensor:
 def _check_sigmas(sigma_min: float, sigma_max: float) -> None:
     if not 0 < sigma_min < sigma_max:
         raise ValueError(
-            f"sigma_min, sigma_max: got {sigma_min}, {sigma_max}, wants 0 < sigma_min < sigma_max"
+            f"sigma_min, sigma_max must satisfy 0 < sigma_min < sigma_max, got {sigma_min}, {sigma_max}"
         )

@@ -15,17 +15,17 @@ from dxmi_ext.method.schedules.tables import Schedule, check_fraction, check_ste
 
 
 def make_betas(kind: str = "linear", *, steps: int = 1000, start: float = 1e-4, end: float = 0.02) -> Tensor:
-    """Betas of the forward diffusion, float64 [steps], first step first.
+    """Betas of the forward process, float64 [steps], first step first.
 
     Args:
-        kind: "linear" (Ho et al. 2020); "scaled_linear", linear in their roots (latent diffusion); "cosine"
-            (Nichol & Dhariwal 2021), which has no start and end.
+        kind: "linear" (Ho et al. 2020); "scaled_linear", linear in sqrt(beta) (latent diffusion); "cosine"
+            (Nichol & Dhariwal 2021), which ignores start and end.
         steps: number of betas.
-        start, end: the first and the last.
+        start, end: first and last beta.
     """
     check_steps(steps)
     if not 0 < start <= end < 1:
-        raise ValueError(f"start, end: got {start}, {end}, wants 0 < start <= end < 1")
+        raise ValueError(f"start, end must satisfy 0 < start <= end < 1, got {start}, {end}")
     if kind == "linear":
         return torch.linspace(start, end, steps, dtype=torch.float64)
     if kind == "scaled_linear":
@@ -34,14 +34,14 @@ def make_betas(kind: str = "linear", *, steps: int = 1000, start: float = 1e-4, 
         when = torch.arange(steps + 1, dtype=torch.float64) / steps
         alpha_bar = torch.cos((when + 0.008) / 1.008 * math.pi / 2) ** 2
         return (1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=0.999)
-    raise ValueError(f"kind: got {kind!r}, wants linear, scaled_linear or cosine")
+    raise ValueError(f"kind must be linear, scaled_linear or cosine, got {kind!r}")
 
 
 def ddpm(betas: Tensor, *, min_std: float = 0.05) -> Schedule:
-    """Ancestral sampling with an eps-prediction network, a step for each beta (Ho et al. 2020).
+    """Ancestral sampling with an eps-prediction network, one step per beta (Ho et al. 2020).
 
     Args:
-        betas: [T], in the order of the forward diffusion.
+        betas: [T], in the order of the forward process.
         min_std: lower bound of the posterior's standard deviation, which is 0 at the last step.
     """
     _check_betas(betas)
@@ -59,23 +59,22 @@ def ddim(
     prediction: str = "eps",
     min_std: float = 1e-3,
 ) -> Schedule:
-    """DDIM on some timesteps of a DDPM (Song et al. 2021).
+    """DDIM on a subset of the timesteps of a DDPM (Song et al. 2021).
 
-    Each step goes to the next timestep, the last to the data; diffusers goes len(betas) // T down instead,
-    which is elsewhere for "linspace", and where T is no divisor.
+    Each step goes to the next timestep, the last one to the data. diffusers instead goes down by
+    len(betas) // T, which differs for "linspace" and if T is not a divisor.
 
     Args:
-        steps: T, spaced evenly as `spacing` says; or the timesteps themselves, descending.
-        eta: share of the posterior's std: 0 is DDIM, 1 DDPM.
-        betas: of the DDPM; None: `make_betas()`.
-        spacing: "leading" (from 0 up), "trailing" (from the last down) or "linspace" (both ends), as in
-            diffusers and Lin et al. 2023, Table 2.
+        steps: T, for timesteps spaced as `spacing` says, or the timesteps themselves, descending.
+        eta: factor of the posterior's standard deviation; 0 is DDIM, 1 is DDPM.
+        betas: betas of the DDPM; None: `make_betas()`.
+        spacing: "leading", "trailing" or "linspace", as in diffusers (Lin et al. 2023, Table 2).
         offset: added to "leading" timesteps.
-        large_std: draw with the std of the forward diffusion's step, not eta times the posterior's, but for
-            the last step (DDPM's fixed large variance, DDIM's sigma hat).
-        prediction: what the network tells, as in `from_levels`.
-        min_std: lower bound of a step's std, which the last step has always and every step with eta 0; the
-            paper's image runs keep it there, training the others (``train_last_std=false``).
+        large_std: use the standard deviation of the forward process instead of eta times the posterior's,
+            except in the last step (DDPM's fixed large variance, DDIM's sigma hat).
+        prediction: what the network predicts; see `from_levels`.
+        min_std: lower bound of a step's standard deviation, which the last step always has, and every step
+            with eta = 0; the paper's image runs freeze the last one (``train_last_std=false``).
     """
     check_fraction("eta", eta)
     betas = make_betas() if betas is None else betas
@@ -86,7 +85,7 @@ def ddim(
         timesteps = torch.tensor([*steps], dtype=torch.int64)
     inside = len(timesteps) > 0 and timesteps[-1] >= 0 and timesteps[0] < len(betas)
     if not inside or (timesteps.diff() >= 0).any():
-        raise ValueError(f"steps: got {timesteps.tolist()}, wants descending in {len(betas) - 1}..0")
+        raise ValueError(f"steps must descend within {len(betas) - 1}..0, got {timesteps.tolist()}")
     alpha_bar = (1 - betas.double()).cumprod(0)[timesteps]
     schedule = _from_alpha_bar(alpha_bar, timesteps, eta, prediction=prediction, min_std=min_std)
     if large_std:
@@ -106,26 +105,26 @@ def fastdpm(
     prediction: str = "eps",
     min_std: float = 1e-3,
 ) -> Schedule:
-    """FastDPM's VAR (Kong & Ping 2021, sec. 3): T betas of its own for a DDPM with linear betas.
+    """FastDPM's VAR (Kong & Ping 2021, sec. 3): T new betas for a DDPM with linear betas.
 
-    They grow from beta_start as far as the DDPM's total noise and their own bound allow; the network gets
-    each noise level as the timestep, fractional, at which the DDPM would have it. The paper's CIFAR-10
-    sampler is ``fastdpm(10)``.
+    They grow from beta_start as far as the DDPM's total noise and their own bound allow. The network's time
+    is the fractional timestep at which the DDPM has the same noise level. The paper's CIFAR-10 sampler is
+    ``fastdpm(10)``.
 
     Args:
         steps: T, at least 2.
-        growth: "quadratic": (sqrt(beta_start) + c i / T)^2, c <= .95; "linear": up to .99 at most.
-        kappa: share of the posterior's std.
-        beta_start, beta_end, train_steps: the DDPM's linear betas.
-        prediction: what the network tells, as in `from_levels`.
-        min_std: lower bound of a step's std, which the last step has always, as in `ddim`.
+        growth: "quadratic": (sqrt(beta_start) + c i / T)^2, c <= .95; "linear": at most .99.
+        kappa: factor of the posterior's standard deviation.
+        beta_start, beta_end, train_steps: first and last of the DDPM's linear betas, and their number.
+        prediction: what the network predicts; see `from_levels`.
+        min_std: lower bound of a step's standard deviation, as in `ddim`.
     """
     check_steps(steps, 2)
     check_fraction("kappa", kappa)
     if steps > train_steps:
-        raise ValueError(f"steps: got {steps}, wants at most train_steps={train_steps}")
+        raise ValueError(f"steps must be <= train_steps={train_steps}, got {steps}")
     if not beta_start < beta_end:
-        raise ValueError(f"beta_start, beta_end: got {beta_start}, {beta_end}, wants beta_start < beta_end")
+        raise ValueError(f"beta_start must be < beta_end={beta_end}, got {beta_start}")
     total = _product(make_betas(steps=train_steps, start=beta_start, end=beta_end))
     index = torch.arange(steps, dtype=torch.float64)
     grow: Callable[[float], Tensor]
@@ -142,7 +141,7 @@ def fastdpm(
             return torch.linspace(beta_start, c, steps, dtype=torch.float64)
 
     else:
-        raise ValueError(f"growth: got {growth!r}, wants quadratic or linear")
+        raise ValueError(f"growth must be quadratic or linear, got {growth!r}")
     betas = grow(_largest(lambda c: _product(grow(c)) >= total, 0.0, bound))
     alpha_bar = (1 - betas).cumprod(0)
 
@@ -165,17 +164,19 @@ def fastdpm(
 def ddgan(
     steps: int = 4, *, beta_min: float = 0.1, beta_max: float = 20.0, min_std: float = 1e-3
 ) -> Schedule:
-    """Denoising diffusion GAN (Xiao et al. 2022): the network tells the data from x_t and a latent, the step
-    draws from DDPM's posterior. It goes with ``GaussianSampler(..., latent_dim=...)``.
+    """Denoising diffusion GAN (Xiao et al. 2022): the network predicts the data from x_t and a latent, and
+    the step draws from DDPM's posterior. For use with ``GaussianSampler(..., latent_dim=...)``.
 
     Args:
         steps: T.
-        beta_min, beta_max: of the continuous diffusion whose levels at even times are taken.
-        min_std: lower bound of a step's std, which the last step has always, as in `ddim`.
+        beta_min, beta_max: range of beta in the continuous diffusion, which is discretized evenly in time.
+        min_std: lower bound of a step's standard deviation, as in `ddim`.
     """
     check_steps(steps)
     if not 0 < beta_min <= beta_max:
-        raise ValueError(f"beta_min, beta_max: got {beta_min}, {beta_max}, wants 0 < beta_min <= beta_max")
+        raise ValueError(
+            f"beta_min, beta_max must satisfy 0 < beta_min <= beta_max, got {beta_min}, {beta_max}"
+        )
     when = torch.linspace(1e-3, 1, steps + 1, dtype=torch.float64)
     log_alpha_bar = -(beta_max - beta_min) * when**2 / 2 - beta_min * when
     alpha_bar = (log_alpha_bar[1:] - log_alpha_bar[0]).exp().flip(0)
@@ -186,7 +187,7 @@ def ddgan(
 def _from_alpha_bar(
     alpha_bar: Tensor, time: Tensor, eta: float, *, prediction: str, min_std: float
 ) -> Schedule:
-    """Steps along levels alpha_bar [T], ascending, and then to the data."""
+    """Steps along ascending levels alpha_bar [T], the last one to the data."""
     alpha_bar = torch.cat((alpha_bar, alpha_bar.new_ones(1)))
     signal, noise = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
     std = eta * posterior_std(signal, noise)
@@ -197,7 +198,7 @@ def _spaced(steps: int, total: int, spacing: str, offset: int) -> Tensor:
     """Timesteps of a DDPM, int64 [steps], descending."""
     check_steps(steps)
     if steps > total:
-        raise ValueError(f"steps: got {steps}, wants at most {total}, the number of betas")
+        raise ValueError(f"steps must be <= {total}, the number of betas, got {steps}")
     index = torch.arange(steps, dtype=torch.float64)
     if spacing == "leading":
         return (index.long() * (total // steps) + offset).flip(0)
@@ -205,12 +206,12 @@ def _spaced(steps: int, total: int, spacing: str, offset: int) -> Tensor:
         return (total - index * (total / steps)).round().long() - 1
     if spacing == "linspace":
         return torch.linspace(0, total - 1, steps, dtype=torch.float64).round().long().flip(0)
-    raise ValueError(f"spacing: got {spacing!r}, wants leading, trailing or linspace")
+    raise ValueError(f"spacing must be leading, trailing or linspace, got {spacing!r}")
 
 
 def _check_betas(betas: Tensor) -> None:
     if betas.ndim != 1 or not ((betas > 0) & (betas < 1)).all():
-        raise ValueError(f"betas: got {betas}, wants a vector within (0, 1)")
+        raise ValueError(f"betas must be a vector within (0, 1), got {betas}")
 
 
 def _product(betas: Tensor) -> float:
@@ -218,7 +219,7 @@ def _product(betas: Tensor) -> float:
 
 
 def _largest(holds: Callable[[float], bool], low: float, high: float) -> float:
-    """The largest x in [low, high] up to which a condition holds, to the last bit; low if it never does."""
+    """The largest x in [low, high] for which a monotone condition holds, to the last bit; else low."""
     if holds(high):
         return high
     while low < (middle := (low + high) / 2) < high:

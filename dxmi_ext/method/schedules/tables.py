@@ -1,4 +1,4 @@
-"""A schedule's tables, from noise levels and what the network predicts. Imports torch alone."""
+"""The tables of a schedule, from noise levels and the kind of prediction. Imports torch alone."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ PREDICTIONS = ("eps", "v", "x", "edm")
 
 
 class Schedule(NamedTuple):
-    """A few-step Gaussian sampler, but for its network. Tables are float64 [T]."""
+    """A few-step Gaussian sampler without its network. Tables are float64 [T]."""
 
     sample_coef: Tensor
     output_coef: Tensor
     log_std: Tensor
     signal: Tensor
-    """The network meets x_t = signal[t] data + noise[t] eps at step t; what pretraining teaches it."""
+    """At step t, x_t = signal[t] data + noise[t] eps; pretraining trains the network on it."""
     noise: Tensor
     initial_std: float
     """x_0 ~ N(0, initial_std^2 I)."""
     time: Tensor
-    """What a network that knows no steps gets for t: a DDPM timestep, maybe fractional, or EDM's c_noise."""
+    """The network's time at step t: a DDPM timestep, fractional in general, or EDM's c_noise."""
     input_scale: Tensor
-    """What it wants x_t multiplied by, as EDM's c_in; `sampler.Timed` applies both."""
+    """Factor of the network's input, such as EDM's c_in; `sampler.Timed` applies both."""
 
 
 _TABLES = [name for name in Schedule._fields if name != "initial_std"]
@@ -44,40 +44,39 @@ def from_levels(
 ) -> Schedule:
     """Steps from one noise level to the next (Song et al. 2021, DDIM, eq. 12, for any levels).
 
-    ``x_{t+1} = signal[t+1] data + sqrt(noise[t+1]^2 - std[t]^2) eps + std[t] z``, where the network's output
-    at x_t = signal[t] data + noise[t] eps tells data and eps, both linearly. `sampler.Clipped` keeps data in
-    bounds.
+    ``x_{t+1} = signal[t+1] data + sqrt(noise[t+1]^2 - std[t]^2) eps + std[t] z``, where data and eps are
+    linear functions of x_t and the network's output. `sampler.Clipped` also clips the data.
 
     Args:
-        signal, noise: [T + 1], of x_0 .. x_T. The last is usually 1, 0: the data.
-        std: [T], at most the noise of the next level; `posterior_std`, or less.
-        time: [T], passed on.
-        initial_std: of x_0.
-        min_std: lower bound of the std that is drawn, which keeps log sigma finite. The mean is made with
-            ``std`` itself, so a step with std 0 is as it should be but for min_std of noise.
-        prediction: what the network tells: "eps"; "x", the data; "v" = (signal eps - noise data) /
+        signal, noise: levels of x_0 .. x_T, [T + 1]; the last is usually 1, 0: the data.
+        std: standard deviations [T], at most the noise of the next level; `posterior_std`, or less.
+        time: the network's times [T].
+        initial_std: standard deviation of x_0.
+        min_std: lower bound of the standard deviation of the noise, which keeps log sigma finite. The mean is
+            computed with ``std`` itself.
+        prediction: what the network predicts: "eps"; "x", the data; "v" = (signal eps - noise data) /
             sqrt(signal^2 + noise^2) (Salimans & Ho 2022); "edm", F of Karras et al. 2022, eq. 7.
         sigma_data: standard deviation of the data, for "edm".
 
     Raises:
-        ValueError: names the argument and what it wants.
+        ValueError: names the argument and its requirement.
     """
     steps = len(std)
     wanted = {"signal": steps + 1, "noise": steps + 1, "std": steps, "time": steps}
     given = {"signal": signal, "noise": noise, "std": std, "time": time}
     for name, tensor in given.items():
         if tensor.shape != (wanted[name],) or not tensor.isfinite().all():
-            raise ValueError(f"{name}: got {tensor}, wants {wanted[name]} finite values, for {steps} steps")
+            raise ValueError(f"{name} must be {wanted[name]} finite values for {steps} steps, got {tensor}")
     signal, noise, std = signal.double(), noise.double(), std.double()
     _check_numbers(initial_std=initial_std, min_std=min_std, sigma_data=sigma_data)
     if prediction not in PREDICTIONS:
-        raise ValueError(f"prediction: got {prediction!r}, wants one of {', '.join(PREDICTIONS)}")
+        raise ValueError(f"prediction must be one of {', '.join(PREDICTIONS)}, got {prediction!r}")
     if (signal < 0).any() or (prediction in ("eps", "edm") and (signal[:-1] == 0).any()):
-        raise ValueError(f"signal: got {signal}, wants positive levels; 0 is for predictions of v and x")
+        raise ValueError(f"signal must be > 0, or >= 0 with prediction v or x, got {signal}")
     if not ((noise[:-1] > 0).all() and noise[-1] >= 0):
-        raise ValueError(f"noise: got {noise}, wants positive levels; the last may be 0")
+        raise ValueError(f"noise must be > 0, and >= 0 at the last level, got {noise}")
     if not ((std >= 0) & (std <= noise[1:] * (1 + 1e-12))).all():
-        raise ValueError(f"std: got {std}, wants values from 0 to the noise of the next level, {noise[1:]}")
+        raise ValueError(f"std must be >= 0 and <= the noise of the next level, {noise[1:]}, got {std}")
 
     s, n, next_signal = signal[:-1], noise[:-1], signal[1:]
     skip, out, input_scale = reading(prediction, s, n, sigma_data)
@@ -98,12 +97,12 @@ def from_levels(
 def reading(
     prediction: str, signal: Tensor, noise: Tensor, sigma_data: float = 0.5
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """How a network tells data: skip, out and input_scale, as signal and noise, of
-    ``data = skip x_t + out network(input_scale x_t)``.
+    """Coefficients skip, out and input_scale, shaped like signal and noise, of the predicted data
+    ``skip x_t + out network(input_scale x_t)``.
 
     Args:
         prediction, sigma_data: as in `from_levels`.
-        signal, noise: of x_t = signal data + noise eps.
+        signal, noise: levels in x_t = signal data + noise eps.
     """
     total = (signal**2 + noise**2).sqrt()
     ones = torch.ones_like(signal)
@@ -119,14 +118,14 @@ def reading(
 
 
 def joined(chains: Sequence[Schedule]) -> Schedule:
-    """The tables of chains of several lengths, one after another, for a `GaussianSampler` that knows all.
+    """The concatenated tables of chains of several lengths, for one `GaussianSampler`.
 
     Raises:
         ValueError: they start from different noise.
     """
     starts = [chain.initial_std for chain in chains]
     if len(set(starts)) != 1:
-        raise ValueError(f"chains: got initial_std {starts}, wants one for all")
+        raise ValueError(f"chains must have the same initial_std, got {starts}")
     tables = {name: torch.cat([getattr(chain, name) for chain in chains]) for name in _TABLES}
     return Schedule(**tables, initial_std=starts[0])
 
@@ -134,11 +133,11 @@ def joined(chains: Sequence[Schedule]) -> Schedule:
 def target(
     prediction: str, data: Tensor, eps: Tensor, signal: Tensor, noise: Tensor, sigma_data: float = 0.5
 ) -> Tensor:
-    """What a network that predicts as in `from_levels` should give at signal data + noise eps.
+    """Training target at signal data + noise eps of a network with this prediction (see `from_levels`).
 
     Args:
         data, eps: [N, *].
-        signal, noise: broadcast over them.
+        signal, noise: levels, broadcast against data.
     """
     if prediction == "eps":
         return eps
@@ -154,23 +153,23 @@ def posterior_std(signal: Tensor, noise: Tensor) -> Tensor:
     """Standard deviation of x_{t+1} given x_t and the data (Ho et al. 2020, eq. 7, for any levels), [T].
 
     Args:
-        signal, noise: [T + 1], of x_0 .. x_T.
+        signal, noise: levels of x_0 .. x_T, [T + 1].
     """
-    kept = noise[1:] * signal[:-1] / signal[1:]  # of x_{t+1}'s noise in x_t
+    kept = noise[1:] * signal[:-1] / signal[1:]  # share of x_{t+1}'s noise in x_t
     return noise[1:] / noise[:-1] * (noise[:-1] ** 2 - kept**2).clamp(min=0).sqrt()
 
 
 def check_steps(steps: int, minimum: int = 1) -> None:
     if not isinstance(steps, int) or steps < minimum:
-        raise ValueError(f"steps: got {steps!r}, wants {minimum} or more")
+        raise ValueError(f"steps must be >= {minimum}, got {steps!r}")
 
 
 def check_fraction(name: str, value: float) -> None:
     if not 0 <= value <= 1:
-        raise ValueError(f"{name}: got {value}, wants a value from 0 to 1")
+        raise ValueError(f"{name} must be >= 0 and <= 1, got {value}")
 
 
 def _check_numbers(**values: float) -> None:
     for name, value in values.items():
         if not 0 < value < float("inf"):
-            raise ValueError(f"{name}: got {value}, wants more than 0")
+            raise ValueError(f"{name} must be > 0, got {value}")
