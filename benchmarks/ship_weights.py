@@ -55,6 +55,7 @@ def main(run: Path, name: str) -> None:
         changes: dict[str, Any] = {"start": "fashion-mnist-base"}
     else:
         changes = {"energy_network": "resnet", "energy_width": 1, "pretrain_batch_size": cfg.run.batch_size}
+        changes["features"] = "efflite0,classifier"
         cfg = cfg.replace(**changes)
         torch.manual_seed(0)  # the same file each time: units of experiments know it by its digest
         network, diffusion = model.network_of(cfg, tuple(about["data_shape"]), about["classes"])
