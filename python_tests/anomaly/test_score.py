@@ -75,7 +75,7 @@ def test_what_is_no_scorer_or_no_picture_is_refused() -> None:
             scorer(**bad)
     with pytest.raises(ScoreError, match="size: got none, and backbone plain has none"):
         Scorer(Extractor(nn.Identity(), "plain"), Brightness(), threshold=1.0, pixel_threshold=1.0)
-    with pytest.raises(FeatureError, match=r"images: got torch.float32 \[1, 3, 8, 8\], wants uint8"):
+    with pytest.raises(FeatureError, match=r"images must be uint8 .*got torch.float32 \[1, 3, 8, 8\]"):
         scorer().maps(torch.zeros(1, 3, SIZE, SIZE))
 
 

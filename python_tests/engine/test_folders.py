@@ -355,10 +355,10 @@ def test_a_run_that_cannot_begin_leaves_no_folder(tmp_path: Path, capsys: pytest
     ("marked", "old", "new", "refusal"),
     [
         (True, None, "cats", None),
-        (True, "cats", "dogs", "its train split has another fingerprint"),
-        (True, "dogs", None, "its train split has another fingerprint"),  # changed where they are
+        (True, "cats", "dogs", "whose train split has another fingerprint"),
+        (True, "dogs", None, "whose train split has another fingerprint"),  # changed where they are
         (False, "cats", "cats", None),
-        (False, "cats", "dogs", "its train split has another fingerprint"),
+        (False, "cats", "dogs", "whose train split has another fingerprint"),
         (False, None, "cats", "has no fingerprint of its data"),
         (False, "dogs", None, None),  # a run from before there were marks cannot know
     ],
