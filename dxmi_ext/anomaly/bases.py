@@ -71,7 +71,7 @@ class BasedEnergy(nn.Module):
     def __init__(self, distance: nn.Module, autoencoder: SphereAutoencoder, dim: int, nat: float) -> None:
         super().__init__()
         if not 0 < nat < math.inf:
-            raise ValueError(f"base: got a nat of {nat}, wants a temperature above 0")
+            raise ValueError(f"nat must be > 0 and finite, got {nat}")
         self.distance, self.autoencoder, self.dim, self.nat = distance, autoencoder, dim, nat
         self.weight = nn.Parameter(torch.zeros(()))
         self.mean_square: Tensor

@@ -152,9 +152,10 @@ def evaluate(
         draw_samples(Path(settings.picture), cfg, sampler, data.classes)
     if settings.neighbors is not None:
         draw_neighbors(Path(settings.neighbors), cfg, sampler, data)
-    numbers = scores(cfg, data, sampler, seed=settings.seed)
-    if settings.against is not None:
-        numbers |= _separation(cfg, settings, networks, data, device)
+    separated: dict[str, float] = {}
+    if settings.against is not None:  # first, for it may be refused
+        separated = _separation(cfg, settings, networks, data, device)
+    numbers = scores(cfg, data, sampler, seed=settings.seed) | separated
     return numbers, table(numbers)
 
 

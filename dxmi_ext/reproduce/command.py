@@ -237,7 +237,7 @@ def _publish(
 def _draw(
     experiment: Experiment, found: table.Found, done: Sequence[Unit], output: Path, *, draws: bool
 ) -> list[Path]:
-    """The pictures of an experiment: of its sweeps, of numbers alone, and of runs, that wants networks."""
+    """Draws an experiment's sweeps, which need numbers alone, and its runs, which need their networks."""
     pictures = table.sweeps(output, experiment, found)
     if experiment.summary is not None:  # which is what there is to see
         return pictures

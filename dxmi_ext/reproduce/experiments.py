@@ -210,7 +210,7 @@ _MANY_CLASSES: dict[str, Any] = {
     **{"sampler_lr": 5e-4, "std": 0.02, "last_std": 0.006, "latent_std": 0.1, "sampler_width": 128},
     **{"gamma": 0.1, "ema_decay": 0.98, "lr_decay": "constant"},
 }
-# The squares of energies whose base tells samples from data already would keep its correction at 0.
+# The base separates samples from data already, so a larger weight of the squares keeps its correction at 0.
 _FROM_A_BASE = {"gamma": 0.01, "energy_lr": 1e-3}
 
 _SCORES = """\

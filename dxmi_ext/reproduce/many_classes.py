@@ -59,7 +59,7 @@ def prepare(data: str | None, folder: Path) -> None:
 
 
 def _features(data: str, split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Of the first images of each class: float32 [n, 1280], of length 1, and labels int64 [n]."""
+    """Features of the first images of each class, float32 [n, 1280] of length 1, and labels int64 [n]."""
     from tqdm import tqdm
 
     images = dataset.load(data, split=split)

@@ -127,7 +127,7 @@ def test_a_base_is_in_nats_and_its_weight_stays_above_0() -> None:
     torch.testing.assert_close(energy(few), energy.base(few))
     energy(few).sum().backward()
     assert energy.weight.grad is not None and energy.weight.grad > 0
-    with pytest.raises(ValueError, match="nat of 0"):
+    with pytest.raises(ValueError, match="nat must be > 0 and finite, got 0"):
         bases.BasedEnergy(energy.distance, energy.autoencoder, D, 0.0)
 
 

@@ -237,9 +237,12 @@ def test_a_run_starts_from_another_and_is_scored(
     capsys.readouterr()
     picture = first.parent / "grid.png"
     neighbors = tmp_path / "neighbors.png"
-    settings = images.EvaluateSettings(chain="ddim-6", n=12, picture=str(picture), neighbors=str(neighbors))
+    settings = images.EvaluateSettings(
+        chain="ddim-6", n=12, picture=str(picture), neighbors=str(neighbors), against="noise"
+    )
     numbers, table = images.evaluate(first, settings, torch.device("cpu"))
     assert numbers["fd_means_12"] > 0 and "test images" in table and picture.stat().st_size > 100
+    assert 0 <= numbers.pop("auroc_noise") <= 1 and "auroc_noise" in table
     assert numbers["fd_means_12_test"] > 0 and neighbors.stat().st_size > 100
     bounded: list[float] = []
     monkeypatch.setattr(Clipped, "forward", lambda self, x, *_: bounded.append(self.out[-1].item()) or x)

