@@ -25,7 +25,7 @@ from torch.nn import functional as F
 
 from dxmi_ext import ops
 from dxmi_ext.engine.calls import call
-from dxmi_ext.method.sampler import GaussianSampler, Timed, draw_latents, per_row
+from dxmi_ext.method.sampler import GaussianSampler, Timed, per_row
 from dxmi_ext.method.schedules import Schedule
 
 _LOADER = '''"""Registers dxmi_ext's pipeline with diffusers:
@@ -59,7 +59,6 @@ class DxMIScheduler(SchedulerMixin, ConfigMixin):
         time: the network's timesteps, all distinct.
         input_scale: factors of the network's input.
         initial_std: standard deviation of x_0.
-        latent_dim: size of the network's latent; 0: none.
     """
 
     order = 1
@@ -73,7 +72,6 @@ class DxMIScheduler(SchedulerMixin, ConfigMixin):
         time: Sequence[float],
         input_scale: Sequence[float],
         initial_std: float = 1.0,
-        latent_dim: int = 0,
     ) -> None:
         given = dict(zip(TABLES, (sample_coef, output_coef, log_std, time, input_scale), strict=True))
         for name, table in given.items():
@@ -88,10 +86,10 @@ class DxMIScheduler(SchedulerMixin, ConfigMixin):
             raise ValueError(f"time must have distinct values, got {time}")
 
     @classmethod
-    def from_schedule(cls, schedule: Schedule, *, latent_dim: int = 0) -> DxMIScheduler:
+    def from_schedule(cls, schedule: Schedule) -> DxMIScheduler:
         """The scheduler of an untrained schedule."""
         tables = {name: getattr(schedule, name).tolist() for name in TABLES}
-        return cls(**tables, initial_std=schedule.initial_std, latent_dim=latent_dim)
+        return cls(**tables, initial_std=schedule.initial_std)
 
     @classmethod
     def from_sampler(cls, sampler: GaussianSampler) -> DxMIScheduler:
@@ -116,7 +114,6 @@ class DxMIScheduler(SchedulerMixin, ConfigMixin):
         return cls(
             **{name: table.tolist() for name, table in zip(TABLES, tables, strict=True)},
             initial_std=sampler.initial_std,
-            latent_dim=sampler.latent_dim,
         )
 
     def __len__(self) -> int:
@@ -261,15 +258,10 @@ class DxMIPipeline(DiffusionPipeline):
         # Steps are computed in float32 at least, whatever the network's dtype.
         dtype = torch.promote_types(network.dtype, torch.float32)
         x = scheduler.init_noise_sigma * ops.normal(shape, key, sample_offset=sample_offset, dtype=dtype)
-        latent, latent_dim = None, scheduler.config.latent_dim
-        for t, time in enumerate(self.progress_bar(scheduler.timesteps)):
-            if latent_dim:
-                step = torch.full((batch_size,), t, device=device)
-                latent = draw_latents(step, len(scheduler), latent_dim, key, sample_offset=sample_offset)
-                latent = latent.to(network.dtype)
+        for time in self.progress_bar(scheduler.timesteps):
             scaled = scheduler.scale_model_input(x, time).to(network.dtype)
             patches = F.pixel_unshuffle(scaled, patch)
-            output = call(network, patches, time.expand(batch_size), labels, latent=latent)
+            output = call(network, patches, time.expand(batch_size), labels)
             output = F.pixel_shuffle(output, patch)
             x = scheduler.step(output, time, x, key=key, sample_offset=sample_offset).prev_sample
         self.maybe_free_model_hooks()

@@ -12,7 +12,6 @@ from typing import Any
 import numpy
 import pytest
 import torch
-from torch import Tensor
 
 from dxmi_ext import ops
 from dxmi_ext.images.unet import UNet
@@ -124,37 +123,16 @@ def test_steps_have_rows_of_their_own_times() -> None:
     assert scheduler.step(output, time, x.double(), key=KEY).log_prob.dtype == torch.float64
 
 
-def test_a_latent_network() -> None:
-    """A network of one's own; its latents are the sampler's."""
-
-    class Generator(diffusers.ModelMixin, diffusers.ConfigMixin):
-        config_name = "config.json"
-
-        @register_to_config
-        def __init__(self, in_channels: int = 3, sample_size: int = 8) -> None:
-            super().__init__()
-            self.weight = torch.nn.Parameter(torch.ones(()))
-
-        def forward(self, x: Tensor, time: Tensor, *, latent: Tensor) -> Tensor:
-            return self.weight * latent.mean(1).view(-1, 1, 1, 1) * x + time.view(-1, 1, 1, 1)
-
-    schedule = schedules.ddgan(4)
-    sampler = GaussianSampler(Timed(Generator(), schedule), schedule, SHAPE, latent_dim=5)
-    images = make_pipeline(sampler)(3, key=KEY, sample_offset=2, output_type="raw").images
-    assert torch.equal(images, sampler.sample(3, KEY, sample_offset=2))
-
-
 def test_scheduler_folder_is_json_and_keeps_every_bit(tmp_path: Path) -> None:
     for scheduler in (
         DxMIScheduler.from_sampler(make_sampler(SCHEDULES["fastdpm"])),
-        DxMIScheduler.from_schedule(SCHEDULES["edm"], latent_dim=3),
+        DxMIScheduler.from_schedule(SCHEDULES["edm"]),
     ):
         scheduler.save_pretrained(tmp_path)
         assert [path.name for path in tmp_path.iterdir()] == ["scheduler_config.json"]
         loaded = DxMIScheduler.from_pretrained(tmp_path)
         assert torch.equal(loaded._tables, scheduler._tables)
         assert loaded.init_noise_sigma == scheduler.init_noise_sigma
-        assert loaded.config.latent_dim == scheduler.config.latent_dim
 
 
 def test_a_pipeline_of_diffusers_takes_the_scheduler() -> None:

@@ -23,18 +23,18 @@ def networks_in(dtype: torch.dtype | None) -> Iterator[None]:
         _AUTOCAST.reset(token)
 
 
-def call(network: nn.Module, x: Tensor, *conditions: Tensor | None, latent: Tensor | None = None) -> Tensor:
-    """A network's output, in x's dtype. Conditions (timestep, labels) and the latent are passed on unless
+def call(network: nn.Module, x: Tensor, *conditions: Tensor | None) -> Tensor:
+    """A network's output, in x's dtype. Conditions (timestep, labels) are passed on unless
     None. Every call of a network goes through here."""
     given = [condition for condition in conditions if condition is not None]
     dtype = _AUTOCAST.get()
     if dtype is None:
-        return output_of(network, x, *given, latent=latent).to(x.dtype)
+        return output_of(network, x, *given).to(x.dtype)
     with torch.autocast(x.device.type, dtype):
-        return output_of(network, x, *given, latent=latent).to(x.dtype)
+        return output_of(network, x, *given).to(x.dtype)
 
 
-def output_of(network: nn.Module, *inputs: Tensor, latent: Tensor | None) -> Tensor:
+def output_of(network: nn.Module, *inputs: Tensor) -> Tensor:
     """The output tensor; networks of diffusers return an object that has it as ``sample``."""
-    output = network(*inputs) if latent is None else network(*inputs, latent=latent)
+    output = network(*inputs)
     return output if isinstance(output, Tensor) else output.sample

@@ -50,7 +50,45 @@ class Adam(torch.optim.Adam):
                 nn.utils.clip_grads_with_norm_(kind, self.clip, norm)
         self.found_inf = torch.where(norm < math.inf, 0.0, 1.0)  # also of NaN
         failures.add_(1).mul_(self.found_inf)
-        self.step()
+        if any(map(sharding.is_sharded, weights)):
+            self.step()
+        else:
+            with torch.no_grad():
+                self._step_whole()
+
+    def _step_whole(self) -> None:
+        """`step` on weights that are not sharded, without the hooks and checks of torch's, which cost as much
+        as the update of a small network."""
+        taken = 1 - self.found_inf
+        for group in self.param_groups:
+            weights = [p for p in group["params"] if p.grad is not None]
+            states = [self.state[p] or self._new_state(p) for p in weights]
+            moments, squares, steps = (
+                [state[name] for state in states] for name in ("exp_avg", "exp_avg_sq", "step")
+            )
+            torch._foreach_add_(steps, [taken] * len(steps))
+            torch._fused_adam_(
+                weights,
+                [p.grad for p in weights],
+                moments,
+                squares,
+                [],
+                steps,
+                lr=group["lr"],
+                beta1=group["betas"][0],
+                beta2=group["betas"][1],
+                weight_decay=group["weight_decay"],
+                eps=group["eps"],
+                amsgrad=False,
+                maximize=False,
+                found_inf=self.found_inf,
+            )
+
+    def _new_state(self, weight: Tensor) -> dict[str, Tensor]:
+        state = self.state[weight]
+        state["step"] = torch.zeros((), device=weight.device)
+        state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(weight), torch.zeros_like(weight)
+        return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         state = dict(state_dict)

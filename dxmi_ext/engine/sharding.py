@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol, TypeVar
 from weakref import WeakKeyDictionary
 
+import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
@@ -84,13 +85,18 @@ def alike(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
 def total_norm(tensors: Sequence[Tensor]) -> Tensor:
     """The total norm of tensors, the same on all ranks; whole tensors must be replicated."""
     sharded = [t for t in tensors if is_sharded(t)]
-    whole = nn.utils.get_total_norm([t for t in tensors if not is_sharded(t)])
+    whole = _norm([t for t in tensors if not is_sharded(t)])
     if not sharded:
         return whole
-    mine = nn.utils.get_total_norm(local(sharded))
+    mine = _norm(local(sharded))
     squared = mine.double().square()  # could overflow in float32
     dist.all_reduce(squared)
     return (squared + whole.to(squared).square()).sqrt().to(mine.dtype)
+
+
+def _norm(tensors: list[Tensor]) -> Tensor:
+    """`nn.utils.get_total_norm` of tensors on one device, without its checks."""
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(tensors))) if tensors else torch.zeros(())
 
 
 def like(value: Tensor | Stored, target: Tensor) -> Tensor:

@@ -124,11 +124,8 @@ def log_partition(
         ValueError: the sampler's paths have no density, or the temperature is not positive.
     """
     sampler = networks.sampler
-    if sampler.start is not None or sampler.latent_dim:
-        raise ValueError(
-            "networks must have a sampler that starts from noise and draws no latents, or its paths have no "
-            "density"
-        )
+    if sampler.start is not None:
+        raise ValueError("networks must have a sampler that starts from noise, or its paths have no density")
     if not temperature > 0:
         raise ValueError(f"temperature must be > 0, got {temperature}")
     keys = noise.Draws(seed, "log partition", ["pilot", "paths"], sampler.log_std.device).at(0)

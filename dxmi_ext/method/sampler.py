@@ -16,9 +16,6 @@ from dxmi_ext import ops
 from dxmi_ext.engine.calls import call, output_of
 from dxmi_ext.method.schedules import Schedule, reading
 
-LATENT_TIMESTEP = ops.INITIAL_TIMESTEP - 1
-"""Timestep reserved for the noise of latents; neither a sampler's steps nor x_0 use it."""
-
 
 class Guide(Protocol):
     """(x [N, *], timestep int64 [N] of the step that led to x, labels [N] or None) -> x to continue from."""
@@ -71,8 +68,6 @@ class GaussianSampler(nn.Module):
         network: (x [N, *], timestep int64 [N]) -> [N, *], with labels [N] as a third argument if conditional.
         schedule: tables of the steps; its log_std initializes the trainable one.
         data_shape: shape (*) of a sample.
-        latent_dim: size of the normal vector that the network takes as ``latent`` [N, latent_dim], drawn anew
-            at each step (DDGAN, Xiao et al. 2022); 0: none.
         start: module that computes x_0 from data, (data [N, *], key, sample_offset=) -> [N, *], with noise
             keyed by the global row. None: x_0 is normal noise.
         lengths: T of each chain of a schedule made by `schedules.joined`; None: a single chain.
@@ -90,13 +85,10 @@ class GaussianSampler(nn.Module):
         schedule: Schedule,
         data_shape: Sequence[int],
         *,
-        latent_dim: int = 0,
         start: nn.Module | None = None,
         lengths: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
-        if latent_dim < 0:
-            raise ValueError(f"latent_dim must be >= 0, got {latent_dim}")
         self.lengths = tuple(lengths or [len(schedule.log_std)])
         if sum(self.lengths) != len(schedule.log_std):
             raise ValueError(
@@ -104,7 +96,6 @@ class GaussianSampler(nn.Module):
             )
         self.network, self.start = network, start
         self.data_shape = tuple(data_shape)
-        self.latent_dim = latent_dim
         self.initial_std = schedule.initial_std
         self.log_std = nn.Parameter(schedule.log_std.float())
         self.sample_coef: Tensor
@@ -186,10 +177,7 @@ class GaussianSampler(nn.Module):
             labels: [N], for a conditional network.
             sample_offset: global index of the first row.
         """
-        latent = None
-        if self.latent_dim:
-            latent = draw_latents(timestep, self.end, self.latent_dim, key, sample_offset=sample_offset)
-        output = call(self.network, sample, timestep, labels, latent=latent)
+        output = call(self.network, sample, timestep, labels)
         tables = self.sample_coef, self.output_coef, self.log_std
         return ops.sampler_step(sample, output, timestep, *tables, key, sample_offset=sample_offset)
 
@@ -260,11 +248,6 @@ class LogProb(nn.Module):
 
     def __init__(self, sampler: GaussianSampler) -> None:
         super().__init__()
-        if sampler.latent_dim:
-            raise NotImplementedError(
-                f"latent_dim must be 0, got {sampler.latent_dim}: "
-                "a transition that depends on a latent has no closed-form log-probability"
-            )
         self.sampler = sampler
 
     def forward(
@@ -278,10 +261,10 @@ class LogProb(nn.Module):
 class Timed(nn.Module):
     """A network conditioned on the schedule's time instead of the generation step, with scaled input.
 
-    As a network of `GaussianSampler`: (x [N, *], timestep int64 [N], labels, latent) -> [N, *].
+    As a network of `GaussianSampler`: (x [N, *], timestep int64 [N], labels) -> [N, *].
 
     Args:
-        network: (x [N, *], time float32 [N]) -> [N, *], with labels and latent if there are any.
+        network: (x [N, *], time float32 [N]) -> [N, *], with labels if there are any.
         schedule: schedule that has `time` and `input_scale`.
     """
 
@@ -293,9 +276,9 @@ class Timed(nn.Module):
         self.register_buffer("time", schedule.time.float())
         self.register_buffer("input_scale", schedule.input_scale.float())
 
-    def forward(self, x: Tensor, timestep: Tensor, *labels: Tensor, latent: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, timestep: Tensor, *labels: Tensor) -> Tensor:
         scale = per_row(self.input_scale[timestep].to(x.dtype), x)
-        return output_of(self.network, scale * x, self.time[timestep], *labels, latent=latent)
+        return output_of(self.network, scale * x, self.time[timestep], *labels)
 
 
 class Clipped(Timed):
@@ -317,8 +300,8 @@ class Clipped(Timed):
         self.register_buffer("skip", skip.float())
         self.register_buffer("out", out.float())
 
-    def forward(self, x: Tensor, timestep: Tensor, *labels: Tensor, latent: Tensor | None = None) -> Tensor:
-        output = super().forward(x, timestep, *labels, latent=latent)
+    def forward(self, x: Tensor, timestep: Tensor, *labels: Tensor) -> Tensor:
+        output = super().forward(x, timestep, *labels)
         kept, out = (per_row(table[timestep].to(x.dtype), x) for table in (self.skip, self.out))
         data = kept * x + out * output
         return (data.clamp(-1, 1) - kept * x) / out
@@ -327,18 +310,3 @@ class Clipped(Timed):
 def per_row(values: Tensor, like: Tensor) -> Tensor:
     """[N] as [N, 1, ...], to broadcast against `like` [N, *]."""
     return values.view(-1, *[1] * (like.ndim - 1))
-
-
-def draw_latents(timestep: Tensor, steps: int, dim: int, key: Tensor, *, sample_offset: int = 0) -> Tensor:
-    """The latents of a step: standard normal [N, dim], keyed by (key, global row, timestep).
-
-    Args:
-        timestep: int64 [N], which may differ from row to row.
-        steps: T.
-        dim: size of a latent.
-        key: noise key of the step; latents are independent of the noise of steps.
-        sample_offset: global index of the first row.
-    """
-    n = len(timestep)
-    every = ops.normal((n, steps, dim), key, timestep=LATENT_TIMESTEP, sample_offset=sample_offset)
-    return every[torch.arange(n, device=timestep.device), timestep]

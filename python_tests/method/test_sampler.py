@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from dxmi_ext import ops
 from dxmi_ext.method import schedules
-from dxmi_ext.method.sampler import LATENT_TIMESTEP, Clipped, GaussianSampler, LogProb, Timed
+from dxmi_ext.method.sampler import Clipped, GaussianSampler, Timed
 from dxmi_ext.method.schedules import Schedule
 from dxmi_ext.two_d.networks import SamplerMLP
 
@@ -182,7 +182,7 @@ def test_gradients_reach_network_and_sigma_but_not_the_schedule() -> None:
     assert sampler.state_dict().keys() >= {"log_std", "sample_coef", "output_coef"}
 
 
-# --- networks of time and latents --------------------------------------------------------------------
+# --- networks of time --------------------------------------------------------------------------------
 
 
 class Recorder(nn.Module):
@@ -228,39 +228,3 @@ def test_clipped_tells_the_nearest_data(prediction: str) -> None:
 
     clipped = Clipped(Network(), schedule, prediction).double()
     torch.testing.assert_close(clipped(x, timestep), output(data.clamp(-1, 1)), rtol=1e-4, atol=1e-4)
-
-
-class Latent(nn.Module):
-    """Tells the latents, so that with zeros for a they can be read off the step's mean."""
-
-    def forward(self, x: Tensor, timestep: Tensor, *, latent: Tensor) -> Tensor:
-        return latent.view(len(x), *SHAPE)
-
-
-def test_latents_are_keyed_by_row_and_step() -> None:
-    """New ones each step, none shared with the steps' noise or x_0, the same in any split of the batch."""
-    schedule = schedules.ddgan(4, min_std=1e-30)
-    steps, dim, n = 4, math.prod(SHAPE), 6
-    sampler = GaussianSampler(Latent(), schedule, SHAPE, latent_dim=dim)
-    sampler.sample_coef.zero_()
-    sampler.output_coef.fill_(1.0)
-    sampler.log_std.data.fill_(-80.0)
-    path = sampler.rollout(n, KEY, sample_offset=2)
-    every = ops.normal((n, steps, dim), KEY, timestep=LATENT_TIMESTEP, sample_offset=2)
-    for t in range(steps):
-        torch.testing.assert_close(path.samples[t + 1].flatten(1), every[:, t], rtol=0, atol=1e-6)
-    mixed = sampler(path.samples[0], torch.tensor([3, 0, 1, 2, 0, 3]), KEY, sample_offset=2).next_sample
-    torch.testing.assert_close(mixed[2], path.samples[2][2])
-    assert torch.equal(sampler.rollout(2, KEY, sample_offset=5).samples[:, 0], path.samples[:, 3])
-    assert torch.equal(sampler.sample(n, KEY, sample_offset=2, batch_size=4), path.samples[-1])
-    noises = [ops.normal((n, dim), KEY, timestep=t, sample_offset=2) for t in (*range(steps), 2**32 - 1)]
-    draws = torch.stack([every[:, t].flatten() for t in range(steps)] + [z.flatten() for z in noises])
-    assert (torch.corrcoef(draws) - torch.eye(len(draws))).abs().max() < 0.5
-
-
-def test_latents_have_no_log_probability() -> None:
-    sampler = GaussianSampler(Latent(), schedules.ddgan(4), SHAPE, latent_dim=15)
-    with pytest.raises(NotImplementedError, match="latent_dim must be 0, got 15"):
-        LogProb(sampler)
-    with pytest.raises(ValueError, match="latent_dim must be >= 0, got -1"):
-        GaussianSampler(Latent(), schedules.ddgan(4), SHAPE, latent_dim=-1)

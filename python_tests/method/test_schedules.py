@@ -171,19 +171,6 @@ def test_edm_is_the_papers(steps: int, rho: float, eta: float, stochastic_last: 
     assert schedule.log_std[-1].exp().item() == pytest.approx(0.002 if posterior else 1e-3, rel=0.01)
 
 
-def test_ddgan_is_the_papers() -> None:
-    """Xiao et al. 2022, appendix: the levels of the continuous diffusion at even times."""
-
-    def log_alpha_bar(t: float) -> float:
-        return -0.5 * t**2 * (20 - 0.1) - 0.1 * t
-
-    times = [1e-3 + i / 4 * (1 - 1e-3) for i in range(5)]
-    betas = [1 - math.exp(log_alpha_bar(b) - log_alpha_bar(a)) for a, b in itertools.pairwise(times)]
-    schedule = schedules.ddgan(4)
-    assert_walks(schedule, posterior_chain(betas, "x", 1e-3))
-    assert schedule.time.tolist() == [3, 2, 1, 0]
-
-
 # --- FastDPM: DxMI's settings of CIFAR-10 ------------------------------------------------------------
 
 VAR = {

@@ -360,32 +360,38 @@ def test_value_guidance_goes_down_the_value() -> None:
 # --- gradients ---------------------------------------------------------------------------------------
 
 
-def test_sampler_step_leaves_the_value_alone() -> None:
+def test_sampler_step_leaves_the_value_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its weights are frozen, not only unused, while the sampler learns; nothing is computed for them."""
     trainer = make_trainer(make_settings())
     weights = list(trainer.value.parameters())
     frozen_at = []
+    value, sampler = (
+        learner.optimizer.descend for learner in (trainer.value_learner, trainer.sampler_learner)
+    )
 
-    def forget(*_: object) -> None:
+    def and_forget(loss: Tensor, failures: Tensor) -> None:
+        value(loss, failures)
         for p in weights:
             p.grad = None
 
-    trainer.value_learner.optimizer.register_step_post_hook(forget)
-    trainer.sampler_learner.optimizer.register_step_pre_hook(
-        lambda *_: frozen_at.append(not any(p.requires_grad for p in weights))
-    )
+    def frozen(loss: Tensor, failures: Tensor) -> None:
+        frozen_at.append(not any(p.requires_grad for p in weights))
+        sampler(loss, failures)
+
+    monkeypatch.setattr(trainer.value_learner.optimizer, "descend", and_forget)
+    monkeypatch.setattr(trainer.sampler_learner.optimizer, "descend", frozen)
     trainer.step(batch(0))
     assert frozen_at == [True] * T
     assert all(p.requires_grad and p.grad is None for p in weights)
 
 
-def test_value_thaws_when_the_sampler_step_fails() -> None:
+def test_value_thaws_when_the_sampler_step_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = make_trainer(make_settings())
 
     def fail(*_: object) -> None:
         raise KeyboardInterrupt
 
-    trainer.sampler_learner.optimizer.register_step_pre_hook(fail)
+    monkeypatch.setattr(trainer.sampler_learner.optimizer, "descend", fail)
     with pytest.raises(KeyboardInterrupt):
         trainer.step(batch(0))
     assert all(p.requires_grad for p in trainer.value.parameters())

@@ -9,13 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from dxmi_ext.method.schedules.exploding import edm, variance_exploding
-from dxmi_ext.method.schedules.preserving import ddgan, ddim, ddpm, fastdpm, make_betas
+from dxmi_ext.method.schedules.preserving import ddim, ddpm, fastdpm, make_betas
 from dxmi_ext.method.schedules.tables import Schedule, from_levels, joined, posterior_std, reading, target
 
 __all__ = [
     "CHOICES",
     "Schedule",
-    "ddgan",
     "ddim",
     "ddpm",
     "edm",
@@ -30,7 +29,6 @@ __all__ = [
 ]
 
 CHOICES: dict[str, Callable[..., Schedule]] = {
-    "ddgan": ddgan,
     "ddim": ddim,
     "edm": edm,
     "fastdpm": fastdpm,

@@ -161,29 +161,6 @@ def fastdpm(
     return _from_alpha_bar(alpha_bar, time, kappa, prediction=prediction, min_std=min_std)
 
 
-def ddgan(
-    steps: int = 4, *, beta_min: float = 0.1, beta_max: float = 20.0, min_std: float = 1e-3
-) -> Schedule:
-    """Denoising diffusion GAN (Xiao et al. 2022): the network predicts the data from x_t and a latent, and
-    the step draws from DDPM's posterior. For use with ``GaussianSampler(..., latent_dim=...)``.
-
-    Args:
-        steps: T.
-        beta_min, beta_max: range of beta in the continuous diffusion, which is discretized evenly in time.
-        min_std: lower bound of a step's standard deviation, as in `ddim`.
-    """
-    check_steps(steps)
-    if not 0 < beta_min <= beta_max:
-        raise ValueError(
-            f"beta_min, beta_max must satisfy 0 < beta_min <= beta_max, got {beta_min}, {beta_max}"
-        )
-    when = torch.linspace(1e-3, 1, steps + 1, dtype=torch.float64)
-    log_alpha_bar = -(beta_max - beta_min) * when**2 / 2 - beta_min * when
-    alpha_bar = (log_alpha_bar[1:] - log_alpha_bar[0]).exp().flip(0)
-    time = torch.arange(steps - 1, -1, -1)
-    return _from_alpha_bar(alpha_bar, time, 1.0, prediction="x", min_std=min_std)
-
-
 def _from_alpha_bar(
     alpha_bar: Tensor, time: Tensor, eta: float, *, prediction: str, min_std: float
 ) -> Schedule:
