@@ -88,7 +88,9 @@ class LangevinTrainer(Stepper):
         network, lr, clip = value, s.value_lr, s.value_clip
         if energy is not None:
             network, lr, clip = energy, s.energy_lr, s.energy_clip
-        self.learner = Learner(network, lr, s.lr_decay, iterations, ranks, clip=clip, losses=("energy",))
+        self.learner = Learner(
+            *(network, lr, s.lr_decay, iterations, ranks), clip=clip, beta1=s.adam_beta1, losses=("energy",)
+        )
         self.learners = [self.learner]
         # As the energy is called where it learns.
         learning = self.learner.network

@@ -103,6 +103,12 @@ class DxMISettings(Settings):
     lr_decay: str = setting(
         "linear", "schedule of the learning rates", choices=("constant", "linear", "cosine")
     )
+    adam_beta1: float = setting(
+        0.9,
+        "decay of the mean of gradients in Adam; 0: no momentum, as is usual in adversarial training",
+        minimum=0,
+        below=1,
+    )
     sampler_clip: float = setting(0.1, "maximum gradient norm of the sampler; 0: no clipping", minimum=0)
     value_clip: float = setting(0.0, "maximum gradient norm of the value; 0: no clipping", minimum=0)
     energy_clip: float = setting(0.0, "maximum gradient norm of a separate energy; 0: no clipping", minimum=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -85,24 +86,26 @@ class DxMITrainer(Stepper):
 
     def _make_learners(self, ranks: Ranks) -> None:
         s, sampler, energy = self.algorithm, self.sampler, self.networks.energy_network
-        over: tuple[Any, ...] = s.lr_decay, self.iterations, ranks
+        learner = functools.partial(
+            Learner, decay=s.lr_decay, iterations=self.iterations, ranks=ranks, beta1=s.adam_beta1
+        )
         weights = [
             {"params": list(sampler.network.parameters())},
             {"params": [sampler.log_std], "lr": s.log_std_lr},
         ]
-        self.sampler_learner = Learner(
+        self.sampler_learner = learner(
             LogProb(sampler) if s.sampler_update == "policy_gradient" else sampler,
-            *(s.sampler_lr, *over),
+            s.sampler_lr,
             weights=weights,
             clip=s.sampler_clip,
             wait=s.sampler_wait,
             losses=("sampler",),
         )
         shared = ("energy", "value") if energy is None else ("value",)
-        self.value_learner = Learner(self.value, s.value_lr, *over, clip=s.value_clip, losses=shared)
+        self.value_learner = learner(self.value, s.value_lr, clip=s.value_clip, losses=shared)
         self.energy_learner, self.learners = self.value_learner, [self.value_learner, self.sampler_learner]
         if energy is not None and next(energy.parameters(), None) is not None:
-            self.energy_learner = Learner(energy, s.energy_lr, *over, clip=s.energy_clip, losses=("energy",))
+            self.energy_learner = learner(energy, s.energy_lr, clip=s.energy_clip, losses=("energy",))
             self.learners = [self.energy_learner, *self.learners]
         # As value and energy are called where they learn.
         learns = self.energy_learner is not self.value_learner
