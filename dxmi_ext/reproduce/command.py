@@ -1,8 +1,8 @@
-"""`dxmi reproduce`: the paper's tables again, row by row and seed by seed.
+"""`dxmi reproduce`: reproduces the paper's tables, row by row and seed by seed.
 
-Every (row, seed) is a unit (`units`) with a small json; what is there already, maybe in another experiment,
-is not run again. `experiments` tells what there is, `table` makes a page and pictures of the units. Imports
-``dxmi_ext`` up to recipes.
+Every (row, seed) is a unit (`units`) with a small json file. A unit that exists, here or in another
+experiment, is not run again. `experiments` defines the rows; `table` writes the page and the figures. Imports
+``dxmi_ext`` up to the tasks.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from dxmi_ext.reproduce.units import Unit
 from dxmi_ext.two_d import recipe as two_d
 
 EXPERIMENTS = experiments.EXPERIMENTS | {ENERGIES.name: ENERGIES}
-_DATA = "data"  # folder of what an experiment makes of its data
+_DATA = "data"  # folder for data that an experiment prepares
 _SECONDS_BETWEEN_LOOKS = 0.5
 _RESULTS: files.Tree = {r"(?s).+-seed\d+\.json": None, table.PAGE: None, r"[\w-]+\.png|gains\.json": None}
 
 
 class Incomplete(UserError):
-    """Some units have failed; the others are done."""
+    """Some units failed; the others are done."""
 
 
 @dataclasses.dataclass
@@ -48,40 +48,39 @@ class ReproduceSettings(Settings):
 
     seeds: int | None = setting(
         None,
-        "runs of each row, seeds 0, 1, ...; null: as many as the experiment has, of quick 1",
+        "number of runs of each row, with seeds 0, 1, ...; null: the experiment's, or 1 with quick",
         minimum=1,
         maximum=1000,
     )
-    rows: str | None = setting(
-        None, "names of the rows, or of sweeps, to run, with commas between; null: all rows"
-    )
+    rows: str | None = setting(None, "rows or sweeps to run, names separated by commas; null: all rows")
     workers: int = setting(
         0,
-        "runs at a time, each a process with one thread of torch; 0: one for each core",
+        "number of runs at a time, each a process with one thread; 0: one for each core",
         minimum=0,
         maximum=256,
     )
-    quick: bool = setting(False, "a tenth of the iterations, in a folder of their own; also --quick")
+    quick: bool = setting(False, "runs of a tenth of the iterations, in a separate folder; also --quick")
     output: str | None = setting(
         None,
-        "folder of the table and its units; null: docs/results/EXPERIMENT, quick: runs/quick/EXPERIMENT",
+        "folder of the table and its units; null: docs/results/EXPERIMENT, or runs/quick/EXPERIMENT with "
+        "quick",
         path=True,
     )
     work: str | None = setting(
         None, "folder of the runs themselves; null: runs/reproduce/EXPERIMENT", path=True
     )
-    data: str | None = setting(None, "where the data are; null: where the recipes have them", path=True)
-    device: str = setting("cpu", "cpu, cuda or cuda:N", pattern=r"cpu|cuda(:\d+)?")
+    data: str | None = setting(None, "path of the data; null: the recipes' paths", path=True)
+    device: str = setting("cpu", "device: cpu, cuda or cuda:N", pattern=r"cpu|cuda(:\d+)?")
 
 
 def find(name: str) -> Experiment:
-    """An experiment by its name.
+    """The experiment with a name.
 
     Raises:
-        config.ConfigError: there is none.
+        config.ConfigError: there is no such experiment.
     """
     if name not in EXPERIMENTS:
-        raise config.ConfigError(f"experiment: got {name!r}, wants one of {', '.join(EXPERIMENTS)}")
+        raise config.ConfigError(f"experiment must be one of {', '.join(EXPERIMENTS)}, got {name!r}")
     return EXPERIMENTS[name]
 
 
@@ -100,14 +99,14 @@ def describe(name: str | None = None) -> str:
 
 
 def run(experiment: Experiment, cfg: ReproduceSettings) -> None:
-    """Runs the units of an experiment that are not there yet, then makes its README.md and picture of all.
+    """Runs the missing units of an experiment, then writes its README.md and figures from all units.
 
     Raises:
         config.ConfigError: a row is unknown.
         folders.FolderError: a folder holds something else.
-        files.Locked: another process does the same in the same folder.
-        Incomplete: some units have failed.
-        signals.Stopped: on SIGTERM or Ctrl-C; units under way are saved, and go on the next time.
+        files.Locked: another process is running in the same folder.
+        Incomplete: some units failed.
+        signals.Stopped: on SIGTERM or Ctrl-C; running units are saved and resume with the next call.
     """
     output = Path(cfg.output or f"{'runs/quick' if cfg.quick else 'docs/results'}/{experiment.name}")
     work = Path(cfg.work or f"runs/reproduce/{experiment.name}")
@@ -120,7 +119,8 @@ def run(experiment: Experiment, cfg: ReproduceSettings) -> None:
     names = _names(experiment, cfg.rows)
     if cfg.data is not None and any(unit_of(row, 0).task is two_d for row in experiment.rows):
         raise config.ConfigError(
-            f"data: got {cfg.data!r}, but the densities of {experiment.name} are its rows'"
+            f"data must not be given for {experiment.name}, whose rows define their densities, "
+            f"got {cfg.data!r}"
         )
     folders.check(work, "work", units.is_work, key="work")
     if output.resolve() != work.resolve():
@@ -133,7 +133,7 @@ def run(experiment: Experiment, cfg: ReproduceSettings) -> None:
     with files.lock(work / ".lock"):
         folders.mark(work, "work")
         files.tidy(output, _RESULTS)
-        # Seed by seed: a table that is stopped early has something of every row.
+        # Seed by seed, so that a table that is stopped early has units of every row.
         rows = [row for row in experiment.rows if row.name in names]
         chosen = [
             unit_of(row, seed)
@@ -142,7 +142,7 @@ def run(experiment: Experiment, cfg: ReproduceSettings) -> None:
             if row.seeds is None or seed < row.seeds
         ]
         missing = [unit for unit in chosen if not (_is_done(unit) or _is_elsewhere(unit, experiment))]
-        print(f"{experiment.name}: {len(chosen)} units, {len(chosen) - len(missing)} of them done")
+        print(f"{experiment.name}: {len(chosen)} units, {len(chosen) - len(missing)} done")
         missing = _with_starts(missing)
         if missing and experiment.prepare is not None:
             experiment.prepare(cfg.data, work / _DATA)
@@ -164,33 +164,33 @@ def _names(experiment: Experiment, given: str | None) -> list[str]:
     for name in names:
         if name not in known:
             nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-            hint = f"did you mean {nearest[0]}?" if nearest else f"wants some of {', '.join(known)}"
-            raise config.ConfigError(f"rows: got {name!r}; {hint}")
+            hint = f"did you mean {nearest[0]}?" if nearest else f"known: {', '.join(known)}"
+            raise config.ConfigError(f"rows must be names of rows or sweeps, got {name!r}; {hint}")
     return names
 
 
 def _is_done(unit: Unit) -> bool:
-    """Whether a unit's json is there; why it is not used, where it is not."""
+    """Whether a unit has a usable json; prints the reason if it has an unusable one."""
     try:
         return units.read(unit) is not None
     except units.UnusableUnit as error:
-        _tell(f"{error}; it is made again")
+        _tell(f"{error}; it is run again")
         return False
 
 
 def _is_elsewhere(unit: Unit, experiment: Experiment) -> bool:
-    """Whether another experiment has had the same run, whose numbers are then this unit's. In 2D alone, where
-    settings tell the data, and where the pictures want no network."""
+    """Whether another experiment has the same run, whose numbers are then copied. Only in 2D, where settings
+    determine the data, and only if the figures need no network."""
     if unit.task is not two_d or unit.row.may_diverge or not experiment.sweeps:
         return False
     path = units.adopt(unit, experiment.columns.keys() - {"diverged"})
     if path is not None:
-        _tell(f"{unit.name}: the run is that of {path}")
+        _tell(f"{unit.name}: copied from the same run in {path}")
     return path is not None
 
 
 def _with_starts(missing: Sequence[Unit]) -> list[Unit]:
-    """Units, and before each the one it starts from, where its run is not here."""
+    """The units, each after the unit that it starts from if that has not been run."""
     ordered: dict[str, Unit] = {}
     for unit in missing:
         if unit.start is not None and not unit.start.is_here():
@@ -200,7 +200,7 @@ def _with_starts(missing: Sequence[Unit]) -> list[Unit]:
 
 
 def _there(unit_of: Callable[[Row, int], Unit], experiment: Experiment, output: Path) -> list[Unit]:
-    """The units whose json is in a folder, row by row, of any seed."""
+    """The units that have a json in a folder, row by row, with any seed."""
     found = []
     for row in experiment.rows:
         matches = [re.fullmatch(rf"{re.escape(row.name)}-seed(\d+)\.json", p.name) for p in output.iterdir()]
@@ -211,35 +211,35 @@ def _there(unit_of: Callable[[Row, int], Unit], experiment: Experiment, output: 
 def _publish(
     experiment: Experiment, there: Sequence[Unit], output: Path, *, quick: bool, draws: bool
 ) -> None:
-    """Writes README.md; draws pictures, if that is wanted or there are none."""
+    """Writes README.md; draws the figures if requested or missing."""
     found: dict[str, list[Any]] = {}
     done = []
     for unit in there:
         try:
             numbers = units.read(unit)
-        except units.UnusableUnit:  # of a row that is not wanted
+        except units.UnusableUnit:  # of a row that was not requested
             continue
         found.setdefault(unit.row.name, []).append(numbers)
         done.append(unit)
     try:
         pictures = _draw(experiment, found, done, output, draws=draws)
     except ModuleNotFoundError as error:
-        _tell(f"no picture, for {error.name} is not installed: pip install {error.name}")
+        _tell(f"no figures: {error.name} is not installed; pip install {error.name}")
         pictures = []
     summary = "" if experiment.summary is None else experiment.summary(done, output)
     figures = [picture.name for picture in pictures]
     text = table.markdown(experiment, found, quick=quick, figures=figures, summary=summary)
     files.write_text(output / table.PAGE, text)
     print("\n".join(line for line in text.splitlines() if line.startswith("|")))
-    print(f"{output}: README.md, of {len(done)} units")
+    print(f"{output}: README.md from {len(done)} units")
 
 
 def _draw(
     experiment: Experiment, found: table.Found, done: Sequence[Unit], output: Path, *, draws: bool
 ) -> list[Path]:
-    """Draws an experiment's sweeps, which need numbers alone, and its runs, which need their networks."""
+    """Draws an experiment's sweeps, which need only numbers, and its runs, which need their networks."""
     pictures = table.sweeps(output, experiment, found)
-    if experiment.summary is not None:  # which is what there is to see
+    if experiment.summary is not None:  # it shows everything
         return pictures
     if experiment.shown:
         done = [unit for unit in done if unit.row.name in experiment.shown]
@@ -250,12 +250,12 @@ def _draw(
         if (draws or not picture.exists()) and (absent := table.figure(picture, experiment, done)):
             _tell(f"{picture}: the networks of {', '.join(absent)} are not in {done[0].work}")
     except UserError as error:  # networks of another version, or damaged
-        _tell(f"no picture: {error}")
+        _tell(f"no figure: {error}")
     return [*pictures, picture] if picture.is_file() else pictures
 
 
 def _run(missing: Sequence[Unit], workers: int) -> list[str]:
-    """Runs units; what went wrong with those that failed. One worker is this process itself."""
+    """Runs units and returns the errors of those that failed. A single worker is this process."""
     if workers > 1 and len(missing) > 1:
         return _run_in_processes(missing, workers)
     failures = []
@@ -269,7 +269,7 @@ def _run(missing: Sequence[Unit], workers: int) -> list[str]:
 
 
 def _run_in_processes(missing: Sequence[Unit], workers: int) -> list[str]:
-    """The same, some at a time. A stop is passed on to all, and waits until they have saved."""
+    """`_run` with several processes. A stop signal is passed on to all, and waits until they have saved."""
     waiting, failures = list(missing), list[str]()
     running: dict[Unit, tuple[SpawnProcess, float]] = {}
     bar = runlog.Progress("runs", len(missing), 0, enabled=True)
@@ -298,14 +298,14 @@ def _run_in_processes(missing: Sequence[Unit], workers: int) -> list[str]:
 
 
 def _ready(waiting: Sequence[Unit], running: Collection[Unit]) -> Unit | None:
-    """The first unit that waits for no other."""
+    """The first unit that does not depend on an unfinished one."""
     unfinished = {unit.folder for unit in (*waiting, *running)}
     return next((u for u in waiting if u.start is None or u.start.folder not in unfinished), None)
 
 
 def _start(unit: Unit) -> SpawnProcess:
     process = multiprocessing.get_context("spawn").Process(target=_work, args=(unit,), name=unit.name)
-    # Blocked until the child has left the terminal's group: a Ctrl-C there is for this process to pass on.
+    # Blocked until the child has left the terminal's process group: this process passes Ctrl-C on.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         process.start()
@@ -315,7 +315,7 @@ def _start(unit: Unit) -> SpawnProcess:
 
 
 def _work(unit: Unit) -> None:
-    """A process of its own: tells its log, and stops with the process that started it."""
+    """The main function of a worker process: writes to its log, and stops with its parent."""
     os.setsid()
     log = os.open(_log_of(unit), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     os.dup2(log, sys.stdout.fileno())
@@ -342,7 +342,7 @@ def _log_of(unit: Unit) -> Path:
 
 
 def _cores() -> int:
-    """Those that this process may use."""
+    """Number of cores that this process may use."""
     return len(os.sched_getaffinity(0))
 
 

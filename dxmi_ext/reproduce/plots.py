@@ -1,4 +1,4 @@
-"""Figures of an experiment: galleries of samplers, sweeps of a setting, grids of pictures.
+"""Figures of an experiment: galleries of samplers, sweeps of a setting, grids of images.
 
 Imports ``engine.plots`` and ``two_d.plots``; matplotlib and PIL where they are used.
 """
@@ -16,7 +16,7 @@ from torch import Tensor
 from dxmi_ext.engine import plots
 from dxmi_ext.two_d.plots import EXTENT, plane, scatter
 
-_COLUMNS = 9  # of a gallery
+_COLUMNS = 9  # in a gallery
 
 
 def gallery(path: plots.File, models: Sequence[tuple[str, Tensor, Tensor | None]]) -> None:
@@ -48,11 +48,11 @@ def gallery(path: plots.File, models: Sequence[tuple[str, Tensor, Tensor | None]
 
 
 def sweep(path: plots.File, labels: Sequence[str], panels: Mapping[str, Sequence[Sequence[float]]]) -> None:
-    """How numbers change with a setting: a panel a number, a dot a run, a dash a mean.
+    """How numbers depend on a setting: a panel for each number, a dot for each run, a dash for a mean.
 
     Args:
-        labels: of what the setting was, from left to right; how all begin, up to a comma, is not repeated.
-        panels: name of a number -> what it came to at each label, of no run or several.
+        labels: values of the setting, from left to right; a common start up to a comma is not repeated.
+        panels: name of a number -> its values at each label, from any number of runs.
     """
     heads, _, tails = zip(*(label.partition(", ") for label in labels), strict=True)
     if len(set(heads)) == 1 and all(tails):
@@ -73,10 +73,10 @@ def sweep(path: plots.File, labels: Sequence[str], panels: Mapping[str, Sequence
 
 
 def grids(path: plots.File, models: Sequence[tuple[str, Path]]) -> None:
-    """Pictures side by side, four a row.
+    """Images side by side, four in a row.
 
     Args:
-        models: title and picture, as of ``images``.
+        models: title and path of each image.
     """
     from matplotlib.image import imread
     from PIL import Image

@@ -1,4 +1,4 @@
-"""The table and the figure of an experiment, from its units alone.
+"""The table and the figures of an experiment, from its units.
 
 Imports torch and ``dxmi_ext`` up to the tasks; matplotlib where used.
 """
@@ -26,12 +26,12 @@ from dxmi_ext.two_d.plots import grid
 PAGE = "README.md"
 _MADE_BY = "Made by `dxmi reproduce "
 Found = Mapping[str, Sequence[Mapping[str, Any]]]
-"""The name of a row -> what its units came to, by seed."""
+"""Row name -> the json of its units, by seed."""
 _PICTURES = {
     images: "samples.png",
     energies: "samples.png",
     anomaly: "heatmaps.png",
-}  # of itself
+}
 
 
 def markdown(
@@ -42,13 +42,13 @@ def markdown(
     figures: Sequence[str] = (),
     summary: str = "",
 ) -> str:
-    """A table: mean ± standard deviation over seeds of each number, the paper's beside it.
+    """The page: mean ± standard deviation over seeds of each number, beside the paper's.
 
     Args:
-        found: of rows that have no units yet there may be nothing.
-        quick: they have a tenth of the iterations, as the page then says.
-        figures: paths of pictures, from the table's folder.
-        summary: what comes before the table.
+        found: the units; rows without units may be absent.
+        quick: whether units have a tenth of the iterations, which the page then says.
+        figures: paths of figures, relative to the page's folder.
+        summary: text before the table.
     """
     published = {key for row in experiment.rows for key in row.paper}
     heads = [""]
@@ -67,17 +67,19 @@ def markdown(
     every = [unit for row in experiment.rows for unit in found.get(row.name, ())]
     parts = [f"# {experiment.title}"]
     if quick:
-        parts.append("**A tenth of the iterations: this shows that the experiment runs, and no result.**")
+        parts.append(
+            "**Runs of a tenth of the iterations: they show that the experiment works, and are not results.**"
+        )
     parts += [*([summary] if summary else []), _table([*heads, "seeds"], rows)]
     notes = [
-        "Mean ± standard deviation over seeds, of runs that differ in nothing else.",
+        "Mean ± standard deviation over seeds; the runs of a row differ only in their seeds.",
         *([experiment.notes] if experiment.notes else []),
     ]
     if floors := _floors(experiment, found):
         notes.append(f"Fresh data against data: SW {floors}.")
     parts += [*notes, *(f"![{Path(figure).stem}]({figure})" for figure in figures), _machines(every)]
     option = " --quick" if quick else ""
-    parts.append(f"{_MADE_BY}{experiment.name}{option}`, from the json files beside it.")
+    parts.append(f"{_MADE_BY}{experiment.name}{option}`, from the json files in this folder.")
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -87,7 +89,7 @@ def is_page(path: Path) -> bool:
 
 
 def sweeps(folder: Path, experiment: Experiment, found: Found) -> list[Path]:
-    """Draws the pictures of an experiment's sweeps: those of which two rows or more are found."""
+    """Draws the figures of an experiment's sweeps that have units of at least two rows."""
     labels, pictures = {row.name: row.label for row in experiment.rows}, []
     for sweep, names in experiment.sweeps.items():
         if sum(name in found for name in names) < 2:
@@ -107,14 +109,14 @@ def sweeps(folder: Path, experiment: Experiment, found: Found) -> list[Path]:
 
 
 def figure(path: Path, experiment: Experiment, units: Sequence[Unit]) -> list[str]:
-    """A panel for each row whose run is here: of 2D runs samples above energies, of others what they drew.
+    """Draws a panel for each row with a run: samples above energies in 2D, else the run's own picture.
 
     Args:
-        path: a picture that is there already stays, unless the runs of all rows are here.
-        units: the finished ones; of each row, the first whose run is here is drawn.
+        path: the figure; an existing one is replaced only if all rows have runs.
+        units: finished units; the first of each row that has a run is drawn.
 
     Returns:
-        The names of finished rows whose runs are not here.
+        The names of finished rows without a run.
     """
     shown: dict[str, Unit] = {}
     finished = dict.fromkeys(unit.row.name for unit in units)
@@ -136,7 +138,7 @@ def figure(path: Path, experiment: Experiment, units: Sequence[Unit]) -> list[st
 
 
 def _picture(unit: Unit) -> Path:
-    """What a run draws of itself, a folder where it draws nothing."""
+    """The path of the picture that a run draws; the run's folder if it draws none."""
     return unit.folder / _PICTURES.get(unit.task, "")
 
 
@@ -160,7 +162,7 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _floors(experiment: Experiment, found: Found) -> str:
-    """Of each density, over the seeds: rows with one seed have the same points."""
+    """The floors of each density over seeds; rows with the same seed have the same points."""
     key, floors = "sliced_wasserstein_floor", dict[str, dict[int, float]]()
     for row in experiment.rows:
         for unit in found.get(row.name, ()):
@@ -170,7 +172,7 @@ def _floors(experiment: Experiment, found: Found) -> str:
 
 
 def _mean(values: Sequence[float]) -> str:
-    """Mean ± standard deviation, of a sample; nothing of no values."""
+    """Mean ± sample standard deviation; empty if there are no values."""
     if not values:
         return ""
     mean = f"{statistics.fmean(values):.3f}"
@@ -185,7 +187,7 @@ def _paper(published: tuple[float, float | None] | None) -> str:
 
 
 def _machines(units: Sequence[Mapping[str, Any]]) -> str:
-    """Where the units ran, with how long they took."""
+    """The machines that the units ran on, and their times."""
     kinds: dict[str, list[float]] = {}
     for unit in units:
         threads = unit["machine"]["threads"]

@@ -1,4 +1,4 @@
-"""A unit of an experiment: a row with a seed, run in a folder of its own, and a small json of its numbers.
+"""A unit of an experiment: a row with a seed, its run in a separate folder, and a small json of its numbers.
 
 Imports torch and ``dxmi_ext`` up to the tasks.
 """
@@ -32,30 +32,30 @@ from dxmi_ext.reproduce.experiments import Row
 _KINDS: dict[str, Any] = {"row": str, "seed": int, "quick": bool, "settings": dict, "numbers": dict}
 _KINDS |= {"versions": dict, "machine": dict, "seconds": float, "resumed_from": list}
 _OF_ENERGIES = ("auroc", "auroc_std", "energy_kl")
-# Settings that change nothing of what a run comes to.
+# Settings that do not affect the outcome of a run.
 _ELSEWHERE = {"output", "resume", "dry_run", "keep_checkpoints", "checkpoint_every", "log_every"}
 _ELSEWHERE |= {"picture_every", "tensorboard", "wandb", "threads", "device", "cache"}
-# Settings that a run does not use which trains no sampler and no energy.
+# Settings that are unused in runs that train neither a sampler nor an energy.
 _OF_DXMI = {*DxMISettings.keys(), *LangevinSettings.keys(), "cuda_graph"}
 _OF_DXMI |= {"value_kind", "value_width", "value_depth", "energy_width", "energy_network", "energy_level"}
-_QUICK = 10  # times as few iterations
-_IDENTITY = "unit.json"  # of the unit, in its run's folder
+_QUICK = 10  # divides the number of iterations
+_IDENTITY = "unit.json"  # the unit's identity, in its run's folder
 
 
 class UnusableUnit(UserError):
-    """A unit's json that is damaged, another unit's, or made with other settings."""
+    """A json that is damaged, of another unit, or made with other settings."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Unit:
-    """Row and seed, and where they live.
+    """A row with a seed, and its paths.
 
     Args:
-        quick: with a tenth of the iterations.
+        quick: whether it has a tenth of the iterations.
         output: folder of the json.
-        work: where its run has a folder.
-        device: of the run.
-        data: where its data are; None: where its recipe has them.
+        work: parent of the run's folder.
+        device: device of the run.
+        data: path of the data; None: the recipe's.
     """
 
     row: Row
@@ -80,12 +80,12 @@ class Unit:
 
     @property
     def start(self) -> Unit | None:
-        """The one whose network it starts from."""
+        """The unit whose network it starts from."""
         return None if self.row.start is None else dataclasses.replace(self, row=self.row.start)
 
     @property
     def evaluated(self) -> Path:
-        """The run whose network a row with a chain evaluates: its start's, or what its recipe starts from."""
+        """The run whose network a row with a chain evaluates: its start, or the recipe's start."""
         if self.start is not None:
             return self.start.folder
         start = self.config().flat()["start"]
@@ -93,14 +93,14 @@ class Unit:
 
     @property
     def task(self) -> Any:
-        """The module that runs its recipe."""
+        """The module of its recipe's task."""
         return tasks.task_of(tasks.find(self.row.recipe))
 
     def config(self) -> Any:
-        """Settings of its run.
+        """The settings of its run.
 
         Raises:
-            config.ConfigError: the row's are none of its recipe's.
+            config.ConfigError: a setting of the row is invalid for its recipe.
         """
         path = tasks.find(self.row.recipe)
         settings: dict[str, Any] = {"seed": self.seed, "output": str(self.folder), "device": self.device}
@@ -114,7 +114,7 @@ class Unit:
         return cfg.replace(**lengths)
 
     def identity(self) -> dict[str, Any]:
-        """What its outcome depends on, wherever it is run; ``start.KEY`` of what it starts from."""
+        """The settings that determine its outcome, on any machine; ``start.KEY`` are those of its start."""
         anywhere = dataclasses.replace(self, data=None, device="cpu").config()
         settings = _settings(anywhere, trains=self.row.chain is None)
         if self.start is None:
@@ -125,16 +125,16 @@ class Unit:
         return settings | {"start": self.start.row.name, "chain": self.row.chain} | given
 
     def is_here(self) -> bool:
-        """Whether its run has ended in its folder, with the settings of now."""
+        """Whether its folder has a finished run with the current settings."""
         return (self.folder / "model").is_dir() and not _holds_another(self)
 
 
 def read(unit: Unit) -> dict[str, Any] | None:
-    """What a unit came to; None where it has not been run.
+    """The json of a unit; None if it has not been run.
 
     Raises:
-        UnusableUnit: what is there is not what the unit would come to now.
-        UserError: the folder is for quick units and this is none, or the other way round.
+        UnusableUnit: the json does not match the unit as it would be run now.
+        UserError: the folder holds quick units and this one is not, or the reverse.
     """
     try:
         found = _load(unit.path)
@@ -144,8 +144,8 @@ def read(unit: Unit) -> dict[str, Any] | None:
         raise UnusableUnit(f"{unit.path}: holds {found['row']}, seed {found['seed']}")
     if found["quick"] != unit.quick:
         raise UserError(
-            f"output: got {str(unit.output)!r}, which holds units with quick={json.dumps(found['quick'])}; "
-            "wants another folder"
+            f"output must be another folder, got {str(unit.output)!r}, which holds units with "
+            f"quick={json.dumps(found['quick'])}"
         )
     if changed := _changes(found, unit):
         raise UnusableUnit(f"{unit.path}: made with {'; '.join(changed)}")
@@ -153,13 +153,13 @@ def read(unit: Unit) -> dict[str, Any] | None:
 
 
 def adopt(unit: Unit, numbers: Collection[str]) -> Path | None:
-    """Takes over what the same run came to in another experiment, from a folder beside the unit's own.
+    """Copies the json of the same run in another experiment, from a folder beside the unit's own.
 
     Args:
-        numbers: that it must tell.
+        numbers: names of the numbers that it must have.
 
     Returns:
-        The json that was taken over; None where there is none.
+        The path of the copied json; None if there is none.
     """
     for path in sorted(unit.output.parent.glob(f"*/*-seed{unit.seed}.json")):
         try:
@@ -176,7 +176,7 @@ def adopt(unit: Unit, numbers: Collection[str]) -> Path | None:
 
 
 def _load(path: Path) -> dict[str, Any]:
-    """A json of a unit, whatever its settings."""
+    """The json of a unit, with any settings."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -184,12 +184,12 @@ def _load(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise UnusableUnit(f"{path}: cannot be read: {error}") from error
     if not _is_whole(found):
-        raise UnusableUnit(f"{path}: is damaged: not all of {', '.join(_KINDS)} is there")
+        raise UnusableUnit(f"{path}: is damaged: it must have {', '.join(_KINDS)}")
     return dict(found)
 
 
 def _changes(found: dict[str, Any], unit: Unit) -> list[str]:
-    """The settings with which a json was made that are others now."""
+    """The settings of a json that differ from the current ones."""
     # A setting that is newer than the json had its default then.
     defaults, now = _settings(unit.task.Config.of()), unit.identity()
     was = defaults | {f"start.{key}": value for key, value in defaults.items()} | _named(found["settings"])
@@ -207,11 +207,11 @@ def _is_whole(found: Any) -> bool:
 
 
 def compute(unit: Unit) -> dict[str, Any]:
-    """Runs a unit, from where it was stopped, and writes its json.
+    """Runs or resumes a unit, and writes its json.
 
     Raises:
-        health.Diverged: its run does not stay finite.
-        signals.Stopped: on SIGTERM or Ctrl-C, with the run saved.
+        health.Diverged: the run diverged.
+        signals.Stopped: on SIGTERM or Ctrl-C; the run is saved.
     """
     cfg = unit.config()
     folders.check(unit.folder, "run", is_folder_of_unit, key="work")
@@ -237,7 +237,7 @@ def compute(unit: Unit) -> dict[str, Any]:
 
 
 def _trained(unit: Unit, cfg: Any) -> dict[str, Any]:
-    """What a unit that is trained came to, and where, as its run tells."""
+    """Trains a unit and returns the run's numbers and machine."""
     started = time.monotonic()
     try:
         unit.task.train(cfg)
@@ -260,7 +260,7 @@ def _trained(unit: Unit, cfg: Any) -> dict[str, Any]:
 
 
 def _evaluated(unit: Unit, cfg: Any) -> dict[str, Any]:
-    """The same of a unit that evaluates the network of another."""
+    """`_trained` for a unit that evaluates the network of another."""
     started, threads = time.monotonic(), torch.get_num_threads()
     settings = unit.task.EvaluateSettings(
         seed=unit.seed,
@@ -279,7 +279,7 @@ def _evaluated(unit: Unit, cfg: Any) -> dict[str, Any]:
 
 
 def _here(device: str, threads: int, started: float) -> dict[str, Any]:
-    """What tells of a unit that was run just now, without numbers."""
+    """The fields of a json about this run and machine, without numbers."""
     return {
         "versions": versions(),
         "machine": {"processor": processor(device), "threads": threads},
@@ -289,7 +289,7 @@ def _here(device: str, threads: int, started: float) -> dict[str, Any]:
 
 
 def processor(device: str) -> str:
-    """The model of what a device name stands for."""
+    """The model name of a device."""
     if device.startswith("cuda"):
         return torch.cuda.get_device_name(device)
     try:
@@ -301,7 +301,7 @@ def processor(device: str) -> str:
 
 
 def _settings(cfg: RunnableConfig, *, trains: bool = True) -> dict[str, Any]:
-    """What a run's outcome depends on."""
+    """The settings that determine a run's outcome."""
     settings = cfg.flat()
     unused = _ELSEWHERE | {"seed"}
     if not (trains and cfg.run.iterations):
@@ -314,7 +314,7 @@ def _settings(cfg: RunnableConfig, *, trains: bool = True) -> dict[str, Any]:
 
 
 def _named(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings without the places of data, which are no part of what a run comes to: their names stay."""
+    """Settings with names instead of paths of data, whose location does not affect the outcome."""
     return {
         key: PurePath(value).name if key.rpartition(".")[2] == "data" and isinstance(value, str) else value
         for key, value in settings.items()
@@ -322,12 +322,12 @@ def _named(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def is_folder_of_unit(folder: Path) -> bool:
-    """Whether a folder is that of a unit's run, from before folders were marked."""
+    """Whether a folder is of a unit's run, also one from before folders were marked."""
     return "recipe" in files.read_json(folder / _IDENTITY) or folders.is_unmarked_run(folder)
 
 
 def is_work(folder: Path) -> bool:
-    """Whether a folder has runs of units, from before folders were marked."""
+    """Whether a folder has runs of units, also from before folders were marked."""
     logs = any(re.fullmatch(r".+-seed\d+\.log", path.name) for path in folder.iterdir())
     return logs or any(is_folder_of_unit(path.parent) for path in folder.glob(f"*/{_IDENTITY}"))
 
@@ -339,7 +339,7 @@ def are_results(folder: Path) -> bool:
 
 
 def _holds_another(unit: Unit) -> bool:
-    """Whether the unit's folder holds a run with other settings, or one that cannot tell."""
+    """Whether the unit's folder holds a run with other or unknown settings."""
     found = files.read_json(unit.folder / _IDENTITY)
     return unit.folder.is_dir() and _named(found) != unit.identity()
 

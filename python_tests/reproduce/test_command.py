@@ -145,7 +145,7 @@ def test_a_finished_unit_is_kept_and_a_damaged_one_made_again(
     with monkeypatch.context() as patch:
         patch.setattr(units, "compute", lambda _: pytest.fail("run again"))
         assert reproduce(tmp_path) == 0
-    assert stamps(tmp_path) == before and "2 units, 2 of them done" in capsys.readouterr().out
+    assert stamps(tmp_path) == before and "2 units, 2 done" in capsys.readouterr().out
     assert (results / "tiny.png").read_bytes().startswith(b"\x89PNG")  # drawn once
     # The table is of all seeds there are.
     (results / "a-seed7.json").write_text(json.dumps({**a, "seed": 7}))
@@ -166,7 +166,7 @@ def test_a_finished_unit_is_kept_and_a_damaged_one_made_again(
     for damaged in (whole[:-20], whole.replace('"seed": 0', '"seed": 1'), json.dumps({**a, "numbers": {}})):
         (results / "a-seed0.json").write_text(damaged)
         assert reproduce(tmp_path) == 0
-        assert "it is made again" in capsys.readouterr().err
+        assert "it is run again" in capsys.readouterr().err
         assert read(results / "a-seed0.json") == a
         assert stamps(tmp_path)["b-seed0.json"] == before["b-seed0.json"]
 
@@ -177,7 +177,7 @@ def test_a_row_of_other_settings_is_run_again(tmp_path: Path, capsys: pytest.Cap
     was = units.compute(unit)
     assert units.read(unit) is not None
     assert reproduce(tmp_path, rows="a") == 0
-    assert "made with iterations=2, now 60; it is made again" in capsys.readouterr().err
+    assert "made with iterations=2, now 60; it is run again" in capsys.readouterr().err
     now = read(unit.path)
     assert (was["settings"]["iterations"], now["settings"]["iterations"]) == (2, 60)
     assert read(unit.folder / "summary.json")["resumed_from"] == []
@@ -223,10 +223,10 @@ def test_quick_units_never_meet_real_ones(tmp_path: Path, capsys: pytest.Capture
     assert reproduce(tmp_path, "--quick", rows="a") == 0
     assert read(tmp_path / "results" / "a-seed0.json")["settings"]["iterations"] == 6
     assert (tmp_path / "work" / "a-seed0-quick").is_dir()
-    assert "A tenth of the iterations" in (tmp_path / "results" / "README.md").read_text()
+    assert "a tenth of the iterations" in (tmp_path / "results" / "README.md").read_text()
     before = stamps(tmp_path)
     assert reproduce(tmp_path, rows="a") == 2
-    assert "which holds units with quick=true; wants another folder" in capsys.readouterr().err
+    assert "which holds units with quick=true" in capsys.readouterr().err
     assert stamps(tmp_path) == before
 
 
@@ -310,7 +310,13 @@ def test_table_of_fixed_units() -> None:
         "| second | 0.500 |  |  |  |  | 1 |",
         "| third | 0.200 |  |  |  |  | 1 |",
         "| in the second's runs |  |  | 0.700 |  |  | 1 |",
-        *("", "Mean ± standard deviation over seeds, of runs that differ in nothing else.", "", "Notes.", ""),
+        *(
+            "",
+            "Mean ± standard deviation over seeds; the runs of a row differ only in their seeds.",
+            "",
+            "Notes.",
+            "",
+        ),
         *(
             "Fresh data against data: SW 0.060 ± 0.014 (8gaussians), 0.050 (2spirals).",
             "",
@@ -318,7 +324,7 @@ def test_table_of_fixed_units() -> None:
             "",
         ),
         *("- 4 runs on a processor, 1 thread a run, torch 2.13, dxmi_ext 0.1; 10 to 50 s each", ""),
-        "Made by `dxmi reproduce name`, from the json files beside it.",
+        "Made by `dxmi reproduce name`, from the json files in this folder.",
     ]
 
 
@@ -422,7 +428,7 @@ def test_help_and_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert "ddpm-t1000" in capsys.readouterr().out
     for arguments, says in (
         (["densities", "data=x", f"work={tmp_path}", f"output={tmp_path}"], "data: got 'x', but the dens"),
-        (["table2"], "experiment: got 'table2', wants one of table1, "),
+        (["table2"], "experiment must be one of table1, "),
         (["tiny", "seed=1"], "seed: unknown key; did you mean seeds?"),
         (["tiny", f"work={tmp_path}", f"output={tmp_path}", "rows=a,bd"], "rows: got 'bd'; did you mean b"),
     ):
