@@ -1,4 +1,4 @@
-// See checks.h.
+// What the checks of checks.h refuse, and in what words.
 #include "checks.h"
 
 #include "device.h"
@@ -11,6 +11,8 @@ std::string device_text(const Tensor& t) {
   if (t.is_cuda()) return "CUDA device " + std::to_string(t.get_device_index());
   return "another kind of device";
 }
+
+bool on_device_of_this_half(const Tensor& t) { return Device::kIsCuda ? t.is_cuda() : t.is_cpu(); }
 
 }  // namespace
 
@@ -38,7 +40,8 @@ std::string to_text(ScalarType type) {
 Checks::Checks(const char* op, const char* lead_name, const Tensor& lead)
     : op_(op), lead_name_(lead_name), lead_(lead) {
   defined(lead_name, lead);
-  if (Device::kIsCuda ? !lead.is_cuda() : !lead.is_cpu())
+  device_index_ = lead.get_device_index();
+  if (!on_device_of_this_half(lead))
     fail(lead_name, "must be on ", Device::kIsCuda ? "a CUDA device" : "the CPU",
          " like the other arguments, got ", device_text(lead));
 }
@@ -49,7 +52,7 @@ void Checks::defined(const char* name, const Tensor& t) const {
 
 void Checks::device(const char* name, const Tensor& t) const {
   defined(name, t);
-  if (t.is_cpu() != lead_.is_cpu() || t.get_device_index() != lead_.get_device_index())
+  if (!on_device_of_this_half(t) || t.get_device_index() != device_index_)
     fail(name, "must be on ", device_text(lead_), " like ", lead_name_, ", got ", device_text(t));
 }
 

@@ -59,6 +59,7 @@ class Checks {
   const char* op_;
   const char* lead_name_;
   const Tensor& lead_;
+  int32_t device_index_;  // of lead
 };
 
 }  // namespace dxmi

@@ -25,8 +25,7 @@ void update_velocity_var_(Tensor velocity_var, Tensor sq_displacement, double de
   const int64_t steps = check.table("velocity_var", velocity_var, type);
   if (steps > 1 && velocity_var.stride(0) == 0)
     check.fail("velocity_var",
-               "must be a tensor that can be written in place, got an expanded one; ",
-               "pass a clone of it");
+               "must not be expanded, since it is written in place, got stride 0; pass a clone");
   check.device("sq_displacement", sq_displacement);
   check.dtype("sq_displacement", sq_displacement, type, "velocity_var");
   if (sq_displacement.dim() != 2 || sq_displacement.size(0) != steps ||
