@@ -1,5 +1,5 @@
-// How the rows of samples are laid over threads: a short row is worked on by a team of threads of one warp, a row by
-// one block or, if it is long, by several.
+// How the rows of samples are laid over threads: a short row is worked on by a team of threads of one warp, a longer
+// one by a block, the longest by several.
 #pragma once
 
 #include <algorithm>
