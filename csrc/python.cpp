@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "cpu/backend.h"
+#include "cpu/variants.h"
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Compiled half of dxmi_ext: importing it registers the torch ops.";

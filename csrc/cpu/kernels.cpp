@@ -17,45 +17,45 @@ inline constexpr int kRegisters = kPack / L::width;
 
 // A value a lane, in registers.
 template <class L>
-struct Lanes {
-  typename L::F part[kRegisters<L>] = {};
+struct PackRegisters {
+  typename L::F at[kRegisters<L>] = {};
 
   template <class R>
   void store(R* out) const {
-    for (int r = 0; r < kRegisters<L>; ++r) L::store(out + r * L::width, part[r]);
+    for (int r = 0; r < kRegisters<L>; ++r) L::store(out + r * L::width, at[r]);
   }
 };
 
 // Sets register r of running sums, in the first n lanes of the pack: those beyond a row's end keep theirs.
 template <class L>
-DXMI_CORE void set_sums(Lanes<L>& sums, int r, int64_t n, typename L::F value) {
+DXMI_CORE void set_sums(PackRegisters<L>& sums, int r, int64_t n, typename L::F value) {
   if (n < kPack) {
     typename L::F lane = {};
     for (int i = 0; i < L::width; ++i) lane[i] = static_cast<float>(r * L::width + i);
-    value = lane < L::of(static_cast<float>(n)) ? value : sums.part[r];
+    value = lane < L::of(static_cast<float>(n)) ? value : sums.at[r];
   }
-  sums.part[r] = value;
+  sums.at[r] = value;
 }
 
 template <class L, class R>
-DXMI_CORE Lanes<L> load_lanes(const Rows<R>& rows, const R (&values)[kPack]) {
-  Lanes<L> lanes;
+DXMI_CORE PackRegisters<L> load_lanes(const LaneTransitions<R>& lanes, const R (&values)[kPack]) {
+  PackRegisters<L> registers;
   for (int r = 0; r < kRegisters<L>; ++r)
-    lanes.part[r] = rows.one ? L::of(values[0]) : L::load(values + r * L::width);
-  return lanes;
+    registers.at[r] = lanes.one_row ? L::of(values[0]) : L::load(values + r * L::width);
+  return registers;
 }
 
 // The transitions of the lanes of each register.
 template <class L, class R>
-struct Transitions {
-  Transition<typename L::F> part[kRegisters<L>];
+struct TransitionRegisters {
+  Transition<typename L::F> at[kRegisters<L>];
 
-  explicit Transitions(const Rows<R>& rows) {
-    const Lanes<L> sample_coef = load_lanes<L>(rows, rows.sample_coef);
-    const Lanes<L> output_coef = load_lanes<L>(rows, rows.output_coef);
-    const Lanes<L> std = load_lanes<L>(rows, rows.std);
+  explicit TransitionRegisters(const LaneTransitions<R>& lanes) {
+    const PackRegisters<L> sample_coef = load_lanes<L>(lanes, lanes.sample_coef);
+    const PackRegisters<L> output_coef = load_lanes<L>(lanes, lanes.output_coef);
+    const PackRegisters<L> std = load_lanes<L>(lanes, lanes.std);
     for (int r = 0; r < kRegisters<L>; ++r)
-      part[r] = {sample_coef.part[r], output_coef.part[r], std.part[r]};
+      at[r] = {sample_coef.at[r], output_coef.at[r], std.at[r]};
   }
 };
 
@@ -129,7 +129,7 @@ DXMI_CORE void next_counters(const NoiseBlock& block, const Simd::U& lane_group,
   noise_counter<L>(block.key, groups, samples, timesteps, words);
 }
 
-void fill_in_order(const NoiseBlock& block, const Ahead& ahead, float* z) {
+void noise_in_order(const NoiseBlock& block, const Prefetch& prefetch, float* z) {
   using L = Simd;
   const int64_t total = block.rows * block.groups;
   L::U lane_group;
@@ -138,9 +138,9 @@ void fill_in_order(const NoiseBlock& block, const Ahead& ahead, float* z) {
   int64_t row = 0, group = 0, done = 0;
   const auto fill = [&](auto ways_tag) {
     constexpr int ways = decltype(ways_tag)::value;
-    for (int a = 0; a < ahead.count; ++a)
-      for (int64_t b = 0; b < ahead.bytes * ways * L::width; b += 64)
-        __builtin_prefetch(ahead.data[a] + ahead.bytes * done + b);
+    for (int o = 0; o < prefetch.count; ++o)
+      for (int64_t b = 0; b < prefetch.bytes * ways * L::width; b += 64)
+        __builtin_prefetch(prefetch.data[o] + prefetch.bytes * done + b);
     L::U words[4 * ways];
 #pragma GCC unroll 2
     for (int w = 0; w < ways; ++w) next_counters(block, lane_group, row, group, words + 4 * w);
@@ -156,7 +156,7 @@ void fill_in_order(const NoiseBlock& block, const Ahead& ahead, float* z) {
   if (done < total) fill(std::integral_constant<int, 1>{});
 }
 
-void fill_across(const NoiseBlock& block, float* z) {
+void noise_across(const NoiseBlock& block, float* z) {
   using L = Simd;
   uint32_t samples[kPack], timesteps[kPack];
   for (int64_t i = 0; i < kPack; ++i) {
@@ -177,7 +177,7 @@ void fill_across(const NoiseBlock& block, float* z) {
 }
 
 template <class T>
-void store(int64_t n, const float* z, T* out) {
+void normal(int64_t n, const float* z, T* out) {
   using L = Policy<T>;
   for_packs(
       n,
@@ -188,18 +188,18 @@ void store(int64_t n, const float* z, T* out) {
 }
 
 template <class T>
-void step(int64_t n, const Rows<WideT<T>>& rows, const T* sample, const T* output, const float* z,
-          T* next, LaneSums<WideT<T>>* sums) {
+void sampler_step_fwd(int64_t n, const LaneTransitions<ComputeType<T>>& lanes, const T* sample,
+                      const T* output, const float* z, T* next, LaneSums<ComputeType<T>>* sums) {
   using L = Policy<T>;
-  const Transitions<L, WideT<T>> p(rows);
-  Lanes<L> noise_sq, displacement_sq;
+  const TransitionRegisters<L, ComputeType<T>> transition(lanes);
+  PackRegisters<L> noise_sq, displacement_sq;
   for_packs(
       n,
       [&](int64_t count, const T* x, const T* o, const float* zs, T* y) {
         for_registers<L>([&](int i, int r) {
-          typename L::F noise = noise_sq.part[r], displacement = displacement_sq.part[r];
-          L::store(y + i, dxmi::step<L>(p.part[r], L::load(x + i), L::load(o + i), L::load(zs + i),
-                                        noise, displacement));
+          typename L::F noise = noise_sq.at[r], displacement = displacement_sq.at[r];
+          L::store(y + i, dxmi::step<L>(transition.at[r], L::load(x + i), L::load(o + i),
+                                        L::load(zs + i), noise, displacement));
           set_sums(noise_sq, r, count, noise);
           set_sums(displacement_sq, r, count, displacement);
         });
@@ -210,20 +210,20 @@ void step(int64_t n, const Rows<WideT<T>>& rows, const T* sample, const T* outpu
 }
 
 template <class T>
-void step_grad(int64_t n, const Rows<WideT<T>>& rows, const T* sample, const T* output,
-               const float* z, const T* grad_next, T* grad_sample, T* grad_output,
-               LaneSums<WideT<T>>* sums) {
+void sampler_step_bwd(int64_t n, const LaneTransitions<ComputeType<T>>& lanes, const T* sample,
+                      const T* output, const float* z, const T* grad_next, T* grad_sample,
+                      T* grad_output, LaneSums<ComputeType<T>>* sums) {
   using L = Policy<T>;
-  const Transitions<L, WideT<T>> p(rows);
-  const Lanes<L> grad_displacement_sq = load_lanes<L>(rows, rows.grad);
-  Lanes<L> grad_std;
+  const TransitionRegisters<L, ComputeType<T>> transition(lanes);
+  const PackRegisters<L> grad_displacement_sq = load_lanes<L>(lanes, lanes.grad_displacement_sq);
+  PackRegisters<L> grad_std;
   for_packs(
       n,
       [&](int64_t count, const T* x, const T* o, const float* zs, const T* gy, T* gx, T* go) {
         for_registers<L>([&](int i, int r) {
-          typename L::F grad_x, grad_o, sum = grad_std.part[r];
-          dxmi::step_grad<L>(p.part[r], L::load(x + i), L::load(o + i), L::load(zs + i),
-                             L::load(gy + i), grad_displacement_sq.part[r], grad_x, grad_o, sum);
+          typename L::F grad_x, grad_o, sum = grad_std.at[r];
+          dxmi::step_grad<L>(transition.at[r], L::load(x + i), L::load(o + i), L::load(zs + i),
+                             L::load(gy + i), grad_displacement_sq.at[r], grad_x, grad_o, sum);
           set_sums(grad_std, r, count, sum);
           L::store(gx + i, grad_x);
           L::store(go + i, grad_o);
@@ -234,19 +234,19 @@ void step_grad(int64_t n, const Rows<WideT<T>>& rows, const T* sample, const T* 
 }
 
 template <class T>
-void log_prob(int64_t n, const Rows<WideT<T>>& rows, const T* next, const T* sample,
-              const T* output, LaneSums<WideT<T>>* sums) {
+void transition_log_prob_fwd(int64_t n, const LaneTransitions<ComputeType<T>>& lanes, const T* next,
+                             const T* sample, const T* output, LaneSums<ComputeType<T>>* sums) {
   using L = Policy<T>;
-  const Transitions<L, WideT<T>> p(rows);
-  const Lanes<L> inverse_std = load_lanes<L>(rows, rows.inverse_std);
-  Lanes<L> noise_sq;
+  const TransitionRegisters<L, ComputeType<T>> transition(lanes);
+  const PackRegisters<L> inverse_std = load_lanes<L>(lanes, lanes.inverse_std);
+  PackRegisters<L> noise_sq;
   for_packs(
       n,
       [&](int64_t count, const T* y, const T* x, const T* o) {
         for_registers<L>([&](int i, int r) {
           const typename L::F z = dxmi::standardised<L>(
-              p.part[r], inverse_std.part[r], L::load(y + i), L::load(x + i), L::load(o + i));
-          set_sums(noise_sq, r, count, L::fma(z, z, noise_sq.part[r]));
+              transition.at[r], inverse_std.at[r], L::load(y + i), L::load(x + i), L::load(o + i));
+          set_sums(noise_sq, r, count, L::fma(z, z, noise_sq.at[r]));
         });
       },
       next, sample, output);
@@ -254,23 +254,23 @@ void log_prob(int64_t n, const Rows<WideT<T>>& rows, const T* next, const T* sam
 }
 
 template <class T>
-void log_prob_grad(int64_t n, const Rows<WideT<T>>& rows, const T* next, const T* sample,
-                   const T* output, T* grad_next, T* grad_sample, T* grad_output,
-                   LaneSums<WideT<T>>* sums) {
+void transition_log_prob_bwd(int64_t n, const LaneTransitions<ComputeType<T>>& lanes, const T* next,
+                             const T* sample, const T* output, T* grad_next, T* grad_sample,
+                             T* grad_output, LaneSums<ComputeType<T>>* sums) {
   using L = Policy<T>;
-  const Transitions<L, WideT<T>> p(rows);
-  const Lanes<L> inverse_std = load_lanes<L>(rows, rows.inverse_std),
-                 scale = load_lanes<L>(rows, rows.grad);
-  Lanes<L> noise_sq;
+  const TransitionRegisters<L, ComputeType<T>> transition(lanes);
+  const PackRegisters<L> inverse_std = load_lanes<L>(lanes, lanes.inverse_std),
+                         grad_scale = load_lanes<L>(lanes, lanes.grad_scale);
+  PackRegisters<L> noise_sq;
   for_packs(
       n,
       [&](int64_t count, const T* y, const T* x, const T* o, T* gy, T* gx, T* go) {
         for_registers<L>([&](int i, int r) {
           const typename L::F z = dxmi::standardised<L>(
-              p.part[r], inverse_std.part[r], L::load(y + i), L::load(x + i), L::load(o + i));
+              transition.at[r], inverse_std.at[r], L::load(y + i), L::load(x + i), L::load(o + i));
           typename L::F grad_y, grad_x, grad_o;
-          dxmi::log_prob_grad<L>(p.part[r], z, scale.part[r], grad_y, grad_x, grad_o);
-          set_sums(noise_sq, r, count, L::fma(z, z, noise_sq.part[r]));
+          dxmi::log_prob_grad<L>(transition.at[r], z, grad_scale.at[r], grad_y, grad_x, grad_o);
+          set_sums(noise_sq, r, count, L::fma(z, z, noise_sq.at[r]));
           L::store(gy + i, grad_y);
           L::store(gx + i, grad_x);
           L::store(go + i, grad_o);
@@ -281,8 +281,9 @@ void log_prob_grad(int64_t n, const Rows<WideT<T>>& rows, const T* next, const T
 }
 
 template <class T>
-constexpr TypedKernels<T> typed_kernels() {
-  return {store<T>, step<T>, step_grad<T>, log_prob<T>, log_prob_grad<T>};
+constexpr SampleKernels<T> sample_kernels() {
+  return {normal<T>, sampler_step_fwd<T>, sampler_step_bwd<T>, transition_log_prob_fwd<T>,
+          transition_log_prob_bwd<T>};
 }
 
 }  // namespace
@@ -295,12 +296,12 @@ constexpr TypedKernels<T> typed_kernels() {
 extern const Kernels DXMI_NAME(DXMI_VARIANT);
 const Kernels DXMI_NAME(DXMI_VARIANT) = {
     DXMI_TEXT(DXMI_VARIANT),
-    fill_in_order,
-    fill_across,
-    typed_kernels<float>(),
-    typed_kernels<BFloat16>(),
-    typed_kernels<Half>(),
-    typed_kernels<double>(),
+    noise_in_order,
+    noise_across,
+    sample_kernels<float>(),
+    sample_kernels<BFloat16>(),
+    sample_kernels<Half>(),
+    sample_kernels<double>(),
 };
 
 }  // namespace dxmi::cpu

@@ -1,9 +1,9 @@
-// Chooses the instruction-set variant of the CPU kernels when the module is loaded.
+// Chooses the variant of the CPU kernels when the module is loaded.
 #include <cstdlib>
 #include <stdexcept>
 #include <string>
 
-#include "backend.h"
+#include "variants.h"
 
 #ifdef DXMI_X86_VARIANTS
 #include <cpuid.h>

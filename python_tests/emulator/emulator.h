@@ -15,7 +15,7 @@
 #include <utility>
 #include <vector>
 
-#include "problem.h"
+#include "ops/operands.h"
 
 #ifdef __SANITIZE_ADDRESS__
 #include <sanitizer/common_interface_defs.h>
@@ -24,7 +24,7 @@
 #define __global__
 #define __grid_constant__
 #define __device__
-#define __noinline__ inline
+#define __noinline__
 #define __shared__ static  // blocks run one at a time, so a static is shared by one block's threads
 #define __launch_bounds__(threads, blocks)
 

@@ -1,23 +1,23 @@
-// The CUDA half's entries and kernels, compiled for the emulator: the ops torch.ops.dxmi_emulated.* take CPU
-// tensors and run csrc/cuda on them.
-#include "cuda/backend.h"
-#include "cuda/device.h"
-#include "entries.h"
-#include "schemas.h"
+// What the emulator has in place of csrc/cuda/device.cpp. The CUDA half, compiled for the emulator, is the ops
+// torch.ops.dxmi_emulated.*: they take CPU tensors and run csrc/cuda on them.
+#include <torch/csrc/stable/library.h>
 
 #include <memory>
 #include <vector>
 
+#include "cuda/device.h"
+#include "emulator.h"
+
 namespace dxmi {
 
-struct CudaBackend::Torch {
+struct Device::Torch {
   std::vector<std::unique_ptr<char[]>> workspaces;
 };
 
-CudaBackend::CudaBackend(const Tensor&) : torch_(new Torch), stream_(nullptr) {}
-CudaBackend::~CudaBackend() = default;
+Device::Device(const torch::stable::Tensor&) : torch_(new Torch), stream_(nullptr) {}
+Device::~Device() = default;
 
-void* CudaBackend::workspace(size_t bytes) {
+void* Device::allocate(size_t bytes) {
   if (bytes == 0) return nullptr;  // as torch has it
   torch_->workspaces.emplace_back(
       new char[bytes]);  // of just this size, so that a sanitizer sees its ends
@@ -30,11 +30,7 @@ namespace {
 void fail_next_launch() { emulated_error = 1; }
 }  // namespace
 
-STABLE_TORCH_LIBRARY(dxmi_emulated, m) {
-  dxmi::define_schemas(m);
-  m.def("fail_next_launch() -> ()");
-}
-STABLE_TORCH_LIBRARY_IMPL(dxmi_emulated, CPU, m) { dxmi::register_entries<dxmi::CudaBackend>(m); }
+STABLE_TORCH_LIBRARY_FRAGMENT(dxmi_emulated, m) { m.def("fail_next_launch() -> ()"); }
 STABLE_TORCH_LIBRARY_IMPL(dxmi_emulated, CompositeExplicitAutograd, m) {
   m.impl("fail_next_launch", TORCH_BOX(&fail_next_launch));
 }

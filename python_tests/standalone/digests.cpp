@@ -8,11 +8,19 @@
 #include <vector>
 
 #include "core/philox.h"
-#include "cpu/backend.h"
+#include "cpu/variants.h"
+#include "ops/energy_loss.h"
+#include "ops/normal.h"
+#include "ops/sampler_step.h"
+#include "ops/td_target.h"
+#include "ops/transition_log_prob.h"
+#include "ops/update_velocity_var.h"
 
 namespace {
 
 using namespace dxmi;
+
+Device device;
 
 // --- inputs: the same on every processor, so of integers and exact scalings alone ----------------------
 
@@ -77,8 +85,8 @@ constexpr Dtype dtype_of() {
 }
 
 template <class T>
-View view_of(std::vector<T>& data, int64_t dim, bool transposed) {
-  View view;
+SampleView view_of(std::vector<T>& data, int64_t dim, bool transposed) {
+  SampleView view;
   view.data = data.data();
   view.row_stride = dim;
   if (transposed) {
@@ -94,7 +102,7 @@ View view_of(std::vector<T>& data, int64_t dim, bool transposed) {
 
 template <class T>
 void samples(const char* type, int64_t rows, int64_t dim, bool transposed) {
-  using R = cpu::WideT<T>;
+  using R = ComputeType<T>;
   constexpr int64_t steps = 5;
   prefix = std::string(type) + " " + std::to_string(rows) + "x" + std::to_string(dim) +
            (transposed ? " transposed" : "");
@@ -111,40 +119,40 @@ void samples(const char* type, int64_t rows, int64_t dim, bool transposed) {
                                                    table(static_cast<size_t>(steps));
   const auto view = [&](std::vector<T>& data) { return view_of(data, dim, transposed); };
 
-  CpuBackend::normal({dtype_of<T>(), rows, dim, {key, 1}, 3, 11, view(next)});
+  loops::normal_(device, {dtype_of<T>(), rows, dim, {key, 1}, 3, 11, view(next)});
   report("normal", next);
 
-  StepProblem step{};
+  SamplerStepInputs step{};
   step.dtype = dtype_of<T>();
   step.rows = rows;
   step.dim = dim;
   step.steps = steps;
   step.sample = view(x);
-  step.output = view(o);
+  step.model_output = view(o);
   step.timestep = {timestep.data(), 1};
   step.sample_coef = any(a);
   step.output_coef = any(b);
   step.log_std = any(log_std);
-  LogProbProblem given{};
-  static_cast<TransitionProblem&>(given) = step;
-  given.next = view(y);
+  TransitionLogProbInputs given{};
+  static_cast<TransitionInputs&>(given) = step;
+  given.next_sample = view(y);
   step.key = {key, 1};
   step.sample_offset = 11;
 
-  CpuBackend::sampler_step(step, {view(next), any(first), any(second)});
+  loops::sampler_step_fwd(device, step, {view(next), any(first), any(second)});
   report("sampler_step next_sample", next);
   report("sampler_step log_prob", first);
   report("sampler_step sq_displacement", second);
-  CpuBackend::sampler_step_grad(
-      step, {view(gy), any(grad_first), any(grad_second), view(gx), view(go), any(table)});
+  loops::sampler_step_bwd(
+      device, step, {view(gy), any(grad_first), any(grad_second), view(gx), view(go), any(table)});
   report("sampler_step grad sample", gx);
   report("sampler_step grad output", go);
   report("sampler_step grad log_std", table);
 
-  CpuBackend::transition_log_prob(given, any(first));
+  loops::transition_log_prob_fwd(device, given, any(first));
   report("transition_log_prob", first);
-  CpuBackend::transition_log_prob_grad(
-      given, {any(grad_first), view(gnext), view(gx), view(go), any(table)});
+  loops::transition_log_prob_bwd(device, given,
+                                 {any(grad_first), view(gnext), view(gx), view(go), any(table)});
   report("transition_log_prob grad next_sample", gnext);
   report("transition_log_prob grad sample", gx);
   report("transition_log_prob grad output", go);
@@ -163,7 +171,7 @@ void samples(const char* type) {
 template <class R>
 void rows(const char* type) {
   constexpr int64_t rows = 37, steps = 5;
-  constexpr bool wide = std::is_same_v<R, double>;
+  constexpr bool is_float64 = std::is_same_v<R, double>;
   prefix = type;
   std::vector<int64_t> timestep(rows);
   for (int64_t& t : timestep) t = draw() % steps;
@@ -172,27 +180,26 @@ void rows(const char* type) {
                  time = values<R>(steps);
   std::vector<R> out(rows), other(rows), table(steps), scalar = values<R>(1);
 
-  const CostProblem cost{
-      wide, rows, steps, {timestep.data(), 1}, any(sq), any(log_std), any(velocity_var),
-      0.3,  0.7,  1};
-  CpuBackend::running_cost(cost, any(out));
+  const RunningCostInputs cost{
+      is_float64, rows, steps, {timestep.data(), 1}, any(log_std), any(velocity_var), 0.3, 0.7, 1};
+  loops::running_cost_fwd(device, cost, any(sq), any(out));
   report("running_cost", out);
-  CpuBackend::running_cost_grad(cost, {any(grad), any(out), any(table)});
+  loops::running_cost_bwd(device, cost, {any(grad), any(out), any(table)});
   report("running_cost grad sq_displacement", out);
   report("running_cost grad log_std", table);
-  CpuBackend::td_target(cost, any(value), any(time), any(out));
+  loops::td_target(device, {cost, any(value), any(sq), any(time)}, any(out));
   report("td_target", out);
 
-  const EnergyProblem energy{wide, rows, rows, any(value), any(grad), 0.9};
-  CpuBackend::energy_loss_grad(energy, any(scalar), any(out), any(other));
+  const EnergyLossInputs energy{is_float64, rows, rows, any(value), any(grad), 0.9};
+  loops::energy_loss_bwd(device, energy, {any(scalar), any(out), any(other)});
   report("energy_loss grad energy_data", out);
   report("energy_loss grad energy_sample", other);
-  CpuBackend::energy_loss(energy, any(scalar));
+  loops::energy_loss_fwd(device, energy, any(scalar));
   report("energy_loss", scalar);
 
-  VelocityProblem velocity{};
+  UpdateVelocityVarArguments velocity{};
   std::vector<R> path = positive<R>(steps * rows);
-  velocity.wide = wide;
+  velocity.is_float64 = is_float64;
   velocity.steps = steps;
   velocity.rows = rows;
   velocity.velocity_var = any(velocity_var);
@@ -200,7 +207,7 @@ void rows(const char* type) {
   velocity.step_stride = rows;
   velocity.row_stride = 1;
   velocity.decay = 0.99;
-  CpuBackend::update_velocity_var(velocity);
+  loops::update_velocity_var_(device, velocity);
   report("update_velocity_var_", velocity_var);
 }
 

@@ -1,21 +1,24 @@
-// CUDA registrations of the ops, and what the CUDA half needs of torch. The schemas are _C's.
-#include "../entries.h"
-#include "backend.h"
+// What the CUDA half needs of torch: its current stream and its allocator.
+#include "device.h"
 
 #include <torch/csrc/stable/accelerator.h>
-#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
 
+#include <stdexcept>
 #include <vector>
 
 namespace dxmi {
 
-struct CudaBackend::Torch {
+using torch::stable::Tensor;
+
+struct Device::Torch {
   torch::stable::accelerator::DeviceGuard guard;
   Tensor lead;
   std::vector<Tensor> workspaces;
 };
 
-CudaBackend::CudaBackend(const Tensor& lead)
+Device::Device(const Tensor& lead)
     : torch_(
           new Torch{torch::stable::accelerator::DeviceGuard(lead.get_device_index()), lead, {}}) {
   // The stable Stream has its raw handle from torch 2.13 on; this shim has been there all along.
@@ -23,15 +26,14 @@ CudaBackend::CudaBackend(const Tensor& lead)
     throw std::runtime_error("dxmi_ext: torch has no current CUDA stream");
 }
 
-CudaBackend::~CudaBackend() = default;
+Device::~Device() = default;
 
 // torch's allocator hands memory that is given back here to later work of the same stream only.
-void* CudaBackend::workspace(size_t bytes) {
+void* Device::allocate(size_t bytes) {
   const std::vector<int64_t> size{static_cast<int64_t>((bytes + 7) / 8)};
-  torch_->workspaces.push_back(torch::stable::new_empty(torch_->lead, size, ScalarType::Double));
+  torch_->workspaces.push_back(
+      torch::stable::new_empty(torch_->lead, size, torch::headeronly::ScalarType::Double));
   return torch_->workspaces.back().data_ptr();
 }
 
 }  // namespace dxmi
-
-STABLE_TORCH_LIBRARY_IMPL(dxmi_ext, CUDA, m) { dxmi::register_entries<dxmi::CudaBackend>(m); }

@@ -1,15 +1,15 @@
-// Defines the ops and registers them for the CPU.
-#include "core/philox.h"
-#include "cpu/backend.h"
-#include "entries.h"
-#include "schemas.h"
+// philox: the bare generator, for the test of its known answers. Rows of four counter words to rows of four
+// outputs, on the CPU alone.
+#include "../core/philox.h"
+
+#include "checks.h"
+#include "registration.h"
 
 namespace dxmi {
 namespace {
 
-// The bare generator, for its known-answer test: rows of four counter words to rows of four outputs.
 Tensor philox(Tensor counters, int64_t key0, int64_t key1) {
-  const Checks check("philox", "counters", counters, false);
+  const Checks check("philox", "counters", counters);
   if (counters.dim() != 2 || counters.size(1) != 4 || counters.scalar_type() != ScalarType::Long ||
       !counters.is_contiguous())
     check.fail("counters", "must be contiguous int64 [N, 4], got ", to_text(counters.scalar_type()),
@@ -29,12 +29,5 @@ Tensor philox(Tensor counters, int64_t key0, int64_t key1) {
 }  // namespace
 }  // namespace dxmi
 
-STABLE_TORCH_LIBRARY(dxmi_ext, m) {
-  m.def("philox(Tensor counters, int key0, int key1) -> Tensor");
-  dxmi::define_schemas(m);
-}
-
-STABLE_TORCH_LIBRARY_IMPL(dxmi_ext, CPU, m) {
-  m.impl("philox", TORCH_BOX(&dxmi::philox));
-  dxmi::register_entries<dxmi::CpuBackend>(m);
-}
+DXMI_SCHEMAS(m) { m.def("philox(Tensor counters, int key0, int key1) -> Tensor"); }
+DXMI_IMPLEMENTATIONS(m) { m.impl("philox", TORCH_BOX(&dxmi::philox)); }

@@ -1,0 +1,60 @@
+// Kernels and their launches. Under DXMI_EMULATE the tests' emulator stands in for the CUDA toolkit, so that the
+// same files run on a CPU.
+#pragma once
+
+#ifdef DXMI_EMULATE
+#include "emulator.h"
+#define DXMI_UNROLL
+#else
+#include <cuda_runtime.h>
+#define DXMI_UNROLL _Pragma("unroll")
+#endif
+
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+
+#include "device.h"
+
+namespace dxmi::cuda {
+
+inline constexpr int kWarp = 32;
+inline constexpr int kMaxThreads = 512;  // of a block; leaves 128 registers to each
+inline constexpr int kThreads = 256;     // of a block whose threads do not all work on one row
+
+inline int64_t blocks_for(int64_t count, int64_t per_block) {
+  return (count + per_block - 1) / per_block;
+}
+
+inline void check_cuda(cudaError_t error, const char* op) {
+  if (error != cudaSuccess)
+    throw std::runtime_error(std::string("dxmi_ext.ops.") + op +
+                             ": CUDA: " + cudaGetErrorString(error));
+}
+
+// A kernel takes structs with SampleViews as `const __grid_constant__`: to hand one on by reference to a function
+// that is not inlined, it would copy the whole of it into local memory.
+#define DXMI_KERNEL __global__ void __launch_bounds__(dxmi::cuda::kMaxThreads, 1)
+
+// Launches a kernel and reports what the launch itself gets wrong; nothing waits for it to run.
+template <class... Parameters, class... Arguments>
+void launch(const char* op, [[maybe_unused]] const Device& device, void (*kernel)(Parameters...),
+            int64_t blocks, int threads, const Arguments&... arguments) {
+  if (blocks == 0) return;
+#ifdef DXMI_EMULATE
+  emulate(blocks, threads, [&] { kernel(arguments...); });
+#else
+  const unsigned grid = static_cast<unsigned>(blocks);
+  // clang-format off: it takes the brackets for templates
+  kernel<<<grid, threads, 0, static_cast<cudaStream_t>(device.stream())>>>(arguments...);
+  // clang-format on
+#endif
+  check_cuda(cudaGetLastError(), op);
+}
+
+// The index of this thread in the grid, for kernels with a row a thread.
+__device__ inline int64_t thread_of_grid() {
+  return static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+}
+
+}  // namespace dxmi::cuda

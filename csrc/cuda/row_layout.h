@@ -1,0 +1,154 @@
+// How the rows of samples are laid over threads: a short row is worked on by a team of threads of one warp, a longer
+// one by a block, the longest by several.
+#pragma once
+
+#include <algorithm>
+#include <initializer_list>
+
+#include "sample_types.h"
+#include "sums.h"
+
+namespace dxmi::cuda {
+
+struct RowLayout {
+  int64_t rows, dim;
+  int64_t units;   // of a row, kUnit elements each; the last may be partial
+  int team;        // threads of a short row, a power of two; 0: rows have blocks of their own
+  int64_t splits;  // blocks of a long row
+  int64_t units_per_split;
+};
+
+// --- on the host -------------------------------------------------------------------------------------------
+
+// A layout and the grid that goes with it.
+struct RowGrid {
+  RowLayout layout;
+  int64_t blocks;
+  int threads;
+  bool vector;  // whether rows are read and written in whole units
+};
+
+// Whether the rows of a tensor, or an absent one's, can be read and written in whole units.
+template <class T>
+bool has_whole_units(const SampleView& view, int64_t dim) {
+  const int64_t row_bytes = view.row_stride * static_cast<int64_t>(sizeof(T));
+  return view.data == nullptr || (view.dense && dim % kUnit<T> == 0 && row_bytes % 16 == 0 &&
+                                  reinterpret_cast<uintptr_t>(view.data) % 16 == 0);
+}
+
+template <class T>
+RowGrid row_grid(int64_t rows, int64_t dim, std::initializer_list<const SampleView*> views) {
+  constexpr int64_t units_of_team = 8;   // of each thread of a team, at most
+  constexpr int64_t units_of_block = 4;  // of each thread of a block, before its row is split
+  RowLayout layout{};
+  layout.rows = rows;
+  layout.dim = dim;
+  layout.units = blocks_for(dim, kUnit<T>);
+  layout.splits = 1;
+  const bool vector = std::all_of(views.begin(), views.end(), [&](const SampleView* view) {
+    return has_whole_units<T>(*view, dim);
+  });
+  if (layout.units <= kWarp * units_of_team) {
+    layout.team = 1;
+    while (layout.team < kWarp && layout.team < layout.units) layout.team *= 2;
+    return {layout, blocks_for(rows * layout.team, kThreads), kThreads, vector};
+  }
+  const int threads =
+      static_cast<int>(std::min<int64_t>(kMaxThreads, blocks_for(layout.units, kWarp) * kWarp));
+  layout.units_per_split = threads * units_of_block;
+  layout.splits = blocks_for(layout.units, layout.units_per_split);
+  return {layout, rows * layout.splits, threads, vector};
+}
+
+// What rows that are split over blocks need to be summed by sum_splits: K sums of each split, and a count of the
+// splits that have arrived. Null where rows are not split.
+template <int K, class R>
+struct SplitSums {
+  R* sums = nullptr;            // [rows, splits, K]
+  unsigned* arrived = nullptr;  // [rows]
+};
+
+template <int K, class R>
+SplitSums<K, R> split_sums(Device& device, const RowLayout& layout) {
+  if (layout.splits == 1 || layout.rows == 0) return {};
+  const SplitSums<K, R> memory{device.workspace<R>(layout.rows * layout.splits * K),
+                               device.workspace<unsigned>(layout.rows)};
+  check_cuda(cudaMemsetAsync(memory.arrived, 0, layout.rows * sizeof(unsigned),
+                             static_cast<cudaStream_t>(device.stream())),
+             "workspace");
+  return memory;
+}
+
+// --- on the device -----------------------------------------------------------------------------------------
+
+// What a team or block works on of a row, and of these units those that this thread does. They are few, so that
+// loops count in 32 bits.
+struct RowSlice {
+  int64_t row;
+  int64_t begin;             // the slice's first unit
+  int first, count, stride;  // units begin + first, begin + first + stride .. below begin + count
+  bool active;               // the row exists
+};
+
+__device__ inline RowSlice slice_of(const RowLayout& layout) {
+  if (layout.team > 0) {
+    const int64_t row = thread_of_grid() / layout.team;
+    const bool active = row < layout.rows;
+    const int first = static_cast<int>(threadIdx.x) & (layout.team - 1);
+    return {row, 0, first, active ? static_cast<int>(layout.units) : 0, layout.team, active};
+  }
+  const int64_t row = blockIdx.x / layout.splits;
+  const int64_t begin = (blockIdx.x - row * layout.splits) * layout.units_per_split;
+  const int64_t left = layout.units - begin;
+  const int count = static_cast<int>(left < layout.units_per_split ? left : layout.units_per_split);
+  return {row, begin, static_cast<int>(threadIdx.x), count, static_cast<int>(blockDim.x), true};
+}
+
+// Whether this thread writes what its team or block has summed.
+__device__ inline bool leads(const RowLayout& layout) {
+  return threadIdx.x % (layout.team > 0 ? layout.team : kMaxThreads) == 0;
+}
+
+// Where the team or block leaves its sum, in an array [rows, splits].
+__device__ inline int64_t split_index(const RowLayout& layout, const RowSlice& slice) {
+  return layout.team > 0 ? slice.row : blockIdx.x;
+}
+
+template <class R>
+__device__ R row_sum(const RowLayout& layout, R value) {
+  return layout.team > 0 ? team_sum(value, layout.team) : block_sum(value);
+}
+
+// Completes the K sums of a split row: every block leaves its own, and the last to arrive adds all of them up, in an
+// order that does not depend on which block that is. True in that block, and where rows are not split.
+template <int K, class R>
+__device__ bool sum_splits(const RowLayout& layout, const RowSlice& slice, R (&sums)[K],
+                           const SplitSums<K, R>& memory) {
+  if (layout.splits == 1) return true;
+  __shared__ bool last;
+  if (threadIdx.x == 0) {
+    for (int k = 0; k < K; ++k) memory.sums[static_cast<int64_t>(blockIdx.x) * K + k] = sums[k];
+    __threadfence();
+    last = atomicAdd(memory.arrived + slice.row, 1u) + 1 == layout.splits;
+  }
+  __syncthreads();
+  if (!last) return false;
+  __threadfence();
+  const volatile R* const all =
+      memory.sums + slice.row * layout.splits * K;  // not from a stale cache
+  R mine[K] = {};
+  for (int64_t s = threadIdx.x; s < layout.splits; s += blockDim.x)
+    for (int k = 0; k < K; ++k) mine[k] += all[s * K + k];
+  for (int k = 0; k < K; ++k) sums[k] = block_sum(mine[k]);
+  return true;
+}
+
+// The sum over a row's splits in an array [rows, splits], in order.
+template <class R>
+__device__ R sum_of_splits(const R* sums, int64_t row, int64_t splits) {
+  R sum = 0;
+  for (int64_t s = 0; s < splits; ++s) sum += sums[row * splits + s];
+  return sum;
+}
+
+}  // namespace dxmi::cuda
