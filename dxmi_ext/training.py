@@ -32,7 +32,6 @@ from dxmi_ext.method.stepper import Stepper
 from dxmi_ext.method.trainer import DxMITrainer
 
 M = TypeVar("M", bound=nn.Module)
-Path_ = str | os.PathLike[str]
 Data = Tensor | Sequence[Tensor]
 """This rank's rows of a batch: data [B, *], or data and labels [B]."""
 
@@ -57,7 +56,7 @@ def fit(
     trainer: Stepper,
     batches: Callable[[int], Data] | Iterable[Data],
     *,
-    output: Path_,
+    output: str | os.PathLike[str],
     resume: str = "auto",
     checkpoint_every: int = 1000,
     keep_checkpoints: int = 2,
@@ -175,7 +174,7 @@ def shuffled(
     return batch
 
 
-def save(path: Path_, networks: nn.Module, **about: Any) -> None:
+def save(path: str | os.PathLike[str], networks: nn.Module, **about: Any) -> None:
     """Saves a module's weights and buffers as a folder with model.safetensors and config.json.
 
     The folder is written atomically, and equal weights give equal bytes.
@@ -198,7 +197,7 @@ def save(path: Path_, networks: nn.Module, **about: Any) -> None:
     checkpoint.save_model(folder, networks, about)
 
 
-def load(path: Path_, networks: M) -> M:
+def load(path: str | os.PathLike[str], networks: M) -> M:
     """Loads what `save` or `fit` saved into networks of the same architecture, in place.
 
     Args:

@@ -62,7 +62,7 @@ if not checkpoint.exists():
         model,
         dxmi_ext.uniform_levels(alpha_bar.sqrt(), (1 - alpha_bar).sqrt()),
         lr=2e-3,
-        iterations=4 if short else 2000,
+        iterations=4 if short else 800,
         seed=0,
     )
     dxmi_ext.fit(pretrainer, dxmi_ext.shuffled(data, 64), output="runs/discs/pretrain")
@@ -119,7 +119,7 @@ algorithm = DxMISettings(
     train_last_std=False,
     ema_decay=0.99,
 )
-trainer = DxMITrainer(Networks(sampler, Value()), algorithm, iterations=3 if short else 600, seed=0)
+trainer = DxMITrainer(Networks(sampler, Value()), algorithm, iterations=3 if short else 250, seed=0)
 dxmi_ext.fit(trainer, dxmi_ext.shuffled(data, 32), output="runs/discs/dxmi")
 
 # %% [markdown]

@@ -79,12 +79,12 @@ pretrainer = Pretrainer(
     networks.sampler.network,
     dxmi_ext.uniform_levels(schedule.signal, schedule.noise),
     lr=2e-3,
-    iterations=10 if short else 1500,
+    iterations=10 if short else 800,
     seed=0,
 )
 dxmi_ext.fit(pretrainer, dxmi_ext.shuffled(data, 128), output="runs/waves/pretrain")
 before = networks.sampler.sample(500, noise_key(0))
-trainer = DxMITrainer(networks, DxMISettings(tau=0.01), iterations=10 if short else 1500, seed=0)
+trainer = DxMITrainer(networks, DxMISettings(tau=0.01), iterations=10 if short else 800, seed=0)
 
 
 def draw(file: IO[bytes]) -> None:
@@ -102,7 +102,7 @@ dxmi_ext.fit(
     dxmi_ext.shuffled(data, 128),
     output="runs/waves/dxmi",
     picture=draw,
-    picture_every=5 if short else 500,
+    picture_every=5 if short else 400,
 )
 
 # %% [markdown]
