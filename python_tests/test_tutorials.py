@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import re
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 
@@ -50,3 +53,19 @@ def test_tutorial(
         sys.modules.pop(name, None)
     output = capsys.readouterr()
     assert SHOWN[name] in output.out, output.out + output.err
+
+
+def test_two_ranks_train_what_one_does(tmp_path: Path) -> None:
+    pytest.importorskip("yaml")
+    script = str(TUTORIALS / "many_ranks.py")
+    environment = os.environ | {"DXMI_SHORT": "1", "OMP_NUM_THREADS": "1"}
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    printed = {}
+    for ranks, before in ((1, []), (2, launch)):
+        command = [sys.executable, *before, script]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
+        assert done.returncode == 0, done.stdout + done.stderr
+        printed[ranks] = done.stdout.strip()
+    one, two = (re.findall(r"\d\.\d+", printed[ranks]) for ranks in (1, 2))
+    assert printed[2].startswith("2 rank(s)") and len(two) == 2
+    assert [float(x) for x in one] == pytest.approx([float(x) for x in two], abs=2e-4)

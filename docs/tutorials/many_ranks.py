@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import dxmi_ext
 from dxmi_ext import DxMISettings, DxMITrainer, GaussianSampler, Networks, Ranks, noise_key, schedules
 
-iterations = 10 if os.environ.get("DXMI_SHORT") else 1000
+iterations = 10 if os.environ.get("DXMI_SHORT") else 3000
 torch.set_num_threads(1)
 steps = 4
 

@@ -63,7 +63,7 @@ class SphereSettings(Settings):
 
 @dataclasses.dataclass
 class Config(RunnableConfig):
-    run: RunSettings = group(RunSettings, task="new_task", iterations=1000, batch_size=128, threads=1)
+    run: RunSettings = group(RunSettings, task="new_task", iterations=3000, batch_size=128, threads=1)
     algorithm: DxMISettings = group(DxMISettings, tau=0.03)
     execution: ExecutionSettings = group(ExecutionSettings)
     sphere: SphereSettings = group(SphereSettings)

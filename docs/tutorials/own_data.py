@@ -121,4 +121,11 @@ for i, (name, points) in enumerate({"data": data, "pretrained": before, "DxMI": 
 figure.savefig("runs/helix/helix.png", dpi=80)
 
 # %% [markdown]
+# A run printed
+#
+#     pretrained mean distance 0.297
+#     DxMI       mean distance 0.068
+#     data       mean distance 0.062
+#     AUROC of the energy, data against uniform points: 0.964
+#
 # ![Data, samples of the pretrained sampler, and samples after DxMI](own_data.png)

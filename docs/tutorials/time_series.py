@@ -38,7 +38,7 @@ data = waves(20_000)
 class ConvNet(nn.Module):
     """(x [N, 1, length], timestep [N]) -> [N, out, length]"""
 
-    def __init__(self, out: int, width: int = 48) -> None:
+    def __init__(self, out: int, width: int = 24) -> None:
         super().__init__()
         self.step = nn.Embedding(steps + 1, width)
         self.first = nn.Conv1d(1, width, 5, padding=2)
@@ -82,9 +82,9 @@ pretrainer = Pretrainer(
     iterations=10 if short else 800,
     seed=0,
 )
-dxmi_ext.fit(pretrainer, dxmi_ext.shuffled(data, 128), output="runs/waves/pretrain")
+dxmi_ext.fit(pretrainer, dxmi_ext.shuffled(data, 64), output="runs/waves/pretrain")
 before = networks.sampler.sample(500, noise_key(0))
-trainer = DxMITrainer(networks, DxMISettings(tau=0.01), iterations=10 if short else 800, seed=0)
+trainer = DxMITrainer(networks, DxMISettings(tau=0.01), iterations=10 if short else 600, seed=0)
 
 
 def draw(file: IO[bytes]) -> None:
@@ -99,10 +99,10 @@ def draw(file: IO[bytes]) -> None:
 
 dxmi_ext.fit(
     trainer,
-    dxmi_ext.shuffled(data, 128),
+    dxmi_ext.shuffled(data, 64),
     output="runs/waves/dxmi",
     picture=draw,
-    picture_every=5 if short else 400,
+    picture_every=5 if short else 300,
 )
 
 # %% [markdown]
