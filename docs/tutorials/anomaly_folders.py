@@ -58,7 +58,8 @@ cli.main(["data", str(parts)])
 # synthetic defects. The table compares all of them on your defective pictures.
 
 # %%
-fewer = ["iterations=2", "pretrain_iterations=2", "size=64", "baselines=none"] if short else []
+quick = ["iterations=2", "pretrain_iterations=2", "size=64", "detector=gaussian", "preparation=unit"]
+fewer = [*quick, "baselines=none"] if short else []
 cli.main(["train", "anomaly", f"data={parts}", "output=runs/parts", *fewer])
 
 # %% [markdown]
