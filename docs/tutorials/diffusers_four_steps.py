@@ -115,11 +115,11 @@ algorithm = DxMISettings(
     sampler_lr=1e-4,
     log_std_lr=1e-4,
     value_lr=5e-4,
-    sampler_wait=0 if short else 50,
+    sampler_wait=0 if short else 30,
     train_last_std=False,
     ema_decay=0.99,
 )
-trainer = DxMITrainer(Networks(sampler, Value()), algorithm, iterations=3 if short else 250, seed=0)
+trainer = DxMITrainer(Networks(sampler, Value()), algorithm, iterations=3 if short else 150, seed=0)
 dxmi_ext.fit(trainer, dxmi_ext.shuffled(data, 32), output="runs/discs/dxmi")
 
 # %% [markdown]
