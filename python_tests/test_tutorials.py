@@ -24,7 +24,7 @@ SHOWN = {
     "given_energy": "in the right well",
     "many_ranks": "1 rank(s)",
     "new_task": "radius",
-    "ops_in_your_loop": "share of each eighth",
+    "ops_in_your_loop": "standard deviation",
     "own_data": "AUROC",
     "time_series": "AUROC",
 }

@@ -72,11 +72,14 @@ if not checkpoint.exists():
 # ## The sampler
 #
 # `schedules.ddim` takes four of the checkpoint's timesteps, with the betas of its scheduler; `eta=1` makes
-# the steps stochastic, as DxMI requires. `Timed` gives the network the timesteps that it was trained with.
+# the steps stochastic, as DxMI requires. The first is below 1000, where the signal is so weak that the errors
+# of a small network would be amplified a hundredfold. `Timed` gives the network the timesteps that it was
+# trained with.
 
 # %%
 pipeline = DDPMPipeline.from_pretrained(checkpoint)
-schedule = schedules.ddim(4, eta=1.0, betas=pipeline.scheduler.betas, spacing="trailing", min_std=0.01)
+timesteps = [600, 400, 200, 50]
+schedule = schedules.ddim(timesteps, eta=1.0, betas=pipeline.scheduler.betas, min_std=0.01)
 sampler = GaussianSampler(Timed(pipeline.unet, schedule), schedule, data_shape=(1, 16, 16))
 
 
@@ -112,14 +115,14 @@ before = sampler.sample(500, noise_key(0))
 algorithm = DxMISettings(
     tau=0.01,
     gamma=0.1,
-    sampler_lr=1e-4,
+    sampler_lr=5e-5,
     log_std_lr=1e-4,
     value_lr=5e-4,
-    sampler_wait=0 if short else 30,
+    sampler_wait=0 if short else 50,
     train_last_std=False,
     ema_decay=0.99,
 )
-trainer = DxMITrainer(Networks(sampler, Value()), algorithm, iterations=3 if short else 150, seed=0)
+trainer = DxMITrainer(Networks(sampler, Value()), algorithm, iterations=3 if short else 600, seed=0)
 dxmi_ext.fit(trainer, dxmi_ext.shuffled(data, 32), output="runs/discs/dxmi")
 
 # %% [markdown]
@@ -138,7 +141,9 @@ images = DxMIPipeline.from_pretrained("runs/discs/four-steps")(batch_size=8, out
 # %% [markdown]
 # ## The result
 #
-# The mean distance of a picture to the nearest of 4,000 new discs, per pixel.
+# The mean distance of a picture to the nearest of 4,000 new discs, per pixel. The settings are not tuned:
+# after 60 iterations the misfit was .111, where the checkpoint has .060 in the same four steps and new data
+# .037, so judge by your own data how long to train.
 
 
 # %%
@@ -160,6 +165,3 @@ for axes, (name, pictures) in zip(figure.subplots(3, 1), rows.items(), strict=Tr
     axes.set_title(name, fontsize=9)
     axes.axis("off")
 figure.savefig("runs/discs/discs.png", dpi=80)
-
-# %% [markdown]
-# ![Data, the checkpoint's samples in four steps, and DxMI's](diffusers_four_steps.png)
