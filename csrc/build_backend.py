@@ -22,6 +22,10 @@ _PROBE = (
 )
 
 
+if sys.platform != "linux":
+    raise SystemExit(f"dxmi_ext is supported on Linux only so far, not on {sys.platform}")
+
+
 def _installed_torch() -> str:
     environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONNOUSERSITE")}
     return subprocess.run(

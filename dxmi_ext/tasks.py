@@ -12,18 +12,24 @@ The module ``recipe`` has
     load_scorer(directory, device) -> an anomaly.scoring.Scorer or VectorScorer, if it detects anomalies
 
 Row i of the samples depends on (seed, i) alone; guidance is the scale of value guidance, and labels the text
-that ``dxmi_ext.method.generate`` reads. Tasks are imported on demand.
+that ``dxmi_ext.method.generate`` reads. Tasks are imported on demand. Instead of a task of this package, a
+yaml may name a module of the user's own, with the same content as a module ``recipe``, by ``task:
+package.module``; it is looked up among the installed modules and in the current folder.
 """
 
 from __future__ import annotations
 
 import importlib
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
 from dxmi_ext.engine import config
 
 _ROOT = Path(__file__).parent
+_REQUIRED = ("Config", "EvaluateSettings", "train", "load", "sample", "evaluate")
 _DEFAULT = "two_d"  # if a yaml names no task
 
 
@@ -58,13 +64,41 @@ def find(recipe: str) -> Path:
 
 
 def task_of(path: Path) -> ModuleType:
-    """The ``recipe`` module of the task that a recipe's or a run's yaml names."""
+    """The ``recipe`` module of the task that a recipe's or a run's yaml names, or the user's module.
+
+    Raises:
+        config.ConfigError: there is no such task or module, or the module is not a task.
+    """
     name = config.peek(path, "task", default=_DEFAULT)
-    if name not in tasks():
-        raise config.ConfigError(f"{path}: task must be one of {', '.join(tasks())}, got {name!r}")
-    return load(name)
+    if name in tasks():
+        return load(name)
+    message = f"{path}: task must be one of {', '.join(tasks())} or a module of your own, got {name!r}"
+    if not name or not all(part.isidentifier() for part in name.split(".")):
+        raise config.ConfigError(message)
+    try:
+        with _current_folder_last():
+            found = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+            raise
+        raise config.ConfigError(f"{message}, which is neither installed nor in {Path.cwd()}") from error
+    if missing := [part for part in _REQUIRED if not hasattr(found, part)]:
+        raise config.ConfigError(f"{message}, a module without {', '.join(missing)}")
+    return found
 
 
 def load(task: str) -> ModuleType:
     """The ``recipe`` module of a task."""
     return importlib.import_module(f"dxmi_ext.{task}.recipe")
+
+
+@contextmanager
+def _current_folder_last() -> Iterator[None]:
+    """Within, modules in the current folder are found unless installed ones have the same name."""
+    folder = str(Path.cwd())
+    sys.path.append(folder)
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        sys.path.remove(folder)

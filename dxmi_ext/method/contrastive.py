@@ -62,6 +62,7 @@ class LangevinTrainer(Stepper):
         langevin = langevin or LangevinSettings()
         _check(networks, algorithm, langevin, execution, ranks)
         self.networks, self.algorithm, self.langevin = networks, algorithm, langevin
+        self.iterations = iterations
         prepare(execution, networks)
         self.average = Average(networks, algorithm.ema_decay)
         self.averaged = self.average.module

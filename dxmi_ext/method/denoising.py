@@ -105,6 +105,7 @@ class Pretrainer(Stepper):
     ) -> None:
         self._draw_levels, self._prediction, self._sigma_data = draw_levels, prediction, sigma_data
         self.network, self.memory_format, ranks = network, memory_format, ranks or Ranks()
+        self.iterations = iterations
         ranks.shard_(network)
         self.average = Average(network, ema_decay) if ema_decay else None
         self.averaged = network if self.average is None else self.average.module

@@ -55,6 +55,8 @@ class Stepper:
 
     stream: ClassVar[str]
     """Name of the noise stream."""
+    iterations: int
+    """Length of the run."""
     learners: Sequence[Learner]
     memory_format = torch.contiguous_format
     """Memory format of the data passed to `iterate`."""
@@ -73,6 +75,14 @@ class Stepper:
         self._seed, self._uses, self._device = seed, uses, device
         self._iterate: Callable[..., Metrics] = Graphed(self._run) if graphed else self._run
         self._draws = noise.Draws(seed, self.stream, uses, device)
+
+    @property
+    def seed(self) -> int:
+        return self._seed
+
+    @property
+    def device(self) -> torch.device:
+        return self._device
 
     def begin(self) -> None:
         """Work on the host before an iteration."""

@@ -1,0 +1,341 @@
+"""Training from Python: runs of a trainer in a folder, batches of data in memory, saved networks.
+
+Runs work as those of the command ``dxmi``: the same files, exact resuming, rollbacks, signals and ranks.
+Imports torch, numpy, the engine and the method; PyYAML is required by `fit`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import itertools
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any, TypeVar
+
+import numpy
+import torch
+from torch import Tensor, nn
+
+from dxmi_ext.engine import checkpoint, config, files, folders, identity
+from dxmi_ext.engine.execution import ExecutionSettings
+from dxmi_ext.engine.ranks import Ranks
+from dxmi_ext.engine.run import Run
+from dxmi_ext.engine.run_settings import RunnableConfig, RunSettings
+from dxmi_ext.engine.runlog import TIMING_FIELDS, note, read_metrics
+from dxmi_ext.engine.settings import ConfigError, group
+from dxmi_ext.engine.signals import Stopped
+from dxmi_ext.method.settings import DxMISettings
+from dxmi_ext.method.stepper import Stepper
+from dxmi_ext.method.trainer import DxMITrainer
+
+M = TypeVar("M", bound=nn.Module)
+Data = Tensor | Sequence[Tensor]
+"""This rank's rows of a batch: data [B, *], or data and labels [B]."""
+
+_TASK = "python"  # in config.yaml, where a command's run names its task
+_SHOWN = 4  # names in an error
+
+
+@dataclasses.dataclass
+class _FitConfig(RunnableConfig):
+    """What identifies a run of `fit` when it resumes."""
+
+    run: RunSettings = group(RunSettings, task=_TASK)
+    execution: ExecutionSettings = group(ExecutionSettings)
+
+
+@dataclasses.dataclass
+class _FitDxMIConfig(_FitConfig):
+    algorithm: DxMISettings = group(DxMISettings)
+
+
+def fit(
+    trainer: Stepper,
+    batches: Callable[[int], Data] | Iterable[Data],
+    *,
+    output: str | os.PathLike[str],
+    resume: str = "auto",
+    checkpoint_every: int = 1000,
+    keep_checkpoints: int = 2,
+    log_every: int = 50,
+    picture: Callable[[IO[bytes]], None] | None = None,
+    picture_every: int = 1000,
+    tensorboard: bool = False,
+    wandb: str | None = None,
+) -> dict[str, Any]:
+    """Trains to the trainer's last iteration, in a folder, with progress, logs and checkpoints.
+
+    If the folder already holds this run, training resumes from its last checkpoint; if that run is finished,
+    the trainer gets its final state and nothing is trained. So a script with several calls of `fit`, each
+    with its own folder, can be stopped at any time and started again. Ctrl-C and SIGTERM finish the
+    iteration and save a checkpoint.
+
+    Args:
+        trainer: `Pretrainer`, `DxMITrainer` or another `Stepper`; its ``ranks`` share the batches.
+        batches: iteration -> this rank's rows of the batch, data [B, *] or (data, labels [B]). Such a
+            function of the iteration, e.g. made by `shuffled`, is what makes resuming exact. Or an iterable
+            of batches, such as a DataLoader, which is iterated again after its end; a resumed run starts
+            at its first batch. Batches are moved to the trainer's device.
+        output: folder of the run: config.yaml, metrics.jsonl, summary.json, checkpoints/, pictures/, and
+            model/ with ``trainer.averaged``, for `load`.
+        resume: ``auto``; ``never`` removes an earlier run from the folder first; or the path of a checkpoint.
+        checkpoint_every: iterations between checkpoints.
+        keep_checkpoints: number of checkpoints kept.
+        log_every: iterations between lines of metrics.jsonl.
+        picture: writes a png to an open file, e.g. by matplotlib's ``figure.savefig(file, format="png")``.
+        picture_every: iterations between pictures in pictures/.
+        tensorboard: also log to tb/ for tensorboard.
+        wandb: project of Weights & Biases to log to as well.
+
+    Returns:
+        The content of summary.json; ``metrics`` has the last values logged. Empty on ranks other than the
+        first.
+
+    Raises:
+        ConfigError: a setting is invalid, a batch does not fit the trainer, or the folder holds a run of
+            other settings.
+        FolderError: the folder holds files of others.
+        CheckpointError: the checkpoint to resume from is missing, damaged or of other networks.
+        Diverged: steps are still not finite after all rollbacks.
+        Stopped: a KeyboardInterrupt, after Ctrl-C or SIGTERM; the state is saved.
+    """
+    first, source = _reader(batches)
+    rows = len(_parts(first, trainer)[0]) * trainer.ranks.world_size
+    settings: dict[str, Any] = {"output": os.fspath(output), "resume": resume, "seed": trainer.seed}
+    settings |= {"checkpoint_every": checkpoint_every, "keep_checkpoints": keep_checkpoints}
+    settings |= {"log_every": log_every, "tensorboard": tensorboard, "wandb": wandb}
+    settings |= {"picture_every": picture_every if picture is not None else 0}
+    settings |= {"batch_size": rows}
+    run = Run(_config(trainer, settings), trainer.ranks)
+    if run.finished():
+        return _restore(run, trainer)
+
+    def batch(iteration: int) -> Any:
+        data, *labels = _parts(source(iteration), trainer)
+        return (data, labels[0]) if labels else data
+
+    try:
+        with run:
+            run.phase(trainer.stream, trainer, trainer.iterations, batch, picture)
+            return _finish(run, trainer)
+    except Stopped:
+        if trainer.ranks.first:
+            note(f"stopped at iteration {trainer.iteration}; the same call resumes from {run.directory}")
+        raise
+
+
+def shuffled(
+    data: Tensor,
+    batch_size: int,
+    *,
+    labels: Tensor | None = None,
+    seed: int = 0,
+    ranks: Ranks | None = None,
+) -> Callable[[int], Data]:
+    """Batches of data in memory, in a new random order in every epoch; a batch may span two epochs.
+
+    Args:
+        data: [N, *].
+        batch_size: global batch size; the number of ranks must divide it.
+        labels: [N], or None.
+        seed: seed of the orders. A batch depends on (seed, iteration) alone.
+        ranks: ranks that share the rows of a batch; each gets its own rows.
+
+    Returns:
+        iteration -> this rank's rows, [batch_size / ranks, *], with their labels if there are any.
+
+    Raises:
+        ConfigError: ``data`` is empty, ``labels`` has another length, or the batch size is not a positive
+            multiple of the number of ranks.
+    """
+    n = len(data)
+    if n == 0:
+        raise ConfigError("data must have at least one row, got none")
+    if labels is not None and labels.shape != (n,):
+        raise ConfigError(f"labels must have shape [{n}], got {[*labels.shape]}")
+    if batch_size < 1:
+        raise ConfigError(f"batch_size must be >= 1, got {batch_size}")
+    try:
+        count, offset = (ranks or Ranks()).rows(batch_size)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+    def batch(iteration: int) -> Data:
+        start = iteration * batch_size + offset
+        places = numpy.arange(start, start + count)
+        epochs = range(start // n, (start + count - 1) // n + 1)
+        rows = numpy.concatenate([_order(n, seed, e)[places[places // n == e] % n] for e in epochs])
+        chosen = torch.from_numpy(rows).to(data.device)
+        return data[chosen] if labels is None else (data[chosen], labels[chosen.to(labels.device)])
+
+    return batch
+
+
+def save(path: str | os.PathLike[str], networks: nn.Module, **about: Any) -> None:
+    """Saves a module's weights and buffers as a folder with model.safetensors and config.json.
+
+    The folder is written atomically, and equal weights give equal bytes.
+
+    Args:
+        path: a new folder, an empty one, or one with saved networks, which are replaced.
+        networks: e.g. a trainer's ``averaged``; any module.
+        about: entries of config.json, which have to be serializable as json.
+
+    Raises:
+        FolderError: the path is a file, or a folder with other content.
+    """
+    folder = Path(path)
+    message = f"path must be a new folder, an empty one or one of saved networks, got {str(folder)!r}"
+    if folder.exists() and not folder.is_dir():
+        raise folders.FolderError(f"{message}, which is a file")
+    others = folders.content(folder) if folder.is_dir() else []
+    if others := [name for name in others if not files.named(Path(name), folders.MODEL)]:
+        raise folders.FolderError(f"{message}, which holds {_some(others)}")
+    checkpoint.save_model(folder, networks, about)
+
+
+def load(path: str | os.PathLike[str], networks: M) -> M:
+    """Loads what `save` or `fit` saved into networks of the same architecture, in place.
+
+    Args:
+        path: the folder given to `save`, or the ``output`` of a finished `fit`.
+        networks: networks to fill, on any device.
+
+    Returns:
+        The same networks.
+
+    Raises:
+        CheckpointError: the folder has no saved networks, they are damaged, or names or shapes of their
+            tensors differ from those of ``networks``, which are then unchanged.
+    """
+    folder = Path(path)
+    if folders.is_marked(folder):
+        folder = folder / "model"
+    tensors, _ = checkpoint.load_model_state(folder)
+    wanted = networks.state_dict()
+    faults = []
+    if missing := [name for name in wanted if name not in tensors]:
+        faults.append(f"it lacks {_some(missing)}")
+    if unexpected := [name for name in tensors if name not in wanted]:
+        faults.append(f"it has {_some(unexpected)}, which the networks lack")
+    shapes = [
+        f"{name} has shape {[*tensors[name].shape]}, that of the networks {[*wanted[name].shape]}"
+        for name in wanted
+        if name in tensors and tensors[name].shape != wanted[name].shape
+    ]
+    if faults := faults + shapes[:_SHOWN]:
+        raise checkpoint.CheckpointError(f"{folder} does not fit the networks: {'; '.join(faults)}")
+    networks.load_state_dict(tensors)
+    return networks
+
+
+def _reader(batches: Callable[[int], Data] | Iterable[Data]) -> tuple[Data, Callable[[int], Data]]:
+    """The first batch, and a function of the iteration that returns all of them."""
+    if callable(batches):
+        return batches(0), batches
+    if not isinstance(batches, Iterable):
+        raise ConfigError(
+            f"batches must be a function of the iteration or an iterable, got {type(batches).__name__}"
+        )
+    stream = _repeated(batches)
+    first = next(stream)
+    all_of_them = itertools.chain([first], stream)
+    return first, lambda _: next(all_of_them)
+
+
+def _repeated(batches: Iterable[Data]) -> Iterator[Data]:
+    while True:
+        count = 0
+        for batch in batches:
+            count += 1
+            yield batch
+        if not count:
+            raise ConfigError("batches must yield a batch each time they are iterated, got none")
+
+
+def _parts(batch: Data, trainer: Stepper) -> list[Tensor]:
+    """Data, and labels if there are any, on the trainer's device.
+
+    Raises:
+        ConfigError: they do not fit the trainer.
+    """
+    parts = [batch] if isinstance(batch, Tensor) else list(batch)
+    if not 1 <= len(parts) <= 2 or not all(isinstance(part, Tensor) for part in parts):
+        got = ", ".join(type(part).__name__ for part in parts)
+        raise ConfigError(f"a batch must be a tensor of data, or data and labels, got ({got})")
+    data, shape = parts[0], getattr(getattr(trainer, "sampler", None), "data_shape", None)
+    if not data.is_floating_point():
+        raise ConfigError(f"a batch must have floating-point data, got {data.dtype}")
+    if not data.ndim or not len(data) or (shape is not None and data.shape[1:] != shape):
+        wanted = "*" if shape is None else ", ".join(map(str, shape))
+        raise ConfigError(f"a batch must have data of shape [B, {wanted}], B >= 1, got {[*data.shape]}")
+    if len(parts) == 2 and parts[1].shape != data.shape[:1]:
+        raise ConfigError(f"the labels of a batch must have shape [{len(data)}], got {[*parts[1].shape]}")
+    return [part.to(trainer.device) for part in parts]
+
+
+def _config(trainer: Stepper, run: dict[str, Any]) -> _FitConfig:
+    """The settings of a run; those of `fit` and of the trainer.
+
+    Raises:
+        ConfigError: a setting is invalid, or the folder holds a run of another trainer.
+    """
+    run |= {"recipe": trainer.stream, "iterations": trainer.iterations, "device": str(trainer.device)}
+    run |= {"pretrained": False, "shard": trainer.ranks.shard}
+    groups: dict[str, Any] = {"run": RunSettings.of({"task": _TASK, **run}, run)}
+    groups |= {"execution": trainer.execution}
+    path = Path(run["output"]) / "config.yaml"
+    earlier = config.peek(path, "recipe") if path.is_file() and run["resume"] != "never" else None
+    if earlier not in (None, trainer.stream):
+        raise ConfigError(
+            f"output must be a new folder or that of a run of {trainer.stream!r}, got {run['output']!r}, "
+            f"which holds a run of {earlier!r}"
+        )
+    if isinstance(trainer, DxMITrainer):
+        return _FitDxMIConfig(**groups, algorithm=trainer.algorithm)
+    return _FitConfig(**groups)
+
+
+def _restore(run: Run, trainer: Stepper) -> dict[str, Any]:
+    """Loads the final state of a finished run."""
+    found = checkpoint.load_latest(run.checkpoints, note, ranks=run.ranks, lazy=run.ranks.shard)
+    if found is None:
+        raise checkpoint.CheckpointError(
+            f"{run.directory} holds a finished run without checkpoints, from which its trainer cannot be "
+            "restored; load its networks by dxmi_ext.load, or train again with resume='never'"
+        )
+    path, state = found
+    try:
+        trainer.load_state_dict(state["stepper"])
+    except (KeyError, RuntimeError, ValueError) as error:
+        raise checkpoint.CheckpointError(f"{path} does not fit the trainer: {error}") from error
+    return identity.summary_of(run.directory) if run.ranks.first else {}
+
+
+def _finish(run: Run, trainer: Stepper) -> dict[str, Any]:
+    """Saves the averaged networks and the summary, on the first rank."""
+    averaged = getattr(trainer, "averaged", None)
+    networks = None if averaged is None else run.ranks.whole(averaged)
+    if not run.ranks.first:
+        return {}
+    if networks is not None:
+        checkpoint.save_model(run.directory / "model", networks, {"task": _TASK, "trainer": trainer.stream})
+    last = read_metrics(run.log.path)[-1:] or [{}]
+    left_out = ("phase", "iteration", *TIMING_FIELDS)
+    return run.summarize({"metrics": {k: v for k, v in last[0].items() if k not in left_out}})
+
+
+@functools.lru_cache(maxsize=4)
+def _order(n: int, seed: int, epoch: int) -> numpy.ndarray:
+    """The order of an epoch, int64 [n], from Philox's raw output, which no version of numpy changes."""
+    digest = hashlib.blake2b(f"{seed}/shuffled/{epoch}".encode(), digest_size=16).digest()
+    words = numpy.random.Philox(key=numpy.frombuffer(digest, "<u8")).random_raw(n)
+    return numpy.argsort(words, kind="stable")
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more

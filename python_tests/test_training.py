@@ -1,0 +1,218 @@
+"""The public interface: a user's own networks and data through `fit`, `save` and `load`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import dxmi_ext
+from dxmi_ext.engine import folders
+from dxmi_ext.engine.signals import Stopped
+
+DATA = torch.arange(60.0).view(20, 3) / 30 - 1
+STEPS, ITERATIONS = 4, 6
+
+
+class Field(nn.Module):
+    """(x [N, 3], timestep [N], labels [N]) -> [N, width]."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.linear, self.step = nn.Linear(3, width), nn.Embedding(STEPS + 1, width)
+        self.label = nn.Embedding(2, width)
+
+    def forward(self, x: Tensor, timestep: Tensor, labels: Tensor | None = None) -> Tensor:
+        shift = 0 if labels is None else self.label(labels)
+        return self.linear(x) + self.step(timestep) + shift
+
+
+class Value(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.field = Field(4)
+
+    def forward(self, x: Tensor, timestep: Tensor, labels: Tensor | None = None) -> Tensor:
+        return self.field(x, timestep, labels).square().sum(1)
+
+
+def networks(width: int = 3) -> dxmi_ext.Networks:
+    torch.manual_seed(0)
+    schedule = dxmi_ext.schedules.variance_exploding(STEPS, sigma_max=1.0, sigma_min=0.1)
+    return dxmi_ext.Networks(dxmi_ext.GaussianSampler(Field(width), schedule, (3,)), Value())
+
+
+def trainer(seed: int = 0, **settings: Any) -> dxmi_ext.DxMITrainer:
+    algorithm = dxmi_ext.DxMISettings(**settings)
+    return dxmi_ext.DxMITrainer(networks(), algorithm, iterations=ITERATIONS, seed=seed)
+
+
+def batches(batch_size: int = 8) -> Any:
+    return dxmi_ext.shuffled(DATA, batch_size)
+
+
+def same(a: nn.Module, b: nn.Module) -> bool:
+    pairs = zip(a.state_dict().values(), b.state_dict().values(), strict=True)
+    return all(torch.equal(x, y) for x, y in pairs)
+
+
+def test_fit_equals_a_plain_loop_and_writes_a_run(tmp_path: Path) -> None:
+    plain, fitted, drawn = trainer(), trainer(), []
+    for i in range(ITERATIONS):
+        plain.step(batches()(i))
+    summary = dxmi_ext.fit(
+        fitted,
+        batches(),
+        output=tmp_path / "run",
+        log_every=2,
+        picture_every=3,
+        picture=lambda file: drawn.append(file.write(b"png")),
+    )
+    assert same(plain.averaged, fitted.averaged) and same(plain.networks, fitted.networks)
+    assert summary["metrics"].keys() >= {"energy_loss", "value_loss", "sampler_loss"}
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["iterations"] == ITERATIONS
+    assert len(drawn) == 2 and (tmp_path / "run" / "pictures" / "dxmi_00000003.png").is_file()
+    assert same(dxmi_ext.load(tmp_path / "run", networks()), fitted.averaged)
+
+
+def test_a_stopped_fit_resumes_and_a_finished_one_restores(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, stopped, resumed, again = (trainer() for _ in range(4))
+    dxmi_ext.fit(whole, batches(), output=tmp_path / "whole")
+
+    def stopping(iteration: int) -> Tensor:
+        if iteration == 4:
+            raise Stopped
+        return batches()(iteration)
+
+    with pytest.raises(KeyboardInterrupt):
+        dxmi_ext.fit(stopped, stopping, output=tmp_path / "run", checkpoint_every=2)
+    assert "stopped at iteration 4" in capsys.readouterr().err
+    seen = []
+    summary = dxmi_ext.fit(resumed, lambda i: (seen.append(i), batches()(i))[1], output=tmp_path / "run")
+    assert seen == [0, 4, 5] and summary["resumed_from"] == [4]  # the first tells the batch size
+    model = Path("model") / "model.safetensors"
+    assert (tmp_path / "whole" / model).read_bytes() == (tmp_path / "run" / model).read_bytes()
+    assert dxmi_ext.fit(again, batches(), output=tmp_path / "run") == summary
+    assert again.iteration == ITERATIONS and same(again.averaged, whole.averaged)
+
+
+def test_pretraining_then_dxmi(tmp_path: Path) -> None:
+    made = networks()
+    schedule = dxmi_ext.schedules.variance_exploding(STEPS, sigma_max=1.0, sigma_min=0.1)
+    levels = dxmi_ext.uniform_levels(schedule.signal, schedule.noise)
+    pretrainer = dxmi_ext.Pretrainer(made.sampler.network, levels, lr=1e-2, iterations=3, seed=0)
+    dxmi_ext.fit(pretrainer, batches(), output=tmp_path / "pretrain")
+    with pytest.raises(dxmi_ext.ConfigError, match=r"output must be .* 'dxmi', got .* 'pretrain'"):
+        dxmi_ext.fit(trainer(), batches(), output=tmp_path / "pretrain")
+    assert same(dxmi_ext.load(tmp_path / "pretrain", Field(3)), made.sampler.network)
+
+
+def test_labels_and_loaders(tmp_path: Path) -> None:
+    labels = torch.arange(20) % 2
+    rows = dxmi_ext.shuffled(DATA, 8, labels=labels)
+    dxmi_ext.fit(trainer(), rows, output=tmp_path / "labels")
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(DATA), batch_size=8)
+    by_loader, by_list = trainer(), trainer()
+    dxmi_ext.fit(by_loader, loader, output=tmp_path / "loader")
+    dxmi_ext.fit(by_list, [DATA[:8], DATA[8:16], DATA[16:]], output=tmp_path / "list")
+    assert same(by_loader.networks, by_list.networks)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ([], "batches must yield a batch"),
+        (7, "batches must be a function of the iteration or an iterable, got int"),
+        ([DATA[:8, :2]], r"data of shape \[B, 3\], B >= 1, got \[8, 2\]"),
+        ([DATA[:0]], r"B >= 1, got \[0, 3\]"),
+        ([DATA[:8].long()], "floating-point data, got torch.int64"),
+        ([(DATA[:8], torch.zeros(7))], r"labels of a batch must have shape \[8\], got \[7\]"),
+        (["rows"], "a batch must be a tensor of data"),
+    ],
+)
+def test_bad_batches(tmp_path: Path, given: Any, message: str) -> None:
+    with pytest.raises(dxmi_ext.ConfigError, match=message):
+        dxmi_ext.fit(trainer(), given, output=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_of_another_run_or_of_others_is_refused(tmp_path: Path) -> None:
+    dxmi_ext.fit(trainer(), batches(), output=tmp_path / "run")
+    for other, rows, what in (
+        (trainer(seed=1), batches(), "seed must be 0"),
+        (trainer(tau=0.2), batches(), "tau must be 0.1"),
+        (trainer(), batches(4), "batch_size must be 8"),
+    ):
+        with pytest.raises(dxmi_ext.ConfigError, match=f"{what} as in the run"):
+            dxmi_ext.fit(other, rows, output=tmp_path / "run")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").touch()
+    with pytest.raises(folders.FolderError, match=r"thesis\.tex"):
+        dxmi_ext.fit(trainer(), batches(), output=tmp_path / "mine")
+
+
+def test_shuffled_passes_every_row_once_an_epoch_on_any_number_of_ranks() -> None:
+    rows = torch.arange(10.0)[:, None]
+    drawn = torch.cat([dxmi_ext.shuffled(rows, 4, seed=3)(i) for i in range(5)])[:, 0]
+    assert sorted(drawn[:10].tolist()) == sorted(drawn[10:].tolist()) == list(range(10))
+    assert not torch.equal(drawn[:10], drawn[10:])
+    ranks = [dxmi_ext.Ranks(rank=r, world_size=2) for r in range(2)]
+    parts = [[dxmi_ext.shuffled(rows, 4, seed=3, ranks=r)(i) for r in ranks] for i in range(5)]
+    assert torch.equal(torch.cat([torch.cat(part) for part in parts])[:, 0], drawn)
+    for wrong in (
+        {"batch_size": 0},
+        {"batch_size": 3, "ranks": ranks[0]},
+        {"batch_size": 2, "data": rows[:0]},
+    ):
+        with pytest.raises(dxmi_ext.ConfigError, match="must"):
+            dxmi_ext.shuffled(**({"data": rows} | wrong))
+
+
+def test_state_dict_continues_the_same_run(tmp_path: Path) -> None:
+    """A user's own checkpoints, by torch.save."""
+    whole, half, other = trainer(), trainer(), trainer()
+    for i in range(ITERATIONS):
+        whole.step(batches()(i))
+        if i < 3:
+            half.step(batches()(i))
+    torch.save(half.state_dict(), tmp_path / "state.pt")
+    other.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    for i in range(other.iteration, ITERATIONS):
+        other.step(batches()(i))
+    assert same(whole.networks, other.networks) and same(whole.averaged, other.averaged)
+
+
+def test_load_says_what_does_not_fit(tmp_path: Path) -> None:
+    made, path = networks(), tmp_path / "saved"
+    dxmi_ext.save(path, made, data="points")
+    dxmi_ext.save(path, made)  # again
+    assert sorted(files.name for files in path.iterdir()) == ["config.json", "model.safetensors"]
+    wider = networks(width=5)
+    before = {name: tensor.clone() for name, tensor in wider.state_dict().items()}
+    with pytest.raises(dxmi_ext.CheckpointError, match=r"linear.weight has shape \[3, 3\], .* \[5, 3\]"):
+        dxmi_ext.load(path, wider)
+    with pytest.raises(dxmi_ext.CheckpointError, match=r"it has .*, which the networks lack"):
+        dxmi_ext.load(path, made.value)
+    dxmi_ext.save(tmp_path / "value", made.value)
+    with pytest.raises(dxmi_ext.CheckpointError, match=r"it lacks sampler.log_std.* and \d+ more"):
+        dxmi_ext.load(tmp_path / "value", wider)
+    assert all(torch.equal(before[name], tensor) for name, tensor in wider.state_dict().items())
+    (path / "model.safetensors").write_bytes(b"no tensors")
+    for wrong in (path, tmp_path / "absent"):
+        with pytest.raises(dxmi_ext.CheckpointError, match="missing or corrupt"):
+            dxmi_ext.load(wrong, made)
+
+
+def test_save_replaces_nothing_of_others(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").touch()
+    (tmp_path / "file").touch()
+    for path, what in (("mine", "notes.txt"), ("file", "which is a file")):
+        with pytest.raises(folders.FolderError, match=what):
+            dxmi_ext.save(tmp_path / path, networks())
