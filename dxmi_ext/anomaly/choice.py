@@ -29,12 +29,21 @@ from dxmi_ext.images.features import Extractor
 
 METHODS = ("gaussian", "knn", "autoencoder", "dxmi")
 """Detectors of which one is chosen, the simplest first."""
+NETWORKS = METHODS[2:]
+"""Those that are networks, which every run has, trained or not."""
 _FITTED = METHODS[:2]  # to every preparation
 _ENOUGH = 200  # held-out pictures or rows, and the same with each kind of defect
 _FILE = "choice.json"
 
 Choice = dict[str, Any]
 """``preparations`` {method: name}, ``validation`` {method: {preparation: AUROC}}."""
+
+
+def trained(cfg: Config) -> tuple[str, ...]:
+    """The networks that a run trains: those of its detector, and with ``baselines=all`` all of them."""
+    if cfg.comparison.baselines == "all" or cfg.detector.detector in ("auto", "dxmi"):
+        return NETWORKS
+    return tuple(name for name in NETWORKS if name == cfg.detector.detector)
 
 
 class Validation(NamedTuple):
@@ -184,7 +193,7 @@ def gaussian(seed: int, device: torch.device) -> GaussianPositions:
 def tell(cfg: Config, choice: Choice) -> None:
     """Says which preparations were chosen, and by which numbers."""
     for method, found in choice["validation"].items():
-        also = ", and for the autoencoder and DxMI" if method == _leads(cfg) else ""
+        also = ", and for the autoencoder and DxMI" if trained(cfg) and method == _leads(cfg) else ""
         shown = ", ".join(f"{name} {auroc:.3f}" for name, auroc in found.items())
         name = choice["preparations"][method]
         runlog.note(f"{name} features for {method}{also}; AUROC on synthetic defects: {shown}")

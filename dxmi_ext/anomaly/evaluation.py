@@ -93,7 +93,8 @@ def methods_of(
 
 def _detector(cfg: Config, networks: AnomalyNetworks, name: str, good: np.ndarray | None) -> Detector | None:
     """One that has learned, or is to be fitted; None: it cannot be had."""
-    if name in TRAINED and name not in networks.baselines:
+    untrained = ({*TRAINED} - {*networks.baselines}) | ({*choice.NETWORKS} - {*networks.trained})
+    if name in untrained:
         return None
     if name not in _FITTED:
         return EnergyDetector(networks.energy_of(name), device=networks.device)
@@ -107,7 +108,7 @@ def _detector(cfg: Config, networks: AnomalyNetworks, name: str, good: np.ndarra
 
 
 def names_of(cfg: Config, which: str) -> set[str]:
-    """Of the methods that a run fits: those that are compared, and those to choose from."""
+    """Names of the methods of a run: those that are compared, and those to choose from."""
     chosen = choice.METHODS if cfg.detector.detector == "auto" else (cfg.detector.detector,)
     return {"dxmi", *BASELINES[which], *chosen}
 

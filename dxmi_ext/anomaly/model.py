@@ -44,10 +44,12 @@ class AnomalyNetworks(Networks):
 
     Attributes:
         shipped: a detector that was chosen instead of an energy; None: there is none.
+        trained: those of ``choice.NETWORKS`` whose networks have been trained, or will be.
     """
 
     energy_network: AutoencoderEnergy | BasedEnergy
     shipped: MapDetector | None
+    trained: tuple[str, ...]
 
     def __init__(
         self,
@@ -60,7 +62,7 @@ class AnomalyNetworks(Networks):
         super().__init__(parts.sampler, parts.value, parts.energy_network)
         self.preparation, self.preparations = preparation, dict(preparations)
         self.others = nn.ModuleDict({other.name: other for other in others})
-        self.shipped = None
+        self.shipped, self.trained = None, choice.NETWORKS
         self.baselines = nn.ModuleDict(dict.fromkeys(baselines, nn.Identity()))
         self.renew_baselines()
 
@@ -178,6 +180,7 @@ def save(
         }
     about |= {"networks": {k: getattr(cfg.networks, k) for k in _NETWORK_KEYS}, "thresholds": thresholds}
     about |= {"detector": detector, "preparations": networks.preparations}
+    about["trained"] = list(networks.trained)
     about |= {"baselines": list(networks.baselines), "class_names": tested.class_names}
     about |= {} if tested.scale is None else {"scale": tested.scale}
     checkpoint.save_model(path, networks, about)
@@ -198,6 +201,7 @@ def load_model(directory: Path, device: torch.device) -> tuple[Config, AnomalyNe
             if isinstance(module, MapDetector):  # the sizes of what it learned are its own
                 module.take({key: tensors[f"{name}.{key}"] for key in module.state_dict()})
         networks.load_state_dict(tensors)
+        networks.trained = tuple(about.get("trained", choice.NETWORKS))
     return cfg, networks.to(device).eval(), about
 
 

@@ -80,13 +80,14 @@ def train(cfg: Config, ranks: Ranks | None = None) -> dict[str, Any]:
         thresholds = calibrate(cfg, methods[detector], good)
         save(run.directory / "model", averaged, cfg, backbone, good, tested, thresholds, detector)
         numbers, heat, scores = numbers_of(cfg, methods, detector, tested, backbone, thresholds)
-        numbers |= about(methods, detector)
+        numbers |= about(methods, detector) | {"trained": [*averaged.baselines, *averaged.trained]}
         numbers["validation"] = judged["validation"] | {
             name: {**judged["validation"].get(name, {}), "final": verdict.auroc}
             for name, verdict in verdicts.items()
         }
         folder, threshold = run.directory, thresholds["pixel_threshold"]
-        final.attempt("curves.png", lambda: curves(folder / "curves.png", folder / "metrics.jsonl"))
+        if averaged.trained:
+            final.attempt("curves.png", lambda: curves(folder / "curves.png", folder / "metrics.jsonl"))
         if heat is not None:
             maps = heat
             save_scores(folder / "test_scores.npz", scores, tested)
@@ -99,9 +100,13 @@ def train(cfg: Config, ranks: Ranks | None = None) -> dict[str, Any]:
 
 
 def pretrain(cfg: Config, ranks: Ranks | None = None) -> None:
-    """Runs the autoencoder's pretraining alone; training with the same output goes on from it."""
+    """Runs the autoencoder's pretraining alone; training with the same output resumes after it."""
     if not cfg.run.pretrained:
-        raise ConfigError("pretrained: got false, but pretraining alone was asked for")
+        raise ConfigError("pretrained must be true for pretraining alone, got false")
+    if not choice.trained(cfg):
+        raise ConfigError(
+            f"detector must be auto, dxmi or autoencoder for pretraining, got {cfg.detector.detector}"
+        )
     run = Run(cfg, ranks, fingerprints(cfg))
     if run.finished():
         return
@@ -113,9 +118,10 @@ def pretrain(cfg: Config, ranks: Ranks | None = None) -> None:
         pretrain_autoencoder(run, cfg, prepared(good.train, networks.preparation), networks)
         if cfg.run.dry_run or not run.ranks.first:
             return
+        networks.trained = choice.NETWORKS  # DxMI as it starts
         thresholds = calibrate(cfg, methods_of(cfg, networks, ["dxmi"], None)["dxmi"], good)
         save(run.directory / "model", networks, cfg, backbone, good, tested, thresholds, "dxmi")
-        print(f"{run.directory}: pretrained; `dxmi train` with output={run.directory} goes on from here")
+        print(f"{run.directory}: pretrained; `dxmi train` with output={run.directory} resumes here")
 
 
 def sample(
@@ -129,6 +135,11 @@ def sample(
     """Samples [m, C] of a run's final sampler, unit vectors but for the last step's noise, as
     `generate.batches`. They start from training data, of a row that (seed, i) chooses."""
     cfg, networks, model = load_model(directory, device)
+    if "dxmi" not in networks.trained:
+        raise ConfigError(
+            f"{directory} must have a trained sampler, got a run with detector={cfg.detector.detector}, "
+            "which trains none"
+        )
     good = source_of(cfg, backbone_of(cfg, device, model), device, about=model).good(cfg.source.holdout)
     data = prepared(good.train, networks.preparation).rows
     key = noise.Draws(seed, "starts of samples", ["row"], device).at(0)["row"]
@@ -299,5 +310,6 @@ def _prepare(run: Run, cfg: Config) -> tuple[Extractor | None, Good, Examined, A
         choice.tell(cfg, judged)
     names = [name for name in BASELINES[cfg.comparison.baselines] if name in TRAINED]
     networks = fitted(cfg, good, names, judged["preparations"], run.device)
+    networks.trained = choice.trained(cfg)
     run.describe(networks)
     return backbone, good, tested, networks, judged

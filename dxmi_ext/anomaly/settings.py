@@ -191,6 +191,10 @@ class Config(RunnableConfig):
             "base must not be autoencoder with pretrained=false, got {base}",
             lambda s: s.pretrained or s.base != "autoencoder",
         ),
+        Rule(
+            "detector must not be autoencoder with pretrained=false, got {detector}",
+            lambda s: s.pretrained or s.detector != "autoencoder",
+        ),
         Rule("shard must be false: these networks are small, got {shard}", lambda s: not s.shard),
         *only_with(
             "pictures (backbone=null means vectors)",
