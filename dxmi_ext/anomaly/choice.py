@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dxmi_ext.anomaly import features, preparation, synthetic
+from dxmi_ext.anomaly import bases, features, preparation, synthetic
 from dxmi_ext.anomaly.collection import Good
 from dxmi_ext.anomaly.dataset import AnomalyData
 from dxmi_ext.anomaly.detectors import Detector, GaussianPositions, NearestNeighbours, detect
@@ -32,6 +32,7 @@ METHODS = ("gaussian", "knn", "autoencoder", "dxmi")
 NETWORKS = METHODS[2:]
 """Those that are networks, which every run has, trained or not."""
 _FITTED = METHODS[:2]  # to every preparation
+_KEPT = 10_000  # positions of which no coreset is made
 _ENOUGH = 200  # held-out pictures or rows, and the same with each kind of defect
 _FILE = "choice.json"
 
@@ -40,8 +41,8 @@ Choice = dict[str, Any]
 
 
 def trained(cfg: Config) -> tuple[str, ...]:
-    """The networks that a run trains: those of its detector, and with ``baselines=all`` all of them."""
-    if cfg.comparison.baselines == "all" or cfg.detector.detector in ("auto", "dxmi"):
+    """The networks that a run trains: those of its detector, and all where baselines are trained too."""
+    if cfg.comparison.baselines in ("tau0", "all") or cfg.detector.detector in ("auto", "dxmi"):
         return NETWORKS
     return tuple(name for name in NETWORKS if name == cfg.detector.detector)
 
@@ -170,7 +171,7 @@ def choose_preparations(cfg: Config, good: Good, backbone: Extractor | None, dev
 def _leads(cfg: Config) -> str:
     """The method whose preparation the autoencoder and DxMI take, for which no trials are made: each would
     take minutes."""
-    return cfg.networks.base if cfg.networks.base in _FITTED else "knn"
+    return next((name for name in bases.names_of(cfg.networks.base) if name in _FITTED), "knn")
 
 
 def _all(name: str) -> Choice:
@@ -181,8 +182,9 @@ def _all(name: str) -> Choice:
 def nearest_neighbours(
     rows: int, seed: int, device: torch.device, *, coreset: str = "greedy"
 ) -> NearestNeighbours:
-    """1 % of so many positions, as PatchCore keeps; of few more, of many no more than can be searched."""
-    share = min(1.0, max(0.01, 2000 / rows), 20_000 / rows)
+    """Keeps 1 % of the positions, as PatchCore does, but at least 2,000 and at most 20,000, and all of up to
+    10,000, which are searched as fast."""
+    share = 1.0 if rows <= _KEPT else min(max(0.01, 2000 / rows), 20_000 / rows)
     return NearestNeighbours(share=share, coreset=coreset, seed=seed, device=device)
 
 

@@ -27,6 +27,7 @@ TITLES = {
     "dxmi": "DxMI",
     "tau0": "DxMI, tau = 0",
     "langevin": "Langevin negatives",
+    "base": "its base alone",
     "autoencoder": "autoencoder alone",
     "knn": "nearest neighbours",
     "gaussian": "Gaussian positions",

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from dxmi_ext.anomaly import choice, comparison, metrics, plots
+from dxmi_ext.anomaly.bases import BasedEnergy
 from dxmi_ext.anomaly.choice import Validation, Verdict
 from dxmi_ext.anomaly.collection import Examined, Good
 from dxmi_ext.anomaly.comparison import Method
@@ -32,9 +33,10 @@ from dxmi_ext.engine import files, final, runlog
 from dxmi_ext.images.features import Extractor
 from dxmi_ext.method.networks import Networks
 
-BASELINES = {"all": ("tau0", "langevin", "autoencoder", "knn", "gaussian"), "none": ()}
-BASELINES["quick"] = BASELINES["all"][2:]
-TRAINED = BASELINES["all"][:2]  # in phases of the run
+TRAINED = ("tau0", "langevin")
+"""Baselines that are trained in phases of the run."""
+BASELINES: dict[str, tuple[str, ...]] = {"none": (), "quick": ("base", "autoencoder", "knn", "gaussian")}
+BASELINES |= {"tau0": (TRAINED[0], *BASELINES["quick"]), "all": (*TRAINED, *BASELINES["quick"])}
 _FITTED = {"knn": NearestNeighbours, "gaussian": GaussianPositions}
 PAPER = {  # DxMI, Table 5: all 15 classes of MVTec-AD
     "the paper, b4": {"image_auroc": 0.970, "pixel_auroc": 0.971},
@@ -94,7 +96,7 @@ def methods_of(
 def _detector(cfg: Config, networks: AnomalyNetworks, name: str, good: np.ndarray | None) -> Detector | None:
     """One that has learned, or is to be fitted; None: it cannot be had."""
     untrained = ({*TRAINED} - {*networks.baselines}) | ({*choice.NETWORKS} - {*networks.trained})
-    if name in untrained:
+    if name in untrained or (name == "base" and not isinstance(networks.energy_network, BasedEnergy)):
         return None
     if name not in _FITTED:
         return EnergyDetector(networks.energy_of(name), device=networks.device)

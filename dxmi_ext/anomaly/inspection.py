@@ -54,7 +54,7 @@ class ScoreSettings(Settings):
     )
     heatmaps: bool = setting(True, "a png of every picture under the colours of its map, in heatmaps/")
     worst: int = setting(
-        50, "how many pictures the page shows, those of the highest scores", minimum=0, maximum=10**4
+        1000, "number of pictures on the page, those with the highest scores", minimum=0, maximum=10**4
     )
     device: str = device_setting()
 
@@ -214,7 +214,9 @@ class _Findings:
         if self.folder is not None:  # no two of one name, wherever they are from
             png = self.folder / f"{i:06d}-{Path(picture.path).stem[:40]}.png"
         if self.worst.has_room_for(value):
-            place = Place(picture.path, value, i, anomalous)
+            place = Place(
+                picture.path, value, i, anomalous, "" if png is None else f"{_HEAT_MAPS}/{png.name}"
+            )
         if png is not None or place is not None:
             drawing = self._threads.submit(_draw, picture, scores, self.pixel_threshold, png, place)
             self._drawing.append(drawing)
@@ -252,12 +254,13 @@ def _read(path: str, size: int, shows: bool, scale: Scale = NOMINAL) -> _Picture
     except ImageDataError as error:
         return _Picture(path, None, None, str(error).removeprefix(f"{printable(path)}: "))
     image = np.ascontiguousarray(resized(picture, size).transpose(2, 0, 1))
-    return _Picture(path, image, _thumbnail(picture) if shows else None)
+    return _Picture(path, image, _thumbnail(picture, _LONGEST) if shows else None)
 
 
-def _thumbnail(picture: np.ndarray) -> np.ndarray:
+def _thumbnail(picture: np.ndarray, longest: int) -> np.ndarray:
+    """A picture [H, W, 3] whose longer side is at most so many pixels."""
     height, width = picture.shape[:2]
-    scale = _LONGEST / max(height, width)
+    scale = longest / max(height, width)
     if scale >= 1:
         return picture
     from PIL import Image
@@ -278,14 +281,17 @@ def _draw(
     heat_map = plots.heat_map(picture.shown, pixels, pixel_threshold)
     if png is not None:
         Image.fromarray(heat_map).save(png, compress_level=3)
-    return place and Shown(place, (width, height), _jpeg(picture.shown), _jpeg(heat_map))
+    if place is None:
+        return None
+    small, heat = (_thumbnail(each, page.THUMBNAIL) for each in (picture.shown, heat_map))
+    return Shown(place, (small.shape[1], small.shape[0]), _jpeg(small), _jpeg(heat))
 
 
 def _jpeg(pixels: np.ndarray) -> bytes:
     from PIL import Image
 
     file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "JPEG", quality=88, subsampling=0)
+    Image.fromarray(pixels).save(file, "JPEG", quality=80, subsampling=0)
     return file.getvalue()
 
 

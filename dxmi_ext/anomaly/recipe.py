@@ -206,7 +206,7 @@ def new_scorer(cfg: Config, preparation: str | None = None) -> Scorer:
     backbone = backbone_of(cfg, torch.device("cpu"))
     if backbone is None:
         raise ConfigError("backbone must be a network, got null, which is for vectors")
-    if cfg.networks.base in bases.FITTED:
+    if {*bases.names_of(cfg.networks.base)} & {*bases.FITTED}:
         raise ConfigError(f"base must be none or autoencoder without a run, got {cfg.networks.base}")
     channels, height, width = backbone(
         torch.zeros(1, 3, cfg.features.size, cfg.features.size, dtype=torch.uint8)

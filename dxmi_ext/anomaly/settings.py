@@ -15,6 +15,8 @@ from dxmi_ext.engine.settings import Rule, Settings, group, only_with, setting
 from dxmi_ext.method.langevin import LangevinSettings
 from dxmi_ext.method.settings import CHAIN_RULES, RULES, DxMISettings
 
+_BASE = "|".join(bases.BASES)
+
 
 @dataclasses.dataclass
 class SourceSettings(Settings):
@@ -73,9 +75,9 @@ class NetworkSettings(Settings):
     heading = "networks"
     base: str = setting(
         "none",
-        "energy of a plain detector that DxMI begins at and learns a correction of; none: it begins at the "
-        "autoencoder and trains that further",
-        choices=bases.BASES,
+        "plain detector whose energy DxMI starts from and corrects: gaussian, knn, density (of kernels) or "
+        "autoencoder, or several as knn+gaussian; none: DxMI starts from the autoencoder and trains it",
+        pattern=rf"none|({_BASE})(\+({_BASE}))*",
     )
     steps: int = setting(5, "T, steps of the sampler", minimum=2, maximum=1000)
     latent_dim: int = setting(16, "size of the autoencoder's latents", minimum=1, maximum=2**14)
@@ -129,9 +131,9 @@ class ComparisonSettings(Settings):
     heading = "comparison"
     baselines: str = setting(
         "quick",
-        "methods to compare with: quick: the autoencoder alone, nearest neighbours, Gaussians; all: also "
-        "those that are trained: tau = 0, Langevin negatives",
-        choices=("all", "quick", "none"),
+        "methods in the table: quick: the autoencoder alone, nearest neighbours, Gaussians; tau0: also DxMI "
+        "with tau = 0, which is trained; all: also Langevin negatives; none: DxMI and the detector alone",
+        choices=("all", "tau0", "quick", "none"),
     )
     baseline_iterations: int | None = setting(
         None, "iterations of trained baselines; null: as many as of DxMI", minimum=0, maximum=LARGEST_RUN
@@ -189,11 +191,15 @@ class Config(RunnableConfig):
         ),
         Rule(
             "base must not be autoencoder with pretrained=false, got {base}",
-            lambda s: s.pretrained or s.base != "autoencoder",
+            lambda s: s.pretrained or "autoencoder" not in s.base,
         ),
         Rule(
             "detector must not be autoencoder with pretrained=false, got {detector}",
             lambda s: s.pretrained or s.detector != "autoencoder",
+        ),
+        Rule(
+            "base must name each detector once, got {base}",
+            lambda s: len({*bases.names_of(s.base)}) == len(bases.names_of(s.base)),
         ),
         Rule("shard must be false: these networks are small, got {shard}", lambda s: not s.shard),
         *only_with(
@@ -213,5 +219,5 @@ class EvaluateSettings(EvaluateSettings_):
 
     data: str | None = setting(None, "what to test on; null: the run's own test data", path=True)
     baselines: str | None = setting(
-        None, "all, quick or none; null: as in the run", choices=("all", "quick", "none")
+        None, "all, tau0, quick or none; null: as in the run", choices=("all", "tau0", "quick", "none")
     )

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import csv
+import shutil
+import subprocess
+import urllib.parse
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from dxmi_ext import cli, tasks
-from dxmi_ext.anomaly import backbones, inspection, plots, scoring
+from dxmi_ext.anomaly import backbones, inspection, page, plots, scoring
 from dxmi_ext.anomaly import dataset as anomaly
 from dxmi_ext.anomaly.page import Place, Shown, Worst
 from dxmi_ext.anomaly.scoring import ScoreError, Scorer, TooFew, threshold_of
@@ -134,6 +137,7 @@ class Page(HTMLParser):
     def __init__(self, path: Path) -> None:
         super().__init__()
         self.open, self.pictures, self.text = list[str](), list[str](), ""
+        self.links, self.cards = list[str](), list[dict[str, str | None]]()
         self.feed(path.read_text(encoding="utf-8"))
         self.close()
         assert not self.open
@@ -144,7 +148,12 @@ class Page(HTMLParser):
             self.open.append(tag)
         if tag == "img":
             assert (given["src"] or "").startswith("data:image/jpeg;base64,")
+            assert given["loading"] == "lazy"
             self.pictures.append(given["alt"] or "")
+        if tag == "a":
+            self.links.append(urllib.parse.unquote(given["href"] or ""))
+        if tag == "article":
+            self.cards.append(given)
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
@@ -224,6 +233,9 @@ def test_a_folder_becomes_a_table_heat_maps_and_a_page(
     assert page.pictures[::2] == [f"{pictures}/{name}" for name in worst]
     assert page.pictures[1::2] == [f"heat map of {pictures}/{name}" for name in worst]
     assert page.text.count("anomalous, score") == 2 == page.text.count("good, score")
+    assert [card["data-class"] for card in page.cards] == ["b", "b", pictures.name, "a"]
+    by_path = {row["path"]: row["heatmap"] for row in good}
+    assert page.links == [*(by_path[f"{pictures}/{name}"] for name in worst), "scores.csv"]
     assert "Without a score: 1" in page.text and "broken.png: cannot be decoded" in page.text
 
 
@@ -237,6 +249,32 @@ def test_settings_stand_between_pictures(run: Path, pictures: Path, tmp_path: Pa
     assert rows[1]["score"] == "10" and rows[1]["threshold"] == "10.0"
     assert [row["anomalous"] for row in rows] == ["0", "0"]  # at the threshold is not above it
     assert Page(output / "index.html").pictures == [str(white), f"heat map of {white}"]
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed")
+def test_cards_are_sorted_and_filtered_in_a_browser(tmp_path: Path) -> None:
+    places = [Place(f"{name}/{i}.png", 9 - i, i, i < 2) for i, name in enumerate("bcab")]
+    text = page.html_of("4 pictures.", [Shown(p, (8, 8), b"", b"") for p in places], {}, heat_maps=False)
+    script = """<script>
+    const state = () => [...document.querySelectorAll('article')].filter(c => !c.hidden)
+      .map(c => c.dataset.name).join(' ') + ' ' + document.getElementById('cards').className;
+    const click = on => { document.querySelector(`[data-${on}]`).click(); return state(); };
+    document.title = [state(), click('sort=score'), click('sort=class'), click('show=good'),
+      click('show=sides'), click('sort=name')].join('|');
+    </script>"""
+    (tmp_path / "page.html").write_text(text + script)
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+    command = ["chromium", *flags, "--dump-dom", str(tmp_path / "page.html")]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True).stdout
+    title = found.partition("<title>")[2].partition("</title>")[0]
+    assert [state.split() for state in title.split("|")] == [
+        ["b/0.png", "c/1.png", "a/2.png", "b/3.png"],
+        ["b/3.png", "a/2.png", "c/1.png", "b/0.png"],
+        ["a/2.png", "b/0.png", "b/3.png", "c/1.png"],
+        ["a/2.png", "b/3.png"],
+        ["a/2.png", "b/0.png", "b/3.png", "c/1.png", "sides"],
+        ["a/2.png", "b/0.png", "b/3.png", "c/1.png", "sides"],
+    ]
 
 
 @pytest.mark.parametrize("n", [1, 3, 20])
