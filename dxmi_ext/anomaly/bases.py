@@ -1,9 +1,10 @@
 """Energies that DxMI starts from and corrects: E(x) = base(x) + f(x), the base frozen and f learned from 0.
 
 A base is the squared distance of a plain detector, in nats, so that the sampler meets it at the right
-temperature; several bases are pooled. f is the error of an autoencoder times a weight that starts at 0, so
-that E is a product of densities in a proportion that DxMI learns. (A perceptron as f memorised the training
-rows.) Imports torch and ``dxmi_ext``.
+temperature; several bases are pooled. f is the error of a pretrained autoencoder times a weight that starts
+at 0, so that E is a product of densities in a proportion that DxMI learns. The autoencoder is frozen: trained
+further, it learns to reconstruct samples as badly as it can, and data hardly better. (A perceptron as f
+memorised the training rows.) Imports torch and ``dxmi_ext``.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ BASES = ("gaussian", "knn", "density", "autoencoder")
 FITTED = BASES[:3]
 """Bases that are fitted to good data before training."""
 _CHUNK = 4096  # rows at a time
-_UNIT = 0.01  # |x - reconstruction|^2 of energy 1 at weight 1; the smaller, the faster the weight learns
+_GAIN = 10  # a relative to its parameter, so that a learns at the learning rates of networks
 
 
 def names_of(base: str) -> tuple[str, ...]:
@@ -92,10 +93,10 @@ class Base(nn.Module):
 
 
 class BasedEnergy(nn.Module):
-    """E(x) = w mean_i base_i(x) + a |x - reconstruction|^2 / .01: x [N, C], projected onto the sphere -> [N].
+    """E(x) = w mean_i base_i(x) + a |x - reconstruction|^2 / .1: x [N, C], projected onto the sphere -> [N].
 
-    Several bases form a logarithmic opinion pool: the geometric mean of their densities. The weight a and the
-    autoencoder are trained.
+    Several bases form a logarithmic opinion pool, the geometric mean of their densities. a, which is 10 times
+    the parameter `weight`, is trained, and nothing else once `begin` has frozen the autoencoder.
 
     Args:
         bases: bases in nats.
@@ -120,7 +121,7 @@ class BasedEnergy(nn.Module):
         error = (x - self.autoencoder(x)).square().sum(1)
         # At least 0, with a gradient everywhere: below 0 the autoencoder would learn not to reconstruct.
         weight = self.weight + (self.weight.clamp(min=0) - self.weight).detach()
-        return self.base(x) + weight * error / _UNIT
+        return self.base(x) + _GAIN * weight * error / AutoencoderEnergy.temperature
 
 
 class BaseAlone(nn.Module):
@@ -160,9 +161,10 @@ def fit(energy: nn.Module, train: FeatureMaps, held_out: FeatureMaps) -> None:
         base.scale(held_out)
 
 
-def scale_autoencoder(energy: nn.Module, maps: FeatureMaps) -> None:
-    """Scales a base that is an autoencoder, once it is trained, by good maps; does nothing without one."""
+def begin(energy: nn.Module, maps: FeatureMaps) -> None:
+    """Freezes the pretrained autoencoder of a `BasedEnergy`, and scales by good maps a base that is one."""
     if isinstance(energy, BasedEnergy):
+        energy.autoencoder.requires_grad_(False)
         for base in _of(energy, ReconstructionError):
             base.scale(maps)
 

@@ -1,8 +1,8 @@
 """Which preparation and which detector suit the data, judged by synthetic defects and never by a test set.
 
-Held-out good pictures, or rows, are to be told from the same ones with synthetic defects. The preparation
-that does it best is taken, and of detectors that do it alike the simplest. Imports torch, numpy and
-``dxmi_ext``.
+Detectors are judged by their AUROC on held-out good images, or rows, against the same with synthetic defects.
+The best preparation is chosen, and among detectors that are not clearly worse the simplest. Imports torch,
+numpy and ``dxmi_ext``.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def trained(cfg: Config) -> tuple[str, ...]:
 
 
 class Validation(NamedTuple):
-    """Features before any preparation, to be told apart."""
+    """Features before any preparation: good ones, and the same with defects."""
 
     good: np.ndarray
     """[k, h, w, C]"""
@@ -72,7 +72,7 @@ class Validation(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """How well a detector tells them apart."""
+    """How well a detector separates them."""
 
     auroc: float
     """The mean over kinds of defects."""
@@ -122,7 +122,7 @@ def judge(
 
 
 def choose(run: Run, cfg: Config, good: Good, backbone: Extractor | None) -> Choice:
-    """The preparation of each method: the settings', or the one that it tells synthetic defects best by.
+    """The preparation of each method: the settings', or the one by which it detects synthetic defects best.
 
     A run that resumes keeps its choice, and all ranks take that of the first.
     """

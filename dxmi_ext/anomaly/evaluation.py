@@ -72,9 +72,9 @@ def methods_of(
 
     Args:
         names: of them.
-        good: features [n, h, w, C] that nearest neighbours and Gaussians are fitted to; None: they are left
-            out, unless the networks have one.
-        say: what becomes of a line that says why one is left out.
+        good: features [n, h, w, C] that nearest neighbours and Gaussians are fitted to; None: they are
+            omitted, unless the networks have one.
+        say: receives a line that says why a method is omitted.
     """
     methods: dict[str, Method] = {}
     for name in (name for name in comparison.TITLES if name in names):
@@ -118,20 +118,24 @@ def names_of(cfg: Config, which: str) -> set[str]:
 def chosen(
     cfg: Config, methods: Mapping[str, Method], validation: Validation | None
 ) -> tuple[str, dict[str, Verdict]]:
-    """The method that scores new pictures, and the verdicts it was chosen by."""
-    if validation is None:
-        return cfg.detector.detector, {}
+    """The method that scores new pictures, and the verdict on every method.
+
+    Args:
+        validation: synthetic defects; None: the settings name the detector, and nothing is judged.
+    """
     verdicts: dict[str, Verdict] = {}
-    for name in choice.METHODS:
-        if name in methods:
-            prepares, detector = methods[name]
+    for name, (prepares, detector) in methods.items() if validation is not None else ():
 
-            def judged(prepares: nn.Module = prepares, detector: Detector = detector) -> Verdict:
-                return choice.judge(detector, prepares, validation, top_share=cfg.thresholds.top_share)
+        def judged(prepares: nn.Module = prepares, detector: Detector = detector) -> Verdict:
+            assert validation is not None
+            return choice.judge(detector, prepares, validation, top_share=cfg.thresholds.top_share)
 
-            if (verdict := final.attempt(comparison.TITLES[name], judged)) is not None:
-                verdicts[name] = verdict
-    return (choice.simplest(verdicts) if verdicts else "dxmi"), verdicts
+        if (verdict := final.attempt(comparison.TITLES[name], judged)) is not None:
+            verdicts[name] = verdict
+    if cfg.detector.detector != "auto":
+        return cfg.detector.detector, verdicts
+    candidates = {name: verdicts[name] for name in choice.METHODS if name in verdicts}
+    return (choice.simplest(candidates) if candidates else "dxmi"), verdicts
 
 
 def calibrate(cfg: Config, method: Method, good: Good) -> dict[str, float]:
@@ -177,14 +181,30 @@ def about(methods: Mapping[str, Method], detector: str) -> dict[str, Any]:
     return {"detector": detector, "preparation": names[detector], "preparations": names}
 
 
-def told(numbers: Mapping[str, Any], verdicts: Mapping[str, Verdict]) -> str:
+def told(cfg: Config, numbers: Mapping[str, Any], verdicts: Mapping[str, Verdict]) -> str:
     """Which detector scores new pictures, and why, in a line."""
     name = numbers["detector"]
     line = f"detector: {comparison.TITLES[name]}, {numbers['preparation']} features"
+    line += "" if cfg.detector.detector == "auto" else f", set by detector={name}"
     if not verdicts:
-        return f"{line}, as detector={name} says"
+        return line
     best = ", ".join(f"{comparison.TITLES[key]} {verdict.auroc:.3f}" for key, verdict in verdicts.items())
     return f"{line}; AUROC on synthetic defects in held-out good ones: {best}"
+
+
+def judged_numbers(
+    verdicts: Mapping[str, Verdict], before: Mapping[str, Mapping[str, float]], detector: str
+) -> dict[str, Any]:
+    """AUROC on synthetic defects, by method: ``validation`` and ``synthetic_auroc``, the latter as other
+    numbers.
+
+    Args:
+        before: AUROC by preparation, of methods whose preparation was chosen.
+    """
+    final = {name: {**before.get(name, {}), "final": verdict.auroc} for name, verdict in verdicts.items()}
+    prefixes = {name: "" if name == detector else f"{name}_" for name in verdicts}
+    flat = {f"{prefixes[name]}synthetic_auroc": verdict.auroc for name, verdict in verdicts.items()}
+    return {"validation": {**before, **final}, **flat}
 
 
 def save_scores(path: Path, scores: Mapping[str, np.ndarray], tested: Examined) -> None:

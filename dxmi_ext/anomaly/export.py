@@ -74,7 +74,7 @@ class VectorDetector(nn.Module):
 
 
 class _Plan(NamedTuple):
-    """What is exported, and how it is tried and told."""
+    """A module to export, and how the export is checked and described."""
 
     detector: nn.Module
     inputs: Tensor
@@ -104,7 +104,7 @@ def export(scorer: Scorer | VectorScorer, output: Path, *, onnx: bool | None = N
     """
     with_onnx = _has_onnx() if onnx is None else onnx
     if with_onnx and not _has_onnx():
-        raise ScoreError("onnx: got true, wants onnx and onnxscript: pip install 'dxmi_ext[onnx]'")
+        raise ScoreError("onnx=true requires onnx and onnxscript: pip install 'dxmi_ext[onnx]'")
     folders.check_new(output)
     plan = _plan_of_vectors(scorer) if isinstance(scorer, VectorScorer) else _plan_of_images(scorer)
     (name, given), names = next(iter(plan.about.items())), plan.outputs
@@ -179,7 +179,7 @@ def _exported(detector: nn.Module, inputs: Tensor, name: str) -> Any:
     try:
         return torch.export.export(detector, (inputs,), dynamic_shapes=batch, strict=False)
     except Exception as error:  # of many kinds
-        raise ScoreError(f"exported: torch.export does not take these networks: {_brief(error)}") from error
+        raise ScoreError(f"torch.export cannot export these networks: {_brief(error)}") from error
 
 
 def _save_onnx(program: Any, path: Path, name: str, outputs: Sequence[str]) -> None:
@@ -188,7 +188,9 @@ def _save_onnx(program: Any, path: Path, name: str, outputs: Sequence[str]) -> N
             program, dynamo=True, verbose=False, input_names=[name], output_names=list(outputs)
         )
     except torch.onnx.errors.OnnxExporterError as error:
-        raise ScoreError(f"onnx: does not take these networks, so onnx=false: {_brief(error)}") from error
+        raise ScoreError(
+            f"torch.onnx cannot export these networks, use onnx=false: {_brief(error)}"
+        ) from error
     assert made is not None
     made.save(str(path))
 

@@ -73,17 +73,17 @@ def split_arguments(given: Sequence[str]) -> tuple[list[str], list[str]]:
         elif os.path.exists(text):
             paths.append(text)
         elif key.isidentifier() and equals:
-            settings.append(text)  # to be told its nearest key
+            settings.append(text)  # the error names the nearest key
         else:
             raise ConfigError(
-                f"IMAGES: got {text!r}, wants a picture, folder or file of vectors that exists, or key=value"
+                f"IMAGES must be an existing image, folder or file of vectors, or key=value, got {text!r}"
             )
     return paths, settings
 
 
 def find_pictures(given: Iterable[str], output: Path) -> list[str]:
     """Files as they are given, and the images below folders by the rule of ``images.listing``; each once,
-    without those in output. A note says what is left out.
+    without those in output. A note lists what is skipped.
 
     Raises:
         ConfigError: none are given, or a folder has none.
@@ -97,13 +97,13 @@ def find_pictures(given: Iterable[str], output: Path) -> list[str]:
             below, skipped = listing.gather(listing.scan(path), splits=True)
             below = [p for p in below if own not in Path(p).resolve().parents]
             if unread := listing.summary((s for s in skipped if Path(s.path).resolve() != own), path):
-                runlog.note(f"left out of {path}: {unread}")
+                runlog.note(f"skipped in {path}: {unread}")
             if not below:
-                raise ConfigError(f"IMAGES: got the folder {path!r}, which has no {', '.join(PICTURES)}")
+                raise ConfigError(f"IMAGES: a folder must have images ({', '.join(PICTURES)}), got {path!r}")
         for name in below:
             found.setdefault(os.path.abspath(name), name)
     if not found:
-        raise ConfigError("IMAGES: got none, wants pictures or folders of them")
+        raise ConfigError("IMAGES must be images or folders of images, got none")
     return list(found.values())
 
 

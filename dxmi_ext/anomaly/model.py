@@ -104,7 +104,7 @@ class AnomalyNetworks(Networks):
         """
         self.energy_network.autoencoder.load_state_dict(autoencoder.state_dict())
         self.pretrained.load_state_dict(autoencoder.state_dict())
-        bases.scale_autoencoder(self.energy_network, maps)
+        bases.begin(self.energy_network, maps)
 
     def renew_baselines(self) -> None:
         """Makes the energies to compare with copies of the present one."""
@@ -167,7 +167,7 @@ def save(
     thresholds: dict[str, float],
     detector: str,
 ) -> None:
-    """All that scoring needs but the backbone's weights, which are told by their digest.
+    """All that scoring needs but the backbone's weights, which are identified by their digest.
 
     Args:
         detector: name of what scores.

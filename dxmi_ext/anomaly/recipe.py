@@ -1,4 +1,4 @@
-"""Anomaly detection: the features of good pictures, or vectors, are learned; what has a high energy is odd.
+"""Anomaly detection: an energy of the features of good images, or of vectors, scores what differs from them.
 
 An autoencoder is pretrained on reconstruction; its error is the energy that DxMI trains further, beside a
 sampler that starts from data perturbed in the autoencoder's latent space (DxMI, sec. 5.3). Thresholds come
@@ -29,6 +29,7 @@ from dxmi_ext.anomaly.evaluation import (
     calibrate,
     chosen,
     heatmaps,
+    judged_numbers,
     methods_of,
     names_of,
     numbers_of,
@@ -81,10 +82,7 @@ def train(cfg: Config, ranks: Ranks | None = None) -> dict[str, Any]:
         save(run.directory / "model", averaged, cfg, backbone, good, tested, thresholds, detector)
         numbers, heat, scores = numbers_of(cfg, methods, detector, tested, backbone, thresholds)
         numbers |= about(methods, detector) | {"trained": [*averaged.baselines, *averaged.trained]}
-        numbers["validation"] = judged["validation"] | {
-            name: {**judged["validation"].get(name, {}), "final": verdict.auroc}
-            for name, verdict in verdicts.items()
-        }
+        numbers |= judged_numbers(verdicts, judged["validation"], detector)
         folder, threshold = run.directory, thresholds["pixel_threshold"]
         if averaged.trained:
             final.attempt("curves.png", lambda: curves(folder / "curves.png", folder / "metrics.jsonl"))
@@ -94,7 +92,7 @@ def train(cfg: Config, ranks: Ranks | None = None) -> dict[str, Any]:
             final.attempt("heatmaps.png", lambda: heatmaps(folder / "heatmaps.png", maps, tested, threshold))
         summary = run.summarize(numbers)
     print(table(cfg, numbers, detector))
-    print(told(numbers, verdicts))
+    print(told(cfg, numbers, verdicts))
     print(f"{run.directory}: summary.json, model/, pictures; {summary['wall_seconds']} s")
     return summary
 
@@ -252,7 +250,7 @@ def _scorer(
 
 
 def read(cfg: Config) -> Overview:
-    """What the settings' data are, told before they are decoded.
+    """An overview of the settings' data, before they are decoded.
 
     Raises:
         ConfigError: there are none.
@@ -277,7 +275,7 @@ def _ship(
         ConfigError: the settings want one that could not be fitted.
     """
     validation = None
-    if cfg.detector.detector == "auto":
+    if cfg.detector.detector == "auto" or backbone is None:  # of vectors it takes no time
         validation = choice.Validation.of(good, backbone, cfg.run.seed, networks.device)
     name, verdicts = chosen(cfg, methods, validation)
     if name not in methods:

@@ -74,7 +74,9 @@ def test_a_score_is_the_largest_energy_or_a_mean_of_the_largest() -> None:
 
 def test_what_is_no_scorer_or_no_picture_is_refused() -> None:
     for bad in ({"threshold": float("nan")}, {"pixel_threshold": 0.0}, {"top_share": 1.5}):
-        with pytest.raises(ScoreError, match=r"scorer: got threshold=.*, wants a finite one, one above 0"):
+        with pytest.raises(
+            ScoreError, match=r"threshold must be finite, pixel_threshold > 0 and top_share from 0"
+        ):
             scorer(**bad)
     with pytest.raises(ScoreError, match="size: got none, and backbone plain has none"):
         Scorer(Extractor(nn.Identity(), "plain"), Brightness(), threshold=1.0, pixel_threshold=1.0)
@@ -96,12 +98,12 @@ def test_a_good_picture_exceeds_it_as_rarely_as_promised(n: int, quantile: float
 
 def test_too_few_good_pictures_have_no_threshold() -> None:
     for n, quantile, least in ((18, 0.95, 19), (98, 0.99, 99), (0, 0.5, 1)):
-        with pytest.raises(TooFew, match=f"of {n} good pictures, wants at least {least} of them"):
+        with pytest.raises(TooFew, match=f"requires at least {least} good images, got {n}"):
             threshold_of(torch.arange(n), quantile)
         assert threshold_of(np.arange(least), quantile) == least - 1
-    with pytest.raises(TooFew, match="got 1 of 5 good pictures, wants at least endlessly many"):
+    with pytest.raises(TooFew, match="quantile=1 requires at least infinitely many good images, got 5"):
         threshold_of(torch.arange(5), 1)
-    with pytest.raises(ScoreError, match=r"quantile: got 1\.5, wants a share, 0 to 1"):
+    with pytest.raises(ScoreError, match=r"quantile must be from 0 to 1, got 1\.5"):
         threshold_of(torch.arange(5), 1.5)
     assert threshold_of(torch.arange(5), 0) == 0
     with pytest.raises(ScoreError, match="scores: 1 of 2 are not finite"):
@@ -337,11 +339,14 @@ def test_a_score_that_is_not_finite_is_an_error_of_its_picture(
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        (["none.png"], "IMAGES: got 'none.png', wants a picture, folder or file of vectors that exists, or"),
+        (
+            ["none.png"],
+            "IMAGES must be an existing image, folder or file of vectors, or key=value, got 'none.png'",
+        ),
         (["treshold=3"], "treshold: unknown key; did you mean threshold?"),
         (["threshold=high"], "threshold must be float | None, got 'high'"),
-        ([], "IMAGES: got none, wants pictures or folders of them"),
-        (["empty"], "IMAGES: got the folder 'empty', which has no .bmp"),
+        ([], "IMAGES must be images or folders of images, got none"),
+        (["empty"], "IMAGES: a folder must have images (.bmp"),
         (
             ["pictures/x.webp", "output=pictures"],
             "output must be a new folder, an empty one or that of an earlier scoring",
