@@ -39,7 +39,7 @@ _COLUMNS = {
     "image_ap": "AP",
     "pixel_auroc": "pixel AUROC",
     "pixel_ap": "pixel AP",
-    "pro": "PRO",
+    "pro": "AUPRO",
     "latency_ms": "ms each",
 }
 

@@ -39,8 +39,8 @@ def average_precision(scores: np.ndarray | Tensor, anomalous: np.ndarray | Tenso
 def per_region_overlap(
     scores: np.ndarray | Tensor, masks: np.ndarray | Tensor, *, max_fpr: float = 0.3
 ) -> float:
-    """PRO (Bergmann et al. 2020): the share of a defect's region that is found, a mean over regions of any
-    size, and over thresholds whose false positive rate is up to ``max_fpr``. 1 is best.
+    """AUPRO (Bergmann et al. 2020): the area under the per-region overlap, the mean over regions of the share
+    that is found, over false positive rates up to ``max_fpr``, relative to it. 1 is best.
 
     Regions are connected through edges and corners. Every score is a threshold, so nothing is binned.
 
