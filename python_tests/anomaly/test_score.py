@@ -78,7 +78,7 @@ def test_what_is_no_scorer_or_no_picture_is_refused() -> None:
             ScoreError, match=r"threshold must be finite, pixel_threshold > 0 and top_share from 0"
         ):
             scorer(**bad)
-    with pytest.raises(ScoreError, match="size: got none, and backbone plain has none"):
+    with pytest.raises(ScoreError, match="size must be given, as backbone plain has none"):
         Scorer(Extractor(nn.Identity(), "plain"), Brightness(), threshold=1.0, pixel_threshold=1.0)
     with pytest.raises(FeatureError, match=r"images must be uint8 .*got torch.float32 \[1, 3, 8, 8\]"):
         scorer().maps(torch.zeros(1, 3, SIZE, SIZE))
