@@ -272,7 +272,8 @@ four splits. {EACH} images of each class train, a tenth of them held out, and as
 EfficientNet-lite0's at 96 pixels, pooled, of length 1, in the {DIRECTIONS} directions that good images have
 most of. All methods of a run see the same features; tau = 0 starts from the same base and autoencoder as DxMI
 and has the same settings. In brackets: 95 % intervals, by a bootstrap over test images, paired. Synthetic
-defects are made of held-out good rows (`dxmi_ext/anomaly/synthetic.py`); settings are chosen by them alone.
+defects are made of held-out good rows (`dxmi_ext/anomaly/synthetic.py`), by which settings are chosen, as far
+as docs/anomaly.md says.
 `data`: CIFAR-10's images as folders or an npz.""",
     seeds=3,
     prepare=prepare,
