@@ -112,9 +112,8 @@ def export(scorer: Scorer | VectorScorer, output: Path, *, onnx: bool | None = N
     found, wanted = program.module()(plan.inputs), plan.wanted()
     for got, want in zip([found] if len(names) == 1 else found, wanted, strict=True):
         if not torch.allclose(got, want, rtol=1e-5, atol=1e-5):
-            raise ScoreError(
-                f"exported scores must be the run's, got a difference of {float((got - want).abs().max()):.2g}"
-            )
+            difference = float((got - want).abs().max())
+            raise ScoreError(f"exported scores must be the run's, got a difference of {difference:.2g}")
     about = {
         **plan.about,
         "outputs": {key: ["n", *want.shape[1:]] for key, want in zip(names, wanted, strict=True)},
