@@ -376,7 +376,7 @@ def data_of(datamodule: AnomalibDataModule, *, split: str = "train", size: int |
         ImageDataError: an unknown split, or a damaged file.
     """
     if split not in ("train", "test"):
-        raise anomaly_sources.ImageDataError(f"split: got {split!r}, wants train or test")
+        raise anomaly_sources.ImageDataError(f"split must be train or test, got {split!r}")
     datamodule.setup()
     samples = getattr(datamodule, f"{split}_data").samples.to_dict("records")
     kinds = [_kind(row) for row in samples]

@@ -46,7 +46,7 @@ def load(
         return efflite0(size=size, grid=grid, normalise=normalise, blocks=_DEEP)
     if spec == "efficientnet_b4":
         return efficientnet_b4(weights, size=size, grid=grid, normalise=normalise)
-    raise FeatureError(f"backbone: got {spec!r}, wants one of {', '.join(BACKBONES)}")
+    raise FeatureError(f"backbone must be one of {', '.join(BACKBONES)}, got {spec!r}")
 
 
 def backbone(
@@ -63,7 +63,7 @@ def backbone(
 
     Args:
         network: images [n, 3, size, size] -> a map [n, C, h, w], or several of any sizes.
-        name: tells it from others in the cache, together with its weights.
+        name: name of the backbone in the cache, where its weights identify it too.
         size: height and width that pictures are brought to (bicubic, antialiased where they shrink).
         grid: height and width of the maps; the network's are brought to it (means over areas where they
             shrink, bilinear where they grow) and concatenated.
@@ -71,7 +71,7 @@ def backbone(
         normalise: each position to unit length (DxMI, sec. 5.3); false: as they are.
     """
     if size < 1 or grid < 1:
-        raise FeatureError(f"size, grid: got {size}, {grid}, wants positive numbers")
+        raise FeatureError(f"size and grid must be >= 1, got {size} and {grid}")
     name = f"{name}-maps{size}to{grid}" + ("" if normalise else _RAW)
     return Extractor(_Maps(network, size, grid, mean, std, normalise), name)
 
@@ -96,7 +96,7 @@ def efflite0(
         FeatureError: its packages are not installed, or it has no such blocks.
     """
     if not blocks or list(blocks) != sorted({*blocks} & {*range(16)}):
-        raise FeatureError(f"blocks: got {list(blocks)}, wants some of 0 to 15 in rising order")
+        raise FeatureError(f"blocks must be some of 0 to 15 in rising order, got {list(blocks)}")
     network = _Lite0(efficientnet_lite0_network(size), blocks)
     name = "efflite0" + ("" if tuple(blocks) == _PAPER else "-" + ".".join(map(str, blocks)))
     scale = {"mean": (127 / 255,) * 3, "std": (128 / 255,) * 3}
@@ -117,13 +117,13 @@ def efficientnet_b4(
     """
     if weights is None or not (path := Path(weights).expanduser()).is_file():
         raise FeatureError(
-            f"weights: got {weights}, backbone efficientnet_b4 wants the safetensors file of timm's "
-            "tf_efficientnet_b4"
+            "weights must be the safetensors file of timm's tf_efficientnet_b4 with "
+            f"backbone=efficientnet_b4, got {weights}"
         )
     try:
         import timm
     except (ImportError, RuntimeError) as error:  # torchvision of another torch fails with the latter
-        raise FeatureError(f"backbone efficientnet_b4: wants timm and its torchvision: {error}") from error
+        raise FeatureError(f"backbone=efficientnet_b4 requires timm and its torchvision: {error}") from error
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -171,7 +171,7 @@ class _Maps(nn.Module):
         for stage in maps:
             if not isinstance(stage, Tensor) or stage.ndim != 4:
                 got = list(stage.shape) if isinstance(stage, Tensor) else type(stage).__name__
-                raise FeatureError(f"backbone: its network gave {got}, wants maps [n, C, h, w]")
+                raise FeatureError(f"the backbone must return maps [n, C, h, w], got {got}")
         features = torch.cat([self._resized(stage) for stage in maps], dim=1)
         return F.normalize(features, dim=1) if self.normalise else features
 

@@ -1,14 +1,16 @@
-"""Energies that DxMI begins at and corrects: E(x) = base(x) + f(x), the base frozen, f learned from 0 on.
+"""Energies that DxMI starts from and corrects: E(x) = base(x) + f(x), the base frozen and f learned from 0.
 
-A base is what a plain detector says, its squared distance in nats, so that the sampler meets it at the right
-temperature. f is the error of an autoencoder times a weight that is 0 at first: together they are a product
-of the two densities, in a proportion that DxMI finds. (A perceptron as f learned training rows by heart.)
-Imports torch and ``dxmi_ext``.
+A base is the squared distance of a plain detector, in nats, so that the sampler meets it at the right
+temperature; several bases are pooled. f is the error of a pretrained autoencoder times a weight that starts
+at 0, so that E is a product of densities in a proportion that DxMI learns. The autoencoder is frozen: trained
+further, it learns to reconstruct samples as badly as it can, and data hardly better. (A perceptron as f
+memorised the training rows.) Imports torch and ``dxmi_ext``.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -20,17 +22,23 @@ from dxmi_ext.anomaly.features import FeatureMaps
 from dxmi_ext.anomaly.networks import AutoencoderEnergy, LatentStart, SphereAutoencoder
 from dxmi_ext.method.networks import Networks
 
-BASES = ("none", "gaussian", "knn", "autoencoder")
-FITTED = BASES[1:3]
-"""Those that are fitted to good data before anything is trained."""
+BASES = ("gaussian", "knn", "density", "autoencoder")
+FITTED = BASES[:3]
+"""Bases that are fitted to good data before training."""
 _CHUNK = 4096  # rows at a time
+_GAIN = 10  # a relative to its parameter, so that a learns at the learning rates of networks
+
+
+def names_of(base: str) -> tuple[str, ...]:
+    """Bases in the setting ``base``: knn+gaussian -> (knn, gaussian), none -> ()."""
+    return () if base == "none" else tuple(base.split("+"))
 
 
 class ReconstructionError(nn.Module):
     """Length of what an autoencoder does not reconstruct: x [N, C] -> [N].
 
     Args:
-        autoencoder: is shared, not copied.
+        autoencoder: network that is shared, not copied.
     """
 
     def __init__(self, autoencoder: SphereAutoencoder) -> None:
@@ -42,7 +50,7 @@ class ReconstructionError(nn.Module):
 
 
 class OfRows(nn.Module):
-    """A detector of maps as one of rows: x [N, C] -> distances [N]."""
+    """A detector of maps as a detector of rows: x [N, C] -> distances [N]."""
 
     def __init__(self, detector: MapDetector) -> None:
         super().__init__()
@@ -53,68 +61,114 @@ class OfRows(nn.Module):
         return distances.flatten()
 
 
-class BasedEnergy(nn.Module):
-    """E(x) = w C / 2 (d(x)^2 / m - 1) + a |x - reconstruction|^2 / .1: x [N, C], brought to the sphere first
-    -> [N].
+class Base(nn.Module):
+    """C / 2 (d(x)^2 / m - 1), x [N, C] on the sphere -> nats [N], where m is the mean of d^2 over good data.
 
-    d is a distance from good data, m the mean of its squares there. d^2 C / (2 m) is the negative logarithm,
-    but for a constant, of a Gaussian density of the remainder x - (what is nearest to it), whose variance has
-    maximum likelihood; w turns nats into energies. The weight a and the autoencoder are trained.
+    d^2 C / (2 m) is the negative logarithm, up to a constant, of a Gaussian density of the residual, whose
+    variance has maximum likelihood.
 
     Args:
-        distance: [N, C] -> [N]; its weights are not trained here.
-        autoencoder: for points of the C-dimensional sphere.
+        distance: [N, C] -> [N], the distance d from good data; frozen.
         dim: C.
-        nat: w, the temperature of the density exp(-E / w).
     """
 
-    def __init__(self, distance: nn.Module, autoencoder: SphereAutoencoder, dim: int, nat: float) -> None:
+    def __init__(self, distance: nn.Module, dim: int) -> None:
         super().__init__()
-        if not 0 < nat < math.inf:
-            raise ValueError(f"nat must be > 0 and finite, got {nat}")
-        self.distance, self.autoencoder, self.dim, self.nat = distance, autoencoder, dim, nat
-        self.weight = nn.Parameter(torch.zeros(()))
+        self.distance, self.dim = distance, dim
         self.mean_square: Tensor
         self.register_buffer("mean_square", torch.ones(()))
 
     @torch.no_grad()
     def scale(self, maps: FeatureMaps) -> None:
-        """Learns m from good data that the distance has not been fitted to."""
+        """Sets m by good data that the distance has not been fitted to."""
         device, total = self.mean_square.device, 0.0
         for start in range(0, len(maps.rows), _CHUNK):
             rows = torch.from_numpy(maps.rows[start : start + _CHUNK].astype(np.float32)).to(device)
             total += float(self.distance(F.normalize(rows, dim=1)).double().square().sum())
         self.mean_square.fill_(max(total / len(maps.rows), 1e-12))
 
+    def forward(self, x: Tensor) -> Tensor:
+        nats: Tensor = self.dim / 2 * (self.distance(x).square() / self.mean_square - 1)
+        return nats
+
+
+class BasedEnergy(nn.Module):
+    """E(x) = w mean_i base_i(x) + a |x - reconstruction|^2 / .1: x [N, C], projected onto the sphere -> [N].
+
+    Several bases form a logarithmic opinion pool, the geometric mean of their densities. a, which is 10 times
+    the parameter `weight`, is trained, and nothing else once `begin` has frozen the autoencoder.
+
+    Args:
+        bases: bases in nats.
+        autoencoder: autoencoder of points on the C-dimensional sphere.
+        nat: w, the temperature of the density exp(-E / w).
+    """
+
+    def __init__(self, bases: Sequence[Base], autoencoder: SphereAutoencoder, nat: float) -> None:
+        super().__init__()
+        if not 0 < nat < math.inf:
+            raise ValueError(f"nat must be > 0 and finite, got {nat}")
+        self.bases, self.autoencoder, self.nat = nn.ModuleList(bases), autoencoder, nat
+        self.weight = nn.Parameter(torch.zeros(()))
+
     def base(self, x: Tensor) -> Tensor:
         """The frozen part alone, [N]."""
-        relative = self.distance(F.normalize(x, dim=1)).square() / self.mean_square
-        return self.nat * self.dim / 2 * (relative - 1)
+        x = F.normalize(x, dim=1)
+        return self.nat * torch.stack([base(x) for base in self.bases]).mean(0)
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.normalize(x, dim=1)
         error = (x - self.autoencoder(x)).square().sum(1)
-        # At least 0, with a slope everywhere: below 0 the autoencoder would learn not to reconstruct.
+        # At least 0, with a gradient everywhere: below 0 the autoencoder would learn not to reconstruct.
         weight = self.weight + (self.weight.clamp(min=0) - self.weight).detach()
-        return self.base(x) + weight * error / AutoencoderEnergy.temperature
+        return self.base(x) + _GAIN * weight * error / AutoencoderEnergy.temperature
 
 
-def based(parts: Networks, detector: MapDetector | None, *, nat: float) -> Networks:
-    """Networks whose energy is a base and its correction; samples start where they did.
+class BaseAlone(nn.Module):
+    """The frozen part of an energy, as an energy: x [N, C] -> [N]."""
+
+    def __init__(self, energy: BasedEnergy) -> None:
+        super().__init__()
+        self.energy = energy
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.energy.base(x)
+
+
+def based(parts: Networks, detectors: Sequence[MapDetector | None], *, nat: float) -> Networks:
+    """Networks whose energy is the sum of bases and a correction; samples start where they did.
 
     Args:
-        parts: of ``anomaly.networks.build``, whose autoencoder the correction takes.
-        detector: the base, fitted or not; None: the autoencoder that samples start from is the base.
-        nat: as of `BasedEnergy`.
+        parts: networks of ``anomaly.networks.build``, whose autoencoder the correction takes.
+        detectors: bases, fitted or not; None: the autoencoder that samples start from.
+        nat: see `BasedEnergy`.
     """
     sampler, energy = parts.sampler, parts.energy_network
     assert isinstance(energy, AutoencoderEnergy) and isinstance(sampler.start, LatentStart)
-    distance = ReconstructionError(sampler.start.autoencoder) if detector is None else OfRows(detector)
-    return Networks(sampler, parts.value, BasedEnergy(distance, energy.autoencoder, sampler.dim, nat))
+    start = sampler.start.autoencoder
+    distances = [ReconstructionError(start) if each is None else OfRows(each) for each in detectors]
+    bases = [Base(distance, sampler.dim) for distance in distances]
+    return Networks(sampler, parts.value, BasedEnergy(bases, energy.autoencoder, nat))
 
 
 def fit(energy: nn.Module, train: FeatureMaps, held_out: FeatureMaps) -> None:
-    """Fits the detector of a base to the positions of good maps, and scales it by those held out."""
-    assert isinstance(energy, BasedEnergy) and isinstance(energy.distance, OfRows)
-    energy.distance.detector.fit(FeatureMaps(train.rows[:, None, None]))
-    energy.scale(held_out)
+    """Fits the detectors of bases to the positions of good maps, and scales them by held-out ones."""
+    assert isinstance(energy, BasedEnergy)
+    for base in _of(energy, OfRows):
+        detector = base.distance.detector
+        assert isinstance(detector, MapDetector)
+        detector.fit(FeatureMaps(train.rows[:, None, None]))
+        base.scale(held_out)
+
+
+def begin(energy: nn.Module, maps: FeatureMaps) -> None:
+    """Freezes the pretrained autoencoder of a `BasedEnergy`, and scales by good maps a base that is one."""
+    if isinstance(energy, BasedEnergy):
+        energy.autoencoder.requires_grad_(False)
+        for base in _of(energy, ReconstructionError):
+            base.scale(maps)
+
+
+def _of(energy: BasedEnergy, kind: type[nn.Module]) -> list[Base]:
+    bases = [base for base in energy.bases if isinstance(base, Base)]
+    return [base for base in bases if isinstance(base.distance, kind)]

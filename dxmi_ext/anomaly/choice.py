@@ -1,8 +1,8 @@
 """Which preparation and which detector suit the data, judged by synthetic defects and never by a test set.
 
-Held-out good pictures, or rows, are to be told from the same ones with synthetic defects. The preparation
-that does it best is taken, and of detectors that do it alike the simplest. Imports torch, numpy and
-``dxmi_ext``.
+Detectors are judged by their AUROC on held-out good images, or rows, against the same with synthetic defects.
+The best preparation is chosen, and among detectors that are not clearly worse the simplest. Imports torch,
+numpy and ``dxmi_ext``.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dxmi_ext.anomaly import features, preparation, synthetic
+from dxmi_ext.anomaly import bases, features, preparation, synthetic
 from dxmi_ext.anomaly.collection import Good
 from dxmi_ext.anomaly.dataset import AnomalyData
 from dxmi_ext.anomaly.detectors import Detector, GaussianPositions, NearestNeighbours, detect
@@ -29,7 +29,10 @@ from dxmi_ext.images.features import Extractor
 
 METHODS = ("gaussian", "knn", "autoencoder", "dxmi")
 """Detectors of which one is chosen, the simplest first."""
+NETWORKS = METHODS[2:]
+"""Those that are networks, which every run has, trained or not."""
 _FITTED = METHODS[:2]  # to every preparation
+_KEPT = 10_000  # positions of which no coreset is made
 _ENOUGH = 200  # held-out pictures or rows, and the same with each kind of defect
 _FILE = "choice.json"
 
@@ -37,8 +40,15 @@ Choice = dict[str, Any]
 """``preparations`` {method: name}, ``validation`` {method: {preparation: AUROC}}."""
 
 
+def trained(cfg: Config) -> tuple[str, ...]:
+    """The networks that a run trains: those of its detector, and all where baselines are trained too."""
+    if cfg.comparison.baselines in ("tau0", "all") or cfg.detector.detector in ("auto", "dxmi"):
+        return NETWORKS
+    return tuple(name for name in NETWORKS if name == cfg.detector.detector)
+
+
 class Validation(NamedTuple):
-    """Features before any preparation, to be told apart."""
+    """Features before any preparation: good ones, and the same with defects."""
 
     good: np.ndarray
     """[k, h, w, C]"""
@@ -62,7 +72,7 @@ class Validation(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """How well a detector tells them apart."""
+    """How well a detector separates them."""
 
     auroc: float
     """The mean over kinds of defects."""
@@ -112,7 +122,7 @@ def judge(
 
 
 def choose(run: Run, cfg: Config, good: Good, backbone: Extractor | None) -> Choice:
-    """The preparation of each method: the settings', or the one that it tells synthetic defects best by.
+    """The preparation of each method: the settings', or the one by which it detects synthetic defects best.
 
     A run that resumes keeps its choice, and all ranks take that of the first.
     """
@@ -161,7 +171,7 @@ def choose_preparations(cfg: Config, good: Good, backbone: Extractor | None, dev
 def _leads(cfg: Config) -> str:
     """The method whose preparation the autoencoder and DxMI take, for which no trials are made: each would
     take minutes."""
-    return cfg.networks.base if cfg.networks.base in _FITTED else "knn"
+    return next((name for name in bases.names_of(cfg.networks.base) if name in _FITTED), "knn")
 
 
 def _all(name: str) -> Choice:
@@ -172,8 +182,9 @@ def _all(name: str) -> Choice:
 def nearest_neighbours(
     rows: int, seed: int, device: torch.device, *, coreset: str = "greedy"
 ) -> NearestNeighbours:
-    """1 % of so many positions, as PatchCore keeps; of few more, of many no more than can be searched."""
-    share = min(1.0, max(0.01, 2000 / rows), 20_000 / rows)
+    """Keeps 1 % of the positions, as PatchCore does, but at least 2,000 and at most 20,000, and all of up to
+    10,000, which are searched as fast."""
+    share = 1.0 if rows <= _KEPT else min(max(0.01, 2000 / rows), 20_000 / rows)
     return NearestNeighbours(share=share, coreset=coreset, seed=seed, device=device)
 
 
@@ -184,7 +195,7 @@ def gaussian(seed: int, device: torch.device) -> GaussianPositions:
 def tell(cfg: Config, choice: Choice) -> None:
     """Says which preparations were chosen, and by which numbers."""
     for method, found in choice["validation"].items():
-        also = ", and for the autoencoder and DxMI" if method == _leads(cfg) else ""
+        also = ", and for the autoencoder and DxMI" if trained(cfg) and method == _leads(cfg) else ""
         shown = ", ".join(f"{name} {auroc:.3f}" for name, auroc in found.items())
         name = choice["preparations"][method]
         runlog.note(f"{name} features for {method}{also}; AUROC on synthetic defects: {shown}")

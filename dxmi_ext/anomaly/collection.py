@@ -1,4 +1,4 @@
-"""What a run of anomaly detection learns from and is tested on: of pictures and vectors alike, maps.
+"""The data that a run of anomaly detection trains and is tested on, as maps for images and vectors.
 
 A vector is a map of one position. Imports torch, numpy and ``dxmi_ext``.
 """
@@ -25,12 +25,12 @@ from dxmi_ext.images.pixels import Scale
 
 
 class Good(NamedTuple):
-    """What is learned from: features, before any preparation."""
+    """Training data: features before any preparation."""
 
     train: np.ndarray
     """[n, h, w, C]"""
     held_out: np.ndarray
-    """[k, h, w, C]: nothing learns from them, so their scores tell what is usual."""
+    """[k, h, w, C]: nothing is trained on them, so their scores are those of new good data."""
     columns: Columns | None = None
     """Of vectors: which of theirs the C are."""
     held_out_images: np.ndarray | None = None
@@ -38,7 +38,7 @@ class Good(NamedTuple):
 
 
 class Examined(NamedTuple):
-    """What is told apart."""
+    """The test data."""
 
     maps: np.ndarray
     """Features [m, h, w, C], before any preparation; m may be 0."""
@@ -67,7 +67,7 @@ class Examined(NamedTuple):
 
 
 class Source(Protocol):
-    """Where both come from."""
+    """A source of training and test data."""
 
     def good(self, holdout: float) -> Good:
         """A share of the good ones, at least one, is held out."""
@@ -107,7 +107,9 @@ class Pictures:
         for i, count in enumerate(np.bincount(data.classes)):
             if count == 1:
                 name = data.class_names[i]
-                raise ImageDataError(f"{self.path}: class {name!r}: one good picture to train, wants two")
+                raise ImageDataError(
+                    f"{self.path}: class {name!r} must have 2 good images or more to train on, got 1"
+                )
         return divided(self._maps(data), holdout, data.classes, data.images)
 
     def tested(self) -> Examined:
@@ -155,8 +157,9 @@ class Vectors:
     def good(self, holdout: float) -> Good:
         rows, columns = self._loaded.train, self._columns
         if len(rows) < 3:
-            got = f"got {len(rows)} good row(s) to train"
-            raise data_vectors.VectorDataError(f"{self.path}: {got}, wants three or more")
+            raise data_vectors.VectorDataError(
+                f"{self.path} must have 3 good rows or more to train on, got {len(rows)}"
+            )
         rows = columns.varying(rows)
         held = np.arange(len(rows)) < _count(holdout, len(rows))
         # A value that held-out rows alone have would leave its column constant to those that train.

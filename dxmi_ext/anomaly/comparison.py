@@ -27,6 +27,7 @@ TITLES = {
     "dxmi": "DxMI",
     "tau0": "DxMI, tau = 0",
     "langevin": "Langevin negatives",
+    "base": "its base alone",
     "autoencoder": "autoencoder alone",
     "knn": "nearest neighbours",
     "gaussian": "Gaussian positions",
@@ -38,7 +39,7 @@ _COLUMNS = {
     "image_ap": "AP",
     "pixel_auroc": "pixel AUROC",
     "pixel_ap": "pixel AP",
-    "pro": "PRO",
+    "pro": "AUPRO",
     "latency_ms": "ms each",
 }
 

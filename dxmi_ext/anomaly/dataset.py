@@ -1,4 +1,4 @@
-"""Pictures for anomaly detection: good ones to train on, good and defective ones to be told apart.
+"""Images for anomaly detection: good ones to train on, good and defective ones to test on.
 
 Decoded once into a cache of memory-mapped arrays, as ``images.dataset`` does. Imports torch, numpy and
 ``dxmi_ext``; Pillow and tqdm while pictures are decoded.
@@ -68,11 +68,13 @@ class AnomalyData:
         for name, (array, dtype, shape) in wanted.items():
             if array.dtype != dtype or array.shape != shape or n == 0 or images.ndim != 4:
                 raise ImageDataError(
-                    f"{name}: got {array.dtype} {list(array.shape)}, wants {np.dtype(dtype)} {list(shape)}, "
-                    "of images [n, 3, H, W], n > 0"
+                    f"{name} must be {np.dtype(dtype)} {list(shape)} for images [n, 3, H, W], n > 0, "
+                    f"got {array.dtype} {list(array.shape)}"
                 )
         if split == "train" and labels.any():
-            raise ImageDataError(f"labels: got {int(labels.astype(bool).sum())} defects, training wants none")
+            raise ImageDataError(
+                f"labels must be 0 for training, got {int(labels.astype(bool).sum())} defects"
+            )
         self.images, self.labels, self.masks, self.classes = images, labels, masks, classes
         self.class_names, self.names = ([*map(printable, given)] for given in (class_names, names))
         kinds = label_names or ["good", *map(str, range(1, 1 + int(labels.max())))]
@@ -117,7 +119,7 @@ def load(
     """
     path = Path(path).expanduser().resolve()
     if size is not None and size < 1:
-        raise ImageDataError(f"size: got {size}, wants a positive number of pixels, or None")
+        raise ImageDataError(f"size must be >= 1 or None, got {size}")
     if scale is not None and split == "train":  # most often their own, and decoded already
         own = load(path, split=split, size=size, classes=classes, train_share=train_share, cache=cache)
         if own.scale == scale:
@@ -236,7 +238,7 @@ def _decode(item: Item, size: int | None, scale: Scale | None) -> tuple[np.ndarr
     mask = np.zeros(picture.shape[:2], np.bool_) if item.mask is None else item.mask()
     if mask.shape != picture.shape[:2]:
         raise ImageDataError(
-            f"{name}: its mask is {list(mask.shape)}, wants {list(picture.shape[:2])}, as the picture"
+            f"{name}: its mask must be {list(picture.shape[:2])}, as the image, got {list(mask.shape)}"
         )
     is_beyond = scale is not None and pixels.exceeds(stored, scale)
     picture = np.ascontiguousarray(resized(picture, size).transpose(2, 0, 1))

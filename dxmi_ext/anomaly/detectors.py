@@ -20,10 +20,10 @@ from dxmi_ext.images.features import FeatureError
 
 
 class Detector(Protocol):
-    """Learns what good pictures are like, and tells how far others are from it."""
+    """A detector: it is fitted to good images, and scores how far others are from them."""
 
     def fit(self, maps: FeatureMaps) -> None:
-        """Learns from maps of good pictures."""
+        """Fits the detector to maps of good images."""
 
     def score(self, maps: FeatureMaps) -> Tensor:
         """Score maps, float32 [n, h, w] on the CPU; high where a defect is likely."""
@@ -36,7 +36,7 @@ def detect(scores: Tensor, *, top_share: float = 0.0) -> Tensor:
         top_share: the mean of this share of the largest positions instead, rounded to whole ones.
     """
     if not 0 <= top_share <= 1:
-        raise ValueError(f"top_share: got {top_share}, wants a share of the positions, 0 to 1")
+        raise ValueError(f"top_share must be from 0 to 1, got {top_share}")
     positions = scores.flatten(1)
     count = max(1, round(top_share * positions.shape[1]))
     return positions.amax(1) if count == 1 else positions.topk(count, dim=1).values.mean(1)
@@ -180,8 +180,8 @@ class NearestNeighbours(MapDetector):
     ) -> None:
         if not 0 < share <= 1 or coreset not in ("greedy", "random") or k < 1 or patch < 1 or patch % 2 == 0:
             raise ValueError(
-                f"nearest neighbours: got share={share}, coreset={coreset!r}, k={k}, patch={patch}, "
-                "wants a share up to 1, greedy or random, k from 1 up and an odd patch"
+                "neighbours: share must be > 0 and <= 1, coreset greedy or random, k >= 1, odd patch, "
+                f"got share={share}, coreset={coreset!r}, k={k}, patch={patch}"
             )
         super().__init__(chunk)
         self.share, self.coreset, self.k, self.patch, self.seed = share, coreset, k, patch, seed
@@ -251,8 +251,8 @@ class GaussianPositions(MapDetector):
     ) -> None:
         if not 0 < shrinkage <= 1 or (dims is not None and dims < 1):
             raise ValueError(
-                f"Gaussian positions: got dims={dims}, shrinkage={shrinkage}, wants dims from 1 up and a "
-                "shrinkage above 0, up to 1"
+                "Gaussian positions: dims must be >= 1 and shrinkage > 0 and <= 1, "
+                f"got dims={dims}, shrinkage={shrinkage}"
             )
         super().__init__(16_384)
         self.dims, self.shrinkage, self.seed = dims, shrinkage, seed
@@ -262,7 +262,7 @@ class GaussianPositions(MapDetector):
     @torch.no_grad()
     def fit(self, maps: FeatureMaps) -> None:
         if len(maps) < 2:
-            raise FeatureError(f"maps: got {len(maps)} picture, a covariance wants two")
+            raise FeatureError(f"maps must be of 2 images or more for a covariance, got {len(maps)}")
         channels = maps.shape[2]
         generator = torch.Generator().manual_seed(self.seed)
         dimensions = torch.randperm(channels, generator=generator)[: self.dims or channels].sort().values

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from dxmi_ext.anomaly import choice, comparison, metrics, plots
+from dxmi_ext.anomaly.bases import BasedEnergy
 from dxmi_ext.anomaly.choice import Validation, Verdict
 from dxmi_ext.anomaly.collection import Examined, Good
 from dxmi_ext.anomaly.comparison import Method
@@ -32,9 +33,10 @@ from dxmi_ext.engine import files, final, runlog
 from dxmi_ext.images.features import Extractor
 from dxmi_ext.method.networks import Networks
 
-BASELINES = {"all": ("tau0", "langevin", "autoencoder", "knn", "gaussian"), "none": ()}
-BASELINES["quick"] = BASELINES["all"][2:]
-TRAINED = BASELINES["all"][:2]  # in phases of the run
+TRAINED = ("tau0", "langevin")
+"""Baselines that are trained in phases of the run."""
+BASELINES: dict[str, tuple[str, ...]] = {"none": (), "quick": ("base", "autoencoder", "knn", "gaussian")}
+BASELINES |= {"tau0": (TRAINED[0], *BASELINES["quick"]), "all": (*TRAINED, *BASELINES["quick"])}
 _FITTED = {"knn": NearestNeighbours, "gaussian": GaussianPositions}
 PAPER = {  # DxMI, Table 5: all 15 classes of MVTec-AD
     "the paper, b4": {"image_auroc": 0.970, "pixel_auroc": 0.971},
@@ -70,9 +72,9 @@ def methods_of(
 
     Args:
         names: of them.
-        good: features [n, h, w, C] that nearest neighbours and Gaussians are fitted to; None: they are left
-            out, unless the networks have one.
-        say: what becomes of a line that says why one is left out.
+        good: features [n, h, w, C] that nearest neighbours and Gaussians are fitted to; None: they are
+            omitted, unless the networks have one.
+        say: receives a line that says why a method is omitted.
     """
     methods: dict[str, Method] = {}
     for name in (name for name in comparison.TITLES if name in names):
@@ -93,7 +95,8 @@ def methods_of(
 
 def _detector(cfg: Config, networks: AnomalyNetworks, name: str, good: np.ndarray | None) -> Detector | None:
     """One that has learned, or is to be fitted; None: it cannot be had."""
-    if name in TRAINED and name not in networks.baselines:
+    untrained = ({*TRAINED} - {*networks.baselines}) | ({*choice.NETWORKS} - {*networks.trained})
+    if name in untrained or (name == "base" and not isinstance(networks.energy_network, BasedEnergy)):
         return None
     if name not in _FITTED:
         return EnergyDetector(networks.energy_of(name), device=networks.device)
@@ -107,7 +110,7 @@ def _detector(cfg: Config, networks: AnomalyNetworks, name: str, good: np.ndarra
 
 
 def names_of(cfg: Config, which: str) -> set[str]:
-    """Of the methods that a run fits: those that are compared, and those to choose from."""
+    """Names of the methods of a run: those that are compared, and those to choose from."""
     chosen = choice.METHODS if cfg.detector.detector == "auto" else (cfg.detector.detector,)
     return {"dxmi", *BASELINES[which], *chosen}
 
@@ -115,20 +118,24 @@ def names_of(cfg: Config, which: str) -> set[str]:
 def chosen(
     cfg: Config, methods: Mapping[str, Method], validation: Validation | None
 ) -> tuple[str, dict[str, Verdict]]:
-    """The method that scores new pictures, and the verdicts it was chosen by."""
-    if validation is None:
-        return cfg.detector.detector, {}
+    """The method that scores new pictures, and the verdict on every method.
+
+    Args:
+        validation: synthetic defects; None: the settings name the detector, and nothing is judged.
+    """
     verdicts: dict[str, Verdict] = {}
-    for name in choice.METHODS:
-        if name in methods:
-            prepares, detector = methods[name]
+    for name, (prepares, detector) in methods.items() if validation is not None else ():
 
-            def judged(prepares: nn.Module = prepares, detector: Detector = detector) -> Verdict:
-                return choice.judge(detector, prepares, validation, top_share=cfg.thresholds.top_share)
+        def judged(prepares: nn.Module = prepares, detector: Detector = detector) -> Verdict:
+            assert validation is not None
+            return choice.judge(detector, prepares, validation, top_share=cfg.thresholds.top_share)
 
-            if (verdict := final.attempt(comparison.TITLES[name], judged)) is not None:
-                verdicts[name] = verdict
-    return (choice.simplest(verdicts) if verdicts else "dxmi"), verdicts
+        if (verdict := final.attempt(comparison.TITLES[name], judged)) is not None:
+            verdicts[name] = verdict
+    if cfg.detector.detector != "auto":
+        return cfg.detector.detector, verdicts
+    candidates = {name: verdicts[name] for name in choice.METHODS if name in verdicts}
+    return (choice.simplest(candidates) if candidates else "dxmi"), verdicts
 
 
 def calibrate(cfg: Config, method: Method, good: Good) -> dict[str, float]:
@@ -174,14 +181,30 @@ def about(methods: Mapping[str, Method], detector: str) -> dict[str, Any]:
     return {"detector": detector, "preparation": names[detector], "preparations": names}
 
 
-def told(numbers: Mapping[str, Any], verdicts: Mapping[str, Verdict]) -> str:
+def told(cfg: Config, numbers: Mapping[str, Any], verdicts: Mapping[str, Verdict]) -> str:
     """Which detector scores new pictures, and why, in a line."""
     name = numbers["detector"]
     line = f"detector: {comparison.TITLES[name]}, {numbers['preparation']} features"
+    line += "" if cfg.detector.detector == "auto" else f", set by detector={name}"
     if not verdicts:
-        return f"{line}, as detector={name} says"
+        return line
     best = ", ".join(f"{comparison.TITLES[key]} {verdict.auroc:.3f}" for key, verdict in verdicts.items())
     return f"{line}; AUROC on synthetic defects in held-out good ones: {best}"
+
+
+def judged_numbers(
+    verdicts: Mapping[str, Verdict], before: Mapping[str, Mapping[str, float]], detector: str
+) -> dict[str, Any]:
+    """AUROC on synthetic defects, by method: ``validation`` and ``synthetic_auroc``, the latter as other
+    numbers.
+
+    Args:
+        before: AUROC by preparation, of methods whose preparation was chosen.
+    """
+    final = {name: {**before.get(name, {}), "final": verdict.auroc} for name, verdict in verdicts.items()}
+    prefixes = {name: "" if name == detector else f"{name}_" for name in verdicts}
+    flat = {f"{prefixes[name]}synthetic_auroc": verdict.auroc for name, verdict in verdicts.items()}
+    return {"validation": {**before, **final}, **flat}
 
 
 def save_scores(path: Path, scores: Mapping[str, np.ndarray], tested: Examined) -> None:

@@ -74,7 +74,7 @@ class VectorDetector(nn.Module):
 
 
 class _Plan(NamedTuple):
-    """What is exported, and how it is tried and told."""
+    """A module to export, and how the export is checked and described."""
 
     detector: nn.Module
     inputs: Tensor
@@ -104,7 +104,7 @@ def export(scorer: Scorer | VectorScorer, output: Path, *, onnx: bool | None = N
     """
     with_onnx = _has_onnx() if onnx is None else onnx
     if with_onnx and not _has_onnx():
-        raise ScoreError("onnx: got true, wants onnx and onnxscript: pip install 'dxmi_ext[onnx]'")
+        raise ScoreError("onnx=true requires onnx and onnxscript: pip install 'dxmi_ext[onnx]'")
     folders.check_new(output)
     plan = _plan_of_vectors(scorer) if isinstance(scorer, VectorScorer) else _plan_of_images(scorer)
     (name, given), names = next(iter(plan.about.items())), plan.outputs
@@ -112,7 +112,8 @@ def export(scorer: Scorer | VectorScorer, output: Path, *, onnx: bool | None = N
     found, wanted = program.module()(plan.inputs), plan.wanted()
     for got, want in zip([found] if len(names) == 1 else found, wanted, strict=True):
         if not torch.allclose(got, want, rtol=1e-5, atol=1e-5):
-            raise ScoreError(f"exported: scores differ by up to {float((got - want).abs().max()):.2g}")
+            difference = float((got - want).abs().max())
+            raise ScoreError(f"exported scores must be the run's, got a difference of {difference:.2g}")
     about = {
         **plan.about,
         "outputs": {key: ["n", *want.shape[1:]] for key, want in zip(names, wanted, strict=True)},
@@ -179,7 +180,7 @@ def _exported(detector: nn.Module, inputs: Tensor, name: str) -> Any:
     try:
         return torch.export.export(detector, (inputs,), dynamic_shapes=batch, strict=False)
     except Exception as error:  # of many kinds
-        raise ScoreError(f"exported: torch.export does not take these networks: {_brief(error)}") from error
+        raise ScoreError(f"torch.export cannot export these networks: {_brief(error)}") from error
 
 
 def _save_onnx(program: Any, path: Path, name: str, outputs: Sequence[str]) -> None:
@@ -188,7 +189,9 @@ def _save_onnx(program: Any, path: Path, name: str, outputs: Sequence[str]) -> N
             program, dynamo=True, verbose=False, input_names=[name], output_names=list(outputs)
         )
     except torch.onnx.errors.OnnxExporterError as error:
-        raise ScoreError(f"onnx: does not take these networks, so onnx=false: {_brief(error)}") from error
+        raise ScoreError(
+            f"torch.onnx cannot export these networks, use onnx=false: {_brief(error)}"
+        ) from error
     assert made is not None
     made.save(str(path))
 

@@ -37,7 +37,7 @@ class FeatureMaps:
     def __init__(self, maps: np.ndarray, *, fingerprint: str | None = None) -> None:
         if maps.dtype not in _DTYPES.values() or maps.ndim != 4 or maps.size == 0:
             raise FeatureError(
-                f"maps: got {maps.dtype} {list(maps.shape)}, wants float16 or float32 [n, h, w, C], n > 0"
+                f"maps must be float16 or float32 [n, h, w, C], n > 0, got {maps.dtype} {list(maps.shape)}"
             )
         self.maps = maps
         self.rows = maps.reshape(-1, maps.shape[3])
@@ -86,8 +86,8 @@ class FeatureMaps:
         count = batch_size - offset if count is None else count
         if iteration < 0 or offset < 0 or count < 0 or offset + count > batch_size:
             raise ValueError(
-                f"batch: got iteration {iteration}, offset {offset}, count {count}, "
-                f"wants rows within a batch of {batch_size}"
+                f"rows must lie within a batch of {batch_size}, got iteration {iteration}, offset {offset}, "
+                f"count {count}"
             )
         start = iteration * batch_size + offset
         if whole_images:
@@ -124,7 +124,7 @@ def load(
         FeatureError: an unknown dtype, features that are not finite, or a network that gives no maps.
     """
     if dtype not in _DTYPES:
-        raise FeatureError(f"dtype: got {dtype!r}, wants float16 or float32")
+        raise FeatureError(f"dtype must be float16 or float32, got {dtype!r}")
     belongs = {"format": _CACHE_FORMAT, "images": data.fingerprint, "of": len(data)}
     belongs |= {"backbone": backbone.identity, "dtype": dtype}
     digest = hashlib.blake2b(json.dumps(belongs).encode(), digest_size=16).hexdigest()
@@ -160,7 +160,7 @@ def _compute(
         for start in range(0, len(data), batch_size):
             images = torch.from_numpy(np.array(data.images[start : start + batch_size])).to(device)
             features = backbone(images).permute(0, 2, 3, 1).cpu().numpy()
-            with np.errstate(over="ignore"):  # told below
+            with np.errstate(over="ignore"):  # refused below
                 maps = np.ascontiguousarray(features, _DTYPES[dtype])
             if not np.isfinite(maps).all():
                 raise FeatureError(f"backbone {backbone.name}: gave features that are not finite in {dtype}")

@@ -54,7 +54,7 @@ class ScoreSettings(Settings):
     )
     heatmaps: bool = setting(True, "a png of every picture under the colours of its map, in heatmaps/")
     worst: int = setting(
-        50, "how many pictures the page shows, those of the highest scores", minimum=0, maximum=10**4
+        1000, "number of pictures on the page, those with the highest scores", minimum=0, maximum=10**4
     )
     device: str = device_setting()
 
@@ -73,17 +73,17 @@ def split_arguments(given: Sequence[str]) -> tuple[list[str], list[str]]:
         elif os.path.exists(text):
             paths.append(text)
         elif key.isidentifier() and equals:
-            settings.append(text)  # to be told its nearest key
+            settings.append(text)  # the error names the nearest key
         else:
             raise ConfigError(
-                f"IMAGES: got {text!r}, wants a picture, folder or file of vectors that exists, or key=value"
+                f"IMAGES must be an existing image, folder or file of vectors, or key=value, got {text!r}"
             )
     return paths, settings
 
 
 def find_pictures(given: Iterable[str], output: Path) -> list[str]:
     """Files as they are given, and the images below folders by the rule of ``images.listing``; each once,
-    without those in output. A note says what is left out.
+    without those in output. A note lists what is skipped.
 
     Raises:
         ConfigError: none are given, or a folder has none.
@@ -97,13 +97,13 @@ def find_pictures(given: Iterable[str], output: Path) -> list[str]:
             below, skipped = listing.gather(listing.scan(path), splits=True)
             below = [p for p in below if own not in Path(p).resolve().parents]
             if unread := listing.summary((s for s in skipped if Path(s.path).resolve() != own), path):
-                runlog.note(f"left out of {path}: {unread}")
+                runlog.note(f"skipped in {path}: {unread}")
             if not below:
-                raise ConfigError(f"IMAGES: got the folder {path!r}, which has no {', '.join(PICTURES)}")
+                raise ConfigError(f"IMAGES: a folder must have images ({', '.join(PICTURES)}), got {path!r}")
         for name in below:
             found.setdefault(os.path.abspath(name), name)
     if not found:
-        raise ConfigError("IMAGES: got none, wants pictures or folders of them")
+        raise ConfigError("IMAGES must be images or folders of images, got none")
     return list(found.values())
 
 
@@ -214,7 +214,9 @@ class _Findings:
         if self.folder is not None:  # no two of one name, wherever they are from
             png = self.folder / f"{i:06d}-{Path(picture.path).stem[:40]}.png"
         if self.worst.has_room_for(value):
-            place = Place(picture.path, value, i, anomalous)
+            place = Place(
+                picture.path, value, i, anomalous, "" if png is None else f"{_HEAT_MAPS}/{png.name}"
+            )
         if png is not None or place is not None:
             drawing = self._threads.submit(_draw, picture, scores, self.pixel_threshold, png, place)
             self._drawing.append(drawing)
@@ -252,12 +254,13 @@ def _read(path: str, size: int, shows: bool, scale: Scale = NOMINAL) -> _Picture
     except ImageDataError as error:
         return _Picture(path, None, None, str(error).removeprefix(f"{printable(path)}: "))
     image = np.ascontiguousarray(resized(picture, size).transpose(2, 0, 1))
-    return _Picture(path, image, _thumbnail(picture) if shows else None)
+    return _Picture(path, image, _thumbnail(picture, _LONGEST) if shows else None)
 
 
-def _thumbnail(picture: np.ndarray) -> np.ndarray:
+def _thumbnail(picture: np.ndarray, longest: int) -> np.ndarray:
+    """A picture [H, W, 3] whose longer side is at most so many pixels."""
     height, width = picture.shape[:2]
-    scale = _LONGEST / max(height, width)
+    scale = longest / max(height, width)
     if scale >= 1:
         return picture
     from PIL import Image
@@ -278,14 +281,17 @@ def _draw(
     heat_map = plots.heat_map(picture.shown, pixels, pixel_threshold)
     if png is not None:
         Image.fromarray(heat_map).save(png, compress_level=3)
-    return place and Shown(place, (width, height), _jpeg(picture.shown), _jpeg(heat_map))
+    if place is None:
+        return None
+    small, heat = (_thumbnail(each, page.THUMBNAIL) for each in (picture.shown, heat_map))
+    return Shown(place, (small.shape[1], small.shape[0]), _jpeg(small), _jpeg(heat))
 
 
 def _jpeg(pixels: np.ndarray) -> bytes:
     from PIL import Image
 
     file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "JPEG", quality=88, subsampling=0)
+    Image.fromarray(pixels).save(file, "JPEG", quality=80, subsampling=0)
     return file.getvalue()
 
 

@@ -66,7 +66,7 @@ class Source(NamedTuple):
     """Whether every defect has a mask."""
     layout: str = ""
     skipped: Sequence[Skipped] = ()
-    """What lies there too and is left out."""
+    """Files that lie there too and are skipped."""
 
 
 def find(path: Path, split: str, classes: Sequence[str] | None, train_share: float) -> Source:
@@ -81,9 +81,9 @@ def find(path: Path, split: str, classes: Sequence[str] | None, train_share: flo
         ImageDataError: nothing known lies there, or files that belong to it are missing.
     """
     if split not in _SPLITS:
-        raise ImageDataError(f"split: got {split!r}, wants train or test")
+        raise ImageDataError(f"split must be train or test, got {split!r}")
     if not 0 < train_share < 1:
-        raise ImageDataError(f"train_share: got {train_share}, wants a share between 0 and 1")
+        raise ImageDataError(f"train_share must be > 0 and < 1, got {train_share}")
     if path.suffix.lower() in npz.SUFFIXES and path.is_file():
         _chosen([path.stem], classes, path)
         return _npz(path, split, train_share)
@@ -180,7 +180,7 @@ def _mvtec(root: Folder, split: str, classes: Sequence[str] | None) -> Source:
 def _mvtec_class(folder: Folder, split: str) -> _Class:
     parts = listing.parts(folder)
     if _good_of(folder, parts.others):
-        raise _unknown(folder, "good/ stands beside train/; wants either good/ or train/good/")
+        raise _unknown(folder, "must have either good/ or train/good/, got good/ beside train/")
     train = parts.splits["train"]
     kinds = listing.parts(train).others
     good = _good_of(train, kinds)
@@ -297,12 +297,14 @@ class _Masks:
             by = f"; {os.path.basename(self._folder.path)}/ is for masks: rename a kind of defect so called"
             raise ImageDataError(f"{_missing_mask(image, wanted)}{by}")
         if (other := self._used.setdefault(mask, image)) != image:
-            raise ImageDataError(f"{mask}: is the mask of {image} or of {other}; wants MASKS/KIND/NAME.png")
+            raise ImageDataError(
+                f"{mask}: a mask must be of one image (MASKS/KIND/NAME.png), got {image} and {other}"
+            )
         return mask
 
 
 def _missing_mask(image: str, wanted: Sequence[str]) -> ImageDataError:
-    return ImageDataError(f"{image}: its mask is missing, wants {' or '.join(wanted)}")
+    return ImageDataError(f"{image}: its mask is missing, expected {' or '.join(wanted)}")
 
 
 # --- VisA --------------------------------------------------------------------------------------------
@@ -316,7 +318,7 @@ def _visa(path: Path, split: str, classes: Sequence[str] | None) -> Source:
     class_names = _chosen(sorted({row["object"] for row in rows}), classes, path)
     rows = [row for row in rows if row["split"] == split and row["object"] in class_names]
     if odd := [row["label"] for row in rows if row["label"] not in ("normal", "anomaly")]:
-        raise ImageDataError(f"{table}: got the label {odd[0]!r}, wants normal or anomaly")
+        raise ImageDataError(f"{table}: label must be normal or anomaly, got {odd[0]!r}")
     items, files = [], [str(table)]
     for row in rows:
         defect = row["label"] == "anomaly"
@@ -348,10 +350,10 @@ def _rows(table: Path, columns: Sequence[str]) -> list[dict[str, str]]:
     except csv.Error as error:
         raise ImageDataError(f"{table}: cannot be read as csv ({error})") from error
     if missing := set(columns) - set(reader.fieldnames or ()):
-        raise ImageDataError(f"{table}: has no column {sorted(missing)[0]}, wants {','.join(columns)}")
+        raise ImageDataError(f"{table}: columns must be {','.join(columns)}, {sorted(missing)[0]} is missing")
     for i, row in enumerate(rows, 2):
         if short := [name for name in columns[:-1] if row[name] is None]:
-            raise ImageDataError(f"{table}: row {i} has no {short[0]}, wants {','.join(columns)}")
+            raise ImageDataError(f"{table}: row {i} must have {','.join(columns)}, {short[0]} is missing")
     return rows
 
 
@@ -396,7 +398,7 @@ def _leading(groups: Sequence[Any], share: float, path: Path | str) -> list[bool
     """Which of the good pictures train: those before the place ``share`` of the way, and to the end of the
     group that lies there. Equal groups stand together."""
     if len(set(groups)) < 2:
-        raise ImageDataError(f"{path}: got {len(set(groups))} good picture(s) or groups, a split wants two")
+        raise ImageDataError(f"{path}: a split requires 2 good images or groups, got {len(set(groups))}")
     end = min(max(1, round(share * len(groups))), len(groups) - 1)
     while end < len(groups) and groups[end] == groups[end - 1]:
         end += 1
@@ -414,8 +416,8 @@ def _npz(file: Path, split: str, train_share: float) -> Source:
     images, labels = arrays.get(*npz.IMAGES), arrays.get(*npz.LABELS)
     if images is None or labels is None:
         raise ImageDataError(
-            f"{printable(file)}: has the keys {arrays.keys}, wants x and y; `dxmi data --help` lists the "
-            "layouts"
+            f"{printable(file)}: keys must be x and y, got {arrays.keys}; "
+            "`dxmi data --help` lists the layouts"
         )
     images = npz.images(images, arrays)
     n = len(images)
@@ -495,7 +497,7 @@ def picture_item(name: str, object_class: int, label: int, image: str, mask: Pat
 
 
 def _images(folder: Folder, skipped: list[Skipped], *, holds_directly: bool = False) -> list[str]:
-    """Those of a kind, in natural order: 2.png before 10.png. What is left out is added to a list.
+    """Those of a kind, in natural order: 2.png before 10.png. Skipped files are added to a list.
 
     Raises:
         ImageDataError: the folder holds no image itself and has to; or splits.

@@ -51,10 +51,13 @@ def learn(
     """All phases in turn; returns the averaged networks.
 
     Args:
+        networks: ``trained`` names what is trained: nothing, the autoencoder alone, or DxMI too.
         tested: what pictures are drawn of meanwhile.
     """
-    if cfg.run.pretrained:
+    if cfg.run.pretrained and "autoencoder" in networks.trained:
         pretrain_autoencoder(run, cfg, maps, networks)
+    if "dxmi" not in networks.trained:
+        return networks
     for name in networks.baselines:
         _train_baseline(run, cfg, name, maps, networks)
     trainer = DxMITrainer(networks, cfg.algorithm, **_options(run, cfg, cfg.run.iterations))

@@ -1,4 +1,4 @@
-"""How well scores tell defects: of pictures (detection) and of pixels (localisation).
+"""Metrics of scores: of images (detection) and of pixels (localisation).
 
 Imports torch and numpy; the scipy that scikit-learn brings (extra ``train``) for PRO.
 """
@@ -39,8 +39,8 @@ def average_precision(scores: np.ndarray | Tensor, anomalous: np.ndarray | Tenso
 def per_region_overlap(
     scores: np.ndarray | Tensor, masks: np.ndarray | Tensor, *, max_fpr: float = 0.3
 ) -> float:
-    """PRO (Bergmann et al. 2020): the share of a defect's region that is found, a mean over regions of any
-    size, and over thresholds whose false positive rate is up to ``max_fpr``. 1 is best.
+    """AUPRO (Bergmann et al. 2020): the area under the per-region overlap, the mean over regions of the share
+    that is found, over false positive rates up to ``max_fpr``, relative to it. 1 is best.
 
     Regions are connected through edges and corners. Every score is a threshold, so nothing is binned.
 
@@ -82,7 +82,7 @@ class _Ranking:
 
         if len(self.shape) != 3 or not 0 < max_fpr <= 1:
             raise AnomalyMetricError(
-                f"PRO: got masks {list(self.shape)} and max_fpr={max_fpr}, wants [n, H, W] and a rate up to 1"
+                f"PRO: masks must be [n, H, W] and max_fpr > 0 and <= 1, got {list(self.shape)} and {max_fpr}"
             )
         weights, regions = [], 0
         for mask in self.truth.reshape(self.shape):
@@ -115,14 +115,14 @@ def evaluate(
 ) -> dict[str, dict[str, float]]:
     """All metrics, each class by itself, and their means over classes (DxMI, Table 5).
 
-    A number that cannot be computed is left out, of its class and of the means, and a line says so.
+    A number that cannot be computed is omitted, for its class and in the means, and a line says so.
 
     Args:
         image_scores, anomalous: [n]; `detectors.detect`, `AnomalyData.anomalous`.
         pixel_scores, masks: [n, H, W]; `detectors.localise`. Without them pictures are measured alone. A
             defective picture whose mask marks nothing does not count.
         classes: int64 [n]; None: all are of one.
-        class_names: of the classes; those without pictures are left out.
+        class_names: names of the classes; those without images are omitted.
         say: gets the lines.
 
     Returns:
@@ -145,7 +145,7 @@ def _of_class(scores: Tensor, truth: np.ndarray, what: str, say: final.Say) -> d
     """image_auroc and so on, or pixel_auroc and so on, of a class; ``what`` says which and ends so."""
     kind = what.rpartition(" ")[2]
     if (one := _of_one_kind(truth)) is not None:
-        say(f"{what} metrics: left out, {one}")
+        say(f"{what} metrics are omitted: {one}")
         return {}
     if (ranking := final.attempt(f"{what} metrics", lambda: _Ranking(scores, truth), say)) is None:
         return {}
@@ -177,7 +177,7 @@ def unmeasurable(
         for kind, truth in (("image", anomalous), ("pixel", masks)):
             kept = rows & ~unmarked if kind == "pixel" else rows
             if truth is not None and (one := _of_one_kind(truth[kept])) is not None:
-                lines.append(f"{name}: {kind} metrics: will be left out, {one}")
+                lines.append(f"{name}: {kind} metrics will be omitted: {one}")
     return lines
 
 
@@ -188,7 +188,7 @@ def _unmarked(anomalous: np.ndarray, masks: np.ndarray) -> np.ndarray:
 
 
 def _of_one_kind(truth: np.ndarray) -> str | None:
-    """Why nothing is to be told apart, in words; None: it is."""
+    """Why no metric can be computed, in words; None: it can."""
     if truth.size == 0:
         return "none are tested"
     found = truth.any()
@@ -201,11 +201,11 @@ def _pair(scores: np.ndarray | Tensor, anomalous: np.ndarray | Tensor) -> tuple[
     """Truths, bool [m], and scores, float64 [m]."""
     truth, score = (np.asarray(x.cpu() if isinstance(x, torch.Tensor) else x) for x in (anomalous, scores))
     if truth.shape != score.shape:
-        raise AnomalyMetricError(f"scores: got {list(score.shape)}, wants {list(truth.shape)}, as the truth")
+        raise AnomalyMetricError(f"scores must be {list(truth.shape)}, as the truth, got {list(score.shape)}")
     truth, score = truth.astype(bool).ravel(), score.ravel()
     score = score if score.dtype == np.float32 else score.astype(np.float64)
     if not (score > -np.inf).all():  # inf is a rank as good as any
         raise AnomalyMetricError("scores must be numbers or inf, got NaN or -inf")
     if (one := _of_one_kind(truth)) is not None:
-        raise AnomalyMetricError(f"scores: {one}; wants some of both")
+        raise AnomalyMetricError(f"scores must be of good and of anomalous data: {one}")
     return truth, score

@@ -13,8 +13,9 @@ from torch import nn
 
 from dxmi_ext.anomaly import bases, choice, preparation
 from dxmi_ext.anomaly import networks as sphere
-from dxmi_ext.anomaly.bases import BasedEnergy, ReconstructionError
+from dxmi_ext.anomaly.bases import BaseAlone, BasedEnergy
 from dxmi_ext.anomaly.collection import Examined, Good
+from dxmi_ext.anomaly.density import KernelDensity
 from dxmi_ext.anomaly.detectors import MapDetector
 from dxmi_ext.anomaly.features import FeatureMaps
 from dxmi_ext.anomaly.networks import AutoencoderEnergy, LatentStart, SphereAutoencoder
@@ -44,10 +45,12 @@ class AnomalyNetworks(Networks):
 
     Attributes:
         shipped: a detector that was chosen instead of an energy; None: there is none.
+        trained: those of ``choice.NETWORKS`` whose networks have been trained, or will be.
     """
 
     energy_network: AutoencoderEnergy | BasedEnergy
     shipped: MapDetector | None
+    trained: tuple[str, ...]
 
     def __init__(
         self,
@@ -60,7 +63,7 @@ class AnomalyNetworks(Networks):
         super().__init__(parts.sampler, parts.value, parts.energy_network)
         self.preparation, self.preparations = preparation, dict(preparations)
         self.others = nn.ModuleDict({other.name: other for other in others})
-        self.shipped = None
+        self.shipped, self.trained = None, choice.NETWORKS
         self.baselines = nn.ModuleDict(dict.fromkeys(baselines, nn.Identity()))
         self.renew_baselines()
 
@@ -79,6 +82,9 @@ class AnomalyNetworks(Networks):
             return self.energy_network
         if method == "autoencoder":
             return AutoencoderEnergy(self.pretrained).to(self.device)
+        if method == "base":
+            assert isinstance(self.energy_network, BasedEnergy)
+            return BaseAlone(self.energy_network)
         if method in self.baselines:
             return self.baselines[method]
         assert self.shipped is not None, method
@@ -96,11 +102,9 @@ class AnomalyNetworks(Networks):
         Args:
             maps: good ones, as the autoencoder sees them.
         """
-        energy = self.energy_network
-        energy.autoencoder.load_state_dict(autoencoder.state_dict())
+        self.energy_network.autoencoder.load_state_dict(autoencoder.state_dict())
         self.pretrained.load_state_dict(autoencoder.state_dict())
-        if isinstance(energy, BasedEnergy) and isinstance(energy.distance, ReconstructionError):
-            energy.scale(maps)
+        bases.begin(self.energy_network, maps)
 
     def renew_baselines(self) -> None:
         """Makes the energies to compare with copies of the present one."""
@@ -113,13 +117,13 @@ def build(
     shape: tuple[int, int, int],
     baselines: Sequence[str],
     preparations: Mapping[str, str],
-    base: MapDetector | None = None,
+    detectors: Sequence[MapDetector | None] = (),
 ) -> AnomalyNetworks:
     """The networks for maps [h, w, C] of features, their weights drawn from the seed.
 
     Args:
         preparations: as of `AnomalyNetworks`; empty: features are points of the sphere already.
-        base: of ``base=gaussian`` and ``base=knn``, fitted or not.
+        detectors: bases in the order of the setting ``base``, as `bases.based` takes them.
     """
     own: nn.Module = nn.Identity()
     dim, others = shape[2], list[Preparation]()
@@ -132,8 +136,8 @@ def build(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cfg.run.seed)
         parts = sphere.build(dim, **{key: getattr(cfg.networks, key) for key in _NETWORK_KEYS})
-        if cfg.networks.base != "none":
-            parts = bases.based(parts, base, nat=density_temperature(cfg.algorithm, dim))
+        if detectors:
+            parts = bases.based(parts, detectors, nat=density_temperature(cfg.algorithm, dim))
     return AnomalyNetworks(parts, own, others, preparations, baselines)
 
 
@@ -141,12 +145,12 @@ def fitted(
     cfg: Config, good: Good, baselines: Sequence[str], preparations: Mapping[str, str], device: torch.device
 ) -> AnomalyNetworks:
     """New networks, and preparations and a base that know what the good ones are like."""
-    base = _fittable(cfg.networks.base, math.prod(good.train.shape[:3]), cfg.run.seed)
-    networks = build(cfg, good.train.shape[1:], baselines, preparations, base).to(device)
+    detectors = _bases(cfg, math.prod(good.train.shape[:3]))
+    networks = build(cfg, good.train.shape[1:], baselines, preparations, detectors).to(device)
     for each in (networks.preparation, *networks.others.values()):
         assert isinstance(each, Preparation)
         each.fit(good.train)
-    if base is not None:
+    if any(detector is not None for detector in detectors):
         maps = (prepared(each, networks.preparation) for each in (good.train, good.held_out))
         bases.fit(networks.energy_network, *maps)
         networks.renew_baselines()
@@ -163,7 +167,7 @@ def save(
     thresholds: dict[str, float],
     detector: str,
 ) -> None:
-    """All that scoring needs but the backbone's weights, which are told by their digest.
+    """All that scoring needs but the backbone's weights, which are identified by their digest.
 
     Args:
         detector: name of what scores.
@@ -178,6 +182,7 @@ def save(
         }
     about |= {"networks": {k: getattr(cfg.networks, k) for k in _NETWORK_KEYS}, "thresholds": thresholds}
     about |= {"detector": detector, "preparations": networks.preparations}
+    about["trained"] = list(networks.trained)
     about |= {"baselines": list(networks.baselines), "class_names": tested.class_names}
     about |= {} if tested.scale is None else {"scale": tested.scale}
     checkpoint.save_model(path, networks, about)
@@ -190,15 +195,21 @@ def load_model(directory: Path, device: torch.device) -> tuple[Config, AnomalyNe
         if "preparations" not in about:  # a run from before there was a choice
             whitened = "preparation.whitening" in tensors
             about |= {"detector": "dxmi", "preparations": {"autoencoder": "whitened"} if whitened else {}}
-        base = _fittable(cfg.networks.base, 1, cfg.run.seed)
-        networks = build(cfg, tuple(about["shape"]), about["baselines"], about["preparations"], base)
+        detectors = _bases(cfg, 1)
+        networks = build(cfg, tuple(about["shape"]), about["baselines"], about["preparations"], detectors)
         if any(name.startswith(_SHIPPED) for name in tensors):
             networks.shipped = _fittable(about["detector"], 1, cfg.run.seed)
         for name, module in networks.named_modules():
             if isinstance(module, MapDetector):  # the sizes of what it learned are its own
                 module.take({key: tensors[f"{name}.{key}"] for key in module.state_dict()})
         networks.load_state_dict(tensors)
+        networks.trained = tuple(about.get("trained", choice.NETWORKS))
     return cfg, networks.to(device).eval(), about
+
+
+def _bases(cfg: Config, rows: int) -> list[MapDetector | None]:
+    """Detectors of the setting ``base``, not fitted; None for the autoencoder."""
+    return [_fittable(name, rows, cfg.run.seed) for name in bases.names_of(cfg.networks.base)]
 
 
 def _fittable(name: str, rows: int, seed: int) -> MapDetector | None:
@@ -206,4 +217,6 @@ def _fittable(name: str, rows: int, seed: int) -> MapDetector | None:
     cpu = torch.device("cpu")
     if name == "knn":
         return choice.nearest_neighbours(rows, seed, cpu)
+    if name == "density":
+        return KernelDensity(seed=seed)
     return choice.gaussian(seed, cpu) if name == "gaussian" else None

@@ -51,9 +51,9 @@ class AutoencoderEnergy(nn.Module):
     """E(x) = scale^2 |x - reconstruction|^2 / .1, the scale learned from 1 on (VGS): x [N, C] -> [N].
 
     Args:
-        autoencoder: pretrained, as by `reconstruction.ReconstructionPretrainer`; it goes on learning.
-        project: x is brought to the sphere first. Else the noise of a sampler's last step, which leads off
-            the sphere, tells samples from data by their length.
+        autoencoder: pretrained, as by `reconstruction.ReconstructionPretrainer`; it is trained further.
+        project: whether x is projected onto the sphere first. If not, the noise of a sampler's last step,
+            which leads off the sphere, distinguishes samples from data by their length.
     """
 
     temperature = 0.1
@@ -139,7 +139,7 @@ class LatentStart(nn.Module):
     def __init__(self, autoencoder: SphereAutoencoder, std: float) -> None:
         super().__init__()
         if not 0 <= std < math.inf:
-            raise ValueError(f"std: got {std}, wants 0 or more")
+            raise ValueError(f"std must be >= 0 and finite, got {std}")
         self.autoencoder = copy.deepcopy(autoencoder).requires_grad_(False)
         self.std = std
 
@@ -163,8 +163,7 @@ def schedule(steps: int, *, std: float = 0.05, last_std: float = 0.01) -> Schedu
     """
     if steps < 1 or not 0 < last_std <= std < math.inf:
         raise ValueError(
-            f"schedule: got steps={steps}, std={std}, last_std={last_std}, wants 1 or more steps and "
-            "0 < last_std <= std"
+            f"steps must be >= 1 and 0 < last_std <= std, got steps={steps}, std={std}, last_std={last_std}"
         )
     ones = torch.ones(steps, dtype=torch.float64)
     return Schedule(
@@ -218,7 +217,7 @@ class _SinusoidalTime(nn.Module):
     def __init__(self, steps: int, size: int) -> None:
         super().__init__()
         if size < 2 or size % 2:
-            raise ValueError(f"time_dim: got {size}, wants an even number from 2 up")
+            raise ValueError(f"time_dim must be even and >= 2, got {size}")
         frequency = torch.exp(-math.log(10_000) * torch.arange(size // 2) / (size // 2))
         self.angle: Tensor
         self.register_buffer("angle", 1000 / steps * frequency, persistent=False)

@@ -1,4 +1,4 @@
-"""What is read from a path of anomaly detection, told before it is decoded. Imports ``dxmi_ext.images``."""
+"""An overview of the data at a path, before they are decoded. Imports ``dxmi_ext.images``."""
 
 from __future__ import annotations
 

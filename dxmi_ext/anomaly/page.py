@@ -1,6 +1,7 @@
-"""The page of scored pictures: the worst first, each beside its heat map, in a file that needs no other.
+"""The page of scored pictures: a grid of cards, each a picture beside its heat map, in one file.
 
-Imports the standard library and ``dxmi_ext``; matplotlib for the scale of colours.
+Cards are sorted and filtered by a small script; without it they stand by falling score. Imports the standard
+library and ``dxmi_ext``; matplotlib for the scale of colours.
 """
 
 from __future__ import annotations
@@ -10,21 +11,62 @@ import heapq
 import os
 from collections.abc import Mapping, Sequence
 from html import escape
+from pathlib import PurePath
 from typing import NamedTuple
+from urllib.parse import quote
 
 from dxmi_ext.anomaly import plots
 from dxmi_ext.engine import report
 
+THUMBNAIL = 200  # pixels of the longer side of pictures on the page
 _LISTED = 100  # pictures without a score
 _STYLE = """
-article { margin: 0 0 2rem; border-top: 1px solid #cbd2d9; padding-top: .5rem }
-article p { margin: 0 0 .5rem; overflow-wrap: anywhere }
-article div { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); gap: .5rem }
-article img { width: 100%; height: auto }
+#cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(17rem, 1fr)); gap: .75rem }
+#cards.sides { grid-template-columns: 1fr 1fr; grid-auto-flow: dense }
+.sides .is-anomalous { grid-column: 1 } .sides .is-good { grid-column: 2 }
+article { border: 1px solid #cbd2d9; border-radius: .4rem; padding: .5rem; content-visibility: auto;
+  contain-intrinsic-size: auto 12rem }
+article p { margin: 0 0 .4rem; font-size: .85rem; overflow-wrap: anywhere }
+article div { display: grid; grid-template-columns: 1fr 1fr; gap: .3rem; align-items: start }
+article img { width: 100%; height: auto; display: block }
 .anomalous { color: #b42318; font-weight: 600 } .good { color: #1b7a43; font-weight: 600 }
-.scale, .ends { max-width: 20rem } .scale { height: .8rem }
-.ends { display: grid; grid-template-columns: 1fr auto 1fr } .ends :last-child { text-align: right }
+#tools { position: sticky; top: 0; z-index: 1; padding: .5rem 0; background: #fff;
+  display: flex; flex-wrap: wrap; gap: .4rem 1.2rem }
+#tools button[aria-pressed=true] { background: #1f2933; color: #fff }
+.scale, .ends { max-width: 24rem } .scale { height: .8rem }
+.ends { display: grid; grid-template-columns: 1fr auto 1fr; gap: .5rem }
+.ends :last-child { text-align: right }
 """
+_TOOLS = """\
+<div id="tools" hidden>
+<span>Sort: <button data-sort="-score">highest score</button> <button data-sort="score">lowest score</button>
+<button data-sort="class">class</button> <button data-sort="name">name</button></span>
+<span>Show: <button data-show="all">all</button> <button data-show="anomalous">anomalous</button>
+<button data-show="good">good</button> <button data-show="sides">side by side</button></span>
+</div>"""
+_SCRIPT = """\
+<script>
+const cards = document.getElementById('cards'), tools = document.getElementById('tools');
+const all = [...cards.children], score = card => Number(card.dataset.score);
+const text = key => (a, b) => a.dataset[key].localeCompare(b.dataset[key], undefined, {numeric: true});
+const orders = {
+  '-score': (a, b) => score(b) - score(a), score: (a, b) => score(a) - score(b),
+  class: (a, b) => text('class')(a, b) || score(b) - score(a), name: text('name')};
+function sort(by) { cards.append(...all.sort(orders[by])); }
+function show(which) {
+  cards.className = which === 'sides' ? 'sides' : '';
+  for (const card of all)
+    card.hidden = ['anomalous', 'good'].includes(which) && card.dataset.verdict !== which;
+}
+function choose(button) {
+  for (const each of button.parentNode.querySelectorAll('button'))
+    each.setAttribute('aria-pressed', each === button);
+  button.dataset.sort ? sort(button.dataset.sort) : show(button.dataset.show);
+}
+tools.hidden = false;
+tools.addEventListener('click', event => event.target.matches('button') && choose(event.target));
+tools.querySelectorAll('span button:first-child').forEach(choose);
+</script>"""
 
 
 class Place(NamedTuple):
@@ -33,30 +75,33 @@ class Place(NamedTuple):
     path: str
     score: float
     row: int
-    """Of scores.csv."""
+    """Row in scores.csv."""
     anomalous: bool
+    heat_map: str = ""
+    """Path of the heat map in its full size, relative to the page; empty: there is none."""
 
 
 class Shown(NamedTuple):
-    """What it shows of it."""
+    """What the page shows of a picture."""
 
     place: Place
     size: tuple[int, int]
-    """Width and height in pixels."""
+    """Width and height in pixels, as shown."""
     picture: bytes
-    """As JPEG."""
+    """JPEG."""
     heat_map: bytes
+    """JPEG."""
 
 
 class Worst:
-    """The n pictures of the highest scores, of however many; of equal scores the earlier rows."""
+    """The n pictures with the highest scores among any number; among equal scores the earlier rows."""
 
     def __init__(self, n: int) -> None:
         self.n = n
         self._heap: list[tuple[float, int, Shown]] = []
 
     def has_room_for(self, score: float) -> bool:
-        """Whether the n are not yet there, or one has a lower score."""
+        """Whether there are fewer than n pictures, or one has a lower score."""
         return len(self._heap) < self.n or (self.n > 0 and score > self._heap[0][0])
 
     def add(self, shown: Shown) -> None:
@@ -64,7 +109,7 @@ class Worst:
         push(self._heap, (shown.place.score, -shown.place.row, shown))
 
     def sorted(self) -> list[Shown]:
-        """The worst first."""
+        """By falling score."""
         return [shown for *_, shown in sorted(self._heap, reverse=True)]
 
 
@@ -73,12 +118,11 @@ def html_of(lead: str, worst: Sequence[Shown], failures: Mapping[str, str], *, h
 
     Args:
         lead: its first sentence.
-        worst: in the order of the page.
+        worst: pictures by falling score.
         failures: pictures without a score, and why.
         heat_maps: whether heatmaps/ has all of them.
     """
-    body = [_scale()] if worst else []
-    body += [_article(shown) for shown in worst]
+    body = [_scale(), _TOOLS, '<div id="cards">', *map(_card, worst), "</div>", _SCRIPT] if worst else []
     others = "all pictures" + (", heatmaps/ all heat maps" if heat_maps else "")
     body.append(f'<p><a href="scores.csv">scores.csv</a> has the scores of {others}.</p>')
     if failures:
@@ -86,7 +130,7 @@ def html_of(lead: str, worst: Sequence[Shown], failures: Mapping[str, str], *, h
         listed = list(failures.items())[:_LISTED]
         body += [f"<li>{escape(_readable(path))}: {escape(_readable(why))}</li>" for path, why in listed]
         body.append("</ul>" + ("<p>and others, see scores.csv</p>" if len(failures) > _LISTED else ""))
-    title = f"The {len(worst)} pictures of the highest scores" if worst else "Scores"
+    title = f"The {len(worst)} pictures with the highest scores" if worst else "Scores"
     return report.page(title, lead, "\n".join(body), _STYLE)
 
 
@@ -100,21 +144,31 @@ def _scale() -> str:
     )
 
 
-def _article(shown: Shown) -> str:
-    path, score, _, anomalous = shown.place
+def _card(shown: Shown) -> str:
+    path, score, _, anomalous, heat_map = shown.place
     name, verdict = escape(_readable(path)), "anomalous" if anomalous else "good"
+    # The folder of a picture names its class where pictures are sorted into folders.
+    folder = escape(_readable(PurePath(path).parent.name))
     width, height = shown.size
-    pictures = "\n".join(
+    picture, heat = (
         f'<img alt="{what}{name}" width="{width}" height="{height}" loading="lazy" '
         f'src="data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}">'
         for what, jpeg in (("", shown.picture), ("heat map of ", shown.heat_map))
     )
+    if heat_map:
+        heat = f'<a href="{escape(_link(heat_map))}">{heat}</a>'
+    data = f'data-score="{score:.9g}" data-verdict="{verdict}" data-class="{folder}" data-name="{name}"'
     return (
-        f'<article>\n<p>{name}<br><span class="{verdict}">{verdict}</span>, score {score:.4g}</p>\n'
-        f"<div>\n{pictures}\n</div>\n</article>"
+        f'<article class="is-{verdict}" {data}>\n'
+        f'<p><span class="{verdict}">{verdict}</span>, score {score:.4g}<br>{name}</p>\n'
+        f"<div>\n{picture}\n{heat}\n</div>\n</article>"
     )
 
 
+def _link(path: str) -> str:
+    return quote(os.fsencode(path))
+
+
 def _readable(path: str) -> str:
-    """Of bytes that are no text, what can be shown."""
+    """A path as text; bytes that are no text are replaced."""
     return os.fsencode(path).decode("utf-8", "replace")

@@ -1,8 +1,8 @@
 """What stands between features and detectors: fitted to good ones before anything learns, then fixed.
 
-Which preparation suits depends on the data, so there are several. Unit length keeps what tells many classes
-apart; whitening evens out the channels of one class, which differ in scale and repeat each other. All of them
-take the mean over a neighbourhood of each position first. Imports torch, numpy and
+Which preparation suits depends on the data, so there are several. Unit length keeps what distinguishes
+classes; whitening evens out the channels of one class, which differ in scale and repeat each other. All of
+them take the mean over a neighbourhood of each position first. Imports torch, numpy and
 ``dxmi_ext.anomaly.features``.
 """
 
@@ -38,7 +38,7 @@ class Preparation(nn.Module):
     def __init__(self, shape: tuple[int, int, int], *, patch: int = 5, aligned: bool = False) -> None:
         super().__init__()
         if patch < 1 or patch % 2 == 0:
-            raise ValueError(f"preparation: got patch={patch}, wants an odd patch, 1 or more")
+            raise ValueError(f"patch must be odd and >= 1, got {patch}")
         height, width, channels = shape
         self.patch, self.aligned, self.dim = patch, aligned, channels
         self._places = (height, width) if aligned else ()  # that have a mean of their own
@@ -116,7 +116,7 @@ class Whitened(Preparation):
     ) -> None:
         super().__init__(shape, patch=patch, aligned=aligned)
         if not 0 < shrinkage <= 1:
-            raise ValueError(f"preparation: shrinkage must be above 0 and up to 1, got {shrinkage}")
+            raise ValueError(f"shrinkage must be > 0 and <= 1, got {shrinkage}")
         channels = shape[2]
         self.shrinkage, self.dim = shrinkage, channels + 1
         self.whitening: Tensor

@@ -1,4 +1,4 @@
-"""Anomaly detection: the features of good pictures, or vectors, are learned; what has a high energy is odd.
+"""Anomaly detection: an energy of the features of good images, or of vectors, scores what differs from them.
 
 An autoencoder is pretrained on reconstruction; its error is the energy that DxMI trains further, beside a
 sampler that starts from data perturbed in the autoencoder's latent space (DxMI, sec. 5.3). Thresholds come
@@ -29,6 +29,7 @@ from dxmi_ext.anomaly.evaluation import (
     calibrate,
     chosen,
     heatmaps,
+    judged_numbers,
     methods_of,
     names_of,
     numbers_of,
@@ -80,28 +81,30 @@ def train(cfg: Config, ranks: Ranks | None = None) -> dict[str, Any]:
         thresholds = calibrate(cfg, methods[detector], good)
         save(run.directory / "model", averaged, cfg, backbone, good, tested, thresholds, detector)
         numbers, heat, scores = numbers_of(cfg, methods, detector, tested, backbone, thresholds)
-        numbers |= about(methods, detector)
-        numbers["validation"] = judged["validation"] | {
-            name: {**judged["validation"].get(name, {}), "final": verdict.auroc}
-            for name, verdict in verdicts.items()
-        }
+        numbers |= about(methods, detector) | {"trained": [*averaged.baselines, *averaged.trained]}
+        numbers |= judged_numbers(verdicts, judged["validation"], detector)
         folder, threshold = run.directory, thresholds["pixel_threshold"]
-        final.attempt("curves.png", lambda: curves(folder / "curves.png", folder / "metrics.jsonl"))
+        if averaged.trained:
+            final.attempt("curves.png", lambda: curves(folder / "curves.png", folder / "metrics.jsonl"))
         if heat is not None:
             maps = heat
             save_scores(folder / "test_scores.npz", scores, tested)
             final.attempt("heatmaps.png", lambda: heatmaps(folder / "heatmaps.png", maps, tested, threshold))
         summary = run.summarize(numbers)
     print(table(cfg, numbers, detector))
-    print(told(numbers, verdicts))
+    print(told(cfg, numbers, verdicts))
     print(f"{run.directory}: summary.json, model/, pictures; {summary['wall_seconds']} s")
     return summary
 
 
 def pretrain(cfg: Config, ranks: Ranks | None = None) -> None:
-    """Runs the autoencoder's pretraining alone; training with the same output goes on from it."""
+    """Runs the autoencoder's pretraining alone; training with the same output resumes after it."""
     if not cfg.run.pretrained:
-        raise ConfigError("pretrained: got false, but pretraining alone was asked for")
+        raise ConfigError("pretrained must be true for pretraining alone, got false")
+    if not choice.trained(cfg):
+        raise ConfigError(
+            f"detector must be auto, dxmi or autoencoder for pretraining, got {cfg.detector.detector}"
+        )
     run = Run(cfg, ranks, fingerprints(cfg))
     if run.finished():
         return
@@ -113,9 +116,10 @@ def pretrain(cfg: Config, ranks: Ranks | None = None) -> None:
         pretrain_autoencoder(run, cfg, prepared(good.train, networks.preparation), networks)
         if cfg.run.dry_run or not run.ranks.first:
             return
+        networks.trained = choice.NETWORKS  # DxMI as it starts
         thresholds = calibrate(cfg, methods_of(cfg, networks, ["dxmi"], None)["dxmi"], good)
         save(run.directory / "model", networks, cfg, backbone, good, tested, thresholds, "dxmi")
-        print(f"{run.directory}: pretrained; `dxmi train` with output={run.directory} goes on from here")
+        print(f"{run.directory}: pretrained; `dxmi train` with output={run.directory} resumes here")
 
 
 def sample(
@@ -129,6 +133,11 @@ def sample(
     """Samples [m, C] of a run's final sampler, unit vectors but for the last step's noise, as
     `generate.batches`. They start from training data, of a row that (seed, i) chooses."""
     cfg, networks, model = load_model(directory, device)
+    if "dxmi" not in networks.trained:
+        raise ConfigError(
+            f"{directory} must have a trained sampler, got a run with detector={cfg.detector.detector}, "
+            "which trains none"
+        )
     good = source_of(cfg, backbone_of(cfg, device, model), device, about=model).good(cfg.source.holdout)
     data = prepared(good.train, networks.preparation).rows
     key = noise.Draws(seed, "starts of samples", ["row"], device).at(0)["row"]
@@ -195,7 +204,7 @@ def new_scorer(cfg: Config, preparation: str | None = None) -> Scorer:
     backbone = backbone_of(cfg, torch.device("cpu"))
     if backbone is None:
         raise ConfigError("backbone must be a network, got null, which is for vectors")
-    if cfg.networks.base in bases.FITTED:
+    if {*bases.names_of(cfg.networks.base)} & {*bases.FITTED}:
         raise ConfigError(f"base must be none or autoencoder without a run, got {cfg.networks.base}")
     channels, height, width = backbone(
         torch.zeros(1, 3, cfg.features.size, cfg.features.size, dtype=torch.uint8)
@@ -241,7 +250,7 @@ def _scorer(
 
 
 def read(cfg: Config) -> Overview:
-    """What the settings' data are, told before they are decoded.
+    """An overview of the settings' data, before they are decoded.
 
     Raises:
         ConfigError: there are none.
@@ -266,7 +275,7 @@ def _ship(
         ConfigError: the settings want one that could not be fitted.
     """
     validation = None
-    if cfg.detector.detector == "auto":
+    if cfg.detector.detector == "auto" or backbone is None:  # of vectors it takes no time
         validation = choice.Validation.of(good, backbone, cfg.run.seed, networks.device)
     name, verdicts = chosen(cfg, methods, validation)
     if name not in methods:
@@ -299,5 +308,6 @@ def _prepare(run: Run, cfg: Config) -> tuple[Extractor | None, Good, Examined, A
         choice.tell(cfg, judged)
     names = [name for name in BASELINES[cfg.comparison.baselines] if name in TRAINED]
     networks = fitted(cfg, good, names, judged["preparations"], run.device)
+    networks.trained = choice.trained(cfg)
     run.describe(networks)
     return backbone, good, tested, networks, judged

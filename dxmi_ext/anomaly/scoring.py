@@ -58,14 +58,12 @@ class Scorer(nn.Module):
         super().__init__()
         if not (math.isfinite(threshold) and 0 < pixel_threshold < math.inf and 0 <= top_share <= 1):
             raise ScoreError(
-                f"scorer: got threshold={threshold}, pixel_threshold={pixel_threshold}, "
-                f"top_share={top_share}, wants a finite one, one above 0, and a share from 0 to 1"
+                "threshold must be finite, pixel_threshold > 0 and top_share from 0 to 1, "
+                f"got {threshold}, {pixel_threshold} and {top_share}"
             )
         known = getattr(backbone.network, "size", None) if size is None else size
         if not isinstance(known, int):
-            raise ScoreError(
-                f"size: got none, and backbone {backbone.name} has none; wants a number of pixels"
-            )
+            raise ScoreError(f"size must be given, as backbone {backbone.name} has none")
         self.backbone, self.energy = backbone, energy.eval()
         self.preparation = (preparation or nn.Identity()).eval()
         self.threshold, self.pixel_threshold, self.top_share = threshold, pixel_threshold, top_share
@@ -137,13 +135,11 @@ def threshold_of(scores: Tensor | np.ndarray, quantile: float) -> float:
     """
     values = torch.as_tensor(scores).flatten().double()
     if not 0 <= quantile <= 1:
-        raise ScoreError(f"quantile: got {quantile}, wants a share, 0 to 1")
+        raise ScoreError(f"quantile must be from 0 to 1, got {quantile}")
     if not values.isfinite().all():
         raise ScoreError(f"scores: {int((~values.isfinite()).sum())} of {len(values)} are not finite")
     rank = math.ceil((len(values) + 1) * quantile - 1e-9)  # 20 * .95 may be a hair above 19
     if rank > len(values):
-        least = math.ceil(max(1, quantile / (1 - quantile) - 1e-9)) if quantile < 1 else "endlessly many"
-        raise TooFew(
-            f"quantile: got {quantile} of {len(values)} good pictures, wants at least {least} of them"
-        )
+        least = math.ceil(max(1, quantile / (1 - quantile) - 1e-9)) if quantile < 1 else "infinitely many"
+        raise TooFew(f"quantile={quantile} requires at least {least} good images, got {len(values)}")
     return float(values.sort().values[max(rank, 1) - 1])

@@ -1,5 +1,4 @@
-"""Settings of the task of anomaly detection. Imports the engine, the method, and of the task
-backbones and preparations."""
+"""Settings of anomaly detection. Imports the engine, the method, and backbones, bases and preparations."""
 
 from __future__ import annotations
 
@@ -15,24 +14,26 @@ from dxmi_ext.engine.settings import Rule, Settings, group, only_with, setting
 from dxmi_ext.method.langevin import LangevinSettings
 from dxmi_ext.method.settings import CHAIN_RULES, RULES, DxMISettings
 
+_BASE = "|".join(bases.BASES)
+
 
 @dataclasses.dataclass
 class SourceSettings(Settings):
     heading = "data"
     data: str | None = setting(
         None,
-        "pictures as of MVTec-AD or VisA, good/ beside DEFECT/, or an npz; of vectors, an npz with X, y",
+        "images as in MVTec-AD or VisA, good/ beside DEFECT/, or an npz; for vectors a file with X and y",
         path=True,
     )
-    classes: str | None = setting(None, "classes of the pictures to use, as bottle,cable; null: all")
+    classes: str | None = setting(None, "names of the classes to use, as bottle,cable; null: all")
     train_share: float = setting(
-        0.7, "share of good ones to train on, where data have no split", minimum=0.01, below=1
+        0.7, "share of the good data to train on if the data have no split", minimum=0.01, below=1
     )
     holdout: float = setting(
-        0.1, "share of good training ones that is kept for the thresholds", minimum=0.001, below=1
+        0.1, "share of the good training data held out for thresholds", minimum=0.001, below=1
     )
     cache: str | None = setting(
-        None, "folder of decoded pictures and features; null: that of the user", path=True
+        None, "folder for decoded images and features; null: the user's cache", path=True
     )
 
 
@@ -40,27 +41,27 @@ class SourceSettings(Settings):
 class FeatureSettings(Settings):
     heading = "features"
     backbone: str | None = setting(
-        "efflite0_deep", "backbone of the features; null: data are vectors", choices=backbones.BACKBONES
+        "efflite0_deep", "network of the features; null: the data are vectors", choices=backbones.BACKBONES
     )
     weights: str | None = setting(None, "safetensors file of efficientnet_b4's weights", path=True)
-    size: int = setting(224, "height and width that pictures are resized to", minimum=8, maximum=4096)
-    grid: int = setting(14, "height and width of the maps of features", minimum=1, maximum=1024)
+    size: int = setting(224, "height and width that images are resized to", minimum=8, maximum=4096)
+    grid: int = setting(14, "height and width of the feature maps", minimum=1, maximum=1024)
     preparation: str = setting(
         "auto",
-        "of features: unit: scaled to length 1; centred: their mean subtracted first; whitened: by their "
-        "covariance; auto: the one by which each method tells synthetic defects in held-out good ones best",
+        "preparation of features: unit: scaled to length 1; centred: mean subtracted first; whitened: by the "
+        "covariance; auto: for each method the one that detects synthetic defects in held-out data best",
         choices=("auto", *PREPARATIONS),
     )
     patch: int = setting(
         5,
-        "side of the neighbourhood that a position stands for by its mean, an odd number; 1: itself",
+        "side of the neighbourhood over which features are averaged, an odd number; 1: no averaging",
         minimum=1,
         maximum=99,
     )
     aligned: bool = setting(
-        False, "objects are at the same place in all pictures, so each position has a mean of its own"
+        False, "whether objects are at the same place in all images: each position has a mean of its own"
     )
-    whole_pictures: bool = setting(False, "batches of pictures; false: of positions of all pictures")
+    whole_pictures: bool = setting(False, "batches of whole images; false: of positions of all images")
 
     @property
     def neighbourhood(self) -> dict[str, Any]:
@@ -73,23 +74,23 @@ class NetworkSettings(Settings):
     heading = "networks"
     base: str = setting(
         "none",
-        "energy of a plain detector that DxMI begins at and learns a correction of; none: it begins at the "
-        "autoencoder and trains that further",
-        choices=bases.BASES,
+        "plain detector whose energy DxMI starts from and corrects: gaussian, knn, density (of kernels) or "
+        "autoencoder, or several as knn+gaussian; none: DxMI starts from the autoencoder and trains it",
+        pattern=rf"none|({_BASE})(\+({_BASE}))*",
     )
     steps: int = setting(5, "T, steps of the sampler", minimum=2, maximum=1000)
-    latent_dim: int = setting(16, "size of the autoencoder's latents", minimum=1, maximum=2**14)
+    latent_dim: int = setting(16, "dimension of the autoencoder's latents", minimum=1, maximum=2**14)
     energy_width: int = setting(128, "width of the autoencoder's hidden layers", minimum=1, maximum=2**14)
-    value_width: int = setting(64, "width of the value's", minimum=1, maximum=2**14)
-    sampler_width: int = setting(128, "width of the sampler's", minimum=1, maximum=2**14)
-    depth: int = setting(3, "linear layers of each, of encoder and decoder each", minimum=1, maximum=100)
-    latent_std: float = setting(0.05, "noise on latents, of length 1, at the start of samples", minimum=0)
-    std: float = setting(0.03, "initial sigma of the sampler's first step", minimum=1e-6)
-    last_std: float = setting(0.01, "initial sigma of its last step", minimum=1e-6)
+    value_width: int = setting(64, "width of the value's hidden layers", minimum=1, maximum=2**14)
+    sampler_width: int = setting(128, "width of the sampler's hidden layers", minimum=1, maximum=2**14)
+    depth: int = setting(3, "linear layers of each network", minimum=1, maximum=100)
+    latent_std: float = setting(0.05, "noise on the latents, of length 1, that samples start from", minimum=0)
+    std: float = setting(0.03, "initial sigma of the sampler's first step, per dimension", minimum=1e-6)
+    last_std: float = setting(0.01, "initial sigma of the sampler's last step, per dimension", minimum=1e-6)
     residual: bool = setting(
-        True, "the sampler's network predicts a step from x; false: the place it leads to"
+        True, "whether the sampler's network predicts a step from x; false: it predicts the next x"
     )
-    project: bool = setting(True, "the energy projects x onto the sphere first")
+    project: bool = setting(True, "whether the energy projects x onto the sphere first")
 
 
 @dataclasses.dataclass
@@ -103,8 +104,8 @@ class DetectorSettings(Settings):
     heading = "detector"
     detector: str = setting(
         "auto",
-        "what scores: DxMI's energy, its autoencoder alone, nearest neighbours or Gaussian positions; auto: "
-        "the simplest of those that tell synthetic defects in held-out good ones best",
+        "method that scores: DxMI's energy, its autoencoder alone, nearest neighbours or Gaussian positions; "
+        "auto: the simplest of those that detect synthetic defects in held-out data best",
         choices=("auto", "dxmi", "autoencoder", "knn", "gaussian"),
     )
 
@@ -114,13 +115,13 @@ class ThresholdSettings(Settings):
     heading = "scores and thresholds"
     top_share: float = setting(
         0.03,
-        "share of a picture's map, the highest scores, whose mean is its score; 0: the highest one",
+        "share of an image's positions, the highest scores, whose mean is its score; 0: the maximum",
         minimum=0,
         maximum=1,
     )
-    quantile: float = setting(0.99, "quantile of held-out scores: the threshold", minimum=0, maximum=1)
+    quantile: float = setting(0.99, "quantile of held-out scores that is the threshold", minimum=0, maximum=1)
     pixel_quantile: float = setting(
-        0.995, "quantile of their pixels' scores: the threshold of pixels", minimum=0, maximum=1
+        0.995, "quantile of held-out scores of pixels that is their threshold", minimum=0, maximum=1
     )
 
 
@@ -129,9 +130,9 @@ class ComparisonSettings(Settings):
     heading = "comparison"
     baselines: str = setting(
         "quick",
-        "methods to compare with: quick: the autoencoder alone, nearest neighbours, Gaussians; all: also "
-        "those that are trained: tau = 0, Langevin negatives",
-        choices=("all", "quick", "none"),
+        "methods in the table: quick: the autoencoder alone, nearest neighbours, Gaussians; tau0: also DxMI "
+        "with tau = 0, which is trained; all: also Langevin negatives; none: DxMI and the detector alone",
+        choices=("all", "tau0", "quick", "none"),
     )
     baseline_iterations: int | None = setting(
         None, "iterations of trained baselines; null: as many as of DxMI", minimum=0, maximum=LARGEST_RUN
@@ -188,8 +189,16 @@ class Config(RunnableConfig):
             lambda s: s.base == "none" or bool(s.entropy_tau),
         ),
         Rule(
-            "base must not be autoencoder with pretrained=false, got {base}",
-            lambda s: s.pretrained or s.base != "autoencoder",
+            "base must be none with pretrained=false, got {base}",
+            lambda s: s.pretrained or s.base == "none",
+        ),
+        Rule(
+            "detector must not be autoencoder with pretrained=false, got {detector}",
+            lambda s: s.pretrained or s.detector != "autoencoder",
+        ),
+        Rule(
+            "base must name each detector once, got {base}",
+            lambda s: len({*bases.names_of(s.base)}) == len(bases.names_of(s.base)),
         ),
         Rule("shard must be false: these networks are small, got {shard}", lambda s: not s.shard),
         *only_with(
@@ -207,7 +216,7 @@ class Config(RunnableConfig):
 class EvaluateSettings(EvaluateSettings_):
     """Settings of the command ``evaluate``."""
 
-    data: str | None = setting(None, "what to test on; null: the run's own test data", path=True)
+    data: str | None = setting(None, "data to test on; null: the run's own test data", path=True)
     baselines: str | None = setting(
-        None, "all, quick or none; null: as in the run", choices=("all", "quick", "none")
+        None, "all, tau0, quick or none; null: as in the run", choices=("all", "tau0", "quick", "none")
     )

@@ -72,7 +72,7 @@ def source_of(
 
 def path_of(cfg: Config) -> str:
     if cfg.source.data is None:
-        raise ConfigError("data: got none, wants the path of pictures, or of an npz; `--help` tells more")
+        raise ConfigError("data must be the path of images or of a file of vectors, got null; see --help")
     return cfg.source.data
 
 

@@ -101,7 +101,7 @@ class Columns(NamedTuple):
 
 
 def differs(x: Any, value: Any, rounded: Any) -> Any:
-    """Which rows are told apart by constant columns: arrays of numpy, or tensors.
+    """Which rows differ in constant columns: numpy arrays or tensors.
 
     Args:
         x: float64 [n, k], those columns.
@@ -138,26 +138,28 @@ def load(path: Path | str, *, train_share: float = 0.7, seed: int = 0, columns: 
     truth = arrays.get(*npz.LABELS, split="train" if own else None)
     if stored is None:
         raise VectorDataError(
-            f"{printable(path)}: has the arrays {arrays.keys}, wants X, or X_train, X_test and y_test; "
+            f"{printable(path)}: arrays must be X, or X_train, X_test and y_test, got {arrays.keys}; "
             "`dxmi data --help` lists the layouts"
         )
     x = _rows(stored, "X_train" if own else "X", path, columns)
     if own and arrays.has(*_ROWS, split="test"):
         test, test_truth = arrays.get(*_ROWS, split="test"), arrays.get(*npz.LABELS, split="test")
         if test is None or test_truth is None:
-            raise VectorDataError(f"{printable(path)}: has X_test without y_test, wants both")
+            raise VectorDataError(f"{printable(path)}: must have both X_test and y_test, got X_test alone")
         test = _rows(test, "X_test", path, x.shape[1])
         if truth is not None:
             x = x[~_truth(truth, "y_train", len(x), path)]
         if len(x) < 2:
-            raise VectorDataError(f"{printable(path)}: X_train: got {len(x)} good row(s), wants two or more")
+            raise VectorDataError(f"{printable(path)}: X_train must have 2 good rows or more, got {len(x)}")
         return Vectors(random.permutation(x), test, _truth(test_truth, "y_test", len(test), path))
     if truth is None:
         return Vectors(random.permutation(x), x[:0], np.zeros(0, bool))
     anomalous = _truth(truth, "y", len(x), path)
     order = random.permutation(np.flatnonzero(~anomalous))
     if len(order) < 2:
-        raise VectorDataError(f"{printable(path)}: y: got {len(order)} good rows (0), a split wants two")
+        raise VectorDataError(
+            f"{printable(path)}: y must have 2 good rows (0) or more for a split, got {len(order)}"
+        )
     end = min(max(1, round(train_share * len(order))), len(order) - 1)
     rest = np.sort(np.concatenate((order[end:], np.flatnonzero(anomalous))))
     return Vectors(x[order[:end]], x[rest], anomalous[rest])
@@ -214,14 +216,14 @@ def _is_number(text: str) -> bool:
 def _rows(array: np.ndarray, name: str, path: Path, columns: int | None = None) -> np.ndarray:
     if array.dtype.kind not in "fiub" or array.ndim != 2 or array.size == 0:
         raise VectorDataError(
-            f"{printable(path)}: {name}: got {array.dtype} {list(array.shape)}, wants numbers [n, d], "
-            "neither of them 0"
+            f"{printable(path)}: {name} must be numbers [n, d], neither of them 0, "
+            f"got {array.dtype} {list(array.shape)}"
         )
     if columns is not None and array.shape[1] != columns:
         raise VectorDataError(
             f"{path}: {name} must have {columns} columns, as the rows to train on, got {array.shape[1]}"
         )
-    with np.errstate(over="ignore"):  # of long doubles, told below
+    with np.errstate(over="ignore"):  # of long doubles, refused below
         array = array.astype(np.float64)
     if not (finite := np.isfinite(array)).all():
         row, column = np.argwhere(~finite)[0]
@@ -242,6 +244,7 @@ def _truth(array: np.ndarray, name: str, n: int, path: Path) -> np.ndarray:
     flat = npz.column(array, n)
     if flat is None or flat.dtype.kind not in "fiub" or not np.isfinite(flat).all():
         raise VectorDataError(
-            f"{printable(path)}: {name}: got {array.dtype} {list(array.shape)}, wants {n} numbers, 0 for good"
+            f"{printable(path)}: {name} must be {n} numbers, 0 for good, "
+            f"got {array.dtype} {list(array.shape)}"
         )
     return flat != 0

@@ -29,10 +29,11 @@ from dxmi_ext.engine.signals import StopSignals
 from dxmi_ext.reproduce import experiments, table, units
 from dxmi_ext.reproduce.energies import ENERGIES
 from dxmi_ext.reproduce.experiments import Experiment, Row
+from dxmi_ext.reproduce.many_classes import ANOMALY
 from dxmi_ext.reproduce.units import Unit
 from dxmi_ext.two_d import recipe as two_d
 
-EXPERIMENTS = experiments.EXPERIMENTS | {ENERGIES.name: ENERGIES}
+EXPERIMENTS = experiments.EXPERIMENTS | {each.name: each for each in (ENERGIES, ANOMALY)}
 _DATA = "data"  # folder for data that an experiment prepares
 _SECONDS_BETWEEN_LOOKS = 0.5
 _RESULTS: files.Tree = {r"(?s).+-seed\d+\.json": None, table.PAGE: None, r"[\w-]+\.png|gains\.json": None}

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from dxmi_ext.anomaly import comparison
-from dxmi_ext.reproduce import many_classes
 from dxmi_ext.two_d.evaluation import PAPER
 
 Published = Mapping[str, tuple[float, float | None]]
@@ -121,21 +120,6 @@ def _tiles(name: str, label: str) -> Row:
     return Row(name, label, {}, recipe="anomaly", of="dxmi", prefix=f"{name}_")
 
 
-def _many_classes(split: str) -> list[Row]:
-    def row(name: str, label: str, **changes: Any) -> Row:
-        settings = {"data": f"{split}.npz", "baselines": "none"} | _MANY_CLASSES | changes
-        return Row(f"{split}_{name}", f"{split}, {label}", settings, recipe="anomaly-vectors")
-
-    first = row("dxmi", "DxMI", baselines="quick")
-    plain = [
-        Row(f"{split}_{name}", f"{split}, {title}", {}, of=first.name, prefix=f"{name}_")
-        for name, title in comparison.TITLES.items()
-        if name in ("autoencoder", "knn", "gaussian")
-    ]
-    based = row("dxmi-knn", "DxMI from nearest neighbours", base="knn", **_FROM_A_BASE)
-    return [based, first, row("tau0", "DxMI, tau = 0", tau=0.0), *plain]
-
-
 def _chain(name: str, label: str, **settings: Any) -> Row:
     row = f"{name}-10k" if "evaluate_n" in settings else name
     return Row(row, f"the base, {label}", settings, recipe="fashion-mnist-t10", chain=name, seeds=1)
@@ -203,15 +187,6 @@ _TEMPERATURES: dict[str, tuple[str, dict[str, Any]]] = {
 _SPREAD = _COLUMNS | {"entropy_excess": "entropy", "coverage": "coverage"}
 
 _TILES = {"aligned": True, "size": 192, "baselines": "all", "preparation": "whitened", "detector": "dxmi"}
-
-_MANY_CLASSES: dict[str, Any] = {
-    **{"preparation": "unit", "detector": "dxmi", "tau": 0.01, "cost_reduction": "sum"},
-    **{"batch_size": 128, "iterations": 200, "pretrain_iterations": 400},
-    **{"sampler_lr": 5e-4, "std": 0.02, "last_std": 0.006, "latent_std": 0.1, "sampler_width": 128},
-    **{"gamma": 0.1, "ema_decay": 0.98, "lr_decay": "constant"},
-}
-# The base separates samples from data already, so a larger weight of the squares keeps its correction at 0.
-_FROM_A_BASE = {"gamma": 0.01, "energy_lr": 1e-3}
 
 _SCORES = """\
 SW: sliced 2-Wasserstein distance of samples to data (10,000 each, 1,000 projections), mean of five samplings.
@@ -407,20 +382,5 @@ set, so the figures flatter all methods alike.""",
             seeds=3,
         ),
         _FASHION_MNIST,
-        Experiment(
-            "anomaly",
-            "One model over many classes: halves of CIFAR-10",
-            [row for split in many_classes.SPLITS for row in _many_classes(split)],
-            columns={"image_auroc": "AUROC", "image_ap": "AP"},
-            notes=f"""\
-Five classes of CIFAR-10 are good, without labels, the other five anomalous (UniAD's many versus many), in
-four splits. {many_classes.EACH} images of each class train, a tenth of them held out, and as many are tested.
-Features: EfficientNet-lite0's at 96 pixels, pooled, of length 1, in the {many_classes.DIRECTIONS} directions
-that good images have most of. In brackets: 95 % intervals, by a bootstrap over test images, paired.
-`data`: CIFAR-10's images as folders or an npz.""",
-            seeds=3,
-            prepare=many_classes.prepare,
-            summary=many_classes.summary,
-        ),
     )
 }

@@ -191,5 +191,5 @@ def test_its_pictures_are_data_of_ours(data: Path) -> None:
     assert test.label_names == ["good", "abnormal"] and test.anomalous.any() and test.masks is not None
     assert test.masks[test.anomalous][:, :20, :25].all() and test.masks.sum() == 500 * test.anomalous.sum()
     assert (test.images[test.anomalous][:, 0, :20, :25] >= 190).all()
-    with pytest.raises(ImageDataError, match="split: got 'val', wants train or test"):
+    with pytest.raises(ImageDataError, match="split must be train or test, got 'val'"):
         data_of(datamodule(data), split="val")

@@ -14,6 +14,7 @@ import torch
 from dxmi_ext import cli
 from dxmi_ext.anomaly import bases, choice, model, networks
 from dxmi_ext.anomaly import recipe as anomaly
+from dxmi_ext.anomaly.density import KernelDensity
 from dxmi_ext.anomaly.features import FeatureMaps
 from dxmi_ext.engine import plots
 from dxmi_ext.method.trainer import DxMITrainer
@@ -53,15 +54,16 @@ def summary(folder: Path) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("base", bases.BASES[1:])
+@pytest.mark.parametrize("base", ["gaussian", "autoencoder", "density", "knn+gaussian"])
 def test_dxmi_begins_at_its_base(base: str, table: Path, tmp_path: Path) -> None:
     assert run(tmp_path / "run", table, f"base={base}", "iterations=0") == 0
     found = summary(tmp_path / "run")
     told = found["baselines"]
-    assert found["image_auroc"] == told[base] and len({*told.values()}) == len(told) - 1
+    assert found["image_auroc"] == told["base"] == told.get(base, told["base"])
+    assert len({*told.values()}) == len(told) - 1 - (base in told)  # all others differ
 
 
-@pytest.mark.parametrize("base", ["knn", "autoencoder"])
+@pytest.mark.parametrize("base", ["density", "knn+autoencoder"])
 def test_a_run_with_a_base_resumes_exactly_scores_and_is_exported(
     base: str, table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -90,7 +92,7 @@ def test_a_run_with_a_base_resumes_exactly_scores_and_is_exported(
     assert torch.cat(samples).isfinite().all()
 
 
-@pytest.mark.parametrize("base", bases.BASES[1:])
+@pytest.mark.parametrize("base", ["+".join(bases.BASES)])
 def test_only_the_correction_learns(base: str, table: Path, tmp_path: Path) -> None:
     settings = [f"base={base}", "baselines=none", "energy_lr=.1"]
     assert run(tmp_path / "run", table, *settings, "iterations=5") == 0
@@ -115,9 +117,10 @@ def test_a_base_is_in_nats_and_its_weight_stays_above_0() -> None:
     x = mean + 0.002 * torch.randn(4000, D, generator=rng) * torch.arange(D)  # nearly on the sphere
     maps = FeatureMaps(torch.nn.functional.normalize(x, dim=1).numpy()[:, None, None])
     parts = networks.build(D, steps=2, energy_width=8, sampler_width=8, value_width=8)
-    energy = bases.based(parts, choice.gaussian(0, CPU), nat=0.5).energy_network
+    energy = bases.based(parts, [choice.gaussian(0, CPU)], nat=0.5).energy_network
     assert isinstance(energy, bases.BasedEnergy)
-    energy.distance.detector.shrinkage = 1e-3  # type: ignore[union-attr]
+    base = energy.bases[0]
+    base.distance.detector.shrinkage = 1e-3  # type: ignore[union-attr]
     bases.fit(energy, maps, maps)
     energies = energy.base(torch.from_numpy(maps.rows))
     assert energies.mean().item() == pytest.approx(0, abs=1e-3)
@@ -128,7 +131,34 @@ def test_a_base_is_in_nats_and_its_weight_stays_above_0() -> None:
     energy(few).sum().backward()
     assert energy.weight.grad is not None and energy.weight.grad > 0
     with pytest.raises(ValueError, match="nat must be > 0 and finite, got 0"):
-        bases.BasedEnergy(energy.distance, energy.autoencoder, D, 0.0)
+        bases.BasedEnergy([base], energy.autoencoder, 0.0)  # type: ignore[list-item]
+
+
+def test_bases_are_pooled(table: Path, tmp_path: Path) -> None:
+    """The mean of the bases, each in nats."""
+    x = torch.nn.functional.normalize(torch.randn(7, D, generator=torch.Generator().manual_seed(0)), dim=1)
+    energies = []
+    for i, base in enumerate(("knn", "gaussian", "knn+gaussian")):
+        assert run(tmp_path / str(i), table, f"base={base}", "baselines=none", "iterations=0") == 0
+        energies.append(_energy(tmp_path / str(i)).base(x))
+    torch.testing.assert_close(energies[2], (energies[0] + energies[1]) / 2)
+
+
+def test_a_kernel_density_is_that_of_its_rows() -> None:
+    rng = np.random.default_rng(0)
+    rows, x = rng.normal(size=(50, 3)).astype(np.float32), rng.normal(size=(8, 3)).astype(np.float32)
+    detector = KernelDensity(bandwidth=0.5)
+    detector.fit(FeatureMaps(rows[:, None, None]))
+    between = ((rows[:, None] - rows) ** 2).sum(2) + 1e9 * np.eye(50)
+    h = float(detector.width)
+    assert h == pytest.approx(0.5 * between.min(1).mean(), rel=1e-4)
+    expected = np.sqrt(-h * np.log(np.exp(-((x[:, None] - rows) ** 2).sum(2) / h).mean(1)))
+    np.testing.assert_allclose(detector.score(FeatureMaps(x[:, None, None]))[:, 0, 0], expected, rtol=1e-4)
+    detector.width.fill_(1e-6)  # nearly the nearest row
+    nearest = np.sqrt(((x[:, None] - rows) ** 2).sum(2).min(1))
+    np.testing.assert_allclose(detector.score(FeatureMaps(x[:, None, None]))[:, 0, 0], nearest, rtol=1e-3)
+    with pytest.raises(ValueError, match="bandwidth must be > 0 and finite and most >= 2, got 0 and 20000"):
+        KernelDensity(bandwidth=0)
 
 
 def test_what_a_base_does_not_go_with(
@@ -136,7 +166,12 @@ def test_what_a_base_does_not_go_with(
 ) -> None:
     for settings, message in (
         (["base=knn", "tau=0"], "base must be none where the temperature of the entropy is 0, got knn"),
-        (["base=autoencoder", "pretrained=false"], "base must not be autoencoder with pretrained=false"),
+        (["base=knn+kmeans"], "base"),
+        (["base=knn+knn"], "base must name each detector once, got knn+knn"),
+        (
+            ["base=autoencoder", "pretrained=false"],
+            "base must be none with pretrained=false, got autoencoder",
+        ),
     ):
         assert run(tmp_path / "run", table, *settings) == 2
         assert message in capsys.readouterr().err

@@ -150,7 +150,8 @@ def test_a_detector_and_a_preparation_can_be_forced(detector: str, rows: Path, t
     settings = [f"detector={detector}", "preparation=centred", "baselines=none"]
     found = train(tmp_path / "run", rows, *settings)
     assert (found["detector"], found["preparation"]) == (detector, "centred")
-    assert found["validation"] == {} and detector in found["baselines"]
+    assert detector in found["baselines"]
+    assert found["validation"][detector] == {"final": found["synthetic_auroc"]}
     scorer = anomaly.load_scorer(tmp_path / "run", CPU)
     values = np.load(rows)["X"].astype(np.float64)
     assert cli.main(["export", str(tmp_path / "run"), "onnx=false"]) == 0
@@ -159,6 +160,41 @@ def test_a_detector_and_a_preparation_can_be_forced(detector: str, rows: Path, t
         exported(torch.from_numpy(values)), scorer.scores(values), atol=1e-5, rtol=1e-5
     )
     assert cli.main(["score", str(tmp_path / "run"), str(rows), f"output={tmp_path / 'scores'}"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("detector", "baselines", "trained"),
+    [
+        ("knn", "quick", []),
+        ("autoencoder", "quick", ["autoencoder"]),
+        ("gaussian", "all", ["tau0", "langevin", "autoencoder", "dxmi"]),
+    ],
+)
+def test_only_what_is_asked_for_is_trained(
+    detector: str,
+    baselines: str,
+    trained: list[str],
+    rows: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = tmp_path / "run"
+    found = train(folder, rows, f"detector={detector}", f"baselines={baselines}", "preparation=centred")
+    assert found["trained"] == trained
+    assert found["baselines"].keys() == {"gaussian", "knn", *trained}
+    log = folder / "metrics.jsonl"
+    phases = {json.loads(line)["phase"] for line in log.read_text().splitlines()} if log.exists() else set()
+    assert phases == {"pretrain" if name == "autoencoder" else name for name in trained}
+    again, _ = anomaly.evaluate(folder, anomaly.EvaluateSettings(), CPU)
+    assert again["baselines"] == found["baselines"]
+    capsys.readouterr()
+    if "dxmi" not in trained:
+        assert cli.main(["sample", str(folder), "n=4"]) == 2
+        assert f"must have a trained sampler, got a run with detector={detector}" in capsys.readouterr().err
+    if not trained:
+        given = [f"output={tmp_path / 'other'}", f"data={rows}", *TINY, f"detector={detector}"]
+        assert cli.main(["pretrain", "anomaly-vectors", *given]) == 2
+        assert "detector must be auto, dxmi or autoencoder for pretraining" in capsys.readouterr().err
 
 
 def test_a_run_that_resumes_keeps_its_choice(

@@ -252,17 +252,17 @@ def npz(**changes: object) -> Callable[[Path], Path]:
         (remove("screw/test/good/000.png"), "test", r"screw/test: has no good images \(test/good\); `dxmi"),
         (remove("bottle/ground_truth/crack/000_mask.png"), "test", r"crack/000\.png: its mask is missing"),
         (spoil_picture, "train", r"bottle/train/good/001\.png: cannot be decoded"),
-        (spoil_mask_size, "test", r"crack/000\.png: its mask is \[9, 9\], wants \[8, 8\]"),
+        (spoil_mask_size, "test", r"crack/000\.png: its mask must be \[8, 8\], as the image, got \[9, 9\]"),
         (spoil_train, "train", r"bottle: crack, good in train, where good images alone belong"),
         (write_mvtec, "train", r"pictures are \[3, 8, 8\] and \[3, 16, 16\]; give a size"),
-        (write_mvtec, "val", r"split: got 'val', wants train or test"),
+        (write_mvtec, "val", r"split must be train or test, got 'val'"),
         (spoil_visa_file, "test", r"names pcb1/Data/Images/Anomaly/000\.JPG, which is missing"),
-        (spoil_visa_csv, "test", r"has no column object, wants object,split,label,image,mask"),
-        (spoil_folders, "test", r"dent/a\.png: its mask is missing, wants .*masks/dent/a\.png"),
-        (npz(x=None), "train", r"has the keys label, num, mask_packed, wants x and y; `dxmi"),
+        (spoil_visa_csv, "test", r"columns must be object,split,label,image,mask, object is missing"),
+        (spoil_folders, "test", r"dent/a\.png: its mask is missing, expected .*masks/dent/a\.png"),
+        (npz(x=None), "train", r"keys must be x and y, got label, num, mask_packed; `dxmi"),
         (npz(x=np.zeros((12, 8))), "train", r"images must be numbers .* got float64 \[12, 8\]"),
         (npz(label=np.zeros(3, int)), "train", r"labels must be 12 integers or names, got int64 \[3\]"),
-        (npz(label=np.ones(12, int)), "train", r"got 0 good picture\(s\) or groups, a split wants two"),
+        (npz(label=np.ones(12, int)), "train", r"a split requires 2 good images or groups, got 0"),
         (npz(mask=np.zeros((12, 4, 4))), "train", r"masks must be \[12, 8, 8\], got \[12, 4, 4\]"),
         (npz(x=np.array([{}])), "train", r"cannot be read as npz without pickles"),
     ],
@@ -276,9 +276,11 @@ def test_bad_data_is_refused(spoil: Callable[[Path], Path], split: str, message:
 
 def test_arrays_are_checked() -> None:
     images = np.zeros((2, 3, 4, 4), np.uint8)
-    with pytest.raises(ImageDataError, match=r"masks: got bool \[2, 4\], wants bool \[2, 4, 4\]"):
+    with pytest.raises(ImageDataError, match=r"masks must be bool \[2, 4, 4\] for .*got bool \[2, 4\]"):
         AnomalyData(images, np.zeros(2, np.int64), np.zeros((2, 4), np.bool_))
-    with pytest.raises(ImageDataError, match=r"images: got uint8 \[2, 1, 4, 4\], wants uint8 \[2, 3, 4, 4\]"):
+    with pytest.raises(
+        ImageDataError, match=r"images must be uint8 \[2, 3, 4, 4\] for .*got uint8 \[2, 1, 4, 4\]"
+    ):
         AnomalyData(images[:, :1], np.zeros(2, np.int64))
-    with pytest.raises(ImageDataError, match=r"labels: got 1 defects, training wants none"):
+    with pytest.raises(ImageDataError, match=r"labels must be 0 for training, got 1 defects"):
         AnomalyData(images, np.array([0, 1]), split="train")

@@ -111,22 +111,24 @@ def test_batches_see_every_position_once_an_epoch() -> None:
         is_whole = epochs.view(-1, 6).diff(dim=1).eq(1).all()
         assert is_whole == whole
     assert not torch.equal(maps.batch(0, 30), maps.batch(0, 30, seed=1))
-    with pytest.raises(ValueError, match="offset 3, count 8, wants rows within a batch of 10"):
+    with pytest.raises(
+        ValueError, match="rows must lie within a batch of 10, got iteration 0, offset 3, count 8"
+    ):
         maps.batch(0, 10, offset=3, count=8)
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: backbones.load("resnet"), "backbone: got 'resnet', wants one of efflite0, efflite0_d"),
-        (lambda: backbones.efflite0(blocks=(4, 16)), r"blocks: got \[4, 16\], wants some of 0 to 15"),
-        (lambda: backbones.load("efficientnet_b4"), "weights: got None, .* wants the safetensors file"),
+        (lambda: backbones.load("resnet"), "backbone must be one of efflite0, efflite0_d.* got 'resnet'"),
+        (lambda: backbones.efflite0(blocks=(4, 16)), r"blocks must be some of 0 to 15 .* got \[4, 16\]"),
+        (lambda: backbones.load("efficientnet_b4"), "weights must be the safetensors file .* got None"),
         (
             lambda: backbones.backbone(nn.Flatten(), "flat", size=8)(torch.from_numpy(pictures(2).images)),
-            r"its network gave \[2, 192\], wants maps \[n, C, h, w\]",
+            r"must return maps \[n, C, h, w\], got \[2, 192\]",
         ),
-        (lambda: features.load(pictures(), stages()[0], dtype="int8"), "dtype: got 'int8', wants float16"),
-        (lambda: FeatureMaps(np.zeros((2, 3, 4))), r"maps: got float64 \[2, 3, 4\], wants float16"),
+        (lambda: features.load(pictures(), stages()[0], dtype="int8"), "dtype must be .*, got 'int8'"),
+        (lambda: FeatureMaps(np.zeros((2, 3, 4))), r"maps must be float16 .* got float64 \[2, 3, 4\]"),
     ],
 )  # fmt: skip
 def test_what_gives_no_maps_is_refused(call: object, message: str) -> None:
@@ -177,7 +179,7 @@ def test_b4_from_timms_weights(tmp_path: Path) -> None:
 def test_b4_without_timm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
     (tmp_path / "a.safetensors").touch()
-    with pytest.raises(FeatureError, match="efficientnet_b4: wants timm and its torchvision"):
+    with pytest.raises(FeatureError, match="efficientnet_b4 requires timm and its torchvision"):
         backbones.efficientnet_b4(tmp_path / "a.safetensors")
 
 
@@ -368,7 +370,7 @@ def test_mahalanobis_distances_by_numpys_covariance() -> None:
             off = test.maps[:, y, x, kept] - data.mean(axis=0)
             expected = np.sqrt((off @ np.linalg.inv(covariance) * off).sum(axis=1))
             assert scores[:, y, x].numpy() == pytest.approx(expected, rel=1e-5)
-    with pytest.raises(FeatureError, match="got 1 picture, a covariance wants two"):
+    with pytest.raises(FeatureError, match="maps must be of 2 images or more for a covariance, got 1"):
         detector.fit(on_sphere(1))
 
 

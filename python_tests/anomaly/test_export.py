@@ -88,7 +88,7 @@ def test_what_cannot_be_exported_is_one_line(
     monkeypatch.setattr(export, "_has_onnx", lambda: False)
     assert cli.main(["export", str(run), "onnx=true"]) == 2
     assert capsys.readouterr().err == (
-        "dxmi export: onnx: got true, wants onnx and onnxscript: pip install 'dxmi_ext[onnx]'\n"
+        "dxmi export: onnx=true requires onnx and onnxscript: pip install 'dxmi_ext[onnx]'\n"
     )
 
     def forward(self: Stages, x: Tensor) -> Tensor:
@@ -97,7 +97,7 @@ def test_what_cannot_be_exported_is_one_line(
     monkeypatch.setattr(Stages, "forward", forward)
     assert cli.main(["export", str(run)]) == 2
     last = capsys.readouterr().err.splitlines()[-1]  # torch tells more
-    assert last.startswith("dxmi export: exported: torch.export does not take these networks: ")
+    assert last.startswith("dxmi export: torch.export cannot export these networks: ")
     assert not (run / "detector").exists()
     monkeypatch.setattr(tasks, "task_of", lambda _: SimpleNamespace())
     assert cli.main(["export", str(run), "onnx=true"]) == 2

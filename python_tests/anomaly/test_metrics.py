@@ -92,7 +92,7 @@ def test_what_cannot_be_measured_is_refused() -> None:
         anomaly.auroc(np.arange(3.0), np.zeros(3, bool))
     with pytest.raises(AnomalyMetricError, match="scores must be numbers or inf, got NaN or -inf"):
         anomaly.average_precision(np.array([1.0, np.nan]), np.array([True, False]))
-    with pytest.raises(AnomalyMetricError, match=r"scores: got \[2\], wants \[3\]"):
+    with pytest.raises(AnomalyMetricError, match=r"scores must be \[3\], as the truth, got \[2\]"):
         anomaly.auroc(np.arange(2.0), np.zeros(3, bool))
 
 
@@ -107,7 +107,7 @@ def test_what_cannot_be_measured_is_left_out_of_the_whole() -> None:
     assert anomaly.unmeasurable(*arguments) == [
         "2 of the 7 masks of defective images mark nothing, such as that of 4.png; pixel metrics leave these "
         "images out",
-        "screw: image metrics: will be left out, all 4 that are tested are defective",
+        "screw: image metrics will be omitted: all 4 that are tested are defective",
     ]
     images, pixels = torch.arange(8.0), torch.from_numpy(scores)
     options = {"classes": classes, "class_names": ["nut", "screw"], "say": lines.append}
@@ -118,6 +118,7 @@ def test_what_cannot_be_measured_is_left_out_of_the_whole() -> None:
     pixels[6, 0, 0] = torch.nan
     found = anomaly.evaluate(images, anomalous, pixels, masks, **options)  # type: ignore[arg-type]
     assert found["screw"] == {} and found["mean"]["pro"] == found["nut"]["pro"]
-    assert lines[-1] == "screw: pixel metrics: left out, scores must be numbers or inf, got NaN or -inf"
+    assert lines[-1].startswith("screw: pixel metrics")
+    assert lines[-1].endswith("scores must be numbers or inf, got NaN or -inf")
     unmarked = anomaly.unmeasurable(np.array([False, True]), np.zeros((2, 3, 3), bool), classes[:2], ["nut"])
-    assert unmarked[1] == "nut: pixel metrics: will be left out, all 1 that are tested are good"
+    assert unmarked[1] == "nut: pixel metrics will be omitted: all 1 that are tested are good"

@@ -64,7 +64,7 @@ def test_its_buffers_are_all_that_it_learned() -> None:
 
 
 def test_bad_arguments_are_named() -> None:
-    with pytest.raises(ValueError, match="got patch=2"):
+    with pytest.raises(ValueError, match="patch must be odd and >= 1, got 2"):
         Whitened((3, 4, 5), patch=2)
 
 

@@ -306,8 +306,8 @@ def test_what_the_data_do_not_allow_is_left_out_in_words(
     (mvtec / "bottle/train/good").rename(tmp_path / "own/good")
     assert run(tmp_path / "none", tmp_path / "own", recipe="anomaly") == 0
     shown = capsys.readouterr().err  # once before the run, once at its end
-    assert "own: image metrics: will be left out, all 2 that are tested are good" in shown
-    assert "own: image metrics: left out, all 2 that are tested are good" in shown
+    assert "own: image metrics will be omitted: all 2 that are tested are good" in shown
+    assert "own: image metrics are omitted: all 2 that are tested are good" in shown
     assert "image_auroc" not in summary(tmp_path / "none") and summary(tmp_path / "none")["threshold"] > 0
     assert not (tmp_path / "none/heatmaps.png").exists()
     (mvtec / "bottle/test/spot").rename(tmp_path / "own/spot")
@@ -353,7 +353,7 @@ def test_bad_data_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     missing, corrupt = write_mvtec(tmp_path / "a", masks=False), write_mvtec(tmp_path / "b")
     (corrupt / "screw/train/good/003.png").write_bytes(b"no picture")
     for data, message in (
-        (missing, "spot/000.png: its mask is missing, wants"),
+        (missing, "spot/000.png: its mask is missing, expected"),
         (corrupt, "screw/train/good/003.png: cannot be decoded"),
         (tmp_path / "nowhere", "nowhere does not exist; `dxmi data --help` lists the layouts"),
     ):
@@ -364,7 +364,7 @@ def test_bad_data_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (["data=null"], "data: got none, wants the path of pictures, or of an npz"),
+        (["data=null"], "data must be the path of images or of a file of vectors, got null"),
         (["classes=bottle,nut"], "classes: got nut, "),
         (["negatives=short_run"], "negatives must be sampler or refined (baselines=all"),
         (["last_std=1"], "last_std must be <= std=0.03, got 1.0"),
@@ -404,7 +404,7 @@ def test_the_threshold_is_the_score_of_a_rank(
     maps = np.random.default_rng(0).permutation(19).astype(np.float32)[:, None, None, None] + 1
     found = comparison.calibrate(Given(), FeatureMaps(maps), None, quantile, 0.5)
     assert found == {"threshold": rank, "pixel_threshold": 10}
-    assert ("of 19 good pictures, wants at least 99" in capsys.readouterr().err) == (quantile == 0.99)
+    assert ("requires at least 99 good images, got 19" in capsys.readouterr().err) == (quantile == 0.99)
 
 
 def test_classes_of_one_kind_are_left_out_and_named() -> None:
@@ -413,7 +413,7 @@ def test_classes_of_one_kind_are_left_out_and_named() -> None:
     tested = Examined(scores.numpy()[..., None], anomalous, classes, ["nut", "pill"])
     numbers, notes = comparison.measure(scores.flatten(), scores, tested)
     assert numbers["image_auroc"] == numbers["image_auroc/nut"] == 1 and "image_auroc/pill" not in numbers
-    assert notes == ["pill: image metrics: left out, all 2 that are tested are good"]
+    assert notes == ["pill: image metrics are omitted: all 2 that are tested are good"]
     found = comparison.at_threshold(scores.flatten(), tested, 2.0)
     assert found == {"found": 0.0, "false_alarms": pytest.approx(2 / 3)} and math.isfinite(found["found"])
 

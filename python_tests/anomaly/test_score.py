@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import csv
+import shutil
+import subprocess
+import urllib.parse
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from dxmi_ext import cli, tasks
-from dxmi_ext.anomaly import backbones, inspection, plots, scoring
+from dxmi_ext.anomaly import backbones, inspection, page, plots, scoring
 from dxmi_ext.anomaly import dataset as anomaly
 from dxmi_ext.anomaly.page import Place, Shown, Worst
 from dxmi_ext.anomaly.scoring import ScoreError, Scorer, TooFew, threshold_of
@@ -71,9 +74,11 @@ def test_a_score_is_the_largest_energy_or_a_mean_of_the_largest() -> None:
 
 def test_what_is_no_scorer_or_no_picture_is_refused() -> None:
     for bad in ({"threshold": float("nan")}, {"pixel_threshold": 0.0}, {"top_share": 1.5}):
-        with pytest.raises(ScoreError, match=r"scorer: got threshold=.*, wants a finite one, one above 0"):
+        with pytest.raises(
+            ScoreError, match=r"threshold must be finite, pixel_threshold > 0 and top_share from 0"
+        ):
             scorer(**bad)
-    with pytest.raises(ScoreError, match="size: got none, and backbone plain has none"):
+    with pytest.raises(ScoreError, match="size must be given, as backbone plain has none"):
         Scorer(Extractor(nn.Identity(), "plain"), Brightness(), threshold=1.0, pixel_threshold=1.0)
     with pytest.raises(FeatureError, match=r"images must be uint8 .*got torch.float32 \[1, 3, 8, 8\]"):
         scorer().maps(torch.zeros(1, 3, SIZE, SIZE))
@@ -93,12 +98,12 @@ def test_a_good_picture_exceeds_it_as_rarely_as_promised(n: int, quantile: float
 
 def test_too_few_good_pictures_have_no_threshold() -> None:
     for n, quantile, least in ((18, 0.95, 19), (98, 0.99, 99), (0, 0.5, 1)):
-        with pytest.raises(TooFew, match=f"of {n} good pictures, wants at least {least} of them"):
+        with pytest.raises(TooFew, match=f"requires at least {least} good images, got {n}"):
             threshold_of(torch.arange(n), quantile)
         assert threshold_of(np.arange(least), quantile) == least - 1
-    with pytest.raises(TooFew, match="got 1 of 5 good pictures, wants at least endlessly many"):
+    with pytest.raises(TooFew, match="quantile=1 requires at least infinitely many good images, got 5"):
         threshold_of(torch.arange(5), 1)
-    with pytest.raises(ScoreError, match=r"quantile: got 1\.5, wants a share, 0 to 1"):
+    with pytest.raises(ScoreError, match=r"quantile must be from 0 to 1, got 1\.5"):
         threshold_of(torch.arange(5), 1.5)
     assert threshold_of(torch.arange(5), 0) == 0
     with pytest.raises(ScoreError, match="scores: 1 of 2 are not finite"):
@@ -134,6 +139,7 @@ class Page(HTMLParser):
     def __init__(self, path: Path) -> None:
         super().__init__()
         self.open, self.pictures, self.text = list[str](), list[str](), ""
+        self.links, self.cards = list[str](), list[dict[str, str | None]]()
         self.feed(path.read_text(encoding="utf-8"))
         self.close()
         assert not self.open
@@ -144,7 +150,12 @@ class Page(HTMLParser):
             self.open.append(tag)
         if tag == "img":
             assert (given["src"] or "").startswith("data:image/jpeg;base64,")
+            assert given["loading"] == "lazy"
             self.pictures.append(given["alt"] or "")
+        if tag == "a":
+            self.links.append(urllib.parse.unquote(given["href"] or ""))
+        if tag == "article":
+            self.cards.append(given)
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
@@ -224,6 +235,9 @@ def test_a_folder_becomes_a_table_heat_maps_and_a_page(
     assert page.pictures[::2] == [f"{pictures}/{name}" for name in worst]
     assert page.pictures[1::2] == [f"heat map of {pictures}/{name}" for name in worst]
     assert page.text.count("anomalous, score") == 2 == page.text.count("good, score")
+    assert [card["data-class"] for card in page.cards] == ["b", "b", pictures.name, "a"]
+    by_path = {row["path"]: row["heatmap"] for row in good}
+    assert page.links == [*(by_path[f"{pictures}/{name}"] for name in worst), "scores.csv"]
     assert "Without a score: 1" in page.text and "broken.png: cannot be decoded" in page.text
 
 
@@ -237,6 +251,32 @@ def test_settings_stand_between_pictures(run: Path, pictures: Path, tmp_path: Pa
     assert rows[1]["score"] == "10" and rows[1]["threshold"] == "10.0"
     assert [row["anomalous"] for row in rows] == ["0", "0"]  # at the threshold is not above it
     assert Page(output / "index.html").pictures == [str(white), f"heat map of {white}"]
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed")
+def test_cards_are_sorted_and_filtered_in_a_browser(tmp_path: Path) -> None:
+    places = [Place(f"{name}/{i}.png", 9 - i, i, i < 2) for i, name in enumerate("bcab")]
+    text = page.html_of("4 pictures.", [Shown(p, (8, 8), b"", b"") for p in places], {}, heat_maps=False)
+    script = """<script>
+    const state = () => [...document.querySelectorAll('article')].filter(c => !c.hidden)
+      .map(c => c.dataset.name).join(' ') + ' ' + document.getElementById('cards').className;
+    const click = on => { document.querySelector(`[data-${on}]`).click(); return state(); };
+    document.title = [state(), click('sort=score'), click('sort=class'), click('show=good'),
+      click('show=sides'), click('sort=name')].join('|');
+    </script>"""
+    (tmp_path / "page.html").write_text(text + script)
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+    command = ["chromium", *flags, "--dump-dom", str(tmp_path / "page.html")]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True).stdout
+    title = found.partition("<title>")[2].partition("</title>")[0]
+    assert [state.split() for state in title.split("|")] == [
+        ["b/0.png", "c/1.png", "a/2.png", "b/3.png"],
+        ["b/3.png", "a/2.png", "c/1.png", "b/0.png"],
+        ["a/2.png", "b/0.png", "b/3.png", "c/1.png"],
+        ["a/2.png", "b/3.png"],
+        ["a/2.png", "b/0.png", "b/3.png", "c/1.png", "sides"],
+        ["a/2.png", "b/0.png", "b/3.png", "c/1.png", "sides"],
+    ]
 
 
 @pytest.mark.parametrize("n", [1, 3, 20])
@@ -299,11 +339,14 @@ def test_a_score_that_is_not_finite_is_an_error_of_its_picture(
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        (["none.png"], "IMAGES: got 'none.png', wants a picture, folder or file of vectors that exists, or"),
+        (
+            ["none.png"],
+            "IMAGES must be an existing image, folder or file of vectors, or key=value, got 'none.png'",
+        ),
         (["treshold=3"], "treshold: unknown key; did you mean threshold?"),
         (["threshold=high"], "threshold must be float | None, got 'high'"),
-        ([], "IMAGES: got none, wants pictures or folders of them"),
-        (["empty"], "IMAGES: got the folder 'empty', which has no .bmp"),
+        ([], "IMAGES must be images or folders of images, got none"),
+        (["empty"], "IMAGES: a folder must have images (.bmp"),
         (
             ["pictures/x.webp", "output=pictures"],
             "output must be a new folder, an empty one or that of an earlier scoring",

@@ -65,15 +65,15 @@ def test_a_file_may_have_its_own_split_or_no_truth(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"X": None}, r"has the arrays y, wants X, or X_train, X_test and y_test; `dxmi"),
-        ({"X": np.zeros(5)}, r"X: got float64 \[5\], wants numbers \[n, d\]"),
-        ({"X": np.full((3, 2), "a")}, r"X: got <U1 \[3, 2\], wants numbers"),
+        ({"X": None}, r"arrays must be X, or X_train, X_test and y_test, got y; `dxmi"),
+        ({"X": np.zeros(5)}, r"X must be numbers \[n, d\], .*got float64 \[5\]"),
+        ({"X": np.full((3, 2), "a")}, r"X must be numbers .*got <U1 \[3, 2\]"),
         (
             {"X": np.array([[1.0, 2], [3, np.nan]])},
             "X: 1 of its numbers are not finite, the first in row 1, col",
         ),
-        ({"y": np.zeros(3)}, r"y: got float64 \[3\], wants 240 numbers"),
-        ({"y": np.ones(N + 40)}, r"y: got 0 good rows \(0\), a split wants two"),
+        ({"y": np.zeros(3)}, r"y must be 240 numbers, 0 for good, got float64 \[3\]"),
+        ({"y": np.ones(N + 40)}, r"y must have 2 good rows \(0\) or more for a split, got 0"),
         (
             {"X": None, "X_train": rows(3), "X_test": np.zeros((2, 3)), "y_test": [0, 1]},
             "X_test must have 4 columns, as the rows to train on, got 3",

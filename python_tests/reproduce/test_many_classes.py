@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -86,3 +87,18 @@ def test_gains_are_paired_and_survive_their_scores(tmp_path: Path) -> None:
     units[0].folder.joinpath("test_scores.npz").unlink()
     assert many_classes.summary(units, tmp_path) == shown
     assert many_classes.summary([], tmp_path / "other") == ""
+
+
+def test_candidates_are_ranked_by_synthetic_defects(tmp_path: Path) -> None:
+    rows = {row.name: row for row in many_classes.ANOMALY.rows}
+    units = []
+    for i, name in enumerate(many_classes.CANDIDATES):
+        row = many_classes._row(many_classes.TRIED, f"dxmi-{name}")
+        assert rows[row.name].label == row.label  # each has a row of its own
+        path = tmp_path / f"{i}.json"
+        path.write_text(json.dumps({"numbers": {"synthetic_auroc": 0.5 + i / 100, "image_auroc": 1.0}}))
+        units += [SimpleNamespace(row=row, seed=seed, path=path, folder=tmp_path / "none") for seed in (0, 1)]
+    ranked = many_classes.choice_of(units)
+    assert list(ranked) == [*many_classes.CANDIDATES][::-1] and max(ranked.values()) < 0.6
+    shown = many_classes.summary(units, tmp_path)
+    assert f"The rows of all splits are of {many_classes.CHOSEN}, not of {next(iter(ranked))}." in shown

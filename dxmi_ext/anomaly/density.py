@@ -1,0 +1,80 @@
+"""A kernel density of good positions, as a detector. Imports torch and ``dxmi_ext``."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from dxmi_ext.anomaly.detectors import MapDetector
+from dxmi_ext.anomaly.features import FeatureMaps
+
+_COMPARED = 1000  # rows whose nearest neighbours decide the bandwidth
+
+
+class KernelDensity(MapDetector):
+    """Soft distance to good positions: the square root of -h log mean_i exp(-|x - x_i|^2 / h).
+
+    That is the negative logarithm of a kernel density in units of h. As h approaches 0, it becomes the
+    distance to the nearest position; a larger h takes more neighbours into account.
+
+    Args:
+        bandwidth: h relative to the mean squared distance between a good position and its nearest neighbour.
+        most: number of positions kept, a random part of more.
+        chunk: number of positions scored at a time.
+        seed: seed of the random choice.
+        device: device of the positions.
+    """
+
+    memory: Tensor
+    """Positions kept, [m, C]."""
+    width: Tensor
+    """h, a scalar."""
+
+    def __init__(
+        self,
+        *,
+        bandwidth: float = 0.1,
+        most: int = 20_000,
+        chunk: int = 4096,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        if not 0 < bandwidth < math.inf or most < 2:
+            raise ValueError(
+                f"kernel density: bandwidth must be > 0 and finite and most >= 2, got {bandwidth} and {most}"
+            )
+        super().__init__(chunk)
+        self.bandwidth, self.most, self.seed = bandwidth, most, seed
+        self._learned(memory=torch.empty(0, device=device), width=torch.ones((), device=device))
+
+    @torch.no_grad()
+    def fit(self, maps: FeatureMaps) -> None:
+        generator = torch.Generator().manual_seed(self.seed)
+        chosen = torch.randperm(len(maps.rows), generator=generator)[: self.most]
+        rows = torch.from_numpy(maps.rows[chosen.numpy()]).float().to(self.device)
+        # The nearest position is the row itself.
+        nearest = self._squares(rows[:_COMPARED], rows).topk(min(2, len(rows)), largest=False).values[:, -1]
+        width = (self.bandwidth * nearest.double().mean()).clamp(min=1e-12).float()
+        self._learned(memory=rows, width=width)
+
+    def forward(self, features: Tensor) -> Tensor:
+        rows = features.permute(0, 2, 3, 1).flatten(0, 2)
+        if torch.compiler.is_compiling():  # an exported program has no loop over unknown numbers
+            distances = self._distances(rows)
+        else:
+            distances = torch.cat([self._distances(each) for each in rows.split(self.chunk)])
+        n, _, height, width = features.shape
+        return distances.view(n, height, width)
+
+    def _distances(self, rows: Tensor) -> Tensor:
+        logits = -self._squares(rows, self.memory) / self.width
+        # A mean over at least two rows of which none is nearer than 0, so the logarithm is below 0.
+        mean = torch.logsumexp(logits, 1) - math.log(len(self.memory))
+        return (-self.width * mean).clamp(min=1e-12).sqrt()
+
+    @staticmethod
+    def _squares(rows: Tensor, others: Tensor) -> Tensor:
+        products = torch.addmm(others.square().sum(1), rows, others.T, alpha=-2)
+        return (products + rows.square().sum(1, keepdim=True)).clamp(min=0)
