@@ -112,7 +112,8 @@ class Chain(nn.Module):
         energy = (true_energy or self.energy)(path[-1]).double()
         forward = Forward(tables.sample_coef, tables.output_coef, tables.log_std)
         back = log_ratio(path, self.output, forward, Kernel(tables.back_coef, tables.back_log_std))
-        return back - energy / self.temperature - self.start.log_prob(path[0]).double()
+        units = self.energy.widths.double().log().sum()  # the density of y is that of x times these
+        return units + back - energy / self.temperature - self.start.log_prob(path[0]).double()
 
 
 class PolicyChain(Chain):

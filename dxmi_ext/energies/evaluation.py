@@ -71,24 +71,28 @@ def evaluate_chain(
         weighs: whether paths are weighed.
 
     Returns:
-        log_partition, its standard error and its true value (None where it is unknown), elbo and ess; where
+        log_partition, its standard error and its true value (None where it is unknown), elbo, ess, and
+        evaluations_per_sample, evaluations of the energy (or its gradient) that a path takes; where
         the true value is known also elbo_gap and log_partition_error, |log_partition - the true value|; where
         the target has samples also eubo, eubo_gap, ess_reverse, and those of `metrics.compare`.
     """
     keys = noise.Draws(seed, "evaluate", ["paths", "back"], chain.start.log_std.device).at(0)
-    true = TargetEnergy(target)
+    true = TargetEnergy(target, widths=chain.energy.widths)
     known = target.log_partition if cfg.target.temperature == 1 else None
     numbers: dict[str, float | None] = {"log_partition_true": known}
     ends: list[Tensor] = []
 
     def weights() -> dict[str, float]:
-        log_w = []
+        log_w, evaluations = [], 0
         for first in range(0, cfg.evaluation.paths, _BATCH):
             count = min(_BATCH, cfg.evaluation.paths - first)
+            before = chain.energy.count
             path = chain.rollout(count, keys["paths"], sample_offset=first)
+            evaluations += chain.energy.count - before
             log_w.append(chain.log_weights(path, true))
             ends.append(path[-1])
         found = of_weights(torch.cat(log_w))
+        found["evaluations_per_sample"] = evaluations / cfg.evaluation.paths
         if known is None:
             return found
         error = abs(found["log_partition"] - known)
@@ -102,14 +106,14 @@ def evaluate_chain(
     n = len(drawn)
 
     def reverse() -> dict[str, float]:
-        back = chain.backward_rollout(target.coordinates(drawn), keys["back"])
+        back = chain.backward_rollout(chain.energy.coordinates(drawn), keys["back"])
         found = of_reverse_weights(chain.log_weights(back, true))
         return found if known is None else found | {"eubo_gap": found["eubo"] - known}
 
     def compared() -> dict[str, float]:
         y = torch.cat(ends)[:n] if sum(map(len, ends)) >= n else chain.rollout(n, keys["paths"])[-1]
         with torch.no_grad():
-            return metrics.compare(target.lift(y), drawn, other, target)
+            return metrics.compare(chain.energy.lift(y), drawn, other, target)
 
     if weighs:
         numbers |= final.numbers("eubo, ess_reverse", reverse)
@@ -122,7 +126,7 @@ def table(cfg: Config, numbers: dict[str, float | None]) -> str:
     what = cfg.target.target or cfg.target.energy
     rows = [f"{what}, {s.sampler}, T = {s.steps}: log Z {_range(numbers)}"]
     titles = {"elbo_gap": "ELBO gap", "log_partition_error": "log Z error", "ess": "ESS"}
-    titles |= {"w2": "W2", "modes": "modes"}
+    titles |= {"w2": "W2", "modes": "modes", "evaluations": "evaluations"}
     own = {key: value for key in titles if (value := numbers.get(key)) is not None}
     shown = [*own]
     rows.append(f"{'':48}" + "".join(f"{titles[key]:>13}" for key in shown))

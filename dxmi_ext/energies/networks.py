@@ -22,46 +22,72 @@ _LARGEST_FORCE = 5.0  # standard deviations of a step that a force may move it
 
 
 class Start(nn.Module):
-    """x_0 = sigma eps, with a sigma that learns; a `GaussianSampler`'s ``start``.
+    """x_0 = mean + sigma eps, with a sigma, and a mean if it has one, that learn; a `GaussianSampler`'s
+    ``start``.
 
     Args:
-        std: where sigma starts.
+        std: initial sigma: one number, or one for each dimension, [D].
+        mean: initial mean [D]; None: 0, and it does not learn, as symmetries of particles require.
     """
 
-    def __init__(self, std: float) -> None:
+    def __init__(self, std: float | Tensor, mean: Tensor | None = None) -> None:
         super().__init__()
-        self.log_std = nn.Parameter(torch.tensor(math.log(std)))
+        self.log_std = nn.Parameter(torch.as_tensor(std, dtype=torch.float32).log())
+        self.mean = None if mean is None else nn.Parameter(mean.clone())
 
     def forward(self, like: Tensor, key: Tensor, *, sample_offset: int = 0) -> Tensor:
         """x_0 of the shape of ``like``, [n, D]."""
         z = ops.normal(like.shape, key, sample_offset=sample_offset, dtype=self.log_std.dtype)
-        return self.log_std.exp() * z
+        return self.log_std.exp() * z + (0 if self.mean is None else self.mean)
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """log N(x; 0, sigma^2 I), [n]: the sum over dimensions."""
-        z = x / self.log_std.exp()
-        constant = x.shape[1] * (self.log_std + math.log(2 * math.pi) / 2)
-        return -z.square().sum(1) / 2 - constant
+        """log N(x; mean, sigma^2), [n]: the sum over dimensions."""
+        z = (x if self.mean is None else x - self.mean) / self.log_std.exp()
+        return -z.square().sum(1) / 2 - self.log_stds(x.shape[1]) - x.shape[1] * math.log(2 * math.pi) / 2
+
+    def log_stds(self, dim: int) -> Tensor:
+        """The sum of log sigma over dimensions."""
+        return self.log_std.expand(dim).sum()
 
 
 class TargetEnergy(nn.Module):
     """A target's energy of y [N, free] -> [N], as a network without weights.
 
     Args:
-        target: whose energy it is.
-        limit: above it the energy grows as its logarithm only, limit (1 + log(E / limit)); None: nowhere.
+        target: target whose energy it is.
+        limit: energy above which it grows as its logarithm only, limit (1 + log(E / limit)); None: none.
+        widths: unit of each coordinate y, [free]; None: 1.
+
+    Attributes:
+        count: number of rows evaluated so far, with or without a gradient.
     """
 
-    def __init__(self, target: Target, limit: float | None = None) -> None:
+    def __init__(self, target: Target, limit: float | None = None, widths: Tensor | None = None) -> None:
         super().__init__()
-        self.target, self.limit = target, limit
+        self.target, self.limit, self.count = target, limit, 0
+        self.widths: Tensor
+        self.register_buffer("widths", torch.ones(target.free) if widths is None else widths.float())
 
     def forward(self, y: Tensor) -> Tensor:
-        energy = self.target.energy(self.target.lift(y))
+        self.count += len(y)
+        energy = self.target.energy(self.lift(y))
         if self.limit is None:
             return energy
         above = self.limit * (1 + (energy.clamp(min=self.limit) / self.limit).log())
         return torch.where(energy > self.limit, above, energy)
+
+    def lift(self, y: Tensor) -> Tensor:
+        """y [N, free] -> x [N, D]."""
+        return self.target.lift(y * self.widths.to(y))
+
+    def coordinates(self, x: Tensor) -> Tensor:
+        """x [N, D] -> y [N, free]."""
+        y = self.target.coordinates(x)
+        return y / self.widths.to(y)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        state_dict.setdefault(f"{prefix}widths", torch.ones_like(self.widths))  # older runs have none
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 def slope(function: nn.Module, x: Tensor, *conditions: Tensor) -> Tensor:

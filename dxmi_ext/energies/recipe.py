@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dxmi_ext import ops
-from dxmi_ext.energies import annealing, model, plots
+from dxmi_ext.energies import annealing, metrics, model, plots, tempering
 from dxmi_ext.energies.chains import Chain, GradientChain, PolicyChain
 from dxmi_ext.energies.evaluation import evaluate_chain, samples_of, table
 from dxmi_ext.energies.policy import PolicyTrainer
@@ -66,6 +66,7 @@ def train(cfg: Config, ranks: Ranks | None = None) -> dict[str, Any]:
         numbers = evaluate_chain(cfg, target, chain, data, seed=cfg.run.seed)
         shown = None if data is None else data[0]
         final.attempt("pictures", lambda: plots.draw(run.directory, cfg, target, chain, shown))
+        numbers["evaluations"] = float(trainer.evaluations)
         summary = run.summarize({**model.about(cfg), **numbers})
     print(table(cfg, numbers))
     print(f"{run.directory}: summary.json, model/, pictures; {summary['wall_seconds']} s")
@@ -99,7 +100,7 @@ def sample(
     Raises:
         ConfigError: settings are given that this task does not have.
     """
-    cfg, target, chain = model.load(directory, device)
+    cfg, _, chain = model.load(directory, device)
     for name, value in {"guidance": guidance or None, "labels": labels}.items():
         if value is not None:
             raise ConfigError(f"{name}: got {value}, but samplers of an energy take none")
@@ -110,7 +111,7 @@ def sample(
     def drawn() -> Iterator[Batch]:  # so that mistakes are told at the call
         for first in range(rows.start, rows.stop, size):
             count = min(size, rows.stop - first)
-            yield Batch(target.lift(chain.rollout(count, key, sample_offset=first)[-1]), None)
+            yield Batch(chain.energy.lift(chain.rollout(count, key, sample_offset=first)[-1]), None)
 
     return drawn()
 
@@ -125,15 +126,32 @@ def evaluate(
     data = samples_of(cfg, target, settings.seed, device)
     weighs = settings.log_partition
     numbers = evaluate_chain(cfg, target, chain, data, seed=settings.seed, weighs=weighs)
-    lines = [table(cfg, numbers)]
-    if settings.annealing:
-        key = noise.Draws(settings.seed, "annealing", ["all"], device).at(0)["all"]
-        std = float(model.levels_of(cfg).spread[0])
-        which = target, cfg.target.temperature, std, key
-        found = annealing.annealed(*which, n=_ANNEALED, levels=settings.annealing)
-        numbers |= found
-        lines.append(annealing.line(found, settings.annealing))
+    lines = [table(cfg, numbers), *_compare(cfg, target, settings, device, data, numbers)]
     return numbers, "\n".join(lines)
+
+
+def _compare(
+    cfg: Config,
+    target: Target,
+    settings: EvaluateSettings,
+    device: torch.device,
+    data: tuple[Tensor, Tensor] | None,
+    numbers: dict[str, float | None],
+) -> Iterator[str]:
+    """A line for each method without a trained sampler that the settings ask for; adds to the numbers."""
+    keys = noise.Draws(settings.seed, "annealing", ["all", "tempering"], device).at(0)
+    which = target, cfg.target.temperature, float(model.levels_of(cfg).spread[0])
+    if settings.annealing:
+        found = annealing.annealed(*which, keys["all"], n=_ANNEALED, levels=settings.annealing)
+        numbers |= found
+        yield annealing.line(found, settings.annealing)
+    if settings.tempering:
+        found, samples = tempering.tempered(*which, keys["tempering"], sweeps=settings.tempering)
+        if data is not None and len(samples) >= len(data[0]):
+            compared = metrics.compare(samples[: len(data[0])], *data, target)
+            found |= {f"tempering_{name}": value for name, value in compared.items()}
+        numbers |= found
+        yield tempering.line(found, settings.tempering)
 
 
 def _trainer(cfg: Config, chain: Chain, run: Run) -> PolicyTrainer | GradientTrainer:
@@ -152,7 +170,12 @@ def _picture(
     """Draws samples of fixed noise."""
     device = trainer.chain.start.log_std.device
     key = noise.Draws(cfg.run.seed, "pictures", ["sample"], device).at(0)["sample"]
-    return lambda file: plots.samples(file, target, target.lift(trainer.chain.rollout(2000, key)[-1]), None)
+
+    def draw(file: IO[bytes]) -> None:
+        chain = trainer.chain
+        plots.samples(file, target, chain.energy.lift(chain.rollout(2000, key)[-1]), None)
+
+    return draw
 
 
 def _batches(target: Target, run: Run) -> Callable[[int], Tensor]:

@@ -63,6 +63,11 @@ class ChainSettings(Settings):
         minimum=1e-9,
     )
     scale: float = setting(1.0, "standard deviation of the target, roughly", minimum=1e-6)
+    per_dimension: bool = setting(
+        False,
+        "mean and sigma of x_0 and unit of the noise for each dimension, found by a short annealing before "
+        "training; for coordinates of different widths, whose narrowest keeps its unit",
+    )
 
 
 @dataclasses.dataclass
@@ -108,6 +113,12 @@ class PolicySettings(Settings):
         "alpha of adaptive velocity regularisation of s_t^2, which starts at the step's variance; 1: off",
         minimum=0,
         maximum=1,
+    )
+    std_floor: float = setting(
+        0.9,
+        "smallest sigma of a step, as a share of the standard deviation of its noising kernel; 0: none",
+        minimum=0,
+        maximum=10,
     )
     ema_decay: float = setting(
         0.99, "decay of the averaged networks, used for evaluation", minimum=0, below=1
@@ -190,6 +201,10 @@ class Config(RunnableConfig):
             lambda s: None in (s.particles, s.dim) or s.dim % s.particles == 0,
         ),
         Rule(
+            "per_dimension must be false with particles={particles}, got {per_dimension}",
+            lambda s: s.particles is None or not s.per_dimension,
+        ),
+        Rule(
             "schedule must be ve with sampler=dxmi, got {schedule}",
             lambda s: s.sampler == "vgs" or s.schedule == "ve",
         ),
@@ -209,6 +224,12 @@ class EvaluateSettings(EvaluateSettings_):
         None,
         "levels of annealed importance sampling to compare with, of 2,000 particles; null: none",
         minimum=1,
+        maximum=10**6,
+    )
+    tempering: int | None = setting(
+        None,
+        "sweeps of parallel tempering to compare with, of 100 chains of 20 replicas; null: none",
+        minimum=2,
         maximum=10**6,
     )
     paths: int | None = setting(None, "paths whose weights give log Z; null: as in training", minimum=2)

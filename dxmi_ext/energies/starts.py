@@ -20,7 +20,7 @@ def descend(
     value: Callable[[Tensor, Tensor], Tensor],
     batch: Batch,
 ) -> Metrics:
-    """A step on mean V^0(sigma eps) - D w log sigma, w the temperature.
+    """A step on mean V^0(x_0) - w sum over dimensions of log sigma, w the temperature.
 
     Args:
         learner: of the chain's start.
@@ -34,6 +34,6 @@ def descend(
     timestep = torch.zeros(batch.n, dtype=torch.int64, device=like.device)
     with frozen(network):
         x = learner.network(like, batch.keys["rollout"], sample_offset=batch.offset)
-        entropy = chain.dim * chain.temperature * chain.start.log_std
+        entropy = chain.temperature * chain.start.log_stds(chain.dim)
         learner.descend("start", value(x, timestep).mean() - entropy)
-    return {"start_std": chain.start.log_std.detach().exp()}
+    return {"start_std": chain.start.log_std.detach().exp().mean()}

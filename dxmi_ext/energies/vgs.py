@@ -34,7 +34,10 @@ class GradientTrainer(Stepper):
         learning, settings: of the algorithm.
         iterations: length of the run, over which learning rates decay.
         seed: of every random choice.
-        ranks: among which the rows of a batch are split.
+        ranks: ranks that share the rows of a batch.
+
+    Attributes:
+        evaluations: number of evaluations of the energy so far, on all ranks; int64 scalar.
     """
 
     stream = "vgs"
@@ -63,6 +66,7 @@ class GradientTrainer(Stepper):
         )
         self.start_learner = Learner(chain.start, learning.start_lr, *over, losses=("start",))
         self.learners = [self.value_learner, self.start_learner]
+        self.evaluations = torch.tensor(chain.energy.count)
         super().__init__(
             seed=seed,
             device=chain.start.log_std.device,
@@ -73,6 +77,7 @@ class GradientTrainer(Stepper):
         self._time_cost = -chain.temperature * chain.dim * chain.tables().sample_coef.log()
 
     def iterate(self, batch: Batch) -> Metrics:
+        before = self.chain.energy.count
         path, outputs = self._rollout(batch)
         metrics = {"value_loss": self._value_steps(path, outputs, batch)}
         metrics |= starts.descend(
@@ -81,6 +86,7 @@ class GradientTrainer(Stepper):
         self.target.update()
         with torch.no_grad():
             metrics["energy_sample"] = self.chain.energy(path[-1]).mean()
+        self.evaluations += (self.chain.energy.count - before) * self.ranks.world_size
         return self.ranks.mean(metrics)
 
     @torch.no_grad()
@@ -136,4 +142,8 @@ class GradientTrainer(Stepper):
             "failures": {k: v for learner in self.learners for k, v in learner.failures.items()},
             "value_optimizer": self.value_learner.optimizer,
             "start_optimizer": self.start_learner.optimizer,
+            "evaluations": self.evaluations,
         }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict({"evaluations": self.evaluations, **state})  # older runs have none

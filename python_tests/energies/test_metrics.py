@@ -12,6 +12,7 @@ from dxmi_ext import ops
 from dxmi_ext.energies import metrics
 from dxmi_ext.energies.annealing import annealed
 from dxmi_ext.energies.targets import TARGETS, mixture
+from dxmi_ext.energies.tempering import tempered
 from dxmi_ext.method.path_weights import of_reverse_weights, of_weights
 
 
@@ -65,4 +66,16 @@ def test_annealed_importance_sampling_finds_a_known_log_partition() -> None:
     moved = dataclasses.replace(target, energy=lambda x: 2 * (target.energy(x) + 3))
     found = annealed(moved, 2.0, 3.0, ops.noise_key(0), n=500, levels=200)
     assert found["ais_log_partition"] == pytest.approx(-3, abs=4 * found["ais_log_partition_std"])
-    assert found["ais_ess"] > 0.3 and found["ais_evaluations"] == 100_000
+    assert found["ais_ess"] > 0.3 and found["ais_evaluations"] == 100_500
+
+
+def test_parallel_tempering_finds_a_known_log_partition_and_modes() -> None:
+    target = mixture("two", torch.tensor([[-2.0, 0.0], [2.0, 0.0]]), 0.3)
+    moved = dataclasses.replace(target, energy=lambda x: 2 * (target.energy(x) + 3))
+    found, samples = tempered(moved, 2.0, 3.0, ops.noise_key(0), sweeps=200)
+    assert found["tempering_log_partition"] == pytest.approx(-3, abs=4 * found["tempering_log_partition_std"])
+    assert found["tempering_log_partition_std"] < 0.05
+    assert found["tempering_evaluations"] == 201 * 2000
+    assert samples.shape == (2000, 2)
+    assert float((samples[:, 0] > 0).float().mean()) == pytest.approx(0.5, abs=0.1)
+    assert float(samples[:, 1].var()) == pytest.approx(0.3, abs=0.05)
