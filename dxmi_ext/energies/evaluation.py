@@ -1,4 +1,4 @@
-"""What a run of this task comes to: its numbers, and published ones beside them.
+"""Metrics of a sampler, and a table of them beside published figures.
 
 Imports torch, the engine and the method; scipy where it is used.
 """
@@ -43,7 +43,7 @@ PUBLISHED = {
 
 
 def samples_of(cfg: Config, target: Target, seed: int, device: torch.device) -> tuple[Tensor, Tensor] | None:
-    """Two independent sets of samples of the target, [n, D] both; None where there are none."""
+    """Two independent sets of samples of the target, [n, D] both; None if it has no sampler."""
     if cfg.target.temperature != 1 or (draw := reference.sampler_of(target)) is None:
         return None
     n, key = cfg.evaluation.compared, noise.Draws(seed, "samples of the target", ["all"], device).at(0)["all"]
@@ -64,11 +64,11 @@ def evaluate_chain(
     seed: int,
     weighs: bool = True,
 ) -> dict[str, float | None]:
-    """All numbers of a sampler; what cannot be computed is left out.
+    """All metrics of a sampler, without those that cannot be computed.
 
     Args:
         data: `samples_of` the target.
-        weighs: whether paths are weighed.
+        weighs: whether log Z and its bounds are estimated.
 
     Returns:
         log_partition, its standard error and its true value (None where it is unknown), elbo, ess, and
@@ -111,9 +111,13 @@ def evaluate_chain(
         return found if known is None else found | {"eubo_gap": found["eubo"] - known}
 
     def compared() -> dict[str, float]:
-        y = torch.cat(ends)[:n] if sum(map(len, ends)) >= n else chain.rollout(n, keys["paths"])[-1]
+        last_noise = cfg.evaluation.last_noise
+        if last_noise == 1 and sum(map(len, ends)) >= n:
+            samples = chain.energy.lift(torch.cat(ends)[:n])
+        else:
+            samples = chain.sample(n, keys["paths"], last_noise=last_noise)
         with torch.no_grad():
-            return metrics.compare(chain.energy.lift(y), drawn, other, target)
+            return metrics.compare(samples, drawn, other, target)
 
     if weighs:
         numbers |= final.numbers("eubo, ess_reverse", reverse)
@@ -121,7 +125,7 @@ def evaluate_chain(
 
 
 def table(cfg: Config, numbers: dict[str, float | None]) -> str:
-    """A run's numbers, published ones below them."""
+    """A run's metrics above published ones, as text."""
     s = cfg.chain
     what = cfg.target.target or cfg.target.energy
     rows = [f"{what}, {s.sampler}, T = {s.steps}: log Z {_range(numbers)}"]

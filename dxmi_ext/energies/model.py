@@ -1,4 +1,7 @@
-"""The target and the chain of a run, new and as it saved them. Imports torch, the engine and the method."""
+"""The target and the chain of a run: building, saving and loading.
+
+Imports torch, the engine and the method.
+"""
 
 from __future__ import annotations
 
@@ -25,10 +28,10 @@ from dxmi_ext.method.sampler import GaussianSampler
 
 
 def target_of(cfg: Config) -> tuple[Target, str | None]:
-    """The target of a run's settings; of a user's own also a hash of its source.
+    """The target of a run's settings, and a hash of its source if it is a user's own.
 
     Raises:
-        ConfigError: as of `custom.load`; there is none; or settings are of another than energy=
+        ConfigError: no target is given, dim or particles do not fit energy=, or `custom.load` fails.
     """
     s = cfg.target
     if s.target is not None:
@@ -54,8 +57,8 @@ def build(cfg: Config, target: Target, device: torch.device, *, looks: bool = Tr
     """A chain, its weights drawn from the seed. A policy's is a `PolicyChain` of its networks.
 
     Args:
-        looks: whether units and start of per_dimension are found by annealing; otherwise they are to be
-            loaded.
+        looks: whether units and start of per_dimension are found by annealing; if not, they are loaded
+            afterwards.
     """
     of, temperature = levels_of(cfg), cfg.target.temperature
     energy = TargetEnergy(target, cfg.target.energy_limit)
@@ -101,8 +104,8 @@ def load(directory: Path, device: torch.device) -> tuple[Config, Target, Chain]:
     """A run's settings, target and final chain.
 
     Raises:
-        checkpoint.CheckpointError: there is none, or it is damaged.
-        ConfigError: the target cannot be loaded, or its source is another now.
+        checkpoint.CheckpointError: the model is missing or damaged.
+        ConfigError: the target cannot be loaded, or its source has changed.
     """
     tensors, _ = checkpoint.load_model_state(directory / "model", device)
     cfg = settings_of(Config, directory)
@@ -119,6 +122,6 @@ def load(directory: Path, device: torch.device) -> tuple[Config, Target, Chain]:
 
 
 def about(cfg: Config) -> dict[str, Any]:
-    """What a summary says of the target and the sampler."""
+    """Settings of the target and the sampler that the summary repeats."""
     values = cfg.flat()
     return {key: values[key] for key in ("energy", "target", "target_source", "sampler", "steps")}

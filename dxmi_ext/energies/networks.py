@@ -1,8 +1,8 @@
 """Networks of samplers of an energy: the start, values, and policies. Imports torch, ``dxmi_ext.ops``,
 ``energies.schedule`` and ``energies.targets``.
 
-All see the coordinates y of a `Target`. Of particles the values are invariant, and the policies equivariant,
-under rotations, reflections and permutations.
+All take the coordinates y of a `Target`. For particles, values are invariant and policies
+equivariant under rotations, reflections and permutations.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from dxmi_ext import ops
 from dxmi_ext.energies.schedule import Levels, policy_schedule
 from dxmi_ext.energies.targets import Target, distances
 
-_LEVEL_RATE = 0.05  # at which levels of values follow the paths, at least
-_LARGEST_FORCE = 5.0  # standard deviations of a step that a force may move it
+_LEVEL_RATE = 0.05  # smallest rate at which levels of values follow the paths
+_LARGEST_FORCE = 5.0  # bound of a step's force, in its standard deviations
 
 
 class Start(nn.Module):
@@ -91,7 +91,7 @@ class TargetEnergy(nn.Module):
 
 
 def slope(function: nn.Module, x: Tensor, *conditions: Tensor) -> Tensor:
-    """The gradient in x [N, *] of a function [N, *] -> [N]; a constant for what comes after it."""
+    """The gradient in x [N, *] of a function [N, *] -> [N], detached."""
     with torch.enable_grad():
         x = x.detach().requires_grad_()
         (found,) = torch.autograd.grad(function(x, *conditions).sum(), x)
@@ -99,7 +99,7 @@ def slope(function: nn.Module, x: Tensor, *conditions: Tensor) -> Tensor:
 
 
 class _Body(nn.Module):
-    """Hidden layers whose first also gets an embedding of the step."""
+    """Hidden layers; an embedding of the step is added to the first."""
 
     def __init__(self, inputs: int, steps: int, width: int, depth: int) -> None:
         super().__init__()
@@ -113,11 +113,11 @@ class _Body(nn.Module):
 
 
 class _Sinusoids(nn.Module):
-    """x [N, D] -> [N, D (1 + 2 octaves)]: x by the level's spread, and its sinusoids of wavelengths 8 scale
-    and halves of it.
+    """x [N, D] -> [N, D (1 + 2 octaves)]: x over the level's spread, and sinusoids of x with wavelengths
+    8 scale, 4 scale, 2 scale, ...
 
-    Where the level's noise blurs a wavelength its sinusoids are faint. Values have no such detail there, and
-    where it came from chance large steps down a value would overshoot.
+    Sinusoids are damped where the level's noise blurs their wavelength. Values have no such detail there, and
+    large steps down a value with spurious detail would overshoot.
     """
 
     def __init__(self, levels: Levels, octaves: int) -> None:
@@ -140,19 +140,20 @@ class _Sinusoids(nn.Module):
 class Value(nn.Module):
     """V^t(y): (y [N, free], timestep [N]) -> [N], for t = 0..T - 1; V^T is the energy.
 
-    It starts as the value of a normal target, |y|^2 / (2 spread_t^2), and learns what is missing; with shares
-    also how far each step's value is the energy instead, from the schedule's detail on. A level of each step
-    is found apart (`raise_level`), for a network takes thousands of steps to a constant in the hundreds; and
-    shares are of the energy less its first mean, so that they need not follow that.
+    It is the value of a normal target, |y|^2 / (2 spread_t^2), plus a network that is 0 at first. With shares
+    it interpolates between that normal value and the energy, with a learned weight for each step that starts
+    at the schedule's detail. The level of each step is estimated separately (`raise_level`), since a network
+    takes thousands of steps to reach a constant in the hundreds; the interpolated energy is centred by its
+    first mean, so that the level does not depend on the weight.
 
     Args:
-        energy: of the target.
-        levels: of the chain.
-        temperature: of the target.
-        width, depth: of the hidden layers.
-        octaves: of sinusoids of the coordinates, or of the distances of particles.
-        shares: whether it may be the energy in part. Where its gradient moves samples it must not: large
-            steps down an energy of narrow modes overshoot.
+        energy: energy of the target.
+        levels: noise levels of the chain.
+        temperature: temperature of the target.
+        width, depth: size of the hidden layers.
+        octaves: number of sinusoids of the coordinates, or of the distances of particles.
+        shares: whether it contains the energy. It must not if its gradient moves samples, since large steps
+            down an energy with narrow modes overshoot.
     """
 
     def __init__(
@@ -183,11 +184,12 @@ class Value(nn.Module):
 
     @torch.no_grad()
     def raise_level(self, lack: Tensor, iteration: int) -> None:
-        """Adds to the level of each step, in place: all of it in a run's first iteration, ever less later.
+        """Raises the level of each step in place, by all of ``lack`` in the first iteration of a run and by a
+        decreasing share of it later.
 
         Args:
-            lack: mean over paths of what V^t(x_t) lacks to the energy and the costs that follow, [T]. Where
-                it is not finite nothing changes.
+            lack: mean over paths of the energy and the costs from step t on, minus V^t(x_t), [T]. Values that
+                are not finite count as 0.
             iteration: from 0.
         """
         rate = max(1 / (iteration + 1), _LEVEL_RATE)
@@ -214,12 +216,12 @@ class Value(nn.Module):
 class Policy(nn.Module):
     """The network of a `GaussianSampler`, (y [N, free], timestep [N]) -> [N, free].
 
-    Beside y it sees the force -grad E, in standard deviations of the step and bounded, and adds a share of
-    it, which it learns for each step. It starts with the shares alone, by which steps follow the score of the
-    schedule's detail.
+    Beside y it takes the force -grad E, in standard deviations of the step and bounded, and adds it with a
+    learned weight for each step. At first the output is this term alone, whose weights approximate the score
+    of the noised target near a narrow mode.
 
     Args:
-        energy, levels, temperature, width, depth, octaves: as of `Value`.
+        energy, levels, temperature, width, depth, octaves: see `Value`.
     """
 
     def __init__(
@@ -261,8 +263,8 @@ class _Point(nn.Module):
 
 
 class _Pairs(nn.Module):
-    """The motion of particles: each is moved along the lines to all others, by amounts that a network reads
-    from the distance, and from all distances in their order."""
+    """The motion of particles: each moves along the lines to all others, by amounts that a network predicts
+    from the distance and from all distances, sorted."""
 
     def __init__(self, target: Target, levels: Levels, width: int, depth: int, octaves: int) -> None:
         super().__init__()

@@ -29,16 +29,16 @@ from dxmi_ext.method.trainer import DxMITrainer
 class PolicyTrainer(DxMITrainer):
     """Trains a policy and its value on an energy without weights, and the policy's start.
 
-    s_t^2 of the running cost starts at the variances of the schedule, whose noising kernel the policy then
-    learns to reverse; with velocity regularisation it adapts.
+    s_t^2 of the running cost starts at the variances of the schedule, so that the policy learns to reverse
+    its noising kernel; adaptive velocity regularisation changes it.
 
     Args:
-        networks: the sampler with a `Start`, the energy a `TargetEnergy`.
-        levels: of the chain.
-        learning, policy: settings.
+        networks: networks whose sampler has a `Start`, and whose energy is a `TargetEnergy`.
+        levels: noise levels of the chain.
+        learning, policy: settings of the algorithm.
         temperature: w of the density exp(-E / w) / Z.
         iterations: length of the run, over which learning rates decay.
-        seed: of every random choice.
+        seed: seed of every random choice.
         ranks: among which the rows of a batch are split.
 
     Attributes:
@@ -69,7 +69,7 @@ class PolicyTrainer(DxMITrainer):
 
     @property
     def chain(self) -> PolicyChain:
-        """That of the averaged networks."""
+        """The chain of the averaged networks."""
         return PolicyChain(self.averaged, self.costs.velocity_var, self._temperature)
 
     def _make_learners(self, ranks: Ranks) -> None:
@@ -87,7 +87,7 @@ class PolicyTrainer(DxMITrainer):
         return metrics
 
     def _energy_step(self, path: Trajectory, batch: Batch) -> Metrics:
-        """The energy is given; the start takes its step here."""
+        """One step of the start; the energy is fixed."""
         samples = path.samples[-1]
         with torch.no_grad():
             energy = self.networks.energy(samples).mean()

@@ -36,7 +36,7 @@ def train(cfg: Config, ranks: Ranks | None = None) -> dict[str, Any]:
     """Runs the recipe to its end and returns the summary, on the first rank.
 
     Raises:
-        ConfigError: the target is none, or another than that of the run that the output holds.
+        ConfigError: the target cannot be loaded, or it differs from that of the run in the output folder.
     """
     target, source = model.target_of(cfg)
     if cfg.target.target_source not in (None, source):
@@ -74,13 +74,13 @@ def train(cfg: Config, ranks: Ranks | None = None) -> dict[str, Any]:
 
 
 def load(directory: Path, device: torch.device) -> tuple[Config, Chain]:
-    """A run's settings and final chain, as `model.load`."""
+    """A run's settings and final chain; see `model.load`."""
     cfg, _, chain = model.load(directory, device)
     return cfg, chain
 
 
 def pretrain(cfg: Config, ranks: Ranks | None = None) -> None:
-    """There are no data to pretrain on."""
+    """Raises a ConfigError, since there are no data to pretrain on."""
     raise ConfigError("pretrain: recipes of the task energies have no pretraining; use dxmi train")
 
 
@@ -98,20 +98,21 @@ def sample(
     """Samples [m, D] of a run's final sampler, batch after batch; row i depends on (seed, i) alone.
 
     Raises:
-        ConfigError: settings are given that this task does not have.
+        ConfigError: guidance or labels are given, or steps differ from the run's.
     """
     cfg, _, chain = model.load(directory, device)
     for name, value in {"guidance": guidance or None, "labels": labels}.items():
         if value is not None:
-            raise ConfigError(f"{name}: got {value}, but samplers of an energy take none")
+            raise ConfigError(f"{name} must not be given for a sampler of an energy, got {value}")
     if steps not in (None, cfg.chain.steps):
         raise ConfigError(f"steps must be {cfg.chain.steps}, the run's own, got {steps}")
     key, size = ops.noise_key(seed, device=device), batch_size or _BATCH
+    last_noise = cfg.evaluation.last_noise
 
-    def drawn() -> Iterator[Batch]:  # so that mistakes are told at the call
+    def drawn() -> Iterator[Batch]:  # so that errors are raised at the call
         for first in range(rows.start, rows.stop, size):
             count = min(size, rows.stop - first)
-            yield Batch(chain.energy.lift(chain.rollout(count, key, sample_offset=first)[-1]), None)
+            yield Batch(chain.sample(count, key, last_noise=last_noise, sample_offset=first), None)
 
     return drawn()
 
@@ -119,7 +120,7 @@ def sample(
 def evaluate(
     directory: Path, settings: EvaluateSettings, device: torch.device
 ) -> tuple[dict[str, float | None], str]:
-    """The numbers of a run's final sampler and their table, with noise of a seed of one's own."""
+    """The metrics of a run's final sampler with noise of the given seed, and a table of them."""
     cfg, target, chain = model.load(directory, device)
     cfg.evaluation.paths = settings.paths or cfg.evaluation.paths
     cfg.evaluation.compared = settings.compared or cfg.evaluation.compared
@@ -167,18 +168,16 @@ def _trainer(cfg: Config, chain: Chain, run: Run) -> PolicyTrainer | GradientTra
 def _picture(
     cfg: Config, target: Target, trainer: PolicyTrainer | GradientTrainer
 ) -> Callable[[IO[bytes]], None]:
-    """Draws samples of fixed noise."""
+    """A function that draws samples from fixed noise."""
     device = trainer.chain.start.log_std.device
     key = noise.Draws(cfg.run.seed, "pictures", ["sample"], device).at(0)["sample"]
-
-    def draw(file: IO[bytes]) -> None:
-        chain = trainer.chain
-        plots.samples(file, target, chain.energy.lift(chain.rollout(2000, key)[-1]), None)
-
-    return draw
+    last_noise = cfg.evaluation.last_noise
+    return lambda file: plots.samples(
+        file, target, trainer.chain.sample(2000, key, last_noise=last_noise), None
+    )
 
 
 def _batches(target: Target, run: Run) -> Callable[[int], Tensor]:
-    """iteration -> as many rows as this rank has, of nothing: there are no data."""
+    """iteration -> zeros in place of data; their rows are those of this rank."""
     nothing = torch.zeros(run.rows[0], target.free, device=run.device)
     return lambda iteration: nothing

@@ -26,14 +26,14 @@ from dxmi_ext.method.stepper import Batch, Metrics, Stepper
 class GradientTrainer(Stepper):
     """Trains the value that moves a `GradientChain`, by temporal differences, and its start.
 
-    The chain's own value is the target network: it makes the paths and the targets, and follows the value
-    that learns.
+    The chain's own value is the target network, which generates the paths and the TD targets; it is a moving
+    average of the trained value.
 
     Args:
-        chain: whose value and start learn.
-        learning, settings: of the algorithm.
+        chain: chain whose value and start are trained.
+        learning, settings: settings of the algorithm.
         iterations: length of the run, over which learning rates decay.
-        seed: of every random choice.
+        seed: seed of every random choice.
         ranks: ranks that share the rows of a batch.
 
     Attributes:
@@ -56,11 +56,11 @@ class GradientTrainer(Stepper):
         assert isinstance(chain.value, Value)
         self.chain, self.settings, self.passes = chain, settings, range(settings.td_passes)
         self.online: Value = sharding.deepcopy(chain.value)
-        # Its "average" is the chain's own value, which acts and is the target.
+        # The average is the chain's own value.
         self.target = Average(self.online, settings.target_decay)
         self._target_value = chain.value = self.target.module
         over: tuple[Any, ...] = learning.lr_decay, iterations, ranks
-        value_lr = 3e-4 if learning.value_lr is None else learning.value_lr
+        value_lr = 1e-3 if learning.value_lr is None else learning.value_lr
         self.value_learner = Learner(
             self.online, value_lr, *over, clip=learning.value_clip, losses=("value",)
         )
@@ -104,7 +104,7 @@ class GradientTrainer(Stepper):
         return torch.stack(path), torch.stack(outputs)
 
     def _value_steps(self, path: Tensor, outputs: Tensor, batch: Batch) -> Tensor:
-        """Passes over all steps of all paths; each row its own order of steps, so that a batch has all."""
+        """Passes over all steps of all paths; each row starts at a random step, so that a batch has all."""
         losses, rows = [], torch.arange(batch.n, device=path.device)
         lack = torch.zeros(self.chain.steps, device=path.device)
         loss_fn = smooth_l1_loss if self.settings.td_loss == "smooth_l1" else mse_loss
@@ -118,7 +118,7 @@ class GradientTrainer(Stepper):
                 loss = loss_fn(value / self.chain.dim, target / self.chain.dim)
                 losses.append(self.value_learner.descend("value", loss))
                 lack.index_add_(0, t, (target - value.detach()) / (batch.n * len(self.passes)))
-        # What a step's value lacks to the next adds up along the path.
+        # TD errors add up along the path to the error of the whole return.
         lack = self.ranks.mean({"lack": lack.flip(0).cumsum(0).flip(0)})["lack"]
         self.online.raise_level(lack, self.iteration)
         self._target_value.level.copy_(self.online.level)
@@ -126,7 +126,7 @@ class GradientTrainer(Stepper):
 
     @torch.no_grad()
     def _target(self, x: Tensor, output: Tensor, t: Tensor, key: Tensor, offset: int) -> Tensor:
-        """What V^t(x) learns, [N]: the value of a redrawn step, and the cost of its drift."""
+        """The TD target of V^t(x), [N]: the next value at a redrawn step, plus the cost of the drift."""
         chain, tables = self.chain, self.chain.tables()
         coefs = tables.sample_coef, tables.output_coef, tables.log_std
         following = ops.sampler_step(x, output, t, *coefs, key, sample_offset=offset).next_sample

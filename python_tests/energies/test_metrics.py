@@ -39,7 +39,7 @@ def test_wasserstein_known_values() -> None:
     x = ops.normal((50, 3), ops.noise_key(0))
     assert metrics.wasserstein(x, x.flip(0)) == pytest.approx(0, abs=1e-6)
     assert metrics.wasserstein(x, x + torch.tensor([3.0, 4.0, 0.0])) == pytest.approx(5, abs=1e-5)
-    with pytest.raises(ValueError, match=r"y: got \[49, 3\], wants as many points as x, \[50, 3\]"):
+    with pytest.raises(ValueError, match=r"y must have the shape of x, \[50, 3\], got \[49, 3\]"):
         metrics.wasserstein(x, x[1:])
 
 
