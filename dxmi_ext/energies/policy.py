@@ -39,10 +39,10 @@ class PolicyTrainer(DxMITrainer):
         temperature: w of the density exp(-E / w) / Z.
         iterations: length of the run, over which learning rates decay.
         seed: seed of every random choice.
-        ranks: among which the rows of a batch are split.
+        ranks: ranks that share the rows of a batch.
 
     Attributes:
-        evaluations: number of evaluations of the energy so far, on all ranks.
+        evaluations: number of evaluations of the energy so far, on all ranks; int64 scalar.
     """
 
     stream = "policy"

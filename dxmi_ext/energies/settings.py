@@ -89,9 +89,7 @@ class NetworkSettings(Settings):
 @dataclasses.dataclass
 class LearningSettings(Settings):
     heading = "learning, of both samplers"
-    value_lr: float | None = setting(
-        None, "learning rate of the value; null: 1e-3", minimum=0
-    )
+    value_lr: float | None = setting(None, "learning rate of the value; null: 1e-3", minimum=0)
     start_lr: float = setting(1e-3, "learning rate of the mean and log sigma of x_0", minimum=0)
     lr_decay: str = setting(
         "linear", "schedule of the learning rates", choices=("constant", "linear", "cosine")
