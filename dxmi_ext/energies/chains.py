@@ -1,7 +1,7 @@
 """Samplers of an energy as Markov chains whose paths have densities: DxMI's policy, and VGS.
 
-A chain has a Gaussian transition pi(x_{t+1} | x_t) that leads to the target, and a Gaussian q(x_t | x_{t+1})
-that leads back. Imports torch, ``dxmi_ext.ops``, the method and the task's networks.
+A chain has a Gaussian forward transition pi(x_{t+1} | x_t), which leads to the target, and a Gaussian
+backward kernel q(x_t | x_{t+1}). Imports torch, ``dxmi_ext.ops``, the method and the task's networks.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from dxmi_ext.method.networks import Networks
 from dxmi_ext.method.path_weights import Forward, Kernel, log_ratio
 
 _LARGEST_DRIFT = 5.0
-"""Of VGS's steps, in their standard deviations. Exact values move samples by about 3 at most."""
+"""Largest drift of a step of VGS, in its standard deviations. Exact values move samples by about 3 at
+most."""
 
 
 class Tables(NamedTuple):
@@ -34,12 +35,12 @@ class Tables(NamedTuple):
 
 
 class Chain(nn.Module):
-    """What both samplers are.
+    """Base of both samplers.
 
     Args:
-        start: makes x_0.
-        energy: of the target, y [N, D] -> [N].
-        dim: D, of y.
+        start: module that draws x_0.
+        energy: energy of the target, y [N, D] -> [N].
+        dim: D, the dimension of y.
         temperature: w of the density exp(-E / w) / Z.
     """
 
@@ -53,7 +54,7 @@ class Chain(nn.Module):
         raise NotImplementedError
 
     def output(self, x: Tensor, timestep: Tensor) -> Tensor:
-        """What the mean of pi is made of, x [N, D] -> [N, D]."""
+        """The output from which the mean of pi is computed, x [N, D] -> [N, D]."""
         raise NotImplementedError
 
     @property
@@ -69,7 +70,7 @@ class Chain(nn.Module):
     def step(
         self, x: Tensor, timestep: Tensor, key: Tensor, *, noise: float = 1.0, sample_offset: int = 0
     ) -> tuple[Tensor, Tensor]:
-        """x_{t+1} and the output it was made with, [N, D] both.
+        """x_{t+1} and the output of the step, [N, D] both.
 
         Args:
             x: x_t [N, D].
@@ -91,8 +92,22 @@ class Chain(nn.Module):
         return torch.stack(path)
 
     @torch.no_grad()
+    def sample(self, n: int, key: Tensor, *, last_noise: float = 1.0, sample_offset: int = 0) -> Tensor:
+        """Samples x [n, D] of the target; row i depends on (key, sample_offset + i) alone.
+
+        Args:
+            last_noise: factor of the noise of the last step; with 1 samples are ends of `rollout`.
+        """
+        y = self.initial(n, key, sample_offset=sample_offset)
+        for t in range(self.steps):
+            timestep = torch.full((n,), t, device=key.device)
+            noise = last_noise if t == self.steps - 1 else 1.0
+            y, _ = self.step(y, timestep, key, noise=noise, sample_offset=sample_offset)
+        return self.energy.lift(y)
+
+    @torch.no_grad()
     def backward_rollout(self, x: Tensor, key: Tensor) -> Tensor:
-        """Paths [T + 1, n, D] that q leads back from given ends x_T [n, D]."""
+        """Paths [T + 1, n, D] drawn from q backwards from given ends x_T [n, D]."""
         tables, path = self.tables(), [x]
         for t in reversed(range(self.steps)):
             timestep, nothing = torch.full((len(x),), t, device=x.device), torch.zeros_like(x)
@@ -103,23 +118,24 @@ class Chain(nn.Module):
     @torch.no_grad()
     def log_weights(self, path: Tensor, true_energy: TargetEnergy | None = None) -> Tensor:
         """log w of paths [T + 1, n, D], float64 [n]: -E(x_T) / w + sum_t [log q(x_t | x_{t+1}) -
-        log pi(x_{t+1} | x_t)] - log pi_0(x_0). Of paths that pi made, the mean of w is Z.
+        log pi(x_{t+1} | x_t)] - log pi_0(x_0). The mean of w over paths of pi is Z.
 
         Args:
-            true_energy: where the chain's own is limited, the one whose Z is wanted.
+            true_energy: energy whose Z is estimated, if the chain's own is limited; None: the chain's own.
         """
         tables = self.tables()
         energy = (true_energy or self.energy)(path[-1]).double()
         forward = Forward(tables.sample_coef, tables.output_coef, tables.log_std)
         back = log_ratio(path, self.output, forward, Kernel(tables.back_coef, tables.back_log_std))
-        return back - energy / self.temperature - self.start.log_prob(path[0]).double()
+        units = self.energy.widths.double().log().sum()  # the density of y is that of x times these
+        return units + back - energy / self.temperature - self.start.log_prob(path[0]).double()
 
 
 class PolicyChain(Chain):
-    """DxMI's policy; q is the random walk N(x_{t+1}, s_t^2) of the bound that it is trained by.
+    """DxMI's policy; q is the random walk N(x_{t+1}, s_t^2) of the bound that the policy minimizes.
 
     Args:
-        networks: with a `Start` as the sampler's start, and a `TargetEnergy`.
+        networks: networks whose sampler has a `Start`, and whose energy is a `TargetEnergy`.
         velocity_var: s_t^2, [T].
         temperature: w.
     """
@@ -147,10 +163,10 @@ class GradientChain(Chain):
     y = alpha x (arXiv 2502.13280), of at most 5 standard deviations of the step's noise.
 
     Args:
-        start: makes x_0.
+        start: module that draws x_0.
         value: V^t, (y [N, D], timestep [N]) -> [N], t = 0..T - 1.
         energy: V^T.
-        levels: of the chain.
+        levels: noise levels of the chain.
         dim: D.
         temperature: w.
     """

@@ -22,20 +22,20 @@ from dxmi_ext import ops
 from dxmi_ext.energies.targets import Energy, Target
 from dxmi_ext.engine.settings import ConfigError
 
-_PROBE = 16  # points at which an energy is tried
+_PROBE = 16  # points at which an energy is tested
 
 
 def load(name: str, dim: int, particles: int | None, scale: float) -> tuple[Target, str]:
-    """The target that a name stands for, and a hash of its module's source.
+    """The target with a given name, and a hash of its module's source.
 
     Args:
         name: ``package.module:function``; the module is looked up in the current folder first.
         dim: D.
-        particles: as of `Target`.
-        scale: standard deviation of the points at which it is tried.
+        particles: number of particles, see `Target`.
+        scale: standard deviation of the points at which the energy is tested.
 
     Raises:
-        ConfigError: there is no such function, or it is not a differentiable energy.
+        ConfigError: the function does not exist, or it is not a differentiable energy.
     """
     module_name, colon, attribute = name.partition(":")
     if not (colon and attribute and all(part.isidentifier() for part in module_name.split("."))):
@@ -52,7 +52,7 @@ def load(name: str, dim: int, particles: int | None, scale: float) -> tuple[Targ
 
 
 def _import(name: str, module_name: str) -> tuple[ModuleType, bytes]:
-    """The module, made anew from its source where it lies in the current folder, and that source."""
+    """The module and its source; a module in the current folder is executed again from its source."""
     try:
         with _current_folder_first():
             path = Path.cwd().joinpath(*module_name.split("."))
@@ -63,7 +63,7 @@ def _import(name: str, module_name: str) -> tuple[ModuleType, bytes]:
     except ModuleNotFoundError as error:
         if error.name and module_name.startswith(error.name):
             raise ConfigError(
-                f"target must be of a module in the current folder or installed, got {name!r}: "
+                f"target must name a module in the current folder or an installed one, got {name!r}: "
                 f"no module {error.name!r} in {Path.cwd()}"
             ) from error
         raise ConfigError(f"target: {name!r} cannot be imported: {error}") from error
@@ -71,7 +71,7 @@ def _import(name: str, module_name: str) -> tuple[ModuleType, bytes]:
         what = f"{type(error).__name__}: {error}"
         raise ConfigError(f"target: {name!r} cannot be imported: {what}") from error
     if not module.__file__ or not module.__file__.endswith(".py"):
-        raise ConfigError(f"target must be of a module with Python source, got {name!r}")
+        raise ConfigError(f"target must name a module with Python source, got {name!r}")
     return module, Path(module.__file__).read_bytes()
 
 
@@ -105,7 +105,7 @@ def _current_folder_first() -> Iterator[None]:
 
 
 def _called(name: str, function: Any) -> Energy:
-    """The function, its result checked at every call."""
+    """The function with a check of its result at every call."""
 
     def energy(x: Tensor) -> Tensor:
         try:
@@ -122,7 +122,7 @@ def _called(name: str, function: Any) -> Energy:
 
 
 def _try(target: Target, scale: float) -> None:
-    """Refuses an energy that cannot be sampled by its gradient."""
+    """Raises a ConfigError if the energy or its gradient is not finite."""
     y = scale * ops.normal((_PROBE, target.free), ops.noise_key(0))
     with torch.enable_grad():
         x = target.lift(y).requires_grad_()

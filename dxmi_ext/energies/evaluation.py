@@ -1,4 +1,4 @@
-"""What a run of this task comes to: its numbers, and published ones beside them.
+"""Metrics of a sampler, and a table of them beside published figures.
 
 Imports torch, the engine and the method; scipy where it is used.
 """
@@ -43,7 +43,7 @@ PUBLISHED = {
 
 
 def samples_of(cfg: Config, target: Target, seed: int, device: torch.device) -> tuple[Tensor, Tensor] | None:
-    """Two independent sets of samples of the target, [n, D] both; None where there are none."""
+    """Two independent sets of samples of the target, [n, D] both; None if it has no sampler."""
     if cfg.target.temperature != 1 or (draw := reference.sampler_of(target)) is None:
         return None
     n, key = cfg.evaluation.compared, noise.Draws(seed, "samples of the target", ["all"], device).at(0)["all"]
@@ -64,31 +64,35 @@ def evaluate_chain(
     seed: int,
     weighs: bool = True,
 ) -> dict[str, float | None]:
-    """All numbers of a sampler; what cannot be computed is left out.
+    """All metrics of a sampler, without those that cannot be computed.
 
     Args:
         data: `samples_of` the target.
-        weighs: whether paths are weighed.
+        weighs: whether log Z and its bounds are estimated.
 
     Returns:
-        log_partition, its standard error and its true value (None where it is unknown), elbo and ess; where
+        log_partition, its standard error and its true value (None where it is unknown), elbo, ess, and
+        evaluations_per_sample, evaluations of the energy (or its gradient) that a path takes; where
         the true value is known also elbo_gap and log_partition_error, |log_partition - the true value|; where
         the target has samples also eubo, eubo_gap, ess_reverse, and those of `metrics.compare`.
     """
     keys = noise.Draws(seed, "evaluate", ["paths", "back"], chain.start.log_std.device).at(0)
-    true = TargetEnergy(target)
+    true = TargetEnergy(target, widths=chain.energy.widths)
     known = target.log_partition if cfg.target.temperature == 1 else None
     numbers: dict[str, float | None] = {"log_partition_true": known}
     ends: list[Tensor] = []
 
     def weights() -> dict[str, float]:
-        log_w = []
+        log_w, evaluations = [], 0
         for first in range(0, cfg.evaluation.paths, _BATCH):
             count = min(_BATCH, cfg.evaluation.paths - first)
+            before = chain.energy.count
             path = chain.rollout(count, keys["paths"], sample_offset=first)
+            evaluations += chain.energy.count - before
             log_w.append(chain.log_weights(path, true))
             ends.append(path[-1])
         found = of_weights(torch.cat(log_w))
+        found["evaluations_per_sample"] = evaluations / cfg.evaluation.paths
         if known is None:
             return found
         error = abs(found["log_partition"] - known)
@@ -102,14 +106,18 @@ def evaluate_chain(
     n = len(drawn)
 
     def reverse() -> dict[str, float]:
-        back = chain.backward_rollout(target.coordinates(drawn), keys["back"])
+        back = chain.backward_rollout(chain.energy.coordinates(drawn), keys["back"])
         found = of_reverse_weights(chain.log_weights(back, true))
         return found if known is None else found | {"eubo_gap": found["eubo"] - known}
 
     def compared() -> dict[str, float]:
-        y = torch.cat(ends)[:n] if sum(map(len, ends)) >= n else chain.rollout(n, keys["paths"])[-1]
+        last_noise = cfg.evaluation.last_noise
+        if last_noise == 1 and sum(map(len, ends)) >= n:
+            samples = chain.energy.lift(torch.cat(ends)[:n])
+        else:
+            samples = chain.sample(n, keys["paths"], last_noise=last_noise)
         with torch.no_grad():
-            return metrics.compare(target.lift(y), drawn, other, target)
+            return metrics.compare(samples, drawn, other, target)
 
     if weighs:
         numbers |= final.numbers("eubo, ess_reverse", reverse)
@@ -117,12 +125,12 @@ def evaluate_chain(
 
 
 def table(cfg: Config, numbers: dict[str, float | None]) -> str:
-    """A run's numbers, published ones below them."""
+    """A run's metrics above published ones, as text."""
     s = cfg.chain
     what = cfg.target.target or cfg.target.energy
     rows = [f"{what}, {s.sampler}, T = {s.steps}: log Z {_range(numbers)}"]
     titles = {"elbo_gap": "ELBO gap", "log_partition_error": "log Z error", "ess": "ESS"}
-    titles |= {"w2": "W2", "modes": "modes"}
+    titles |= {"w2": "W2", "modes": "modes", "evaluations": "evaluations"}
     own = {key: value for key in titles if (value := numbers.get(key)) is not None}
     shown = [*own]
     rows.append(f"{'':48}" + "".join(f"{titles[key]:>13}" for key in shown))

@@ -1,4 +1,4 @@
-"""Numbers for samplers of an energy: distances of samples, and modes.
+"""Metrics of samples: Wasserstein distance, total variation, and modes.
 
 Imports torch and numpy; scipy (which scikit-learn of the extra ``train`` brings) where it is used.
 """
@@ -14,23 +14,28 @@ from torch import Tensor
 from dxmi_ext.energies.targets import Target, distances
 
 _BINS = 200  # of histograms
-_WITHIN = 4.0  # standard deviations within which a sample is one of a mode
-_SHARE = 0.1  # of the samples that a mode should have, from which on it is covered
+_WITHIN = 4.0  # distance within which a sample belongs to a mode, in standard deviations
+_SHARE = 0.1  # smallest share of its expected samples with which a mode counts as covered
 
 
 def wasserstein(x: Tensor, y: Tensor) -> float:
-    """W2 (not squared) of two sets of as many points [n, D], by the best of all assignments; raw: particles
-    are neither rotated nor put in another order."""
+    """W2 (not squared) between two sets of points [n, D], by an optimal assignment. It is raw: particles are
+    neither rotated nor permuted.
+
+    Raises:
+        ValueError: the sets differ in shape.
+    """
     from scipy.optimize import linear_sum_assignment
 
     if x.shape != y.shape:
-        raise ValueError(f"y: got {[*y.shape]}, wants as many points as x, {[*x.shape]}")
+        raise ValueError(f"y must have the shape of x, {[*x.shape]}, got {[*y.shape]}")
     costs = torch.cdist(x.double(), y.double()).square().cpu().numpy()
     return math.sqrt(costs[linear_sum_assignment(costs)].mean())
 
 
 def total_variation(x: Tensor, y: Tensor, low: float, high: float, *, bins: int = _BINS) -> float:
-    """Half the L1 distance of the histograms of numbers [n] and [m]; what lies outside counts at the ends."""
+    """Total variation distance between histograms of numbers [n] and [m]; numbers outside count in the first
+    or last bin."""
     shares = []
     for values in (x, y):
         inside = values.detach().double().flatten().clamp(low, high).cpu().numpy()
@@ -40,15 +45,16 @@ def total_variation(x: Tensor, y: Tensor, low: float, high: float, *, bins: int 
 
 
 def mode_counts(samples: Tensor, modes: Tensor, std: float) -> Tensor:
-    """How many samples [n, D] lie within 4 std of each of the modes [K, D], in each nearest one: [K]."""
+    """The number of samples [n, D] within 4 std of each mode [K, D], [K]; a sample counts for its nearest
+    mode."""
     near = torch.cdist(samples.double(), modes.to(samples).double()).min(1)
     counted = near.indices[near.values <= _WITHIN * std]
     return torch.bincount(counted, minlength=len(modes))
 
 
 def of_modes(samples: Tensor, target: Target) -> dict[str, float]:
-    """modes: how many of K equally likely modes have at least a tenth of the samples that they should have;
-    modes_true: K; mode_entropy: that of the samples over modes, by its maximum log K."""
+    """modes: number of modes, of K equally likely ones, with at least a tenth of their expected samples;
+    modes_true: K; mode_entropy: entropy of the samples over modes, divided by its maximum log K."""
     assert target.modes is not None
     counts, k = mode_counts(samples, target.modes, target.mode_std), len(target.modes)
     shares = counts.double() / counts.sum().clamp(min=1)
@@ -58,11 +64,12 @@ def of_modes(samples: Tensor, target: Target) -> dict[str, float]:
 
 
 def compare(samples: Tensor, data: Tensor, other: Tensor, target: Target) -> dict[str, float]:
-    """Samples against samples of the target, all [n, D]; NAME_floor: those against others.
+    """Samples compared with samples of the target, all [n, D]; NAME_floor compares the target's samples with
+    others of the target.
 
     Returns:
-        w2; energy_tvd: of 200 bins over the middle of the data's energies, of particles in [-100, 100];
-        distance_tvd: of particles' distances; of mixtures the numbers of `of_modes`.
+        w2; energy_tvd, over 200 bins up to the .999 quantile of the data's energies, or in [-100, 100] for
+        particles; for particles distance_tvd, over their distances; for mixtures the metrics of `of_modes`.
     """
     numbers = {"w2": wasserstein(samples, data), "w2_floor": wasserstein(other, data)}
     energies = [target.energy(x) for x in (samples, data, other)]

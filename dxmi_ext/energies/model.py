@@ -1,4 +1,7 @@
-"""The target and the chain of a run, new and as it saved them. Imports torch, the engine and the method."""
+"""The target and the chain of a run: building, saving and loading.
+
+Imports torch, the engine and the method.
+"""
 
 from __future__ import annotations
 
@@ -9,23 +12,26 @@ import torch
 from torch import nn
 
 from dxmi_ext.energies import custom
+from dxmi_ext.energies.annealing import shape_of
 from dxmi_ext.energies.chains import Chain, GradientChain, PolicyChain
 from dxmi_ext.energies.networks import Policy, Start, TargetEnergy, Value
+from dxmi_ext.energies.policy import raise_stds_
 from dxmi_ext.energies.schedule import Levels, levels, policy_schedule
 from dxmi_ext.energies.settings import Config
 from dxmi_ext.energies.targets import TARGETS, Target
 from dxmi_ext.engine import checkpoint
 from dxmi_ext.engine.identity import settings_of
 from dxmi_ext.engine.settings import ConfigError
+from dxmi_ext.method import noise
 from dxmi_ext.method.networks import Networks
 from dxmi_ext.method.sampler import GaussianSampler
 
 
 def target_of(cfg: Config) -> tuple[Target, str | None]:
-    """The target of a run's settings; of a user's own also a hash of its source.
+    """The target of a run's settings, and a hash of its source if it is a user's own.
 
     Raises:
-        ConfigError: as of `custom.load`; there is none; or settings are of another than energy=
+        ConfigError: no target is given, dim or particles do not fit energy=, or `custom.load` fails.
     """
     s = cfg.target
     if s.target is not None:
@@ -47,11 +53,18 @@ def levels_of(cfg: Config) -> Levels:
     return levels(s.schedule, s.spacing, s.steps, s.var_first, s.var_last, s.scale)
 
 
-def build(cfg: Config, target: Target, device: torch.device) -> Chain:
-    """A chain, its weights drawn from the seed. A policy's is a `PolicyChain` of its networks."""
+def build(cfg: Config, target: Target, device: torch.device, *, looks: bool = True) -> Chain:
+    """A chain, its weights drawn from the seed. A policy's is a `PolicyChain` of its networks.
+
+    Args:
+        looks: whether units and start of per_dimension are found by annealing; if not, they are loaded
+            afterwards.
+    """
     of, temperature = levels_of(cfg), cfg.target.temperature
     energy = TargetEnergy(target, cfg.target.energy_limit)
     start = Start(float(of.spread[0]))
+    if cfg.chain.per_dimension:
+        start = _start_of(cfg, energy, of, looks=looks)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cfg.run.seed)
         s = cfg.networks
@@ -61,10 +74,23 @@ def build(cfg: Config, target: Target, device: torch.device) -> Chain:
             return GradientChain(start, value, energy, of, target.free, temperature).to(device)
         network: nn.Module = Policy(energy, of, temperature, s.sampler_width, s.sampler_depth, s.octaves)
     sampler = GaussianSampler(network, policy_schedule(of), (target.free,), start=start)
+    raise_stds_(sampler.log_std, of.variance.float(), cfg.policy.std_floor)
     # Steps do not use the start, and DistributedDataParallel would wait for its gradient.
     sampler._ddp_params_and_buffers_to_ignore = ["start.log_std"]  # type: ignore[assignment]
     networks = Networks(sampler, value, energy).to(device)
     return PolicyChain(networks, of.variance.float().to(device), temperature)
+
+
+def _start_of(cfg: Config, energy: TargetEnergy, of: Levels, *, looks: bool) -> Start:
+    """The start of each dimension; the energy gets its units."""
+    free, spread = energy.target.free, float(of.spread[0])
+    if not looks:
+        return Start(torch.full((free,), spread), torch.zeros(free))
+    key = noise.Draws(cfg.run.seed, "shape of the target", ["all"], torch.device("cpu")).at(0)["all"]
+    shape = shape_of(energy, cfg.target.temperature, cfg.chain.scale, key)
+    energy.widths.copy_(shape.mode_std / shape.mode_std.min())
+    std = (shape.std / energy.widths).square() + float(of.noise[0]) ** 2
+    return Start(std.sqrt(), shape.mean / energy.widths)
 
 
 def save(path: Path, chain: Chain, cfg: Config) -> None:
@@ -78,8 +104,8 @@ def load(directory: Path, device: torch.device) -> tuple[Config, Target, Chain]:
     """A run's settings, target and final chain.
 
     Raises:
-        checkpoint.CheckpointError: there is none, or it is damaged.
-        ConfigError: the target cannot be loaded, or its source is another now.
+        checkpoint.CheckpointError: the model is missing or damaged.
+        ConfigError: the target cannot be loaded, or its source has changed.
     """
     tensors, _ = checkpoint.load_model_state(directory / "model", device)
     cfg = settings_of(Config, directory)
@@ -90,12 +116,12 @@ def load(directory: Path, device: torch.device) -> tuple[Config, Target, Chain]:
             "its source has changed"
         )
     with checkpoint.fitting(directory):
-        chain = build(cfg, target, device)
+        chain = build(cfg, target, device, looks=False)
         chain.load_state_dict(tensors)
     return cfg, target, chain.eval()
 
 
 def about(cfg: Config) -> dict[str, Any]:
-    """What a summary says of the target and the sampler."""
+    """Settings of the target and the sampler that the summary repeats."""
     values = cfg.flat()
     return {key: values[key] for key in ("energy", "target", "target_source", "sampler", "steps")}

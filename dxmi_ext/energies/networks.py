@@ -1,8 +1,8 @@
 """Networks of samplers of an energy: the start, values, and policies. Imports torch, ``dxmi_ext.ops``,
 ``energies.schedule`` and ``energies.targets``.
 
-All see the coordinates y of a `Target`. Of particles the values are invariant, and the policies equivariant,
-under rotations, reflections and permutations.
+All take the coordinates y of a `Target`. For particles, values are invariant and policies
+equivariant under rotations, reflections and permutations.
 """
 
 from __future__ import annotations
@@ -17,55 +17,81 @@ from dxmi_ext import ops
 from dxmi_ext.energies.schedule import Levels, policy_schedule
 from dxmi_ext.energies.targets import Target, distances
 
-_LEVEL_RATE = 0.05  # at which levels of values follow the paths, at least
-_LARGEST_FORCE = 5.0  # standard deviations of a step that a force may move it
+_LEVEL_RATE = 0.05  # smallest rate at which levels of values follow the paths
+_LARGEST_FORCE = 5.0  # bound of a step's force, in its standard deviations
 
 
 class Start(nn.Module):
-    """x_0 = sigma eps, with a sigma that learns; a `GaussianSampler`'s ``start``.
+    """x_0 = mean + sigma eps, with a sigma, and a mean if it has one, that learn; a `GaussianSampler`'s
+    ``start``.
 
     Args:
-        std: where sigma starts.
+        std: initial sigma: one number, or one for each dimension, [D].
+        mean: initial mean [D]; None: 0, and it does not learn, as symmetries of particles require.
     """
 
-    def __init__(self, std: float) -> None:
+    def __init__(self, std: float | Tensor, mean: Tensor | None = None) -> None:
         super().__init__()
-        self.log_std = nn.Parameter(torch.tensor(math.log(std)))
+        self.log_std = nn.Parameter(torch.as_tensor(std, dtype=torch.float32).log())
+        self.mean = None if mean is None else nn.Parameter(mean.clone())
 
     def forward(self, like: Tensor, key: Tensor, *, sample_offset: int = 0) -> Tensor:
         """x_0 of the shape of ``like``, [n, D]."""
         z = ops.normal(like.shape, key, sample_offset=sample_offset, dtype=self.log_std.dtype)
-        return self.log_std.exp() * z
+        return self.log_std.exp() * z + (0 if self.mean is None else self.mean)
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """log N(x; 0, sigma^2 I), [n]: the sum over dimensions."""
-        z = x / self.log_std.exp()
-        constant = x.shape[1] * (self.log_std + math.log(2 * math.pi) / 2)
-        return -z.square().sum(1) / 2 - constant
+        """log N(x; mean, sigma^2), [n]: the sum over dimensions."""
+        z = (x if self.mean is None else x - self.mean) / self.log_std.exp()
+        return -z.square().sum(1) / 2 - self.log_stds(x.shape[1]) - x.shape[1] * math.log(2 * math.pi) / 2
+
+    def log_stds(self, dim: int) -> Tensor:
+        """The sum of log sigma over dimensions."""
+        return self.log_std.expand(dim).sum()
 
 
 class TargetEnergy(nn.Module):
     """A target's energy of y [N, free] -> [N], as a network without weights.
 
     Args:
-        target: whose energy it is.
-        limit: above it the energy grows as its logarithm only, limit (1 + log(E / limit)); None: nowhere.
+        target: target whose energy it is.
+        limit: energy above which it grows as its logarithm only, limit (1 + log(E / limit)); None: none.
+        widths: unit of each coordinate y, [free]; None: 1.
+
+    Attributes:
+        count: number of rows evaluated so far, with or without a gradient.
     """
 
-    def __init__(self, target: Target, limit: float | None = None) -> None:
+    def __init__(self, target: Target, limit: float | None = None, widths: Tensor | None = None) -> None:
         super().__init__()
-        self.target, self.limit = target, limit
+        self.target, self.limit, self.count = target, limit, 0
+        self.widths: Tensor
+        self.register_buffer("widths", torch.ones(target.free) if widths is None else widths.float())
 
     def forward(self, y: Tensor) -> Tensor:
-        energy = self.target.energy(self.target.lift(y))
+        self.count += len(y)
+        energy = self.target.energy(self.lift(y))
         if self.limit is None:
             return energy
         above = self.limit * (1 + (energy.clamp(min=self.limit) / self.limit).log())
         return torch.where(energy > self.limit, above, energy)
 
+    def lift(self, y: Tensor) -> Tensor:
+        """y [N, free] -> x [N, D]."""
+        return self.target.lift(y * self.widths.to(y))
+
+    def coordinates(self, x: Tensor) -> Tensor:
+        """x [N, D] -> y [N, free]."""
+        y = self.target.coordinates(x)
+        return y / self.widths.to(y)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        state_dict.setdefault(f"{prefix}widths", torch.ones_like(self.widths))  # older runs have none
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
 
 def slope(function: nn.Module, x: Tensor, *conditions: Tensor) -> Tensor:
-    """The gradient in x [N, *] of a function [N, *] -> [N]; a constant for what comes after it."""
+    """The gradient in x [N, *] of a function [N, *] -> [N], detached."""
     with torch.enable_grad():
         x = x.detach().requires_grad_()
         (found,) = torch.autograd.grad(function(x, *conditions).sum(), x)
@@ -73,7 +99,7 @@ def slope(function: nn.Module, x: Tensor, *conditions: Tensor) -> Tensor:
 
 
 class _Body(nn.Module):
-    """Hidden layers whose first also gets an embedding of the step."""
+    """Hidden layers; an embedding of the step is added to the first."""
 
     def __init__(self, inputs: int, steps: int, width: int, depth: int) -> None:
         super().__init__()
@@ -87,11 +113,11 @@ class _Body(nn.Module):
 
 
 class _Sinusoids(nn.Module):
-    """x [N, D] -> [N, D (1 + 2 octaves)]: x by the level's spread, and its sinusoids of wavelengths 8 scale
-    and halves of it.
+    """x [N, D] -> [N, D (1 + 2 octaves)]: x over the level's spread, and sinusoids of x with wavelengths
+    8 scale, 4 scale, 2 scale, ...
 
-    Where the level's noise blurs a wavelength its sinusoids are faint. Values have no such detail there, and
-    where it came from chance large steps down a value would overshoot.
+    Sinusoids are damped where the level's noise blurs their wavelength. Values have no such detail there, and
+    large steps down a value with spurious detail would overshoot.
     """
 
     def __init__(self, levels: Levels, octaves: int) -> None:
@@ -114,19 +140,20 @@ class _Sinusoids(nn.Module):
 class Value(nn.Module):
     """V^t(y): (y [N, free], timestep [N]) -> [N], for t = 0..T - 1; V^T is the energy.
 
-    It starts as the value of a normal target, |y|^2 / (2 spread_t^2), and learns what is missing; with shares
-    also how far each step's value is the energy instead, from the schedule's detail on. A level of each step
-    is found apart (`raise_level`), for a network takes thousands of steps to a constant in the hundreds; and
-    shares are of the energy less its first mean, so that they need not follow that.
+    It is the value of a normal target, |y|^2 / (2 spread_t^2), plus a network that is 0 at first. With shares
+    it interpolates between that normal value and the energy, with a learned weight for each step that starts
+    at the schedule's detail. The level of each step is estimated separately (`raise_level`), since a network
+    takes thousands of steps to reach a constant in the hundreds; the interpolated energy is centred by its
+    first mean, so that the level does not depend on the weight.
 
     Args:
-        energy: of the target.
-        levels: of the chain.
-        temperature: of the target.
-        width, depth: of the hidden layers.
-        octaves: of sinusoids of the coordinates, or of the distances of particles.
-        shares: whether it may be the energy in part. Where its gradient moves samples it must not: large
-            steps down an energy of narrow modes overshoot.
+        energy: energy of the target.
+        levels: noise levels of the chain.
+        temperature: temperature of the target.
+        width, depth: size of the hidden layers.
+        octaves: number of sinusoids of the coordinates, or of the distances of particles.
+        shares: whether it contains the energy. It must not if its gradient moves samples, since large steps
+            down an energy with narrow modes overshoot.
     """
 
     def __init__(
@@ -157,11 +184,12 @@ class Value(nn.Module):
 
     @torch.no_grad()
     def raise_level(self, lack: Tensor, iteration: int) -> None:
-        """Adds to the level of each step, in place: all of it in a run's first iteration, ever less later.
+        """Raises the level of each step in place, by all of ``lack`` in the first iteration of a run and by a
+        decreasing share of it later.
 
         Args:
-            lack: mean over paths of what V^t(x_t) lacks to the energy and the costs that follow, [T]. Where
-                it is not finite nothing changes.
+            lack: mean over paths of the energy and the costs from step t on, minus V^t(x_t), [T]. Values that
+                are not finite count as 0.
             iteration: from 0.
         """
         rate = max(1 / (iteration + 1), _LEVEL_RATE)
@@ -188,12 +216,12 @@ class Value(nn.Module):
 class Policy(nn.Module):
     """The network of a `GaussianSampler`, (y [N, free], timestep [N]) -> [N, free].
 
-    Beside y it sees the force -grad E, in standard deviations of the step and bounded, and adds a share of
-    it, which it learns for each step. It starts with the shares alone, by which steps follow the score of the
-    schedule's detail.
+    Beside y it takes the force -grad E, in standard deviations of the step and bounded, and adds it with a
+    learned weight for each step. At first the output is this term alone, whose weights approximate the score
+    of the noised target near a narrow mode.
 
     Args:
-        energy, levels, temperature, width, depth, octaves: as of `Value`.
+        energy, levels, temperature, width, depth, octaves: see `Value`.
     """
 
     def __init__(
@@ -235,8 +263,8 @@ class _Point(nn.Module):
 
 
 class _Pairs(nn.Module):
-    """The motion of particles: each is moved along the lines to all others, by amounts that a network reads
-    from the distance, and from all distances in their order."""
+    """The motion of particles: each moves along the lines to all others, by amounts that a network predicts
+    from the distance and from all distances, sorted."""
 
     def __init__(self, target: Target, levels: Levels, width: int, depth: int, octaves: int) -> None:
         super().__init__()

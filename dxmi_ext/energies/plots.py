@@ -24,7 +24,7 @@ _SHOWN = 6  # coordinates that have a histogram
 def draw(directory: Path, cfg: Config, target: Target, chain: Chain, data: Tensor | None) -> None:
     """samples.png and curves.png of a run; data [n, D] are samples of the target."""
     draws = noise.Draws(cfg.run.seed, "pictures", ["sample"], chain.start.log_std.device)
-    drawn = target.lift(chain.rollout(2000, draws.at(0)["sample"])[-1])
+    drawn = chain.sample(2000, draws.at(0)["sample"], last_noise=cfg.evaluation.last_noise)
     samples(directory / "samples.png", target, drawn, data)
     plots.curves(directory / "curves.png", directory / "metrics.jsonl")
 

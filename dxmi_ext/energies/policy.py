@@ -3,6 +3,7 @@ method and the task's chains."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,17 +29,20 @@ from dxmi_ext.method.trainer import DxMITrainer
 class PolicyTrainer(DxMITrainer):
     """Trains a policy and its value on an energy without weights, and the policy's start.
 
-    s_t^2 of the running cost starts at the variances of the schedule, whose noising kernel the policy then
-    learns to reverse; with velocity regularisation it adapts.
+    s_t^2 of the running cost starts at the variances of the schedule, so that the policy learns to reverse
+    its noising kernel; adaptive velocity regularisation changes it.
 
     Args:
-        networks: the sampler with a `Start`, the energy a `TargetEnergy`.
-        levels: of the chain.
-        learning, policy: settings.
+        networks: networks whose sampler has a `Start`, and whose energy is a `TargetEnergy`.
+        levels: noise levels of the chain.
+        learning, policy: settings of the algorithm.
         temperature: w of the density exp(-E / w) / Z.
         iterations: length of the run, over which learning rates decay.
-        seed: of every random choice.
-        ranks: among which the rows of a batch are split.
+        seed: seed of every random choice.
+        ranks: ranks that share the rows of a batch.
+
+    Attributes:
+        evaluations: number of evaluations of the energy so far, on all ranks; int64 scalar.
     """
 
     stream = "policy"
@@ -59,11 +63,13 @@ class PolicyTrainer(DxMITrainer):
         algorithm = policy.algorithm(learning, temperature)
         super().__init__(networks, algorithm, iterations=iterations, seed=seed, ranks=ranks)
         self.costs.velocity_var.copy_(levels.variance)
+        self._std_floor = policy.std_floor
         self._chain = PolicyChain(networks, self.costs.velocity_var, temperature)
+        self.evaluations = torch.tensor(self._chain.energy.count)
 
     @property
     def chain(self) -> PolicyChain:
-        """That of the averaged networks."""
+        """The chain of the averaged networks."""
         return PolicyChain(self.averaged, self.costs.velocity_var, self._temperature)
 
     def _make_learners(self, ranks: Ranks) -> None:
@@ -74,8 +80,14 @@ class PolicyTrainer(DxMITrainer):
         self.start_learner = Learner(start, s.start_lr, *over, losses=("start",))
         self.learners = [*self.learners, self.start_learner]
 
+    def iterate(self, batch: Batch) -> Metrics:
+        before = self._chain.energy.count
+        metrics = super().iterate(batch)
+        self.evaluations += (self._chain.energy.count - before) * self.ranks.world_size
+        return metrics
+
     def _energy_step(self, path: Trajectory, batch: Batch) -> Metrics:
-        """The energy is given; the start takes its step here."""
+        """One step of the start; the energy is fixed."""
         samples = path.samples[-1]
         with torch.no_grad():
             energy = self.networks.energy(samples).mean()
@@ -95,6 +107,11 @@ class PolicyTrainer(DxMITrainer):
             averaged.copy_(mine)
         return super()._value_steps(path, batch).mean()
 
+    def _sampler_steps(self, path: Trajectory, batch: Batch) -> Tensor:
+        losses = super()._sampler_steps(path, batch)
+        raise_stds_(self.sampler.log_std, self.costs.velocity_var, self._std_floor)
+        return losses
+
     def symptoms(self, numbers: Mapping[str, Any]) -> dict[str, str]:
         ratios = [now / before for now, before in zip(numbers["std"], self._initial_std, strict=True)]
         stds, why = symptoms.STDS, f"{min(ratios):.3g} to {max(ratios):.3g} of where it started"
@@ -102,4 +119,23 @@ class PolicyTrainer(DxMITrainer):
         return {name: why for name, is_so in found.items() if is_so}
 
     def parts(self) -> dict[str, Any]:
-        return super().parts() | {"start_optimizer": self.start_learner.optimizer}
+        own = {"start_optimizer": self.start_learner.optimizer, "evaluations": self.evaluations}
+        return super().parts() | own
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict({"evaluations": self.evaluations, **state})  # older runs have none
+
+
+@torch.no_grad()
+def raise_stds_(log_std: Tensor, velocity_var: Tensor, floor: float) -> None:
+    """Raises each step's sigma to a share of its noising kernel's standard deviation, in place. Importance
+    weights are bounded only where the sampler's tails are no lighter than the kernel's, and between modes the
+    exact reverse step is wider than the kernel.
+
+    Args:
+        log_std: [T].
+        velocity_var: variance of the kernel, [T].
+        floor: share; 0: nothing is raised.
+    """
+    if floor:
+        log_std.copy_(torch.maximum(log_std, velocity_var.log() / 2 + math.log(floor)))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dxmi_ext import ops
-from dxmi_ext.energies import annealing, model, plots
+from dxmi_ext.energies import annealing, metrics, model, plots, tempering
 from dxmi_ext.energies.chains import Chain, GradientChain, PolicyChain
 from dxmi_ext.energies.evaluation import evaluate_chain, samples_of, table
 from dxmi_ext.energies.policy import PolicyTrainer
@@ -36,7 +36,7 @@ def train(cfg: Config, ranks: Ranks | None = None) -> dict[str, Any]:
     """Runs the recipe to its end and returns the summary, on the first rank.
 
     Raises:
-        ConfigError: the target is none, or another than that of the run that the output holds.
+        ConfigError: the target cannot be loaded, or it differs from that of the run in the output folder.
     """
     target, source = model.target_of(cfg)
     if cfg.target.target_source not in (None, source):
@@ -66,6 +66,7 @@ def train(cfg: Config, ranks: Ranks | None = None) -> dict[str, Any]:
         numbers = evaluate_chain(cfg, target, chain, data, seed=cfg.run.seed)
         shown = None if data is None else data[0]
         final.attempt("pictures", lambda: plots.draw(run.directory, cfg, target, chain, shown))
+        numbers["evaluations"] = float(trainer.evaluations)
         summary = run.summarize({**model.about(cfg), **numbers})
     print(table(cfg, numbers))
     print(f"{run.directory}: summary.json, model/, pictures; {summary['wall_seconds']} s")
@@ -73,13 +74,13 @@ def train(cfg: Config, ranks: Ranks | None = None) -> dict[str, Any]:
 
 
 def load(directory: Path, device: torch.device) -> tuple[Config, Chain]:
-    """A run's settings and final chain, as `model.load`."""
+    """A run's settings and final chain; see `model.load`."""
     cfg, _, chain = model.load(directory, device)
     return cfg, chain
 
 
 def pretrain(cfg: Config, ranks: Ranks | None = None) -> None:
-    """There are no data to pretrain on."""
+    """Raises a ConfigError, since there are no data to pretrain on."""
     raise ConfigError("pretrain: recipes of the task energies have no pretraining; use dxmi train")
 
 
@@ -97,20 +98,21 @@ def sample(
     """Samples [m, D] of a run's final sampler, batch after batch; row i depends on (seed, i) alone.
 
     Raises:
-        ConfigError: settings are given that this task does not have.
+        ConfigError: guidance or labels are given, or steps differ from the run's.
     """
-    cfg, target, chain = model.load(directory, device)
+    cfg, _, chain = model.load(directory, device)
     for name, value in {"guidance": guidance or None, "labels": labels}.items():
         if value is not None:
-            raise ConfigError(f"{name}: got {value}, but samplers of an energy take none")
+            raise ConfigError(f"{name} must not be given for a sampler of an energy, got {value}")
     if steps not in (None, cfg.chain.steps):
         raise ConfigError(f"steps must be {cfg.chain.steps}, the run's own, got {steps}")
     key, size = ops.noise_key(seed, device=device), batch_size or _BATCH
+    last_noise = cfg.evaluation.last_noise
 
-    def drawn() -> Iterator[Batch]:  # so that mistakes are told at the call
+    def drawn() -> Iterator[Batch]:  # so that errors are raised at the call
         for first in range(rows.start, rows.stop, size):
             count = min(size, rows.stop - first)
-            yield Batch(target.lift(chain.rollout(count, key, sample_offset=first)[-1]), None)
+            yield Batch(chain.sample(count, key, last_noise=last_noise, sample_offset=first), None)
 
     return drawn()
 
@@ -118,22 +120,39 @@ def sample(
 def evaluate(
     directory: Path, settings: EvaluateSettings, device: torch.device
 ) -> tuple[dict[str, float | None], str]:
-    """The numbers of a run's final sampler and their table, with noise of a seed of one's own."""
+    """The metrics of a run's final sampler with noise of the given seed, and a table of them."""
     cfg, target, chain = model.load(directory, device)
     cfg.evaluation.paths = settings.paths or cfg.evaluation.paths
     cfg.evaluation.compared = settings.compared or cfg.evaluation.compared
     data = samples_of(cfg, target, settings.seed, device)
     weighs = settings.log_partition
     numbers = evaluate_chain(cfg, target, chain, data, seed=settings.seed, weighs=weighs)
-    lines = [table(cfg, numbers)]
-    if settings.annealing:
-        key = noise.Draws(settings.seed, "annealing", ["all"], device).at(0)["all"]
-        std = float(model.levels_of(cfg).spread[0])
-        which = target, cfg.target.temperature, std, key
-        found = annealing.annealed(*which, n=_ANNEALED, levels=settings.annealing)
-        numbers |= found
-        lines.append(annealing.line(found, settings.annealing))
+    lines = [table(cfg, numbers), *_compare(cfg, target, settings, device, data, numbers)]
     return numbers, "\n".join(lines)
+
+
+def _compare(
+    cfg: Config,
+    target: Target,
+    settings: EvaluateSettings,
+    device: torch.device,
+    data: tuple[Tensor, Tensor] | None,
+    numbers: dict[str, float | None],
+) -> Iterator[str]:
+    """A line for each method without a trained sampler that the settings ask for; adds to the numbers."""
+    keys = noise.Draws(settings.seed, "annealing", ["all", "tempering"], device).at(0)
+    which = target, cfg.target.temperature, float(model.levels_of(cfg).spread[0])
+    if settings.annealing:
+        found = annealing.annealed(*which, keys["all"], n=_ANNEALED, levels=settings.annealing)
+        numbers |= found
+        yield annealing.line(found, settings.annealing)
+    if settings.tempering:
+        found, samples = tempering.tempered(*which, keys["tempering"], sweeps=settings.tempering)
+        if data is not None and len(samples) >= len(data[0]):
+            compared = metrics.compare(samples[: len(data[0])], *data, target)
+            found |= {f"tempering_{name}": value for name, value in compared.items()}
+        numbers |= found
+        yield tempering.line(found, settings.tempering)
 
 
 def _trainer(cfg: Config, chain: Chain, run: Run) -> PolicyTrainer | GradientTrainer:
@@ -149,13 +168,16 @@ def _trainer(cfg: Config, chain: Chain, run: Run) -> PolicyTrainer | GradientTra
 def _picture(
     cfg: Config, target: Target, trainer: PolicyTrainer | GradientTrainer
 ) -> Callable[[IO[bytes]], None]:
-    """Draws samples of fixed noise."""
+    """A function that draws samples from fixed noise."""
     device = trainer.chain.start.log_std.device
     key = noise.Draws(cfg.run.seed, "pictures", ["sample"], device).at(0)["sample"]
-    return lambda file: plots.samples(file, target, target.lift(trainer.chain.rollout(2000, key)[-1]), None)
+    last_noise = cfg.evaluation.last_noise
+    return lambda file: plots.samples(
+        file, target, trainer.chain.sample(2000, key, last_noise=last_noise), None
+    )
 
 
 def _batches(target: Target, run: Run) -> Callable[[int], Tensor]:
-    """iteration -> as many rows as this rank has, of nothing: there are no data."""
+    """iteration -> zeros in place of data; their rows are those of this rank."""
     nothing = torch.zeros(run.rows[0], target.free, device=run.device)
     return lambda iteration: nothing

@@ -1,4 +1,4 @@
-"""Samples of targets to compare with: exact ones, or of particles ends of long Hamiltonian chains.
+"""Reference samples of targets: exact ones, or for particles the ends of long Hamiltonian chains.
 
 Imports torch, ``dxmi_ext.ops`` and ``energies.targets``.
 """
@@ -18,13 +18,13 @@ from dxmi_ext.method import noise
 
 
 class _Chains(NamedTuple):
-    """How long Hamiltonian chains are."""
+    """Length of Hamiltonian chains."""
 
     steps: int
     leaps: int
-    """Leapfrog steps a step."""
+    """Leapfrog steps of one step."""
     start: float
-    """Standard deviation of where they start."""
+    """Standard deviation of their starting points."""
 
 
 _CHAINS = {"dw4": _Chains(800, 8, 2.0), "lj13": _Chains(600, 8, 1.0)}
@@ -32,7 +32,7 @@ _TARGET_ACCEPTANCE = 0.8
 
 
 def sampler_of(target: Target) -> Draw | None:
-    """What draws samples of a target; None where there is nothing to draw from."""
+    """A function that draws samples of a target; None if there is none."""
     if target.draw is not None:
         return target.draw
     if target.name not in _CHAINS:
@@ -49,12 +49,12 @@ def _ends(name: str, n: int, key: Tensor, offset: int) -> Tensor:
 def hamiltonian(target: Target, n: int, key: Tensor, chains: _Chains, *, sample_offset: int = 0) -> Tensor:
     """The ends of n chains of Hamiltonian Monte Carlo, started from normal noise; [n, D].
 
-    In the first half the step size adapts to an acceptance of .8, the same for all chains.
+    In the first half the common step size adapts to an acceptance rate of .8.
 
     Args:
-        target: whose energy it is.
-        key: of all noise.
-        chains: how long they are.
+        target: target to sample.
+        key: key of all noise.
+        chains: length of the chains.
     """
     energy, shape = TargetEnergy(target), (n, target.free)
     soft = TargetEnergy(target, 1e3)  # overlapping particles are pushed apart at a finite speed

@@ -1,4 +1,7 @@
-"""Variances of noise a step, and the levels that they add up to. Imports torch and ``method.schedules``."""
+"""Variances of the noise of each step, and their cumulative levels.
+
+Imports torch and ``method.schedules``.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from dxmi_ext.method.schedules import Schedule
 
 
 class Levels(NamedTuple):
-    """A chain from noise to the target x_T. Backwards x_t is sqrt(1 - variance_t) x_{t+1} +
+    """Noise levels of a chain from noise to the target x_T. Backwards x_t is sqrt(1 - variance_t) x_{t+1} +
     sqrt(variance_t) eps (variance-preserving) or x_{t+1} + sqrt(variance_t) eps (variance-exploding). Tables
     are float64."""
 
@@ -33,13 +36,13 @@ class Levels(NamedTuple):
 
     @property
     def std(self) -> Tensor:
-        """Of the noise that a step adds, [T]."""
+        """Standard deviation of the noise that a step adds, [T]."""
         return self.variance.sqrt() * self.growth
 
     @property
     def detail(self) -> Tensor:
         """The share of the target's energy in -log density of x_t near a narrow mode, m^2 / (m^2 + noise^2),
-        [T + 1]. Schedules end T times finer than m^2, the variance of the narrowest mode."""
+        [T + 1]. The last variance times T is taken as m^2, the variance of the narrowest mode."""
         mode_var = self.variance[-1] * self.steps
         return mode_var / (mode_var + self.noise.square())
 
@@ -50,11 +53,12 @@ class Levels(NamedTuple):
 
 
 def levels(kind: str, spacing: str, steps: int, first: float, last: float, scale: float = 1.0) -> Levels:
-    """Those of T steps.
+    """Noise levels of T steps.
 
     Args:
         kind: vp or ve.
-        spacing: of the variances from first / T to last / T: linear, quad (linear in the roots) or exp.
+        spacing: spacing of the variances from first / T to last / T: linear, quad (linear in the roots) or
+            exp.
         steps: T.
         first, last: variances of the first and the last step, times T.
         scale: the target's standard deviation, roughly.
@@ -65,7 +69,7 @@ def levels(kind: str, spacing: str, steps: int, first: float, last: float, scale
     ends = torch.tensor([first, last], dtype=torch.float64) / steps
     line = torch.linspace(0, 1, steps, dtype=torch.float64)
     if not (ends > 0).all() or (kind == "vp" and not (ends < 1).all()):
-        raise ValueError(f"first, last: got variances {ends.tolist()}, wants > 0, and < 1 with vp")
+        raise ValueError(f"first and last must give variances > 0, and < 1 with vp, got {ends.tolist()}")
     if spacing == "linear":
         variance = ends[0] + line * (ends[1] - ends[0])
     elif spacing == "quad":
@@ -83,8 +87,8 @@ def levels(kind: str, spacing: str, steps: int, first: float, last: float, scale
 
 
 def policy_schedule(of: Levels) -> Schedule:
-    """The tables of a policy whose network predicts the target's part of x_t, by EDM's preconditioning: with
-    a network that says 0, the chain whose end is N(0, scale^2)."""
+    """The tables of a policy whose network predicts x_T with EDM's preconditioning. If the network is 0, the
+    chain ends at N(0, scale^2)."""
     std = schedules.posterior_std(of.signal, of.noise)
     made = schedules.from_levels(
         *(of.signal, of.noise, std),

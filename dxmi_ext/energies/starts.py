@@ -1,4 +1,7 @@
-"""How a chain's start learns, the same for both samplers. Imports torch, the engine and the task's chains."""
+"""Training of a chain's start, the same for both samplers.
+
+Imports torch, the engine and the task's chains.
+"""
 
 from __future__ import annotations
 
@@ -20,20 +23,20 @@ def descend(
     value: Callable[[Tensor, Tensor], Tensor],
     batch: Batch,
 ) -> Metrics:
-    """A step on mean V^0(sigma eps) - D w log sigma, w the temperature.
+    """A step on mean V^0(x_0) - w sum over dimensions of log sigma, w the temperature.
 
     Args:
-        learner: of the chain's start.
-        network: of V^t, whose weights stay as they are.
+        learner: learner of the chain's start.
+        network: network of V^t, whose weights are frozen.
         value: V^t, (x [N, D], timestep [N]) -> [N].
 
     Returns:
-        What to log: start_std, sigma.
+        Metrics to log: start_std, the mean sigma.
     """
     like = torch.zeros((), device=batch.data.device).expand(batch.n, chain.dim)
     timestep = torch.zeros(batch.n, dtype=torch.int64, device=like.device)
     with frozen(network):
         x = learner.network(like, batch.keys["rollout"], sample_offset=batch.offset)
-        entropy = chain.dim * chain.temperature * chain.start.log_std
+        entropy = chain.temperature * chain.start.log_stds(chain.dim)
         learner.descend("start", value(x, timestep).mean() - entropy)
-    return {"start_std": chain.start.log_std.detach().exp()}
+    return {"start_std": chain.start.log_std.detach().exp().mean()}

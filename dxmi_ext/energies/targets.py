@@ -1,4 +1,4 @@
-"""Targets: densities exp(-E) / Z, known by their energies; of some also exact samples, log Z and modes.
+"""Targets: densities exp(-E) / Z with known energies, some also with exact samples, log Z and modes.
 
 Imports torch, numpy, ``dxmi_ext.ops`` and ``method.noise``.
 """
@@ -26,19 +26,19 @@ Draw = Callable[[int, Tensor, int], Tensor]
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """The density exp(-E(x)) / Z on R^D; of particles, on the configurations whose centre of mass is 0.
+    """The density exp(-E(x)) / Z on R^D, or for particles on configurations with centre of mass 0.
 
-    A sampler works in coordinates y of `free` dimensions, in which normal noise is isotropic: x itself, or of
-    particles an orthonormal basis of those configurations. So noise, displacements and densities of
-    transitions have the centre of mass projected out exactly.
+    A sampler works in coordinates y of `free` dimensions, in which normal noise is isotropic: x itself, or
+    for particles coordinates in an orthonormal basis of those configurations. So the centre of mass is
+    projected out exactly of noise, displacements and transition densities.
 
     Attributes:
         dim: D.
         energy: E.
-        particles: how many particles x is made of; None: x is one point.
-        log_partition: log Z; None where it is unknown.
-        draw: exact samples; None where there are none.
-        modes: the centres [K, D] of equally likely modes.
+        particles: number of particles in x; None: x is one point.
+        log_partition: log Z; None if it is unknown.
+        draw: function that draws exact samples; None if there is none.
+        modes: centres [K, D] of equally likely modes.
         mode_std: standard deviation of a mode, in each dimension.
     """
 
@@ -56,7 +56,7 @@ class Target:
 
     @property
     def free(self) -> int:
-        """Dimensions of y: D, of n particles in d dimensions (n - 1) d."""
+        """Dimension of y: D, or (n - 1) d for n particles in d dimensions."""
         return self.dim if self.particles is None else self.dim - self.dim // self.particles
 
     def lift(self, y: Tensor) -> Tensor:
@@ -76,7 +76,7 @@ class Target:
 
 @functools.cache
 def centred_basis(n: int) -> Tensor:
-    """An orthonormal basis of the vectors of R^n whose sum is 0, float64 [n, n - 1] (Helmert)."""
+    """An orthonormal basis of the vectors of R^n with sum 0, float64 [n, n - 1] (Helmert)."""
     basis = torch.ones(n, n - 1, dtype=torch.float64).triu()
     basis[1:].diagonal().copy_(-torch.arange(1, n, dtype=torch.float64))
     return basis / basis.norm(dim=0)
@@ -195,4 +195,4 @@ TARGETS: dict[str, Callable[[], Target]] = {
     "dw4": _double_well,
     "lj13": _lennard_jones,
 }
-"""By name, for recipes."""
+"""Built-in targets by name."""

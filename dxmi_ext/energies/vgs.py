@@ -26,15 +26,18 @@ from dxmi_ext.method.stepper import Batch, Metrics, Stepper
 class GradientTrainer(Stepper):
     """Trains the value that moves a `GradientChain`, by temporal differences, and its start.
 
-    The chain's own value is the target network: it makes the paths and the targets, and follows the value
-    that learns.
+    The chain's own value is the target network, which generates the paths and the TD targets; it is a moving
+    average of the trained value.
 
     Args:
-        chain: whose value and start learn.
-        learning, settings: of the algorithm.
+        chain: chain whose value and start are trained.
+        learning, settings: settings of the algorithm.
         iterations: length of the run, over which learning rates decay.
-        seed: of every random choice.
-        ranks: among which the rows of a batch are split.
+        seed: seed of every random choice.
+        ranks: ranks that share the rows of a batch.
+
+    Attributes:
+        evaluations: number of evaluations of the energy so far, on all ranks; int64 scalar.
     """
 
     stream = "vgs"
@@ -53,16 +56,17 @@ class GradientTrainer(Stepper):
         assert isinstance(chain.value, Value)
         self.chain, self.settings, self.passes = chain, settings, range(settings.td_passes)
         self.online: Value = sharding.deepcopy(chain.value)
-        # Its "average" is the chain's own value, which acts and is the target.
+        # The average is the chain's own value.
         self.target = Average(self.online, settings.target_decay)
         self._target_value = chain.value = self.target.module
         over: tuple[Any, ...] = learning.lr_decay, iterations, ranks
-        value_lr = 3e-4 if learning.value_lr is None else learning.value_lr
+        value_lr = 1e-3 if learning.value_lr is None else learning.value_lr
         self.value_learner = Learner(
             self.online, value_lr, *over, clip=learning.value_clip, losses=("value",)
         )
         self.start_learner = Learner(chain.start, learning.start_lr, *over, losses=("start",))
         self.learners = [self.value_learner, self.start_learner]
+        self.evaluations = torch.tensor(chain.energy.count)
         super().__init__(
             seed=seed,
             device=chain.start.log_std.device,
@@ -73,6 +77,7 @@ class GradientTrainer(Stepper):
         self._time_cost = -chain.temperature * chain.dim * chain.tables().sample_coef.log()
 
     def iterate(self, batch: Batch) -> Metrics:
+        before = self.chain.energy.count
         path, outputs = self._rollout(batch)
         metrics = {"value_loss": self._value_steps(path, outputs, batch)}
         metrics |= starts.descend(
@@ -81,6 +86,7 @@ class GradientTrainer(Stepper):
         self.target.update()
         with torch.no_grad():
             metrics["energy_sample"] = self.chain.energy(path[-1]).mean()
+        self.evaluations += (self.chain.energy.count - before) * self.ranks.world_size
         return self.ranks.mean(metrics)
 
     @torch.no_grad()
@@ -98,7 +104,7 @@ class GradientTrainer(Stepper):
         return torch.stack(path), torch.stack(outputs)
 
     def _value_steps(self, path: Tensor, outputs: Tensor, batch: Batch) -> Tensor:
-        """Passes over all steps of all paths; each row its own order of steps, so that a batch has all."""
+        """Passes over all steps of all paths; each row starts at a random step, so that a batch has all."""
         losses, rows = [], torch.arange(batch.n, device=path.device)
         lack = torch.zeros(self.chain.steps, device=path.device)
         loss_fn = smooth_l1_loss if self.settings.td_loss == "smooth_l1" else mse_loss
@@ -112,7 +118,7 @@ class GradientTrainer(Stepper):
                 loss = loss_fn(value / self.chain.dim, target / self.chain.dim)
                 losses.append(self.value_learner.descend("value", loss))
                 lack.index_add_(0, t, (target - value.detach()) / (batch.n * len(self.passes)))
-        # What a step's value lacks to the next adds up along the path.
+        # TD errors add up along the path to the error of the whole return.
         lack = self.ranks.mean({"lack": lack.flip(0).cumsum(0).flip(0)})["lack"]
         self.online.raise_level(lack, self.iteration)
         self._target_value.level.copy_(self.online.level)
@@ -120,7 +126,7 @@ class GradientTrainer(Stepper):
 
     @torch.no_grad()
     def _target(self, x: Tensor, output: Tensor, t: Tensor, key: Tensor, offset: int) -> Tensor:
-        """What V^t(x) learns, [N]: the value of a redrawn step, and the cost of its drift."""
+        """The TD target of V^t(x), [N]: the next value at a redrawn step, plus the cost of the drift."""
         chain, tables = self.chain, self.chain.tables()
         coefs = tables.sample_coef, tables.output_coef, tables.log_std
         following = ops.sampler_step(x, output, t, *coefs, key, sample_offset=offset).next_sample
@@ -136,4 +142,8 @@ class GradientTrainer(Stepper):
             "failures": {k: v for learner in self.learners for k, v in learner.failures.items()},
             "value_optimizer": self.value_learner.optimizer,
             "start_optimizer": self.start_learner.optimizer,
+            "evaluations": self.evaluations,
         }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict({"evaluations": self.evaluations, **state})  # older runs have none

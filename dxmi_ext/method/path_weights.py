@@ -1,7 +1,7 @@
 """Importance weights of a sampler's paths: log Z of an energy, so its normalised density.
 
 log w = -E(x_T) / w' + sum_t [log q(x_t | x_{t+1}) - log pi(x_{t+1} | x_t)] - log pi_0(x_0) with the density's
-temperature w'; of paths that pi made, the mean of w is Z whatever Gaussians q lead back. Imports torch,
+temperature w'. The mean of w over paths of pi is Z, whatever the Gaussian backward kernels q. Imports torch,
 ``dxmi_ext.ops`` and the method up to networks.
 """
 
@@ -20,7 +20,7 @@ from dxmi_ext.method import noise
 from dxmi_ext.method.networks import Networks
 from dxmi_ext.method.schedules import Schedule
 
-_PILOT = 4000  # paths by which a backward kernel is chosen
+_PILOT = 4000  # paths for the choice of a backward kernel
 _BATCH = 10_000  # paths at a time
 
 
@@ -32,7 +32,8 @@ class Kernel(NamedTuple):
 
     @classmethod
     def noising(cls, schedule: Schedule) -> Kernel:
-        """That by which a schedule's levels come from each other, the last from clean data."""
+        """The kernel that leads from each noise level of a schedule to the one before, the last from clean
+        data."""
         one = schedule.signal.new_ones(1)
         signal, level = torch.cat((schedule.signal, one)), torch.cat((schedule.noise, 0 * one))
         coef = signal[:-1] / signal[1:]
@@ -55,7 +56,8 @@ def log_ratio(
     """sum_t [log q(x_t | x_{t+1}) - log pi(x_{t+1} | x_t)] of paths [T + 1, n, *], float64 [n].
 
     Args:
-        output: what the means of pi are made of, (x_t [n, *], t int64 [n], 0..T - 1) -> [n, *].
+        output: output from which the means of pi are computed, (x_t [n, *], t int64 [n] in 0..T - 1) ->
+            [n, *].
     """
     n, dim = path.shape[1], math.prod(path.shape[2:])
     total, nothing = torch.zeros(n, dtype=torch.float64, device=path.device), torch.zeros_like(path[0])
@@ -69,7 +71,7 @@ def log_ratio(
 
 
 def of_weights(log_w: Tensor) -> dict[str, float]:
-    """What weights of paths say, log w float64 [n].
+    """Estimates from weights of paths, log w float64 [n].
 
     Returns:
         log_partition: log mean w, an estimate of log Z; log_partition_std: its standard error (delta method);
@@ -87,11 +89,11 @@ def of_weights(log_w: Tensor) -> dict[str, float]:
 
 
 def of_reverse_weights(log_w: Tensor) -> dict[str, float]:
-    """What the same weights say of paths that end in exact samples and were led back from there, [n].
+    """Estimates from log w [n] of paths drawn backwards from exact samples.
 
     Returns:
         eubo: mean log w, an upper bound of log Z; ess_reverse: the effective sample size under the sampler,
-        1 / (mean w mean 1/w), by these paths; it falls where the sampler misses a mode.
+        1 / (mean w mean 1/w), estimated from these paths; it is small if the sampler misses a mode.
     """
     log_w = log_w.double()
     means = (each.logsumexp(0) - math.log(len(log_w)) for each in (log_w, -log_w))
@@ -104,24 +106,24 @@ def of_reverse_weights(log_w: Tensor) -> dict[str, float]:
 def log_partition(
     networks: Networks, temperature: float, kernels: Mapping[str, Kernel], *, n: int, seed: int
 ) -> dict[str, Any]:
-    """log Z of the density exp(-E / temperature) / Z, by paths of the networks' own sampler.
+    """log Z of the density exp(-E / temperature) / Z, from paths of the networks' own sampler.
 
-    Of several kernels that lead back, the one is taken whose weights have the largest effective sample size
-    on other paths: the given ones; ``velocity``, N(x_{t+1}, s_t^2) with s_t^2 the mean squared
+    Of several backward kernels, the one with the largest effective sample size on separate paths is used: the
+    given ones; ``velocity``, N(x_{t+1}, s_t^2) with s_t^2 the mean squared
     displacement of each step, as adaptive velocity regularisation finds it; ``fitted``, N(a_t x_{t+1}, b_t^2)
     by least squares.
 
     Args:
-        networks: whose sampler starts from normal noise.
-        kernels: further ones, by name.
-        n: paths whose weights count.
-        seed: of their noise.
+        networks: networks whose sampler starts from normal noise.
+        kernels: further backward kernels, by name.
+        n: number of paths.
+        seed: seed of their noise.
 
     Returns:
-        The numbers of `of_weights`, and kernel: the name of that which was taken.
+        The numbers of `of_weights`, and kernel: the name of the backward kernel.
 
     Raises:
-        ValueError: the sampler's paths have no density, or the temperature is not positive.
+        ValueError: the paths of the sampler have no density, or the temperature is not positive.
     """
     sampler = networks.sampler
     if sampler.start is not None:
@@ -142,7 +144,7 @@ def log_partition(
 
 
 def _fits(path: Tensor) -> dict[str, Kernel]:
-    """The kernels that paths [T + 1, n, *] suggest."""
+    """Backward kernels fitted to paths [T + 1, n, *]."""
     x, following = path[:-1].flatten(1).double(), path[1:].flatten(1).double()
     coef = (x * following).mean(1) / following.square().mean(1)
     log_std = {

@@ -14,7 +14,7 @@ from dxmi_ext import ops
 from dxmi_ext.energies import metrics, targets
 from dxmi_ext.energies.chains import GradientChain, PolicyChain
 from dxmi_ext.energies.networks import Policy, Start, TargetEnergy, Value
-from dxmi_ext.energies.policy import PolicyTrainer
+from dxmi_ext.energies.policy import PolicyTrainer, raise_stds_
 from dxmi_ext.energies.schedule import Levels, levels, policy_schedule
 from dxmi_ext.energies.settings import GradientSettings, LearningSettings, PolicySettings
 from dxmi_ext.energies.targets import Target
@@ -255,6 +255,38 @@ def test_values_of_runs_from_before_levels_load() -> None:
     chain.load_state_dict(state)
 
 
+@pytest.mark.parametrize("sampler", ["dxmi", "vgs"])
+def test_units_and_starts_of_dimensions_keep_the_partition_function(sampler: str) -> None:
+    """With units of coordinates and a start of its own in each dimension, the mean of w is still Z."""
+    chain, target = small(sampler, dim=2, steps=3)
+    chain.energy.widths.copy_(torch.tensor([1.0, 1.5]))
+    chain.start = Start(torch.tensor([1.6, 1.2]), torch.tensor([0.2, -0.1]))
+    log_w = [chain.log_weights(chain.rollout(2000, ops.noise_key(seed))) for seed in range(5)]
+    found = of_weights(torch.cat(log_w))
+    assert found["log_partition"] == pytest.approx(0, abs=4 * found["log_partition_std"])
+    assert found["log_partition_std"] < 0.1
+    x = target.draw(10, ops.noise_key(0), 0)  # type: ignore[misc]
+    assert torch.allclose(chain.energy.lift(chain.energy.coordinates(x)), x)
+
+
+def test_sigmas_are_raised_to_their_floor() -> None:
+    log_std, var = torch.tensor([0.1, 0.5, 2.0]).log(), torch.tensor([1.0, 0.25, 1.0])
+    raise_stds_(log_std, var, 0.9)
+    assert torch.allclose(log_std.exp(), torch.tensor([0.9, 0.5, 2.0]))
+    raise_stds_(log_std, 100 * var, 0.0)
+    assert torch.allclose(log_std.exp(), torch.tensor([0.9, 0.5, 2.0]))
+
+
+def test_samples_without_the_last_noise_are_means_of_the_last_step() -> None:
+    chain, _ = small("dxmi", dim=2)
+    key = ops.noise_key(3)
+    path = chain.rollout(5, key)
+    assert torch.equal(chain.sample(5, key), path[-1])
+    tables, timestep = chain.tables(), torch.full((5,), chain.steps - 1)
+    mean = tables.sample_coef[-1] * path[-2] + tables.output_coef[-1] * chain.output(path[-2], timestep)
+    assert torch.allclose(chain.sample(5, key, last_noise=0.0), mean, atol=1e-5)
+
+
 def test_levels_add_up() -> None:
     of = levels("vp", "quad", 20, 4.0, 2.0)
     assert float(of.variance[0]) == pytest.approx(0.2) and float(of.variance[-1]) == pytest.approx(0.1)
@@ -267,5 +299,5 @@ def test_levels_add_up() -> None:
     for t in range(20):
         v = float(tables.sample_coef[t]) ** 2 * v + math.exp(2 * float(tables.log_std[t]))
     assert v == pytest.approx(49.0)
-    with pytest.raises(ValueError, match=r"wants > 0, and < 1 with vp"):
+    with pytest.raises(ValueError, match=r"variances > 0, and < 1 with vp"):
         levels("vp", "linear", 2, 2.0, 1.0)

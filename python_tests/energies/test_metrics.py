@@ -12,6 +12,7 @@ from dxmi_ext import ops
 from dxmi_ext.energies import metrics
 from dxmi_ext.energies.annealing import annealed
 from dxmi_ext.energies.targets import TARGETS, mixture
+from dxmi_ext.energies.tempering import tempered
 from dxmi_ext.method.path_weights import of_reverse_weights, of_weights
 
 
@@ -38,7 +39,7 @@ def test_wasserstein_known_values() -> None:
     x = ops.normal((50, 3), ops.noise_key(0))
     assert metrics.wasserstein(x, x.flip(0)) == pytest.approx(0, abs=1e-6)
     assert metrics.wasserstein(x, x + torch.tensor([3.0, 4.0, 0.0])) == pytest.approx(5, abs=1e-5)
-    with pytest.raises(ValueError, match=r"y: got \[49, 3\], wants as many points as x, \[50, 3\]"):
+    with pytest.raises(ValueError, match=r"y must have the shape of x, \[50, 3\], got \[49, 3\]"):
         metrics.wasserstein(x, x[1:])
 
 
@@ -65,4 +66,16 @@ def test_annealed_importance_sampling_finds_a_known_log_partition() -> None:
     moved = dataclasses.replace(target, energy=lambda x: 2 * (target.energy(x) + 3))
     found = annealed(moved, 2.0, 3.0, ops.noise_key(0), n=500, levels=200)
     assert found["ais_log_partition"] == pytest.approx(-3, abs=4 * found["ais_log_partition_std"])
-    assert found["ais_ess"] > 0.3 and found["ais_evaluations"] == 100_000
+    assert found["ais_ess"] > 0.3 and found["ais_evaluations"] == 100_500
+
+
+def test_parallel_tempering_finds_a_known_log_partition_and_modes() -> None:
+    target = mixture("two", torch.tensor([[-2.0, 0.0], [2.0, 0.0]]), 0.3)
+    moved = dataclasses.replace(target, energy=lambda x: 2 * (target.energy(x) + 3))
+    found, samples = tempered(moved, 2.0, 3.0, ops.noise_key(0), sweeps=200)
+    assert found["tempering_log_partition"] == pytest.approx(-3, abs=4 * found["tempering_log_partition_std"])
+    assert found["tempering_log_partition_std"] < 0.05
+    assert found["tempering_evaluations"] == 201 * 2000
+    assert samples.shape == (2000, 2)
+    assert float((samples[:, 0] > 0).float().mean()) == pytest.approx(0.5, abs=0.1)
+    assert float(samples[:, 1].var()) == pytest.approx(0.3, abs=0.05)

@@ -52,6 +52,8 @@ def test_a_run_has_its_numbers_and_can_be_sampled_and_evaluated(
     for key in ("log_partition", "log_partition_std", "elbo", "ess", "eubo", "w2", "w2_floor", "modes"):
         assert isinstance(found[key], float | int), key
     assert found["elbo"] <= found["log_partition"]
+    assert found["evaluations"] == {"dxmi": 904, "vgs": 152}[sampler]
+    assert found["evaluations_per_sample"] == {"dxmi": 3, "vgs": 1}[sampler]
     assert "ELBO gap" in capsys.readouterr().out
     assert (run / "samples.png").is_file()
 
@@ -60,12 +62,14 @@ def test_a_run_has_its_numbers_and_can_be_sampled_and_evaluated(
     again = json.loads(numbers.read_text())
     assert again["elbo"] == pytest.approx(found["elbo"]) and again["w2"] == pytest.approx(found["w2"])
     capsys.readouterr()
-    options = [f"output={numbers}", "device=cpu", "log_partition=false", "annealing=3"]
+    options = [f"output={numbers}", "device=cpu", "log_partition=false", "annealing=3", "tempering=2"]
     assert cli.main(["evaluate", str(run), *options]) == 0
     without = json.loads(numbers.read_text())
-    assert without["ais_evaluations"] == 6000 and "elbo" not in without
+    assert without["ais_evaluations"] == 8000 and "elbo" not in without
     assert without["w2"] == pytest.approx(found["w2"])
-    assert "annealed importance sampling, 3 levels" in capsys.readouterr().out
+    assert without["tempering_evaluations"] == 6000
+    printed = capsys.readouterr().out
+    assert "annealed importance sampling, 3 levels" in printed and "parallel tempering, 2 sweeps" in printed
 
     drawn = []
     for size in (3, 10):
@@ -160,7 +164,8 @@ def test_own_target_belongs_to_its_run(
         ("gmm25", ["dim=3"], "dim must be 2 with energy=gmm25, got 3"),
         ("gmm25", ["particles=2"], "particles must be null with energy=gmm25, got 2"),
         ("gmm25", ["schedule=vp"], "schedule must be ve with sampler=dxmi, got vp"),
-        ("gmm25", ["sampler=vgs", "schedule=vp"], "must be < steps=3 with schedule=vp, got 600.0 and 0.4"),
+        ("gmm25", ["sampler=vgs", "schedule=vp"], "must be < steps=3 with schedule=vp, got 150.0 and 0.4"),
+        ("dw4", ["per_dimension=true"], "per_dimension must be false with particles=4, got true"),
         ("gmm25", ["pretrained=true"], "pretrained must be false"),
         ("energy", ["target=a:b", "dim=5", "particles=2"], "particles=2 must divide dim, got 5"),
     ],
