@@ -169,7 +169,7 @@ def _parser() -> argparse.ArgumentParser:
     command(
         "score",
         _score,
-        "Score images with a run of anomaly detection: a table, heat maps and a page of the worst; or a file "
+        "Score images with a run of anomaly detection: a table, heat maps and a page of cards; or a file "
         "of vectors with a run of vectors: a table.",
         run,
         rest="IMAGE, FOLDER, FILE or key=value",
