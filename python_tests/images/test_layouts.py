@@ -201,17 +201,17 @@ REFUSED = [
     ("images", "dxmi.json, 3", "data holds results of dxmi, not data"),
     ("anomaly", "good/9, dent/2, test/good/2", "test/, dent/ stand beside good/; kinds of defect go"),
     ("anomaly", "good/9, val/good/2", "val/ stand beside good/; kinds of defect go beside good/"),
-    ("anomaly", "good/9, train/good/2", "good/ stands beside train/; wants either good/ or train/good/"),
+    ("anomaly", "good/9, train/good/2", "must have either good/ or train/good/, got good/ b"),
     ("anomaly", "good/9, bad/dent/2, bad/bent/2", "bad holds folders (bent/, dent/) and no images; a kind"),
     ("anomaly", "good/9, dent/2, mask/dent/2, gt/dent/2", "gt/, mask/ may all be the masks; keep one"),
-    ("anomaly", "good/9, dent/2, mask/a.png", "dent/0.png: its mask is missing, wants "),
-    ("anomaly", "good/9, dent/1, bent/1, mask/0.png", "mask/0.png: is the mask of "),
+    ("anomaly", "good/9, dent/2, mask/a.png", "dent/0.png: its mask is missing, expected "),
+    ("anomaly", "good/9, dent/1, bent/1, mask/0.png", "mask/0.png: a mask must be of one image"),
     ("anomaly", "good/train/9, good/test/2, dent/1", "good holds the splits test/, train/; a split holds"),
     ("anomaly", "good/9, Good/9, dent/2", "Good/, good/ are all called good; keep one"),
     ("anomaly", "train/9, test/good/2", "images in train, where good images alone belong (train/good)"),
     ("anomaly", "train/good/9, test/2", "test: has no good images (test/good)"),
     ("anomaly", "a/train/good/2, a/test/good/1, a/test/x/1, a/gt/x/1, b/train/good/2, b/test/good/1, "
-     "b/test/x/1", "b/test/x/0.png: its mask is missing, wants "),
+     "b/test/x/1", "b/test/x/0.png: its mask is missing, expected "),
 ]  # fmt: skip
 
 
@@ -286,7 +286,7 @@ def test_files_are_told_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     [
         (["nowhere"], "nowhere does not exist"),
         (["a.npz"], "a.npz: cannot be read as npz"),
-        (["vectors.npz"], "has the arrays Y, wants X, or X_train"),
+        (["vectors.npz"], "arrays must be X, or X_train"),
         ([".", "recipe=8gaussians"], "recipe must be one that reads data from a path, got '8gaussians'"),
         ([".", "recipe=image"], "recipe must be one of 2spirals, "),
         ([".", "recipe=anomaly", "classes=bolt"], "classes: got bolt"),
