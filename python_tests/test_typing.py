@@ -61,7 +61,9 @@ def test_a_users_script_is_typed(tmp_path: Path) -> None:
     (tmp_path / "wrong.py").write_text(SCRIPT + WRONG)
     (tmp_path / "mypy.ini").write_text(CONFIG)
     command = [sys.executable, "-m", "mypy", "script.py", "wrong.py"]
-    environment = os.environ | {"MYPYPATH": str(package.parent)}
+    # mypy finds an installed package by itself, and refuses site-packages as a path.
+    installed = package.parent.name == "site-packages"
+    environment = dict(os.environ) if installed else os.environ | {"MYPYPATH": str(package.parent)}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
     found = done.stdout.splitlines()
     assert [line for line in found if line.startswith("script.py")] == [], done.stdout + done.stderr
