@@ -1,14 +1,14 @@
-"""DxMI as a model of anomalib, which its Engine trains and tests, and anomalib's pictures as data of ours.
+"""DxMI as an anomalib model, trained and tested by anomalib's Engine; anomalib data modules as `AnomalyData`.
 
-Needs the extras ``anomalib`` and ``images``; written for version 2.7. Imports anomalib, torchvision, torch
-and ``dxmi_ext``, the recipe too, which it is a front end of.
+Requires the extras ``anomalib`` and ``images``; written for anomalib 2.7. Imports anomalib, torchvision,
+torch and ``dxmi_ext``, including the recipe, to which this module is a front end.
 
     from anomalib.data import MVTecAD
     from anomalib.engine import Engine
     from dxmi_ext.anomaly.anomalib import DxMI
 
     Engine().train(model=DxMI(), datamodule=MVTecAD(category="bottle"))
-    Engine().predict(model=DxMI.from_run("runs/parts"), data_path="new-pictures")
+    Engine().predict(model=DxMI.from_run("runs/parts"), data_path="new-images")
 """
 
 from __future__ import annotations
@@ -48,39 +48,40 @@ _ELSEWHERE = {"recipe", "task", "output", "device", "threads", "shard", "resume"
 _ELSEWHERE |= {"checkpoint_every", "keep_checkpoints", "rollbacks", "rollback_lr"}
 _ELSEWHERE |= {"log_every", "picture_every", "tensorboard", "wandb"}
 _ELSEWHERE |= {"data", "classes", "train_share", "cache", "baselines", "baseline_iterations", "detector"}
-"""Settings of the recipe that the Engine and the data module decide, or that have no meaning here: what
-learns is DxMI's energy."""
+"""Settings of the recipe that the Engine or the data module decides, or that have no meaning here, because
+DxMI's energy is always trained."""
 _PREPARATION = "dxmi_preparation"  # in a checkpoint
 
 
 class DxMI(MemoryBankMixin, AnomalibModule):
-    """The recipe ``anomaly``: `fit` learns from the features of an epoch of good images.
+    """The recipe ``anomaly``: `fit` trains on the features of one epoch of good images.
 
-    It computes what the command ``dxmi`` does: it learns from the same images and settings as ``dxmi train``
-    with detector=dxmi, ``pred_score`` is the score that ``dxmi score`` writes, and ``pred_label`` and
-    ``pred_mask`` are by thresholds from held-out good images. For that, leave these alone:
+    It computes the same as the command ``dxmi``: it is trained on the same images and settings as ``dxmi
+    train`` with detector=dxmi, ``pred_score`` is the score that ``dxmi score`` writes, and ``pred_label`` and
+    ``pred_mask`` use thresholds from held-out good images. This requires the defaults:
 
-    - ``pre_processor=True``: it resizes whole images by Pillow, as ``dxmi`` does. One of your own must keep
-      values in [0, 1]: no ``Normalize``, for the backbone scales them itself.
+    - ``pre_processor=True``: it resizes whole images with Pillow, as ``dxmi`` does. A custom one must keep
+      values in [0, 1], without ``Normalize``, because the backbone normalizes them itself.
     - ``post_processor=True``: anomalib's own ``PostProcessor`` maps scores to [0, 1] and takes its thresholds
-      from validation images, defective ones among them.
-    - Augmentations of the data module: none. ``max_epochs``: 1, which is the default here.
+      from validation images, including defective ones.
+    - No augmentations in the data module, and ``max_epochs`` = 1, which is the default here.
 
-    anomalib decodes the files. Opaque images of 8 bits a channel are the same to both, if they have no EXIF
-    orientation. Convert others first: anomalib cuts values of 16 bits off at 255, shows the colours that
-    transparent pixels hide, and does not turn images upright.
+    anomalib decodes the files. Both decode opaque images with 8 bits per channel and without an EXIF
+    orientation identically. Convert other images first: anomalib clips 16-bit values at 255, shows the colors
+    of transparent pixels, and ignores the EXIF orientation.
 
-    On as many CPU threads it learns the same as ``dxmi train``; on others, the same to rounding.
-    Checkpoints restore all that was learned. An exported model (``Engine.export``) has no Pillow: give it
-    images of ``settings["size"]``. ``dxmi export`` writes a detector that needs no anomalib.
+    With the same number of CPU threads, training gives the same result as ``dxmi train``; otherwise the same
+    up to rounding. Checkpoints restore the whole detector. An exported model (``Engine.export``) does not
+    resize with Pillow, so its input must have the size ``settings["size"]``. ``dxmi export`` writes a
+    detector that does not require anomalib.
 
     Args:
-        settings: of the recipe, by name, over its own values, as ``{"iterations": 2000, "top_share": 0}``.
-        recipe: name of a recipe of anomaly detection on images, or the path of a yaml file.
-        pre_processor, post_processor, evaluator, visualizer: as of any model of anomalib.
+        settings: settings that override the recipe's, such as ``{"iterations": 2000, "top_share": 0}``.
+        recipe: name of a recipe for anomaly detection on images, or path of a yaml file.
+        pre_processor, post_processor, evaluator, visualizer: as for any anomalib model.
 
     Raises:
-        ConfigError: a setting is unknown, of a wrong value, or not for this class to decide.
+        ConfigError: a setting is unknown, invalid, or not available in this class.
         FeatureError: the backbone's weights are missing.
     """
 
@@ -107,20 +108,20 @@ class DxMI(MemoryBankMixin, AnomalibModule):
 
     @classmethod
     def from_run(cls, directory: Path | str, **options: Any) -> DxMI:
-        """The detector of a finished run of images, to be tested, exported or used to predict by anomalib.
+        """The detector of a finished image run, for testing, export or prediction with anomalib.
 
-        It is the one that the run chose. Checkpoints of Lightning hold DxMI's energy alone: keep the run.
+        It is the detector that the run chose. Lightning checkpoints contain only DxMI's energy: keep the run.
 
         Args:
-            directory: of the run.
-            options: as the class takes them, but ``settings`` and ``recipe``, which are the run's.
+            directory: directory of the run.
+            options: arguments of the class except ``settings`` and ``recipe``, which are the run's.
 
         Raises:
-            ConfigError, CheckpointError, FeatureError: as `anomaly.recipe.load_scorer`.
+            ConfigError, CheckpointError, FeatureError: as in `anomaly.recipe.load_scorer`.
         """
         scorer = recipe_anomaly.load_scorer(Path(directory), torch.device("cpu"))
         if not isinstance(scorer, Scorer):
-            raise ConfigError(f"directory must hold a run of images, got {directory}, one of vectors")
+            raise ConfigError(f"directory must contain an image run, got a vector run: {directory}")
         cfg = config.load(recipe_anomaly.Config, Path(directory) / "config.yaml")
         recipe = _config("anomaly", {}).flat()
         settings = {k: v for k, v in cfg.flat().items() if k not in _ELSEWHERE and v != recipe[k]}
@@ -130,26 +131,26 @@ class DxMI(MemoryBankMixin, AnomalibModule):
         return made
 
     def training_step(self, batch: Batch, *args: Any, **kwargs: Any) -> Tensor:
-        """Keeps the images, as small as features. The loss is a constant, which Lightning requires."""
+        """Stores the resized images for `fit` and returns a constant loss, because Lightning requires one."""
         if not self._is_fitted:
             self._images.append(_resized(_to_uint8(batch.image), self.cfg.features.size).cpu())
             self._paths += batch.image_path or []
         return torch.zeros((), requires_grad=True, device=self.device)
 
     def fit(self) -> None:
-        """Pretraining and DxMI on the features of the epoch's images; called by the mixin, once.
+        """Runs pretraining and DxMI on the features of the epoch's images. The mixin calls this once.
 
         Raises:
             ImageDataError: there are fewer than two images.
-            health.Diverged: losses stay not finite.
+            health.Diverged: losses remain non-finite.
         """
         count = sum(map(len, self._images))
         if count < 2:
-            raise anomaly_sources.ImageDataError(f"training must have 2 images or more, got {count}")
+            raise anomaly_sources.ImageDataError(f"training requires >= 2 images, got {count}")
         images = torch.cat(self._images).numpy()
-        if len(self._paths) == count:  # the loader shuffles; learning goes by their order
+        if len(self._paths) == count:  # the loader shuffles, but training depends on the order
             images = images[sorted(range(count), key=lambda i: anomaly_sources._natural(self._paths[i]))]
-        # A validation is about to start, perhaps, and under it nothing learns.
+        # The caller may have disabled gradients for validation.
         with torch.inference_mode(False), torch.enable_grad():
             backbone, device = self.model.scorer.backbone, self.device
             data = AnomalyData(images, np.zeros(count, np.int64), split="train")
@@ -159,12 +160,12 @@ class DxMI(MemoryBankMixin, AnomalibModule):
         self._images, self._paths = [], []
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds which preparation was chosen."""
+        """Adds the name of the chosen preparation."""
         super().on_save_checkpoint(checkpoint)
         checkpoint[_PREPARATION] = getattr(self.model.scorer.preparation, "name", None)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Makes a detector of the shape of the stored one."""
+        """Creates a detector with the shapes of the stored one."""
         super().on_load_checkpoint(checkpoint)
         name = checkpoint.get(_PREPARATION)
         if name is not None and name != getattr(self.model.scorer.preparation, "name", None):
@@ -179,7 +180,7 @@ class DxMI(MemoryBankMixin, AnomalibModule):
         return batch.update(**self.model(batch.image)._asdict())
 
     def configure_optimizers(self) -> None:
-        """None of Lightning's: `fit` has its own."""
+        """Returns no optimizer for Lightning, because `fit` creates its own."""
 
     @property
     def trainer_arguments(self) -> dict[str, Any]:
@@ -191,7 +192,7 @@ class DxMI(MemoryBankMixin, AnomalibModule):
 
     @staticmethod
     def configure_pre_processor(image_size: tuple[int, int] | None = None) -> PreProcessor:
-        """Whole images to that size, which is square; nothing is cut off."""
+        """Returns a pre-processor that resizes whole images to a square size, without cropping."""
         height, width = image_size or (224, 224)
         if height != width:
             raise ValueError(f"image_size must be square, got {height} x {width}")
@@ -206,15 +207,15 @@ class DxMI(MemoryBankMixin, AnomalibModule):
 
 
 def _config(recipe: str, settings: dict[str, Any]) -> recipe_anomaly.Config:
-    """The recipe's settings and those given over them, checked as those of the command line are."""
+    """The recipe's settings overridden by the given ones, validated as on the command line."""
     for key in _ELSEWHERE & settings.keys():
-        raise ConfigError(f"settings: {key} is for the command dxmi; anomalib decides it here")
+        raise ConfigError(f"settings must not contain {key}, which anomalib decides here")
     given = [f"{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in settings.items()]
     return config.load(recipe_anomaly.Config, tasks.find(recipe), given)
 
 
 class _Phases:
-    """Repeats the steps of a phase where the model is. Nothing is saved, so nothing goes back either."""
+    """Runs the steps of a phase on the model's device, without checkpoints or rollbacks."""
 
     def __init__(self, cfg: recipe_anomaly.Config, device: torch.device) -> None:
         self.device, self.ranks, self.rows = device, Ranks(), (cfg.run.batch_size, 0)
@@ -233,7 +234,7 @@ class _Phases:
             metrics = stepper.step(batch(i))
         failures = health.failures({k: v for k, v in metrics.items() if v.ndim == 0})
         if 0 < self._patience <= max(failures.values(), default=0):
-            raise health.Diverged(f"{name}: the last steps were not finite, in a row: {failures}")
+            raise health.Diverged(f"{name}: consecutive non-finite steps at the end: {failures}")
 
 
 class _Detector(nn.Module):
@@ -244,7 +245,7 @@ class _Detector(nn.Module):
         self.scorer = scorer
 
     def forward(self, images: Tensor) -> InferenceBatch:
-        if torch.compiler.is_compiling():  # an Extractor's checks and switches cannot be exported
+        if torch.compiler.is_compiling():  # the checks of an Extractor cannot be exported
             given = self.scorer.backbone.network(_to_uint8(images))
             maps = detectors.maps_of(self.scorer.preparation(given), self.scorer.energy)
         else:
@@ -257,7 +258,7 @@ class _Detector(nn.Module):
 
 
 class WholeImages(PreProcessor):
-    """Whole images to a size, by Pillow (bicubic, antialiased, 8 bits) as ``dxmi`` brings them to it.
+    """Resizes whole images with Pillow (bicubic, antialiased, 8 bits), as ``dxmi`` does.
 
     Args:
         size: height and width.
@@ -265,18 +266,18 @@ class WholeImages(PreProcessor):
 
     def __init__(self, size: int) -> None:
         super().__init__(_PillowResize(size))
-        self.export_transform = None  # no operation of ONNX; called outside the Engine, the model resizes
+        self.export_transform = None  # ONNX has no such operation; outside the Engine, the model resizes
 
     def checkpoint_config(self) -> dict[str, Any]:
-        """Nothing: the size is among the model's settings."""
+        """Returns an empty dictionary, because the model's settings contain the size."""
         return {}
 
     def load_checkpoint_config(self, config: dict[str, Any]) -> None:
-        """Keeps what it is."""
+        """Does nothing; see `checkpoint_config`."""
 
 
 class _PillowResize(Resize):
-    """A ``Resize``, which data modules find and apply before they collate."""
+    """A ``Resize``, so that data modules find it and apply it before collating."""
 
     def __init__(self, size: int) -> None:
         super().__init__((size, size), interpolation=InterpolationMode.BICUBIC, antialias=True)
@@ -295,13 +296,13 @@ class _PillowResize(Resize):
 
 
 class OwnThresholds(PostProcessor):
-    """Scores stay as they are; labels and masks are what exceeds the detector's own thresholds."""
+    """Keeps scores unchanged; labels and masks use the detector's own thresholds."""
 
     def __init__(self) -> None:
         super().__init__(enable_normalization=False)
 
     def set(self, threshold: float, pixel_threshold: float) -> None:
-        """Those of a `Scorer`."""
+        """Sets the thresholds of a `Scorer`."""
         self._image_threshold.fill_(threshold)
         self._pixel_threshold.fill_(pixel_threshold)
 
@@ -314,14 +315,14 @@ class OwnThresholds(PostProcessor):
         return self._pixel_threshold
 
     def on_validation_batch_end(self, *args: Any, **kwargs: Any) -> None:
-        """Learns nothing from validation images."""
+        """Does nothing: thresholds do not depend on validation images."""
 
     def on_validation_epoch_end(self, *args: Any, **kwargs: Any) -> None:
-        """The same."""
+        """Does nothing: thresholds do not depend on validation images."""
 
 
 class _Visualizer(ImageVisualizer):
-    """Shows maps of energies from 0 to twice the threshold; anomalib's would take them to be in [0, 1]."""
+    """Scales energy maps for display so that twice the threshold becomes 1; anomalib expects [0, 1]."""
 
     def on_test_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, *args: Any, **kwargs: Any
@@ -334,10 +335,10 @@ class _Visualizer(ImageVisualizer):
 
 
 def _to_uint8(images: Tensor) -> Tensor:
-    """Images in [0, 1], as anomalib has them, in the 8 bits that they were read in.
+    """Converts anomalib's images in [0, 1] back to the 8 bits in which they were read.
 
     Raises:
-        ScoreError: values lie far outside.
+        ScoreError: values are far outside [0, 1].
     """
     if isinstance(images, tv_tensors.TVTensor):
         images = images.as_subclass(Tensor)
@@ -354,7 +355,7 @@ def _to_uint8(images: Tensor) -> Tensor:
 
 
 def _resized(images: Tensor, size: int) -> Tensor:
-    """uint8 [..., 3, H, W] -> [..., 3, size, size], as in `dataset.load`; by Pillow, so on the CPU."""
+    """uint8 [..., 3, H, W] -> [..., 3, size, size], resized with Pillow on the CPU as in `dataset.load`."""
     if images.shape[-2:] == (size, size):
         return images
     rows = images.cpu().reshape(-1, *images.shape[-3:]).permute(0, 2, 3, 1).contiguous().numpy()
@@ -366,14 +367,14 @@ def _resized(images: Tensor, size: int) -> Tensor:
 
 
 def data_of(datamodule: AnomalibDataModule, *, split: str = "train", size: int | None = 224) -> AnomalyData:
-    """The pictures of a datamodule as our own data, read by ours from the files that it names.
+    """The images of a datamodule as `AnomalyData`, decoded by ``dxmi_ext`` from the files that it lists.
 
     Args:
-        split: "train", its good pictures; or "test".
-        size: as of ``dataset.load``.
+        split: "train" for its good images, or "test".
+        size: see ``dataset.load``.
 
     Raises:
-        ImageDataError: an unknown split, or a damaged file.
+        ImageDataError: the split is unknown, or a file is damaged.
     """
     if split not in ("train", "test"):
         raise anomaly_sources.ImageDataError(f"split must be train or test, got {split!r}")
@@ -392,6 +393,6 @@ def data_of(datamodule: AnomalibDataModule, *, split: str = "train", size: int |
 
 
 def _kind(row: dict[str, Any]) -> str:
-    """Of a defect its name, of a good picture none."""
+    """The name of the defect; empty for a good image."""
     label = row.get("label") or "anomaly"
     return str(getattr(label, "value", label)) if row["label_index"] == 1 else ""

@@ -1,7 +1,7 @@
-"""Frozen networks that turn a picture into a map of features, a point of the unit sphere at each position.
+"""Frozen networks that map an image to a feature map with a point on the unit sphere at each position.
 
-A backbone is an `Extractor` whose features are maps [n, C, h, w]. Nothing is downloaded: weights come from an
-installed package or a file. Imports torch and ``dxmi_ext.images.features``; efficientnet-lite-pytorch, or
+A backbone is an `Extractor` with features [n, C, h, w]. Nothing is downloaded: weights come from an installed
+package or a file. Imports torch and ``dxmi_ext.images.features``; efficientnet-lite-pytorch, or
 timm (which pulls torchvision) and safetensors, where they are used.
 """
 
@@ -31,11 +31,11 @@ def load(
     normalise: bool = True,
     weights: Path | str | None = None,
 ) -> Extractor:
-    """A backbone by name, one of BACKBONES.
+    """The backbone with a name in BACKBONES.
 
     Args:
-        size, grid, normalise: as in `backbone`.
-        weights: file of efficientnet_b4's; efflite0 has its own.
+        size, grid, normalise: see `backbone`.
+        weights: file of efficientnet_b4's weights; those of efflite0 are installed with its package.
 
     Raises:
         FeatureError: the name is unknown, or packages or weights are missing.
@@ -59,16 +59,16 @@ def backbone(
     std: Sequence[float] = _IMAGENET[1],
     normalise: bool = True,
 ) -> Extractor:
-    """Any network as a backbone.
+    """Makes a backbone from any network.
 
     Args:
-        network: images [n, 3, size, size] -> a map [n, C, h, w], or several of any sizes.
-        name: name of the backbone in the cache, where its weights identify it too.
-        size: height and width that pictures are brought to (bicubic, antialiased where they shrink).
-        grid: height and width of the maps; the network's are brought to it (means over areas where they
-            shrink, bilinear where they grow) and concatenated.
-        mean, std: of the values in [0, 1] that the network was trained on, by channel.
-        normalise: each position to unit length (DxMI, sec. 5.3); false: as they are.
+        network: images [n, 3, size, size] -> one map [n, C, h, w], or several with any C, h and w.
+        name: name of the backbone in the cache, which also identifies it by its weights.
+        size: height and width to which images are resized (bicubic, antialiased when they shrink).
+        grid: height and width of the maps; the network's maps are resized (averaged over areas when they
+            shrink, bilinear when they grow) and concatenated.
+        mean, std: mean and standard deviation per channel of the values in [0, 1] that the network expects.
+        normalise: whether each position is scaled to unit length (DxMI, sec. 5.3).
     """
     if size < 1 or grid < 1:
         raise FeatureError(f"size and grid must be >= 1, got {size} and {grid}")
@@ -77,26 +77,26 @@ def backbone(
 
 
 def is_normalised(identity: str) -> bool:
-    """Whether the backbone of an `Extractor.identity` brings its features to unit length."""
+    """Whether the backbone with this `Extractor.identity` scales its features to unit length."""
     return f"{_RAW}-" not in identity
 
 
 def efflite0(
     *, size: int = 224, grid: int = 14, normalise: bool = True, blocks: Sequence[int] = _PAPER
 ) -> Extractor:
-    """EfficientNet-lite0's stages of reductions 2, 4, 8 and 16: 16 + 24 + 40 + 112 = 192 channels.
+    """EfficientNet-lite0's stages with reductions 2, 4, 8 and 16: 16 + 24 + 40 + 112 = 192 channels.
 
-    They correspond to those of b4. Weights come with the extra ``images``; so it runs anywhere.
+    They correspond to the stages of b4. The extra ``images`` installs the weights.
 
     Args:
-        blocks: of its 16, whose outputs are the maps, in rising order. efflite0_deep has 4, 10 and 14, of
-            reductions 8, 16 and 32: 40 + 112 + 192 = 344 channels.
+        blocks: indices of the blocks (0 to 15) whose outputs are the maps, ascending. efflite0_deep has 4, 10
+            and 14, with reductions 8, 16 and 32: 40 + 112 + 192 = 344 channels.
 
     Raises:
-        FeatureError: its packages are not installed, or it has no such blocks.
+        FeatureError: its packages are not installed, or the blocks are invalid.
     """
     if not blocks or list(blocks) != sorted({*blocks} & {*range(16)}):
-        raise FeatureError(f"blocks must be some of 0 to 15 in rising order, got {list(blocks)}")
+        raise FeatureError(f"blocks must be distinct, from 0 to 15 and ascending, got {list(blocks)}")
     network = _Lite0(efficientnet_lite0_network(size), blocks)
     name = "efflite0" + ("" if tuple(blocks) == _PAPER else "-" + ".".join(map(str, blocks)))
     scale = {"mean": (127 / 255,) * 3, "std": (128 / 255,) * 3}
@@ -109,11 +109,11 @@ def efficientnet_b4(
     """EfficientNet-b4's stages 1 to 4: 24 + 32 + 56 + 160 = 272 channels, as in DxMI, sec. 5.3.
 
     Args:
-        weights: safetensors file of timm's tf_efficientnet_b4, with the classifier or without; such as
+        weights: safetensors file of timm's tf_efficientnet_b4, with or without the classifier, such as
             model.safetensors of timm/tf_efficientnet_b4.ns_jft_in1k.
 
     Raises:
-        FeatureError: timm is not installed, or the file is missing or of another network.
+        FeatureError: timm is not installed, or the file is missing or contains another network.
     """
     if weights is None or not (path := Path(weights).expanduser()).is_file():
         raise FeatureError(
@@ -122,7 +122,7 @@ def efficientnet_b4(
         )
     try:
         import timm
-    except (ImportError, RuntimeError) as error:  # torchvision of another torch fails with the latter
+    except (ImportError, RuntimeError) as error:  # torchvision built for another torch raises the latter
         raise FeatureError(f"backbone=efficientnet_b4 requires timm and its torchvision: {error}") from error
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -133,11 +133,13 @@ def efficientnet_b4(
     try:
         tensors = load_file(path)
     except SafetensorError as error:
-        raise FeatureError(f"{path}: is no safetensors file ({error})") from error
+        raise FeatureError(f"{path}: is not a safetensors file ({error})") from error
     wanted = network.state_dict()
     wrong = [k for k, v in wanted.items() if k not in tensors or tensors[k].shape != v.shape]
     if wrong:
-        raise FeatureError(f"{path}: is not of tf_efficientnet_b4; {wrong[0]} is missing or of another shape")
+        raise FeatureError(
+            f"{path}: is not of tf_efficientnet_b4; {wrong[0]} is missing or has a wrong shape"
+        )
     network.load_state_dict({key: tensors[key] for key in wanted})
     return backbone(network, "efficientnet_b4", size=size, grid=grid, normalise=normalise)
 
@@ -183,7 +185,7 @@ class _Maps(nn.Module):
 
 
 class _Lite0(nn.Module):
-    """What some of its blocks give."""
+    """EfficientNet-lite0: images -> the outputs of the chosen blocks."""
 
     def __init__(self, network: Any, blocks: Sequence[int]) -> None:
         super().__init__()

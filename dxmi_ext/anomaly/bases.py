@@ -1,10 +1,10 @@
-"""Energies that DxMI starts from and corrects: E(x) = base(x) + f(x), the base frozen and f learned from 0.
+"""Energies that DxMI starts from and corrects: E(x) = base(x) + f(x); f is trained from 0.
 
-A base is the squared distance of a plain detector, in nats, so that the sampler meets it at the right
-temperature; several bases are pooled. f is the error of a pretrained autoencoder times a weight that starts
-at 0, so that E is a product of densities in a proportion that DxMI learns. The autoencoder is frozen: trained
-further, it learns to reconstruct samples as badly as it can, and data hardly better. (A perceptron as f
-memorised the training rows.) Imports torch and ``dxmi_ext``.
+A base is the frozen squared distance of a plain detector, in nats, so that its temperature suits the sampler;
+several bases are averaged. f is the error of a pretrained autoencoder times a weight that starts at
+0, so that E is the energy of a product of densities whose proportion DxMI learns. The autoencoder is frozen:
+with further training, it learns to reconstruct samples as badly as possible, and data hardly better. (A
+multilayer perceptron as f memorized the training rows.) Imports torch and ``dxmi_ext``.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ BASES = ("gaussian", "knn", "density", "autoencoder")
 FITTED = BASES[:3]
 """Bases that are fitted to good data before training."""
 _CHUNK = 4096  # rows at a time
-_GAIN = 10  # a relative to its parameter, so that a learns at the learning rates of networks
+_GAIN = 10  # a relative to its parameter, so that learning rates of networks suit it
 
 
 def names_of(base: str) -> tuple[str, ...]:
-    """Bases in the setting ``base``: knn+gaussian -> (knn, gaussian), none -> ()."""
+    """The bases in the setting ``base``: knn+gaussian -> (knn, gaussian), none -> ()."""
     return () if base == "none" else tuple(base.split("+"))
 
 
 class ReconstructionError(nn.Module):
-    """Length of what an autoencoder does not reconstruct: x [N, C] -> [N].
+    """Norm of the reconstruction error of an autoencoder: x [N, C] -> [N].
 
     Args:
         autoencoder: network that is shared, not copied.
@@ -50,7 +50,7 @@ class ReconstructionError(nn.Module):
 
 
 class OfRows(nn.Module):
-    """A detector of maps as a detector of rows: x [N, C] -> distances [N]."""
+    """A detector for maps, applied to rows: x [N, C] -> distances [N]."""
 
     def __init__(self, detector: MapDetector) -> None:
         super().__init__()
@@ -80,7 +80,7 @@ class Base(nn.Module):
 
     @torch.no_grad()
     def scale(self, maps: FeatureMaps) -> None:
-        """Sets m by good data that the distance has not been fitted to."""
+        """Sets m from good data to which the distance has not been fitted."""
         device, total = self.mean_square.device, 0.0
         for start in range(0, len(maps.rows), _CHUNK):
             rows = torch.from_numpy(maps.rows[start : start + _CHUNK].astype(np.float32)).to(device)
@@ -96,7 +96,7 @@ class BasedEnergy(nn.Module):
     """E(x) = w mean_i base_i(x) + a |x - reconstruction|^2 / .1: x [N, C], projected onto the sphere -> [N].
 
     Several bases form a logarithmic opinion pool, the geometric mean of their densities. a, which is 10 times
-    the parameter `weight`, is trained, and nothing else once `begin` has frozen the autoencoder.
+    the parameter `weight`, is the only trained parameter once `begin` has frozen the autoencoder.
 
     Args:
         bases: bases in nats.
@@ -119,7 +119,7 @@ class BasedEnergy(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = F.normalize(x, dim=1)
         error = (x - self.autoencoder(x)).square().sum(1)
-        # At least 0, with a gradient everywhere: below 0 the autoencoder would learn not to reconstruct.
+        # Clamped to >= 0 with a gradient everywhere; a negative weight would reward reconstruction errors.
         weight = self.weight + (self.weight.clamp(min=0) - self.weight).detach()
         return self.base(x) + _GAIN * weight * error / AutoencoderEnergy.temperature
 
@@ -136,11 +136,11 @@ class BaseAlone(nn.Module):
 
 
 def based(parts: Networks, detectors: Sequence[MapDetector | None], *, nat: float) -> Networks:
-    """Networks whose energy is the sum of bases and a correction; samples start where they did.
+    """Networks with the sum of bases and a correction as energy, and the same sampler.
 
     Args:
-        parts: networks of ``anomaly.networks.build``, whose autoencoder the correction takes.
-        detectors: bases, fitted or not; None: the autoencoder that samples start from.
+        parts: networks from ``anomaly.networks.build``; the correction uses the energy's autoencoder.
+        detectors: bases, fitted or not; None: the autoencoder from which samples start.
         nat: see `BasedEnergy`.
     """
     sampler, energy = parts.sampler, parts.energy_network
@@ -152,7 +152,7 @@ def based(parts: Networks, detectors: Sequence[MapDetector | None], *, nat: floa
 
 
 def fit(energy: nn.Module, train: FeatureMaps, held_out: FeatureMaps) -> None:
-    """Fits the detectors of bases to the positions of good maps, and scales them by held-out ones."""
+    """Fits the detectors of bases to the positions of good maps, and scales them with held-out maps."""
     assert isinstance(energy, BasedEnergy)
     for base in _of(energy, OfRows):
         detector = base.distance.detector
@@ -162,7 +162,7 @@ def fit(energy: nn.Module, train: FeatureMaps, held_out: FeatureMaps) -> None:
 
 
 def begin(energy: nn.Module, maps: FeatureMaps) -> None:
-    """Freezes the pretrained autoencoder of a `BasedEnergy`, and scales by good maps a base that is one."""
+    """Freezes the pretrained autoencoder of a `BasedEnergy`, and scales autoencoder bases with good maps."""
     if isinstance(energy, BasedEnergy):
         energy.autoencoder.requires_grad_(False)
         for base in _of(energy, ReconstructionError):

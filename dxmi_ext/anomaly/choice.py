@@ -1,8 +1,8 @@
-"""Which preparation and which detector suit the data, judged by synthetic defects and never by a test set.
+"""The choice of preparation and detector by synthetic defects, never by a test set.
 
-Detectors are judged by their AUROC on held-out good images, or rows, against the same with synthetic defects.
-The best preparation is chosen, and among detectors that are not clearly worse the simplest. Imports torch,
-numpy and ``dxmi_ext``.
+Detectors are compared by their AUROC on held-out good images or rows against the same with synthetic
+defects. The best preparation is chosen, and the simplest detector that is not clearly worse than the best.
+Imports torch, numpy and ``dxmi_ext``.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from dxmi_ext.engine.runlog import write_json
 from dxmi_ext.images.features import Extractor
 
 METHODS = ("gaussian", "knn", "autoencoder", "dxmi")
-"""Detectors of which one is chosen, the simplest first."""
+"""Detectors to choose from, simplest first."""
 NETWORKS = METHODS[2:]
-"""Those that are networks, which every run has, trained or not."""
-_FITTED = METHODS[:2]  # to every preparation
-_KEPT = 10_000  # positions of which no coreset is made
-_ENOUGH = 200  # held-out pictures or rows, and the same with each kind of defect
+"""Methods that are networks; every run has them, trained or not."""
+_FITTED = METHODS[:2]  # with every preparation
+_KEPT = 10_000  # positions, up to which no coreset is needed
+_ENOUGH = 200  # held-out images or rows, which are used again with each kind of defect
 _FILE = "choice.json"
 
 Choice = dict[str, Any]
@@ -41,23 +41,23 @@ Choice = dict[str, Any]
 
 
 def trained(cfg: Config) -> tuple[str, ...]:
-    """The networks that a run trains: those of its detector, and all where baselines are trained too."""
+    """The networks that a run trains: those of its detector, or all if it trains baselines too."""
     if cfg.comparison.baselines in ("tau0", "all") or cfg.detector.detector in ("auto", "dxmi"):
         return NETWORKS
     return tuple(name for name in NETWORKS if name == cfg.detector.detector)
 
 
 class Validation(NamedTuple):
-    """Features before any preparation: good ones, and the same with defects."""
+    """Features, before any preparation, of good data and of the same data with defects."""
 
     good: np.ndarray
     """[k, h, w, C]"""
     odd: np.ndarray
-    """[kinds k, h, w, C]: the same with defects, kind by kind."""
+    """[kinds * k, h, w, C]: the same with defects, kind by kind."""
 
     @classmethod
     def of(cls, good: Good, backbone: Extractor | None, seed: int, device: torch.device) -> Validation:
-        """Made of what is held out, or of a part of it that lies evenly over all."""
+        """Made from the held-out data, or from an evenly spaced subset of it."""
         count = len(good.held_out)
         rows = np.unique(np.linspace(0, count - 1, min(_ENOUGH, count)).round().astype(int))
         if backbone is None:
@@ -72,17 +72,17 @@ class Validation(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """How well a detector separates them."""
+    """How well a detector separates good data from defects."""
 
     auroc: float
     """The mean over kinds of defects."""
     influence: np.ndarray
-    """float64 [k]: what each held-out picture contributes, itself and with its defects; their deviation over
-    sqrt(k) is the standard error of the AUROC (DeLong et al. 1988, pictures as clusters)."""
+    """float64 [k]: contribution of each held-out image, without and with defects; the standard deviation
+    divided by sqrt(k) is the standard error of the AUROC (DeLong et al. 1988, with images as clusters)."""
 
 
 def judged(good: Tensor, odd: Tensor) -> Verdict:
-    """The verdict on scores of good ones, [k], and of the same with defects, [kinds k]."""
+    """The verdict on scores of good data [k] and of the same with defects [kinds * k]."""
     a, b = good.double().numpy(), odd.double().numpy().reshape(-1, len(good))
     higher = (b[:, :, None] > a) + 0.5 * (b[:, :, None] == a)  # [kinds, k with a defect, k good]
     influence = higher.mean((0, 1)) + higher.mean((0, 2))
@@ -94,10 +94,10 @@ def _best(verdicts: Mapping[str, Verdict]) -> str:
 
 
 def simplest(verdicts: Mapping[str, Verdict]) -> str:
-    """The first that is not worse than the best by more than the standard error of their difference.
+    """The first name that is not worse than the best by more than the standard error of the difference.
 
     Args:
-        verdicts: by name, the simplest first.
+        verdicts: verdicts by name, simplest first.
     """
     best = max(verdicts.values(), key=lambda verdict: verdict.auroc)
     return next(
@@ -116,20 +116,20 @@ def _standard_error(influence: np.ndarray) -> float:
 def judge(
     detector: Detector, preparation: nn.Module, validation: Validation, *, top_share: float = 0.0
 ) -> Verdict:
-    """The verdict on a detector that has learned."""
+    """The verdict on a fitted or trained detector."""
     scores = (detect(detector.score(prepared(maps, preparation)), top_share=top_share) for maps in validation)
     return judged(*scores)
 
 
 def choose(run: Run, cfg: Config, good: Good, backbone: Extractor | None) -> Choice:
-    """The preparation of each method: the settings', or the one by which it detects synthetic defects best.
+    """The preparation of each method: from the settings, or the best on synthetic defects.
 
-    A run that resumes keeps its choice, and all ranks take that of the first.
+    A run that resumes keeps its choice, and all ranks use the choice of the first.
     """
     path, choice = run.directory / _FILE, Choice()
     if run.ranks.first:
         if run.resumed_from:
-            # A run from before preparations were chosen has whitened features.
+            # Older runs, without a choice of preparations, have whitened features.
             choice = files.read_json(path) or _all("whitened")
         else:
             choice = choose_preparations(cfg, good, backbone, run.device)
@@ -139,7 +139,7 @@ def choose(run: Run, cfg: Config, good: Good, backbone: Extractor | None) -> Cho
 
 
 def choose_preparations(cfg: Config, good: Good, backbone: Extractor | None, device: torch.device) -> Choice:
-    """The same without a run; what it chooses depends on the settings and the data alone."""
+    """The same without a run; the choice depends only on the settings and the data."""
     if (given := cfg.features.preparation) != "auto":
         return _all(given)
     validation = Validation.of(good, backbone, cfg.run.seed, device)
@@ -169,21 +169,20 @@ def choose_preparations(cfg: Config, good: Good, backbone: Extractor | None, dev
 
 
 def _leads(cfg: Config) -> str:
-    """The method whose preparation the autoencoder and DxMI take, for which no trials are made: each would
-    take minutes."""
+    """The method whose preparation the autoencoder and DxMI use, because trials of theirs would be slow."""
     return next((name for name in bases.names_of(cfg.networks.base) if name in _FITTED), "knn")
 
 
 def _all(name: str) -> Choice:
-    """One preparation for every method, without a trial."""
+    """The same preparation for every method, without trials."""
     return {"preparations": dict.fromkeys((*_FITTED, "autoencoder"), name), "validation": {}}
 
 
 def nearest_neighbours(
     rows: int, seed: int, device: torch.device, *, coreset: str = "greedy"
 ) -> NearestNeighbours:
-    """Keeps 1 % of the positions, as PatchCore does, but at least 2,000 and at most 20,000, and all of up to
-    10,000, which are searched as fast."""
+    """A nearest-neighbor detector that keeps 1 % of the positions, as PatchCore does, but at least 2,000 and
+    at most 20,000. It keeps all of up to 10,000 positions, for which the search is as fast."""
     share = 1.0 if rows <= _KEPT else min(max(0.01, 2000 / rows), 20_000 / rows)
     return NearestNeighbours(share=share, coreset=coreset, seed=seed, device=device)
 
@@ -192,8 +191,8 @@ def gaussian(seed: int, device: torch.device) -> GaussianPositions:
     return GaussianPositions(dims=None, shrinkage=0.3, seed=seed, device=device)
 
 
-def tell(cfg: Config, choice: Choice) -> None:
-    """Says which preparations were chosen, and by which numbers."""
+def announce(cfg: Config, choice: Choice) -> None:
+    """Notes which preparations were chosen, with the AUROC of each candidate."""
     for method, found in choice["validation"].items():
         also = ", and for the autoencoder and DxMI" if trained(cfg) and method == _leads(cfg) else ""
         shown = ", ".join(f"{name} {auroc:.3f}" for name, auroc in found.items())

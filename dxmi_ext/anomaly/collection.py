@@ -1,6 +1,6 @@
-"""The data that a run of anomaly detection trains and is tested on, as maps for images and vectors.
+"""The data on which a run of anomaly detection is trained and tested, as maps for both images and vectors.
 
-A vector is a map of one position. Imports torch, numpy and ``dxmi_ext``.
+A vector is a map with one position. Imports torch, numpy and ``dxmi_ext``.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ class Good(NamedTuple):
     train: np.ndarray
     """[n, h, w, C]"""
     held_out: np.ndarray
-    """[k, h, w, C]: nothing is trained on them, so their scores are those of new good data."""
+    """[k, h, w, C]: nothing is trained on them, so their scores resemble those of new good data."""
     columns: Columns | None = None
-    """Of vectors: which of theirs the C are."""
+    """For vectors: the columns of which the C channels are kept."""
     held_out_images: np.ndarray | None = None
-    """uint8 [k, 3, H, W]; None: no pictures."""
+    """uint8 [k, 3, H, W]; None for vectors."""
 
 
 class Examined(NamedTuple):
@@ -48,18 +48,22 @@ class Examined(NamedTuple):
     """int64 [m]"""
     class_names: list[str]
     masks: np.ndarray | None = None
-    """bool [m, H, W]; None: no pictures, or none that tell where defects are."""
+    """bool [m, H, W]; None for vectors and for images without masks."""
     images: np.ndarray | None = None
-    """uint8 [m, 3, H, W]; None: no pictures."""
+    """uint8 [m, 3, H, W]; None for vectors."""
     deviates: np.ndarray | None = None
-    """bool [m], of vectors: those that differ where all good ones that train are the same."""
+    """bool [m], for vectors: which rows differ in a column that is constant in the good training rows."""
     names: Sequence[str] = ()
-    """Of the pictures [m], where they have any."""
+    """Names of the images [m], if they have any."""
     scale: Scale | None = None
-    """By which pictures of other than 8 bits became these; None: there are no pictures."""
+    """Scale by which images were converted to 8 bits; None for vectors."""
 
     def at(self, rows: np.ndarray) -> Examined:
-        """Some of them: int64, or bool [m]."""
+        """A subset of the test data.
+
+        Args:
+            rows: int64 indices, or bool [m].
+        """
         optional = (self.masks, self.images, self.deviates)
         masks, images, deviates = (None if each is None else each[rows] for each in optional)
         maps, anomalous, classes = self.maps[rows], self.anomalous[rows], self.classes[rows]
@@ -70,26 +74,26 @@ class Source(Protocol):
     """A source of training and test data."""
 
     def good(self, holdout: float) -> Good:
-        """A share of the good ones, at least one, is held out."""
+        """The good data, with a share of it (at least one image or row) held out."""
 
     def tested(self) -> Examined: ...
 
 
 @dataclasses.dataclass
 class Pictures:
-    """A collection of pictures, in a layout of ``anomaly_sources.LAYOUTS``; the last of each class are held
-    out, as like pictures stand together.
+    """A collection of images in one of ``anomaly_sources.LAYOUTS``. The last images of each class are held
+    out, because neighboring images tend to be alike.
 
     Args:
-        path: of the collection.
-        backbone: of ``anomaly.backbones``.
-        size, classes, train_share, cache: as `dataset.load` takes them.
-        device: of the backbone.
-        few: compute features of so many pictures of each split alone, and keep none of them; None: of all.
-        scale: of pictures of other than 8 bits: a run's; None: that of the training split.
+        path: path of the collection.
+        backbone: backbone from ``anomaly.backbones``.
+        size, classes, train_share, cache: see `dataset.load`.
+        device: device of the backbone.
+        few: number of images of each split to use, without caching their features; None: all.
+        scale: scale of a run for images that are not of 8 bits; None: that of the training split.
 
     Raises:
-        ImageDataError: by the methods: as `dataset.load`, or a class has too few pictures.
+        ImageDataError: (by the methods) as in `dataset.load`, or a class has too few images.
     """
 
     path: Path | str
@@ -108,7 +112,7 @@ class Pictures:
             if count == 1:
                 name = data.class_names[i]
                 raise ImageDataError(
-                    f"{self.path}: class {name!r} must have 2 good images or more to train on, got 1"
+                    f"{self.path}: class {name!r} must have >= 2 good images to train on, got 1"
                 )
         return divided(self._maps(data), holdout, data.classes, data.images)
 
@@ -139,14 +143,14 @@ class Pictures:
 
 @dataclasses.dataclass
 class Vectors:
-    """A file of vectors, in a layout of ``vectors.LAYOUTS``; rows are split at random.
+    """A file of vectors in one of ``vectors.LAYOUTS``; rows are split at random.
 
     Args:
-        path, train_share, seed: as `vectors.load` takes them.
-        columns: of the rows that a run learned from; None: found in these.
+        path, train_share, seed: see `vectors.load`.
+        columns: columns of the rows on which a run was trained; None: those of the good rows here.
 
     Raises:
-        VectorDataError: by the methods: as `vectors.load`, or there are too few good rows.
+        VectorDataError: (by the methods) as in `vectors.load`, or there are too few good rows.
     """
 
     path: Path | str
@@ -158,11 +162,11 @@ class Vectors:
         rows, columns = self._loaded.train, self._columns
         if len(rows) < 3:
             raise data_vectors.VectorDataError(
-                f"{self.path} must have 3 good rows or more to train on, got {len(rows)}"
+                f"{self.path} must have >= 3 good rows to train on, got {len(rows)}"
             )
         rows = columns.varying(rows)
         held = np.arange(len(rows)) < _count(holdout, len(rows))
-        # A value that held-out rows alone have would leave its column constant to those that train.
+        # Columns that are constant in the training rows must have the same value in the held-out rows.
         rare = data_vectors.constant(rows[~held])
         held &= (rows[:, rare] == rows[-1, rare]).all(axis=1)
         if not held.any():
@@ -197,13 +201,13 @@ def divided(
     classes: np.ndarray | None = None,
     images: np.ndarray | None = None,
 ) -> Good:
-    """Features of good pictures [n, h, w, C], of which a share is held out: the last of each class.
+    """Divides features of good images into training data and held-out data, the last images of each class.
 
     Args:
-        maps: in the order of the pictures' names, two or more of each class.
-        holdout: the share, of each at least one.
-        classes: int64 [n]; None: all are of one.
-        images: uint8 [n, 3, H, W], the pictures.
+        maps: features [n, h, w, C] in the order of the images' names, at least two for each class.
+        holdout: share of each class to hold out, at least one image.
+        classes: int64 [n]; None: all images are of one class.
+        images: uint8 [n, 3, H, W].
     """
     classes = np.zeros(len(maps), np.int64) if classes is None else classes
     held = np.zeros(len(maps), bool)
@@ -214,12 +218,12 @@ def divided(
 
 
 def _count(share: float, n: int) -> int:
-    """How many of n are held out."""
+    """The number of n to hold out."""
     return min(max(1, round(share * n)), n - 1)
 
 
 def _part(data: AnomalyData, n: int) -> AnomalyData:
-    """The first n of the first class."""
+    """The first n images of the first class."""
     rows = np.flatnonzero(data.classes == data.classes[0])[:n]
     return AnomalyData(
         data.images[rows],

@@ -1,4 +1,4 @@
-"""The numbers of detectors on the same features: thresholds, scores, latency, a table.
+"""Comparison of detectors on the same features: thresholds, metrics, latency and a table.
 
 Imports torch, numpy and ``dxmi_ext``.
 """
@@ -32,7 +32,7 @@ TITLES = {
     "knn": "nearest neighbours",
     "gaussian": "Gaussian positions",
 }
-"""Methods in the order of a table."""
+"""Titles of methods, in the order of the table."""
 
 _COLUMNS = {
     "image_auroc": "AUROC",
@@ -55,15 +55,15 @@ def calibrate(
     *,
     top_share: float = 0.0,
 ) -> dict[str, float]:
-    """The thresholds of pictures and of pixels: quantiles of scores of good ones that nothing learned from.
+    """Thresholds for images and for pixels: quantiles of the scores of held-out good data.
 
-    That of pictures as `threshold_of`; where they are too few for the quantile, their highest score, and a
-    line that says so.
+    The threshold for images is that of `threshold_of`, or, with a note, the highest score if there are too
+    few images for the quantile.
 
     Args:
-        good: maps of at least one.
-        size: height and width of pictures; None: there are none, and positions are the pixels.
-        top_share: of the scores of pictures, as `detect` takes it.
+        good: maps of at least one image or vector.
+        size: height and width of images; None for vectors, whose positions count as pixels.
+        top_share: see `detect`.
 
     Returns:
         ``threshold`` and ``pixel_threshold``.
@@ -75,28 +75,28 @@ def calibrate(
         threshold = threshold_of(pictures, quantile)
     except TooFew as error:
         threshold = float(pictures.max())
-        runlog.note(f"the threshold is the highest score of those held out; {error}")
-    pixel_threshold = max(float(np.quantile(pixels.numpy(), pixel_quantile)), 1e-12)  # of equal pictures 0
+        runlog.note(f"the threshold is the highest held-out score: {error}")
+    pixel_threshold = max(float(np.quantile(pixels.numpy(), pixel_quantile)), 1e-12)  # equal images give 0
     return {"threshold": threshold, "pixel_threshold": pixel_threshold}
 
 
 def measure(pictures: Tensor, scores: Tensor, tested: Examined) -> tuple[dict[str, float], list[str]]:
-    """Metrics of scores, and what cannot be measured, in words.
+    """Metrics of scores, and notes on metrics that cannot be computed.
 
     Args:
-        pictures: their scores [m].
-        scores: their maps [m, h, w].
+        pictures: scores of the images [m].
+        scores: score maps [m, h, w].
 
     Returns:
-        means over classes, image_auroc and so on as `metrics.evaluate` names them; of several classes
-        also each by itself, image_auroc/CLASS.
+        Means over classes, named as in `metrics.evaluate` (image_auroc, ...); for several classes also the
+        metrics of each (image_auroc/CLASS).
     """
     notes: list[str] = []
     pixels = None
     if tested.masks is not None:
         height, width = tested.masks.shape[1:]
         pixels = localise(scores, (height, width))
-    told = metrics.evaluate(
+    found = metrics.evaluate(
         pictures,
         tested.anomalous,
         pixels,
@@ -105,15 +105,15 @@ def measure(pictures: Tensor, scores: Tensor, tested: Examined) -> tuple[dict[st
         class_names=tested.class_names,
         say=notes.append,
     )
-    numbers = told.pop("mean")
+    numbers = found.pop("mean")
     if len(tested.class_names) > 1:
-        numbers |= {f"{k}/{name}": v for name, each in told.items() for k, v in each.items()}
+        numbers |= {f"{k}/{name}": v for name, each in found.items() for k, v in each.items()}
     return numbers, notes
 
 
 def at_threshold(pictures: Tensor, tested: Examined, threshold: float) -> dict[str, float]:
-    """Shares of pictures whose score [m] lies above the threshold: ``found`` of the defective,
-    ``false_alarms`` of the good; of either only where there are any."""
+    """Shares of images whose score [m] is above the threshold: ``found`` among defective images and
+    ``false_alarms`` among good images, each only if there are any."""
     above = (pictures > threshold).numpy()
     kinds = {"found": tested.anomalous, "false_alarms": ~tested.anomalous}
     return {name: float(above[members].mean()) for name, members in kinds.items() if members.any()}
@@ -122,7 +122,7 @@ def at_threshold(pictures: Tensor, tested: Examined, threshold: float) -> dict[s
 def latency_ms(
     detector: Detector, maps: FeatureMaps, backbone: Extractor | None, images: np.ndarray | None
 ) -> float:
-    """Milliseconds from a picture, decoded, to its score map: the median of five, one at a time."""
+    """Milliseconds from a decoded image to its score map: the median of five runs with one image."""
     one, picture = FeatureMaps(maps.maps[:1]), None
     if backbone is not None and images is not None:
         device = next(backbone.buffers()).device
@@ -132,29 +132,29 @@ def latency_ms(
         started = time.perf_counter()
         if backbone is not None and picture is not None:
             backbone(picture).cpu()
-        detector.score(one)  # which ends on the CPU, so the device has done its work
+        detector.score(one)  # returns a CPU tensor, so the device has finished
         times.append(1000 * (time.perf_counter() - started))
-    return round(statistics.median(times[1:]), 3)  # the first one warms up
+    return round(statistics.median(times[1:]), 3)  # the first run is a warm-up
 
 
 class Method(NamedTuple):
-    """A detector that has learned, and what prepares features for it."""
+    """A fitted or trained detector and its preparation of features."""
 
     preparation: nn.Module
     detector: Detector
 
 
 class Comparison(NamedTuple):
-    """What methods come to on test data."""
+    """Results of methods on test data."""
 
     numbers: dict[str, float]
-    """By name."""
+    """Metrics by name."""
     notes: list[str]
-    """On what could not be measured."""
+    """Notes on metrics that could not be computed."""
     maps: Tensor | None
-    """Score maps [m, h, w] of the first method; None where it fails."""
+    """Score maps [m, h, w] of the first method; None if it fails."""
     scores: dict[str, np.ndarray]
-    """Scores of pictures by method, float32 [m]."""
+    """Scores of images by method, float32 [m]."""
 
 
 def compare(
@@ -166,15 +166,15 @@ def compare(
     *,
     top_share: float = 0.0,
 ) -> Comparison:
-    """The numbers and scores of every method.
+    """Metrics and scores of every method.
 
     Args:
-        methods: by their names in TITLES.
-        first: the one that scores new pictures, whose numbers bear no prefix.
-        tested: features before any preparation, and truths.
-        backbone: of pictures, for the latency; None: of vectors.
-        threshold: of the first one's scores.
-        top_share: of the scores of pictures, as `detect` takes it.
+        methods: methods by their names in TITLES.
+        first: name of the method that scores new images; its metrics have no prefix.
+        tested: test data, with features before any preparation.
+        backbone: backbone, whose time is part of the latency; None for vectors.
+        threshold: threshold for the scores of the first method.
+        top_share: see `detect`.
     """
     numbers: dict[str, float] = {}
     notes: list[str] = []
@@ -199,7 +199,7 @@ def compare(
             continue
         scores, pictures, found, lines = done
         of_pictures[name] = pictures.numpy()
-        notes += [line for line in lines if line not in notes]  # most are of the data, not of the method
+        notes += [line for line in lines if line not in notes]  # most notes depend only on the data
         if name == first:
             of_first = scores
             numbers |= found | at_threshold(pictures, tested, threshold)
@@ -213,12 +213,12 @@ def table(
     first: str = "dxmi",
     published: Mapping[str, Mapping[str, float]] | None = None,
 ) -> str:
-    """A row a method, then, of several classes, a row a class of the first.
+    """A table with one row per method and, for several classes, one row per class for the first method.
 
     Args:
-        numbers: of `compare` and `calibrate`.
-        first: as of `compare`.
-        published: rows of others, by title.
+        numbers: metrics from `compare` and thresholds from `calibrate`.
+        first: see `compare`.
+        published: rows of published results, by title.
     """
     columns = [name for name in _COLUMNS if name in numbers]
     lines = [f"{'':22}" + "".join(f"{_COLUMNS[name]:>12}" for name in columns)]

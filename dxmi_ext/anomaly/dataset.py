@@ -1,7 +1,7 @@
-"""Images for anomaly detection: good ones to train on, good and defective ones to test on.
+"""Images for anomaly detection: good images for training, good and defective images for testing.
 
-Decoded once into a cache of memory-mapped arrays, as ``images.dataset`` does. Imports torch, numpy and
-``dxmi_ext``; Pillow and tqdm while pictures are decoded.
+Images are decoded once into a cache of memory-mapped arrays, as in ``images.dataset``. Imports torch, numpy
+and ``dxmi_ext``; Pillow and tqdm while images are decoded.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ class AnomalyData:
     """A split of a collection, in memory or memory-mapped.
 
     Args:
-        images: uint8 [n, 3, H, W]; grey ones stand thrice.
+        images: uint8 [n, 3, H, W]; gray images have three equal channels.
         labels: int64 [n], the kind of defect; 0 is good.
-        masks: bool [n, H, W], true where the defect is; None where the collection has none, or in training.
-        classes: int64 [n], what the picture shows, as MVTec-AD's bottle or cable.
-        class_names: of the classes 0, 1, ...
-        label_names: of the labels 0, 1, ...
-        names: of the pictures, [n].
+        masks: bool [n, H, W], true at defects; None if the collection has no masks, and for training.
+        classes: int64 [n], class of the object in the image, such as MVTec-AD's bottle or cable.
+        class_names: names of the classes 0, 1, ...
+        label_names: names of the labels 0, 1, ...
+        names: names of the images, [n].
         split: "train" or "test".
-        fingerprint: says whether two collections hold the same images; by default made from them.
-        scale: by which images of other than 8 bits became these.
+        fingerprint: identifies the images; by default a digest of them.
+        scale: scale by which the images were converted to 8 bits.
 
     Raises:
-        ImageDataError: a wrong type or shape, or defects where good pictures train.
+        ImageDataError: an array has a wrong type or shape, or training data have defects.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class AnomalyData:
 
     @property
     def anomalous(self) -> np.ndarray:
-        """bool [n]: whether there is a defect."""
+        """bool [n]: whether the image has a defect."""
         return self.labels > 0
 
 
@@ -101,32 +101,33 @@ def load(
     cache: Path | str | None = None,
     scale: Scale | None = None,
 ) -> AnomalyData:
-    """A split of the collection at a path, in a layout of ``anomaly_sources.LAYOUTS``; cached.
+    """Loads a split of the collection at a path, in one of ``anomaly_sources.LAYOUTS``, through the cache.
 
     Args:
-        split: "train", good pictures alone; or "test".
-        size: height and width that whole pictures are brought to (bicubic, antialiased; masks to the nearest
-            pixel), whatever their own: nothing is cut off, so a defect at the border counts. None keeps the
-            pictures, which must then be of one size.
-        classes: which of the classes, by name; None: all.
-        train_share: of the good pictures, where the layout has no split of its own.
-        cache: folder of the decoded arrays, by default ``images.default_cache()``. An entry belongs to the
-            files' names, sizes and times and to the arguments; it may be deleted.
-        scale: of images of other than 8 bits: of a run's training set; None: of the training split here.
+        split: "train" for good images only, or "test".
+        size: height and width to which whole images are resized (bicubic, antialiased; masks to the nearest
+            pixel), without cropping, so that defects at the border count. None keeps the images, which must
+            then have equal sizes.
+        classes: names of the classes to load; None: all.
+        train_share: share of the good images to train on if the layout has no split.
+        cache: folder of the decoded arrays, by default ``images.default_cache()``. An entry depends on the
+            names, sizes and times of the files and on the arguments; it may be deleted.
+        scale: scale of a run's training set for images that are not of 8 bits; None: that of the training
+            split here.
 
     Raises:
-        ImageDataError: the path holds no known layout; a file is missing or damaged; sizes are unequal.
+        ImageDataError: the path has no known layout, a file is missing or damaged, or sizes differ.
     """
     path = Path(path).expanduser().resolve()
     if size is not None and size < 1:
         raise ImageDataError(f"size must be >= 1 or None, got {size}")
-    if scale is not None and split == "train":  # most often their own, and decoded already
+    if scale is not None and split == "train":  # usually equal to their own scale, and already decoded
         own = load(path, split=split, size=size, classes=classes, train_share=train_share, cache=cache)
         if own.scale == scale:
             return own
     source = anomaly_sources.find(path, split, classes, train_share)
     if not source.items:
-        raise ImageDataError(f"{path}: has no pictures to {split}")
+        raise ImageDataError(f"{path}: has no images for split={split}")
     cache = Path(cache).expanduser() if cache is not None else default_cache()
     trained = source
     if scale is None and split != "train":
@@ -138,12 +139,12 @@ def load(
         with files.locked(entry.with_suffix(".lock")):
             if not entry.is_dir():  # another process may have been first
                 _decode_to(entry, source, size, path, scale, trained)
-    told = json.loads((entry / "about.json").read_text())
+    stored = json.loads((entry / "about.json").read_text())
     masks = None
     if (entry / "masks.npy").exists():
         masks = np.asarray(np.load(entry / "masks.npy", mmap_mode="r"))
     return AnomalyData(
-        # a plain array over the map: indexing np.memmap costs more
+        # a plain array over the map, because indexing np.memmap is slower
         np.asarray(np.load(entry / "images.npy", mmap_mode="r")),
         np.array([item.label for item in source.items], np.int64),
         masks,
@@ -152,19 +153,19 @@ def load(
         label_names=source.label_names,
         names=[item.name for item in source.items],
         split=split,
-        fingerprint=told["fingerprint"],
-        scale=Scale.of(told["scale"]),
+        fingerprint=stored["fingerprint"],
+        scale=Scale.of(stored["scale"]),
     )
 
 
 def decoded(source: Source, split: str, size: int | None, scale: Scale | None = None) -> AnomalyData:
-    """The pictures of a source, in memory, as of `load`; without a scale, by their own."""
+    """Decodes the images of a source in memory, as `load` does; without a scale, with their own."""
     try:
         pairs = [_decode(item, size, scale)[:2] for item in source.items]
     except pixels.Unsettled:
         return decoded(source, split, size, pixels.settled((item.image() for item in source.items), split))
     if not pairs or len({image.shape for image, _ in pairs}) > 1:
-        raise ImageDataError(f"{split}: got no pictures, or of several sizes; give a size to bring them to")
+        raise ImageDataError(f"{split}: images must have one size, got none or several; give a size")
     return AnomalyData(
         np.stack([image for image, _ in pairs]),
         np.array([item.label for item in source.items], np.int64),
@@ -188,10 +189,10 @@ def _digest(shape: tuple[int, ...], images: np.ndarray | tuple[()] = ()) -> Any:
 def _decode_to(
     entry: Path, source: Source, size: int | None, path: Path, scale: Scale | None, trained: Source
 ) -> None:
-    """Write a cache entry: images.npy, masks.npy where there are any, about.json."""
+    """Writes a cache entry: images.npy, masks.npy if there are masks, and about.json."""
     try:
         _write(entry, source, size, path, scale)
-    except pixels.Unsettled:  # most collections are of 8 bits, and read once
+    except pixels.Unsettled:  # most collections have 8 bits and are read only once
         found = pixels.settled((item.image() for item in trained.items), printable(path))
         _write(entry, source, size, path, found)
 
@@ -210,9 +211,7 @@ def _write(entry: Path, source: Source, size: int | None, path: Path, scale: Sca
                 image, mask, is_beyond = _decode(item, size, scale)
                 if image.shape != shape:
                     sizes = f"{list(shape)} and {list(image.shape)}"
-                    raise ImageDataError(
-                        f"{printable(path)}: pictures are {sizes}; give a size to bring them to"
-                    )
+                    raise ImageDataError(f"{printable(path)}: images have sizes {sizes}; give a size")
                 images.write(image.tobytes())
                 masks.write(mask.tobytes())
                 digest.update(image.data)
@@ -230,8 +229,8 @@ def _header(file: Any, dtype: str, shape: tuple[int, ...]) -> None:
 
 
 def _decode(item: Item, size: int | None, scale: Scale | None) -> tuple[np.ndarray, np.ndarray, bool]:
-    """A picture, uint8 [3, H, W]; its mask, bool [H, W], nowhere true where it has none; whether the scale
-    clips the picture."""
+    """Returns the image, uint8 [3, H, W]; its mask, bool [H, W], false everywhere if it has none; and whether
+    the scale clips the image."""
     stored = item.image()
     name = printable(item.name)
     picture = rgb(stored, scale, name)
@@ -246,14 +245,14 @@ def _decode(item: Item, size: int | None, scale: Scale | None) -> tuple[np.ndarr
 
 
 def rgb(stored: np.ndarray, scale: Scale | None, name: str) -> np.ndarray:
-    """Pixels [H, W, C], as they are stored, as uint8 [H, W, 3]; grey ones stand thrice. Errors as of
-    `pixels.eight_bits`."""
+    """Converts stored pixels [H, W, C] to uint8 [H, W, 3]; gray pixels get three equal channels. Errors are
+    those of `pixels.eight_bits`."""
     picture = pixels.eight_bits(stored, scale, name)
     return np.asarray(np.broadcast_to(picture, (*picture.shape[:2], 3)))
 
 
 def _resized_mask(mask: np.ndarray, size: int) -> np.ndarray:
-    """To the nearest pixel; but a defect that is too small for that keeps one."""
+    """Resizes a mask to the nearest pixel; a defect too small for that keeps one pixel."""
     if mask.shape == (size, size):
         return mask
     from PIL import Image
@@ -266,7 +265,7 @@ def _resized_mask(mask: np.ndarray, size: int) -> np.ndarray:
 
 
 def resized(picture: np.ndarray, size: int | None) -> np.ndarray:
-    """A picture, uint8 [H, W, 3] -> [size, size, 3] (bicubic, antialiased), as `load` brings it to that."""
+    """Resizes an image as `load` does: uint8 [H, W, 3] -> [size, size, 3] (bicubic, antialiased)."""
     if size is None or picture.shape[:2] == (size, size):
         return picture
     from PIL import Image

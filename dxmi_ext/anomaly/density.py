@@ -10,17 +10,17 @@ from torch import Tensor
 from dxmi_ext.anomaly.detectors import MapDetector
 from dxmi_ext.anomaly.features import FeatureMaps
 
-_COMPARED = 1000  # rows whose nearest neighbours decide the bandwidth
+_COMPARED = 1000  # rows whose nearest neighbors decide the bandwidth
 
 
 class KernelDensity(MapDetector):
     """Soft distance to good positions: the square root of -h log mean_i exp(-|x - x_i|^2 / h).
 
     That is the negative logarithm of a kernel density in units of h. As h approaches 0, it becomes the
-    distance to the nearest position; a larger h takes more neighbours into account.
+    distance to the nearest position; a larger h takes more neighbors into account.
 
     Args:
-        bandwidth: h relative to the mean squared distance between a good position and its nearest neighbour.
+        bandwidth: h relative to the mean squared distance between a good position and its nearest neighbor.
         most: number of positions kept, a random part of more.
         chunk: number of positions scored at a time.
         seed: seed of the random choice.

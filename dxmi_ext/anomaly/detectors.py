@@ -1,6 +1,7 @@
-"""Detectors on feature maps: energies, and the baselines to beat. Imports torch, numpy and ``dxmi_ext``.
+"""Detectors on feature maps: energies and baselines. Imports torch, numpy and ``dxmi_ext``.
 
-Each scores every position; the largest scores of a map detect, the map upsampled to the picture localises.
+Each scores every position. The highest scores of a map give the score of an image; the map upsampled to the
+image localises defects.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from dxmi_ext.images.features import FeatureError
 
 
 class Detector(Protocol):
-    """A detector: it is fitted to good images, and scores how far others are from them."""
+    """A detector is fitted to good images and scores how much other images differ from them."""
 
     def fit(self, maps: FeatureMaps) -> None:
         """Fits the detector to maps of good images."""
@@ -30,10 +31,11 @@ class Detector(Protocol):
 
 
 def detect(scores: Tensor, *, top_share: float = 0.0) -> Tensor:
-    """Score maps [n, h, w] -> scores of pictures [n]: their maxima (DxMI, sec. 5.3).
+    """Score maps [n, h, w] -> scores of images [n], the maxima (DxMI, sec. 5.3).
 
     Args:
-        top_share: the mean of this share of the largest positions instead, rounded to whole ones.
+        top_share: share of the positions, the highest, whose mean is the score; rounded to at least one
+            position, which gives the maximum.
     """
     if not 0 <= top_share <= 1:
         raise ValueError(f"top_share must be from 0 to 1, got {top_share}")
@@ -46,12 +48,12 @@ def localise(scores: Tensor, size: tuple[int, int], *, sigma: float = 0.0) -> Te
     """Score maps [n, h, w] -> scores of pixels [n, *size], bilinear.
 
     Args:
-        sigma: of a Gaussian that then smooths them, in pixels, cut off at 4 sigma; 0: none (DxMI). PatchCore
-            and PaDiM take 4 at 224 pixels.
+        sigma: standard deviation, in pixels, of a Gaussian filter truncated at 4 sigma; 0: no filter (DxMI).
+            PatchCore and PaDiM use 4 at 224 pixels.
     """
     pixels = F.interpolate(scores[:, None], size, mode="bilinear", align_corners=False)
     if sigma > 0:
-        radius = min(int(4 * sigma + 0.5), min(size) - 1)  # what a reflected border allows
+        radius = min(int(4 * sigma + 0.5), min(size) - 1)  # the largest that reflection padding allows
         weight = torch.exp(-0.5 * (torch.arange(-radius, radius + 1, dtype=pixels.dtype) / sigma) ** 2)
         weight = (weight / weight.sum()).to(pixels.device)
         pixels = F.pad(pixels, (radius,) * 4, mode="reflect")
@@ -64,15 +66,15 @@ class EnergyDetector:
 
     Args:
         energy: [N, C] -> [N].
-        chunk: positions that it sees at a time.
-        device: where it is.
+        chunk: number of positions scored at a time.
+        device: device of the energy.
     """
 
     def __init__(self, energy: nn.Module, *, chunk: int = 16_384, device: torch.device | str = "cpu") -> None:
         self.energy, self.chunk, self.device = energy, chunk, device
 
     def fit(self, maps: FeatureMaps) -> None:
-        """Nothing: it is trained already."""
+        """Does nothing, because the energy is already trained."""
 
     @torch.no_grad()
     def score(self, maps: FeatureMaps) -> Tensor:
@@ -81,13 +83,13 @@ class EnergyDetector:
 
 
 class AutoencoderDetector:
-    """The reconstruction error of an autoencoder alone: what DxMI starts from.
+    """The reconstruction error of an autoencoder alone, from which DxMI starts.
 
     Args:
-        autoencoder: is trained by ``fit``, from where it stands.
-        iterations, batch_size, lr: of that; batch_size counts positions.
-        seed: of the order of data.
-        device: where it is.
+        autoencoder: network that ``fit`` trains further.
+        iterations, batch_size, lr: settings of the training; batch_size counts positions.
+        seed: seed of the order of the data.
+        device: device of the autoencoder.
     """
 
     def __init__(
@@ -114,11 +116,11 @@ class AutoencoderDetector:
 
 
 class MapDetector(nn.Module):
-    """Maps [n, C, h, w] -> score maps [n, h, w]; what it learned is in its buffers alone, so that it is saved
-    and exported as networks are.
+    """Maps [n, C, h, w] -> score maps [n, h, w]. All fitted values are buffers, so detectors are saved and
+    exported as networks are.
 
     Args:
-        chunk: positions that it sees at a time.
+        chunk: number of positions scored at a time.
     """
 
     def __init__(self, chunk: int) -> None:
@@ -139,7 +141,7 @@ class MapDetector(nn.Module):
         return torch.cat([self(block).float().cpu() for block in _maps(maps, count, self.device)])
 
     def take(self, tensors: Mapping[str, Tensor]) -> None:
-        """Takes what another one learned, its `state_dict`, whatever its size."""
+        """Loads the `state_dict` of another fitted detector, whatever its sizes."""
         for name, buffer in list(self.named_buffers()):
             self.register_buffer(name, tensors[name].to(buffer.device, buffer.dtype))
 
@@ -149,19 +151,19 @@ class MapDetector(nn.Module):
 
 
 class NearestNeighbours(MapDetector):
-    """Distance to the nearest positions of good pictures, after PatchCore (Roth et al. 2022).
+    """Distance to the nearest positions of good images, after PatchCore (Roth et al. 2022).
 
-    The score of a picture is its largest distance, without PatchCore's weight of crowded neighbourhoods.
+    The score of an image is its largest distance, without PatchCore's reweighting by neighborhoods.
 
     Args:
-        share: of the positions that are kept.
-        coreset: which: greedy, each the farthest from those before, as random projections to 128 dimensions
-            tell it; or random.
-        k: over how many neighbours the distance is averaged.
-        patch: a position stands for the mean over so many neighbours each way, an odd number; PatchCore: 3.
-        chunk: distances are computed for so many positions at a time.
-        seed: of random choices.
-        device: where they are computed.
+        share: share of the positions that are kept.
+        coreset: how positions are selected: greedy takes the farthest from those already selected, after a
+            random projection to 128 dimensions; or random.
+        k: number of neighbors over which the distance is averaged.
+        patch: side of the neighborhood over which features are averaged, an odd number; PatchCore: 3.
+        chunk: number of positions scored at a time.
+        seed: seed of random choices.
+        device: device of the computation.
     """
 
     memory: Tensor
@@ -180,7 +182,7 @@ class NearestNeighbours(MapDetector):
     ) -> None:
         if not 0 < share <= 1 or coreset not in ("greedy", "random") or k < 1 or patch < 1 or patch % 2 == 0:
             raise ValueError(
-                "neighbours: share must be > 0 and <= 1, coreset greedy or random, k >= 1, odd patch, "
+                "neighbours: share must be > 0 and <= 1, coreset greedy or random, k >= 1 and patch odd, "
                 f"got share={share}, coreset={coreset!r}, k={k}, patch={patch}"
             )
         super().__init__(chunk)
@@ -210,13 +212,13 @@ class NearestNeighbours(MapDetector):
         return distances.view(n, height, width)
 
     def _distances(self, rows: Tensor) -> Tensor:
-        # |m|^2 - 2 m x orders the distances; of near ones it would leave rounding alone.
+        # |m|^2 - 2 m x orders the distances, but is too inexact for small ones.
         order = torch.addmm(self.memory.square().sum(1), rows, self.memory.T, alpha=-2)
         nearest = self.memory[order.topk(self.k, dim=1, largest=False).indices]
         return (nearest - rows[:, None]).square().sum(2).sqrt().mean(1)
 
     def _pooled(self, features: Tensor) -> Tensor:
-        """Positions averaged over their neighbourhoods."""
+        """Averages positions over their neighborhoods."""
         if self.patch == 1 or features.shape[2:] == (1, 1):
             return features
         return F.avg_pool2d(features, self.patch, 1, self.patch // 2, count_include_pad=False)
@@ -225,17 +227,17 @@ class NearestNeighbours(MapDetector):
 class GaussianPositions(MapDetector):
     """Mahalanobis distance to a Gaussian at each position of the map, after PaDiM (Defard et al. 2021).
 
-    For pictures of one class that are aligned; over many classes one Gaussian a position says little.
+    It suits aligned images of one class; for many classes, one Gaussian per position is too coarse.
 
     Args:
-        dims: how many of the C dimensions, drawn at random; PaDiM: 100 of its ResNet-18's 448. None: all.
-        shrinkage: weight of the mean variance times the identity in each covariance, which makes it regular.
-        seed: of the draw.
-        device: where it is computed; it learns in float64 and scores in float32.
+        dims: number of the C dimensions to use, drawn at random; PaDiM: 100 of ResNet-18's 448. None: all.
+        shrinkage: weight of the mean variance times the identity in each covariance, for regularization.
+        seed: seed of the drawn dimensions.
+        device: device of the computation; fitting is in float64, scoring in float32.
     """
 
     dimensions: Tensor
-    """int64 [d], those that it sees."""
+    """int64 [d], the dimensions used."""
     mean: Tensor
     """[h w, 1, d]"""
     whitening: Tensor
@@ -262,14 +264,14 @@ class GaussianPositions(MapDetector):
     @torch.no_grad()
     def fit(self, maps: FeatureMaps) -> None:
         if len(maps) < 2:
-            raise FeatureError(f"maps must be of 2 images or more for a covariance, got {len(maps)}")
+            raise FeatureError(f"maps must be of >= 2 images for a covariance, got {len(maps)}")
         channels = maps.shape[2]
         generator = torch.Generator().manual_seed(self.seed)
         dimensions = torch.randperm(channels, generator=generator)[: self.dims or channels].sort().values
         self._learned(dimensions=dimensions.to(self.device))
         d = len(dimensions)
         total = product = torch.zeros((), dtype=torch.float64)
-        # About the first picture, so that sums of squares lose nothing.
+        # Relative to the first image, so that sums of squares lose no precision.
         origin = self._positions(next(_maps(maps, 1, self.device))).double()
         for maps_block in _maps(maps, 64, self.device):
             block = self._positions(maps_block).double() - origin
@@ -295,11 +297,11 @@ class GaussianPositions(MapDetector):
 
 
 def farthest_points(points: Tensor, size: int, first: int = 0) -> Tensor:
-    """A greedy k-centre coreset: each point is the one farthest from those before. int64 [size].
+    """Indices of a greedy k-center coreset, int64 [size]: each point is the farthest from those before.
 
     Args:
         points: [N, D].
-        first: index of the first.
+        first: index of the first point.
     """
     sq, chosen = points.square().sum(1), torch.empty(size, dtype=torch.int64, device=points.device)
     nearest, last = torch.full_like(sq, torch.inf), torch.tensor(first, device=points.device)
@@ -307,7 +309,7 @@ def farthest_points(points: Tensor, size: int, first: int = 0) -> Tensor:
         chosen[i] = last
         distance = torch.addmv(sq, points, points[last], alpha=-2).add_(sq[last])
         nearest = torch.minimum(nearest, distance)
-        nearest[last] = -torch.inf  # rounding must not choose it again
+        nearest[last] = -torch.inf  # so that rounding errors cannot select it again
         last = nearest.argmax()
     return chosen
 
@@ -316,7 +318,7 @@ def maps_of(features: Tensor, energy: nn.Module) -> Tensor:
     """Features [n, C, h, w] -> score maps, float32 [n, h, w].
 
     Args:
-        energy: a `MapDetector`, or of positions, [N, C] -> [N].
+        energy: a `MapDetector`, or a function of positions, [N, C] -> [N].
     """
     if isinstance(energy, MapDetector):
         found: Tensor = energy(features)
@@ -327,7 +329,7 @@ def maps_of(features: Tensor, energy: nn.Module) -> Tensor:
 
 
 def detector_of(energy: nn.Module, device: torch.device | str) -> Detector:
-    """A module that scores, as `maps_of` takes it, as a detector of feature maps."""
+    """Converts a scoring module, as in `maps_of`, to a detector of feature maps."""
     return energy if isinstance(energy, MapDetector) else EnergyDetector(energy, device=device)
 
 
@@ -337,7 +339,7 @@ def _rows(features: Tensor) -> Tensor:
 
 
 def _maps(maps: FeatureMaps, size: int, device: torch.device | str) -> Iterator[Tensor]:
-    """So many maps at a time, float32 [m, C, h, w]."""
+    """Blocks of at most ``size`` maps, float32 [m, C, h, w]."""
     for start in range(0, len(maps), size):
         block = torch.from_numpy(maps.maps[start : start + size].astype(np.float32))
         yield block.to(device).permute(0, 3, 1, 2)

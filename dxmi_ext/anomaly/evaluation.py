@@ -1,4 +1,4 @@
-"""What a run comes to: its detector, thresholds, numbers of all methods, heat maps.
+"""Evaluation of a run: the chosen detector, thresholds, metrics of all methods, and heat maps.
 
 Imports torch and ``dxmi_ext``.
 """
@@ -38,15 +38,15 @@ TRAINED = ("tau0", "langevin")
 BASELINES: dict[str, tuple[str, ...]] = {"none": (), "quick": ("base", "autoencoder", "knn", "gaussian")}
 BASELINES |= {"tau0": (TRAINED[0], *BASELINES["quick"]), "all": (*TRAINED, *BASELINES["quick"])}
 _FITTED = {"knn": NearestNeighbours, "gaussian": GaussianPositions}
-PAPER = {  # DxMI, Table 5: all 15 classes of MVTec-AD
+PAPER = {  # DxMI, Table 5: means over all 15 classes of MVTec-AD
     "the paper, b4": {"image_auroc": 0.970, "pixel_auroc": 0.971},
     "  tau = 0": {"image_auroc": 0.679, "pixel_auroc": 0.846},
 }
-_SHOWN = 8  # defective pictures in heatmaps.png
+_SHOWN = 8  # defective images in heatmaps.png
 
 
 def table(cfg: Config, numbers: Mapping[str, Any], detector: str) -> str:
-    """The run's methods, the paper's rows beside them for MVTec-AD."""
+    """A table of the run's methods, with the paper's results for MVTec-AD."""
     title = f"{cfg.run.recipe}, {cfg.features.backbone or 'vectors'}, T = {cfg.networks.steps}, "
     title += f"tau = {cfg.algorithm.tau:g}"
     published = PAPER if cfg.run.recipe == "mvtec-ad" else None
@@ -54,7 +54,7 @@ def table(cfg: Config, numbers: Mapping[str, Any], detector: str) -> str:
 
 
 def announce(tested: Examined) -> None:
-    """Says before a run which of its numbers it will lack."""
+    """Notes before a run which metrics it will skip."""
     final.announce_missing({"matplotlib": "pictures"} | ({} if tested.masks is None else {"scipy": "pro"}))
     truths = tested.anomalous, tested.masks, tested.classes, tested.class_names, tested.names
     for line in metrics.unmeasurable(*truths):
@@ -68,13 +68,13 @@ def methods_of(
     good: np.ndarray | None,
     say: Callable[[str], None] = runlog.note,
 ) -> dict[str, Method]:
-    """Methods by the names of ``comparison.TITLES``, those that can be had.
+    """The available methods by their names in ``comparison.TITLES``.
 
     Args:
-        names: of them.
-        good: features [n, h, w, C] that nearest neighbours and Gaussians are fitted to; None: they are
-            omitted, unless the networks have one.
-        say: receives a line that says why a method is omitted.
+        names: names of the wanted methods.
+        good: features [n, h, w, C] to which nearest neighbors and Gaussians are fitted; None: those are
+            skipped unless the networks contain one.
+        say: receives the reason why a method is skipped.
     """
     methods: dict[str, Method] = {}
     for name in (name for name in comparison.TITLES if name in names):
@@ -94,7 +94,7 @@ def methods_of(
 
 
 def _detector(cfg: Config, networks: AnomalyNetworks, name: str, good: np.ndarray | None) -> Detector | None:
-    """One that has learned, or is to be fitted; None: it cannot be had."""
+    """A trained detector, or one to be fitted; None if it is not available."""
     untrained = ({*TRAINED} - {*networks.baselines}) | ({*choice.NETWORKS} - {*networks.trained})
     if name in untrained or (name == "base" and not isinstance(networks.energy_network, BasedEnergy)):
         return None
@@ -110,7 +110,7 @@ def _detector(cfg: Config, networks: AnomalyNetworks, name: str, good: np.ndarra
 
 
 def names_of(cfg: Config, which: str) -> set[str]:
-    """Names of the methods of a run: those that are compared, and those to choose from."""
+    """Names of the methods of a run: those to compare and those to choose from."""
     chosen = choice.METHODS if cfg.detector.detector == "auto" else (cfg.detector.detector,)
     return {"dxmi", *BASELINES[which], *chosen}
 
@@ -118,10 +118,10 @@ def names_of(cfg: Config, which: str) -> set[str]:
 def chosen(
     cfg: Config, methods: Mapping[str, Method], validation: Validation | None
 ) -> tuple[str, dict[str, Verdict]]:
-    """The method that scores new pictures, and the verdict on every method.
+    """The method that scores new images, and the verdict on every method.
 
     Args:
-        validation: synthetic defects; None: the settings name the detector, and nothing is judged.
+        validation: good data and synthetic defects; None: the settings name the detector, without verdicts.
     """
     verdicts: dict[str, Verdict] = {}
     for name, (prepares, detector) in methods.items() if validation is not None else ():
@@ -139,7 +139,7 @@ def chosen(
 
 
 def calibrate(cfg: Config, method: Method, good: Good) -> dict[str, float]:
-    """The thresholds of its scores, from what is held out."""
+    """Thresholds for the scores of a method, from the held-out data."""
     size = None if cfg.features.backbone is None else cfg.features.size
     held_out = prepared(good.held_out, method.preparation)
     quantiles = cfg.thresholds.quantile, cfg.thresholds.pixel_quantile
@@ -156,14 +156,14 @@ def numbers_of(
     backbone: Extractor | None,
     thresholds: dict[str, float],
 ) -> tuple[dict[str, Any], Tensor | None, dict[str, np.ndarray]]:
-    """Numbers of all methods, the detector's score maps, and scores of pictures by method; what could not be
-    measured is told.
+    """Metrics of all methods, score maps of the detector, and scores of images by method; metrics that could
+    not be computed are noted.
 
     Args:
-        detector: which of the methods scores new pictures.
+        detector: name of the method that scores new images.
     """
     if not len(tested.maps):
-        print("nothing is tested: no scores")
+        print("there are no test data: no metrics are computed")
         return thresholds, None, {}
     numbers, notes, maps, scores = comparison.compare(
         methods, detector, tested, backbone, thresholds["threshold"], top_share=cfg.thresholds.top_share
@@ -176,30 +176,30 @@ def numbers_of(
 
 
 def about(methods: Mapping[str, Method], detector: str) -> dict[str, Any]:
-    """What scores new pictures, and what prepares features for it and for the others."""
+    """The names of the detector, of its preparation and of the preparations of all methods."""
     names = {name: getattr(method.preparation, "name", "unit") for name, method in methods.items()}
     return {"detector": detector, "preparation": names[detector], "preparations": names}
 
 
-def told(cfg: Config, numbers: Mapping[str, Any], verdicts: Mapping[str, Verdict]) -> str:
-    """Which detector scores new pictures, and why, in a line."""
+def explanation(cfg: Config, numbers: Mapping[str, Any], verdicts: Mapping[str, Verdict]) -> str:
+    """A line with the detector that scores new images and the AUROCs that decided the choice."""
     name = numbers["detector"]
     line = f"detector: {comparison.TITLES[name]}, {numbers['preparation']} features"
     line += "" if cfg.detector.detector == "auto" else f", set by detector={name}"
     if not verdicts:
         return line
     best = ", ".join(f"{comparison.TITLES[key]} {verdict.auroc:.3f}" for key, verdict in verdicts.items())
-    return f"{line}; AUROC on synthetic defects in held-out good ones: {best}"
+    return f"{line}; AUROC on synthetic defects in held-out good data: {best}"
 
 
 def judged_numbers(
     verdicts: Mapping[str, Verdict], before: Mapping[str, Mapping[str, float]], detector: str
 ) -> dict[str, Any]:
-    """AUROC on synthetic defects, by method: ``validation`` and ``synthetic_auroc``, the latter as other
-    numbers.
+    """AUROC on synthetic defects by method, as ``validation`` and, prefixed as other metrics are, as
+    ``synthetic_auroc``.
 
     Args:
-        before: AUROC by preparation, of methods whose preparation was chosen.
+        before: AUROC by preparation, for methods whose preparation was chosen.
     """
     final = {name: {**before.get(name, {}), "final": verdict.auroc} for name, verdict in verdicts.items()}
     prefixes = {name: "" if name == detector else f"{name}_" for name in verdicts}
@@ -208,13 +208,13 @@ def judged_numbers(
 
 
 def save_scores(path: Path, scores: Mapping[str, np.ndarray], tested: Examined) -> None:
-    """Writes what each method says of the test data, in their order, and whether they are anomalous."""
+    """Writes the scores of each method on the test data, in order, and whether the data are anomalous."""
     with files.file(path) as file:
         np.savez_compressed(file, anomalous=tested.anomalous, **scores)  # type: ignore[arg-type]
 
 
 def picture_of(networks: Networks, tested: Examined) -> Callable[[IO[bytes]], None] | None:
-    """Draws heat maps of a few defective pictures while training."""
+    """A function that draws heat maps of a few defective images during training; None if there are none."""
     assert isinstance(networks, AnomalyNetworks)
     few = tested.at(_shown(tested))
     if few.images is None or not len(few.maps):
@@ -228,7 +228,7 @@ def picture_of(networks: Networks, tested: Examined) -> Callable[[IO[bytes]], No
 
 
 def heatmaps(path: IO[bytes] | Path, scores: Tensor, tested: Examined, threshold: float | None) -> None:
-    """Of a few defective pictures, where there are any."""
+    """Draws heat maps of a few defective images, if there are any."""
     rows = _shown(tested)
     few = tested.at(rows)
     if few.images is None or not len(rows):
@@ -240,6 +240,6 @@ def heatmaps(path: IO[bytes] | Path, scores: Tensor, tested: Examined, threshold
 
 
 def _shown(tested: Examined) -> np.ndarray:
-    """Defective pictures, evenly over all of them, int64."""
+    """Indices of evenly spaced defective images, int64."""
     rows = np.flatnonzero(tested.anomalous)
     return rows[np.unique(np.linspace(0, len(rows) - 1, min(_SHOWN, len(rows))).round().astype(int))]

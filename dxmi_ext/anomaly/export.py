@@ -1,7 +1,7 @@
-"""A trained detector as one module for other programs: torch.export, and ONNX where onnx is installed.
+"""Export of a trained detector as one module for other programs: torch.export, and ONNX if onnx is installed.
 
-Inside is all from rows of numbers, or pictures of the backbone's size, on; bringing files to that size stays
-outside, for bicubic resizing with antialiasing is no operation of ONNX. Imports torch, numpy and
+The module takes rows of numbers or images of the backbone's size. It does not resize images, because ONNX has
+no bicubic resizing with antialiasing. Imports torch, numpy and
 ``dxmi_ext``; onnx and onnxscript (extra ``onnx``) where they are used.
 """
 
@@ -27,7 +27,7 @@ from dxmi_ext.engine.runlog import write_json
 
 
 class Detector(nn.Module):
-    """uint8 images [n, 3, size, size], RGB -> score maps [n, h, w] and scores [n], as of a `Scorer`.
+    """uint8 images [n, 3, size, size], RGB -> score maps [n, h, w] and scores [n], as from a `Scorer`.
 
     It is a frozen copy.
     """
@@ -45,7 +45,7 @@ class Detector(nn.Module):
 
 
 class VectorDetector(nn.Module):
-    """float64 rows [n, d] -> scores [n], as of a `VectorScorer`. It is a frozen copy."""
+    """float64 rows [n, d] -> scores [n], as from a `VectorScorer`. It is a frozen copy."""
 
     def __init__(self, scorer: VectorScorer) -> None:
         super().__init__()
@@ -74,33 +74,33 @@ class VectorDetector(nn.Module):
 
 
 class _Plan(NamedTuple):
-    """A module to export, and how the export is checked and described."""
+    """A module to export, with inputs and outputs for a check, and its description."""
 
     detector: nn.Module
     inputs: Tensor
-    """Another n than it is exported with."""
+    """Inputs for the check; their n differs from that of the export."""
     outputs: tuple[str, ...]
-    """Their names."""
+    """Names of the outputs."""
     wanted: Callable[[], tuple[Tensor, ...]]
-    """The outputs by the scorer itself."""
+    """Computes the expected outputs with the scorer itself."""
     about: dict[str, Any]
-    """The first key is the input's name."""
+    """Description; the first key is the name of the input."""
 
 
 def export(scorer: Scorer | VectorScorer, output: Path, *, onnx: bool | None = None) -> str:
-    """Writes detector.pt2, detector.onnx and detector.json (input and thresholds), complete or not at all.
+    """Writes detector.pt2, detector.onnx and detector.json (input and thresholds) atomically.
 
     Args:
-        scorer: on the CPU.
+        scorer: scorer on the CPU.
         output: new folder.
-        onnx: whether with ONNX; None: if it is installed.
+        onnx: whether to write ONNX; None: if it is installed.
 
     Returns:
-        the lines of Python that score by them.
+        Lines of Python that use the exported detector.
 
     Raises:
-        UserError: something lies at the output already, or onnx is wanted and missing.
-        ScoreError: the network cannot be exported, or what was exported gives other scores.
+        UserError: the output exists already, or onnx is requested and missing.
+        ScoreError: the network cannot be exported, or the exported module gives other scores.
     """
     with_onnx = _has_onnx() if onnx is None else onnx
     if with_onnx and not _has_onnx():
@@ -113,7 +113,7 @@ def export(scorer: Scorer | VectorScorer, output: Path, *, onnx: bool | None = N
     for got, want in zip([found] if len(names) == 1 else found, wanted, strict=True):
         if not torch.allclose(got, want, rtol=1e-5, atol=1e-5):
             difference = float((got - want).abs().max())
-            raise ScoreError(f"exported scores must be the run's, got a difference of {difference:.2g}")
+            raise ScoreError(f"exported scores must equal the run's, got a difference of {difference:.2g}")
     about = {
         **plan.about,
         "outputs": {key: ["n", *want.shape[1:]] for key, want in zip(names, wanted, strict=True)},
@@ -148,7 +148,7 @@ def _plan_of_images(scorer: Scorer) -> _Plan:
 
     about = {
         "images": {"dtype": "uint8", "shape": ["n", *shape], "channels": "RGB"},
-        "resizing": "the whole picture to that size: bicubic, antialiased, as Image.resize of Pillow does",
+        "resizing": "the whole image to that size: bicubic, antialiased, as Image.resize of Pillow does",
         "pixel_threshold": scorer.pixel_threshold,
         "top_share": scorer.top_share,
         "backbone": scorer.backbone.identity,
@@ -157,7 +157,7 @@ def _plan_of_images(scorer: Scorer) -> _Plan:
 
 
 def _plan_of_vectors(scorer: VectorScorer) -> _Plan:
-    """It is tried on rows like the good ones, of which the last differs in the constant columns."""
+    """The check uses rows like the good ones; the last differs in the constant columns."""
     columns, prepares = scorer.columns, scorer.preparation
     assert isinstance(prepares, Preparation)
     mean, std = prepares.mean.flatten().numpy(), prepares.std.flatten().numpy()
@@ -179,7 +179,7 @@ def _exported(detector: nn.Module, inputs: Tensor, name: str) -> Any:
     batch = {name: {0: torch.export.Dim("n", min=1)}}
     try:
         return torch.export.export(detector, (inputs,), dynamic_shapes=batch, strict=False)
-    except Exception as error:  # of many kinds
+    except Exception as error:  # torch.export raises many types
         raise ScoreError(f"torch.export cannot export these networks: {_brief(error)}") from error
 
 
@@ -197,7 +197,7 @@ def _save_onnx(program: Any, path: Path, name: str, outputs: Sequence[str]) -> N
 
 
 def _brief(error: Exception) -> str:
-    """Without its pages of explanations."""
+    """The first line of an error message."""
     return str(error).strip().partition("\n")[0]
 
 

@@ -1,4 +1,4 @@
-"""Feature maps of a collection, computed once and then memory-mapped; their positions are the data of DxMI.
+"""Feature maps of a collection, computed once and then memory-mapped; DxMI is trained on their positions.
 
 Imports torch, numpy and ``dxmi_ext``; tqdm while maps are computed.
 """
@@ -24,14 +24,14 @@ _DTYPES = {"float16": np.float16, "float32": np.float32}
 
 
 class FeatureMaps:
-    """Maps in memory or memory-mapped, and the order in which iterations see their positions.
+    """Maps in memory or memory-mapped, and the order in which their positions are drawn for training.
 
     Args:
-        maps: float16 or float32 [n, h, w, C]: a position is one row.
-        fingerprint: says whether two sets of maps are the same; by default made from them.
+        maps: float16 or float32 [n, h, w, C]; each position is one row.
+        fingerprint: identifies the maps; by default a digest of them.
 
     Raises:
-        FeatureError: a wrong type or shape.
+        FeatureError: the maps have a wrong type or shape.
     """
 
     def __init__(self, maps: np.ndarray, *, fingerprint: str | None = None) -> None:
@@ -41,7 +41,7 @@ class FeatureMaps:
             )
         self.maps = maps
         self.rows = maps.reshape(-1, maps.shape[3])
-        """[n h w, C], a view."""
+        """[n * h * w, C], a view."""
         if fingerprint is None:
             digest = hashlib.blake2b(str(maps.shape).encode(), digest_size=16)
             for each in maps:
@@ -76,12 +76,12 @@ class FeatureMaps:
         As in `ImageData.batch`, a row is a function of (seed, stream, iteration, global row).
 
         Args:
-            batch_size: positions; 784 = 4 x 14 x 14 in DxMI, sec. 5.3.
-            whole_images: images in random order, each with all its positions one after the other; false: the
-                positions of all images in random order.
+            batch_size: number of positions; 784 = 4 x 14 x 14 in DxMI, sec. 5.3.
+            whole_images: whether images are drawn in random order, each with all its positions in sequence;
+                otherwise the positions of all images are drawn in random order.
 
         Raises:
-            ValueError: the rows do not lie within the batch.
+            ValueError: the rows are not within the batch.
         """
         count = batch_size - offset if count is None else count
         if iteration < 0 or offset < 0 or count < 0 or offset + count > batch_size:
@@ -111,17 +111,17 @@ def load(
     device: torch.device | str = "cpu",
     cache: Path | str | None = None,
 ) -> FeatureMaps:
-    """The maps of a collection's pictures, from the cache if they were computed before.
+    """The maps of a collection's images, from the cache if they were computed before.
 
     Args:
-        backbone: of ``anomaly.backbones``.
-        dtype: float16 or float32, as stored.
-        batch_size: pictures that the backbone sees at a time, on ``device``.
-        cache: folder, by default that of decoded pictures. An entry belongs to the pictures, the backbone's
-            name, sizes and weights, and dtype; it may be deleted.
+        backbone: backbone from ``anomaly.backbones``.
+        dtype: stored type, float16 or float32.
+        batch_size: number of images per forward pass of the backbone, on ``device``.
+        cache: folder, by default that of decoded images. An entry depends on the images, the name, sizes and
+            weights of the backbone, and dtype; it may be deleted.
 
     Raises:
-        FeatureError: an unknown dtype, features that are not finite, or a network that gives no maps.
+        FeatureError: dtype is unknown, features are not finite, or the network does not return maps.
     """
     if dtype not in _DTYPES:
         raise FeatureError(f"dtype must be float16 or float32, got {dtype!r}")
@@ -135,12 +135,12 @@ def load(
                 with files.folder(entry) as folder:
                     _compute(folder / "maps.npy", data, backbone.to(device), dtype, batch_size, device)
                     (folder / "about.json").write_text(json.dumps(belongs))
-    # a plain array over the map: indexing np.memmap costs more
+    # a plain array over the map, because indexing np.memmap is slower
     return FeatureMaps(np.asarray(np.load(entry / "maps.npy", mmap_mode="r")), fingerprint=digest)
 
 
 def computed(data: AnomalyData, backbone: Extractor, device: torch.device | str = "cpu") -> np.ndarray:
-    """The maps [n, h, w, C] that `load` gives, and no cache of them is left."""
+    """The maps [n, h, w, C] of `load`, computed without the cache."""
     with tempfile.TemporaryDirectory() as scratch:
         return load(data, backbone, device=device, cache=scratch).maps.copy()
 
@@ -160,10 +160,10 @@ def _compute(
         for start in range(0, len(data), batch_size):
             images = torch.from_numpy(np.array(data.images[start : start + batch_size])).to(device)
             features = backbone(images).permute(0, 2, 3, 1).cpu().numpy()
-            with np.errstate(over="ignore"):  # refused below
+            with np.errstate(over="ignore"):  # rejected below
                 maps = np.ascontiguousarray(features, _DTYPES[dtype])
             if not np.isfinite(maps).all():
-                raise FeatureError(f"backbone {backbone.name}: gave features that are not finite in {dtype}")
+                raise FeatureError(f"backbone {backbone.name}: features are not finite in {dtype}")
             if shape is None:
                 shape = maps.shape[1:]
                 header = {"descr": maps.dtype.str, "fortran_order": False, "shape": (len(data), *shape)}

@@ -1,7 +1,7 @@
-"""What the command ``score`` does: pictures through a trained detector, into a table, heat maps and a page;
-or vectors into a table.
+"""The command ``score``: a trained detector scores images, with a table, heat maps and a page as output, or
+vectors, with a table as output.
 
-Imports torch, numpy and ``dxmi_ext``; Pillow, matplotlib and tqdm while pictures are scored.
+Imports torch, numpy and ``dxmi_ext``; Pillow, matplotlib and tqdm while images are scored.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ COLUMNS = ("path", "score", "anomalous", "threshold", "heatmap", "error")
 VECTOR_COLUMNS = ("row", "score", "anomalous", "threshold")
 _TABLE, _PAGE, _HEAT_MAPS = "scores.csv", "index.html", "heatmaps"
 _OURS: files.Tree = {r"(?s)\d{6,}-.*\.png": None}  # in heatmaps/
-_LONGEST = 512  # pixels of a side, as pictures are shown
+_LONGEST = 512  # pixels of the longer side of heat maps
 _THREADS = min(8, os.cpu_count() or 1)
 
 
@@ -48,22 +48,22 @@ class ScoreSettings(Settings):
     """Settings of the command ``score``."""
 
     output: str | None = setting(None, "folder to write; null: RUN/scores", path=True)
-    batch_size: int = setting(32, "pictures that the network sees at a time", minimum=1, maximum=2**16)
+    batch_size: int = setting(32, "number of images per forward pass", minimum=1, maximum=2**16)
     threshold: float | None = setting(
-        None, "pictures that score above it are anomalous; null: the run's own", minimum=-1e38, maximum=1e38
+        None, "score above which an image or row is anomalous; null: the run's", minimum=-1e38, maximum=1e38
     )
-    heatmaps: bool = setting(True, "a png of every picture under the colours of its map, in heatmaps/")
+    heatmaps: bool = setting(True, "whether to write a heat map of every image to heatmaps/, as png")
     worst: int = setting(
-        1000, "number of pictures on the page, those with the highest scores", minimum=0, maximum=10**4
+        1000, "number of images on the page, those with the highest scores", minimum=0, maximum=10**4
     )
     device: str = device_setting()
 
 
 def split_arguments(given: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Pictures and folders, and ``key=value`` settings, which stand in any order.
+    """Splits arguments, in any order, into paths of images or folders and ``key=value`` settings.
 
     Raises:
-        ConfigError: one is neither.
+        ConfigError: an argument is neither.
     """
     paths, settings = list[str](), list[str]()
     for text in given:
@@ -82,12 +82,12 @@ def split_arguments(given: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def find_pictures(given: Iterable[str], output: Path) -> list[str]:
-    """Files as they are given, and the images below folders by the rule of ``images.listing``; each once,
-    without those in output. A note lists what is skipped.
+    """Paths of the given files and of the images in folders by the rule of ``images.listing``, each once and
+    without images in output. A note lists skipped files.
 
     Raises:
-        ConfigError: none are given, or a folder has none.
-        ImageDataError: a folder holds results of dxmi, or cannot be read.
+        ConfigError: no images are given, or a folder has none.
+        ImageDataError: a folder contains results of dxmi, or cannot be read.
     """
     found = dict[str, str]()
     for path in given:
@@ -108,20 +108,21 @@ def find_pictures(given: Iterable[str], output: Path) -> list[str]:
 
 
 def score(scorer: Scorer, pictures: Sequence[str], output: Path, cfg: ScoreSettings) -> tuple[str, int]:
-    """Writes scores.csv (COLUMNS), heatmaps/ and index.html into a folder of their own.
+    """Writes scores.csv (COLUMNS), heatmaps/ and index.html into a folder.
 
-    Rows come one by one to scores.csv.unfinished, which becomes scores.csv at the end; after an interruption
-    it has what was done. Pictures are decoded ahead of the network and drawn behind it, in threads.
+    Rows are appended to scores.csv.unfinished, which is renamed to scores.csv at the end; after an
+    interruption it contains the images scored so far. Threads decode images and draw heat maps while the
+    network scores.
 
     Args:
-        pictures: as of `find_pictures`.
-        output: new, empty, or of an earlier scoring, which it replaces.
+        pictures: paths from `find_pictures`.
+        output: new or empty folder, or one of an earlier scoring, which is replaced.
 
     Returns:
-        what was found, in words, and how many pictures have no score; their rows tell why.
+        A summary of the scores, and the number of images without a score, whose rows give the error.
 
     Raises:
-        UserError: the output holds something else.
+        UserError: the output contains something else.
     """
     threshold = scorer.threshold if cfg.threshold is None else cfg.threshold
     folder = output / _HEAT_MAPS if cfg.heatmaps else None
@@ -139,41 +140,39 @@ def score(scorer: Scorer, pictures: Sequence[str], output: Path, cfg: ScoreSetti
             begun = time.perf_counter()
             scored = _score_batch(scorer, batch)
             seconds += time.perf_counter() - begun
-            findings.drawn()  # of the batch before: no more pictures wait than that
+            findings.drawn()  # waits for the batch before, so that few images wait in memory
             table.writerows(findings.row(i, *each) for i, each in enumerate(scored, first))
             bar.update(len(batch))
         findings.drawn()
         worst, failures = findings.worst.sorted(), findings.failures
-        lead = (
-            f"Of {len(pictures)} pictures {findings.anomalous} are anomalous (score above {threshold:.4g})."
-        )
+        lead = f"Of {len(pictures)} images {findings.anomalous} are anomalous (score above {threshold:.4g})."
         files.write_text(output / _PAGE, page.html_of(lead, worst, failures, heat_maps=folder is not None))
     whole, network = (1000 * s / len(pictures) for s in (time.perf_counter() - started, seconds))
-    pace = f"{whole:.1f} ms a picture, {network:.1f} of them the network's on {scorer.device}"
+    pace = f"{whole:.1f} ms per image, of which the network takes {network:.1f} on {scorer.device}"
     return f"{lead} {pace}", len(failures)
 
 
 def score_vectors(scorer: VectorScorer, given: Sequence[str], output: Path, cfg: ScoreSettings) -> str:
-    """Writes scores.csv (VECTOR_COLUMNS), a line for each row of a file, into a folder of its own.
+    """Writes scores.csv (VECTOR_COLUMNS), with one line for each row of a file, into a folder.
 
     Args:
-        given: the one file; see `vectors.rows_to_score`.
-        output: as of `score`.
+        given: path of one file; see `vectors.rows_to_score`.
+        output: see `score`.
 
     Returns:
-        what was found, in words.
+        A summary of the scores.
 
     Raises:
-        ConfigError: there are more files or none, or settings of pictures.
-        VectorDataError: the file is damaged or of other columns.
+        ConfigError: there is not exactly one file, or settings are for images.
+        VectorDataError: the file is damaged or has other columns.
         ScoreError: scores are NaN.
-        UserError: the output holds something else.
+        UserError: the output contains something else.
     """
     if len(given) != 1:
         raise ConfigError(f"FILE must be one file of vectors (.npz, .npy or .csv), got {len(given)}")
     for key in ("batch_size", "heatmaps", "worst"):
         if key in cfg.given:
-            raise ConfigError(f"{key} is for pictures, got {getattr(cfg, key)} with a run of vectors")
+            raise ConfigError(f"{key} is for images, got {getattr(cfg, key)} with a run of vectors")
     rows = vectors.rows_to_score(given[0], scorer.columns.total)
     threshold = scorer.threshold if cfg.threshold is None else cfg.threshold
     scores = scorer.scores(rows).tolist()
@@ -186,11 +185,11 @@ def score_vectors(scorer: VectorScorer, given: Sequence[str], output: Path, cfg:
             table.writerow(row | {"threshold": threshold})
     anomalous, apart = sum(value > threshold for value in scores), scores.count(math.inf)
     lead = f"Of {len(scores)} rows {anomalous} are anomalous (score above {threshold:.4g})."
-    return lead + (f" In {scorer.columns.told()}, constant in training, {apart} differ." if apart else "")
+    return lead + (f" {apart} differ in {scorer.columns.described()}, constant in training." if apart else "")
 
 
 class _Findings:
-    """What has been found so far, and the heat maps being drawn of it."""
+    """The results so far, and the heat maps being drawn."""
 
     def __init__(
         self,
@@ -205,13 +204,13 @@ class _Findings:
         self._threads, self._drawing = threads, list[Future[Shown | None]]()
 
     def row(self, i: int, picture: _Picture, value: float, scores: Tensor, error: str) -> dict[str, object]:
-        """The row i of a picture; has it drawn if anybody is to see it."""
+        """Returns the table row i of an image, and starts to draw its heat map if it is needed."""
         if error:
             self.failures[picture.path] = error
             return {"path": picture.path, "error": error}
         anomalous, png, place = value > self.threshold, None, None
         self.anomalous += anomalous
-        if self.folder is not None:  # no two of one name, wherever they are from
+        if self.folder is not None:  # the index makes names unique
             png = self.folder / f"{i:06d}-{Path(picture.path).stem[:40]}.png"
         if self.worst.has_room_for(value):
             place = Place(
@@ -229,7 +228,7 @@ class _Findings:
         }
 
     def drawn(self) -> None:
-        """Waits until everything is."""
+        """Waits until all heat maps are drawn."""
         for drawing in self._drawing:
             if (shown := drawing.result()) is not None:
                 self.worst.add(shown)
@@ -242,9 +241,9 @@ class _Findings:
 class _Picture(NamedTuple):
     path: str
     image: np.ndarray | None
-    """uint8 [3, size, size], what the network sees; None: there is none."""
+    """uint8 [3, size, size], input of the network; None if the file cannot be read."""
     shown: np.ndarray | None
-    """uint8 [H, W, 3], as people see it."""
+    """uint8 [H, W, 3], for the heat map and the page; None if neither shows it."""
     error: str = ""
 
 
@@ -258,7 +257,7 @@ def _read(path: str, size: int, shows: bool, scale: Scale = NOMINAL) -> _Picture
 
 
 def _thumbnail(picture: np.ndarray, longest: int) -> np.ndarray:
-    """A picture [H, W, 3] whose longer side is at most so many pixels."""
+    """Shrinks an image [H, W, 3] so that its longer side has at most ``longest`` pixels."""
     height, width = picture.shape[:2]
     scale = longest / max(height, width)
     if scale >= 1:
@@ -272,7 +271,7 @@ def _thumbnail(picture: np.ndarray, longest: int) -> np.ndarray:
 def _draw(
     picture: _Picture, scores: Tensor, pixel_threshold: float, png: Path | None, place: Place | None
 ) -> Shown | None:
-    """Writes a heat map, if it has a file; returns what the page may show, if it has a place there."""
+    """Writes a heat map if it has a file, and returns the thumbnails if the image has a place on the page."""
     from PIL import Image
 
     assert picture.shown is not None
@@ -296,7 +295,7 @@ def _jpeg(pixels: np.ndarray) -> bytes:
 
 
 def _score_batch(scorer: Scorer, batch: Sequence[_Picture]) -> list[tuple[_Picture, float, Tensor, str]]:
-    """With each picture its score and map [h, w]; or what is wrong, in words."""
+    """Returns each image with its score, score map [h, w] and error message, empty if it was scored."""
     images = [picture.image for picture in batch if picture.image is not None]
     found: Iterator[tuple[float, Tensor]] = iter(())
     if images:
@@ -316,16 +315,16 @@ def _score_batch(scorer: Scorer, batch: Sequence[_Picture]) -> list[tuple[_Pictu
 
 
 def check_output(output: Path) -> None:
-    """Refuses a folder that holds anything else than an earlier scoring; writes nothing.
+    """Checks that a folder is new, empty or from an earlier scoring; writes nothing.
 
     Raises:
-        folders.FolderError: it does.
+        folders.FolderError: it contains something else.
     """
     folders.check(output, "scores", _is_unmarked)
 
 
 def _is_unmarked(output: Path) -> bool:
-    """Whether a folder has scores, from before folders were marked."""
+    """Whether a folder contains scores from a version that did not mark folders."""
     head = ",".join(COLUMNS).encode() + b"\r\n"
     tables = (output / name for name in (_TABLE, f"{_TABLE}.unfinished"))
     return any(table.read_bytes().startswith(head) for table in tables if table.is_file())
@@ -343,7 +342,7 @@ def _make_room(output: Path, heat_maps: Path | None) -> None:
 
 @contextlib.contextmanager
 def _table(path: Path, columns: Sequence[str] = COLUMNS) -> Iterator[csv.DictWriter[str]]:
-    """A csv that is complete under its name; unfinished, it stays beside. Each row is flushed."""
+    """Opens a csv file under a temporary name and renames it when it is complete. Each row is flushed."""
     making = files.unfinished(path)
     options: dict[str, Any] = {"newline": "", "encoding": "utf-8", "errors": "surrogateescape"}  # odd names
     try:
@@ -354,7 +353,7 @@ def _table(path: Path, columns: Sequence[str] = COLUMNS) -> Iterator[csv.DictWri
             file.flush()
             os.fsync(file.fileno())
     except BaseException:
-        runlog.note(f"{making} has what was scored")
+        runlog.note(f"{making} contains the scores so far")
         raise
     making.replace(path)
 
@@ -371,7 +370,7 @@ def _threads() -> Iterator[ThreadPoolExecutor]:
 def _ahead(
     threads: ThreadPoolExecutor, function: Callable[[str], _Picture], arguments: Iterable[str], ahead: int
 ) -> Iterator[_Picture]:
-    """Results in order; so many are being made before they are asked for."""
+    """Results in order, with at most ``ahead`` computed in advance."""
     waiting = collections.deque[Future[_Picture]]()
     for argument in arguments:
         waiting.append(threads.submit(function, argument))
@@ -382,7 +381,7 @@ def _ahead(
 
 
 def _batches(pictures: Iterator[_Picture], size: int) -> Iterator[tuple[int, list[_Picture]]]:
-    """So many at a time, and the place of their first."""
+    """Batches of images, each with the index of its first."""
     first, batch = 0, list[_Picture]()
     for picture in pictures:
         batch.append(picture)

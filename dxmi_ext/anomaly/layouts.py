@@ -1,6 +1,6 @@
-"""Collections of good and defective pictures as they are found on disk, and which of them train.
+"""Layouts of collections of good and defective images on disk, and their training and test splits.
 
-Imports numpy and ``dxmi_ext``; Pillow where a picture is decoded.
+Imports numpy and ``dxmi_ext``; Pillow where an image is decoded.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ LAYOUTS = """\
               [CLASS/]ground_truth/DEFECT/NAME_mask.png (or NAME.png); the folder of all classes or of one
   VisA        split_csv/1cls.csv (object,split,label,image,mask), and the files that it names
   folders     good/**/*.jpg; any other folder of images is a kind of defect: DEFECT/*.jpg;
-              for localisation masks/[DEFECT/]NAME.png, of every image of a defect (or ground_truth/, ...);
-              or good/**/*.jpg, which all train, and test/good|DEFECT/*.jpg
+              for localization masks/[DEFECT/]NAME.png for every defective image (or ground_truth/, ...);
+              or good/**/*.jpg, all for training, and test/good|DEFECT/*.jpg
   an .npz     x or images [n, H, W], [n, H, W, C] or [n, C, H, W]; y, label or labels [n], 0 is good; for
-              localisation mask or masks [n, H, W], or mask_packed [n, H, W / 8] of np.packbits; num or group
+              localization mask or masks [n, H, W], or mask_packed [n, H, W / 8] of np.packbits; num or group
               [n]: see below; classes, the labels' names; name [n]
-Where the layout has no split of its own, the first part of the good pictures trains and the rest is tested,
-in the order of their names, or of num (group): like pictures stand together. Those of one folder below good/,
-or of one num, are never divided; nor does a picture train whose num has a defect."""
+If the layout has no split, the first part of the good images is for training and the rest for testing, in the
+order of their names or of num (group). Images in one folder below good/ or with the same num stay together,
+and good images whose num also has a defect are not used for training."""
 
 _SPLITS = ("train", "test")
 _GOOD = "good"
@@ -39,46 +39,46 @@ _MVTEC = "MVTec-AD"
 
 
 class Item(NamedTuple):
-    """A picture, not yet decoded."""
+    """An image that is not yet decoded."""
 
     name: str
     object_class: int
     label: int
-    """Index into the names of labels; 0 is good."""
+    """Index into the label names; 0 is good."""
     image: Callable[[], np.ndarray]
-    """As `pixels.eight_bits` takes it: [H, W, C]."""
+    """Returns [H, W, C] for `pixels.eight_bits`."""
     mask: Callable[[], np.ndarray] | None
-    """bool [H, W]; None: it has none, as good pictures do."""
+    """Returns bool [H, W]; None if the image has no mask, as for good images."""
     file: str | None = None
-    """Where it lies, if in a file of its own."""
+    """Path of the image, if it is a file of its own."""
 
 
 class Source(NamedTuple):
     """A split of a collection."""
 
     files: Sequence[str]
-    """All it consists of: when one changes, so may the pictures."""
+    """All files of the split; the cache depends on them."""
     items: list[Item]
     class_names: list[str]
     label_names: list[str]
-    """The first is good."""
+    """Names of the labels; the first is good."""
     has_masks: bool
     """Whether every defect has a mask."""
     layout: str = ""
     skipped: Sequence[Skipped] = ()
-    """Files that lie there too and are skipped."""
+    """Other files, which are skipped."""
 
 
 def find(path: Path, split: str, classes: Sequence[str] | None, train_share: float) -> Source:
-    """Recognise what lies at ``path`` (LAYOUTS).
+    """Recognizes the layout at ``path`` (LAYOUTS) and returns a split of it.
 
     Args:
         split: "train" or "test".
-        classes: which of the classes, by name; None: all.
-        train_share: of the good pictures, where the layout has no split.
+        classes: names of the classes to use; None: all.
+        train_share: share of the good images to train on if the layout has no split.
 
     Raises:
-        ImageDataError: nothing known lies there, or files that belong to it are missing.
+        ImageDataError: the layout is unknown, or files are missing.
     """
     if split not in _SPLITS:
         raise ImageDataError(f"split must be train or test, got {split!r}")
@@ -90,7 +90,7 @@ def find(path: Path, split: str, classes: Sequence[str] | None, train_share: flo
     if (path / "split_csv").is_dir():
         return _visa(path, split, classes)
     if not path.is_dir():
-        what = "is no collection of a known layout" if path.exists() else "does not exist"
+        what = "is not a collection in a known layout" if path.exists() else "does not exist"
         what = (path.is_file() and what_it_is(path)) or what
         raise ImageDataError(f"data: {printable(path)} {what}; `dxmi data --help` lists the layouts")
     root = listing.scan(path)
@@ -104,11 +104,11 @@ def find(path: Path, split: str, classes: Sequence[str] | None, train_share: flo
 
 
 def recognises(path: Path) -> bool:
-    """Whether `find` reads what lies in a folder by the folder's own layout: VisA's table, train/good/ (of a
-    class or of one of many), or good/.
+    """Whether a folder has a layout that `find` reads: VisA's table, train/good/ (in the folder or in class
+    folders), or good/.
 
     Raises:
-        ImageDataError: as of `listing.scan`.
+        ImageDataError: as in `listing.scan`.
     """
     if (path / "split_csv").is_dir():
         return True
@@ -120,7 +120,7 @@ def recognises(path: Path) -> bool:
 
 
 def _good_of(folder: Folder, inner: dict[str, Folder]) -> Folder | None:
-    """The folder of good images in a folder, of those in it.
+    """The folder of good images among inner folders; None if there is none.
 
     Raises:
         ImageDataError: there are several.
@@ -128,7 +128,7 @@ def _good_of(folder: Folder, inner: dict[str, Folder]) -> Folder | None:
     found = [each for name, each in inner.items() if name.lower() == _GOOD]
     if len(found) > 1:
         both = listing.listed(each.name for each in found)
-        raise ImageDataError(f"data: {folder.path}: {both} are all called good; keep one")
+        raise ImageDataError(f"data: {folder.path}: {both} are all named good; keep one")
     return found[0] if found else None
 
 
@@ -141,7 +141,7 @@ def _chosen(names: list[str], wanted: Sequence[str] | None, path: Path) -> list[
         return names
     if not wanted or (missing := [name for name in wanted if name not in names]):
         got = ", ".join(missing) if wanted else "none"
-        raise ImageDataError(f"classes: got {got}, {path} has {', '.join(names)}")
+        raise ImageDataError(f"classes must be in {path}, got {got}; it has {', '.join(names)}")
     return list(wanted)
 
 
@@ -149,15 +149,15 @@ def _chosen(names: list[str], wanted: Sequence[str] | None, path: Path) -> list[
 
 
 class _Class(NamedTuple):
-    """A class of a collection that has a split."""
+    """A class of a collection with a split."""
 
     name: str
     base: str
-    """Where names of its images begin."""
+    """Folder to which names of its images are relative."""
     train: Folder | None
-    """Of good images alone."""
+    """Folder of good training images; None if it is missing."""
     test: Folder | None
-    """Of folders of good images and of kinds of defect."""
+    """Folder of test images, with one folder for good images and for each kind of defect."""
     masks: dict[str, Folder]
     skipped: list[Skipped]
 
@@ -173,7 +173,7 @@ def _mvtec(root: Folder, split: str, classes: Sequence[str] | None) -> Source:
     skipped = root.skipped + [Skipped(image, "beside the classes") for image in root.images]
     unused = {name: f for name, f in root.folders.items() if name not in found}
     skipped += listing.left_out(unused, "not a class: has no train/good/")
-    skipped += listing.left_out({n: f for n, f in found.items() if f not in chosen}, "a class not asked for")
+    skipped += listing.left_out({n: f for n, f in found.items() if f not in chosen}, "a class not selected")
     return _with_split([_mvtec_class(folder, split) for folder in chosen], split, _MVTEC, skipped)
 
 
@@ -186,7 +186,7 @@ def _mvtec_class(folder: Folder, split: str) -> _Class:
     good = _good_of(train, kinds)
     if split == "train" and (good is None or len(kinds) > 1):
         found = ", ".join(kinds) or "images" * bool(train.images) or "nothing"
-        raise _unknown(folder, f"{found} in train, where good images alone belong (train/good)")
+        raise _unknown(folder, f"train must contain good images only (train/good), got {found}")
     skipped = folder.skipped + train.skipped
     skipped += [Skipped(image, "in no train/good/ or test/KIND/") for image in folder.images + train.images]
     skipped += listing.left_out(parts.others, "not train/, test/ or ground_truth/")
@@ -198,12 +198,12 @@ def _mvtec_class(folder: Folder, split: str) -> _Class:
 
 
 def _good_and_test(root: Folder, good: Folder, split: str) -> Source:
-    """good/ beside test/, which has kinds of its own."""
+    """A collection with good/ for training, and test/ with a folder of each kind."""
     parts = listing.parts(root)
     kinds = [inner.name for inner in parts.others.values() if inner is not good]
     if kinds or parts.splits.keys() != {"test"}:
         names = listing.listed([*(inner.name for inner in parts.splits.values()), *kinds])
-        raise _unknown(root, f"{names} stand beside good/; kinds of defect go beside good/ or into test/")
+        raise _unknown(root, f"{names} are beside good/; kinds of defect must be beside good/ or in test/")
     skipped = root.skipped + [Skipped(image, "beside good/") for image in root.images]
     name = root.name
     found = _Class(name, root.path, good, parts.splits["test"], parts.masks, skipped)
@@ -233,7 +233,7 @@ def _with_split(
 
 
 def _kinds(one: _Class, split: str, skipped: list[Skipped]) -> dict[str, Folder]:
-    """The folders of a split of a class, by kind."""
+    """The folders of a split of a class, by kind; skipped files are added to the list."""
     if split == "train":
         return {} if one.train is None else {_GOOD: one.train}
     where = os.path.join(one.base, one.name)
@@ -244,7 +244,7 @@ def _kinds(one: _Class, split: str, skipped: list[Skipped]) -> dict[str, Folder]
     if good is None:
         raise _unknown(one.test, "has no good images (test/good)")
     if parts.splits:
-        raise _unknown(one.test, f"the splits {listing.listed(parts.splits)} lie in another")
+        raise _unknown(one.test, f"must not contain splits, got {listing.listed(parts.splits)}")
     one.masks.update(parts.masks)
     skipped += one.test.skipped
     skipped += [Skipped(image, "in no folder of a kind") for image in one.test.images]
@@ -256,12 +256,12 @@ def _kinds(one: _Class, split: str, skipped: list[Skipped]) -> dict[str, Folder]
 
 
 class _Masks:
-    """The masks of a collection or a class: MASKS/KIND/NAME.png or MASKS/NAME.png; NAME_mask.png is NAME's.
+    """The masks of a collection or a class: MASKS/KIND/NAME.png or MASKS/NAME.png, or NAME_mask.png.
 
     Args:
-        folders: called as masks are, at most one.
-        where: the folder that they lie in, for errors.
-        required: whether there has to be one.
+        folders: folders with a name for masks, at most one.
+        where: path of their parent folder, for errors.
+        required: whether masks are required.
 
     Raises:
         ImageDataError: there are several folders.
@@ -270,7 +270,7 @@ class _Masks:
     def __init__(self, folders: dict[str, Folder], where: str, *, required: bool = False) -> None:
         if len(folders) > 1:
             names = listing.listed(folders)
-            raise ImageDataError(f"data: {where}: {names} may all be the masks; keep one")
+            raise ImageDataError(f"data: {where}: {names} could all be masks; keep one")
         self._folder = next(iter(folders.values()), None)
         if self._folder is None and required:
             self._folder = Folder(os.path.join(where, "ground_truth"), [], {}, [])
@@ -282,10 +282,10 @@ class _Masks:
                 self._found.setdefault(listing.without_mask(name), file)
 
     def of(self, image: str, kind: str, folder: Folder) -> str | None:
-        """The mask of an image of a kind, which lies in a folder; None: there are no masks at all.
+        """The mask of an image in the folder of a kind; None if the collection has no masks.
 
         Raises:
-            ImageDataError: it is missing, or that of another image too.
+            ImageDataError: the mask is missing, or also belongs to another image.
         """
         if self._folder is None:
             return None
@@ -294,7 +294,7 @@ class _Masks:
         mask = next((found for c in candidates if (found := self._found.get(c.lower()))), None)
         if mask is None:
             wanted = [os.path.join(self._folder.path, f"{kind}/{name}{end}.png") for end in ("_mask", "")]
-            by = f"; {os.path.basename(self._folder.path)}/ is for masks: rename a kind of defect so called"
+            by = f"; {os.path.basename(self._folder.path)}/ is for masks; rename it if it is a kind of defect"
             raise ImageDataError(f"{_missing_mask(image, wanted)}{by}")
         if (other := self._used.setdefault(mask, image)) != image:
             raise ImageDataError(
@@ -334,7 +334,7 @@ def _visa(path: Path, split: str, classes: Sequence[str] | None) -> Source:
 
 
 def _rows(table: Path, columns: Sequence[str]) -> list[dict[str, str]]:
-    """The rows of a csv, each with all columns: UTF-8, UTF-16 with a byte order mark, or Latin-1."""
+    """The rows of a csv file with all columns, in UTF-8, UTF-16 with a byte order mark, or Latin-1."""
     refuse_pointer(table)
     content = table.read_bytes()
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
@@ -358,7 +358,7 @@ def _rows(table: Path, columns: Sequence[str]) -> list[dict[str, str]]:
 
 
 def _named(path: Path, name: str) -> Path:
-    """The file that a csv names; of a csv in Latin-1 its name may be those bytes, not UTF-8."""
+    """The path of a file that a csv names; the names of files may be in Latin-1, as the csv."""
     found = path / name
     if not found.is_file() and not name.isascii():
         try:
@@ -395,14 +395,14 @@ def _folders(root: Folder, good: Folder, split: str, train_share: float) -> Sour
 
 
 def _leading(groups: Sequence[Any], share: float, path: Path | str) -> list[bool]:
-    """Which of the good pictures train: those before the place ``share`` of the way, and to the end of the
-    group that lies there. Equal groups stand together."""
+    """Which of the good images are for training: the first ``share``, extended to the end of its last group.
+    Images of a group must be consecutive."""
     if len(set(groups)) < 2:
-        raise ImageDataError(f"{path}: a split requires 2 good images or groups, got {len(set(groups))}")
+        raise ImageDataError(f"{path}: a split requires >= 2 good images or groups, got {len(set(groups))}")
     end = min(max(1, round(share * len(groups))), len(groups) - 1)
     while end < len(groups) and groups[end] == groups[end - 1]:
         end += 1
-    if end == len(groups):  # the last group is as long: it is tested, the others train
+    if end == len(groups):  # the last group would train too: test it instead
         while groups[end - 1] == groups[-1]:
             end -= 1
     return [i < end for i in range(len(groups))]
@@ -443,10 +443,10 @@ def _npz(file: Path, split: str, train_share: float) -> Source:
 
 
 def _defects(labels: np.ndarray, arrays: npz.Arrays) -> tuple[np.ndarray, list[str]]:
-    """Labels of any integers, 0 for good, as the kinds 0, 1, ... [n], and the kinds' names.
+    """Converts integer labels, 0 for good, to the kinds 0, 1, ... [n], and returns these and their names.
 
     Raises:
-        ImageDataError: they are texts.
+        ImageDataError: the labels are text.
     """
     if labels.dtype.kind in "US":
         raise arrays.refuse("labels", labels, f"{len(labels)} integers, 0 for good")
@@ -454,7 +454,7 @@ def _defects(labels: np.ndarray, arrays: npz.Arrays) -> tuple[np.ndarray, list[s
     given = [] if names is None or names.ndim != 1 else [_text(name) for name in names]
     if labels.size and labels.min() >= 0 and labels.max() < max(len(labels), len(given)):
         values = np.arange(1 + labels.max())
-    else:  # numbers of some other meaning
+    else:  # arbitrary numbers
         values = np.concatenate([[0], np.setdiff1d(labels, [0])])
         labels = np.where(labels == 0, 0, np.searchsorted(values[1:], labels) + 1)
     if len(given) > values.max() and values.min() >= 0:
@@ -463,10 +463,10 @@ def _defects(labels: np.ndarray, arrays: npz.Arrays) -> tuple[np.ndarray, list[s
 
 
 def _of_each(arrays: npz.Arrays, n: int, *names: str) -> np.ndarray | None:
-    """An array with a value for each image [n]; None: there is none.
+    """An array with a value for each image [n]; None if it is missing.
 
     Raises:
-        ImageDataError: it has another shape.
+        ImageDataError: the array has another shape.
     """
     if (found := arrays.get(*names)) is None:
         return None
@@ -485,7 +485,7 @@ def _text(value: Any) -> str:
 
 
 def picture_item(name: str, object_class: int, label: int, image: str, mask: Path | str | None) -> Item:
-    """Of files."""
+    """The `Item` of an image file and the file of its mask."""
     return Item(
         name,
         object_class,
@@ -497,15 +497,15 @@ def picture_item(name: str, object_class: int, label: int, image: str, mask: Pat
 
 
 def _images(folder: Folder, skipped: list[Skipped], *, holds_directly: bool = False) -> list[str]:
-    """Those of a kind, in natural order: 2.png before 10.png. Skipped files are added to a list.
+    """Images of a kind in natural order (2.png before 10.png). Skipped files are added to the list.
 
     Raises:
-        ImageDataError: the folder holds no image itself and has to; or splits.
+        ImageDataError: the folder must contain images directly and does not, or it contains splits.
     """
     if holds_directly and not folder.images:
         inner = listing.listed(folder.folders)
         raise ImageDataError(
-            f"data: {folder.path} holds folders ({inner}) and no images; a kind of defect holds images itself"
+            f"data: {folder.path} must contain images of a kind of defect itself, got folders ({inner})"
         )
     files, more = listing.gather(folder)
     skipped += more

@@ -25,7 +25,7 @@ from dxmi_ext.method.trainer import DxMITrainer
 
 
 class Phases(Protocol):
-    """What learning needs of a `Run`: where it happens, and what repeats its steps."""
+    """The part of a `Run` that training uses: the device, the ranks, and the loop over steps."""
 
     @property
     def device(self) -> torch.device: ...
@@ -33,7 +33,7 @@ class Phases(Protocol):
     def ranks(self) -> Ranks: ...
     @property
     def rows(self) -> tuple[int, int]:
-        """How many rows of a batch are this rank's, and the first of them."""
+        """Number of this rank's rows of a batch, and the index of the first."""
 
     def phase(
         self,
@@ -48,11 +48,11 @@ class Phases(Protocol):
 def learn(
     run: Phases, cfg: Config, maps: FeatureMaps, networks: AnomalyNetworks, tested: Examined | None = None
 ) -> AnomalyNetworks:
-    """All phases in turn; returns the averaged networks.
+    """Runs all phases in turn and returns the averaged networks.
 
     Args:
-        networks: ``trained`` names what is trained: nothing, the autoencoder alone, or DxMI too.
-        tested: what pictures are drawn of meanwhile.
+        networks: networks whose ``trained`` names what to train: nothing, the autoencoder, or DxMI too.
+        tested: test data for heat maps during training.
     """
     if cfg.run.pretrained and "autoencoder" in networks.trained:
         pretrain_autoencoder(run, cfg, maps, networks)
@@ -70,7 +70,7 @@ def learn(
 
 
 def pretrain_autoencoder(run: Phases, cfg: Config, maps: FeatureMaps, networks: AnomalyNetworks) -> None:
-    """The first phase; energy and sampler start from what it has learned."""
+    """Pretrains the autoencoder, from which energy and sampler start."""
     autoencoder = networks.energy_network.autoencoder
     execution.prepare(cfg.execution, autoencoder, data_shape=networks.sampler.data_shape)
     pretrainer = ReconstructionPretrainer(
@@ -88,7 +88,7 @@ def pretrain_autoencoder(run: Phases, cfg: Config, maps: FeatureMaps, networks: 
 def _train_baseline(
     run: Phases, cfg: Config, name: str, maps: FeatureMaps, networks: AnomalyNetworks
 ) -> None:
-    """Trains an energy otherwise, in networks of its own, from the same start and on the same batches."""
+    """Trains a baseline energy in separate networks, from the same start and on the same batches."""
     trial = copy.deepcopy(networks)
     iterations = cfg.comparison.baseline_iterations
     iterations = cfg.run.iterations if iterations is None else iterations
@@ -102,7 +102,7 @@ def _train_baseline(
         trainer = LangevinTrainer(trial, chains, **options)
     with _batches(cfg, maps, "dxmi", run, iterations) as batches:
         run.phase(name, trainer, iterations, batches)
-    # Of a run that was resumed in this phase, only the trial has what the phases before it made.
+    # If the run resumed in this phase, only the trial contains the results of the phases before.
     networks.begin_from(trial.pretrained, maps)
     networks.baselines.load_state_dict(trial.baselines.state_dict())
     averaged = trainer.averaged.energy_network
@@ -111,13 +111,13 @@ def _train_baseline(
 
 
 def _options(run: Phases, cfg: Config, iterations: int) -> dict[str, Any]:
-    """What a trainer takes beside networks and algorithm."""
+    """Arguments of a trainer besides networks and algorithm."""
     options: dict[str, Any] = {"iterations": iterations, "seed": cfg.run.seed, "ranks": run.ranks}
     return options | {"langevin": cfg.langevin, "execution": cfg.execution}
 
 
 def _batches(cfg: Config, maps: FeatureMaps, phase: str, run: Phases, iterations: int) -> Prefetcher:
-    """iteration -> this rank's rows of the data."""
+    """Prefetched batches: iteration -> this rank's rows of the data."""
     count, offset = run.rows
 
     def batch(iteration: int) -> Tensor:

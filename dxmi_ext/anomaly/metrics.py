@@ -1,6 +1,6 @@
-"""Metrics of scores: of images (detection) and of pixels (localisation).
+"""Metrics of the scores of images (detection) and of pixels (localization).
 
-Imports torch and numpy; the scipy that scikit-learn brings (extra ``train``) for PRO.
+Imports torch and numpy; scipy, which scikit-learn installs (extra ``train``), for PRO.
 """
 
 from __future__ import annotations
@@ -16,33 +16,33 @@ from dxmi_ext.engine.errors import UserError
 
 
 class AnomalyMetricError(UserError, ValueError):
-    """Scores and truths do not belong together, or there is nothing to tell apart."""
+    """Scores do not match the ground truth, or all data are of one kind."""
 
 
 def auroc(scores: np.ndarray | Tensor, anomalous: np.ndarray | Tensor) -> float:
-    """Area under the ROC curve: 1 where every defect scores above everything good, .5 for guesses.
+    """Area under the ROC curve: 1 if every defect scores above all good data, 0.5 for random scores.
 
     Args:
-        scores, anomalous: of one shape.
+        scores, anomalous: arrays or tensors of the same shape.
 
     Raises:
-        AnomalyMetricError: all are good, or none.
+        AnomalyMetricError: all are good, or all anomalous.
     """
     return _Ranking(scores, anomalous).auroc()
 
 
 def average_precision(scores: np.ndarray | Tensor, anomalous: np.ndarray | Tensor) -> float:
-    """Area under the precision-recall curve, as a sum without interpolation. Arguments as in `auroc`."""
+    """Area under the precision-recall curve, as a sum without interpolation; arguments as in `auroc`."""
     return _Ranking(scores, anomalous).average_precision()
 
 
 def per_region_overlap(
     scores: np.ndarray | Tensor, masks: np.ndarray | Tensor, *, max_fpr: float = 0.3
 ) -> float:
-    """AUPRO (Bergmann et al. 2020): the area under the per-region overlap, the mean over regions of the share
-    that is found, over false positive rates up to ``max_fpr``, relative to it. 1 is best.
+    """AUPRO (Bergmann et al. 2020): area under the per-region overlap (the mean over regions of the share
+    that is found) up to the false positive rate ``max_fpr``, divided by ``max_fpr``. 1 is best.
 
-    Regions are connected through edges and corners. Every score is a threshold, so nothing is binned.
+    Regions are connected through edges and corners. Every score is a threshold, without binning.
 
     Args:
         scores: [n, H, W].
@@ -52,9 +52,9 @@ def per_region_overlap(
 
 
 class _Ranking:
-    """Scores in falling order, sorted once for all metrics: of millions of pixels it is most of the work.
+    """Scores in descending order, sorted once for all metrics, because sorting millions of pixels is slow.
 
-    Every score is a threshold; those of one score are found together.
+    Every score is a threshold; equal scores exceed it together.
     """
 
     def __init__(self, scores: np.ndarray | Tensor, anomalous: np.ndarray | Tensor) -> None:
@@ -63,11 +63,11 @@ class _Ranking:
         self.order = np.argsort(-score)
         ranked = score[self.order]
         self.last = np.append(np.flatnonzero(ranked[1:] != ranked[:-1]), len(ranked) - 1)
-        """Places of the last of each score."""
+        """Indices of the last entry of each distinct score."""
         self.found = np.append(0, np.cumsum(self.truth[self.order])[self.last])
-        """Anomalous ones at or above each threshold, and above all."""
+        """Number of anomalous entries above all thresholds (0) and at or above each threshold."""
         self.false = np.append(0, self.last + 1) - self.found
-        """Good ones."""
+        """The same for good entries."""
 
     def auroc(self) -> float:
         area = (np.diff(self.false) * (self.found[1:] + self.found[:-1]).astype(np.float64)).sum() / 2
@@ -95,7 +95,7 @@ class _Ranking:
         covered = np.cumsum(np.concatenate(weights)[self.order])[self.last]
         overlap = np.append(0.0, covered / regions)
         end = int(np.searchsorted(fpr, max_fpr, side="right"))
-        if end < len(fpr):  # a last point on the way to the next threshold
+        if end < len(fpr):  # interpolates a last point at max_fpr
             way = (max_fpr - fpr[end - 1]) / (fpr[end] - fpr[end - 1])
             overlap[end] = overlap[end - 1] + way * (overlap[end] - overlap[end - 1])
             fpr[end] = max_fpr
@@ -113,20 +113,21 @@ def evaluate(
     class_names: Sequence[str] = ("all",),
     say: final.Say = runlog.note,
 ) -> dict[str, dict[str, float]]:
-    """All metrics, each class by itself, and their means over classes (DxMI, Table 5).
+    """All metrics for each class, and their means over classes (DxMI, Table 5).
 
-    A number that cannot be computed is omitted, for its class and in the means, and a line says so.
+    A metric that cannot be computed for a class is skipped, also in the mean, with a note.
 
     Args:
-        image_scores, anomalous: [n]; `detectors.detect`, `AnomalyData.anomalous`.
-        pixel_scores, masks: [n, H, W]; `detectors.localise`. Without them pictures are measured alone. A
-            defective picture whose mask marks nothing does not count.
-        classes: int64 [n]; None: all are of one.
-        class_names: names of the classes; those without images are omitted.
-        say: gets the lines.
+        image_scores, anomalous: [n], from `detectors.detect` and `AnomalyData.anomalous`.
+        pixel_scores, masks: [n, H, W], from `detectors.localise` and the data; None: metrics of images only.
+            Pixel metrics skip defective images with empty masks.
+        classes: int64 [n]; None: all images are of one class.
+        class_names: names of the classes; classes without images are skipped.
+        say: receives the notes.
 
     Returns:
-        by class name, last "mean": image_auroc, image_ap (average precision), pixel_auroc, pixel_ap, pro.
+        Metrics by class name, with "mean" last: image_auroc, image_ap (average precision), pixel_auroc,
+        pixel_ap, pro.
     """
     classes = np.zeros(len(image_scores), np.int64) if classes is None else classes
     result: dict[str, dict[str, float]] = {}
@@ -142,10 +143,10 @@ def evaluate(
 
 
 def _of_class(scores: Tensor, truth: np.ndarray, what: str, say: final.Say) -> dict[str, float]:
-    """image_auroc and so on, or pixel_auroc and so on, of a class; ``what`` says which and ends so."""
+    """Metrics of a class for images or pixels; the last word of ``what`` (image or pixel) is their prefix."""
     kind = what.rpartition(" ")[2]
     if (one := _of_one_kind(truth)) is not None:
-        say(f"{what} metrics are omitted: {one}")
+        say(f"{what} metrics are skipped: {one}")
         return {}
     if (ranking := final.attempt(f"{what} metrics", lambda: _Ranking(scores, truth), say)) is None:
         return {}
@@ -162,50 +163,54 @@ def unmeasurable(
     class_names: Sequence[str],
     names: Sequence[str] = (),
 ) -> list[str]:
-    """What `evaluate` will leave out whatever the scores are, in lines. Arguments as there; names of the
-    pictures."""
+    """Notes on metrics that `evaluate` will skip whatever the scores are.
+
+    Args:
+        anomalous, masks, classes, class_names: see `evaluate`.
+        names: names of the images.
+    """
     lines = []
     unmarked = np.zeros(len(anomalous), bool) if masks is None else _unmarked(anomalous, masks)
     if unmarked.any():
         first = f", such as that of {names[int(np.argmax(unmarked))]}" if names else ""
         lines.append(
-            f"{unmarked.sum()} of the {anomalous.sum()} masks of defective images mark nothing{first}; pixel "
-            "metrics leave these images out"
+            f"{unmarked.sum()} of the {anomalous.sum()} masks of defective images are empty{first}; pixel "
+            "metrics skip these images"
         )
     for i in np.unique(classes):
         rows, name = classes == i, class_names[i]
         for kind, truth in (("image", anomalous), ("pixel", masks)):
             kept = rows & ~unmarked if kind == "pixel" else rows
             if truth is not None and (one := _of_one_kind(truth[kept])) is not None:
-                lines.append(f"{name}: {kind} metrics will be omitted: {one}")
+                lines.append(f"{name}: {kind} metrics will be skipped: {one}")
     return lines
 
 
 def _unmarked(anomalous: np.ndarray, masks: np.ndarray) -> np.ndarray:
-    """bool [n]: defective, and the mask marks nothing."""
-    marked = np.fromiter((mask.any() for mask in masks), bool, len(masks))  # masks are mapped from disk
+    """bool [n]: which images are defective and have an empty mask."""
+    marked = np.fromiter((mask.any() for mask in masks), bool, len(masks))  # memory-mapped
     return anomalous & ~marked
 
 
 def _of_one_kind(truth: np.ndarray) -> str | None:
-    """Why no metric can be computed, in words; None: it can."""
+    """The reason why no metric can be computed; None if metrics can be computed."""
     if truth.size == 0:
-        return "none are tested"
+        return "there are no test data"
     found = truth.any()
     if found and not truth.all():
         return None
-    return f"all {len(truth)} that are tested are {'defective' if found else 'good'}"
+    return f"all {len(truth)} tested are {'defective' if found else 'good'}"
 
 
 def _pair(scores: np.ndarray | Tensor, anomalous: np.ndarray | Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Truths, bool [m], and scores, float64 [m]."""
+    """Flattens the ground truth, bool [m], and scores, float32 or float64 [m], after checks."""
     truth, score = (np.asarray(x.cpu() if isinstance(x, torch.Tensor) else x) for x in (anomalous, scores))
     if truth.shape != score.shape:
         raise AnomalyMetricError(f"scores must be {list(truth.shape)}, as the truth, got {list(score.shape)}")
     truth, score = truth.astype(bool).ravel(), score.ravel()
     score = score if score.dtype == np.float32 else score.astype(np.float64)
-    if not (score > -np.inf).all():  # inf is a rank as good as any
+    if not (score > -np.inf).all():  # inf can be ranked
         raise AnomalyMetricError("scores must be numbers or inf, got NaN or -inf")
     if (one := _of_one_kind(truth)) is not None:
-        raise AnomalyMetricError(f"scores must be of good and of anomalous data: {one}")
+        raise AnomalyMetricError(f"scores must be of both good and anomalous data: {one}")
     return truth, score

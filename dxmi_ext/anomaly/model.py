@@ -1,4 +1,4 @@
-"""The networks of a run of anomaly detection, new and as it saved them. Imports torch and the method."""
+"""Creates, saves and loads the networks of a run of anomaly detection. Imports torch and the method."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ _BACKBONE_KEYS = ("backbone", "weights", "size", "grid")
 
 
 class AnomalyNetworks(Networks):
-    """Those of DxMI, what prepares features, energies trained otherwise, and a detector beside them.
+    """The networks of DxMI, preparations of features, baseline energies, and a fitted detector if chosen.
 
     Args:
-        parts: of `anomaly.networks.build`.
-        preparation: features -> points of the sphere, for all that starts from the autoencoder.
+        parts: networks from `anomaly.networks.build`.
+        preparation: features -> points on the sphere, for the autoencoder and the methods based on it.
         others: further preparations.
-        preparations: by method the name of its preparation, "autoencoder" and those that are fitted.
-        baselines: names of the energies to compare with.
+        preparations: names of preparations by method: "autoencoder" and the fitted methods.
+        baselines: names of baseline energies.
 
     Attributes:
-        shipped: a detector that was chosen instead of an energy; None: there is none.
-        trained: those of ``choice.NETWORKS`` whose networks have been trained, or will be.
+        shipped: fitted detector that was chosen instead of an energy; None if an energy was chosen.
+        trained: names in ``choice.NETWORKS`` that have been or will be trained.
     """
 
     energy_network: AutoencoderEnergy | BasedEnergy
@@ -72,12 +72,12 @@ class AnomalyNetworks(Networks):
         return self.sampler.log_std.device
 
     def preparation_of(self, method: str) -> nn.Module:
-        """What prepares features for a method, by its name in ``comparison.TITLES``."""
+        """The preparation of features for a method, by its name in ``comparison.TITLES``."""
         name = self.preparations.get(method, "")
         return dict(self.others.items()).get(name, self.preparation)
 
     def energy_of(self, method: str) -> nn.Module:
-        """What scores by a method that needs no fit, as `detectors.maps_of` takes it."""
+        """The scoring module of a method that is not fitted again, for `detectors.maps_of`."""
         if method == "dxmi":
             return self.energy_network
         if method == "autoencoder":
@@ -92,22 +92,22 @@ class AnomalyNetworks(Networks):
 
     @property
     def pretrained(self) -> SphereAutoencoder:
-        """The autoencoder as pretraining left it, which samples start from."""
+        """The pretrained autoencoder, from which samples start."""
         assert isinstance(self.sampler.start, LatentStart)
         return self.sampler.start.autoencoder
 
     def begin_from(self, autoencoder: SphereAutoencoder, maps: FeatureMaps) -> None:
-        """Takes a pretrained autoencoder as the energy's and as that which samples start from.
+        """Copies a pretrained autoencoder to the energy and to the start of samples.
 
         Args:
-            maps: good ones, as the autoencoder sees them.
+            maps: prepared maps of good data.
         """
         self.energy_network.autoencoder.load_state_dict(autoencoder.state_dict())
         self.pretrained.load_state_dict(autoencoder.state_dict())
         bases.begin(self.energy_network, maps)
 
     def renew_baselines(self) -> None:
-        """Makes the energies to compare with copies of the present one."""
+        """Makes the baseline energies copies of the current energy."""
         for name in self.baselines:
             self.baselines[name] = copy.deepcopy(self.energy_network).requires_grad_(False)
 
@@ -119,11 +119,11 @@ def build(
     preparations: Mapping[str, str],
     detectors: Sequence[MapDetector | None] = (),
 ) -> AnomalyNetworks:
-    """The networks for maps [h, w, C] of features, their weights drawn from the seed.
+    """New networks for maps [h, w, C] of features, with weights drawn from the seed.
 
     Args:
-        preparations: as of `AnomalyNetworks`; empty: features are points of the sphere already.
-        detectors: bases in the order of the setting ``base``, as `bases.based` takes them.
+        preparations: see `AnomalyNetworks`; empty: features are already points on the sphere.
+        detectors: bases in the order of the setting ``base``; see `bases.based`.
     """
     own: nn.Module = nn.Identity()
     dim, others = shape[2], list[Preparation]()
@@ -144,7 +144,7 @@ def build(
 def fitted(
     cfg: Config, good: Good, baselines: Sequence[str], preparations: Mapping[str, str], device: torch.device
 ) -> AnomalyNetworks:
-    """New networks, and preparations and a base that know what the good ones are like."""
+    """New networks whose preparations and bases are fitted to the good data."""
     detectors = _bases(cfg, math.prod(good.train.shape[:3]))
     networks = build(cfg, good.train.shape[1:], baselines, preparations, detectors).to(device)
     for each in (networks.preparation, *networks.others.values()):
@@ -167,10 +167,10 @@ def save(
     thresholds: dict[str, float],
     detector: str,
 ) -> None:
-    """All that scoring needs but the backbone's weights, which are identified by their digest.
+    """Saves all that scoring requires except the backbone's weights, which are identified by their digest.
 
     Args:
-        detector: name of what scores.
+        detector: name of the method that scores.
     """
     about: dict[str, Any] = {"task": cfg.run.task, "backbone": None, "shape": good.train.shape[1:]}
     if good.columns is not None:
@@ -192,7 +192,7 @@ def load_model(directory: Path, device: torch.device) -> tuple[Config, AnomalyNe
     tensors, about = checkpoint.load_model_state(directory / "model", device)
     cfg = settings_of(Config, directory)
     with checkpoint.fitting(directory):
-        if "preparations" not in about:  # a run from before there was a choice
+        if "preparations" not in about:  # an older run, without a choice of preparations
             whitened = "preparation.whitening" in tensors
             about |= {"detector": "dxmi", "preparations": {"autoencoder": "whitened"} if whitened else {}}
         detectors = _bases(cfg, 1)
@@ -200,7 +200,7 @@ def load_model(directory: Path, device: torch.device) -> tuple[Config, AnomalyNe
         if any(name.startswith(_SHIPPED) for name in tensors):
             networks.shipped = _fittable(about["detector"], 1, cfg.run.seed)
         for name, module in networks.named_modules():
-            if isinstance(module, MapDetector):  # the sizes of what it learned are its own
+            if isinstance(module, MapDetector):  # the sizes of its buffers depend on the data
                 module.take({key: tensors[f"{name}.{key}"] for key in module.state_dict()})
         networks.load_state_dict(tensors)
         networks.trained = tuple(about.get("trained", choice.NETWORKS))
@@ -208,12 +208,12 @@ def load_model(directory: Path, device: torch.device) -> tuple[Config, AnomalyNe
 
 
 def _bases(cfg: Config, rows: int) -> list[MapDetector | None]:
-    """Detectors of the setting ``base``, not fitted; None for the autoencoder."""
+    """Unfitted detectors of the setting ``base``; None for the autoencoder."""
     return [_fittable(name, rows, cfg.run.seed) for name in bases.names_of(cfg.networks.base)]
 
 
 def _fittable(name: str, rows: int, seed: int) -> MapDetector | None:
-    """A detector that is fitted, to so many positions; None: the name is of another."""
+    """An unfitted detector for so many positions; None if the named method is not fitted."""
     cpu = torch.device("cpu")
     if name == "knn":
         return choice.nearest_neighbours(rows, seed, cpu)

@@ -1,7 +1,7 @@
-"""The networks of DxMI on the unit sphere, where positions of feature maps lie (DxMI, sec. 5.3).
+"""The networks of DxMI on the unit sphere, for positions of feature maps (DxMI, sec. 5.3).
 
 The energy is the reconstruction error of an autoencoder; the sampler starts from data perturbed in the latent
-space of that autoencoder as pretraining left it. Imports torch and ``dxmi_ext`` up to ``networks``.
+space of the pretrained autoencoder. Imports torch and ``dxmi_ext`` up to ``networks``.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class SphereAutoencoder(nn.Module):
 
     Args:
         dim: C.
-        latent_dim: of a latent.
-        width, depth: of the hidden layers of encoder and decoder.
+        latent_dim: dimension of latents.
+        width, depth: width of the hidden layers, and number of linear layers, of encoder and decoder.
     """
 
     def __init__(self, dim: int, latent_dim: int = 128, width: int = 1024, depth: int = 3) -> None:
@@ -48,12 +48,12 @@ class SphereAutoencoder(nn.Module):
 
 
 class AutoencoderEnergy(nn.Module):
-    """E(x) = scale^2 |x - reconstruction|^2 / .1, the scale learned from 1 on (VGS): x [N, C] -> [N].
+    """E(x) = scale^2 |x - reconstruction|^2 / .1, with a scale trained from 1 (VGS): x [N, C] -> [N].
 
     Args:
-        autoencoder: pretrained, as by `reconstruction.ReconstructionPretrainer`; it is trained further.
-        project: whether x is projected onto the sphere first. If not, the noise of a sampler's last step,
-            which leads off the sphere, distinguishes samples from data by their length.
+        autoencoder: network pretrained by `reconstruction.ReconstructionPretrainer`; it is trained further.
+        project: whether x is projected onto the sphere first. Otherwise the noise of the sampler's last step
+            moves samples off the sphere and distinguishes them from data by their length.
     """
 
     temperature = 0.1
@@ -70,13 +70,13 @@ class AutoencoderEnergy(nn.Module):
 
 
 class SphereValue(nn.Module):
-    """V^t: (x [N, C], timestep int64 [N], 0..T - 1) -> [N]; beside an energy of its own.
+    """V^t: (x [N, C], timestep int64 [N], 0..T - 1) -> [N]; separate from the energy.
 
     Args:
         dim: C.
         steps: T.
-        width, depth: of the hidden layers.
-        time_dim: of the sinusoidal embedding of t.
+        width, depth: width of the hidden layers, and number of linear layers.
+        time_dim: dimension of the sinusoidal embedding of t.
     """
 
     def __init__(
@@ -96,10 +96,10 @@ class SphereSampler(nn.Module):
     Args:
         dim: C.
         steps: T.
-        width, depth: of the hidden layers.
-        time_dim: of the sinusoidal embedding of t.
-        residual: what is projected is x + network(x, t), and the network starts at zero: an untrained sampler
-            stays where it is, but for its noise. False: network(x, t).
+        width, depth: width of the hidden layers, and number of linear layers.
+        time_dim: dimension of the sinusoidal embedding of t.
+        residual: whether x + network(x, t) is projected, with a network that is initially zero, so that an
+            untrained sampler only adds noise; otherwise network(x, t) is projected.
     """
 
     def __init__(
@@ -132,8 +132,9 @@ class LatentStart(nn.Module):
     As the ``start`` of a `GaussianSampler`: (data [N, C], key, sample_offset) -> x_0 [N, C].
 
     Args:
-        autoencoder: the copy is of its present weights; `copy_from` renews it after pretraining.
-        std: of the noise in each dimension of a latent, which is of length 1 and is brought back to that.
+        autoencoder: network to copy; `copy_from` updates the copy after pretraining.
+        std: standard deviation of the noise in each dimension of a latent; latents have length 1 and are
+            normalized again.
     """
 
     def __init__(self, autoencoder: SphereAutoencoder, std: float) -> None:
@@ -158,8 +159,8 @@ def schedule(steps: int, *, std: float = 0.05, last_std: float = 0.01) -> Schedu
 
     Args:
         steps: T.
-        std, last_std: initial sigma of the first and the last step, in each of the C dimensions; the noise is
-            about sigma sqrt(C) long, a point of the sphere 1.
+        std, last_std: initial sigma of the first and the last step, in each of the C dimensions. The noise
+            has a length of about sigma sqrt(C), and points on the sphere have length 1.
     """
     if steps < 1 or not 0 < last_std <= std < math.inf:
         raise ValueError(
@@ -170,7 +171,7 @@ def schedule(steps: int, *, std: float = 0.05, last_std: float = 0.01) -> Schedu
         sample_coef=0 * ones,
         output_coef=ones,
         log_std=torch.linspace(math.log(std), math.log(last_std), steps, dtype=torch.float64),
-        signal=ones,  # the network meets data; no denoising pretraining is meant
+        signal=ones,  # the input is data; there is no denoising pretraining
         noise=0 * ones,
         initial_std=1.0,
         time=torch.arange(steps, dtype=torch.float64),
@@ -194,9 +195,9 @@ def build(
     residual: bool = True,
     project: bool = True,
 ) -> Networks:
-    """All networks for C = dim; the widths are the paper's, the rest as the classes above say.
+    """All networks for C = dim, by default with the paper's widths; for the arguments see the classes above.
 
-    ``networks.energy_network.autoencoder`` is to be pretrained, then ``networks.sampler.start`` to copy it.
+    Pretrain ``networks.energy_network.autoencoder``, then copy it to ``networks.sampler.start``.
     """
     autoencoder = SphereAutoencoder(dim, latent_dim, energy_width, depth)
     network = SphereSampler(dim, steps, sampler_width, depth, time_dim=time_dim, residual=residual)
@@ -211,8 +212,8 @@ def build(
 
 
 class _SinusoidalTime(nn.Module):
-    """timestep int64 [N] -> [N, size] (Vaswani et al. 2017), t = 0..T spread over the 0..1000 that the
-    frequencies are made for."""
+    """timestep int64 [N] -> [N, size] (Vaswani et al. 2017), with t = 0..T scaled to 0..1000, for which
+    the frequencies are designed."""
 
     def __init__(self, steps: int, size: int) -> None:
         super().__init__()
@@ -228,7 +229,7 @@ class _SinusoidalTime(nn.Module):
 
 
 def _unit_variance(x: Tensor) -> Tensor:
-    """Coordinates of a unit vector, scaled to what layers are initialised for."""
+    """Scales coordinates of unit vectors to unit variance, for which layers are initialized."""
     return x * math.sqrt(x.shape[1])
 
 

@@ -1,4 +1,4 @@
-"""An overview of the data at a path, before they are decoded. Imports ``dxmi_ext.images``."""
+"""An overview of the data at a path without decoding them. Imports ``dxmi_ext.images``."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _MASK_KEYS = {"mask", "masks", "mask_packed"}
 
 
 def recipe_for(path: Path) -> str:
-    """Which recipe reads what lies at a path: "anomaly", "anomaly-vectors", or else "images".
+    """The recipe for the data at a path: "anomaly", "anomaly-vectors", or otherwise "images".
 
     Raises:
-        ImageDataError: as of `layouts.recognises`.
+        ImageDataError: as in `layouts.recognises`.
     """
     if path.is_dir():
         return "anomaly" if layouts.recognises(path) else "images"
@@ -27,7 +27,7 @@ def recipe_for(path: Path) -> str:
         with zipfile.ZipFile(path) as file:
             keys = {name.removesuffix(".npy") for name in file.namelist()}
     except (OSError, zipfile.BadZipFile):
-        return "images"  # whose loader says what is wrong
+        return "images"  # its loader raises the error
     if keys & {"X", "X_train"}:
         return "anomaly-vectors"
     return "anomaly" if keys & _MASK_KEYS else "images"
@@ -36,10 +36,10 @@ def recipe_for(path: Path) -> str:
 def of_anomalies(
     path: Path | str, classes: Sequence[str] | None = None, train_share: float = 0.7
 ) -> Overview:
-    """What `dataset.load` reads, by its arguments.
+    """An overview of the images that `dataset.load` reads with the same arguments.
 
     Raises:
-        ImageDataError: as of `layouts.find`.
+        ImageDataError: as in `layouts.find`.
     """
     path, splits, masks, files = Path(path).expanduser().resolve(), {}, 0, list[str]()
     arrays, skipped, layout = dict[tuple[int, ...], int](), list[Skipped](), ""
@@ -57,10 +57,10 @@ def of_anomalies(
 
 
 def of_vectors(path: Path | str, train_share: float = 0.7, seed: int = 0) -> Overview:
-    """What `vectors.load` reads, by its arguments.
+    """An overview of the vectors that `vectors.load` reads with the same arguments.
 
     Raises:
-        VectorDataError: as of `vectors.load`.
+        VectorDataError: as in `vectors.load`.
     """
     path = Path(path).expanduser().resolve()
     found = vectors.load(path, train_share=train_share, seed=seed)

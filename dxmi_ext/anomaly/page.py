@@ -1,7 +1,7 @@
-"""The page of scored pictures: a grid of cards, each a picture beside its heat map, in one file.
+"""The HTML page of scored images: a grid of cards with image and heat map, in one file.
 
-Cards are sorted and filtered by a small script; without it they stand by falling score. Imports the standard
-library and ``dxmi_ext``; matplotlib for the scale of colours.
+A small script sorts and filters the cards; without it they are in descending order of the score. Imports the
+standard library and ``dxmi_ext``; matplotlib for the color scale.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from urllib.parse import quote
 from dxmi_ext.anomaly import plots
 from dxmi_ext.engine import report
 
-THUMBNAIL = 200  # pixels of the longer side of pictures on the page
-_LISTED = 100  # pictures without a score
+THUMBNAIL = 200  # pixels of the longer side of images on the page
+_LISTED = 100  # images without a score
 _STYLE = """
 #cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(17rem, 1fr)); gap: .75rem }
 #cards.sides { grid-template-columns: 1fr 1fr; grid-auto-flow: dense }
@@ -70,7 +70,7 @@ tools.querySelectorAll('span button:first-child').forEach(choose);
 
 
 class Place(NamedTuple):
-    """What the page says of a picture."""
+    """The text on the page about an image."""
 
     path: str
     score: float
@@ -78,11 +78,11 @@ class Place(NamedTuple):
     """Row in scores.csv."""
     anomalous: bool
     heat_map: str = ""
-    """Path of the heat map in its full size, relative to the page; empty: there is none."""
+    """Path of the heat map in its full size, relative to the page; empty if there is none."""
 
 
 class Shown(NamedTuple):
-    """What the page shows of a picture."""
+    """An image as the page shows it."""
 
     place: Place
     size: tuple[int, int]
@@ -94,14 +94,14 @@ class Shown(NamedTuple):
 
 
 class Worst:
-    """The n pictures with the highest scores among any number; among equal scores the earlier rows."""
+    """The n images with the highest scores; among equal scores, those in earlier rows."""
 
     def __init__(self, n: int) -> None:
         self.n = n
         self._heap: list[tuple[float, int, Shown]] = []
 
     def has_room_for(self, score: float) -> bool:
-        """Whether there are fewer than n pictures, or one has a lower score."""
+        """Whether there are fewer than n images, or one of them has a lower score."""
         return len(self._heap) < self.n or (self.n > 0 and score > self._heap[0][0])
 
     def add(self, shown: Shown) -> None:
@@ -109,36 +109,36 @@ class Worst:
         push(self._heap, (shown.place.score, -shown.place.row, shown))
 
     def sorted(self) -> list[Shown]:
-        """By falling score."""
+        """The images in descending order of the score."""
         return [shown for *_, shown in sorted(self._heap, reverse=True)]
 
 
 def html_of(lead: str, worst: Sequence[Shown], failures: Mapping[str, str], *, heat_maps: bool) -> str:
-    """The page.
+    """The page as HTML.
 
     Args:
-        lead: its first sentence.
-        worst: pictures by falling score.
-        failures: pictures without a score, and why.
-        heat_maps: whether heatmaps/ has all of them.
+        lead: first sentence.
+        worst: images in descending order of the score.
+        failures: error messages of images without a score, by path.
+        heat_maps: whether heatmaps/ contains the heat maps of all images.
     """
     body = [_scale(), _TOOLS, '<div id="cards">', *map(_card, worst), "</div>", _SCRIPT] if worst else []
-    others = "all pictures" + (", heatmaps/ all heat maps" if heat_maps else "")
+    others = "all images" + (", and heatmaps/ has all heat maps" if heat_maps else "")
     body.append(f'<p><a href="scores.csv">scores.csv</a> has the scores of {others}.</p>')
     if failures:
         body.append(f"<h2>Without a score: {len(failures)}</h2>\n<ul>")
         listed = list(failures.items())[:_LISTED]
         body += [f"<li>{escape(_readable(path))}: {escape(_readable(why))}</li>" for path, why in listed]
-        body.append("</ul>" + ("<p>and others, see scores.csv</p>" if len(failures) > _LISTED else ""))
-    title = f"The {len(worst)} pictures with the highest scores" if worst else "Scores"
+        body.append("</ul>" + ("<p>and others; see scores.csv</p>" if len(failures) > _LISTED else ""))
+    title = f"The {len(worst)} images with the highest scores" if worst else "Scores"
     return report.page(title, lead, "\n".join(body), _STYLE)
 
 
 def _scale() -> str:
     stops = ", ".join(f"rgb{colour}" for colour in plots.heat_colours(9))
     return (
-        "<p>Each picture and its heat map. Colours mean the same in all of them; a line surrounds what is "
-        "above the threshold of pixels:</p>\n"
+        "<p>Each image and its heat map. All heat maps share one color scale; a line surrounds regions "
+        "above the pixel threshold:</p>\n"
         f'<div class="scale" style="background: linear-gradient(to right, {stops})"></div>\n'
         '<div class="ends"><span>0</span><span>threshold</span><span>twice and above</span></div>'
     )
@@ -147,7 +147,7 @@ def _scale() -> str:
 def _card(shown: Shown) -> str:
     path, score, _, anomalous, heat_map = shown.place
     name, verdict = escape(_readable(path)), "anomalous" if anomalous else "good"
-    # The folder of a picture names its class where pictures are sorted into folders.
+    # If images are sorted into folders, the folder is the class of the image.
     folder = escape(_readable(PurePath(path).parent.name))
     width, height = shown.size
     picture, heat = (
@@ -170,5 +170,5 @@ def _link(path: str) -> str:
 
 
 def _readable(path: str) -> str:
-    """A path as text; bytes that are no text are replaced."""
+    """A path as text, with undecodable bytes replaced."""
     return os.fsencode(path).decode("utf-8", "replace")

@@ -1,4 +1,4 @@
-"""Heat maps of scores over pictures. Imports ``engine.plots``; matplotlib for the colours."""
+"""Heat maps of scores on images. Imports ``engine.plots``; matplotlib for the colors."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from torch.nn import functional
 
 from dxmi_ext.engine import plots
 
-_CONTOUR = (64, 224, 255)  # of a colour that inferno lacks
+_CONTOUR = (64, 224, 255)  # a color that inferno does not contain
 
 
 def heatmaps(
     path: plots.File, pictures: Tensor, heat: Tensor, masks: Tensor | None, *, threshold: float | None = None
 ) -> None:
-    """Pictures in a row, below them where their defects are, and each under the colours of its scores.
+    """Writes a figure with a row of images, a row of their masks, and a row of their heat maps.
 
     Args:
         pictures: uint8 [n, 3, H, W].
         heat: scores of pixels [n, H, W].
-        masks: bool [n, H, W]; None: no such row.
-        threshold: as of `heat_map`; None: half the highest score.
+        masks: bool [n, H, W]; None: no row of masks.
+        threshold: see `heat_map`; None: half the highest score.
     """
     level = max(float(heat.max()) / 2, 1e-12) if threshold is None else threshold
     pairs = zip(pictures.permute(0, 2, 3, 1).numpy(), plots.to_numpy(heat), strict=True)
@@ -33,14 +33,14 @@ def heatmaps(
 
 
 def heat_map(picture: np.ndarray, scores: np.ndarray, threshold: float) -> np.ndarray:
-    """A picture in grey under the colours of its scores; a line surrounds what is above the threshold.
+    """Overlays a gray image with the colors of its scores; a line surrounds regions above the threshold.
 
-    Colours run from 0, where nothing covers the picture, to 2 thresholds: they compare between pictures.
+    Colors range from 0 (transparent) to twice the threshold, so heat maps of different images are comparable.
 
     Args:
         picture: uint8 [H, W, 3].
-        scores: float32 [H, W], 0 or more.
-        threshold: of pixels, above 0.
+        scores: float32 [H, W], >= 0.
+        threshold: threshold of pixels, > 0.
 
     Returns:
         uint8 [H, W, 3].
@@ -58,7 +58,7 @@ def heat_map(picture: np.ndarray, scores: np.ndarray, threshold: float) -> np.nd
 
 
 def heat_colours(n: int) -> list[tuple[int, int, int]]:
-    """The colours of `heat_map` from 0 to 2 thresholds: matplotlib's inferno, whose steps look even."""
+    """The colors of `heat_map` from 0 to twice the threshold: matplotlib's inferno, perceptually uniform."""
     import matplotlib
 
     colours = matplotlib.colormaps["inferno"](np.linspace(0, 1, n), bytes=True)

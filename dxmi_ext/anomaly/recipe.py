@@ -1,9 +1,8 @@
-"""Anomaly detection: an energy of the features of good images, or of vectors, scores what differs from them.
+"""Anomaly detection: an energy of features of good images, or of good vectors, scores deviations from them.
 
-An autoencoder is pretrained on reconstruction; its error is the energy that DxMI trains further, beside a
-sampler that starts from data perturbed in the autoencoder's latent space (DxMI, sec. 5.3). Thresholds come
-from good pictures that nothing learned from. Imports torch and ``dxmi_ext``; backbones and matplotlib where
-they are used.
+An autoencoder is pretrained on reconstruction; its error is the energy that DxMI trains further, together
+with a sampler that starts from data perturbed in the autoencoder's latent space (DxMI, sec. 5.3). Thresholds
+come from held-out good images. Imports torch and ``dxmi_ext``; backbones and matplotlib where they are used.
 """
 
 from __future__ import annotations
@@ -28,6 +27,7 @@ from dxmi_ext.anomaly.evaluation import (
     announce,
     calibrate,
     chosen,
+    explanation,
     heatmaps,
     judged_numbers,
     methods_of,
@@ -35,7 +35,6 @@ from dxmi_ext.anomaly.evaluation import (
     numbers_of,
     save_scores,
     table,
-    told,
 )
 from dxmi_ext.anomaly.learning import Phases, learn, pretrain_autoencoder
 from dxmi_ext.anomaly.model import AnomalyNetworks, build, fitted, load_model, save
@@ -63,11 +62,11 @@ from dxmi_ext.images.overview import Overview
 from dxmi_ext.images.pixels import NOMINAL, Scale
 from dxmi_ext.method import generate, noise
 
-_TRIED = 8  # pictures of a dry run
+_TRIED = 8  # images per split of a dry run
 
 
 def train(cfg: Config, ranks: Ranks | None = None) -> dict[str, Any]:
-    """Runs the recipe to its end and returns the summary, on the first rank."""
+    """Runs the recipe to the end and returns the summary on the first rank."""
     run = Run(cfg, ranks, fingerprints(cfg))
     if run.finished():
         return {}
@@ -92,15 +91,15 @@ def train(cfg: Config, ranks: Ranks | None = None) -> dict[str, Any]:
             final.attempt("heatmaps.png", lambda: heatmaps(folder / "heatmaps.png", maps, tested, threshold))
         summary = run.summarize(numbers)
     print(table(cfg, numbers, detector))
-    print(told(cfg, numbers, verdicts))
-    print(f"{run.directory}: summary.json, model/, pictures; {summary['wall_seconds']} s")
+    print(explanation(cfg, numbers, verdicts))
+    print(f"{run.directory}: summary.json, model/, plots; {summary['wall_seconds']} s")
     return summary
 
 
 def pretrain(cfg: Config, ranks: Ranks | None = None) -> None:
-    """Runs the autoencoder's pretraining alone; training with the same output resumes after it."""
+    """Runs only the pretraining of the autoencoder; training with the same output resumes after it."""
     if not cfg.run.pretrained:
-        raise ConfigError("pretrained must be true for pretraining alone, got false")
+        raise ConfigError("pretrained must be true for pretraining, got false")
     if not choice.trained(cfg):
         raise ConfigError(
             f"detector must be auto, dxmi or autoencoder for pretraining, got {cfg.detector.detector}"
@@ -116,7 +115,7 @@ def pretrain(cfg: Config, ranks: Ranks | None = None) -> None:
         pretrain_autoencoder(run, cfg, prepared(good.train, networks.preparation), networks)
         if cfg.run.dry_run or not run.ranks.first:
             return
-        networks.trained = choice.NETWORKS  # DxMI as it starts
+        networks.trained = choice.NETWORKS  # DxMI's energy before training
         thresholds = calibrate(cfg, methods_of(cfg, networks, ["dxmi"], None)["dxmi"], good)
         save(run.directory / "model", networks, cfg, backbone, good, tested, thresholds, "dxmi")
         print(f"{run.directory}: pretrained; `dxmi train` with output={run.directory} resumes here")
@@ -130,8 +129,8 @@ def sample(
     device: torch.device,
     **options: Any,
 ) -> Iterator[Batch]:
-    """Samples [m, C] of a run's final sampler, unit vectors but for the last step's noise, as
-    `generate.batches`. They start from training data, of a row that (seed, i) chooses."""
+    """Samples [m, C] from a run's final sampler, unit vectors up to the noise of the last step; see
+    `generate.batches`. Sample i starts from a training row drawn from (seed, i)."""
     cfg, networks, model = load_model(directory, device)
     if "dxmi" not in networks.trained:
         raise ConfigError(
@@ -150,7 +149,7 @@ def sample(
 
 
 def evaluate(directory: Path, settings: EvaluateSettings, device: torch.device) -> tuple[dict[str, Any], str]:
-    """The numbers of a run's final networks and their table, on its own test data or on others."""
+    """Metrics of a run's final networks and their table, on its own or other test data."""
     cfg, networks, model = load_model(directory, device)
     backbone, which = backbone_of(cfg, device, model), settings.baselines or cfg.comparison.baselines
     detector, good, others = model["detector"], None, settings.data
@@ -165,21 +164,21 @@ def evaluate(directory: Path, settings: EvaluateSettings, device: torch.device) 
 
 
 def load(directory: Path, device: torch.device) -> tuple[Config, AnomalyNetworks]:
-    """A run's settings and final networks.
+    """The settings and final networks of a run.
 
     Raises:
-        checkpoint.CheckpointError: there are none, or they are damaged.
+        checkpoint.CheckpointError: the networks are missing or damaged.
     """
     cfg, networks, _ = load_model(directory, device)
     return cfg, networks
 
 
 def load_scorer(directory: Path, device: torch.device) -> Scorer | VectorScorer:
-    """What scores new pictures, or vectors: a run's backbone, detector and thresholds.
+    """The scorer of a run for new images or vectors: its backbone, detector and thresholds.
 
     Raises:
-        checkpoint.CheckpointError: there are no networks, or they are damaged.
-        FeatureError: the backbone's weights are missing, or others than the run's.
+        checkpoint.CheckpointError: the networks are missing or damaged.
+        FeatureError: the backbone's weights are missing or differ from the run's.
     """
     cfg, networks, model = load_model(directory, device)
     backbone = backbone_of(cfg, device, model)
@@ -192,13 +191,14 @@ def load_scorer(directory: Path, device: torch.device) -> Scorer | VectorScorer:
 
 
 def new_scorer(cfg: Config, preparation: str | None = None) -> Scorer:
-    """A scorer that has learned nothing yet, of the shape of one that `fit` returns; on the CPU.
+    """An untrained scorer on the CPU with the shapes of one that `fit` returns.
 
     Args:
-        preparation: name of that which `fit` chose; None: the settings', of which "auto" may become another.
+        preparation: name of the preparation that `fit` chose; None: that of the settings, with a placeholder
+            for "auto".
 
     Raises:
-        ConfigError: the settings are of vectors, or of a base whose size the data decide.
+        ConfigError: the settings are for vectors, or have a base whose size depends on the data.
         FeatureError: the backbone's weights are missing.
     """
     backbone = backbone_of(cfg, torch.device("cpu"))
@@ -216,12 +216,12 @@ def new_scorer(cfg: Config, preparation: str | None = None) -> Scorer:
 
 
 def fit(phases: Phases, cfg: Config, good: Good, backbone: Extractor) -> Scorer:
-    """What `train` learns with detector=dxmi from the features of good pictures, without a folder.
+    """Trains on features of good images as `train` does with detector=dxmi, without a folder.
 
     Args:
-        phases: where and how it learns.
-        cfg: settings of pictures.
-        good: features by the backbone, as ``anomaly.collection.Pictures`` gives them.
+        phases: device, ranks and loop of the training.
+        cfg: settings for images.
+        good: features from the backbone, as in ``anomaly.collection.Pictures``.
     """
     name = choice.choose_preparations(cfg, good, backbone, phases.device)["preparations"]["autoencoder"]
     networks = fitted(cfg, good, (), {"autoencoder": name}, phases.device)
@@ -250,11 +250,11 @@ def _scorer(
 
 
 def read(cfg: Config) -> Overview:
-    """An overview of the settings' data, before they are decoded.
+    """An overview of the settings' data without decoding them.
 
     Raises:
-        ConfigError: there are none.
-        ImageDataError, VectorDataError: they cannot be read.
+        ConfigError: no data are set.
+        ImageDataError, VectorDataError: the data cannot be read.
     """
     path = path_of(cfg)
     if cfg.features.backbone is None:
@@ -269,25 +269,25 @@ def _ship(
     good: Good,
     backbone: Extractor | None,
 ) -> tuple[str, dict[str, Verdict]]:
-    """The detector that scores from now on, which the networks then hold, and why it was chosen.
+    """Chooses the detector that scores new data, stores it in the networks, and returns it with the verdicts.
 
     Raises:
-        ConfigError: the settings want one that could not be fitted.
+        ConfigError: the settings name a detector that could not be fitted.
     """
     validation = None
-    if cfg.detector.detector == "auto" or backbone is None:  # of vectors it takes no time
+    if cfg.detector.detector == "auto" or backbone is None:  # fast for vectors
         validation = choice.Validation.of(good, backbone, cfg.run.seed, networks.device)
     name, verdicts = chosen(cfg, methods, validation)
     if name not in methods:
-        raise ConfigError(f"detector must be one that these data allow, got {name}")
+        raise ConfigError(f"detector must be one that can be fitted to the data, got {name}")
     detector = methods[name].detector
     networks.shipped = detector if isinstance(detector, MapDetector) else None
     return name, verdicts
 
 
 def _prepare(run: Run, cfg: Config) -> tuple[Extractor | None, Good, Examined, AnomalyNetworks, Choice]:
-    """Backbone, features, networks and the choice of preparations. What is missing shows here, not after
-    hours."""
+    """Backbone, features, networks and the choice of preparations. Missing files and packages are reported
+    here, before training."""
     check_graph(cfg.execution, run.device, run.ranks)
     backbone = backbone_of(cfg, run.device)
     if run.ranks.first:
@@ -295,17 +295,17 @@ def _prepare(run: Run, cfg: Config) -> tuple[Extractor | None, Good, Examined, A
     source = source_of(cfg, backbone, run.device, few=_TRIED if cfg.run.dry_run else None)
     good, tested = source.good(cfg.source.holdout), source.tested()
     if run.ranks.first:
-        print(f"{len(good.train)} good train, {len(good.held_out)} are held out for the thresholds; tested: "
-              f"{len(tested.maps)}, {int(tested.anomalous.sum())} of them defective")  # fmt: skip
+        print(f"{len(good.train)} good for training, {len(good.held_out)} good held out for thresholds; "
+              f"{len(tested.maps)} for testing, {int(tested.anomalous.sum())} of them defective")  # fmt: skip
         if good.columns is not None and good.columns.constants:
             print(
-                f"dropped: {good.columns.told()}, constant in the good rows to train on; a row that differs "
-                "there is anomalous"
+                f"dropped: {good.columns.described()}, constant in the good training rows; a row that "
+                "differs there is anomalous"
             )
         announce(tested)
     judged = choice.choose(run, cfg, good, backbone)
     if run.ranks.first:
-        choice.tell(cfg, judged)
+        choice.announce(cfg, judged)
     names = [name for name in BASELINES[cfg.comparison.baselines] if name in TRAINED]
     networks = fitted(cfg, good, names, judged["preparations"], run.device)
     networks.trained = choice.trained(cfg)

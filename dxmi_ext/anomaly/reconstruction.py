@@ -13,15 +13,15 @@ from dxmi_ext.method.stepper import Batch, Metrics, Stepper
 
 
 class ReconstructionPretrainer(Stepper):
-    """Lowers the mean of |x - reconstruction|^2; batches are [B, C] on the sphere.
+    """Minimizes the mean of |x - reconstruction|^2; batches are [B, C] on the sphere.
 
     Args:
-        autoencoder: is trained.
+        autoencoder: network to train.
         lr: learning rate.
-        iterations: length of the run.
+        iterations: number of iterations.
         lr_decay: schedule of the learning rate: constant, linear or cosine.
-        ranks: among which the rows of a batch are split.
-        execution: settings of how the network runs.
+        ranks: ranks among which the rows of a batch are split.
+        execution: execution settings of the network.
     """
 
     stream = "reconstruction"

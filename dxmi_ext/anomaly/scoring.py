@@ -1,4 +1,4 @@
-"""A trained detector of anomalies: pictures or vectors in, scores out. Imports torch and ``dxmi_ext``."""
+"""Trained detectors that score images or vectors. Imports torch and ``dxmi_ext``."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ from dxmi_ext.images.pixels import NOMINAL, Scale
 
 
 class ScoreError(UserError, ValueError):
-    """A detector cannot be made, or pictures cannot be scored."""
+    """A detector cannot be created, or images cannot be scored."""
 
 
 class TooFew(ScoreError):
-    """Good pictures are too few for a threshold of that quantile."""
+    """There are too few good images for a threshold at the quantile."""
 
 
 class Scorer(nn.Module):
-    """A frozen backbone, an energy on the positions of its maps, and from where on scores mean a defect.
+    """A frozen backbone, an energy on the positions of its maps, and thresholds for the scores.
 
     Args:
-        backbone: of ``anomaly.backbones``.
-        energy: what scores, as `detectors.maps_of` takes it: positions [N, C] -> [N], or a `MapDetector`.
-        preparation: of the backbone's maps for the energy, [n, C, h, w] -> [n, D, h, w]; None: as they are.
-        threshold: a picture with a higher score is anomalous; see `threshold_of`.
-        pixel_threshold: the same of a pixel, for heat maps; above 0.
-        top_share: a picture's score is the mean over this share of its positions, the highest; 0: their
-            maximum (DxMI, sec. 5.3).
-        size: height and width that files are brought to first; None: the backbone's.
-        scale: of files of other than 8 bits: that of the training images.
+        backbone: backbone from ``anomaly.backbones``.
+        energy: positions [N, C] -> [N], or a `MapDetector`; see `detectors.maps_of`.
+        preparation: preparation of the backbone's maps, [n, C, h, w] -> [n, D, h, w]; None: no preparation.
+        threshold: score above which an image is anomalous; see `threshold_of`.
+        pixel_threshold: the same for a pixel, for heat maps; > 0.
+        top_share: share of the positions, the highest, whose mean is the score of an image; 0: the maximum
+            (DxMI, sec. 5.3).
+        size: height and width to which files are resized; None: the backbone's.
+        scale: scale of the training images, for files that are not of 8 bits.
 
     Raises:
-        ScoreError: a threshold or the share is out of its bounds, or no size is known.
+        ScoreError: a threshold or the share is out of bounds, or the size is unknown.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Scorer(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where it is; images come there by themselves."""
+        """The device of the networks; images are moved to it."""
         tensors = itertools.chain(self.parameters(), self.buffers())
         return next((tensor.device for tensor in tensors), torch.device("cpu"))
 
@@ -80,23 +80,23 @@ class Scorer(nn.Module):
         """uint8 [n, 3, H, W] -> the energy of each position, float32 [n, h, w], on the scorer's device.
 
         Raises:
-            FeatureError: other images.
+            FeatureError: the images have another type or shape.
         """
         return detectors.maps_of(self.preparation(self.backbone(images.to(self.device))), self.energy)
 
     def scores(self, maps: Tensor) -> Tensor:
-        """Maps [n, h, w] -> [n]."""
+        """Score maps [n, h, w] -> scores [n]."""
         return detectors.detect(maps, top_share=self.top_share)
 
 
 class VectorScorer(nn.Module):
-    """An energy on rows of numbers, and from where on a score means an anomaly.
+    """An energy on rows of numbers, and a threshold for the scores.
 
     Args:
-        energy: what scores, as `detectors.maps_of` takes it.
-        preparation: of the columns that vary, as maps [n, C, 1, 1], for the energy.
-        columns: which those are.
-        threshold: a row with a higher score is anomalous.
+        energy: scoring module; see `detectors.maps_of`.
+        preparation: preparation of the varying columns, as maps [n, C, 1, 1].
+        columns: the varying and the constant columns.
+        threshold: score above which a row is anomalous.
     """
 
     def __init__(
@@ -108,11 +108,11 @@ class VectorScorer(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where it is; rows come there by themselves."""
+        """The device of the networks; rows are moved to it."""
         return next(itertools.chain(self.energy.parameters(), self.energy.buffers())).device
 
     def scores(self, rows: np.ndarray) -> Tensor:
-        """float64 [n, d] -> float32 [n] on the CPU; inf where a row differs in a constant column."""
+        """Scores of rows: [n, d] -> float32 [n] on the CPU; inf for rows that differ in a constant column."""
         maps = prepared(self.columns.varying(rows)[:, None, None], self.preparation)
         scores = detectors.detector_of(self.energy, self.device).score(maps)[:, 0, 0]
         scores[torch.from_numpy(self.columns.deviates(rows))] = math.inf
@@ -120,25 +120,25 @@ class VectorScorer(nn.Module):
 
 
 def threshold_of(scores: Tensor | np.ndarray, quantile: float) -> float:
-    """A threshold that another good picture exceeds with a probability of at most 1 - quantile.
+    """A threshold that a new good image exceeds with a probability of at most 1 - quantile.
 
-    It is the ceil((n + 1) quantile)-th smallest of n scores (split conformal prediction, Vovk et al. 2005):
-    that holds for any distribution and any n, if these pictures and the other are exchangeable.
+    It is the ceil((n + 1) quantile)-th smallest of n scores (split conformal prediction, Vovk et al. 2005).
+    The bound holds for any distribution and any n if all images are exchangeable.
 
     Args:
-        scores: [n], of good pictures that did not train.
-        quantile: from 0 to 1, which no n suffices for.
+        scores: scores [n] of held-out good images.
+        quantile: quantile from 0 to 1; 1 would require infinitely many images.
 
     Raises:
-        TooFew: n is, for the quantile.
-        ScoreError: another quantile, or some score is not finite.
+        TooFew: n is too small for the quantile.
+        ScoreError: the quantile is invalid, or a score is not finite.
     """
     values = torch.as_tensor(scores).flatten().double()
     if not 0 <= quantile <= 1:
         raise ScoreError(f"quantile must be from 0 to 1, got {quantile}")
     if not values.isfinite().all():
         raise ScoreError(f"scores: {int((~values.isfinite()).sum())} of {len(values)} are not finite")
-    rank = math.ceil((len(values) + 1) * quantile - 1e-9)  # 20 * .95 may be a hair above 19
+    rank = math.ceil((len(values) + 1) * quantile - 1e-9)  # 20 * .95 may be slightly above 19
     if rank > len(values):
         least = math.ceil(max(1, quantile / (1 - quantile) - 1e-9)) if quantile < 1 else "infinitely many"
         raise TooFew(f"quantile={quantile} requires at least {least} good images, got {len(values)}")

@@ -65,7 +65,7 @@ class FeatureSettings(Settings):
 
     @property
     def neighbourhood(self) -> dict[str, Any]:
-        """What every preparation takes."""
+        """Arguments common to all preparations."""
         return {"patch": self.patch, "aligned": self.aligned}
 
 
@@ -141,7 +141,7 @@ class ComparisonSettings(Settings):
 
 @dataclasses.dataclass
 class Config(RunnableConfig):
-    """Settings of a run of anomaly detection; the defaults are for pictures and two CPU cores."""
+    """Settings of a run of anomaly detection; the defaults are for images and two CPU cores."""
 
     run: RunSettings = group(
         RunSettings,
@@ -202,7 +202,7 @@ class Config(RunnableConfig):
         ),
         Rule("shard must be false: these networks are small, got {shard}", lambda s: not s.shard),
         *only_with(
-            "pictures (backbone=null means vectors)",
+            "images (backbone=null means vectors)",
             lambda s: s.backbone is not None,
             "weights",
             "classes",

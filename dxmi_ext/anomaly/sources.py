@@ -1,4 +1,4 @@
-"""The backbone and the data of a run, by its settings. Imports torch and the engine."""
+"""The backbone and the data of a run from its settings. Imports torch and the engine."""
 
 from __future__ import annotations
 
@@ -22,7 +22,11 @@ from dxmi_ext.images.pixels import Scale
 
 
 def backbone_of(cfg: Config, device: torch.device, about: dict[str, Any] | None = None) -> Extractor | None:
-    """The settings', which has to be the one that a model is of, if it says."""
+    """The backbone of the settings, or None for vectors.
+
+    Raises:
+        ConfigError: the model ``about`` was trained with another backbone.
+    """
     if cfg.features.backbone is None:
         return None
     options: dict[str, Any] = {
@@ -30,12 +34,12 @@ def backbone_of(cfg: Config, device: torch.device, about: dict[str, Any] | None 
         "grid": cfg.features.grid,
         "weights": cfg.features.weights,
     }
-    # Before there was a choice of preparations, features of the sphere came from the backbone itself.
+    # In older runs, without a choice of preparations, the backbone itself normalized its features.
     older = about is not None and backbones.is_normalised(about["backbone"]["identity"])
     backbone = backbones.load(cfg.features.backbone, normalise=older, **options)
     if about is not None and about["backbone"]["identity"] != backbone.identity:
         raise ConfigError(
-            f"weights: got those of {backbone.identity}, the run is of {about['backbone']['identity']}"
+            f"weights must be of {about['backbone']['identity']}, as in the run, got {backbone.identity}"
         )
     return backbone.to(device)
 
@@ -49,7 +53,13 @@ def source_of(
     about: dict[str, Any] | None = None,
     few: int | None = None,
 ) -> Source:
-    """Of the settings' data, or of all classes of others; as a model says that its images or vectors are."""
+    """The source of the settings' data, or of all classes of other data.
+
+    Args:
+        data: path of other data; None: the settings' data.
+        about: description of a model, whose scale or columns are used; None: those of the data.
+        few: see `Pictures`.
+    """
     path = data or path_of(cfg)
     if backbone is None:
         return Vectors(
@@ -81,12 +91,12 @@ def classes_of(cfg: Config) -> list[str] | None:
 
 
 def columns_of(about: dict[str, Any]) -> Columns:
-    """Of the vectors that a model is of; older ones have no constant columns."""
+    """The columns of the vectors on which a model was trained; older models have no constant columns."""
     return Columns.from_json(about.get("columns", {"total": about["shape"][2], "constants": {}}))
 
 
 def fingerprints(cfg: Config) -> Callable[[str], Fingerprints]:
-    """Those of the data at a path, as the run sees them."""
+    """A function that computes the fingerprints of the data at a path, as the run loads them."""
 
     def of_vectors(path: str) -> Fingerprints:
         train, test, anomalous = vectors.load(path, train_share=cfg.source.train_share, seed=cfg.run.seed)
@@ -100,7 +110,7 @@ def fingerprints(cfg: Config) -> Callable[[str], Fingerprints]:
         }
         options["classes"] = classes_of(cfg)
         found = {"train": dataset.load(path, split="train", **options)}
-        with suppress(ImageDataError):  # there may be nothing to test
+        with suppress(ImageDataError):  # there may be no test data
             found["test"] = dataset.load(path, split="test", scale=found["train"].scale, **options)
         return {
             split: fingerprint(data.fingerprint, data.labels, data.classes, data.class_names)
@@ -111,22 +121,23 @@ def fingerprints(cfg: Config) -> Callable[[str], Fingerprints]:
 
 
 def has_moved(cfg: Config, directory: Path, data: str, *, needed: bool) -> bool:
-    """Whether data are those of the run, which are no longer where they were.
+    """Whether ``data`` are the run's data, which no longer exist at their path.
 
     Args:
-        needed: whether the run's own good data are, to fit baselines to.
+        needed: whether the run's good data are needed to fit baselines.
 
     Raises:
-        ConfigError: they are needed, and these are others.
+        ConfigError: the run's data are needed, and these are others.
     """
     if cfg.source.data is None or Path(cfg.source.data).exists() or not needed:
         return False
     known = data_of(directory)
     if "train" in changed(known, fingerprints(cfg)(data)):
         raise ConfigError(
-            f"data: {data!r} must have the good ones that {directory} was trained on (they are no longer at "
-            f"{cfg.source.data!r}), but has another fingerprint; baselines=none does without"
+            f"data must have the good data on which {directory} was trained (no longer at "
+            f"{cfg.source.data!r}), got {data!r}, which has another fingerprint; baselines=none "
+            "does not require them"
         )
     if not known:
-        runlog.note(f"{directory} has no fingerprint of its data; {data} is taken to hold them")
+        runlog.note(f"{directory} has no fingerprint of its data; {data} is assumed to contain them")
     return True

@@ -1,8 +1,7 @@
-"""Synthetic defects in good pictures and good rows, by which detectors are compared without a test set.
+"""Synthetic defects in good images and good rows, to compare detectors without a test set.
 
-In pictures they are made before the backbone: a patch that does not belong there, as in CutPaste (Li et al.
-2021), a blob of noise, and a smooth shade. Rows are mixtures of rows, or some of their values are others'.
-Imports numpy.
+Defects in images are a pasted patch, as in CutPaste (Li et al. 2021), a blob of noise, and a smooth shade.
+Defective rows are mixtures of rows, or some of their values come from other rows or columns. Imports numpy.
 """
 
 from __future__ import annotations
@@ -14,16 +13,16 @@ import numpy as np
 Picture = np.ndarray
 """uint8 [3, H, W]"""
 
-_LARGEST = 0.1  # share of a picture that a defect covers, at most
+_LARGEST = 0.1  # largest share of an image that a defect covers
 _SMALLEST = 0.003
-_SHARE = (0.1, 0.5)  # of the columns of a row that are changed
+_SHARE = (0.1, 0.5)  # share of the columns of a row that are changed
 
 
 def defective(images: np.ndarray, *, seed: int = 0) -> np.ndarray:
-    """Each picture once with every kind of defect, drawn from (seed, picture, kind).
+    """Copies of each image with every kind of defect, drawn from (seed, image, kind).
 
     Args:
-        images: uint8 [n, 3, H, W], good ones.
+        images: good images, uint8 [n, 3, H, W].
 
     Returns:
         uint8 [kinds, n, 3, H, W]
@@ -38,16 +37,16 @@ def defective(images: np.ndarray, *, seed: int = 0) -> np.ndarray:
 
 
 def odd_rows(rows: np.ndarray, mean: np.ndarray, *, seed: int = 0) -> np.ndarray:
-    """Each row once of every kind, in the units of the columns.
+    """One defective row of every kind for each row, in the units of the columns.
 
-    - A mixture of two or three rows, weighted so that mean and covariance stay those of good rows: to a
-      Gaussian it is a good row, but it lies between the classes.
-    - A row that has a share of its values from other rows: all from one, or each from one of its own.
-    - A row of which a share of the values changed places.
+    - A mixture of two or three rows, weighted so that mean and covariance stay those of good rows: a
+      Gaussian model does not detect it, but it is between the classes.
+    - A row with a share of its values from other rows: all from the same row, or each from a random row.
+    - A row with a share of its values permuted.
 
     Args:
-        rows: float64 [n, d], good ones.
-        mean: [d], of good rows.
+        rows: good rows, float64 [n, d].
+        mean: mean of good rows [d].
 
     Returns:
         float64 [kinds, n, d]
@@ -56,7 +55,7 @@ def odd_rows(rows: np.ndarray, mean: np.ndarray, *, seed: int = 0) -> np.ndarray
     rng = np.random.default_rng((seed, n))
 
     def others() -> np.ndarray:
-        """For each row another one, where there is one."""
+        """The index of another row for each row, if there are several."""
         return (np.arange(n) + rng.integers(1, max(n, 2), n)) % n
 
     weights = rng.dirichlet((4, 4, 4), n)
@@ -76,7 +75,7 @@ def odd_rows(rows: np.ndarray, mean: np.ndarray, *, seed: int = 0) -> np.ndarray
 
 
 def _patch(image: Picture, other: Picture, rng: np.random.Generator) -> Picture:
-    """A rectangle from elsewhere in the picture, or from another one."""
+    """Pastes a rectangle from elsewhere in the image, or from another image."""
     made = image.copy()
     height, width = image.shape[1:]
     share, aspect = _share(rng), np.exp(rng.uniform(-1.5, 1.5))
@@ -89,7 +88,7 @@ def _patch(image: Picture, other: Picture, rng: np.random.Generator) -> Picture:
 
 
 def _noise(image: Picture, _: Picture, rng: np.random.Generator) -> Picture:
-    """Grey noise, coarse or fine, within a blob."""
+    """Adds gray noise, coarse or fine, within a blob."""
     height, width = image.shape[1:]
     grain = int(rng.integers(1, 5))
     noise = rng.normal(0, rng.uniform(15, 60), (-(-height // grain), -(-width // grain)))
@@ -98,14 +97,14 @@ def _noise(image: Picture, _: Picture, rng: np.random.Generator) -> Picture:
 
 
 def _shade(image: Picture, _: Picture, rng: np.random.Generator) -> Picture:
-    """A smooth spot, brighter or darker."""
+    """Adds a smooth spot, brighter or darker."""
     height, width = image.shape[1:]
     depth = rng.uniform(20, 80) * rng.choice((-1, 1))
     return _added(image, depth * _blob(height, width, rng))
 
 
 def _blob(height: int, width: int, rng: np.random.Generator) -> np.ndarray:
-    """A turned ellipse with soft edges, from 0 to 1: float64 [height, width]."""
+    """A rotated ellipse with soft edges, from 0 to 1: float64 [height, width]."""
     share, aspect = _share(rng), np.exp(rng.uniform(-1, 1))
     y, x = rng.random(2)
     angle = rng.uniform(0, np.pi)
@@ -118,7 +117,7 @@ def _blob(height: int, width: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def _share(rng: np.random.Generator) -> float:
-    """Of a picture; small ones are as likely as large ones by their logarithm."""
+    """The share of an image that a defect covers, drawn uniformly on a logarithmic scale."""
     return float(np.exp(rng.uniform(np.log(_SMALLEST), np.log(_LARGEST))))
 
 

@@ -1,4 +1,4 @@
-"""Vectors for anomaly detection: rows of numbers in a file, good ones to train on. Imports numpy and
+"""Vectors for anomaly detection: rows of numbers in a file, with good rows for training. Imports numpy and
 ``dxmi_ext``."""
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from dxmi_ext.images.contents import VectorDataError as VectorDataError
 from dxmi_ext.images.contents import printable, what_it_is
 
 LAYOUTS = """\
-  X [n, d] (or samples, data, arr_0); y [n] (or labels, label, arr_1), 0 is good, all else anomalous: good
-  rows are split at random, the others are tested
-  X [n, d] alone (an .npz, an .npy or a .csv): all rows train, nothing is tested
-  X_train [n, d], X_test [m, d], y_test [m]; y_train [n] too: rows that are not good do not train"""
+  X [n, d] (or samples, data, arr_0); y [n] (or labels, label, arr_1), 0 is good, all else anomalous; good
+  rows are split at random, and anomalous rows are for testing
+  X [n, d] alone (an .npz, an .npy or a .csv): all rows are for training, without test data
+  X_train [n, d], X_test [m, d], y_test [m]; optionally y_train [n], whose anomalous rows are not used"""
 
 _ROWS = ("x", "samples", "data", "arr_0")
 _FORMATS = ".npz, .npy or .csv"
-_EXTREME = 1e100  # squares of larger numbers, or of smaller differences, would leave float64
-_SAME = 2e-12  # two numbers that differ by such a share of their size are the same
+_EXTREME = 1e100  # squares of larger numbers, or of differences below 1 / this, leave float64
+_SAME = 2e-12  # relative difference up to which two numbers count as equal
 
 
 class Vectors(NamedTuple):
-    """What trains and what is tested."""
+    """Training and test data."""
 
     train: np.ndarray
     """float64 [n, d], good rows in random order."""
@@ -38,35 +38,35 @@ class Vectors(NamedTuple):
 
 
 class Columns(NamedTuple):
-    """Which columns of a table vary among good rows.
+    """The varying and the constant columns of good rows.
 
-    Nothing can be learned from a column that is constant there, so it is dropped. But a row that differs in
-    it is like no good one: `deviates` finds these, and their score is inf, above every threshold.
+    Constant columns carry no information for training and are dropped. But a row that differs in one is
+    unlike all good rows: `deviates` finds such rows, and their score is inf, above every threshold.
     """
 
     total: int
-    """d, with those that are constant."""
+    """d, including the constant columns."""
     constants: dict[int, float]
-    """Column, from 0, -> its value in the good rows."""
+    """Index of a constant column -> its value in the good rows."""
 
     @classmethod
     def of(cls, rows: np.ndarray, what: str = "X") -> Columns:
-        """Those of good rows, float64 [n, d].
+        """The columns of good rows, float64 [n, d].
 
         Args:
-            what: what errors call the rows.
+            what: name of the rows in errors.
 
         Raises:
-            VectorDataError: all columns are constant, or one varies less than float64 can square.
+            VectorDataError: all columns are constant, or one varies too little to be squared in float64.
         """
         same = constant(rows)
         if same.all():
-            raise VectorDataError(f"{what}: a column must vary, got {rows.shape[1]} that are constant in the "
+            raise VectorDataError(f"{what}: some column must vary, got {rows.shape[1]} constant in the "
                                   f"{len(rows)} good rows to train on")  # fmt: skip
         spread = np.ptp(rows, axis=0)
         if len(tiny := np.flatnonzero(~same & (spread < 1 / _EXTREME))):
             raise VectorDataError(
-                f"{what}: a column must vary by {1 / _EXTREME:g} or more, got {spread[tiny[0]]:.3g} in "
+                f"{what}: a column must vary by >= {1 / _EXTREME:g}, got {spread[tiny[0]]:.3g} in "
                 f"column {tiny[0]}; multiply it"
             )
         return cls(rows.shape[1], {int(i): float(rows[0, i]) for i in np.flatnonzero(same)})
@@ -76,18 +76,18 @@ class Columns(NamedTuple):
         return np.delete(rows, list(self.constants), axis=1)
 
     def deviates(self, rows: np.ndarray) -> np.ndarray:
-        """bool [n]: which rows [n, d] differ in a constant column, and not by rounding to float32 alone."""
+        """bool [n]: which rows [n, d] differ in a constant column by more than rounding to float32."""
         found: np.ndarray = differs(rows[:, list(self.constants)], *self.values())
         return found
 
     def values(self) -> tuple[np.ndarray, np.ndarray]:
-        """Those of the constant columns [k], and the same in float32; both as float64."""
+        """Values of the constant columns [k], and the same rounded to float32; both as float64."""
         value = np.array(list(self.constants.values()), np.float64)
         with np.errstate(over="ignore"):
             return value, value.astype(np.float32).astype(np.float64)
 
-    def told(self) -> str:
-        """The constant columns in words, at most ten by number."""
+    def described(self) -> str:
+        """A description of the constant columns with at most ten indices."""
         names = [str(i) for i in self.constants]
         more = f" and {len(names) - 10} more" if len(names) > 10 else ""
         return f"column{'s' * (len(names) > 1)} {', '.join(names[:10])}{more} of {self.total} (from 0)"
@@ -101,11 +101,11 @@ class Columns(NamedTuple):
 
 
 def differs(x: Any, value: Any, rounded: Any) -> Any:
-    """Which rows differ in constant columns: numpy arrays or tensors.
+    """Which rows differ in constant columns, for numpy arrays or tensors.
 
     Args:
-        x: float64 [n, k], those columns.
-        value, rounded: of `Columns.values`.
+        x: the constant columns of the rows, float64 [n, k].
+        value, rounded: values from `Columns.values`.
 
     Returns:
         bool [n]
@@ -114,22 +114,22 @@ def differs(x: Any, value: Any, rounded: Any) -> Any:
 
 
 def constant(rows: np.ndarray) -> np.ndarray:
-    """bool [d]: which columns of rows [n, d], n > 0, have one value, to float64's rounding."""
+    """bool [d]: which columns of rows [n, d], n > 0, are constant, up to rounding in float64."""
     low, high = rows.min(axis=0), rows.max(axis=0)
     same: np.ndarray = high - low <= _SAME / 2 * np.maximum(np.abs(low), np.abs(high))
     return same
 
 
 def load(path: Path | str, *, train_share: float = 0.7, seed: int = 0, columns: int | None = None) -> Vectors:
-    """The vectors of a file in a layout of LAYOUTS.
+    """Loads the vectors of a file in one of LAYOUTS.
 
     Args:
-        train_share: of the good rows, where the file has no split of its own.
-        seed: of that split, and of the training rows' order.
-        columns: d, where it is known.
+        train_share: share of the good rows to train on if the file has no split.
+        seed: seed of that split and of the order of the training rows.
+        columns: required d; None: any.
 
     Raises:
-        VectorDataError: names the array and what is wrong with it.
+        VectorDataError: an array is missing or invalid; the message names it.
     """
     path = Path(path).expanduser()
     arrays, random = _read(path), np.random.default_rng(seed)
@@ -150,7 +150,7 @@ def load(path: Path | str, *, train_share: float = 0.7, seed: int = 0, columns: 
         if truth is not None:
             x = x[~_truth(truth, "y_train", len(x), path)]
         if len(x) < 2:
-            raise VectorDataError(f"{printable(path)}: X_train must have 2 good rows or more, got {len(x)}")
+            raise VectorDataError(f"{printable(path)}: X_train must have >= 2 good rows, got {len(x)}")
         return Vectors(random.permutation(x), test, _truth(test_truth, "y_test", len(test), path))
     if truth is None:
         return Vectors(random.permutation(x), x[:0], np.zeros(0, bool))
@@ -158,7 +158,7 @@ def load(path: Path | str, *, train_share: float = 0.7, seed: int = 0, columns: 
     order = random.permutation(np.flatnonzero(~anomalous))
     if len(order) < 2:
         raise VectorDataError(
-            f"{printable(path)}: y must have 2 good rows (0) or more for a split, got {len(order)}"
+            f"{printable(path)}: y must have >= 2 good rows (0) for a split, got {len(order)}"
         )
     end = min(max(1, round(train_share * len(order))), len(order) - 1)
     rest = np.sort(np.concatenate((order[end:], np.flatnonzero(anomalous))))
@@ -166,10 +166,10 @@ def load(path: Path | str, *, train_share: float = 0.7, seed: int = 0, columns: 
 
 
 def rows_to_score(path: Path | str, columns: int) -> np.ndarray:
-    """The rows of a file, float64 [n, columns]: its array X, else X_test, else the only one.
+    """The rows of a file, float64 [n, columns]: its array X, otherwise X_test, otherwise its only array.
 
     Raises:
-        VectorDataError: there is no such array, or something is wrong with it.
+        VectorDataError: the array is missing or invalid.
     """
     path = Path(path).expanduser()
     arrays = _read(path)
@@ -178,13 +178,13 @@ def rows_to_score(path: Path | str, columns: int) -> np.ndarray:
             return _rows(stored, name, path, columns)
     if (alone := arrays.alone) is None:
         raise VectorDataError(
-            f"{printable(path)}: must have the array X or X_test, or one array alone, got {arrays.keys}"
+            f"{printable(path)}: must have the array X or X_test, or only one array, got {arrays.keys}"
         )
     return _rows(arrays.read(alone), alone, path, columns)
 
 
 def _read(path: Path) -> npz.Arrays:
-    """The arrays of a file; x is that of a csv."""
+    """The arrays of a file; the array of a csv file is x."""
     if path.suffix.lower() != ".csv":
         return npz.Arrays(path, VectorDataError, formats=_FORMATS)
     try:
@@ -196,12 +196,12 @@ def _read(path: Path) -> npz.Arrays:
 
 
 def _csv(path: Path) -> np.ndarray:
-    """A table of numbers with commas, under a line of names or not; names are no numbers, or 0, 1, 2, ..."""
+    """A table of comma-separated numbers, with an optional header of names, or of the numbers 0, 1, 2, ..."""
     with path.open(encoding="utf-8-sig") as file:
         first = [cell.strip().strip('"') for cell in file.readline().split(",")]
     named = not any(map(_is_number, first)) or first == [str(i) for i in range(len(first))]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of an empty file, which is refused as such
+        warnings.simplefilter("ignore")  # about an empty file, which is rejected later
         return np.loadtxt(path, delimiter=",", skiprows=int(named), ndmin=2, encoding="utf-8-sig")
 
 
@@ -216,25 +216,25 @@ def _is_number(text: str) -> bool:
 def _rows(array: np.ndarray, name: str, path: Path, columns: int | None = None) -> np.ndarray:
     if array.dtype.kind not in "fiub" or array.ndim != 2 or array.size == 0:
         raise VectorDataError(
-            f"{printable(path)}: {name} must be numbers [n, d], neither of them 0, "
+            f"{printable(path)}: {name} must be numbers [n, d] with n, d > 0, "
             f"got {array.dtype} {list(array.shape)}"
         )
     if columns is not None and array.shape[1] != columns:
         raise VectorDataError(
-            f"{path}: {name} must have {columns} columns, as the rows to train on, got {array.shape[1]}"
+            f"{path}: {name} must have {columns} columns, as the training rows, got {array.shape[1]}"
         )
-    with np.errstate(over="ignore"):  # of long doubles, refused below
+    with np.errstate(over="ignore"):  # long doubles may overflow; rejected below
         array = array.astype(np.float64)
     if not (finite := np.isfinite(array)).all():
         row, column = np.argwhere(~finite)[0]
         raise VectorDataError(
-            f"{printable(path)}: {name}: {(~finite).sum()} of its numbers are not finite, the first in row "
-            f"{row}, column {column}"
+            f"{printable(path)}: {name} must be finite, got {(~finite).sum()} numbers that are not, the "
+            f"first in row {row}, column {column}"
         )
     if (large := np.abs(array) > _EXTREME).any():
         row, column = np.argwhere(large)[0]
         raise VectorDataError(
-            f"{path}: {name} must have numbers of size {_EXTREME:g} or less, got {array[row, column]:.3g} in "
+            f"{path}: {name} must have numbers of magnitude <= {_EXTREME:g}, got {array[row, column]:.3g} in "
             f"row {row}, column {column}"
         )
     return array

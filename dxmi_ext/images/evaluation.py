@@ -111,7 +111,7 @@ def test_images(cfg: Config, data: ImageData) -> ImageData | None:
     what, n = "metrics of test images", compared(cfg, data)
     test = final.attempt(what, lambda: load_data(cfg, "test", data.scale))
     if test is not None and len(test) < n:
-        runlog.note(f"{what}: left out, got {len(test)} test images, fewer than the {n} samples")
+        runlog.note(f"{what}: skipped, got {len(test)} test images, fewer than the {n} samples")
         return None
     return test
 

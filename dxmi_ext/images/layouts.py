@@ -224,7 +224,7 @@ def _find_folder(path: Path, split: str) -> Source | None:
     folder, skipped = _unwrapped(listing.scan(path))
     if split == "train" and not (folder.images or folder.folders):
         left_out = listing.summary(folder.skipped, str(path))
-        raise SplitMissing(f"data: {path} has no images{left_out and f'; left out: {left_out}'}")
+        raise SplitMissing(f"data: {path} has no images{left_out and f'; skipped: {left_out}'}")
     parts = listing.parts(folder)
     if parts.splits:
         if parts.others:

@@ -185,9 +185,9 @@ def distance_to_test(
 def unmeasurable(n: int) -> str | None:
     """A note on the metrics that require more than n images; None if there are none."""
     if n < 2:
-        return f"metrics of samples: will be left out, they require >= 2 images, got {n}"
+        return f"metrics of samples: will be skipped, they require >= 2 images, got {n}"
     if n <= _NEAREST:
-        return f"precision and recall: will be left out, they require > {_NEAREST} images, got {n}"
+        return f"precision and recall: will be skipped, they require > {_NEAREST} images, got {n}"
     return None
 
 

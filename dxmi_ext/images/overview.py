@@ -45,7 +45,7 @@ class Overview:
         splits = "; ".join(f"{name} {_counts(counts)}" for name, counts in self.splits.items())
         masks = f"; {self.masks:,} masks" if self.masks else ""
         left_out = listing.summary(self._skipped_paths(), str(self.path)) or "nothing"
-        return f"{self.path} ({self.layout}): {listing.printable(splits)}{masks}\nleft out: {left_out}"
+        return f"{self.path} ({self.layout}): {listing.printable(splits)}{masks}\nskipped: {left_out}"
 
     def details(self) -> dict[str, Any]:
         """The overview as JSON, with sizes ("width x height") and modes from the headers of files."""
@@ -89,7 +89,7 @@ def text_of(details: dict[str, Any]) -> str:
     for key in ("sizes", "modes"):
         if details[key]:
             lines.append(f"  {key}: {_listed(details[key])}")
-    for key, title in (("unreadable", "cannot be read"), ("skipped", "left out")):
+    for key, title in (("unreadable", "cannot be read"), ("skipped", "skipped")):
         named = [f"    {each['path']}: {each['reason']}" for each in details[key]]
         lines += [f"  {title}:" if named else f"  {title}: nothing", *named]
     return listing.printable("\n".join(lines))

@@ -170,8 +170,8 @@ def test_what_does_not_fit_is_refused() -> None:
     for settings, message in (
         ({"iteration": 3}, "iteration: unknown key; did you mean iterations"),
         ({"top_share": 2.0}, "top_share: got 2"),
-        ({"data": "x"}, "settings: data is for the command dxmi; anomalib decides it here"),
-        ({"detector": "knn"}, "settings: detector is for the command dxmi; anomalib decides it here"),
+        ({"data": "x"}, "settings must not contain data, which anomalib decides here"),
+        ({"detector": "knn"}, "settings must not contain detector, which anomalib decides here"),
     ):
         with pytest.raises(ConfigError, match=message):
             DxMI(settings)

@@ -88,7 +88,7 @@ def test_each_class_by_itself_then_their_mean() -> None:
 
 
 def test_what_cannot_be_measured_is_refused() -> None:
-    with pytest.raises(AnomalyMetricError, match="all 3 that are tested are good"):
+    with pytest.raises(AnomalyMetricError, match="all 3 tested are good"):
         anomaly.auroc(np.arange(3.0), np.zeros(3, bool))
     with pytest.raises(AnomalyMetricError, match="scores must be numbers or inf, got NaN or -inf"):
         anomaly.average_precision(np.array([1.0, np.nan]), np.array([True, False]))
@@ -105,9 +105,9 @@ def test_what_cannot_be_measured_is_left_out_of_the_whole() -> None:
     anomalous[4:] = True
     arguments = anomalous, masks, classes, ["nut", "screw"], [f"{i}.png" for i in range(8)]
     assert anomaly.unmeasurable(*arguments) == [
-        "2 of the 7 masks of defective images mark nothing, such as that of 4.png; pixel metrics leave these "
-        "images out",
-        "screw: image metrics will be omitted: all 4 that are tested are defective",
+        "2 of the 7 masks of defective images are empty, such as that of 4.png; pixel metrics skip these "
+        "images",
+        "screw: image metrics will be skipped: all 4 tested are defective",
     ]
     images, pixels = torch.arange(8.0), torch.from_numpy(scores)
     options = {"classes": classes, "class_names": ["nut", "screw"], "say": lines.append}
@@ -121,4 +121,4 @@ def test_what_cannot_be_measured_is_left_out_of_the_whole() -> None:
     assert lines[-1].startswith("screw: pixel metrics")
     assert lines[-1].endswith("scores must be numbers or inf, got NaN or -inf")
     unmarked = anomaly.unmeasurable(np.array([False, True]), np.zeros((2, 3, 3), bool), classes[:2], ["nut"])
-    assert unmarked[1] == "nut: pixel metrics will be omitted: all 1 that are tested are good"
+    assert unmarked[1] == "nut: pixel metrics will be skipped: all 1 tested are good"

@@ -271,7 +271,7 @@ def test_new_pictures_are_scored_as_the_runs_own(finished: Path, data: Path, tmp
 def test_a_run_knows_its_backbone(finished: Path) -> None:
     cfg, _, about = model.load_model(finished, CPU)
     cfg.features.weights = "2"
-    with pytest.raises(ConfigError, match=r"weights: got those of patches-.*, the run is of patches-"):
+    with pytest.raises(ConfigError, match=r"weights must be of patches-.*, as in the run, got patches-"):
         sources.backbone_of(cfg, CPU, about)
 
 
@@ -306,8 +306,8 @@ def test_what_the_data_do_not_allow_is_left_out_in_words(
     (mvtec / "bottle/train/good").rename(tmp_path / "own/good")
     assert run(tmp_path / "none", tmp_path / "own", recipe="anomaly") == 0
     shown = capsys.readouterr().err  # once before the run, once at its end
-    assert "own: image metrics will be omitted: all 2 that are tested are good" in shown
-    assert "own: image metrics are omitted: all 2 that are tested are good" in shown
+    assert "own: image metrics will be skipped: all 2 tested are good" in shown
+    assert "own: image metrics are skipped: all 2 tested are good" in shown
     assert "image_auroc" not in summary(tmp_path / "none") and summary(tmp_path / "none")["threshold"] > 0
     assert not (tmp_path / "none/heatmaps.png").exists()
     (mvtec / "bottle/test/spot").rename(tmp_path / "own/spot")
@@ -332,7 +332,7 @@ def test_its_own_runs_are_no_data(
         assert run(Path(f"runs/{i}"), Path("."), "baselines=none", "cache=../cache", recipe="anomaly") == 0
         lines = capsys.readouterr().out.splitlines()
         assert f"{root} (good and defects): train good: 6; test 6 (good: 2, spot: 4)" in lines
-    assert list(root.glob("runs/0/*.png")) and "left out: runs (results of dxmi)" in lines
+    assert list(root.glob("runs/0/*.png")) and "skipped: runs (results of dxmi)" in lines
 
 
 @pytest.mark.parametrize("every", [True, False])
@@ -345,7 +345,7 @@ def test_masks_that_mark_nothing_end_no_run(
         save(mask, np.zeros_like(np.asarray(Image.open(mask))))
     assert run(tmp_path / "run", data, "classes=screw") == 0
     found, shown = summary(tmp_path / "run"), capsys.readouterr().err
-    assert f"{4 if every else 1} of the 4 masks of defective images mark nothing, such as that of" in shown
+    assert f"{4 if every else 1} of the 4 masks of defective images are empty, such as that of" in shown
     assert ("pixel_auroc" in found) != every and found["image_auroc"] > 0.5
 
 
@@ -365,13 +365,13 @@ def test_bad_data_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ("settings", "message"),
     [
         (["data=null"], "data must be the path of images or of a file of vectors, got null"),
-        (["classes=bottle,nut"], "classes: got nut, "),
+        (["classes=bottle,nut"], "got nut; it has "),
         (["negatives=short_run"], "negatives must be sampler or refined (baselines=all"),
         (["last_std=1"], "last_std must be <= std=0.03, got 1.0"),
         (["shard=true"], "shard must be false: these networks are small, got true"),
         (
             ["backbone=null", "weights=file"],
-            "weights needs pictures (backbone=null means vectors), got weights=file",
+            "weights needs images (backbone=null means vectors), got weights=file",
         ),
         (["backbone=resnet"], "backbone must be one of efflite0, efflite0_deep, "),
         (["holdout=1"], "holdout must be < 1, got 1.0"),
@@ -413,7 +413,7 @@ def test_classes_of_one_kind_are_left_out_and_named() -> None:
     tested = Examined(scores.numpy()[..., None], anomalous, classes, ["nut", "pill"])
     numbers, notes = comparison.measure(scores.flatten(), scores, tested)
     assert numbers["image_auroc"] == numbers["image_auroc/nut"] == 1 and "image_auroc/pill" not in numbers
-    assert notes == ["pill: image metrics are omitted: all 2 that are tested are good"]
+    assert notes == ["pill: image metrics are skipped: all 2 tested are good"]
     found = comparison.at_threshold(scores.flatten(), tested, 2.0)
     assert found == {"found": 0.0, "false_alarms": pytest.approx(2 / 3)} and math.isfinite(found["found"])
 

@@ -210,8 +210,8 @@ def test_a_folder_becomes_a_table_heat_maps_and_a_page(
     assert captured.err.splitlines()[-1] == (
         "dxmi score: 1 of 5 images have no score; scores.csv has the reasons"
     )
-    assert "Of 5 pictures 2 are anomalous (score above 6)" in captured.out
-    assert "ms a picture" in captured.out and "score: 5/5" in captured.err
+    assert "Of 5 images 2 are anomalous (score above 6)" in captured.out
+    assert "ms per image" in captured.out and "score: 5/5" in captured.err
     folder = run / "scores"
     assert {path.name for path in folder.iterdir()} == {"dxmi.json", "scores.csv", "heatmaps", "index.html"}
     rows = {row["path"].removeprefix(f"{pictures}/"): row for row in table(folder)}
@@ -317,7 +317,7 @@ def test_an_interruption_leaves_what_was_done(
     with monkeypatch.context() as patch:
         patch.setattr(scoring.Scorer, "maps", interrupted)
         assert cli.main(["score", str(run), str(pictures), "batch_size=1", "device=cpu"]) == 130
-    assert "scores.csv.unfinished has what was scored" in capsys.readouterr().err
+    assert "scores.csv.unfinished contains the scores so far" in capsys.readouterr().err
     assert not (run / "scores/scores.csv").exists()
     assert [row["path"] for row in table(run / "scores", "scores.csv.unfinished")] == [f"{pictures}/a/x.png"]
     assert cli.main(["score", str(run), str(pictures / "a"), "device=cpu"]) == 0

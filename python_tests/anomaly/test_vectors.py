@@ -66,21 +66,21 @@ def test_a_file_may_have_its_own_split_or_no_truth(tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"X": None}, r"arrays must be X, or X_train, X_test and y_test, got y; `dxmi"),
-        ({"X": np.zeros(5)}, r"X must be numbers \[n, d\], .*got float64 \[5\]"),
+        ({"X": np.zeros(5)}, r"X must be numbers \[n, d\] .*got float64 \[5\]"),
         ({"X": np.full((3, 2), "a")}, r"X must be numbers .*got <U1 \[3, 2\]"),
         (
             {"X": np.array([[1.0, 2], [3, np.nan]])},
-            "X: 1 of its numbers are not finite, the first in row 1, col",
+            "X must be finite, got 1 numbers that are not, the first in row 1, col",
         ),
         ({"y": np.zeros(3)}, r"y must be 240 numbers, 0 for good, got float64 \[3\]"),
-        ({"y": np.ones(N + 40)}, r"y must have 2 good rows \(0\) or more for a split, got 0"),
+        ({"y": np.ones(N + 40)}, r"y must have >= 2 good rows \(0\) for a split, got 0"),
         (
             {"X": None, "X_train": rows(3), "X_test": np.zeros((2, 3)), "y_test": [0, 1]},
-            "X_test must have 4 columns, as the rows to train on, got 3",
+            "X_test must have 4 columns, as the training rows, got 3",
         ),
         (
             {"X": np.array([[1.0, 2], [3, -1e200]])},
-            r"X must have numbers of size 1e\+100 or less, got -1e\+200 i",
+            r"X must have numbers of magnitude <= 1e\+100, got -1e\+200 i",
         ),
         ({"X": np.array([[{}]])}, "cannot be read as .npz, .npy or .csv .* allow_pickle=False"),
     ],
@@ -114,9 +114,7 @@ def test_one_table_in_every_kind_of_file(tmp_path: Path, first: str) -> None:
         assert np.array_equal(
             vectors.load(tmp_path / name).train, np.random.default_rng(0).permutation(rows(9))
         )
-    with pytest.raises(
-        VectorDataError, match="must have the array X or X_test, or one array alone, got a, b"
-    ):
+    with pytest.raises(VectorDataError, match="must have the array X or X_test, or only one array, got a, b"):
         np.savez(tmp_path / "c.npz", a=rows(9), b=rows(9))
         vectors.rows_to_score(tmp_path / "c.npz", D)
 
@@ -141,7 +139,7 @@ def test_vectors_come_to_the_sphere_and_could_come_back() -> None:
 def test_a_row_that_differs_in_a_constant_column_is_found() -> None:
     good = np.insert(rows(), [1, 3], [0.1, 1e9], axis=1)
     columns = Columns.of(good)
-    assert columns.constants == {1: 0.1, 4: 1e9} and columns.told() == "columns 1, 4 of 6 (from 0)"
+    assert columns.constants == {1: 0.1, 4: 1e9} and columns.described() == "columns 1, 4 of 6 (from 0)"
     assert np.array_equal(columns.varying(good), rows()) and not columns.deviates(good).any()
     assert Columns.from_json(json.loads(json.dumps(columns.to_json()))) == columns
     for column, value, expected in (
@@ -160,10 +158,10 @@ def test_a_row_that_differs_in_a_constant_column_is_found() -> None:
 @pytest.mark.parametrize(
     ("x", "message"),
     [
-        (np.ones((9, 3)), "a column must vary, got 3 that are constant in the 9 good rows to train on"),
+        (np.ones((9, 3)), "some column must vary, got 3 constant in the 9 good rows to train on"),
         (
             np.arange(18.0).reshape(9, 2) * [1, 1e-150],
-            "must vary by 1e-100 or more, got 1.6e-149 in column 1",
+            "must vary by >= 1e-100, got 1.6e-149 in column 1",
         ),
         (np.diag([1.0, 2, 3]), "good rows must be more, or more alike, to hold some out, got 3"),
     ],
@@ -241,7 +239,7 @@ def test_a_run_beats_chance(run: Path, tmp_path: Path, capsys: pytest.CaptureFix
     x = np.insert(rows(), 2, 0.5, axis=1)
     alone = anomaly.EvaluateSettings(data=str(write(tmp_path / "alone.npz", X=x, y=None)))
     assert anomaly.evaluate(run, alone, torch.device("cpu"))[0].keys() == {"threshold", "pixel_threshold"}
-    assert "nothing is tested: no scores" in capsys.readouterr().out
+    assert "there are no test data: no metrics are computed" in capsys.readouterr().out
 
 
 def test_a_file_of_vectors_becomes_a_table(
@@ -265,8 +263,8 @@ def test_a_file_of_vectors_becomes_a_table(
     given = [str(tmp_path / "a.csv"), "threshold=1e30", f"output={tmp_path / 'out'}"]
     assert cli.main(["score", str(run), *given]) == 0
     assert capsys.readouterr().out == (
-        f"{tmp_path / 'out'}: Of 240 rows 1 are anomalous (score above 1e+30). In column 2 of 5 (from 0), "
-        "constant in training, 1 differ.\n"
+        f"{tmp_path / 'out'}: Of 240 rows 1 are anomalous (score above 1e+30). 1 differ in column 2 of 5 "
+        "(from 0), constant in training.\n"
     )
 
 
@@ -297,11 +295,14 @@ def test_an_exported_run_scores_rows(
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        (["a.npy"], "a.npy: X must have 5 columns, as the rows to train on, got 4"),
-        (["hole.csv"], "hole.csv: X: 1 of its numbers are not finite, the first in row 1, column 3"),
+        (["a.npy"], "a.npy: X must have 5 columns, as the training rows, got 4"),
+        (
+            ["hole.csv"],
+            "hole.csv: X must be finite, got 1 numbers that are not, the first in row 1, column 3",
+        ),
         (["a.npy", "hole.csv"], "FILE must be one file of vectors (.npz, .npy or .csv), got 2"),
         ([], "FILE must be one file of vectors (.npz, .npy or .csv), got 0"),
-        (["a.npy", "worst=3"], "worst is for pictures, got 3 with a run of vectors"),
+        (["a.npy", "worst=3"], "worst is for images, got 3 with a run of vectors"),
         (["."], ".: cannot be read as .npz, .npy or .csv"),
     ],
 )

@@ -197,18 +197,18 @@ REFUSED = [
     ("images", "label/3, cap/3", "label/ may be masks or a class, beside cap/; rename it"),
     ("images", "cat/3, dog/3, mask/a.png", "mask/ may be masks or a class: most of its names are"),
     ("images", "gt/3", "gt/ may be masks or a class, beside nothing; rename it"),
-    ("images", "empty/, .x/3, a/dxmi.json, a/3", "data has no images; left out: a (results of dxmi); empty"),
+    ("images", "empty/, .x/3, a/dxmi.json, a/3", "data has no images; skipped: a (results of dxmi); empty"),
     ("images", "dxmi.json, 3", "data holds results of dxmi, not data"),
-    ("anomaly", "good/9, dent/2, test/good/2", "test/, dent/ stand beside good/; kinds of defect go"),
-    ("anomaly", "good/9, val/good/2", "val/ stand beside good/; kinds of defect go beside good/"),
+    ("anomaly", "good/9, dent/2, test/good/2", "test/, dent/ are beside good/; kinds of defect must"),
+    ("anomaly", "good/9, val/good/2", "val/ are beside good/; kinds of defect must be beside good/"),
     ("anomaly", "good/9, train/good/2", "must have either good/ or train/good/, got good/ b"),
-    ("anomaly", "good/9, bad/dent/2, bad/bent/2", "bad holds folders (bent/, dent/) and no images; a kind"),
-    ("anomaly", "good/9, dent/2, mask/dent/2, gt/dent/2", "gt/, mask/ may all be the masks; keep one"),
+    ("anomaly", "good/9, bad/dent/2, bad/bent/2", "of a kind of defect itself, got folders (bent/, dent/)"),
+    ("anomaly", "good/9, dent/2, mask/dent/2, gt/dent/2", "gt/, mask/ could all be masks; keep one"),
     ("anomaly", "good/9, dent/2, mask/a.png", "dent/0.png: its mask is missing, expected "),
     ("anomaly", "good/9, dent/1, bent/1, mask/0.png", "mask/0.png: a mask must be of one image"),
     ("anomaly", "good/train/9, good/test/2, dent/1", "good holds the splits test/, train/; a split holds"),
-    ("anomaly", "good/9, Good/9, dent/2", "Good/, good/ are all called good; keep one"),
-    ("anomaly", "train/9, test/good/2", "images in train, where good images alone belong (train/good)"),
+    ("anomaly", "good/9, Good/9, dent/2", "Good/, good/ are all named good; keep one"),
+    ("anomaly", "train/9, test/good/2", "train must contain good images only (train/good), got images"),
     ("anomaly", "train/good/9, test/2", "test: has no good images (test/good)"),
     ("anomaly", "a/train/good/2, a/test/good/1, a/test/x/1, a/gt/x/1, b/train/good/2, b/test/good/1, "
      "b/test/x/1", "b/test/x/0.png: its mask is missing, expected "),
@@ -289,7 +289,7 @@ def test_files_are_told_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         (["vectors.npz"], "arrays must be X, or X_train"),
         ([".", "recipe=8gaussians"], "recipe must be one that reads data from a path, got '8gaussians'"),
         ([".", "recipe=image"], "recipe must be one of 2spirals, "),
-        ([".", "recipe=anomaly", "classes=bolt"], "classes: got bolt"),
+        ([".", "recipe=anomaly", "classes=bolt"], "got bolt; it has"),
         ([".", "recipes=anomaly"], "recipes: unknown key; did you mean recipe?"),
     ],
 )
@@ -316,7 +316,7 @@ def test_text_and_the_two_lines_of_training(tmp_path: Path, capsys: pytest.Captu
     assert text[text.index("  cannot be read:") + 1].startswith("    dent/1.png: cannot identify")
     assert overview.of_anomalies(root).lines().splitlines() == [
         f"{root} (good and defects): train good: 7; test 5 (good: 3, dent: 2); 2 masks",
-        "left out: runs (results of dxmi); p.png and 1 more (beside good/)",
+        "skipped: runs (results of dxmi); p.png and 1 more (beside good/)",
     ]
 
 

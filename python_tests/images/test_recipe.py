@@ -67,7 +67,7 @@ def test_every_recipe_tries_an_iteration(
     assert cli.main(["train", recipe, "--help"]) == 0
     shown = capsys.readouterr().out
     assert (
-        f"{data} (npz): train 24 (0: 8, 1: 8, 2: 8); test 24 (0: 8, 1: 8, 2: 8)\nleft out: nothing\n" in shown
+        f"{data} (npz): train 24 (0: 8, 1: 8, 2: 8); test 24 (0: 8, 1: 8, 2: 8)\nskipped: nothing\n" in shown
     )
     assert "tau_entropy=0." in shown and "pretrain: one iteration" in shown and "dxmi: one iteration" in shown
     assert not (tmp_path / "run").exists()
@@ -187,11 +187,11 @@ class Means(torch.nn.Module):
 @pytest.mark.parametrize(
     ("train", "test", "kept", "lines"),
     [
-        (1, 1, [], ["metrics of samples: will be left out, they require >= 2 images, got 1"]),
-        (3, 0, ["fd_means_3", "kd_means_3", "kd_means_3_std"], ["precision and recall: will be left out, th",
+        (1, 1, [], ["metrics of samples: will be skipped, they require >= 2 images, got 1"]),
+        (3, 0, ["fd_means_3", "kd_means_3", "kd_means_3_std"], ["precision and recall: will be skipped, th",
                                                               "metrics of test images: left out, "]),
         (5, 4, ["fd_means_5", "kd_means_5", "kd_means_5_std", "precision_means_5", "recall_means_5"],
-         ["metrics of test images: left out, got 4 test images, fewer than the 5 samples"]),
+         ["metrics of test images: skipped, got 4 test images, fewer than the 5 samples"]),
     ],
 )  # fmt: skip
 def test_few_images_end_no_run(
