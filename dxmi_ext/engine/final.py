@@ -26,7 +26,7 @@ def attempt(what: str, compute: Callable[[], T], say: Say = runlog.note) -> T | 
     try:
         return compute()
     except Exception as error:  # whatever goes wrong here
-        say(f"{what}: left out, {reason(error)}")
+        say(f"{what}: skipped, {reason(error)}")
         return None
 
 
@@ -36,7 +36,7 @@ def numbers(
     """The finite numbers that ``compute`` returns; none if it fails. A note names those skipped."""
     found = attempt(what, compute, say) or {}
     if odd := [name for name, value in found.items() if not math.isfinite(value)]:
-        say(f"{', '.join(odd)}: left out, not finite")
+        say(f"{', '.join(odd)}: skipped, not finite")
     return {name: value for name, value in found.items() if name not in odd}
 
 
@@ -61,5 +61,5 @@ def announce_missing(needs: Mapping[str, str]) -> None:
     for module, what in needs.items():
         if importlib.util.find_spec(module) is None:
             runlog.note(
-                f"{what}: will be left out, {module} is not installed (pip install 'dxmi_ext[train]')"
+                f"{what}: will be skipped, {module} is not installed (pip install 'dxmi_ext[train]')"
             )

@@ -189,7 +189,7 @@ class Means(torch.nn.Module):
     [
         (1, 1, [], ["metrics of samples: will be skipped, they require >= 2 images, got 1"]),
         (3, 0, ["fd_means_3", "kd_means_3", "kd_means_3_std"], ["precision and recall: will be skipped, th",
-                                                              "metrics of test images: left out, "]),
+                                                              "metrics of test images: skipped, "]),
         (5, 4, ["fd_means_5", "kd_means_5", "kd_means_5_std", "precision_means_5", "recall_means_5"],
          ["metrics of test images: skipped, got 4 test images, fewer than the 5 samples"]),
     ],
@@ -220,7 +220,7 @@ def test_few_images_end_no_run(
     assert [name for name in summary if "means" in name] == kept
     monkeypatch.setattr(images.GaussianSampler, "sample", lambda *_, **__: torch.full((4, 3, 8, 8), math.nan))
     assert cli.main(["evaluate", str(output)]) == 0
-    assert not kept or "metrics of samples: left out, samples: some of rows" in capsys.readouterr().err
+    assert not kept or "metrics of samples: skipped, samples: some of rows" in capsys.readouterr().err
 
 
 def test_a_run_starts_from_another_and_is_scored(

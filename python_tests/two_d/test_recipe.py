@@ -166,11 +166,11 @@ def test_numbers_that_cannot_be_computed_are_left_out(capsys: pytest.CaptureFixt
     found = metrics.evaluate(lambda n, _: torch.full((n, 2), math.nan), draws, lambda x: x[:, 0], **few)  # type: ignore[arg-type]
     assert list(found) == ["sliced_wasserstein_floor", "auroc", "auroc_std"]
     shown = capsys.readouterr().err
-    assert shown.count("sliced_wasserstein: left out, not finite") == 1 and "coverage: left out" in shown
+    assert shown.count("sliced_wasserstein: skipped, not finite") == 1 and "coverage: skipped" in shown
     assert "auroc" not in recipe.table(recipe.Config().replace(recipe="8gaussians"), found)
     found = metrics.evaluate(draws, draws, lambda x: torch.full((len(x),), math.nan), **few)  # type: ignore[arg-type]
     assert "auroc" not in found and "auroc_std" not in found and found["coverage"] > 0
-    assert "auroc: left out" in capsys.readouterr().err
+    assert "auroc: skipped" in capsys.readouterr().err
 
 
 def test_pictures_are_drawn(tmp_path: Path) -> None:
