@@ -1,9 +1,10 @@
 # %% [markdown]
-# # Fine-tune a diffusers checkpoint to four steps
+# # Fine-tune a diffusers checkpoint in four steps
 #
-# A DDPM pipeline of diffusers becomes a sampler of four steps. The checkpoint here is a small one that the
-# script trains on generated pictures; with your own, replace `checkpoint` by its folder and `data` by your
-# pictures, scaled to [-1, 1]. It requires the extra `images`: `pip install 'dxmi_ext[images]'`.
+# A DDPM pipeline of diffusers becomes a sampler of four steps, is trained by DxMI, and becomes a pipeline
+# again. This page shows the calls, not a gain: see the figures at its end. The checkpoint here is a small one
+# that the script trains on generated pictures; with your own, replace `checkpoint` by its folder and `data`
+# by your pictures, scaled to [-1, 1]. It requires the extra `images`: `pip install 'dxmi_ext[images]'`.
 
 # %%
 import os
@@ -122,7 +123,7 @@ algorithm = DxMISettings(
     train_last_std=False,
     ema_decay=0.99,
 )
-trainer = DxMITrainer(Networks(sampler, Value()), algorithm, iterations=3 if short else 600, seed=0)
+trainer = DxMITrainer(Networks(sampler, Value()), algorithm, iterations=3 if short else 200, seed=0)
 dxmi_ext.fit(trainer, dxmi_ext.shuffled(data, 32), output="runs/discs/dxmi")
 
 # %% [markdown]
@@ -141,19 +142,20 @@ images = DxMIPipeline.from_pretrained("runs/discs/four-steps")(batch_size=8, out
 # %% [markdown]
 # ## The result
 #
-# The mean distance of a picture to the nearest of 4,000 new discs, per pixel. The settings are not tuned:
-# after 60 iterations the misfit was .111, where the checkpoint has .060 in the same four steps and new data
-# .037, so judge by your own data how long to train.
+# The misfit is the mean distance of a sample to the nearest of 4,000 discs, per pixel. The coverage is that
+# of a new disc to the nearest of 500 samples; it grows if samples become alike. Lower is better.
 
 
 # %%
-def misfit(pictures: Tensor) -> float:
-    return float(torch.cdist(pictures.flatten(1), discs(4000).flatten(1)).amin(dim=1).mean() / 16)
+def nearest(pictures: Tensor, others: Tensor) -> float:
+    """Mean distance of each picture to the nearest of the others, per pixel."""
+    return float(torch.cdist(pictures.flatten(1), others.flatten(1)).amin(dim=1).mean() / 16)
 
 
+known, new = discs(4000), discs(500)
 samples = trained.sample(500, noise_key(0))
-for name, pictures in {"DDPM, 4 steps": before, "DxMI, 4 steps": samples, "new data": discs(500)}.items():
-    print(f"{name:14} misfit {misfit(pictures):.3f}")
+for name, pictures in {"DDPM, 4 steps": before, "DxMI, 4 steps": samples, "data": data[:500]}.items():
+    print(f"{name:14} misfit {nearest(pictures, known):.3f}  coverage {nearest(new, pictures):.3f}")
 
 # %%
 from matplotlib.figure import Figure
@@ -165,3 +167,14 @@ for axes, (name, pictures) in zip(figure.subplots(3, 1), rows.items(), strict=Tr
     axes.set_title(name, fontsize=9)
     axes.axis("off")
 figure.savefig("runs/discs/discs.png", dpi=80)
+
+# %% [markdown]
+# A run of 200 iterations printed
+#
+#     DDPM, 4 steps  misfit 0.061  coverage 0.099
+#     DxMI, 4 steps  misfit 0.184  coverage 0.170
+#     data           misfit 0.037  coverage 0.073
+#
+# DxMI makes the samples worse here: the checkpoint is already good in four steps, its small network is easily
+# spoilt, and the new energy has little time to learn. For real pictures, start from the settings of the image
+# recipes, and compare both figures with those before training.

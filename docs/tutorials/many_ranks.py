@@ -63,7 +63,11 @@ with ranks.joined(device):
 # %% [markdown]
 # ## The result
 #
-# The mean radius of the samples is the same on one rank and on two.
+# The data have radius 1. 3,000 iterations on one rank, 40 seconds, printed
+#
+#     1 rank(s): radius 0.9909 ± 0.0635
+#
+# Two ranks print the same in a short run. In a long one, rounding grows, and the last digits may differ.
 
 # %%
 if ranks.first:

@@ -170,8 +170,12 @@ def evaluate(directory: Path, settings: EvaluateSettings, device: torch.device) 
 # %% [markdown]
 # ## The result
 #
-# As `dxmi train sphere.yaml output=runs/sphere` and `dxmi evaluate runs/sphere`: samples of four steps,
-# whose distance to the centre is near 1.
+# This is `dxmi train sphere.yaml output=runs/sphere` and `dxmi evaluate runs/sphere seed=1`. The samples of
+# four steps lie around the sphere: 3,000 iterations, 20 seconds, printed these distances to the centre, the
+# second from `dxmi evaluate`:
+#
+#     radius 0.998 ± 0.114
+#     radius 0.991 ± 0.124
 
 # %%
 if __name__ == "__main__":
