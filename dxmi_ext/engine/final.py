@@ -60,6 +60,4 @@ def announce_missing(needs: Mapping[str, str]) -> None:
     """
     for module, what in needs.items():
         if importlib.util.find_spec(module) is None:
-            runlog.note(
-                f"{what}: will be skipped, {module} is not installed (pip install 'dxmi_ext[train]')"
-            )
+            runlog.note(f"{what}: will be skipped, {module} is not installed (pip install 'dxmi_ext[train]')")
