@@ -95,7 +95,7 @@ def test_a_stopped_fit_resumes_and_a_finished_one_restores(
     assert "stopped at iteration 4" in capsys.readouterr().err
     seen = []
     summary = dxmi_ext.fit(resumed, lambda i: (seen.append(i), batches()(i))[1], output=tmp_path / "run")
-    assert seen == [0, 4, 5] and summary["resumed_from"] == [4]  # the first tells the batch size
+    assert seen == [0, 4, 5] and summary["resumed_from"] == [4]  # the first determines the batch size
     model = Path("model") / "model.safetensors"
     assert (tmp_path / "whole" / model).read_bytes() == (tmp_path / "run" / model).read_bytes()
     assert dxmi_ext.fit(again, batches(), output=tmp_path / "run") == summary

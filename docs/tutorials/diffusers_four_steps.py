@@ -3,8 +3,8 @@
 #
 # A DDPM pipeline of diffusers becomes a sampler of four steps, is trained by DxMI, and becomes a pipeline
 # again. This page shows the calls, not a gain: see the figures at its end. The checkpoint here is a small one
-# that the script trains on generated pictures; with your own, replace `checkpoint` by its folder and `data`
-# by your pictures, scaled to [-1, 1]. It requires the extra `images`: `pip install 'dxmi_ext[images]'`.
+# that the script trains on generated images; with your own, replace `checkpoint` by its folder and `data`
+# by your images, scaled to [-1, 1]. It requires the extra `images`: `pip install 'dxmi_ext[images]'`.
 
 # %%
 import os
@@ -32,7 +32,7 @@ checkpoint = Path("runs/discs/checkpoint")
 
 
 def discs(n: int) -> Tensor:
-    """Pictures [n, 1, 16, 16] in [-1, 1] of a bright disc with a soft edge."""
+    """Images [n, 1, 16, 16] in [-1, 1] of a bright disc with a soft edge."""
     y, x = torch.meshgrid(torch.arange(16.0), torch.arange(16.0), indexing="ij")
     centre, radius = 5 + 6 * torch.rand(n, 2, 1, 1), 2 + 2 * torch.rand(n, 1, 1)
     distance = torch.hypot(x - centre[:, 0], y - centre[:, 1])
@@ -109,7 +109,7 @@ class Value(nn.Module):
 # ## Fine-tuning
 #
 # The sampler's network is already good, so its learning rate is low, and it waits while the new energy
-# learns. The sigma of the last step stays as it is: noise that would remain in the pictures.
+# learns. The sigma of the last step is frozen, since its noise remains in the images.
 
 # %%
 before = sampler.sample(500, noise_key(0))
@@ -148,7 +148,7 @@ images = DxMIPipeline.from_pretrained("runs/discs/four-steps")(batch_size=8, out
 
 # %%
 def nearest(pictures: Tensor, others: Tensor) -> float:
-    """Mean distance of each picture to the nearest of the others, per pixel."""
+    """Mean distance of each image to the nearest of the others, per pixel."""
     return float(torch.cdist(pictures.flatten(1), others.flatten(1)).amin(dim=1).mean() / 16)
 
 
@@ -171,10 +171,9 @@ figure.savefig("runs/discs/discs.png", dpi=80)
 # %% [markdown]
 # A run of 200 iterations printed
 #
-#     DDPM, 4 steps  misfit 0.061  coverage 0.099
-#     DxMI, 4 steps  misfit 0.184  coverage 0.170
-#     data           misfit 0.037  coverage 0.073
+#     DDPM, 4 steps  misfit 0.061  coverage 0.102
+#     DxMI, 4 steps  misfit 0.194  coverage 0.199
+#     data           misfit 0.037  coverage 0.075
 #
-# DxMI makes the samples worse here: the checkpoint is already good in four steps, its small network is easily
-# spoilt, and the new energy has little time to learn. For real pictures, start from the settings of the image
-# recipes, and compare both figures with those before training.
+# DxMI makes the samples worse here: the checkpoint is already good in four steps. For real images, start from
+# the settings of the image recipes, and compare both figures with those before training.

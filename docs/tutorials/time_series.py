@@ -82,9 +82,8 @@ networks = Networks(GaussianSampler(ConvNet(), schedule, data_shape=(1, length))
 # ## Training, with pictures
 #
 # The sampler's network is pretrained and the energy is new, so the sampler waits for 60 iterations and then
-# learns more slowly than the energy. A small `tau` suits data that lie close to a surface of few dimensions,
-# a small `gamma` leaves the energy steep, and Adam without momentum (`adam_beta1=0`) keeps the two from
-# circling each other.
+# learns more slowly than the energy. Small `tau` and `gamma`, and Adam without momentum (`adam_beta1=0`),
+# were found by trial.
 #
 # `picture` draws to an open file every `picture_every` iterations; the files are in
 # `runs/waves/dxmi/pictures`.
@@ -155,7 +154,7 @@ for name, series in {"pretrained": before, "DxMI": samples, "data": data[:500]}.
     print(f"{name:10} misfit {nearest(series, known):.3f}  coverage {nearest(new, series):.3f}")
 
 # %% [markdown]
-# The energy tells a new series from one with a spike.
+# The energy separates new series from series with a spike.
 
 # %%
 good, broken = waves(1000), waves(1000)

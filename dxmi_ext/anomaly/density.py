@@ -60,13 +60,7 @@ class KernelDensity(MapDetector):
         self._learned(memory=rows, width=width)
 
     def forward(self, features: Tensor) -> Tensor:
-        rows = features.permute(0, 2, 3, 1).flatten(0, 2)
-        if torch.compiler.is_compiling():  # an exported program has no loop over unknown numbers
-            distances = self._distances(rows)
-        else:
-            distances = torch.cat([self._distances(each) for each in rows.split(self.chunk)])
-        n, _, height, width = features.shape
-        return distances.view(n, height, width)
+        return self._by_position(features, self._distances)
 
     def _distances(self, rows: Tensor) -> Tensor:
         logits = -self._squares(rows, self.memory) / self.width

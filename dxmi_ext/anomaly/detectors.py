@@ -6,7 +6,7 @@ image localises defects.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol
 
 import numpy as np
@@ -145,6 +145,20 @@ class MapDetector(nn.Module):
         for name, buffer in list(self.named_buffers()):
             self.register_buffer(name, tensors[name].to(buffer.device, buffer.dtype))
 
+    def _by_position(self, features: Tensor, distances: Callable[[Tensor], Tensor]) -> Tensor:
+        """Distances of the positions of features [n, C, h, w], computed in chunks, [n, h, w].
+
+        Args:
+            distances: rows [m, C] -> [m].
+        """
+        rows = _rows(features)
+        if torch.compiler.is_compiling():  # an exported program has no loop over unknown numbers
+            found = distances(rows)
+        else:
+            found = torch.cat([distances(each) for each in rows.split(self.chunk)])
+        n, _, height, width = features.shape
+        return found.view(n, height, width)
+
     def _learned(self, **tensors: Tensor) -> None:
         for name, tensor in tensors.items():
             self.register_buffer(name, tensor)
@@ -203,13 +217,7 @@ class NearestNeighbours(MapDetector):
         self._learned(memory=rows[chosen])
 
     def forward(self, features: Tensor) -> Tensor:
-        rows = _rows(self._pooled(features))
-        if torch.compiler.is_compiling():  # an exported program has no loop over unknown numbers
-            distances = self._distances(rows)
-        else:
-            distances = torch.cat([self._distances(each) for each in rows.split(self.chunk)])
-        n, _, height, width = features.shape
-        return distances.view(n, height, width)
+        return self._by_position(self._pooled(features), self._distances)
 
     def _distances(self, rows: Tensor) -> Tensor:
         # |m|^2 - 2 m x orders the distances, but is too inexact for small ones.

@@ -24,8 +24,9 @@ def networks_in(dtype: torch.dtype | None) -> Iterator[None]:
 
 
 def call(network: nn.Module, x: Tensor, *conditions: Tensor | None) -> Tensor:
-    """A network's output, in x's dtype. Conditions (timestep, labels) are passed on unless
-    None. Every call of a network goes through here."""
+    """A network's output, in x's dtype. Conditions (timestep, labels) are passed on unless None. Every call
+    of a network goes through here.
+    """
     given = [condition for condition in conditions if condition is not None]
     dtype = _AUTOCAST.get()
     if dtype is None:

@@ -23,12 +23,12 @@ from dxmi_ext.images import dataset, features
 from dxmi_ext.reproduce.experiments import Experiment, Row
 
 SPLITS = {"0-4": (0, 1, 2, 3, 4), "5-9": (5, 6, 7, 8, 9), "even": (0, 2, 4, 6, 8), "odd": (1, 3, 5, 7, 9)}
-"""Which classes are good."""
+"""The good classes of each split."""
 EACH = 1000
-"""Images of each class, the first ones: to train on, and to test on."""
+"""Number of images of each class, the first ones, for training and for testing."""
 GAINS = "gains.json"
 DIRECTIONS = 256
-"""Of the 1,280 features, the directions in which good images have most of their squares."""
+"""Number of directions of the 1,280 features: those in which good images have the largest squares."""
 _RESAMPLINGS = 1000
 _BATCH = 100
 _ABOUT = {"format": 1, "each": EACH, "directions": DIRECTIONS}
@@ -98,15 +98,15 @@ def choice_of(units: Sequence[Any]) -> dict[str, float]:
 
 
 def prepare(data: str | None, folder: Path) -> None:
-    """Writes the features of every split, SPLIT.npz, unless they are there.
+    """Writes the features of every split, SPLIT.npz, unless they exist.
 
     Args:
         data: images of ten classes or more in train and test, as `images.dataset.load` reads them.
-        folder: where they are written.
+        folder: folder of the features.
 
     Raises:
-        ConfigError: there are none, or too few.
-        FeatureError: the network of the features is missing.
+        ConfigError: there are no images, or too few.
+        FeatureError: the weights of the feature network are missing.
     """
     if files.read_json(folder / "about.json") == _ABOUT:
         return
@@ -141,14 +141,14 @@ def _features(data: str, split: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def summary(units: Sequence[Any], output: Path) -> str:
-    """Means over the splits, and how far DxMI is ahead of plain methods, as a page shows them.
+    """Means over the splits, and the lead of DxMI over plain methods, in Markdown.
 
-    Intervals want the scores of the runs, which are not kept beside the table: where some are missing, what
-    an earlier time found is shown.
+    Intervals require the scores of the runs, which are not kept beside the table. If some are missing, the
+    results in GAINS are shown instead.
 
     Args:
-        units: those that are done, of all splits.
-        output: the folder of the table, where GAINS is written.
+        units: finished units of all splits.
+        output: folder of the table, to which GAINS is written.
     """
     scores = _scores(units)
     found = gains(scores) if scores else files.read_json(output / GAINS)
@@ -164,10 +164,11 @@ Scores = dict[str, dict[str, list[np.ndarray]]]
 def gains(scores: Scores, *, resamplings: int = _RESAMPLINGS) -> dict[str, Any]:
     """The mean AUROC over splits and seeds of each method, and differences with their 95 % intervals.
 
-    The intervals are of a bootstrap over test images, the same ones in every split and for every method.
+    The intervals come from a bootstrap over test images, with the same resamples in every split and for every
+    method.
 
     Args:
-        scores: of the same test images in every split.
+        scores: scores of the same test images in every split.
     """
     first = next(iter(scores.values()))
     m = len(first["anomalous"][0])
@@ -184,7 +185,7 @@ def gains(scores: Scores, *, resamplings: int = _RESAMPLINGS) -> dict[str, Any]:
         ]
         means[name] = np.mean(every, axis=0)
     ours = [name for name in names if name.startswith("dxmi")]
-    told: dict[str, Any] = {
+    results: dict[str, Any] = {
         "mean": {name: round(float(value[0]), 4) for name, value in means.items()},
         "gains": {},
     }
@@ -192,10 +193,10 @@ def gains(scores: Scores, *, resamplings: int = _RESAMPLINGS) -> dict[str, Any]:
         for other in (name for name in names if name not in ours):
             difference = means[mine] - means[other]
             low, high = np.quantile(difference[1:], (0.025, 0.975))
-            told["gains"].setdefault(mine, {})[other] = [
+            results["gains"].setdefault(mine, {})[other] = [
                 round(float(x), 4) for x in (difference[0], low, high)
             ]
-    return told
+    return results
 
 
 def aurocs(scores: np.ndarray, anomalous: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -217,7 +218,7 @@ def aurocs(scores: np.ndarray, anomalous: np.ndarray, weights: np.ndarray) -> np
 
 
 def _scores(units: Sequence[Any]) -> Scores:
-    """The scores of runs that are here; empty unless every unit's is."""
+    """The scores of all units; empty if a run's folder is missing."""
     found: Scores = {}
     for unit in units:
         path = unit.folder / "test_scores.npz"
