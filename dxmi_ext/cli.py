@@ -350,7 +350,7 @@ def _report(options: argparse.Namespace) -> None:
         return
     from dxmi_ext.engine import files, folders, report
 
-    folder, _ = _run_of(options, finished=False)
+    folder = _folder_of(options)
     output = Path(cfg.output or _beside(options, folder, "report.html"))
     folders.check_file(output, folders.is_page, "the page of a run")
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -445,8 +445,18 @@ def _settings(options: argparse.Namespace, cls: type[S]) -> S | None:
     return config.load(cls, None, options.settings)
 
 
-def _run_of(options: argparse.Namespace, *, finished: bool = True) -> tuple[Path, ModuleType]:
-    """The run's folder and its task; if ``finished``, it must have networks."""
+def _run_of(options: argparse.Namespace) -> tuple[Path, ModuleType]:
+    """The folder of a finished run, and its task."""
+    from dxmi_ext import tasks
+
+    folder = _folder_of(options)
+    if not (folder / "model").is_dir():
+        raise ConfigError(f"RUN must be a finished run, got {options.target!r}, which has no model/")
+    return folder, tasks.task_of(folder / "config.yaml")
+
+
+def _folder_of(options: argparse.Namespace) -> Path:
+    """The folder of a run, finished or not, of any task or of `dxmi_ext.fit`."""
     from dxmi_ext import tasks
     from dxmi_ext.engine import folders
 
@@ -456,9 +466,7 @@ def _run_of(options: argparse.Namespace, *, finished: bool = True) -> tuple[Path
     if not (folders.is_run(folder) and (folder / "config.yaml").is_file()):
         also = f", or one of {', '.join(tasks.shipped())}" if tasks.shipped() else ""
         raise ConfigError(f"RUN must be the folder of a run, with config.yaml{also}, got {options.target!r}")
-    if finished and not (folder / "model").is_dir():
-        raise ConfigError(f"RUN must be a finished run, got {options.target!r}, which has no model/")
-    return folder, tasks.task_of(folder / "config.yaml")
+    return folder
 
 
 def _beside(options: argparse.Namespace, folder: Path, name: str) -> Path:
