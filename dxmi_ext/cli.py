@@ -69,7 +69,8 @@ def _run(given: list[str]) -> int:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith(("dxmi_ext", "torch")):
             raise
-        what = "diffusers" if error.name == "diffusers" else "'dxmi_ext[train]'"
+        ours = error.name not in ("diffusers", "huggingface_hub")
+        what = "'dxmi_ext[train]'" if ours else error.name
         print(f"dxmi {options.command} requires {error.name}: pip install {what}", file=sys.stderr)
         return 2
     except (MemoryError, RuntimeError) as error:
@@ -188,6 +189,7 @@ def _parser() -> argparse.ArgumentParser:
         "Save a run's image sampler as a diffusers pipeline, a detector as .pt2 (torch.export) and ONNX.",
         run,
     )
+    command("push", _push, "Export a run and upload it, with its model card, to the Hugging Face Hub.", run)
     command(
         "convert",
         _convert,
@@ -373,30 +375,22 @@ def _reproduce(options: argparse.Namespace) -> None:
 
 
 def _export(options: argparse.Namespace) -> None:
-    from dxmi_ext.images import exchange
+    from dxmi_ext import hub
 
-    if (cfg := _settings(options, exchange.ExportSettings)) is None:
+    if (cfg := _settings(options, hub.ExportSettings)) is None:
         return
-    import torch
-
     folder, task = _run_of(options)
-    if hasattr(task, "load_scorer"):
-        from dxmi_ext.anomaly import export
+    kind = hub.kind_of(task)
+    output = Path(cfg.output or _beside(options, folder, kind))
+    usage = hub.export(folder, task, output, onnx=cfg.onnx, license=cfg.license)
+    print(f"{output}: a {kind if kind == 'detector' else 'diffusers pipeline'}; usage:\n{usage}")
 
-        output = Path(cfg.output or _beside(options, folder, "detector"))
-        usage = export.export(task.load_scorer(folder, torch.device("cpu")), output, onnx=cfg.onnx)
-        print(f"{output}: a detector; usage:\n{usage}")
-        return
-    if cfg.onnx is not None:
-        raise ConfigError(f"onnx must be null unless RUN is a run of anomaly detection, got {cfg.onnx}")
-    output = Path(cfg.output or _beside(options, folder, "diffusers"))
-    trained, networks = task.load(folder, torch.device("cpu"))
-    if not hasattr(networks, "sampler"):
-        raise ConfigError(f"RUN must have a sampler of images, got {options.target!r}")
-    if not trained.algorithm.trains_sampler:
-        raise ConfigError(f"RUN must have a trained sampler, got {options.target!r}")
-    usage = exchange.export(networks.sampler, output)
-    print(f"{output}: a diffusers pipeline; usage:\n{usage}")
+
+def _push(options: argparse.Namespace) -> None:
+    from dxmi_ext import hub
+
+    if (cfg := _settings(options, hub.PushSettings)) is not None:
+        print(hub.push(*_run_of(options), cfg))
 
 
 def _convert(options: argparse.Namespace) -> None:
