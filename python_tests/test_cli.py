@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import yaml
 
 import image_samplers
 import runs
@@ -660,6 +659,7 @@ def test_export_is_a_pipeline_of_the_runs_images(
 
 def test_an_export_has_a_model_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its front matter is the Hub's; paths of the machine are not on it."""
+    yaml = pytest.importorskip("yaml")
     run_of_images(tmp_path, monkeypatch)
     about = {"recipe": "tiny", "seed": 3, "iterations": 9, "wall_seconds": 1.5, "versions": {}}
     about |= {"device": "cpu", "resumed_from": []}
