@@ -28,8 +28,8 @@ CARD = """\
 
 {about}
 
-- Data: Fashion-MNIST (Xiao et al. 2017; MIT licence), training split, 28 x 28 grey images in [-1, 1].
-- Licence: that of dxmi_ext.
+- Data: Fashion-MNIST (Xiao et al. 2017; MIT license), training split, 28 x 28 gray images in [-1, 1].
+- License: that of dxmi_ext.
 - Weights: averaged, float16, safetensors.
 - Made by: `{command}`
 

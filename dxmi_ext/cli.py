@@ -69,7 +69,8 @@ def _run(given: list[str]) -> int:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith(("dxmi_ext", "torch")):
             raise
-        what = "diffusers" if error.name == "diffusers" else "'dxmi_ext[train]'"
+        ours = error.name not in ("diffusers", "huggingface_hub")
+        what = "'dxmi_ext[train]'" if ours else error.name
         print(f"dxmi {options.command} requires {error.name}: pip install {what}", file=sys.stderr)
         return 2
     except (MemoryError, RuntimeError) as error:
@@ -188,6 +189,7 @@ def _parser() -> argparse.ArgumentParser:
         "Save a run's image sampler as a diffusers pipeline, a detector as .pt2 (torch.export) and ONNX.",
         run,
     )
+    command("push", _push, "Export a run and upload it, with its model card, to the Hugging Face Hub.", run)
     command(
         "convert",
         _convert,
@@ -350,7 +352,7 @@ def _report(options: argparse.Namespace) -> None:
         return
     from dxmi_ext.engine import files, folders, report
 
-    folder, _ = _run_of(options, finished=False)
+    folder = _folder_of(options)
     output = Path(cfg.output or _beside(options, folder, "report.html"))
     folders.check_file(output, folders.is_page, "the page of a run")
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -373,30 +375,22 @@ def _reproduce(options: argparse.Namespace) -> None:
 
 
 def _export(options: argparse.Namespace) -> None:
-    from dxmi_ext.images import exchange
+    from dxmi_ext import hub
 
-    if (cfg := _settings(options, exchange.ExportSettings)) is None:
+    if (cfg := _settings(options, hub.ExportSettings)) is None:
         return
-    import torch
-
     folder, task = _run_of(options)
-    if hasattr(task, "load_scorer"):
-        from dxmi_ext.anomaly import export
+    kind = hub.kind_of(task)
+    output = Path(cfg.output or _beside(options, folder, kind))
+    usage = hub.export(folder, task, output, onnx=cfg.onnx, license=cfg.license)
+    print(f"{output}: a {kind if kind == 'detector' else 'diffusers pipeline'}; usage:\n{usage}")
 
-        output = Path(cfg.output or _beside(options, folder, "detector"))
-        usage = export.export(task.load_scorer(folder, torch.device("cpu")), output, onnx=cfg.onnx)
-        print(f"{output}: a detector; usage:\n{usage}")
-        return
-    if cfg.onnx is not None:
-        raise ConfigError(f"onnx must be null unless RUN is a run of anomaly detection, got {cfg.onnx}")
-    output = Path(cfg.output or _beside(options, folder, "diffusers"))
-    trained, networks = task.load(folder, torch.device("cpu"))
-    if not hasattr(networks, "sampler"):
-        raise ConfigError(f"RUN must have a sampler of images, got {options.target!r}")
-    if not trained.algorithm.trains_sampler:
-        raise ConfigError(f"RUN must have a trained sampler, got {options.target!r}")
-    usage = exchange.export(networks.sampler, output)
-    print(f"{output}: a diffusers pipeline; usage:\n{usage}")
+
+def _push(options: argparse.Namespace) -> None:
+    from dxmi_ext import hub
+
+    if (cfg := _settings(options, hub.PushSettings)) is not None:
+        print(hub.push(*_run_of(options), cfg))
 
 
 def _convert(options: argparse.Namespace) -> None:
@@ -445,8 +439,18 @@ def _settings(options: argparse.Namespace, cls: type[S]) -> S | None:
     return config.load(cls, None, options.settings)
 
 
-def _run_of(options: argparse.Namespace, *, finished: bool = True) -> tuple[Path, ModuleType]:
-    """The run's folder and its task; if ``finished``, it must have networks."""
+def _run_of(options: argparse.Namespace) -> tuple[Path, ModuleType]:
+    """The folder of a finished run, and its task."""
+    from dxmi_ext import tasks
+
+    folder = _folder_of(options)
+    if not (folder / "model").is_dir():
+        raise ConfigError(f"RUN must be a finished run, got {options.target!r}, which has no model/")
+    return folder, tasks.task_of(folder / "config.yaml")
+
+
+def _folder_of(options: argparse.Namespace) -> Path:
+    """The folder of a run, finished or not, of any task or of `dxmi_ext.fit`."""
     from dxmi_ext import tasks
     from dxmi_ext.engine import folders
 
@@ -456,9 +460,7 @@ def _run_of(options: argparse.Namespace, *, finished: bool = True) -> tuple[Path
     if not (folders.is_run(folder) and (folder / "config.yaml").is_file()):
         also = f", or one of {', '.join(tasks.shipped())}" if tasks.shipped() else ""
         raise ConfigError(f"RUN must be the folder of a run, with config.yaml{also}, got {options.target!r}")
-    if finished and not (folder / "model").is_dir():
-        raise ConfigError(f"RUN must be a finished run, got {options.target!r}, which has no model/")
-    return folder, tasks.task_of(folder / "config.yaml")
+    return folder
 
 
 def _beside(options: argparse.Namespace, folder: Path, name: str) -> Path:

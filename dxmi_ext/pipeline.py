@@ -215,7 +215,16 @@ class DxMIPipeline(DiffusionPipeline):
     def __init__(self, unet: ModelMixin, scheduler: DxMIScheduler, patch_size: int = 1) -> None:
         super().__init__()
         self.register_modules(unet=unet, scheduler=scheduler)
+        # In model_index.json: on the Hub, diffusers refuses components of libraries other than its own.
+        self.register_to_config(scheduler=("diffusers", type(scheduler).__name__))
         self.register_to_config(patch_size=patch_size)
+
+    def save_pretrained(self, save_directory: str | PathLike[str], *args: Any, **kwargs: Any) -> None:
+        """Saves model_index.json, unet/ and scheduler/, in json and safetensors, and a pipeline.py that
+        imports this module. The arguments are those of `diffusers.DiffusionPipeline.save_pretrained`."""
+        Path(save_directory).mkdir(parents=True, exist_ok=True)
+        (Path(save_directory) / "pipeline.py").write_text(_LOADER, encoding="utf-8")
+        super().save_pretrained(save_directory, *args, **kwargs)
 
     @torch.no_grad()
     def __call__(
@@ -275,15 +284,14 @@ class DxMIPipeline(DiffusionPipeline):
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
 
-# Where DiffusionPipeline.from_pretrained looks for the class that model_index.json names.
-diffusers.DxMIPipeline = DxMIPipeline
+# Where DiffusionPipeline.from_pretrained looks for the classes that model_index.json names.
+diffusers.DxMIPipeline, diffusers.DxMIScheduler = DxMIPipeline, DxMIScheduler
 
 
 def save_pretrained(
     folder: str | PathLike[str], unet: ModelMixin, sampler: GaussianSampler, patch_size: int = 1
 ) -> None:
-    """Saves a sampler as a pipeline: model_index.json, unet/ and scheduler/, in json and safetensors, and a
-    pipeline.py that imports this module.
+    """Saves a sampler as a pipeline; see `DxMIPipeline.save_pretrained`.
 
     Args:
         folder: folder to create.
@@ -292,7 +300,6 @@ def save_pretrained(
         patch_size: see `DxMIPipeline`.
     """
     DxMIPipeline(unet, DxMIScheduler.from_sampler(sampler), patch_size).save_pretrained(folder)
-    (Path(folder) / "pipeline.py").write_text(_LOADER, encoding="utf-8")
 
 
 def noise_key(key: Tensor | None, generator: torch.Generator | None, device: torch.device) -> Tensor:

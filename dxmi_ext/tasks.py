@@ -27,10 +27,16 @@ from pathlib import Path
 from types import ModuleType
 
 from dxmi_ext.engine import config
+from dxmi_ext.engine.run_settings import PYTHON
 
 _ROOT = Path(__file__).parent
 _REQUIRED = ("Config", "EvaluateSettings", "train", "load", "sample", "evaluate")
 _DEFAULT = "two_d"  # if a yaml names no task
+_OF_FIT = (
+    "{folder} is a run of dxmi_ext.fit, whose networks only its script can build; in Python, "
+    "dxmi_ext.load({quoted}, networks) loads their weights and "
+    "networks.sampler.sample(1000, dxmi_ext.noise_key(0)) draws samples"
+)
 
 
 def tasks() -> list[str]:
@@ -67,9 +73,12 @@ def task_of(path: Path) -> ModuleType:
     """The ``recipe`` module of the task that a recipe's or a run's yaml names, or the user's module.
 
     Raises:
-        config.ConfigError: there is no such task or module, or the module is not a task.
+        config.ConfigError: there is no such task or module, the module is not a task, or the run is one of
+            ``dxmi_ext.fit``.
     """
     name = config.peek(path, "task", default=_DEFAULT)
+    if name == PYTHON:
+        raise config.ConfigError(_OF_FIT.format(folder=path.parent, quoted=repr(str(path.parent))))
     if name in tasks():
         return load(name)
     message = f"{path}: task must be one of {', '.join(tasks())} or a module of your own, got {name!r}"

@@ -23,7 +23,7 @@ from dxmi_ext.engine import checkpoint, config, files, folders, identity
 from dxmi_ext.engine.execution import ExecutionSettings
 from dxmi_ext.engine.ranks import Ranks
 from dxmi_ext.engine.run import Run
-from dxmi_ext.engine.run_settings import RunnableConfig, RunSettings
+from dxmi_ext.engine.run_settings import PYTHON, RunnableConfig, RunSettings
 from dxmi_ext.engine.runlog import TIMING_FIELDS, note, read_metrics
 from dxmi_ext.engine.settings import ConfigError, group
 from dxmi_ext.engine.signals import Stopped
@@ -35,7 +35,6 @@ M = TypeVar("M", bound=nn.Module)
 Data = Tensor | Sequence[Tensor]
 """This rank's rows of a batch: data [B, *], or data and labels [B]."""
 
-_TASK = "python"  # in config.yaml, where a command's run names its task
 _SHOWN = 4  # names in an error
 
 
@@ -43,7 +42,7 @@ _SHOWN = 4  # names in an error
 class _FitConfig(RunnableConfig):
     """What identifies a run of `fit` when it resumes."""
 
-    run: RunSettings = group(RunSettings, task=_TASK)
+    run: RunSettings = group(RunSettings, task=PYTHON)
     execution: ExecutionSettings = group(ExecutionSettings)
 
 
@@ -285,7 +284,7 @@ def _config(trainer: Stepper, run: dict[str, Any]) -> _FitConfig:
     """
     run |= {"recipe": trainer.stream, "iterations": trainer.iterations, "device": str(trainer.device)}
     run |= {"pretrained": False, "shard": trainer.ranks.shard}
-    groups: dict[str, Any] = {"run": RunSettings.of({"task": _TASK, **run}, run)}
+    groups: dict[str, Any] = {"run": RunSettings.of({"task": PYTHON, **run}, run)}
     groups |= {"execution": trainer.execution}
     path = Path(run["output"]) / "config.yaml"
     earlier = config.peek(path, "recipe") if path.is_file() and run["resume"] != "never" else None
@@ -322,7 +321,7 @@ def _finish(run: Run, trainer: Stepper) -> dict[str, Any]:
     if not run.ranks.first:
         return {}
     if networks is not None:
-        checkpoint.save_model(run.directory / "model", networks, {"task": _TASK, "trainer": trainer.stream})
+        checkpoint.save_model(run.directory / "model", networks, {"task": PYTHON, "trainer": trainer.stream})
     last = read_metrics(run.log.path)[-1:] or [{}]
     left_out = ("phase", "iteration", *TIMING_FIELDS)
     return run.summarize({"metrics": {k: v for k, v in last[0].items() if k not in left_out}})

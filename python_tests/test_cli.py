@@ -29,6 +29,7 @@ from dxmi_ext.engine import config, files, plots, run, samples, terminal
 from dxmi_ext.engine.runlog import TIMING_FIELDS, read_metrics
 from dxmi_ext.engine.settings import LARGEST_SEED, ConfigError
 from dxmi_ext.images import convert, pretrained
+from dxmi_ext.images.settings import Config as ImageConfig
 from dxmi_ext.images.unet import Architecture, unet
 from dxmi_ext.method import generate, noise
 from dxmi_ext.method.sampler import GaussianSampler
@@ -628,7 +629,9 @@ def run_of_images(
     def sample(_: Path, rows: range, seed: int, batch_size: int | None, device: Any, **options: Any) -> Any:
         return generate.batches(networks, rows, seed, batch_size=batch_size, **options)
 
-    cfg = SimpleNamespace(algorithm=SimpleNamespace(trains_sampler=trains_sampler))
+    cfg = ImageConfig.of({"recipe": "tiny", "data": "/home/me/images", "tau": 0.2})
+    if not trains_sampler:
+        cfg.put("negatives", "short_run")
     task = SimpleNamespace(load=lambda *_: (cfg, networks), sample=sample)
     patch.setattr(tasks, "task_of", lambda _: task)
     (folder / "config.yaml").write_text("task: images\n")
@@ -640,7 +643,7 @@ def test_export_is_a_pipeline_of_the_runs_images(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sampler = run_of_images(tmp_path, monkeypatch)
-    assert cli.main(["export", str(tmp_path)]) == 0
+    assert cli.main(["export", str(tmp_path), "license=cc-by-4.0"]) == 0
     out = capsys.readouterr().out
     assert ".unfinished" not in "".join(p.read_text() for p in (tmp_path / "diffusers").rglob("*.json"))
     _, loading, drawing = out.splitlines()
@@ -652,6 +655,83 @@ def test_export_is_a_pipeline_of_the_runs_images(
     assert cli.main(["export", str(tmp_path)]) == 2
     assert "output must be a new or empty folder, got" in capsys.readouterr().err
     assert contents(tmp_path) == before
+
+
+def test_an_export_has_a_model_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its front matter is the Hub's; paths of the machine are not on it."""
+    yaml = pytest.importorskip("yaml")
+    run_of_images(tmp_path, monkeypatch)
+    about = {"recipe": "tiny", "seed": 3, "iterations": 9, "wall_seconds": 1.5, "versions": {}}
+    about |= {"device": "cpu", "resumed_from": []}
+    numbers = {"fd_8": 12.345, "thing": {"auroc": 0.5}}
+    (tmp_path / "summary.json").write_text(json.dumps(about | numbers))
+    assert cli.main(["export", str(tmp_path), "license=cc-by-4.0"]) == 0
+    card = (tmp_path / "diffusers" / "README.md").read_text(encoding="utf-8")
+    _, front, text = card.split("---\n", 2)
+    assert yaml.safe_load(front) == {
+        "license": "cc-by-4.0",
+        "library_name": "diffusers",
+        "pipeline_tag": "unconditional-image-generation",
+        "tags": ["dxmi", "diffusers", "image-generation", "few-step-diffusion"],
+    }
+    assert "| fd_8 | 12.35 |" in text and "| thing.auroc | 0.5 |" in text and "wall_seconds" not in text
+    assert "recipe `tiny`" in text and "tau: 0.2\n" in text and "from `images`" in text
+    assert "/home/me" not in text and str(tmp_path) not in text
+
+
+class FakeHub:
+    """Stands for huggingface_hub.HfApi."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.error, self.calls, self.files = error, [], {}  # type: ignore[var-annotated]
+
+    def create_repo(self, repo: str, **options: Any) -> str:
+        self.calls.append((repo, options))
+        if self.error is not None:
+            raise self.error
+        return f"https://hub/{repo}"
+
+    def upload_folder(self, *, repo_id: str, folder_path: Path, commit_message: str) -> None:
+        self.calls.append((repo_id, commit_message))
+        found = (path for path in folder_path.rglob("*") if path.is_file())
+        self.files = {path.relative_to(folder_path).as_posix(): path.read_bytes() for path in found}
+
+
+def test_push_uploads_the_export(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hub = pytest.importorskip("huggingface_hub")
+    run_of_images(tmp_path, monkeypatch)
+    fake = FakeHub()
+    monkeypatch.setattr(hub, "HfApi", lambda: fake)
+    before = contents(tmp_path)
+    assert cli.main(["push", str(tmp_path), "repo=me/mine", "private=true", "message=first"]) == 0
+    assert capsys.readouterr().out == "https://hub/me/mine\n"
+    assert fake.calls == [("me/mine", {"private": True, "exist_ok": True}), ("me/mine", "first")]
+    assert contents(tmp_path) == before
+    files = {"README.md", "model_index.json", "pipeline.py", "scheduler/scheduler_config.json"}
+    assert files | {"unet/config.json", "unet/diffusion_pytorch_model.safetensors"} == fake.files.keys()
+    assert 'DxMIPipeline.from_pretrained("me/mine")(batch_size=16)' in fake.files["README.md"].decode()
+    index = json.loads(fake.files["model_index.json"])
+    # Where a repository's components are not diffusers' own, DiffusionPipeline does not download it.
+    assert {value[0] for value in index.values() if isinstance(value, list)} == {"diffusers"}
+
+
+def test_push_that_fails_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hub = pytest.importorskip("huggingface_hub")
+    run_of_images(tmp_path, monkeypatch)
+    for settings, error, says in (
+        ([], None, "repo must be OWNER/NAME, got none"),
+        (["repo=mine"], None, "repo must be OWNER/NAME of the repository on the Hub; required, got 'mine'"),
+        (["repo=me/mine"], hub.errors.LocalTokenNotFoundError(), "the Hub requires a login"),
+        (["repo=me/mine"], ConnectionError("no\nroute"), "me/mine: no route"),
+    ):
+        monkeypatch.setattr(hub, "HfApi", lambda error=error: FakeHub(error))
+        assert cli.main(["push", str(tmp_path), *settings]) == 2
+        printed = capsys.readouterr().err
+        assert printed.startswith("dxmi push: ") and says in printed and printed.count("\n") == 1
 
 
 def test_export_says_what_is_missing(
@@ -768,7 +848,11 @@ def test_help_lists_every_key_with_meaning_and_default(capsys: pytest.CaptureFix
     assert "recipe=8gaussians" in out
     for command, key in (
         *(("sample", "batch_size=null"), ("evaluate", "seed=0"), ("report", "output=null")),
-        *(("export", "output=null"), ("convert", "(edm | consistency | consistency-teacher)")),
+        *(
+            ("export", "output=null"),
+            ("push", "repo=null"),
+            ("convert", "(edm | consistency | consistency-teacher)"),
+        ),
         *(("pretrain", "8gaussians"), ("train", "--dry-run")),
     ):
         assert cli.main([command, "--help"]) == 0

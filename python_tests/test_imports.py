@@ -29,6 +29,7 @@ ROOMS = (
     "images",
     "anomaly",
     "energies",
+    "hub",
     "reproduce",
     "cli",
 )

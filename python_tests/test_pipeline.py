@@ -184,7 +184,7 @@ def test_folder_loads_in_a_fresh_process(tmp_path: Path) -> None:
     }
     index = json.loads((tmp_path / "model_index.json").read_text())
     assert index["_class_name"] == "DxMIPipeline"
-    assert index["scheduler"] == ["dxmi_ext.pipeline", "DxMIScheduler"]
+    assert index["scheduler"] == ["diffusers", "DxMIScheduler"]
     environment = {
         **os.environ,
         "HF_HUB_OFFLINE": "1",

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import dxmi_ext
+from dxmi_ext import cli
 from dxmi_ext.engine import folders
 from dxmi_ext.engine.signals import Stopped
 
@@ -111,6 +112,22 @@ def test_pretraining_then_dxmi(tmp_path: Path) -> None:
     with pytest.raises(dxmi_ext.ConfigError, match=r"output must be .* 'dxmi', got .* 'pretrain'"):
         dxmi_ext.fit(trainer(), batches(), output=tmp_path / "pretrain")
     assert same(dxmi_ext.load(tmp_path / "pretrain", Field(3)), made.sampler.network)
+
+
+def test_commands_on_a_folder_of_fit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A report needs no networks; commands that do say how to load them in Python, and that works."""
+    run = tmp_path / "run"
+    dxmi_ext.fit(made := trainer(), batches(), output=run, log_every=1)
+    assert cli.main(["report", str(run)]) == 0
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert "Finished: " in page and "Curves" in page
+    capsys.readouterr()
+    for command in ("sample", "evaluate", "export", "score"):
+        assert cli.main([command, str(run)]) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1 and "is a run of dxmi_ext.fit" in error
+        load = error[error.index("dxmi_ext.load(") : error.index(" loads their weights")]
+        assert same(eval(load, {"dxmi_ext": dxmi_ext, "networks": networks()}), made.averaged)
 
 
 def test_labels_and_loaders(tmp_path: Path) -> None:

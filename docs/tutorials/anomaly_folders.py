@@ -1,7 +1,7 @@
 # %% [markdown]
 # # Anomaly detection on your own folders
 #
-# You need one folder of good pictures. Folders of defective ones beside it are only used for testing. This
+# You need one folder of good images. Folders of defective ones beside it are only used for testing. This
 # tutorial makes such folders first; with your own, set `parts` to their path. It requires the extra
 # `images`: `pip install 'dxmi_ext[images]'`.
 
@@ -21,7 +21,7 @@ rng = np.random.default_rng(0)
 
 
 def washer(scratched: bool) -> Image.Image:
-    """A grey ring of 96 x 96 pixels at a random place, with noise; scratched: a dark line across it."""
+    """A gray ring of 96 x 96 pixels at a random place, with noise; scratched: a dark line across it."""
     y, x = np.mgrid[:96, :96] - 48 + rng.uniform(-3, 3, (2, 1, 1))
     radius = np.hypot(x, y)
     picture = np.where((radius > 16) & (radius < 36), 190.0, 90.0) + rng.normal(0, 6, (96, 96))
@@ -53,9 +53,9 @@ cli.main(["data", str(parts)])
 # %% [markdown]
 # ## Training
 #
-# The run learns from good pictures alone. It trains DxMI's energy on features of a small pretrained network
+# The run learns from good images alone. It trains DxMI's energy on features of a small pretrained network
 # that is part of the extra, fits plain detectors beside it, and chooses the simplest that does best on
-# synthetic defects. The table compares all of them on your defective pictures.
+# synthetic defects. The table compares all of them on your defective images.
 
 # %%
 quick = ["iterations=2", "pretrain_iterations=2", "size=64", "detector=gaussian", "preparation=unit"]
@@ -63,10 +63,10 @@ fewer = [*quick, "baselines=none"] if short else []
 cli.main(["train", "anomaly", f"data={parts}", "output=runs/parts", *fewer])
 
 # %% [markdown]
-# ## Scoring new pictures
+# ## Scoring new images
 #
-# `runs/parts/scores` gets `scores.csv`, a heat map of each picture, and `index.html` with the worst of them.
-# A score above the threshold is rare for good pictures: at most 1 in 100, if at least 99 were kept back.
+# `runs/parts/scores` gets `scores.csv`, a heat map of each image, and `index.html`, a page of cards sorted by
+# score. A score above the threshold is rare for good images: at most 1 in 100, if at least 99 were held out.
 
 # %%
 cli.main(["score", "runs/parts", str(new)])

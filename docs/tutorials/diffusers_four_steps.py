@@ -34,8 +34,8 @@ checkpoint = Path("runs/discs/checkpoint")
 def discs(n: int) -> Tensor:
     """Images [n, 1, 16, 16] in [-1, 1] of a bright disc with a soft edge."""
     y, x = torch.meshgrid(torch.arange(16.0), torch.arange(16.0), indexing="ij")
-    centre, radius = 5 + 6 * torch.rand(n, 2, 1, 1), 2 + 2 * torch.rand(n, 1, 1)
-    distance = torch.hypot(x - centre[:, 0], y - centre[:, 1])
+    center, radius = 5 + 6 * torch.rand(n, 2, 1, 1), 2 + 2 * torch.rand(n, 1, 1)
+    distance = torch.hypot(x - center[:, 0], y - center[:, 1])
     return torch.tanh(radius - distance)[:, None]
 
 

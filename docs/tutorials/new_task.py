@@ -171,7 +171,7 @@ def evaluate(directory: Path, settings: EvaluateSettings, device: torch.device) 
 # ## The result
 #
 # This is `dxmi train sphere.yaml output=runs/sphere` and `dxmi evaluate runs/sphere seed=1`. The samples of
-# four steps lie around the sphere: 3,000 iterations, 20 seconds, printed these distances to the centre, the
+# four steps lie around the sphere: 3,000 iterations, 20 seconds, printed these distances to the center, the
 # second from `dxmi evaluate`:
 #
 #     radius 0.998 ± 0.114

@@ -18,12 +18,12 @@ torch.manual_seed(0)
 torch.set_num_threads(1)  # more threads do not speed up small networks
 steps, batch_size = 4, 256
 tau = 2.0  # costs are means over the two dimensions: with tau = 2 the sampler draws from exp(-E)
-centre, spread = torch.tensor([1.0, -1.0]), 0.5
+center, spread = torch.tensor([1.0, -1.0]), 0.5
 
 
 def energy(x: Tensor) -> Tensor:
     """[N, 2] -> [N]"""
-    return ((x - centre) / spread).square().sum(dim=1) / 2
+    return ((x - center) / spread).square().sum(dim=1) / 2
 
 
 # %% [markdown]
@@ -128,7 +128,7 @@ for _ in range(iterations):
 # %%
 path, _ = rollout(10_000, ops.noise_key(1))
 mean, std = path[-1].mean(dim=0), path[-1].std(dim=0)
-print(f"mean {mean[0]:.2f} {mean[1]:.2f}; true {centre[0]:.2f} {centre[1]:.2f}")
+print(f"mean {mean[0]:.2f} {mean[1]:.2f}; true {center[0]:.2f} {center[1]:.2f}")
 print(f"standard deviation {std[0]:.2f} {std[1]:.2f}; true {spread:.2f} {spread:.2f}")
 
 # %% [markdown]

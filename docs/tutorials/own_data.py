@@ -88,7 +88,9 @@ dxmi_ext.fit(trainer, dxmi_ext.shuffled(data, 256), output="runs/helix/dxmi")
 
 # %% [markdown]
 # The averaged networks are the ones to use. `save` writes safetensors, and `load` fills networks of the same
-# architecture or says what does not fit.
+# architecture or says what does not fit; it also takes the folder of a finished `fit`. `dxmi report
+# runs/helix/dxmi` writes the learning curves and settings as one page. Other commands, such as `dxmi
+# sample`, build the networks themselves, so they require a task ([a new task](new_task.md)).
 
 # %%
 trained = trainer.averaged

@@ -29,7 +29,7 @@ TITLES = {
     "langevin": "Langevin negatives",
     "base": "its base alone",
     "autoencoder": "autoencoder alone",
-    "knn": "nearest neighbours",
+    "knn": "nearest neighbors",
     "gaussian": "Gaussian positions",
 }
 """Titles of methods, in the order of the table."""

@@ -1,7 +1,7 @@
 """Detectors on feature maps: energies and baselines. Imports torch, numpy and ``dxmi_ext``.
 
 Each scores every position. The highest scores of a map give the score of an image; the map upsampled to the
-image localises defects.
+image localizes defects.
 """
 
 from __future__ import annotations
@@ -15,8 +15,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dxmi_ext.anomaly.features import FeatureMaps
-from dxmi_ext.anomaly.networks import AutoencoderEnergy, SphereAutoencoder
-from dxmi_ext.anomaly.reconstruction import ReconstructionPretrainer
 from dxmi_ext.images.features import FeatureError
 
 
@@ -80,39 +78,6 @@ class EnergyDetector:
     def score(self, maps: FeatureMaps) -> Tensor:
         energies = [self.energy(rows) for rows in _chunks(maps.rows, self.chunk, self.device)]
         return torch.cat(energies).float().cpu().view(maps.maps.shape[:3])
-
-
-class AutoencoderDetector:
-    """The reconstruction error of an autoencoder alone, from which DxMI starts.
-
-    Args:
-        autoencoder: network that ``fit`` trains further.
-        iterations, batch_size, lr: settings of the training; batch_size counts positions.
-        seed: seed of the order of the data.
-        device: device of the autoencoder.
-    """
-
-    def __init__(
-        self,
-        autoencoder: SphereAutoencoder,
-        *,
-        iterations: int,
-        batch_size: int = 784,
-        lr: float = 1e-4,
-        seed: int = 0,
-        device: torch.device | str = "cpu",
-    ) -> None:
-        self.autoencoder = autoencoder.to(device)
-        self.iterations, self.batch_size, self.lr = iterations, batch_size, lr
-        self.seed, self.device = seed, device
-
-    def fit(self, maps: FeatureMaps) -> None:
-        pretrainer = ReconstructionPretrainer(self.autoencoder, lr=self.lr, iterations=self.iterations)
-        for iteration in range(self.iterations):
-            pretrainer.step(maps.batch(iteration, self.batch_size, seed=self.seed, device=self.device))
-
-    def score(self, maps: FeatureMaps) -> Tensor:
-        return EnergyDetector(AutoencoderEnergy(self.autoencoder), device=self.device).score(maps)
 
 
 class MapDetector(nn.Module):

@@ -87,13 +87,21 @@ class _Plan(NamedTuple):
     """Description; the first key is the name of the input."""
 
 
-def export(scorer: Scorer | VectorScorer, output: Path, *, onnx: bool | None = None) -> str:
+def export(
+    scorer: Scorer | VectorScorer,
+    output: Path,
+    *,
+    onnx: bool | None = None,
+    readme: Callable[[str], str] | None = None,
+) -> str:
     """Writes detector.pt2, detector.onnx and detector.json (input and thresholds) atomically.
 
     Args:
         scorer: scorer on the CPU.
         output: new folder.
         onnx: whether to write ONNX; None: if it is installed.
+        readme: text of README.md, given lines of Python that use the files in the current folder; None: no
+            README.md.
 
     Returns:
         Lines of Python that use the exported detector.
@@ -107,7 +115,7 @@ def export(scorer: Scorer | VectorScorer, output: Path, *, onnx: bool | None = N
         raise ScoreError("onnx=true requires onnx and onnxscript: pip install 'dxmi_ext[onnx]'")
     folders.check_new(output)
     plan = _plan_of_vectors(scorer) if isinstance(scorer, VectorScorer) else _plan_of_images(scorer)
-    (name, given), names = next(iter(plan.about.items())), plan.outputs
+    name, names = next(iter(plan.about)), plan.outputs
     program = _exported(plan.detector, plan.inputs[:2], name)
     found, wanted = program.module()(plan.inputs), plan.wanted()
     for got, want in zip([found] if len(names) == 1 else found, wanted, strict=True):
@@ -125,14 +133,23 @@ def export(scorer: Scorer | VectorScorer, output: Path, *, onnx: bool | None = N
         if with_onnx:
             _save_onnx(program, folder / "detector.onnx", name, names)
         write_json(folder / "detector.json", about)
+        if readme is not None:
+            text = readme(_usage(plan, Path(), with_onnx))
+            (folder / "README.md").write_text(text, encoding="utf-8")
+    return _usage(plan, output, with_onnx)
+
+
+def _usage(plan: _Plan, folder: Path, with_onnx: bool) -> str:
+    """Lines of Python that use an exported detector."""
+    (name, given), names = next(iter(plan.about.items())), plan.outputs
     usage = [
         f"import torch  # {name}: {given['dtype']} {given['shape']}".replace("'", ""),
-        f"{', '.join(names)} = torch.export.load({str(output / 'detector.pt2')!r}).module()({name})",
+        f"{', '.join(names)} = torch.export.load({str(folder / 'detector.pt2')!r}).module()({name})",
     ]
     if with_onnx:
         usage += [
             "import onnxruntime",
-            f"session = onnxruntime.InferenceSession({str(output / 'detector.onnx')!r})",
+            f"session = onnxruntime.InferenceSession({str(folder / 'detector.onnx')!r})",
             f'{", ".join(names)}{"," * (len(names) == 1)} = session.run(None, {{"{name}": {name}.numpy()}})',
         ]
     return "\n".join(usage)

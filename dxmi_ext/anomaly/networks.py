@@ -132,7 +132,7 @@ class LatentStart(nn.Module):
     As the ``start`` of a `GaussianSampler`: (data [N, C], key, sample_offset) -> x_0 [N, C].
 
     Args:
-        autoencoder: network to copy; `copy_from` updates the copy after pretraining.
+        autoencoder: network to copy; load its weights into ``autoencoder`` again after pretraining.
         std: standard deviation of the noise in each dimension of a latent; latents have length 1 and are
             normalized again.
     """
@@ -143,9 +143,6 @@ class LatentStart(nn.Module):
             raise ValueError(f"std must be >= 0 and finite, got {std}")
         self.autoencoder = copy.deepcopy(autoencoder).requires_grad_(False)
         self.std = std
-
-    def copy_from(self, autoencoder: SphereAutoencoder) -> None:
-        self.autoencoder.load_state_dict(autoencoder.state_dict())
 
     @torch.no_grad()
     def forward(self, data: Tensor, key: Tensor, *, sample_offset: int = 0) -> Tensor:

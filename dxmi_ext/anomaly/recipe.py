@@ -7,7 +7,7 @@ come from held-out good images. Imports torch and ``dxmi_ext``; backbones and ma
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +50,8 @@ from dxmi_ext.anomaly.sources import (
     path_of,
     source_of,
 )
-from dxmi_ext.engine import final
-from dxmi_ext.engine.execution import check_graph
+from dxmi_ext.engine import course, final
+from dxmi_ext.engine.course import Finish
 from dxmi_ext.engine.plots import curves
 from dxmi_ext.engine.ranks import Ranks
 from dxmi_ext.engine.run import Run
@@ -68,13 +68,15 @@ _TRIED = 8  # images per split of a dry run
 def train(cfg: Config, ranks: Ranks | None = None) -> dict[str, Any]:
     """Runs the recipe to the end and returns the summary on the first rank."""
     run = Run(cfg, ranks, fingerprints(cfg))
-    if run.finished():
-        return {}
-    with run:
+
+    def learned() -> Finish:
         backbone, good, tested, networks, judged = _prepare(run, cfg)
         averaged = learn(run, cfg, prepared(good.train, networks.preparation), networks, tested)
-        if cfg.run.dry_run or not run.ranks.first:
-            return {}
+        return lambda: finish(backbone, good, tested, averaged, judged)
+
+    def finish(
+        backbone: Extractor | None, good: Good, tested: Examined, averaged: AnomalyNetworks, judged: Choice
+    ) -> tuple[dict[str, Any], str]:
         methods = methods_of(cfg, averaged, names_of(cfg, cfg.comparison.baselines), good.train)
         detector, verdicts = _ship(cfg, averaged, methods, good, backbone)
         thresholds = calibrate(cfg, methods[detector], good)
@@ -89,11 +91,9 @@ def train(cfg: Config, ranks: Ranks | None = None) -> dict[str, Any]:
             maps = heat
             save_scores(folder / "test_scores.npz", scores, tested)
             final.attempt("heatmaps.png", lambda: heatmaps(folder / "heatmaps.png", maps, tested, threshold))
-        summary = run.summarize(numbers)
-    print(table(cfg, numbers, detector))
-    print(explanation(cfg, numbers, verdicts))
-    print(f"{run.directory}: summary.json, model/, plots; {summary['wall_seconds']} s")
-    return summary
+        return numbers, f"{table(cfg, numbers, detector)}\n{explanation(cfg, numbers, verdicts)}"
+
+    return course.train(run, learned, "plots", cfg.execution)
 
 
 def pretrain(cfg: Config, ranks: Ranks | None = None) -> None:
@@ -105,20 +105,21 @@ def pretrain(cfg: Config, ranks: Ranks | None = None) -> None:
             f"detector must be auto, dxmi or autoencoder for pretraining, got {cfg.detector.detector}"
         )
     run = Run(cfg, ranks, fingerprints(cfg))
-    if run.finished():
-        return
-    with run:
+
+    def learned() -> Callable[[], None]:
         backbone, good, tested, networks, _ = _prepare(run, cfg)
-        if "pretrain" in run.past:
-            print(f"{run.directory} is past its pretraining; nothing to do")
-            return
         pretrain_autoencoder(run, cfg, prepared(good.train, networks.preparation), networks)
-        if cfg.run.dry_run or not run.ranks.first:
-            return
+        return lambda: save_pretrained(backbone, good, tested, networks)
+
+    def save_pretrained(
+        backbone: Extractor | None, good: Good, tested: Examined, networks: AnomalyNetworks
+    ) -> None:
         networks.trained = choice.NETWORKS  # DxMI's energy before training
         thresholds = calibrate(cfg, methods_of(cfg, networks, ["dxmi"], None)["dxmi"], good)
         save(run.directory / "model", networks, cfg, backbone, good, tested, thresholds, "dxmi")
-        print(f"{run.directory}: pretrained; `dxmi train` with output={run.directory} resumes here")
+
+    text = "pretrained; `dxmi train` with output={directory} resumes here"
+    course.pretrain(run, learned, text, cfg.execution)
 
 
 def sample(
@@ -288,7 +289,6 @@ def _ship(
 def _prepare(run: Run, cfg: Config) -> tuple[Extractor | None, Good, Examined, AnomalyNetworks, Choice]:
     """Backbone, features, networks and the choice of preparations. Missing files and packages are reported
     here, before training."""
-    check_graph(cfg.execution, run.device, run.ranks)
     backbone = backbone_of(cfg, run.device)
     if run.ranks.first:
         print(read(cfg).lines())

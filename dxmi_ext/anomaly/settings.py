@@ -54,7 +54,7 @@ class FeatureSettings(Settings):
     )
     patch: int = setting(
         5,
-        "side of the neighbourhood over which features are averaged, an odd number; 1: no averaging",
+        "side of the neighborhood over which features are averaged, an odd number; 1: no averaging",
         minimum=1,
         maximum=99,
     )
@@ -104,7 +104,7 @@ class DetectorSettings(Settings):
     heading = "detector"
     detector: str = setting(
         "auto",
-        "method that scores: DxMI's energy, its autoencoder alone, nearest neighbours or Gaussian positions; "
+        "method that scores: DxMI's energy, its autoencoder alone, nearest neighbors or Gaussian positions; "
         "auto: the simplest of those that detect synthetic defects in held-out data best",
         choices=("auto", "dxmi", "autoencoder", "knn", "gaussian"),
     )
@@ -130,7 +130,7 @@ class ComparisonSettings(Settings):
     heading = "comparison"
     baselines: str = setting(
         "quick",
-        "methods in the table: quick: the autoencoder alone, nearest neighbours, Gaussians; tau0: also DxMI "
+        "methods in the table: quick: the autoencoder alone, nearest neighbors, Gaussians; tau0: also DxMI "
         "with tau = 0, which is trained; all: also Langevin negatives; none: DxMI and the detector alone",
         choices=("all", "tau0", "quick", "none"),
     )

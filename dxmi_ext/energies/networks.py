@@ -143,7 +143,7 @@ class Value(nn.Module):
     It is the value of a normal target, |y|^2 / (2 spread_t^2), plus a network that is 0 at first. With shares
     it interpolates between that normal value and the energy, with a learned weight for each step that starts
     at the schedule's detail. The level of each step is estimated separately (`raise_level`), since a network
-    takes thousands of steps to reach a constant in the hundreds; the interpolated energy is centred by its
+    takes thousands of steps to reach a constant in the hundreds; the interpolated energy is centered by its
     first mean, so that the level does not depend on the weight.
 
     Args:

@@ -30,7 +30,7 @@ class PolicyTrainer(DxMITrainer):
     """Trains a policy and its value on an energy without weights, and the policy's start.
 
     s_t^2 of the running cost starts at the variances of the schedule, so that the policy learns to reverse
-    its noising kernel; adaptive velocity regularisation changes it.
+    its noising kernel; adaptive velocity regularization changes it.
 
     Args:
         networks: networks whose sampler has a `Start`, and whose energy is a `TargetEnergy`.

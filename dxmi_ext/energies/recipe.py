@@ -20,7 +20,8 @@ from dxmi_ext.energies.policy import PolicyTrainer
 from dxmi_ext.energies.settings import Config, EvaluateSettings
 from dxmi_ext.energies.targets import Target
 from dxmi_ext.energies.vgs import GradientTrainer
-from dxmi_ext.engine import final
+from dxmi_ext.engine import course, final
+from dxmi_ext.engine.course import Finish
 from dxmi_ext.engine.ranks import Ranks
 from dxmi_ext.engine.run import Run
 from dxmi_ext.engine.samples import Batch
@@ -43,34 +44,32 @@ def train(cfg: Config, ranks: Ranks | None = None) -> dict[str, Any]:
         raise ConfigError(f"target_source must be null or {source}, got {cfg.target.target_source}")
     cfg.target.target_source = source
     run = Run(cfg, ranks)
-    if run.finished():
-        return {}
-    with run:
+
+    def learn() -> Finish:
         built = model.build(cfg, target, run.device)
         run.describe(built)
         if run.ranks.first:
             final.announce_missing(_NEEDS)
         trainer = _trainer(cfg, built, run)
-        run.phase(
-            cfg.chain.sampler,
-            trainer,
-            cfg.run.iterations,
-            _batches(target, run),
-            _picture(cfg, target, trainer),
-        )
-        if cfg.run.dry_run or not run.ranks.first:
-            return {}
-        chain = trainer.chain
-        model.save(run.directory / "model", chain, cfg)
-        data = samples_of(cfg, target, cfg.run.seed, run.device)
-        numbers = evaluate_chain(cfg, target, chain, data, seed=cfg.run.seed)
-        shown = None if data is None else data[0]
-        final.attempt("pictures", lambda: plots.draw(run.directory, cfg, target, chain, shown))
-        numbers["evaluations"] = float(trainer.evaluations)
-        summary = run.summarize({**model.about(cfg), **numbers})
-    print(table(cfg, numbers))
-    print(f"{run.directory}: summary.json, model/, pictures; {summary['wall_seconds']} s")
-    return summary
+        picture = _picture(cfg, target, trainer)
+        run.phase(cfg.chain.sampler, trainer, cfg.run.iterations, _batches(target, run), picture)
+        return lambda: _finish(run, cfg, target, trainer)
+
+    return course.train(run, learn, "pictures")
+
+
+def _finish(
+    run: Run, cfg: Config, target: Target, trainer: PolicyTrainer | GradientTrainer
+) -> tuple[dict[str, Any], str]:
+    """Saves and evaluates the trained chain."""
+    chain = trainer.chain
+    model.save(run.directory / "model", chain, cfg)
+    data = samples_of(cfg, target, cfg.run.seed, run.device)
+    numbers = evaluate_chain(cfg, target, chain, data, seed=cfg.run.seed)
+    shown = None if data is None else data[0]
+    final.attempt("pictures", lambda: plots.draw(run.directory, cfg, target, chain, shown))
+    numbers["evaluations"] = float(trainer.evaluations)
+    return {**model.about(cfg), **numbers}, table(cfg, numbers)
 
 
 def load(directory: Path, device: torch.device) -> tuple[Config, Chain]:

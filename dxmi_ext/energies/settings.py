@@ -24,7 +24,7 @@ class TargetSettings(Settings):
     particles: int | None = setting(
         None,
         "number of particles in x, whose energy is invariant under rotation, reflection and permutation; "
-        "their centre of mass is fixed at 0; null: x is one point",
+        "their center of mass is fixed at 0; null: x is one point",
         minimum=2,
         maximum=2**10,
     )
@@ -108,7 +108,7 @@ class PolicySettings(Settings):
     sampler_steps: int = setting(10, "number of policy steps in an iteration", minimum=1, maximum=1000)
     velocity_decay: float = setting(
         1.0,
-        "decay alpha of adaptive velocity regularisation of s_t^2, which starts at the variance of the step; "
+        "decay alpha of adaptive velocity regularization of s_t^2, which starts at the variance of the step; "
         "1: off",
         minimum=0,
         maximum=1,

@@ -26,10 +26,10 @@ Draw = Callable[[int, Tensor, int], Tensor]
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """The density exp(-E(x)) / Z on R^D, or for particles on configurations with centre of mass 0.
+    """The density exp(-E(x)) / Z on R^D, or for particles on configurations with center of mass 0.
 
     A sampler works in coordinates y of `free` dimensions, in which normal noise is isotropic: x itself, or
-    for particles coordinates in an orthonormal basis of those configurations. So the centre of mass is
+    for particles coordinates in an orthonormal basis of those configurations. So the center of mass is
     projected out exactly of noise, displacements and transition densities.
 
     Attributes:
@@ -38,7 +38,7 @@ class Target:
         particles: number of particles in x; None: x is one point.
         log_partition: log Z; None if it is unknown.
         draw: function that draws exact samples; None if there is none.
-        modes: centres [K, D] of equally likely modes.
+        modes: centers [K, D] of equally likely modes.
         mode_std: standard deviation of a mode, in each dimension.
     """
 
@@ -67,7 +67,7 @@ class Target:
         return (basis @ y.view(len(y), self.particles - 1, -1)).flatten(1)
 
     def coordinates(self, x: Tensor) -> Tensor:
-        """x [N, D] -> y [N, free]; the centre of mass is lost."""
+        """x [N, D] -> y [N, free]; the center of mass is lost."""
         if self.particles is None:
             return x
         basis = centred_basis(self.particles).to(x)
@@ -93,7 +93,7 @@ def distances(x: Tensor, particles: int) -> Tensor:
 
 
 def mixture(name: str, means: Tensor, variance: float) -> Target:
-    """Equally likely components N(mean, variance I), means [K, D]; normalised, so that log Z = 0."""
+    """Equally likely components N(mean, variance I), means [K, D]; normalized, so that log Z = 0."""
     k, dim = means.shape
     scale = math.log(k) + dim / 2 * math.log(2 * math.pi * variance)
 

@@ -26,7 +26,7 @@ def tempered(
 ) -> tuple[dict[str, float], Tensor]:
     """100 independent chains of 20 replicas. Replica k has the density N(0, std^2)^(1 - b_k)
     exp(-E / temperature)^b_k, with b_k from 0 to 1 as sin^2. A sweep is a Metropolis-adjusted Langevin step
-    of every replica, then an exchange of neighbours. The first half of the sweeps, in which the sizes of
+    of every replica, then an exchange of neighbors. The first half of the sweeps, in which the sizes of
     steps follow the acceptance, is discarded.
 
     Args:
@@ -37,7 +37,7 @@ def tempered(
         sweeps: number of sweeps, >= 2; each takes 2,000 evaluations of the energy and its gradient.
 
     Returns:
-        tempering_log_partition, from the mean density ratios of neighbours, its standard error over chains,
+        tempering_log_partition, from the mean density ratios of neighbors, its standard error over chains,
         tempering_log_partition_std, and tempering_evaluations. And up to 2,000 samples of the last replica,
         [m, D].
     """
@@ -52,7 +52,7 @@ def tempered(
     ratios = torch.full((_REPLICAS - 1, _CHAINS), -math.inf, dtype=torch.float64, device=key.device)
     for sweep in range(sweeps):
         at, accepted = walk.step(at, betas, size, 3 * sweep)
-        # log density of each replica's neighbour over its own
+        # log density of each replica's neighbor over its own
         gain = (betas[1:] - betas[:-1]) * walk.advance(at)[:-1]
         if sweep < burn:
             share = accepted.float().mean(1, keepdim=True)

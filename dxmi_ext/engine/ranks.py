@@ -8,6 +8,7 @@ does not wait for a device and notices at once that a rank has died. Imports tor
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import re
@@ -24,6 +25,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dxmi_ext.engine import sharding
 from dxmi_ext.engine.errors import UserError
+
+_NEW_NAME = "forward_sync_buffers"  # of broadcast_buffers, which newer torch warns about
+_IS_NEW = _NEW_NAME in inspect.signature(DistributedDataParallel).parameters
+_SYNC_BUFFERS = _NEW_NAME if _IS_NEW else "broadcast_buffers"
 
 PATIENCE = timedelta(seconds=60)
 """Timeout of data collectives, after which a rank fails."""
@@ -146,7 +151,8 @@ class Ranks:
             return module
         if not self.shard:
             # Buffers are constants here, so they need no broadcast at every call.
-            return DistributedDataParallel(module, broadcast_buffers=False, gradient_as_bucket_view=True)
+            options: dict[str, Any] = {_SYNC_BUFFERS: False, "gradient_as_bucket_view": True}
+            return DistributedDataParallel(module, **options)
         for p in module.parameters():
             if not sharding.is_sharded(p):
                 dist.broadcast(p.detach(), 0)

@@ -6,6 +6,8 @@ import dataclasses
 
 from dxmi_ext.engine.settings import Config, Settings, device_setting, seed_setting, setting
 
+PYTHON = "python"
+"""In config.yaml, the task of a run of `dxmi_ext.fit`, which only a script can repeat."""
 LARGEST_RUN = 10**7
 """Maximum iterations of a phase: four phases stay below the 10^8 of a checkpoint's name."""
 

@@ -16,18 +16,6 @@ from dxmi_ext.method.sampler import GaussianSampler, Timed
 
 
 @dataclasses.dataclass
-class ExportSettings(Settings):
-    """Settings of the command ``export``."""
-
-    output: str | None = setting(
-        None, "folder to create; null: RUN/diffusers, or RUN/detector for a detector", path=True
-    )
-    onnx: bool | None = setting(
-        None, "save a detector as ONNX too; null: if onnx and onnxscript are installed"
-    )
-
-
-@dataclasses.dataclass
 class ConvertSettings(Settings):
     """Settings of the command ``convert``."""
 
@@ -46,14 +34,11 @@ class ConvertSettings(Settings):
     head_channels: int = setting(64, "channels of an attention head", minimum=1, maximum=16384)
 
 
-def export(sampler: GaussianSampler, output: Path) -> str:
-    """Saves a sampler of a U-Net as a diffusers pipeline, atomically; see `dxmi_ext.pipeline`.
-
-    Returns:
-        The lines of Python that load it and sample from it.
+def check(sampler: GaussianSampler) -> UNet:
+    """The U-Net of a sampler that can be exported.
 
     Raises:
-        UserError: the output exists, or the sampler has another kind of network.
+        ConfigError: the sampler has another kind of network.
     """
     network = sampler.network
     if not (isinstance(network, Timed) and isinstance(network.network, UNet)):
@@ -61,12 +46,30 @@ def export(sampler: GaussianSampler, output: Path) -> str:
             f"RUN must have the sampler of a U-Net, got that of {type(network).__name__}, "
             "which diffusers does not know"
         )
-    unet = network.network
+    return network.network
+
+
+def export(sampler: GaussianSampler, output: Path, readme: str) -> str:
+    """Saves a sampler of a U-Net as a diffusers pipeline, atomically; see `dxmi_ext.pipeline`.
+
+    Args:
+        sampler: the sampler.
+        output: new folder.
+        readme: text of its README.md.
+
+    Returns:
+        The lines of Python that load it and sample from it.
+
+    Raises:
+        UserError: the output exists, or the sampler has another kind of network.
+    """
+    unet = check(sampler)
     folders.check_new(output)
     from dxmi_ext import pipeline
 
     with files.folder(output.resolve()) as folder:
         pipeline.save_pretrained(folder, unet.model, sampler, unet.patch)
+        (folder / "README.md").write_text(readme, encoding="utf-8")
     what = "batch_size=16" if unet.classes is None else "batch_size=2, class_labels=[0, 1]"
     return (
         "from dxmi_ext.pipeline import DxMIPipeline\n"

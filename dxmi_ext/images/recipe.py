@@ -12,9 +12,9 @@ from typing import IO, Any
 import torch
 from torch import Tensor, nn
 
-from dxmi_ext.engine import checkpoint, execution, runlog, sharding
+from dxmi_ext.engine import checkpoint, course, execution, runlog, sharding
+from dxmi_ext.engine.course import Finish
 from dxmi_ext.engine.errors import UserError
-from dxmi_ext.engine.execution import check_graph
 from dxmi_ext.engine.identity import Fingerprints, changed, data_of, fingerprint
 from dxmi_ext.engine.prefetch import Prefetcher
 from dxmi_ext.engine.ranks import Ranks
@@ -53,35 +53,23 @@ from dxmi_ext.method.trainer import DxMITrainer
 def train(cfg: Config, ranks: Ranks | None = None) -> dict[str, Any]:
     """Runs the recipe and returns the summary, on the first rank."""
     run = Run(cfg, ranks, _fingerprints(cfg))
-    if run.finished():
-        return {}
-    with run:
-        cfg, data, networks, diffusion = _prepare(run, cfg)
+
+    def learn() -> Finish:
+        resolved, data, networks, diffusion = _prepare(run, cfg)
         if run.ranks.first:
-            announce(cfg, data)
-        if cfg.run.pretrained and cfg.networks.start is None:
-            _pretrain(run, cfg, data, networks, diffusion)
-        trainer = DxMITrainer(
-            networks,
-            cfg.algorithm,
-            iterations=cfg.run.iterations,
-            seed=cfg.run.seed,
-            ranks=run.ranks,
-            langevin=cfg.langevin,
-            execution=cfg.execution,
-        )
-        with _batches(cfg, data, "dxmi", run, cfg.run.iterations) as batches:
-            picture = _picture(cfg, trainer.averaged.sampler, data)
-            run.phase("dxmi", trainer, cfg.run.iterations, batches, picture)
-        averaged = run.ranks.whole(trainer.averaged)
-        if cfg.run.dry_run or not run.ranks.first:
-            return {}
-        model.save(run.directory / "model", averaged, data, diffusion)
-        numbers = finish(run, cfg, data, averaged)
-        summary = run.summarize(numbers)
-    print(table(numbers))
-    print(f"{run.directory}: summary.json, model/, pictures; {summary['wall_seconds']} s")
-    return summary
+            announce(resolved, data)
+        if resolved.run.pretrained and resolved.networks.start is None:
+            _pretrain(run, resolved, data, networks, diffusion)
+        averaged = run.ranks.whole(_train(run, resolved, data, networks))
+
+        def finish_run() -> tuple[dict[str, Any], str]:
+            model.save(run.directory / "model", averaged, data, diffusion)
+            numbers = finish(run, resolved, data, averaged)
+            return numbers, table(numbers)
+
+        return finish_run
+
+    return course.train(run, learn, "pictures", cfg.execution)
 
 
 def pretrain(cfg: Config, ranks: Ranks | None = None) -> None:
@@ -92,22 +80,20 @@ def pretrain(cfg: Config, ranks: Ranks | None = None) -> None:
             f"{cfg.run.pretrained}"
         )
     run = Run(cfg, ranks, _fingerprints(cfg))
-    if run.finished():
-        return
-    with run:
-        cfg, data, networks, diffusion = _prepare(run, cfg)
-        if "pretrain" in run.past:
-            print(f"{run.directory} is past its pretraining; nothing to do")
-            return
-        _pretrain(run, cfg, data, networks, diffusion)
-        networks = run.ranks.whole(networks)
-        if cfg.run.dry_run or not run.ranks.first:
-            return
-        model.save(run.directory / "model", networks, data, diffusion)
-        draw_samples(run.directory / "samples.png", cfg, networks.sampler, data.classes)
-        print(
-            f"{run.directory}: pretrained, model/; `dxmi train` with start={run.directory} continues from it"
-        )
+
+    def learn() -> Callable[[], None]:
+        resolved, data, networks, diffusion = _prepare(run, cfg)
+        _pretrain(run, resolved, data, networks, diffusion)
+        whole = run.ranks.whole(networks)
+
+        def save() -> None:
+            model.save(run.directory / "model", whole, data, diffusion)
+            draw_samples(run.directory / "samples.png", resolved, whole.sampler, data.classes)
+
+        return save
+
+    text = "pretrained, model/; `dxmi train` with start={directory} continues from it"
+    course.pretrain(run, learn, text, cfg.execution)
 
 
 def sample(
@@ -193,7 +179,6 @@ def read(cfg: Config) -> Overview:
 def _prepare(run: Run, cfg: Config) -> tuple[Config, ImageData, Networks, DDPM | EDM]:
     """The settings with a resolved start, the data, the networks, and the diffusion of the sampler's network.
     Missing packages and files are reported here, before training."""
-    check_graph(cfg.execution, run.device, run.ranks)
     if run.ranks.first:
         print(read(cfg).lines())
     data = load_data(cfg)
@@ -235,6 +220,23 @@ def _classes(cfg: Config, data: ImageData) -> int | None:
             f"conditional must be false for images without classes ({cfg.source.data}), got true"
         )
     return data.classes
+
+
+def _train(run: Run, cfg: Config, data: ImageData, networks: Networks) -> Networks:
+    """Trains by DxMI and returns the averaged networks."""
+    trainer = DxMITrainer(
+        networks,
+        cfg.algorithm,
+        iterations=cfg.run.iterations,
+        seed=cfg.run.seed,
+        ranks=run.ranks,
+        langevin=cfg.langevin,
+        execution=cfg.execution,
+    )
+    with _batches(cfg, data, "dxmi", run, cfg.run.iterations) as batches:
+        picture = _picture(cfg, trainer.averaged.sampler, data)
+        run.phase("dxmi", trainer, cfg.run.iterations, batches, picture)
+    return trainer.averaged
 
 
 def _pretrain(run: Run, cfg: Config, data: ImageData, networks: Networks, diffusion: DDPM | EDM) -> None:

@@ -86,7 +86,7 @@ class Costs:
             self.temperature.at(done)
 
     def adapt(self, sq_displacement: Tensor, data: Tensor, samples: Tensor) -> dict[str, Tensor]:
-        """Adaptive velocity regularisation, and a step of the temperature; in place.
+        """Adaptive velocity regularization, and a step of the temperature; in place.
 
         Args:
             sq_displacement: [T], mean over all ranks for each step of the chain in use.

@@ -1,4 +1,4 @@
-"""Importance weights of a sampler's paths: log Z of an energy, so its normalised density.
+"""Importance weights of a sampler's paths: log Z of an energy, so its normalized density.
 
 log w = -E(x_T) / w' + sum_t [log q(x_t | x_{t+1}) - log pi(x_{t+1} | x_t)] - log pi_0(x_0) with the density's
 temperature w'. The mean of w over paths of pi is Z, whatever the Gaussian backward kernels q. Imports torch,
@@ -110,7 +110,7 @@ def log_partition(
 
     Of several backward kernels, the one with the largest effective sample size on separate paths is used: the
     given ones; ``velocity``, N(x_{t+1}, s_t^2) with s_t^2 the mean squared
-    displacement of each step, as adaptive velocity regularisation finds it; ``fitted``, N(a_t x_{t+1}, b_t^2)
+    displacement of each step, as adaptive velocity regularization finds it; ``fitted``, N(a_t x_{t+1}, b_t^2)
     by least squares.
 
     Args:

@@ -59,10 +59,10 @@ class Temperature:
 
 
 def entropy_gap(data: Tensor, samples: Tensor) -> Tensor:
-    """H(data) - H(samples) in nats per dimension, a scalar, from nearest-neighbour distances (Kozachenko &
+    """H(data) - H(samples) in nats per dimension, a scalar, from nearest-neighbor distances (Kozachenko &
     Leonenko 1987); with the same number of rows, the other terms of the estimate cancel.
 
-    Neighbours are searched in groups of about 128 rows, whatever the batch size. This ignores finer structure
+    Neighbors are searched in groups of about 128 rows, whatever the batch size. This ignores finer structure
     on purpose: tau would fall to 0 for a sampler that cannot resolve it.
 
     Args:

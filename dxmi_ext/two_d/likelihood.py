@@ -1,4 +1,4 @@
-"""The energy that a 2D run has learned as a normalised density: log Z, and the log-likelihood of test data.
+"""The energy that a 2D run has learned as a normalized density: log Z, and the log-likelihood of test data.
 
 Imports torch, the engine and the method.
 """

@@ -12,8 +12,8 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-from dxmi_ext.engine import checkpoint, execution, final
-from dxmi_ext.engine.execution import check_graph
+from dxmi_ext.engine import checkpoint, course, execution, final
+from dxmi_ext.engine.course import Finish
 from dxmi_ext.engine.ranks import Ranks
 from dxmi_ext.engine.run import Run
 from dxmi_ext.engine.samples import Batch
@@ -35,10 +35,8 @@ _NEEDS = {"sklearn": "entropy_excess and coverage", "matplotlib": "pictures"}
 def train(cfg: Config, ranks: Ranks | None = None) -> dict[str, Any]:
     """Runs the recipe and returns the summary, on the first rank."""
     run = Run(cfg, ranks)
-    if run.finished():
-        return {}
-    check_graph(cfg.execution, run.device, run.ranks)
-    with run:
+
+    def learn() -> Finish:
         networks, schedule = build(cfg, run.device)
         run.describe(networks)
         if run.ranks.first:
@@ -49,16 +47,9 @@ def train(cfg: Config, ranks: Ranks | None = None) -> dict[str, Any]:
         picture = _picture(cfg, trainer.averaged, trained=True)
         run.phase(phase, trainer, cfg.run.iterations, _batches(cfg, "dxmi", run), picture)
         averaged = run.ranks.whole(trainer.averaged)
-        if cfg.run.dry_run or not run.ranks.first:
-            return {}
-        tau_factor = trainer.costs.tau_factor if isinstance(trainer, DxMITrainer) else 1.0
-        model.save(run.directory / "model", averaged, cfg, tau_factor)
-        numbers = evaluate_networks(cfg, averaged, seed=cfg.run.seed, tau_factor=tau_factor)
-        final.attempt("pictures", lambda: draw_pictures(run.directory, cfg, averaged))
-        summary = run.summarize({"samples": samples_of(cfg), **numbers})
-    print(table(cfg, numbers))
-    print(f"{run.directory}: summary.json, model/, pictures; {summary['wall_seconds']} s")
-    return summary
+        return lambda: _finish(run, cfg, trainer, averaged)
+
+    return course.train(run, learn, "pictures", cfg.execution)
 
 
 def pretrain(cfg: Config, ranks: Ranks | None = None) -> None:
@@ -66,20 +57,16 @@ def pretrain(cfg: Config, ranks: Ranks | None = None) -> None:
     if not cfg.run.pretrained:
         raise ConfigError("pretrained must be true for pretraining alone, got false")
     run = Run(cfg, ranks)
-    if run.finished():
-        return
-    with run:
+
+    def learn() -> Callable[[], None]:
         networks, schedule = build(cfg, run.device)
-        if "pretrain" in run.past:
-            print(f"{run.directory} is past its pretraining; nothing to do")
-            return
         run.describe(networks)
         _pretrain(run, cfg, networks, schedule)
-        networks = run.ranks.whole(networks)
-        if cfg.run.dry_run or not run.ranks.first:
-            return
-        model.save(run.directory / "model", networks, cfg)
-        print(f"{run.directory}: pretrained; `dxmi train` with output={run.directory} continues from here")
+        whole = run.ranks.whole(networks)
+        return lambda: model.save(run.directory / "model", whole, cfg)
+
+    text = "pretrained; `dxmi train` with output={directory} continues from here"
+    course.pretrain(run, learn, text, cfg.execution)
 
 
 def sample(
@@ -109,6 +96,17 @@ def evaluate(directory: Path, settings: EvaluateSettings, device: torch.device) 
     numbers = evaluate_networks(cfg, networks, **options)
     lines = [table(cfg, numbers), *([likelihood.table(density)] if density else [])]
     return numbers | density, "\n".join(lines)
+
+
+def _finish(
+    run: Run, cfg: Config, trainer: DxMITrainer | LangevinTrainer, averaged: Networks
+) -> tuple[dict[str, Any], str]:
+    """Saves and evaluates the averaged networks."""
+    tau_factor = trainer.costs.tau_factor if isinstance(trainer, DxMITrainer) else 1.0
+    model.save(run.directory / "model", averaged, cfg, tau_factor)
+    numbers = evaluate_networks(cfg, averaged, seed=cfg.run.seed, tau_factor=tau_factor)
+    final.attempt("pictures", lambda: draw_pictures(run.directory, cfg, averaged))
+    return {"samples": samples_of(cfg), **numbers}, table(cfg, numbers)
 
 
 def _pretrain(run: Run, cfg: Config, networks: Networks, schedule: Schedule) -> None:

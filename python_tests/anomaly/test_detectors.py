@@ -246,7 +246,7 @@ def test_x_0_is_data_perturbed_in_the_latents_of_the_pretrained_autoencoder() ->
         for p in energy.parameters():
             p.add_(0.01 * torch.randn_like(p))
     before = made.sampler.initial(120, KEY, data=data)
-    start.copy_from(energy.autoencoder)
+    start.autoencoder.load_state_dict(energy.autoencoder.state_dict())
     after = made.sampler.initial(120, KEY, data=data)
     torch.testing.assert_close(after, energy.autoencoder(data))
     assert not torch.allclose(before, after)
@@ -274,7 +274,7 @@ def test_dxmi_trains_on_positions() -> None:
     pretrainer = ReconstructionPretrainer(energy.autoencoder, lr=3e-3, iterations=100)
     losses = [float(pretrainer.step(maps.batch(i, 60))["loss"]) for i in range(100)]
     assert np.mean(losses[-10:]) < 0.25 * losses[0]
-    made.sampler.start.copy_from(energy.autoencoder)  # type: ignore[operator]
+    made.sampler.start.autoencoder.load_state_dict(energy.autoencoder.state_dict())  # type: ignore[union-attr]
     started: list[Tensor] = []
     made.sampler.start.register_forward_pre_hook(lambda _, inputs: started.append(inputs[0]))
     assert not any(p.requires_grad for p in made.sampler.start.parameters())
@@ -378,18 +378,16 @@ def test_detectors_find_a_position_that_is_off() -> None:
     train, test = on_sphere(), on_sphere(6, seed=1)
     test.maps[2, 1, 0] = np.eye(DIM)[4]
     torch.manual_seed(0)
-    autoencoder = detectors.AutoencoderDetector(
-        SphereAutoencoder(DIM, 3, 32, 2), iterations=60, batch_size=60, lr=3e-3
-    )
-    for detector in (autoencoder, NearestNeighbours(share=0.2), GaussianPositions(dims=None)):
+    autoencoder = SphereAutoencoder(DIM, 3, 32, 2)
+    pretrainer = ReconstructionPretrainer(autoencoder, lr=3e-3, iterations=60)
+    for i in range(60):
+        pretrainer.step(train.batch(i, 60))
+    learned = detectors.EnergyDetector(AutoencoderEnergy(autoencoder), chunk=5)
+    for detector in (learned, NearestNeighbours(share=0.2), GaussianPositions(dims=None)):
         detector.fit(train)
         scores = detector.score(test)
         assert scores.shape == (6, 2, 3) and scores.dtype == torch.float32
         assert int(detectors.detect(scores).argmax()) == 2, type(detector).__name__
-    energy = AutoencoderEnergy(autoencoder.autoencoder)
-    torch.testing.assert_close(
-        detectors.EnergyDetector(energy, chunk=5).score(test), autoencoder.score(test), atol=1e-5, rtol=1e-4
-    )
 
 
 def test_localisation_upsamples_and_smooths() -> None:

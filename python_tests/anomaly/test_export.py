@@ -14,6 +14,7 @@ from dxmi_ext import cli, tasks
 from dxmi_ext.anomaly import backbones, export
 from dxmi_ext.anomaly.networks import AutoencoderEnergy, SphereAutoencoder
 from dxmi_ext.anomaly.scoring import Scorer
+from dxmi_ext.anomaly.settings import Config
 
 pytest.importorskip("yaml")
 
@@ -46,8 +47,8 @@ def pictures(n: int) -> Tensor:
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "run/model").mkdir(parents=True)
-    (tmp_path / "run/config.yaml").touch()
-    task = SimpleNamespace(load_scorer=lambda directory, device: scorer().to(device))
+    (tmp_path / "run/config.yaml").write_text("recipe: anomaly\ntask: anomaly\n")
+    task = SimpleNamespace(load_scorer=lambda directory, device: scorer().to(device), Config=Config)
     monkeypatch.setattr(tasks, "task_of", lambda _: task)
     return tmp_path / "run"
 
@@ -67,6 +68,9 @@ def test_an_exported_detector_gives_the_scorers_scores(run: Path, capsys: pytest
     about = json.loads((run / "detector/detector.json").read_text())
     assert about["images"] == {"dtype": "uint8", "shape": ["n", 3, 16, 16], "channels": "RGB"}
     assert (about["threshold"], about["pixel_threshold"], about["top_share"]) == (2.5, 1.5, 0.2)
+    card = (run / "detector/README.md").read_text(encoding="utf-8")
+    assert "- image-anomaly-detection\n" in card and "a score above 2.5 is anomalous" in card
+    assert "torch.export.load('detector.pt2')" in card and str(run) not in card
     assert cli.main(["export", str(run), "onnx=false"]) == 2
     assert "output must be a new or empty folder" in capsys.readouterr().err
 

@@ -233,7 +233,7 @@ def test_a_run_beats_chance(run: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert numbers["image_auroc"] > 0.9 and numbers["autoencoder_image_auroc"] > 0.9
     assert "pixel_auroc" not in numbers
     again, table = anomaly.evaluate(run, anomaly.EvaluateSettings(), torch.device("cpu"))
-    assert again["image_auroc"] == numbers["image_auroc"] and "nearest neighbours" in table
+    assert again["image_auroc"] == numbers["image_auroc"] and "nearest neighbors" in table
     assert cli.main(["sample", str(run), "n=5", f"output={tmp_path}/s.npz"]) == 0
     assert np.load(tmp_path / "s.npz")["samples"].shape == (5, D + 1)
     x = np.insert(rows(), 2, 0.5, axis=1)

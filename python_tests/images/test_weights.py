@@ -19,7 +19,7 @@ def test_they_are_small_and_have_cards() -> None:
     assert sum(path.stat().st_size for path in files) <= 8e6
     for folder in tasks.shipped().values():
         card = (folder / "README.md").read_text(encoding="utf-8")
-        assert "licence" in card and "Made by: `dxmi " in card
+        assert "license" in card and "Made by: `dxmi " in card
 
 
 @pytest.mark.parametrize("name", tasks.shipped())

@@ -1,0 +1,75 @@
+"""The course of a recipe's run: training, or pretraining alone. Imports the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from dxmi_ext.engine.execution import ExecutionSettings, check_graph
+from dxmi_ext.engine.run import Run
+
+Finish = Callable[[], tuple[dict[str, Any], str]]
+"""Saves and evaluates the trained networks; returns the numbers for summary.json, and a text to print."""
+
+
+def train(
+    run: Run, learn: Callable[[], Finish], made: str, execution: ExecutionSettings | None = None
+) -> dict[str, Any]:
+    """Carries out a run, unless it is finished.
+
+    Args:
+        run: the run, which is opened here.
+        learn: builds and trains the networks; on all ranks. What it returns is called on the first rank
+            only, and not in a dry run.
+        made: names of what the run's folder gets beside summary.json and model/.
+        execution: settings that are checked first, if the task has them.
+
+    Returns:
+        The summary; empty if the run was finished already, in a dry run, and on ranks other than the first.
+
+    Raises:
+        ConfigError: see `check_graph`; and what ``learn`` and `Run` raise.
+    """
+    if run.finished():
+        return {}
+    if execution is not None:
+        check_graph(execution, run.device, run.ranks)
+    with run:
+        finish = learn()
+        if run.settings.dry_run or not run.ranks.first:
+            return {}
+        numbers, text = finish()
+        summary = run.summarize(numbers)
+    print(text)
+    print(f"{run.directory}: summary.json, model/, {made}; {summary['wall_seconds']} s")
+    return summary
+
+
+def pretrain(
+    run: Run,
+    learn: Callable[[], Callable[[], None]],
+    text: str,
+    execution: ExecutionSettings | None = None,
+) -> None:
+    """Carries out the pretraining of a run alone, unless it is past that.
+
+    Args:
+        run: the run, which is opened here.
+        learn: builds and pretrains the networks; on all ranks. What it returns saves them; it is called on
+            the first rank only, and not in a dry run.
+        text: what to print at the end, after the run's folder, which replaces {directory} in it.
+        execution: settings that are checked first, if the task has them.
+    """
+    if run.finished():
+        return
+    if execution is not None:
+        check_graph(execution, run.device, run.ranks)
+    with run:
+        if "pretrain" in run.past:
+            print(f"{run.directory} is past its pretraining; nothing to do")
+            return
+        save = learn()
+        if run.settings.dry_run or not run.ranks.first:
+            return
+        save()
+        print(f"{run.directory}: {text.format(directory=run.directory)}")
