@@ -25,7 +25,6 @@ from torch.nn import functional as F
 
 from dxmi_ext import ops
 from dxmi_ext.engine.calls import call
-from dxmi_ext.method.lengths import MultiLengthSampler, lengths_of
 from dxmi_ext.method.sampler import GaussianSampler, Timed, per_row
 from dxmi_ext.method.schedules import Schedule
 
@@ -105,10 +104,10 @@ class DxMIScheduler(SchedulerMixin, ConfigMixin):
                 f"sampler must have a Timed network, got {type(sampler.network).__name__}, "
                 "which diffusers cannot express"
             )
-        if isinstance(sampler, MultiLengthSampler) or sampler.start is not None:
+        if type(sampler) is not GaussianSampler or sampler.start is not None:
             raise ValueError(
                 "sampler must have one length and start from noise, got "
-                f"lengths={lengths_of(sampler)}, start={sampler.start}"
+                f"{type(sampler).__name__}, start={sampler.start}"
             )
         coefs = (sampler.sample_coef, sampler.output_coef, sampler.log_std.detach())
         tables = (*coefs, sampler.network.time, sampler.network.input_scale)

@@ -563,13 +563,7 @@ def test_one_run_samples_with_any_of_its_lengths(tmp_path: Path, capsys: pytest.
 def test_a_run_of_levels_samples_with_any_number_of_steps(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked = [
-        "lengths=2,5",
-        "step_input=levels",
-        "length_draw=short",
-        "level_jitter=.5",
-        "untrained_lengths=3",
-    ]
+    asked = ["lengths=2,5", "step_input=levels", "length_draw=short", "untrained_lengths=3"]
     assert train(tmp_path / "run", *asked) == 0
     summary = read(tmp_path / "run" / "summary.json")
     assert {f"sliced_wasserstein_t{steps}" for steps in (2, 3, 5)} < summary.keys()
@@ -578,7 +572,6 @@ def test_a_run_of_levels_samples_with_any_number_of_steps(
     for arguments, says in (
         (["untrained_lengths=3"], "untrained_lengths must be null with step_input=index, got 3"),
         ([*asked, "untrained_lengths=2"], "untrained_lengths must be distinct numbers of steps <= 1000"),
-        (["level_jitter=1"], "level_jitter must be 0 except with step_input=levels"),
     ):
         assert cli.main(["train", "8gaussians", *arguments]) == 2 and says in capsys.readouterr().err
 

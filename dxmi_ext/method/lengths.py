@@ -29,7 +29,7 @@ class MultiLengthSampler(GaussianSampler):
 
     Attributes:
         steps: T of the current chain.
-        favors_short: whether training draws T in proportion to 1 / T; False: each as often.
+        favors_short: whether training draws T in proportion to 1 / T^2; False: each as often.
     """
 
     favors_short = False
@@ -76,22 +76,15 @@ class AnyLengthSampler(MultiLengthSampler):
 
     Args:
         network, data_shape, start: see `GaussianSampler`.
-        schedule_of: T -> the schedule of a chain of so many steps; with ``level_jitter`` also (T, places [T])
-            -> one with levels at these places from 0, the first level, to 1, the last.
+        schedule_of: T -> the schedule of a chain of so many steps.
         lengths: T of each chain to train; `use` adds others.
         levels: levels of these chains, shared with the networks.
-
-    Attributes:
-        level_jitter: standard deviation of the log distance between levels in training, by which the network
-            learns steps that no chain has with evenly spaced levels; 0: levels are fixed.
     """
-
-    level_jitter = 0.0
 
     def __init__(
         self,
         network: nn.Module,
-        schedule_of: Callable[..., Schedule],
+        schedule_of: Callable[[int], Schedule],
         data_shape: Sequence[int],
         lengths: Sequence[int],
         levels: StepLevels,
@@ -104,7 +97,7 @@ class AnyLengthSampler(MultiLengthSampler):
         self.std_offset = LevelFunction(1)
         for name in ("sample_coef", "output_coef"):
             self.register_buffer(name, getattr(self, name), persistent=False)
-        self._last_offset = 1.0
+        self._last_is_fixed = False
 
     def _start_log_std(self, values: Tensor) -> None:
         self.schedule_log_std: Tensor
@@ -114,15 +107,15 @@ class AnyLengthSampler(MultiLengthSampler):
     def log_std(self) -> Tensor:  # type: ignore[override]
         """log sigma of the steps of all chains, [sum of lengths]."""
         offset = self.std_offset(self.levels.inputs[:-1])[:, 0]
-        if self._last_offset != 1.0:
-            offset = torch.where(self.following == self.end, self._last_offset * offset, offset)
+        if self._last_is_fixed:
+            offset = offset.masked_fill(self.following == self.end, 0)
         return self.schedule_log_std + offset
 
     def std_weights(self) -> list[nn.Parameter]:
         return list(self.std_offset.parameters())
 
     def fix_last_std(self) -> None:
-        self._last_offset = 0.0
+        self._last_is_fixed = True
 
     def use(self, steps: int) -> None:
         """Sets the number of steps of the chains from here on; a new one adds its chain to the tables.
@@ -133,16 +126,6 @@ class AnyLengthSampler(MultiLengthSampler):
         if steps not in self.lengths:
             self._add(steps)
         super().use(steps)
-
-    def move_levels(self, draws: random.Random) -> None:
-        """Draws the inner levels of the current chain, in place."""
-        gaps = torch.tensor([math.exp(draws.gauss(0, self.level_jitter)) for _ in range(self.steps - 1)])
-        places = nn.functional.pad(gaps.double().cumsum(0) / gaps.sum(), (1, 0))
-        schedule = self.schedule_of(self.steps, places)
-        self.levels.set(self.rows, schedule)
-        self.sample_coef[self.rows] = schedule.sample_coef.to(self.sample_coef)
-        self.output_coef[self.rows] = schedule.output_coef.to(self.output_coef)
-        self.schedule_log_std[self.rows] = schedule.log_std.to(self.schedule_log_std)
 
     def _add(self, steps: int) -> None:
         schedule = self.schedule_of(steps)
@@ -167,10 +150,11 @@ class StepLevels(nn.Module):
     Attributes:
         inputs: [steps of all chains + 1, INPUTS], all 0 at the end. For each step: 1; the log of its level
             sigma = noise / signal, scaled to -1 .. 1 over the chains given here; the ratio of the next level
-            to it; and sinusoids of both.
+            to it; sinusoids of both; and log10 T, for a last step has the same levels in a short chain, which
+            has to move further, as in a long one.
     """
 
-    INPUTS = 7
+    INPUTS = 8
 
     def __init__(self, chains: Sequence[Schedule]) -> None:
         super().__init__()
@@ -183,19 +167,14 @@ class StepLevels(nn.Module):
 
     def add(self, schedule: Schedule) -> None:
         """Adds the steps of a chain, before the end."""
-        self.inputs = torch.cat((self.inputs[:-1], self._of(schedule), self.inputs[-1:]))
-
-    def set(self, rows: slice, schedule: Schedule) -> None:
-        """Replaces the steps of a chain, in place."""
-        self.inputs[rows] = self._of(schedule)
-
-    def _of(self, schedule: Schedule) -> Tensor:
         level = _levels(schedule)
         ratio = torch.cat((level[1:], level.new_zeros(1))) / level
         place = (2 * level.log() - self.low - self.high) / max(self.high - self.low, 1e-6)
         angles = torch.pi * torch.stack((place / 2, place, ratio))
         waves = *angles[:2].sin(), *angles[1:].cos()
-        return torch.stack((torch.ones_like(level), place, ratio, *waves), dim=1).to(self.inputs)
+        length = torch.full_like(level, math.log10(len(level)))
+        rows = torch.stack((torch.ones_like(level), place, ratio, *waves, length), dim=1)
+        self.inputs = torch.cat((self.inputs[:-1], rows.to(self.inputs), self.inputs[-1:]))
 
 
 class LevelFunction(nn.Module):
@@ -228,11 +207,9 @@ def draw_length(sampler: GaussianSampler, seed: int, iteration: int) -> None:
         return
     draws, lengths = random.Random(f"{seed} {iteration}"), sampler.lengths
     if sampler.favors_short:
-        sampler.use(draws.choices(lengths, [1 / steps for steps in lengths])[0])
+        sampler.use(draws.choices(lengths, [steps**-2 for steps in lengths])[0])
     else:
         sampler.use(draws.choice(lengths))
-    if isinstance(sampler, AnyLengthSampler) and sampler.level_jitter and sampler.steps > 1:
-        sampler.move_levels(draws)
 
 
 def _levels(schedule: Schedule) -> Tensor:

@@ -55,9 +55,7 @@ def _of_levels(cfg: Config, chains: Sequence[schedules.Schedule]) -> Networks:
     network = LevelSamplerMLP(levels, 2, *_of_sampler(sizes))
     value, energy = _values(sizes, lambda: LevelValueMLP(levels, 2, *_of_value(sizes)))
     schedule = functools.partial(schedule_of, cfg)
-    sampler = AnyLengthSampler(network, schedule, (2,), cfg.chain.all_steps, levels)
-    sampler.level_jitter = cfg.chain.level_jitter
-    return Networks(sampler, value, energy)
+    return Networks(AnyLengthSampler(network, schedule, (2,), cfg.chain.all_steps, levels), value, energy)
 
 
 def _values(sizes: NetworkSettings, of_steps: Callable[[], nn.Module]) -> tuple[nn.Module, nn.Module | None]:
@@ -115,8 +113,8 @@ def chains(cfg: Config) -> Langevin:
     return dataclasses.replace(Langevin.of(cfg.langevin, cfg.algorithm.tau), steps=steps)
 
 
-def schedule_of(cfg: Config, steps: int, places: Tensor | None = None) -> schedules.Schedule:
-    """That of a chain of so many steps; with variance_exploding also with levels at `places`, [steps]."""
+def schedule_of(cfg: Config, steps: int) -> schedules.Schedule:
+    """That of a chain of so many steps."""
     chain = cfg.chain
     if chain.schedule == "ddpm":
         return schedules.ddpm(schedules.make_betas(steps=steps), min_std=chain.min_std)
@@ -129,4 +127,4 @@ def schedule_of(cfg: Config, steps: int, places: Tensor | None = None) -> schedu
     }
     if chain.schedule == "edm":
         return schedules.edm(steps, sigma_data=SIGMA_DATA, **levels)
-    return schedules.variance_exploding(steps, places=places, **levels)
+    return schedules.variance_exploding(steps, **levels)

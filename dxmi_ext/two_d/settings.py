@@ -41,15 +41,8 @@ class ChainSettings(Settings):
     length_draw: str = setting(
         "uniform",
         "how each iteration draws one of several lengths T: uniform: all as often; short: in proportion to "
-        "1 / T, which suits step_input=levels",
+        "1 / T^2, which suits step_input=levels",
         choices=("uniform", "short"),
-    )
-    level_jitter: float = setting(
-        0.0,
-        "standard deviation of the log distance between noise levels in training with step_input=levels, "
-        "which helps at untrained numbers of steps; 0: levels are fixed",
-        minimum=0,
-        maximum=3,
     )
     schedule: str = setting(
         "variance_exploding",
@@ -178,11 +171,6 @@ class Config(RunnableConfig):
                 s.untrained_lengths is None
                 or (bool(s.all_untrained) and not {*s.all_untrained} & {*s.all_steps})
             ),
-        ),
-        Rule(
-            "level_jitter must be 0 except with step_input=levels and schedule=variance_exploding, got "
-            "{level_jitter}",
-            lambda s: not s.level_jitter or (s.step_input, s.schedule) == ("levels", "variance_exploding"),
         ),
         Rule(
             "untrained_lengths must be null with step_input={step_input}, got {untrained_lengths}",

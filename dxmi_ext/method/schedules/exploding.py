@@ -11,13 +11,7 @@ from dxmi_ext.method.schedules.tables import Schedule, check_fraction, check_ste
 
 
 def variance_exploding(
-    steps: int,
-    *,
-    sigma_max: float,
-    sigma_min: float,
-    min_std: float = 0.05,
-    prediction: str = "eps",
-    places: Tensor | None = None,
+    steps: int, *, sigma_max: float, sigma_min: float, min_std: float = 0.05, prediction: str = "eps"
 ) -> Schedule:
     """Ancestral sampling on geometric noise levels sigma_max .. sigma_min, 0.
 
@@ -26,15 +20,10 @@ def variance_exploding(
         sigma_max, sigma_min: noise levels of the sample at the first and at the last step.
         min_std: lower bound of the posterior's standard deviation, which is 0 at the last step.
         prediction: what the network predicts; see `from_levels`.
-        places: of the levels between log sigma_max (0) and log sigma_min (1), ascending [T]; None: evenly
-            spaced.
     """
     check_steps(steps)
     _check_sigmas(sigma_min, sigma_max)
-    if places is None:
-        sigmas = torch.linspace(math.log(sigma_max), math.log(sigma_min), steps, dtype=torch.float64).exp()
-    else:
-        sigmas = sigma_max * (sigma_min / sigma_max) ** places.double()
+    sigmas = torch.linspace(math.log(sigma_max), math.log(sigma_min), steps, dtype=torch.float64).exp()
     return _ancestral(_with_zero(sigmas), sigma_max, min_std=min_std, prediction=prediction)
 
 
