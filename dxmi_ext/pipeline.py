@@ -104,10 +104,10 @@ class DxMIScheduler(SchedulerMixin, ConfigMixin):
                 f"sampler must have a Timed network, got {type(sampler.network).__name__}, "
                 "which diffusers cannot express"
             )
-        if len(sampler.lengths) > 1 or sampler.start is not None:
+        if type(sampler) is not GaussianSampler or sampler.start is not None:
             raise ValueError(
                 "sampler must have one length and start from noise, got "
-                f"lengths={sampler.lengths}, start={sampler.start}"
+                f"{type(sampler).__name__}, start={sampler.start}"
             )
         coefs = (sampler.sample_coef, sampler.output_coef, sampler.log_std.detach())
         tables = (*coefs, sampler.network.time, sampler.network.input_scale)

@@ -561,6 +561,22 @@ def test_one_run_samples_with_any_of_its_lengths(tmp_path: Path, capsys: pytest.
         assert cli.main(arguments) == 2 and says in capsys.readouterr().err
 
 
+def test_a_run_of_levels_samples_with_any_number_of_steps(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["lengths=2,5", "step_input=levels", "length_draw=short", "untrained_lengths=3"]
+    assert train(tmp_path / "run", *asked) == 0
+    summary = read(tmp_path / "run" / "summary.json")
+    assert {f"sliced_wasserstein_t{steps}" for steps in (2, 3, 5)} < summary.keys()
+    five, seven = (draw(tmp_path / "run", tmp_path / "a.npz", "n=20", f"steps={steps}") for steps in (5, 7))
+    assert np.isfinite(seven).all() and not np.allclose(five, seven, atol=0.1)
+    for arguments, says in (
+        (["untrained_lengths=3"], "untrained_lengths must be null with step_input=index, got 3"),
+        ([*asked, "untrained_lengths=2"], "untrained_lengths must be distinct numbers of steps <= 1000"),
+    ):
+        assert cli.main(["train", "8gaussians", *arguments]) == 2 and says in capsys.readouterr().err
+
+
 def test_labels_are_one_some_in_turn_or_random() -> None:
     key = noise.Draws(0, "test", ["labels"]).at(0)["labels"]
 

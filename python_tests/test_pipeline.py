@@ -16,6 +16,7 @@ import torch
 from dxmi_ext import ops
 from dxmi_ext.images.unet import UNet
 from dxmi_ext.method import schedules
+from dxmi_ext.method.lengths import MultiLengthSampler
 from dxmi_ext.method.sampler import Clipped, GaussianSampler, Timed
 from dxmi_ext.method.schedules import Schedule
 
@@ -229,7 +230,7 @@ def test_bad_input() -> None:
     with pytest.raises(TypeError, match="sampler must have a Timed network, got Clipped"):
         DxMIScheduler.from_sampler(GaussianSampler(clipped, schedule, SHAPE))
     for other in (
-        GaussianSampler(network, schedule, SHAPE, lengths=[1, 3]),
+        MultiLengthSampler(network, schedule, SHAPE, [1, 3]),
         GaussianSampler(network, schedule, SHAPE, start=torch.nn.Identity()),
     ):
         with pytest.raises(ValueError, match="sampler must have one length and start from noise, got"):

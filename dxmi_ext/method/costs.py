@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dxmi_ext import ops
 from dxmi_ext.engine.ranks import Ranks
+from dxmi_ext.method.lengths import lengths_of
 from dxmi_ext.method.sampler import GaussianSampler
 from dxmi_ext.method.settings import DxMISettings
 from dxmi_ext.method.temperature import Temperature
@@ -45,7 +46,7 @@ class Costs:
         self._taus = {loss: taus(settings, loss, dim) for loss in ("value", "sampler")}
         log_std = sampler.log_std.detach()
         self.velocity_var = (2 * log_std).exp()  # s_t^2 starts at sigma_t^2
-        tables = [time_costs(settings.time_cost, steps) for steps in sampler.lengths]
+        tables = [time_costs(settings.time_cost, steps) for steps in lengths_of(sampler)]
         self.time_cost = torch.cat(tables).to(log_std)
         self.temperature: Temperature | None = None
         if settings.tau_rate:
@@ -95,7 +96,7 @@ class Costs:
         Returns:
             The metrics to log.
         """
-        velocity_var = self.velocity_var.narrow(0, self._sampler.first, self._sampler.steps)
+        velocity_var = self.velocity_var[self._sampler.rows]  # a view
         moved = torch.where(
             sq_displacement < math.inf, sq_displacement, velocity_var
         )  # NaN would never leave the average

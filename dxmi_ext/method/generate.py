@@ -43,7 +43,9 @@ class SampleSettings(Settings):
         None, "batch size of each rank; null: by the size of a sample, at most 4096", minimum=1
     )
     steps: int | None = setting(
-        None, "number of steps T, for a sampler of several lengths; null: the run's steps", minimum=1
+        None,
+        "number of steps T, for a sampler of several lengths or any; null: the run's steps",
+        minimum=1,
     )
     guidance: float = setting(0.0, "scale lambda of value guidance; at most .5 in the paper", minimum=0)
     labels: str | None = setting(
@@ -75,7 +77,7 @@ def batches(
         guidance: scale lambda of value guidance (DxMI, sec. 4); 0: no guidance.
         labels: text for `read_labels`; None: uniform if there are classes.
         classes: number of classes; None: the networks take no labels.
-        steps: T, one of the sampler's ``lengths``; None: the current one.
+        steps: T, one that the sampler has; None: the current one.
         chains: Langevin chains to draw from instead of the sampler.
         start: (first row, count) -> data [count, *] that a sampler with a ``start`` begins from.
 

@@ -80,7 +80,7 @@ def dxdp(scene: Scene) -> SamplerLoss:
     sampler = networks.sampler
 
     def loss(t: Tensor, key: Tensor) -> Tensor:
-        step, timestep = scene.path.at(t), sampler.first + t
+        step, timestep = scene.path.at(t), sampler.timesteps[t]
         redrawn = scene.sampler(step.sample, timestep, key, batch.labels, sample_offset=batch.offset)
         value = networks.value_at(redrawn.next_sample, sampler.after(timestep), batch.labels)
         return (value + costs.of("sampler", redrawn.sq_displacement, timestep)).mean()
@@ -95,7 +95,7 @@ def policy_gradient(scene: Scene) -> SamplerLoss:
     dim = math.prod(sampler.data_shape)
 
     def loss(t: Tensor, key: Tensor) -> Tensor:
-        step, timestep = scene.path.at(t), sampler.first + t
+        step, timestep = scene.path.at(t), sampler.timesteps[t]
         log_prob = scene.sampler(step.sample, step.next_sample, timestep, labels)
         # The entropy bound depends on sigma directly, not only through the next sample.
         cost = scene.costs.of("sampler", step.sq_displacement, timestep)

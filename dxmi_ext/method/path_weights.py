@@ -161,15 +161,14 @@ def _all_weights(
 ) -> dict[str, Tensor]:
     """log w of paths [T + 1, n, *] by each kernel."""
     sampler = networks.sampler
-    rows = slice(sampler.first, sampler.first + sampler.steps)
     tables = sampler.sample_coef, sampler.output_coef, sampler.log_std.detach()
-    forward = Forward(*(table[rows] for table in tables))
+    forward = Forward(*(table[sampler.rows] for table in tables))
     start = path[0].double() / sampler.initial_std
     log_start = -start.square().flatten(1).sum(1) / 2
     log_start -= sampler.dim * (math.log(sampler.initial_std) + math.log(2 * math.pi) / 2)
     log_ends = -networks.energy(path[-1]).double() / temperature - log_start
 
     def output(x: Tensor, timestep: Tensor) -> Tensor:
-        return call(sampler.network, x, sampler.first + timestep)
+        return call(sampler.network, x, sampler.timesteps[timestep])
 
     return {name: log_ends + log_ratio(path, output, forward, kernel) for name, kernel in kernels.items()}

@@ -59,10 +59,8 @@ class Trajectory(NamedTuple):
 
 
 class GaussianSampler(nn.Module):
-    """x_{t+1} = sample_coef[t] x_t + output_coef[t] network(x_t, t) + exp(log_std[t]) z (DxMI, sec. 1).
-
-    A chain has T steps. A sampler may support chains of several lengths, whose tables are concatenated: a
-    timestep is an index into them, and determines both the length and the step.
+    """x_{t+1} = sample_coef[t] x_t + output_coef[t] network(x_t, t) + exp(log_std[t]) z (DxMI, sec. 1), for
+    t = 0 .. T - 1.
 
     Args:
         network: (x [N, *], timestep int64 [N]) -> [N, *], with labels [N] as a third argument if conditional.
@@ -70,14 +68,16 @@ class GaussianSampler(nn.Module):
         data_shape: shape (*) of a sample.
         start: module that computes x_0 from data, (data [N, *], key, sample_offset=) -> [N, *], with noise
             keyed by the global row. None: x_0 is normal noise.
-        lengths: T of each chain of a schedule made by `schedules.joined`; None: a single chain.
 
     Attributes:
-        steps: T of the current chain.
+        steps: T.
+        rows: the chain's rows of the tables; some of them for a `MultiLengthSampler`.
+        timesteps: those of the chain, int64 [T].
         memory_format: memory format of the samples.
     """
 
     memory_format = torch.contiguous_format
+    rows = slice(None)
 
     def __init__(
         self,
@@ -86,40 +86,35 @@ class GaussianSampler(nn.Module):
         data_shape: Sequence[int],
         *,
         start: nn.Module | None = None,
-        lengths: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
-        self.lengths = tuple(lengths or [len(schedule.log_std)])
-        if sum(self.lengths) != len(schedule.log_std):
-            raise ValueError(
-                f"lengths must sum to the schedule's {len(schedule.log_std)} steps, got {self.lengths}"
-            )
         self.network, self.start = network, start
         self.data_shape = tuple(data_shape)
         self.initial_std = schedule.initial_std
-        self.log_std = nn.Parameter(schedule.log_std.float())
+        self.steps = len(schedule.log_std)
         self.sample_coef: Tensor
         self.output_coef: Tensor
+        self.timesteps: Tensor
+        self._start_log_std(schedule.log_std.float())
         self.register_buffer("sample_coef", schedule.sample_coef.float())
         self.register_buffer("output_coef", schedule.output_coef.float())
-        self.timesteps: Tensor
-        self.register_buffer("timesteps", torch.arange(self.end), persistent=False)
-        following = torch.arange(1, self.end + 1)
-        following[torch.tensor(self.lengths).cumsum(0) - 1] = self.end
-        self.following: Tensor
-        self.register_buffer("following", following, persistent=False)
-        self.use(self.lengths[0])
+        self.register_buffer("timesteps", torch.arange(self.steps), persistent=False)
+
+    def _start_log_std(self, values: Tensor) -> None:
+        self.log_std = nn.Parameter(values)
+
+    def std_weights(self) -> list[nn.Parameter]:
+        """The weights that determine log_std."""
+        return [self.log_std]
 
     def use(self, steps: int) -> None:
-        """Sets the number of steps of the chains from here on.
+        """Sets the number of steps of the chain from here on.
 
         Raises:
-            ValueError: ``steps`` is not in ``lengths``.
+            ValueError: the sampler has no chain of this length.
         """
-        if steps not in self.lengths:
-            raise ValueError(f"steps must be one of {', '.join(map(str, self.lengths))}, got {steps}")
-        self.steps = steps
-        self.first = sum(self.lengths[: self.lengths.index(steps)])
+        if steps != self.steps:
+            raise ValueError(f"steps must be {self.steps}, the sampler's only length, got {steps}")
 
     @property
     def dim(self) -> int:
@@ -127,23 +122,23 @@ class GaussianSampler(nn.Module):
         return math.prod(self.data_shape)
 
     def fix_last_std(self) -> None:
-        """Freezes the sigma of the last step of every chain."""
+        """Freezes the sigma of the last step."""
         trained = torch.ones_like(self.log_std, requires_grad=False)
-        trained[self.following == self.end] = 0
+        trained[self.after(torch.arange(self.end, device=trained.device)) == self.end] = 0
         self.log_std.register_hook(lambda grad: grad * trained)
 
     @property
     def end(self) -> int:
-        """Timestep of x_T in every chain, one past all steps."""
-        return len(self.log_std)
+        """Timestep of x_T, one past all steps."""
+        return len(self.sample_coef)
 
     def timestep(self, t: int, n: int) -> Tensor:
-        """Timestep of step t of the current chain for n rows: an expanded int64 [n]."""
-        return self.timesteps[self.first + t].expand(n)
+        """Timestep of step t of the chain for n rows: an expanded int64 [n]."""
+        return self.timesteps[t].expand(n)
 
     def after(self, timestep: Tensor) -> Tensor:
         """Timesteps that follow timesteps [n]: the next of their chain, or `end`."""
-        return self.following[timestep]
+        return timestep + 1
 
     def initial(self, n: int, key: Tensor, *, data: Tensor | None = None, sample_offset: int = 0) -> Tensor:
         """x_0 [n, *]; from data [n, *] if the sampler has a ``start``, which otherwise have no effect."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import random
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -20,6 +19,7 @@ from dxmi_ext.method import noise, symptoms
 from dxmi_ext.method.costs import Costs, density_temperature
 from dxmi_ext.method.energy_step import energy_step
 from dxmi_ext.method.langevin import Langevin, LangevinSettings
+from dxmi_ext.method.lengths import draw_length, lengths_of
 from dxmi_ext.method.losses import SAMPLER_LOSSES, Scene, energy_loss
 from dxmi_ext.method.networks import Networks, frozen, prepare
 from dxmi_ext.method.sampler import LogProb, Trajectory, Transition
@@ -91,7 +91,7 @@ class DxMITrainer(Stepper):
         )
         weights = [
             {"params": list(sampler.network.parameters())},
-            {"params": [sampler.log_std], "lr": s.log_std_lr},
+            {"params": sampler.std_weights(), "lr": s.log_std_lr},
         ]
         self.sampler_learner = learner(
             LogProb(sampler) if s.sampler_update == "policy_gradient" else sampler,
@@ -115,8 +115,7 @@ class DxMITrainer(Stepper):
 
     def begin(self) -> None:
         self.costs.begin(self.iteration / self.iterations)
-        # One of the chain lengths, the same on all ranks and after a resume.
-        self.sampler.use(random.Random(f"{self._seed} {self.iteration}").choice(self.sampler.lengths))
+        draw_length(self.sampler, self._seed, self.iteration)
 
     def iterate(self, batch: Batch) -> Metrics:
         """One iteration of Algorithm 1 or 2, on chains of the current length."""
@@ -171,7 +170,7 @@ class DxMITrainer(Stepper):
             first = noise.randint(steps, batch.n, batch.keys["td_choice"], sample_offset=batch.offset)
             for i in range(steps):
                 t = (first + i) % steps
-                yield self.sampler.first + t, path.at(t)
+                yield self.sampler.timesteps[t], path.at(t)
 
     def _sampler_steps(self, path: Trajectory, batch: Batch) -> Tensor:
         """Updates the sampler on single steps at random times of the path, or on whole paths."""
@@ -188,7 +187,7 @@ class DxMITrainer(Stepper):
 
     def _logged(self, metrics: Metrics) -> Metrics:
         """Means over the chain if chains have several lengths, so that logged shapes stay the same."""
-        if len(self.sampler.lengths) == 1:
+        if len(lengths_of(self.sampler)) == 1:
             return metrics
         return metrics | {k: metrics[k].mean() for k in ("log_prob", "sq_displacement", "value_loss")}
 
@@ -226,7 +225,7 @@ def _check(
     check_graph(execution, networks.sampler.log_std.device, ranks)
     if not algorithm.trains_sampler:
         raise ConfigError(f"negatives must be sampler or refined, got {algorithm.negatives}")
-    if len(networks.sampler.lengths) > 1 and (execution.cuda_graph or algorithm.skip_last):
+    if len(lengths_of(networks.sampler)) > 1 and (execution.cuda_graph or algorithm.skip_last):
         raise ConfigError("cuda_graph and skip_last must be off with chains of several lengths")
 
 

@@ -39,7 +39,8 @@ def evaluate_networks(
     device = networks.sampler.log_std.device
     draws = noise.Draws(seed, "evaluate", ["sample", "data"], device)
     own, of_lengths = dict[str, float](), dict[str, float]()
-    others = [steps for steps in cfg.chain.all_steps if steps != cfg.chain.steps]
+    lengths = [*cfg.chain.all_steps, *cfg.evaluation.all_untrained]
+    others = [steps for steps in lengths if steps != cfg.chain.steps]
     for steps in (*others, cfg.chain.steps):  # the run's own T last, which stays set
         networks.sampler.use(steps)
         own = final.numbers(
@@ -52,7 +53,7 @@ def evaluate_networks(
                 seed=seed,
             ),
         )
-        if cfg.chain.lengths is not None and "sliced_wasserstein" in own:
+        if (cfg.chain.lengths or others) and "sliced_wasserstein" in own:
             of_lengths[f"sliced_wasserstein_t{steps}"] = own["sliced_wasserstein"]
     numbers = own | of_lengths
     if temperature := tau_factor * temperature_of(cfg):

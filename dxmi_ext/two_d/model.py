@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,12 @@ from dxmi_ext.engine import checkpoint
 from dxmi_ext.engine.identity import settings_of
 from dxmi_ext.method import schedules
 from dxmi_ext.method.langevin import Langevin
+from dxmi_ext.method.lengths import AnyLengthSampler, MultiLengthSampler, StepLevels
 from dxmi_ext.method.networks import Networks, TimeIndependent
 from dxmi_ext.method.sampler import GaussianSampler
+from dxmi_ext.two_d.level_networks import LevelSamplerMLP, LevelValueMLP
 from dxmi_ext.two_d.networks import EnergyMLP, SamplerMLP, ValueMLP
-from dxmi_ext.two_d.settings import Config
+from dxmi_ext.two_d.settings import Config, NetworkSettings
 
 SIGMA_DATA = 2.0
 """Standard deviation of the data for EDM, about that of the 8 Gaussians; checkerboard 2.3, spirals 1.6."""
@@ -24,22 +28,50 @@ SIGMA_DATA = 2.0
 
 def build(cfg: Config, device: torch.device) -> tuple[Networks, schedules.Schedule]:
     """The networks, initialized from the seed, and the sampler's schedule."""
-    chain, sizes = cfg.chain, cfg.networks
-    schedule = schedules.joined([schedule_of(cfg, steps) for steps in chain.all_steps])
+    chains = [schedule_of(cfg, steps) for steps in cfg.chain.all_steps]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cfg.run.seed)
-        of_sampler = sizes.sampler_width, sizes.sampler_depth, sizes.octaves
-        network = SamplerMLP(2, sum(chain.all_steps), *of_sampler)
-        of_value = sizes.value_width, sizes.value_depth, sizes.octaves
-        value: nn.Module
-        if sizes.value_kind == "time_independent":
-            value, energy = TimeIndependent(EnergyMLP(2, *of_value)), None
-        else:
-            value = ValueMLP(2, chain.all_steps, *of_value)
-            energy = EnergyMLP(2, *of_value) if sizes.value_kind == "separate" else None
-    sampler = GaussianSampler(network, schedule, (2,), lengths=chain.all_steps)
-    sampler.use(chain.steps)
-    return Networks(sampler, value, energy).to(device), schedule
+        networks = _of_levels(cfg, chains) if cfg.networks.step_input == "levels" else _of_rows(cfg, chains)
+    if isinstance(networks.sampler, MultiLengthSampler):
+        networks.sampler.favors_short = cfg.chain.length_draw == "short"
+    networks.sampler.use(cfg.chain.steps)
+    return networks.to(device), schedules.joined(chains)
+
+
+def _of_rows(cfg: Config, chains: Sequence[schedules.Schedule]) -> Networks:
+    """Networks that look up a row for each step."""
+    lengths, sizes = cfg.chain.all_steps, cfg.networks
+    network = SamplerMLP(2, sum(lengths), *_of_sampler(sizes))
+    value, energy = _values(sizes, lambda: ValueMLP(2, lengths, *_of_value(sizes)))
+    schedule = schedules.joined(chains)
+    if len(chains) == 1:
+        return Networks(GaussianSampler(network, schedule, (2,)), value, energy)
+    return Networks(MultiLengthSampler(network, schedule, (2,), lengths), value, energy)
+
+
+def _of_levels(cfg: Config, chains: Sequence[schedules.Schedule]) -> Networks:
+    """Networks that see the noise levels of a step."""
+    levels, sizes = StepLevels(chains), cfg.networks
+    network = LevelSamplerMLP(levels, 2, *_of_sampler(sizes))
+    value, energy = _values(sizes, lambda: LevelValueMLP(levels, 2, *_of_value(sizes)))
+    schedule = functools.partial(schedule_of, cfg)
+    return Networks(AnyLengthSampler(network, schedule, (2,), cfg.chain.all_steps, levels), value, energy)
+
+
+def _values(sizes: NetworkSettings, of_steps: Callable[[], nn.Module]) -> tuple[nn.Module, nn.Module | None]:
+    """The value and, if it is not part of it, the energy."""
+    if sizes.value_kind == "time_independent":
+        return TimeIndependent(EnergyMLP(2, *_of_value(sizes))), None
+    value = of_steps()
+    return value, EnergyMLP(2, *_of_value(sizes)) if sizes.value_kind == "separate" else None
+
+
+def _of_sampler(sizes: NetworkSettings) -> tuple[int, int, int]:
+    return sizes.sampler_width, sizes.sampler_depth, sizes.octaves
+
+
+def _of_value(sizes: NetworkSettings) -> tuple[int, int, int]:
+    return sizes.value_width, sizes.value_depth, sizes.octaves
 
 
 def save(path: Path, networks: Networks, cfg: Config, tau_factor: float = 1.0) -> None:

@@ -28,8 +28,8 @@ class SamplerMLP(nn.Module):
     ) -> None:
         super().__init__()
         self.step = nn.Embedding(steps, width)
-        self.first = _FirstLayer(dim, width, octaves, extent)
-        self.rest = _hidden_layers(width, depth)
+        self.first = FirstLayer(dim, width, octaves, extent)
+        self.rest = hidden_layers(width, depth)
         self.last = nn.Linear(width, dim)
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)
@@ -63,7 +63,7 @@ class ValueMLP(nn.Module):
         super().__init__()
         lengths = [steps] if isinstance(steps, int) else steps
         total = sum(lengths)
-        self.trunk = nn.Sequential(_FirstLayer(dim, width, octaves, extent), _hidden_layers(width, depth))
+        self.trunk = nn.Sequential(FirstLayer(dim, width, octaves, extent), hidden_layers(width, depth))
         self.heads = nn.Linear(width, total + 1)
         with torch.no_grad():
             self.heads.weight[:-1] = 0
@@ -87,14 +87,14 @@ class EnergyMLP(nn.Module):
 
     def __init__(self, dim: int, width: int, depth: int, octaves: int = 0, extent: float = 4.0) -> None:
         super().__init__()
-        layers = _FirstLayer(dim, width, octaves, extent), _hidden_layers(width, depth), nn.Linear(width, 1)
+        layers = FirstLayer(dim, width, octaves, extent), hidden_layers(width, depth), nn.Linear(width, 1)
         self.layers = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layers(x)[:, 0]
 
 
-class _FirstLayer(nn.Linear):
+class FirstLayer(nn.Linear):
     """A linear layer on x and its sinusoids, [x, sin, cos], initialized with kinks spread over the data."""
 
     def __init__(self, dim: int, width: int, octaves: int, extent: float) -> None:
@@ -113,7 +113,7 @@ class _FirstLayer(nn.Linear):
         return super().forward(torch.cat([x, angles.sin(), angles.cos()], dim=1))
 
 
-def _hidden_layers(width: int, depth: int) -> nn.Sequential:
+def hidden_layers(width: int, depth: int) -> nn.Sequential:
     """The layers between the first and the last linear layer, including both activations."""
     layers: list[nn.Module] = [nn.LeakyReLU(0.2)]
     for _ in range(depth - 1):

@@ -16,6 +16,14 @@ from dxmi_ext.two_d import densities
 _LONGEST = 1000  # steps of a chain
 
 
+def _lengths(text: str) -> list[int]:
+    """Numbers of steps given as text, such as 1,2,5; empty if it is invalid."""
+    texts = text.split(",")
+    lengths = [int(text) if re.fullmatch(r"\s*[0-9]{1,4}\s*", text) else 0 for text in texts]
+    valid = all(1 <= steps <= _LONGEST for steps in lengths) and len({*lengths}) == len(lengths)
+    return lengths if valid else []
+
+
 @dataclasses.dataclass
 class DensitySettings(Settings):
     heading = "data"
@@ -29,6 +37,12 @@ class ChainSettings(Settings):
     lengths: str | None = setting(
         None,
         "numbers of steps of a sampler with several chains, such as 1,2,5, including steps; null: one chain",
+    )
+    length_draw: str = setting(
+        "uniform",
+        "how each iteration draws one of several lengths T: uniform: all as often; short: in proportion to "
+        "1 / T^2, which suits step_input=levels",
+        choices=("uniform", "short"),
     )
     schedule: str = setting(
         "variance_exploding",
@@ -44,10 +58,7 @@ class ChainSettings(Settings):
     @property
     def all_steps(self) -> list[int]:
         """T of every chain; empty if ``lengths`` is invalid."""
-        texts = [str(self.steps)] if self.lengths is None else self.lengths.split(",")
-        lengths = [int(text) if re.fullmatch(r"\s*[0-9]{1,4}\s*", text) else 0 for text in texts]
-        valid = all(1 <= steps <= _LONGEST for steps in lengths) and len({*lengths}) == len(lengths)
-        return lengths if valid else []
+        return [self.steps] if self.lengths is None else _lengths(self.lengths)
 
 
 @dataclasses.dataclass
@@ -63,6 +74,12 @@ class NetworkSettings(Settings):
     )
     value_width: int = setting(128, "width of the value's hidden layers", minimum=1, maximum=2**14)
     value_depth: int = setting(3, "number of hidden layers of the value", minimum=1, maximum=100)
+    step_input: str = setting(
+        "index",
+        "what sampler and value see of a step: index: a row of a table, for the trained numbers of steps; "
+        "levels: its noise level and the next one, for any number of steps",
+        choices=("index", "levels"),
+    )
     octaves: int = setting(
         0,
         "number of wavelengths 8, 4, 2, ... of sinusoids of the coordinates in the networks' input",
@@ -80,6 +97,17 @@ class PretrainingSettings(Settings):
 @dataclasses.dataclass
 class EvaluationSettings(Settings):
     heading = "evaluation"
+    untrained_lengths: str | None = setting(
+        None,
+        "numbers of steps, such as 3,7, with which a sampler with step_input=levels is evaluated although it "
+        "is not trained with them; null: none",
+    )
+
+    @property
+    def all_untrained(self) -> list[int]:
+        """Each of ``untrained_lengths``; empty if there are none, or they are invalid."""
+        return [] if self.untrained_lengths is None else _lengths(self.untrained_lengths)
+
     samplings: int = setting(
         5, "number of samplings that the final metrics are means over", minimum=1, maximum=1000
     )
@@ -135,6 +163,18 @@ class Config(RunnableConfig):
         Rule(
             "lengths must be null with cuda_graph, skip_last or Langevin negatives, got {lengths}",
             lambda s: s.lengths is None or (not (s.cuda_graph or s.skip_last) and s.trains_sampler),
+        ),
+        Rule(
+            f"untrained_lengths must be distinct numbers of steps <= {_LONGEST}, such as 3,7, not in "
+            "lengths, got {untrained_lengths}",
+            lambda s: (
+                s.untrained_lengths is None
+                or (bool(s.all_untrained) and not {*s.all_untrained} & {*s.all_steps})
+            ),
+        ),
+        Rule(
+            "untrained_lengths must be null with step_input={step_input}, got {untrained_lengths}",
+            lambda s: s.untrained_lengths is None or s.step_input == "levels",
         ),
         Rule("skip_last must be <= steps={steps}, got {skip_last}", lambda s: s.skip_last <= s.steps),
         Rule(

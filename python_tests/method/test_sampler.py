@@ -117,33 +117,6 @@ def test_rollout_is_its_ops_step_by_step(name: str) -> None:
     assert not path.samples.requires_grad and not path.log_prob.requires_grad
 
 
-def test_chains_of_several_lengths() -> None:
-    """Each walks by the tables of its own schedule, and ends where all end."""
-    chains = [schedules.variance_exploding(steps, sigma_max=3.0, sigma_min=0.4) for steps in (1, 3, 2)]
-    sampler = GaussianSampler(Elementwise(), schedules.joined(chains), SHAPE, lengths=(1, 3, 2))
-    assert (sampler.steps, sampler.end) == (1, 6)
-    assert sampler.after(torch.arange(6)).tolist() == [6, 2, 3, 6, 5, 6]
-    for first, chain in zip((0, 1, 4), chains, strict=True):
-        sampler.use(len(chain.log_std))
-        path = sampler.rollout(4, KEY)
-        tables = [table.float() for table in (chain.sample_coef, chain.output_coef, chain.log_std)]
-        for t in range(sampler.steps):
-            timestep = sampler.timestep(t, 4)
-            assert timestep.tolist() == [first + t] * 4
-            output = Elementwise()(path.samples[t], timestep)
-            std = tables[2].exp()[t]
-            mean = tables[0][t] * path.samples[t] + tables[1][t] * output
-            z = ops.normal((4, *SHAPE), KEY, timestep=first + t)
-            torch.testing.assert_close(path.samples[t + 1], mean + std * z)
-        assert torch.equal(sampler.sample(4, KEY), path.samples[-1])
-    with pytest.raises(ValueError, match=r"steps must be one of 1, 3, 2, got 4"):
-        sampler.use(4)
-    with pytest.raises(ValueError, match=r"lengths must sum to the schedule's 6 steps, got \(1, 3\)"):
-        GaussianSampler(Elementwise(), schedules.joined(chains), SHAPE, lengths=(1, 3))
-    with pytest.raises(ValueError, match=r"chains must have the same initial_std, got"):
-        schedules.joined([chains[0], schedules.ddim(2)])
-
-
 def test_split_of_the_batch_does_not_change_a_row() -> None:
     sampler = make_sampler(EXAMPLES["ddpm"]())
     whole = sampler.rollout(9, KEY)

@@ -1,0 +1,223 @@
+"""Samplers of chains of several lengths T: one network has a row for each step of each chain, or sees the
+noise levels of a step, and so serves any length.
+
+Imports torch and ``dxmi_ext.method.sampler``.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from dxmi_ext.method.sampler import GaussianSampler
+from dxmi_ext.method.schedules import Schedule, joined
+
+_HIDDEN = 64
+
+
+class MultiLengthSampler(GaussianSampler):
+    """A `GaussianSampler` for chains of several lengths, whose tables are concatenated: a timestep is an
+    index into them, and determines both the length and the step.
+
+    Args:
+        network, schedule, data_shape, start: see `GaussianSampler`; the schedule is of `schedules.joined`.
+        lengths: T of each chain, in the schedule's order.
+
+    Attributes:
+        steps: T of the current chain.
+        favors_short: whether training draws T in proportion to 1 / T^2; False: each as often.
+    """
+
+    favors_short = False
+
+    def __init__(
+        self,
+        network: nn.Module,
+        schedule: Schedule,
+        data_shape: Sequence[int],
+        lengths: Sequence[int],
+        *,
+        start: nn.Module | None = None,
+    ) -> None:
+        if sum(lengths) != len(schedule.log_std):
+            raise ValueError(
+                f"lengths must sum to the schedule's {len(schedule.log_std)} steps, got {tuple(lengths)}"
+            )
+        super().__init__(network, schedule, data_shape, start=start)
+        self.lengths = tuple(lengths)
+        self.following: Tensor
+        self.register_buffer("following", _following(self.lengths), persistent=False)
+        self.use(self.lengths[0])
+
+    def use(self, steps: int) -> None:
+        """Sets the number of steps of the chains from here on.
+
+        Raises:
+            ValueError: ``steps`` is not in ``lengths``.
+        """
+        if steps not in self.lengths:
+            raise ValueError(f"steps must be one of {', '.join(map(str, self.lengths))}, got {steps}")
+        self.steps = steps
+        first = sum(self.lengths[: self.lengths.index(steps)])
+        self.rows = slice(first, first + steps)
+        self.timesteps = torch.arange(first, first + steps, device=self.following.device)
+
+    def after(self, timestep: Tensor) -> Tensor:
+        return self.following[timestep]
+
+
+class AnyLengthSampler(MultiLengthSampler):
+    """A sampler of chains of any length. Its tables follow from the schedule of each length; log_std adds a
+    learned function of the levels of a step. Its weights do not depend on ``lengths``.
+
+    Args:
+        network, data_shape, start: see `GaussianSampler`.
+        schedule_of: T -> the schedule of a chain of so many steps.
+        lengths: T of each chain to train; `use` adds others.
+        levels: levels of these chains, shared with the networks.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        schedule_of: Callable[[int], Schedule],
+        data_shape: Sequence[int],
+        lengths: Sequence[int],
+        levels: StepLevels,
+        *,
+        start: nn.Module | None = None,
+    ) -> None:
+        schedule = joined([schedule_of(steps) for steps in lengths])
+        super().__init__(network, schedule, data_shape, lengths, start=start)
+        self.schedule_of, self.levels = schedule_of, levels
+        self.std_offset = LevelFunction(1)
+        for name in ("sample_coef", "output_coef"):
+            self.register_buffer(name, getattr(self, name), persistent=False)
+        self._last_is_fixed = False
+
+    def _start_log_std(self, values: Tensor) -> None:
+        self.schedule_log_std: Tensor
+        self.register_buffer("schedule_log_std", values, persistent=False)
+
+    @property
+    def log_std(self) -> Tensor:  # type: ignore[override]
+        """log sigma of the steps of all chains, [sum of lengths]."""
+        offset = self.std_offset(self.levels.inputs[:-1])[:, 0]
+        if self._last_is_fixed:
+            offset = offset.masked_fill(self.following == self.end, 0)
+        return self.schedule_log_std + offset
+
+    def std_weights(self) -> list[nn.Parameter]:
+        return list(self.std_offset.parameters())
+
+    def fix_last_std(self) -> None:
+        self._last_is_fixed = True
+
+    def use(self, steps: int) -> None:
+        """Sets the number of steps of the chains from here on; a new one adds its chain to the tables.
+
+        Raises:
+            ValueError: the schedule has no chain of this length.
+        """
+        if steps not in self.lengths:
+            self._add(steps)
+        super().use(steps)
+
+    def _add(self, steps: int) -> None:
+        schedule = self.schedule_of(steps)
+        self.levels.add(schedule)
+        for name, rows in (
+            ("sample_coef", schedule.sample_coef),
+            ("output_coef", schedule.output_coef),
+            ("schedule_log_std", schedule.log_std),
+        ):
+            table = getattr(self, name)
+            setattr(self, name, torch.cat((table, rows.to(table))))
+        self.lengths = (*self.lengths, steps)
+        self.following = _following(self.lengths).to(self.following.device)
+
+
+class StepLevels(nn.Module):
+    """The noise levels of the steps of several chains, as inputs of networks.
+
+    Args:
+        chains: schedules of the chains, in the sampler's order.
+
+    Attributes:
+        inputs: [steps of all chains + 1, INPUTS], all 0 at the end. For each step: 1; the log of its level
+            sigma = noise / signal, scaled to -1 .. 1 over the chains given here; the ratio of the next level
+            to it; sinusoids of both; and log10 T, for a last step has the same levels in a short chain, which
+            has to move further, as in a long one.
+    """
+
+    INPUTS = 8
+
+    def __init__(self, chains: Sequence[Schedule]) -> None:
+        super().__init__()
+        logs = torch.cat([_levels(chain) for chain in chains]).log()
+        self.low, self.high = float(logs.min()), float(logs.max())
+        self.inputs: Tensor
+        self.register_buffer("inputs", torch.zeros(1, self.INPUTS), persistent=False)
+        for chain in chains:
+            self.add(chain)
+
+    def add(self, schedule: Schedule) -> None:
+        """Adds the steps of a chain, before the end."""
+        level = _levels(schedule)
+        ratio = torch.cat((level[1:], level.new_zeros(1))) / level
+        place = (2 * level.log() - self.low - self.high) / max(self.high - self.low, 1e-6)
+        angles = torch.pi * torch.stack((place / 2, place, ratio))
+        waves = *angles[:2].sin(), *angles[1:].cos()
+        length = torch.full_like(level, math.log10(len(level)))
+        rows = torch.stack((torch.ones_like(level), place, ratio, *waves, length), dim=1)
+        self.inputs = torch.cat((self.inputs[:-1], rows.to(self.inputs), self.inputs[-1:]))
+
+
+class LevelFunction(nn.Module):
+    """A function of the levels of a step, zero at first: inputs of `StepLevels` [N, INPUTS] -> [N, outputs].
+
+    Args:
+        outputs: number of values.
+    """
+
+    def __init__(self, outputs: int) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(StepLevels.INPUTS, _HIDDEN), nn.Linear(_HIDDEN, outputs)
+        nn.init.zeros_(self.last.weight)
+        nn.init.zeros_(self.last.bias)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        hidden = nn.functional.silu(2 * self.first(inputs))
+        # Steps of Adam change the values about as much as those of a table.
+        return self.last(hidden) / _HIDDEN**0.5
+
+
+def lengths_of(sampler: GaussianSampler) -> tuple[int, ...]:
+    """T of each chain of a sampler."""
+    return sampler.lengths if isinstance(sampler, MultiLengthSampler) else (sampler.steps,)
+
+
+def draw_length(sampler: GaussianSampler, seed: int, iteration: int) -> None:
+    """Sets the length of an iteration at random, the same on all ranks and after a resume."""
+    if not isinstance(sampler, MultiLengthSampler):
+        return
+    draws, lengths = random.Random(f"{seed} {iteration}"), sampler.lengths
+    if sampler.favors_short:
+        sampler.use(draws.choices(lengths, [steps**-2 for steps in lengths])[0])
+    else:
+        sampler.use(draws.choice(lengths))
+
+
+def _levels(schedule: Schedule) -> Tensor:
+    return schedule.noise / schedule.signal
+
+
+def _following(lengths: Sequence[int]) -> Tensor:
+    """The timestep after each: the next of its chain, or the end of all."""
+    following = torch.arange(1, sum(lengths) + 1)
+    following[torch.tensor(lengths).cumsum(0) - 1] = sum(lengths)
+    return following

@@ -1,0 +1,132 @@
+"""Samplers of several lengths, and of any: their tables, levels and draws."""
+
+from __future__ import annotations
+
+import collections
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dxmi_ext import ops
+from dxmi_ext.method import schedules
+from dxmi_ext.method.lengths import AnyLengthSampler, MultiLengthSampler, StepLevels, draw_length, lengths_of
+from dxmi_ext.method.sampler import GaussianSampler
+from dxmi_ext.method.schedules import Schedule
+
+SHAPE = (2,)
+KEY = ops.noise_key(3)
+
+
+def schedule_of(steps: int) -> Schedule:
+    return schedules.variance_exploding(steps, sigma_max=3.0, sigma_min=0.4)
+
+
+class OfStep(nn.Module):
+    """Differs between steps by their levels alone."""
+
+    def __init__(self, levels: StepLevels) -> None:
+        super().__init__()
+        self.levels = levels
+
+    def forward(self, x: Tensor, timestep: Tensor) -> Tensor:
+        return x.sin() + self.levels.inputs[timestep, 1:3]
+
+
+def any_length(*lengths: int) -> AnyLengthSampler:
+    levels = StepLevels([schedule_of(steps) for steps in lengths])
+    torch.manual_seed(0)
+    sampler = AnyLengthSampler(OfStep(levels), schedule_of, SHAPE, lengths, levels)
+    nn.init.normal_(sampler.std_offset.last.weight, std=0.3)
+    return sampler
+
+
+class Sine(nn.Module):
+    def forward(self, x: Tensor, timestep: Tensor) -> Tensor:
+        return (x + timestep[:, None]).sin()
+
+
+def test_chains_of_several_lengths() -> None:
+    """Each walks by the tables of its own schedule, and ends where all end."""
+    chains, network = [schedule_of(steps) for steps in (1, 3, 2)], Sine()
+    sampler = MultiLengthSampler(network, schedules.joined(chains), SHAPE, (1, 3, 2))
+    assert (sampler.steps, sampler.end) == (1, 6)
+    assert sampler.after(torch.arange(6)).tolist() == [6, 2, 3, 6, 5, 6]
+    for first, chain in zip((0, 1, 4), chains, strict=True):
+        sampler.use(len(chain.log_std))
+        path = sampler.rollout(4, KEY)
+        tables = [table.float() for table in (chain.sample_coef, chain.output_coef, chain.log_std)]
+        for t in range(sampler.steps):
+            timestep = sampler.timestep(t, 4)
+            assert timestep.tolist() == [first + t] * 4
+            output = network(path.samples[t], timestep)
+            std = tables[2].exp()[t]
+            mean = tables[0][t] * path.samples[t] + tables[1][t] * output
+            z = ops.normal((4, *SHAPE), KEY, timestep=first + t)
+            torch.testing.assert_close(path.samples[t + 1], mean + std * z)
+        assert torch.equal(sampler.sample(4, KEY), path.samples[-1])
+    with pytest.raises(ValueError, match=r"steps must be one of 1, 3, 2, got 4"):
+        sampler.use(4)
+    with pytest.raises(ValueError, match=r"lengths must sum to the schedule's 6 steps, got \(1, 3\)"):
+        MultiLengthSampler(network, schedules.joined(chains), SHAPE, (1, 3))
+    with pytest.raises(ValueError, match=r"chains must have the same initial_std, got"):
+        schedules.joined([chains[0], schedules.ddim(2)])
+
+
+def test_levels_are_those_of_each_step_and_the_next() -> None:
+    levels = StepLevels([schedule_of(2), schedule_of(3)])
+    middle = (3 * 0.4) ** 0.5
+    assert levels.inputs[:, 0].tolist() == [1, 1, 1, 1, 1, 0] and not levels.inputs[-1].any()
+    torch.testing.assert_close(levels.inputs[:-1, 1], torch.tensor([1.0, -1, 1, 0, -1]))
+    torch.testing.assert_close(levels.inputs[:-1, -1], torch.tensor([2.0, 2, 3, 3, 3]).log10())
+    torch.testing.assert_close(levels.inputs[:-1, 2], torch.tensor([0.4 / 3, 0, middle / 3, 0.4 / middle, 0]))
+
+
+def test_a_length_is_the_same_chain_trained_or_added() -> None:
+    """Also in its learned sigma; its weights fit a sampler of other lengths."""
+    first, other = any_length(2, 5), any_length(5, 2, 3)
+    assert first.state_dict().keys() == {f"std_offset.{n}" for n in first.std_offset.state_dict()}
+    other.load_state_dict(first.state_dict())
+    first.use(3)
+    other.use(3)
+    assert (first.lengths, other.lengths) == ((2, 5, 3), (5, 2, 3)) and first.end == other.end == 10
+    tables = [(s.sample_coef[s.rows], s.output_coef[s.rows], s.log_std[s.rows]) for s in (first, other)]
+    torch.testing.assert_close(*tables)
+    assert not torch.allclose(tables[0][2], schedule_of(3).log_std.float(), atol=0.01)
+    torch.testing.assert_close(first.timesteps, torch.tensor([7, 8, 9]))
+    assert first.after(first.timesteps).tolist() == [8, 9, 10]
+    single = GaussianSampler(nn.Identity(), schedule_of(3), SHAPE)
+    torch.testing.assert_close(tables[0][:2], (single.sample_coef, single.output_coef))
+    assert first.sample(4, KEY).isfinite().all()
+
+
+def test_gradients_reach_the_function_of_the_levels_but_not_a_fixed_last_sigma() -> None:
+    sampler = any_length(1, 3)
+    (slope,) = torch.autograd.grad(sampler.log_std.sum(), sampler.std_offset.last.bias)
+    assert float(slope) == pytest.approx(4 / 8)
+    sampler.fix_last_std()
+    (slope,) = torch.autograd.grad(sampler.log_std.sum(), sampler.std_offset.last.bias)
+    assert float(slope) == pytest.approx(2 / 8)
+    last = sampler.following == sampler.end
+    torch.testing.assert_close(sampler.log_std[last], sampler.schedule_log_std[last])
+
+
+def test_lengths_are_drawn_alike_or_short_ones_more_often() -> None:
+    schedule = schedules.joined([schedule_of(1), schedule_of(4)])
+    sampler = MultiLengthSampler(nn.Identity(), schedule, SHAPE, (1, 4))
+
+    def drawn() -> collections.Counter[int]:
+        found: collections.Counter[int] = collections.Counter()
+        for iteration in range(1000):
+            draw_length(sampler, 0, iteration)
+            found[sampler.steps] += 1
+        return found
+
+    assert abs(drawn()[1] - 500) < 60
+    sampler.favors_short = True
+    assert abs(drawn()[1] - 941) < 30
+    single = GaussianSampler(nn.Identity(), schedule_of(4), SHAPE)
+    draw_length(single, 0, 0)
+    assert lengths_of(single) == (4,) and lengths_of(sampler) == (1, 4)
+    with pytest.raises(ValueError, match="steps must be 4, the sampler's only length, got 2"):
+        single.use(2)
