@@ -15,8 +15,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dxmi_ext.anomaly.features import FeatureMaps
-from dxmi_ext.anomaly.networks import AutoencoderEnergy, SphereAutoencoder
-from dxmi_ext.anomaly.reconstruction import ReconstructionPretrainer
 from dxmi_ext.images.features import FeatureError
 
 
@@ -82,39 +80,6 @@ class EnergyDetector:
         return torch.cat(energies).float().cpu().view(maps.maps.shape[:3])
 
 
-class AutoencoderDetector:
-    """The reconstruction error of an autoencoder alone, from which DxMI starts.
-
-    Args:
-        autoencoder: network that ``fit`` trains further.
-        iterations, batch_size, lr: settings of the training; batch_size counts positions.
-        seed: seed of the order of the data.
-        device: device of the autoencoder.
-    """
-
-    def __init__(
-        self,
-        autoencoder: SphereAutoencoder,
-        *,
-        iterations: int,
-        batch_size: int = 784,
-        lr: float = 1e-4,
-        seed: int = 0,
-        device: torch.device | str = "cpu",
-    ) -> None:
-        self.autoencoder = autoencoder.to(device)
-        self.iterations, self.batch_size, self.lr = iterations, batch_size, lr
-        self.seed, self.device = seed, device
-
-    def fit(self, maps: FeatureMaps) -> None:
-        pretrainer = ReconstructionPretrainer(self.autoencoder, lr=self.lr, iterations=self.iterations)
-        for iteration in range(self.iterations):
-            pretrainer.step(maps.batch(iteration, self.batch_size, seed=self.seed, device=self.device))
-
-    def score(self, maps: FeatureMaps) -> Tensor:
-        return EnergyDetector(AutoencoderEnergy(self.autoencoder), device=self.device).score(maps)
-
-
 class MapDetector(nn.Module):
     """Maps [n, C, h, w] -> score maps [n, h, w]. All fitted values are buffers, so detectors are saved and
     exported as networks are.
@@ -167,7 +132,7 @@ class MapDetector(nn.Module):
 class NearestNeighbours(MapDetector):
     """Distance to the nearest positions of good images, after PatchCore (Roth et al. 2022).
 
-    The score of an image is its largest distance, without PatchCore's reweighting by neighborhoods.
+    PatchCore's own score of an image is in ``anomaly.patchcore``.
 
     Args:
         share: share of the positions that are kept.
@@ -218,6 +183,18 @@ class NearestNeighbours(MapDetector):
 
     def forward(self, features: Tensor) -> Tensor:
         return self._by_position(self._pooled(features), self._distances)
+
+    def positions(self, maps: FeatureMaps, index: Tensor) -> Tensor:
+        """The positions that are compared with the memory, one of each map: [n, C].
+
+        Args:
+            index: index of the position in each map, int64 [n].
+        """
+        found = []
+        for block, places in zip(_maps(maps, 64, self.device), index.to(self.device).split(64), strict=True):
+            pooled = self._pooled(block).flatten(2)
+            found.append(pooled[torch.arange(len(pooled), device=pooled.device), :, places])
+        return torch.cat(found)
 
     def _distances(self, rows: Tensor) -> Tensor:
         # |m|^2 - 2 m x orders the distances, but is too inexact for small ones.

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dxmi_ext.anomaly import bases, choice, overview
+from dxmi_ext.anomaly import bases, choice, overview, scoring
 from dxmi_ext.anomaly.choice import Choice, Verdict
 from dxmi_ext.anomaly.collection import Examined, Good
 from dxmi_ext.anomaly.comparison import Method
@@ -183,9 +183,14 @@ def load_scorer(directory: Path, device: torch.device) -> Scorer | VectorScorer:
     cfg, networks, model = load_model(directory, device)
     backbone = backbone_of(cfg, device, model)
     if backbone is None:
-        threshold, detector = model["thresholds"]["threshold"], model["detector"]
-        scores, prepares = networks.energy_of(detector), networks.preparation_of(detector)
-        return VectorScorer(scores, prepares, columns_of(model), threshold=threshold)
+        thresholds, detector = model["thresholds"], model["detector"]
+        return VectorScorer(
+            networks.energy_of(detector),
+            networks.preparation_of(detector),
+            columns_of(model),
+            threshold=thresholds["threshold"],
+            about_threshold=scoring.about(thresholds),
+        )
     scale = Scale.of(model.get("scale"))
     return _scorer(cfg, networks, backbone, model["thresholds"], model["detector"], scale)
 
@@ -246,6 +251,7 @@ def _scorer(
         pixel_threshold=thresholds["pixel_threshold"],
         top_share=cfg.thresholds.top_share,
         scale=scale,
+        about_threshold=scoring.about(thresholds),
     )
 
 

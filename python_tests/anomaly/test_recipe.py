@@ -23,6 +23,7 @@ from dxmi_ext.anomaly import recipe as anomaly
 from dxmi_ext.anomaly.collection import Examined, Pictures
 from dxmi_ext.anomaly.features import FeatureMaps
 from dxmi_ext.anomaly.reconstruction import ReconstructionPretrainer
+from dxmi_ext.anomaly.scoring import false_alarm_interval
 from dxmi_ext.engine import config, plots
 from dxmi_ext.engine.ranks import Ranks
 from dxmi_ext.engine.runlog import read_metrics
@@ -127,7 +128,7 @@ def test_a_run_ends_in_a_table_pictures_and_numbers(finished: Path) -> None:
     phases = [row["phase"] for row in read_metrics(finished / "metrics.jsonl")]
     assert list(dict.fromkeys(phases)) == ["pretrain", "tau0", "langevin", "dxmi"]
     metrics = ("image_auroc", "image_ap", "pixel_auroc", "pixel_ap", "pro")
-    for prefix in ("", "tau0_", "langevin_", "autoencoder_", "knn_", "gaussian_"):
+    for prefix in ("", "tau0_", "langevin_", "autoencoder_", "knn_", "patchcore_", "gaussian_"):
         assert all(0 <= numbers[f"{prefix}{metric}"] <= 1 for metric in metrics)
         assert numbers[f"{prefix}latency_ms"] > 0
     assert numbers["knn_image_auroc"] == 1  # so the data are easy
@@ -225,7 +226,7 @@ def test_a_run_of_pictures_chooses_by_defects_that_it_makes(data: Path, tmp_path
     found = summary(tmp_path / "run")
     detector, told = found["detector"], found["validation"]
     assert found["image_auroc"] == found["baselines"][detector] > 0.9
-    assert max(told, key=lambda name: told[name]["final"]) in ("knn", "gaussian")
+    assert max(told, key=lambda name: told[name]["final"]) in ("knn", "patchcore", "gaussian")
     assert (tmp_path / "run/heatmaps.png").exists()
     scorer = anomaly.load_scorer(tmp_path / "run", CPU)
     assert (scorer.threshold, scorer.pixel_threshold) == (found["threshold"], found["pixel_threshold"])
@@ -403,7 +404,11 @@ def test_the_threshold_is_the_score_of_a_rank(
     """Of 19 pictures; another good one lies above the k-th of them with probability 1 - k / 20."""
     maps = np.random.default_rng(0).permutation(19).astype(np.float32)[:, None, None, None] + 1
     found = comparison.calibrate(Given(), FeatureMaps(maps), None, quantile, 0.5)
-    assert found == {"threshold": rank, "pixel_threshold": 10}
+    low, high = false_alarm_interval(19, rank)
+    assert found == {
+        **{"threshold": rank, "pixel_threshold": 10, "held_out": 19},
+        **{"false_alarms_low": low, "false_alarms_high": high},
+    }
     assert ("requires at least 99 good images, got 19" in capsys.readouterr().err) == (quantile == 0.99)
 
 
