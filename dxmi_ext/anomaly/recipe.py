@@ -19,6 +19,7 @@ from dxmi_ext.anomaly import bases, choice, overview, scoring
 from dxmi_ext.anomaly.choice import Choice, Verdict
 from dxmi_ext.anomaly.collection import Examined, Good
 from dxmi_ext.anomaly.comparison import Method
+from dxmi_ext.anomaly.curve import Curve, measure_of
 from dxmi_ext.anomaly.detectors import MapDetector
 from dxmi_ext.anomaly.evaluation import (
     BASELINES,
@@ -72,7 +73,8 @@ def train(cfg: Config, ranks: Ranks | None = None) -> dict[str, Any]:
         return {}
     with run:
         backbone, good, tested, networks, judged = _prepare(run, cfg)
-        averaged = learn(run, cfg, prepared(good.train, networks.preparation), networks, tested)
+        curve = _curve(run, cfg, tested, networks)
+        averaged = learn(run, cfg, prepared(good.train, networks.preparation), networks, tested, curve)
         if cfg.run.dry_run or not run.ranks.first:
             return {}
         methods = methods_of(cfg, averaged, names_of(cfg, cfg.comparison.baselines), good.train)
@@ -82,6 +84,7 @@ def train(cfg: Config, ranks: Ranks | None = None) -> dict[str, Any]:
         numbers, heat, scores = numbers_of(cfg, methods, detector, tested, backbone, thresholds)
         numbers |= about(methods, detector) | {"trained": [*averaged.baselines, *averaged.trained]}
         numbers |= judged_numbers(verdicts, judged["validation"], detector)
+        numbers |= {} if curve is None else curve.numbers()
         folder, threshold = run.directory, thresholds["pixel_threshold"]
         if averaged.trained:
             final.attempt("curves.png", lambda: curves(folder / "curves.png", folder / "metrics.jsonl"))
@@ -289,6 +292,16 @@ def _ship(
     detector = methods[name].detector
     networks.shipped = detector if isinstance(detector, MapDetector) else None
     return name, verdicts
+
+
+def _curve(run: Run, cfg: Config, tested: Examined, networks: AnomalyNetworks) -> Curve | None:
+    """The curve of a run, if the settings ask for one and there are test data of both kinds."""
+    if not cfg.comparison.curve_every or cfg.run.dry_run or not (run.ranks.first and len(tested.maps)):
+        return None
+    measure = measure_of(prepared(tested.maps, networks.preparation), tested, cfg.thresholds.top_share)
+    return (
+        None if measure is None else Curve(run.directory / "curve.json", cfg.comparison.curve_every, measure)
+    )
 
 
 def _prepare(run: Run, cfg: Config) -> tuple[Extractor | None, Good, Examined, AnomalyNetworks, Choice]:

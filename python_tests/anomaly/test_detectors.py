@@ -235,6 +235,12 @@ def test_an_untrained_sampler_stays_and_values_see_the_step() -> None:
     x, first = torch.from_numpy(on_sphere().rows), torch.zeros(120, dtype=torch.int64)
     torch.testing.assert_close(made.sampler.network(x, first), x)
     assert not torch.allclose(small(residual=False).sampler.network(x, first), x, atol=0.1)
+    plain, scaled = small(scaled_steps=False), small(scaled_steps=True)
+    with torch.no_grad():
+        for each in (plain, scaled):
+            each.sampler.network.layers[-1].bias.fill_(2.0)
+    torch.testing.assert_close(plain.sampler.network(x, first), F.normalize(x + 2, dim=1))
+    torch.testing.assert_close(scaled.sampler.network(x, first), F.normalize(x + 2 / math.sqrt(DIM), dim=1))
     assert not torch.allclose(made.value_at(x, first), made.value_at(x, first + 1))
     torch.testing.assert_close(made.value_at(x, first + 3), made.energy(x))
 

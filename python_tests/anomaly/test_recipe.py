@@ -31,6 +31,7 @@ from dxmi_ext.engine.settings import ConfigError
 from dxmi_ext.images.features import Extractor
 from dxmi_ext.method.contrastive import LangevinTrainer
 from dxmi_ext.method.trainer import DxMITrainer
+from dxmi_ext.reproduce import many_classes
 
 for library in ("yaml", "scipy", "matplotlib"):
     pytest.importorskip(library)
@@ -116,7 +117,7 @@ def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[P
     with pytest.MonkeyPatch.context() as patch:
         backbone.__wrapped__(patch)  # type: ignore[attr-defined]
         folder = tmp_path_factory.mktemp("finished") / "run"
-        assert run(folder, data) == 0
+        assert run(folder, data, "curve_every=2") == 0
         yield folder
 
 
@@ -134,6 +135,11 @@ def test_a_run_ends_in_a_table_pictures_and_numbers(finished: Path) -> None:
     assert numbers["knn_image_auroc"] == 1  # so the data are easy
     per_class = [numbers[f"image_auroc/{name}"] for name in ("bottle", "screw")]
     assert numbers["image_auroc"] == pytest.approx(sum(per_class) / 2)
+    curves = many_classes.curves_of(numbers)
+    assert {name: list(curve) for name, curve in curves.items()} == {
+        name: [0, 2, 3] for name in ("dxmi", "tau0", "langevin")
+    }
+    assert curves["dxmi"][3] == numbers["image_auroc"] and curves["tau0"][3] == numbers["tau0_image_auroc"]
     assert 0 <= numbers["found"] <= 1 and 0 <= numbers["false_alarms"] <= 1
     assert (finished / "pictures/dxmi_00000003.png").stat().st_size
     assert Image.open(finished / "heatmaps.png").size == (2 + 8 * 18, 2 + 3 * 18)
