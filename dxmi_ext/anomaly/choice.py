@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from dxmi_ext.anomaly import bases, features, preparation, synthetic
 from dxmi_ext.anomaly.collection import Good
 from dxmi_ext.anomaly.dataset import AnomalyData
-from dxmi_ext.anomaly.detectors import Detector, GaussianPositions, NearestNeighbours, detect
+from dxmi_ext.anomaly.detectors import Detector, GaussianPositions, NearestNeighbours
 from dxmi_ext.anomaly.features import FeatureMaps
+from dxmi_ext.anomaly.patchcore import image_scores
 from dxmi_ext.anomaly.preparation import PREPARATIONS, prepared
 from dxmi_ext.anomaly.settings import Config
 from dxmi_ext.engine import files, final, runlog
@@ -117,7 +118,10 @@ def judge(
     detector: Detector, preparation: nn.Module, validation: Validation, *, top_share: float = 0.0
 ) -> Verdict:
     """The verdict on a fitted or trained detector."""
-    scores = (detect(detector.score(prepared(maps, preparation)), top_share=top_share) for maps in validation)
+    scores = []
+    for features_ in validation:
+        maps = prepared(features_, preparation)
+        scores.append(image_scores(detector, maps, detector.score(maps), top_share=top_share))
     return judged(*scores)
 
 

@@ -14,12 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dxmi_ext.anomaly import metrics
+from dxmi_ext.anomaly import metrics, scoring
 from dxmi_ext.anomaly.collection import Examined
 from dxmi_ext.anomaly.detectors import Detector, detect, localise
 from dxmi_ext.anomaly.features import FeatureMaps
+from dxmi_ext.anomaly.patchcore import image_scores
 from dxmi_ext.anomaly.preparation import prepared
-from dxmi_ext.anomaly.scoring import TooFew, threshold_of
+from dxmi_ext.anomaly.scoring import TooFew, false_alarm_interval, rank_of, threshold_of
 from dxmi_ext.engine import final, runlog
 from dxmi_ext.images.features import Extractor
 
@@ -30,6 +31,7 @@ TITLES = {
     "base": "its base alone",
     "autoencoder": "autoencoder alone",
     "knn": "nearest neighbors",
+    "patchcore": "PatchCore",
     "gaussian": "Gaussian positions",
 }
 """Titles of methods, in the order of the table."""
@@ -66,18 +68,24 @@ def calibrate(
         top_share: see `detect`.
 
     Returns:
-        ``threshold`` and ``pixel_threshold``.
+        ``threshold`` and ``pixel_threshold``; the number of images, ``held_out``; and the 95 % confidence
+        interval of the share of new good images above the threshold, ``false_alarms_low`` and
+        ``false_alarms_high``.
     """
     scores = detector.score(good)
     pixels = scores if size is None else localise(scores, (size, size))
     pictures = detect(scores, top_share=top_share)
     try:
-        threshold = threshold_of(pictures, quantile)
+        threshold, rank = threshold_of(pictures, quantile), rank_of(len(pictures), quantile)
     except TooFew as error:
-        threshold = float(pictures.max())
+        threshold, rank = float(pictures.max()), len(pictures)
         runlog.note(f"the threshold is the highest held-out score: {error}")
     pixel_threshold = max(float(np.quantile(pixels.numpy(), pixel_quantile)), 1e-12)  # equal images give 0
-    return {"threshold": threshold, "pixel_threshold": pixel_threshold}
+    low, high = false_alarm_interval(len(pictures), rank)
+    return {
+        **{"threshold": threshold, "pixel_threshold": pixel_threshold, "held_out": float(len(pictures))},
+        **{"false_alarms_low": low, "false_alarms_high": high},
+    }
 
 
 def measure(pictures: Tensor, scores: Tensor, tested: Examined) -> tuple[dict[str, float], list[str]]:
@@ -190,7 +198,7 @@ def compare(
             scores = detector.score(maps)
             if tested.deviates is not None:
                 scores[torch.from_numpy(tested.deviates)] = torch.inf
-            pictures = detect(scores, top_share=top_share)
+            pictures = image_scores(detector, maps, scores, top_share=top_share)
             found, lines = measure(pictures, scores, tested)
             found["latency_ms"] = latency_ms(detector, maps, backbone, tested.images)
             return scores, pictures, found, lines
@@ -243,4 +251,4 @@ def table(
     shares = [f"{numbers[key]:.3f} {what}" for key, what in _SHARES.items() if key in numbers]
     if shares:
         lines.append(f"above the threshold, {numbers['threshold']:.4g}: {', '.join(shares)}")
-    return "\n".join(lines)
+    return "\n".join((*lines, *filter(None, (scoring.about(numbers),))))

@@ -132,7 +132,7 @@ class MapDetector(nn.Module):
 class NearestNeighbours(MapDetector):
     """Distance to the nearest positions of good images, after PatchCore (Roth et al. 2022).
 
-    The score of an image is its largest distance, without PatchCore's reweighting by neighborhoods.
+    PatchCore's own score of an image is in ``anomaly.patchcore``.
 
     Args:
         share: share of the positions that are kept.
@@ -183,6 +183,18 @@ class NearestNeighbours(MapDetector):
 
     def forward(self, features: Tensor) -> Tensor:
         return self._by_position(self._pooled(features), self._distances)
+
+    def positions(self, maps: FeatureMaps, index: Tensor) -> Tensor:
+        """The positions that are compared with the memory, one of each map: [n, C].
+
+        Args:
+            index: index of the position in each map, int64 [n].
+        """
+        found = []
+        for block, places in zip(_maps(maps, 64, self.device), index.to(self.device).split(64), strict=True):
+            pooled = self._pooled(block).flatten(2)
+            found.append(pooled[torch.arange(len(pooled), device=pooled.device), :, places])
+        return torch.cat(found)
 
     def _distances(self, rows: Tensor) -> Tensor:
         # |m|^2 - 2 m x orders the distances, but is too inexact for small ones.

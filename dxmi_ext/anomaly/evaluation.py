@@ -27,6 +27,7 @@ from dxmi_ext.anomaly.detectors import (
     localise,
 )
 from dxmi_ext.anomaly.model import AnomalyNetworks
+from dxmi_ext.anomaly.patchcore import PatchCore
 from dxmi_ext.anomaly.preparation import prepared
 from dxmi_ext.anomaly.settings import Config
 from dxmi_ext.engine import files, final, runlog
@@ -35,7 +36,10 @@ from dxmi_ext.method.networks import Networks
 
 TRAINED = ("tau0", "langevin")
 """Baselines that are trained in phases of the run."""
-BASELINES: dict[str, tuple[str, ...]] = {"none": (), "quick": ("base", "autoencoder", "knn", "gaussian")}
+BASELINES: dict[str, tuple[str, ...]] = {
+    "none": (),
+    "quick": ("base", "autoencoder", "knn", "patchcore", "gaussian"),
+}
 BASELINES |= {"tau0": (TRAINED[0], *BASELINES["quick"]), "all": (*TRAINED, *BASELINES["quick"])}
 _FITTED = {"knn": NearestNeighbours, "gaussian": GaussianPositions}
 PAPER = {  # DxMI, Table 5: means over all 15 classes of MVTec-AD
@@ -78,6 +82,10 @@ def methods_of(
     """
     methods: dict[str, Method] = {}
     for name in (name for name in comparison.TITLES if name in names):
+        if name == "patchcore":
+            if (found := _patchcore(cfg, methods)) is not None:
+                methods[name] = found
+            continue
         prepares, detector = networks.preparation_of(name), _detector(cfg, networks, name, good)
         if detector is None:
             continue
@@ -91,6 +99,15 @@ def methods_of(
         if not fits or final.attempt(comparison.TITLES[name], learned, say):
             methods[name] = Method(prepares, detector)
     return methods
+
+
+def _patchcore(cfg: Config, methods: Mapping[str, Method]) -> Method | None:
+    """PatchCore of images, on the memory of nearest neighbors if these are among the methods."""
+    neighbours = methods.get("knn")
+    if cfg.features.backbone is None or neighbours is None:
+        return None
+    assert isinstance(neighbours.detector, NearestNeighbours)
+    return Method(neighbours.preparation, PatchCore(neighbours.detector))
 
 
 def _detector(cfg: Config, networks: AnomalyNetworks, name: str, good: np.ndarray | None) -> Detector | None:

@@ -146,6 +146,7 @@ def score(scorer: Scorer, pictures: Sequence[str], output: Path, cfg: ScoreSetti
         findings.drawn()
         worst, failures = findings.worst.sorted(), findings.failures
         lead = f"Of {len(pictures)} images {findings.anomalous} are anomalous (score above {threshold:.4g})."
+        lead += f" {scorer.about_threshold}" if cfg.threshold is None and scorer.about_threshold else ""
         files.write_text(output / _PAGE, page.html_of(lead, worst, failures, heat_maps=folder is not None))
     whole, network = (1000 * s / len(pictures) for s in (time.perf_counter() - started, seconds))
     pace = f"{whole:.1f} ms per image, of which the network takes {network:.1f} on {scorer.device}"
@@ -185,6 +186,7 @@ def score_vectors(scorer: VectorScorer, given: Sequence[str], output: Path, cfg:
             table.writerow(row | {"threshold": threshold})
     anomalous, apart = sum(value > threshold for value in scores), scores.count(math.inf)
     lead = f"Of {len(scores)} rows {anomalous} are anomalous (score above {threshold:.4g})."
+    lead += f" {scorer.about_threshold}" if cfg.threshold is None and scorer.about_threshold else ""
     return lead + (f" {apart} differ in {scorer.columns.described()}, constant in training." if apart else "")
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dxmi_ext.anomaly.collection import Examined
+from dxmi_ext.anomaly.curve import Curve
 from dxmi_ext.anomaly.evaluation import picture_of
 from dxmi_ext.anomaly.features import FeatureMaps
 from dxmi_ext.anomaly.model import AnomalyNetworks
@@ -46,26 +47,33 @@ class Phases(Protocol):
 
 
 def learn(
-    run: Phases, cfg: Config, maps: FeatureMaps, networks: AnomalyNetworks, tested: Examined | None = None
+    run: Phases,
+    cfg: Config,
+    maps: FeatureMaps,
+    networks: AnomalyNetworks,
+    tested: Examined | None = None,
+    curve: Curve | None = None,
 ) -> AnomalyNetworks:
     """Runs all phases in turn and returns the averaged networks.
 
     Args:
         networks: networks whose ``trained`` names what to train: nothing, the autoencoder, or DxMI too.
         tested: test data for heat maps during training.
+        curve: curve of the phases that train energies; None: nothing is measured.
     """
     if cfg.run.pretrained and "autoencoder" in networks.trained:
         pretrain_autoencoder(run, cfg, maps, networks)
     if "dxmi" not in networks.trained:
         return networks
     for name in networks.baselines:
-        _train_baseline(run, cfg, name, maps, networks)
+        _train_baseline(run, cfg, name, maps, networks, curve)
     trainer = DxMITrainer(networks, cfg.algorithm, **_options(run, cfg, cfg.run.iterations))
     averaged = trainer.averaged
     assert isinstance(averaged, AnomalyNetworks)
     draw = None if tested is None else picture_of(averaged, tested)
     with _batches(cfg, maps, "dxmi", run, cfg.run.iterations) as batches:
-        run.phase("dxmi", trainer, cfg.run.iterations, batches, draw)
+        stepper = _measured(curve, "dxmi", trainer, cfg.run.iterations)
+        run.phase("dxmi", stepper, cfg.run.iterations, batches, draw)
     return averaged
 
 
@@ -86,7 +94,7 @@ def pretrain_autoencoder(run: Phases, cfg: Config, maps: FeatureMaps, networks: 
 
 
 def _train_baseline(
-    run: Phases, cfg: Config, name: str, maps: FeatureMaps, networks: AnomalyNetworks
+    run: Phases, cfg: Config, name: str, maps: FeatureMaps, networks: AnomalyNetworks, curve: Curve | None
 ) -> None:
     """Trains a baseline energy in separate networks, from the same start and on the same batches."""
     trial = copy.deepcopy(networks)
@@ -101,13 +109,20 @@ def _train_baseline(
         chains = dataclasses.replace(fixed, negatives="short_run")
         trainer = LangevinTrainer(trial, chains, **options)
     with _batches(cfg, maps, "dxmi", run, iterations) as batches:
-        run.phase(name, trainer, iterations, batches)
+        run.phase(name, _measured(curve, name, trainer, iterations), iterations, batches)
     # If the run resumed in this phase, only the trial contains the results of the phases before.
     networks.begin_from(trial.pretrained, maps)
     networks.baselines.load_state_dict(trial.baselines.state_dict())
     averaged = trainer.averaged.energy_network
     assert averaged is not None
     networks.baselines[name].load_state_dict(averaged.state_dict())
+
+
+def _measured(
+    curve: Curve | None, name: str, trainer: DxMITrainer | LangevinTrainer, iterations: int
+) -> Stepper:
+    energy = trainer.averaged.energy_network
+    return trainer if curve is None or energy is None else curve.of(name, trainer, energy, iterations)
 
 
 def _options(run: Phases, cfg: Config, iterations: int) -> dict[str, Any]:

@@ -100,6 +100,7 @@ class SphereSampler(nn.Module):
         time_dim: dimension of the sinusoidal embedding of t.
         residual: whether x + network(x, t) is projected, with a network that is initially zero, so that an
             untrained sampler only adds noise; otherwise network(x, t) is projected.
+        scaled_steps: whether it is x + network(x, t) / sqrt(C) that is projected, with residual.
     """
 
     def __init__(
@@ -111,9 +112,11 @@ class SphereSampler(nn.Module):
         *,
         time_dim: int = 128,
         residual: bool = True,
+        scaled_steps: bool = False,
     ) -> None:
         super().__init__()
         self.residual = residual
+        self.step_size = 1 / math.sqrt(dim) if scaled_steps else 1.0
         self.time = _SinusoidalTime(steps, time_dim)
         self.layers = _mlp(dim + time_dim, dim, width, depth)
         if residual:
@@ -123,7 +126,7 @@ class SphereSampler(nn.Module):
 
     def forward(self, x: Tensor, timestep: Tensor) -> Tensor:
         mean = self.layers(torch.cat((_unit_variance(x), self.time(timestep)), dim=1))
-        return F.normalize(x + mean if self.residual else mean, dim=1)
+        return F.normalize(x + self.step_size * mean if self.residual else mean, dim=1)
 
 
 class LatentStart(nn.Module):
@@ -190,6 +193,7 @@ def build(
     std: float = 0.05,
     last_std: float = 0.01,
     residual: bool = True,
+    scaled_steps: bool = False,
     project: bool = True,
 ) -> Networks:
     """All networks for C = dim, by default with the paper's widths; for the arguments see the classes above.
@@ -197,7 +201,9 @@ def build(
     Pretrain ``networks.energy_network.autoencoder``, then copy it to ``networks.sampler.start``.
     """
     autoencoder = SphereAutoencoder(dim, latent_dim, energy_width, depth)
-    network = SphereSampler(dim, steps, sampler_width, depth, time_dim=time_dim, residual=residual)
+    network = SphereSampler(
+        dim, steps, sampler_width, depth, time_dim=time_dim, residual=residual, scaled_steps=scaled_steps
+    )
     sampler = GaussianSampler(
         network,
         schedule(steps, std=std, last_std=last_std),

@@ -15,10 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dxmi_ext.anomaly import bases, choice, overview
+from dxmi_ext.anomaly import bases, choice, overview, scoring
 from dxmi_ext.anomaly.choice import Choice, Verdict
 from dxmi_ext.anomaly.collection import Examined, Good
 from dxmi_ext.anomaly.comparison import Method
+from dxmi_ext.anomaly.curve import Curve, measure_of
 from dxmi_ext.anomaly.detectors import MapDetector
 from dxmi_ext.anomaly.evaluation import (
     BASELINES,
@@ -71,11 +72,17 @@ def train(cfg: Config, ranks: Ranks | None = None) -> dict[str, Any]:
 
     def learned() -> Finish:
         backbone, good, tested, networks, judged = _prepare(run, cfg)
-        averaged = learn(run, cfg, prepared(good.train, networks.preparation), networks, tested)
-        return lambda: finish(backbone, good, tested, averaged, judged)
+        curve = _curve(run, cfg, tested, networks)
+        averaged = learn(run, cfg, prepared(good.train, networks.preparation), networks, tested, curve)
+        return lambda: finish(backbone, good, tested, averaged, judged, curve)
 
     def finish(
-        backbone: Extractor | None, good: Good, tested: Examined, averaged: AnomalyNetworks, judged: Choice
+        backbone: Extractor | None,
+        good: Good,
+        tested: Examined,
+        averaged: AnomalyNetworks,
+        judged: Choice,
+        curve: Curve | None,
     ) -> tuple[dict[str, Any], str]:
         methods = methods_of(cfg, averaged, names_of(cfg, cfg.comparison.baselines), good.train)
         detector, verdicts = _ship(cfg, averaged, methods, good, backbone)
@@ -84,6 +91,7 @@ def train(cfg: Config, ranks: Ranks | None = None) -> dict[str, Any]:
         numbers, heat, scores = numbers_of(cfg, methods, detector, tested, backbone, thresholds)
         numbers |= about(methods, detector) | {"trained": [*averaged.baselines, *averaged.trained]}
         numbers |= judged_numbers(verdicts, judged["validation"], detector)
+        numbers |= {} if curve is None else curve.numbers()
         folder, threshold = run.directory, thresholds["pixel_threshold"]
         if averaged.trained:
             final.attempt("curves.png", lambda: curves(folder / "curves.png", folder / "metrics.jsonl"))
@@ -184,9 +192,14 @@ def load_scorer(directory: Path, device: torch.device) -> Scorer | VectorScorer:
     cfg, networks, model = load_model(directory, device)
     backbone = backbone_of(cfg, device, model)
     if backbone is None:
-        threshold, detector = model["thresholds"]["threshold"], model["detector"]
-        scores, prepares = networks.energy_of(detector), networks.preparation_of(detector)
-        return VectorScorer(scores, prepares, columns_of(model), threshold=threshold)
+        thresholds, detector = model["thresholds"], model["detector"]
+        return VectorScorer(
+            networks.energy_of(detector),
+            networks.preparation_of(detector),
+            columns_of(model),
+            threshold=thresholds["threshold"],
+            about_threshold=scoring.about(thresholds),
+        )
     scale = Scale.of(model.get("scale"))
     return _scorer(cfg, networks, backbone, model["thresholds"], model["detector"], scale)
 
@@ -247,6 +260,7 @@ def _scorer(
         pixel_threshold=thresholds["pixel_threshold"],
         top_share=cfg.thresholds.top_share,
         scale=scale,
+        about_threshold=scoring.about(thresholds),
     )
 
 
@@ -284,6 +298,16 @@ def _ship(
     detector = methods[name].detector
     networks.shipped = detector if isinstance(detector, MapDetector) else None
     return name, verdicts
+
+
+def _curve(run: Run, cfg: Config, tested: Examined, networks: AnomalyNetworks) -> Curve | None:
+    """The curve of a run, if the settings ask for one and there are test data of both kinds."""
+    if not cfg.comparison.curve_every or cfg.run.dry_run or not (run.ranks.first and len(tested.maps)):
+        return None
+    measure = measure_of(prepared(tested.maps, networks.preparation), tested, cfg.thresholds.top_share)
+    return (
+        None if measure is None else Curve(run.directory / "curve.json", cfg.comparison.curve_every, measure)
+    )
 
 
 def _prepare(run: Run, cfg: Config) -> tuple[Extractor | None, Good, Examined, AnomalyNetworks, Choice]:

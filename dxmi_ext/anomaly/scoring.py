@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -38,6 +39,7 @@ class Scorer(nn.Module):
             (DxMI, sec. 5.3).
         size: height and width to which files are resized; None: the backbone's.
         scale: scale of the training images, for files that are not of 8 bits.
+        about_threshold: sentence about the threshold, for reports.
 
     Raises:
         ScoreError: a threshold or the share is out of bounds, or the size is unknown.
@@ -54,6 +56,7 @@ class Scorer(nn.Module):
         top_share: float = 0.0,
         size: int | None = None,
         scale: Scale = NOMINAL,
+        about_threshold: str = "",
     ) -> None:
         super().__init__()
         if not (math.isfinite(threshold) and 0 < pixel_threshold < math.inf and 0 <= top_share <= 1):
@@ -67,7 +70,7 @@ class Scorer(nn.Module):
         self.backbone, self.energy = backbone, energy.eval()
         self.preparation = (preparation or nn.Identity()).eval()
         self.threshold, self.pixel_threshold, self.top_share = threshold, pixel_threshold, top_share
-        self.size, self.scale = known, scale
+        self.size, self.scale, self.about_threshold = known, scale, about_threshold
 
     @property
     def device(self) -> torch.device:
@@ -97,14 +100,21 @@ class VectorScorer(nn.Module):
         preparation: preparation of the varying columns, as maps [n, C, 1, 1].
         columns: the varying and the constant columns.
         threshold: score above which a row is anomalous.
+        about_threshold: sentence about the threshold, for reports.
     """
 
     def __init__(
-        self, energy: nn.Module, preparation: nn.Module, columns: Columns, *, threshold: float
+        self,
+        energy: nn.Module,
+        preparation: nn.Module,
+        columns: Columns,
+        *,
+        threshold: float,
+        about_threshold: str = "",
     ) -> None:
         super().__init__()
         self.energy, self.preparation = energy.eval(), preparation.eval()
-        self.columns, self.threshold = columns, threshold
+        self.columns, self.threshold, self.about_threshold = columns, threshold, about_threshold
 
     @property
     def device(self) -> torch.device:
@@ -122,8 +132,8 @@ class VectorScorer(nn.Module):
 def threshold_of(scores: Tensor | np.ndarray, quantile: float) -> float:
     """A threshold that a new good image exceeds with a probability of at most 1 - quantile.
 
-    It is the ceil((n + 1) quantile)-th smallest of n scores (split conformal prediction, Vovk et al. 2005).
-    The bound holds for any distribution and any n if all images are exchangeable.
+    It is the score of rank `rank_of` of n scores (split conformal prediction, Vovk et al. 2005). The bound
+    holds for any distribution and any n if all images are exchangeable.
 
     Args:
         scores: scores [n] of held-out good images.
@@ -134,12 +144,70 @@ def threshold_of(scores: Tensor | np.ndarray, quantile: float) -> float:
         ScoreError: the quantile is invalid, or a score is not finite.
     """
     values = torch.as_tensor(scores).flatten().double()
-    if not 0 <= quantile <= 1:
-        raise ScoreError(f"quantile must be from 0 to 1, got {quantile}")
+    rank = rank_of(len(values), quantile)
     if not values.isfinite().all():
         raise ScoreError(f"scores: {int((~values.isfinite()).sum())} of {len(values)} are not finite")
-    rank = math.ceil((len(values) + 1) * quantile - 1e-9)  # 20 * .95 may be slightly above 19
-    if rank > len(values):
+    return float(values.sort().values[rank - 1])
+
+
+def rank_of(n: int, quantile: float) -> int:
+    """The rank, from 1, of the threshold among n scores: ceil((n + 1) quantile).
+
+    Raises:
+        TooFew: n is too small for the quantile.
+        ScoreError: the quantile is invalid.
+    """
+    if not 0 <= quantile <= 1:
+        raise ScoreError(f"quantile must be from 0 to 1, got {quantile}")
+    rank = math.ceil((n + 1) * quantile - 1e-9)  # 20 * .95 may be slightly above 19
+    if rank > n:
         least = math.ceil(max(1, quantile / (1 - quantile) - 1e-9)) if quantile < 1 else "infinitely many"
-        raise TooFew(f"quantile={quantile} requires at least {least} good images, got {len(values)}")
-    return float(values.sort().values[max(rank, 1) - 1])
+        raise TooFew(f"quantile={quantile} requires at least {least} good images, got {n}")
+    return max(rank, 1)
+
+
+def false_alarm_interval(n: int, rank: int, level: float = 0.95) -> tuple[float, float]:
+    """Confidence interval of the share of new good data above a threshold.
+
+    The share of a continuous distribution above the score of a rank has the distribution
+    Beta(n + 1 - rank, rank), whatever the distribution of scores. Its quantiles are those of Clopper and
+    Pearson's exact interval.
+
+    Args:
+        n: number of held-out scores.
+        rank: rank of the threshold among them, 1 to n.
+        level: confidence level.
+    """
+    if not 1 <= rank <= n:
+        raise ValueError(f"rank must be from 1 to n={n}, got {rank}")
+    tail = (1 - level) / 2
+    return _beta_quantile(tail, n + 1 - rank, rank), _beta_quantile(1 - tail, n + 1 - rank, rank)
+
+
+def _beta_quantile(probability: float, a: int, b: int) -> float:
+    """The quantile of Beta(a, b), by bisection of its distribution function, a binomial tail."""
+    n = a + b - 1
+    low, high = 0.0, 1.0
+    for _ in range(50):
+        p = (low + high) / 2
+        below = sum(math.exp(_log_binomial(n, j, p)) for j in range(a))
+        low, high = (p, high) if 1 - below < probability else (low, p)
+    return (low + high) / 2
+
+
+def _log_binomial(n: int, k: int, p: float) -> float:
+    """The logarithm of the probability of k successes in n trials."""
+    choose = math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
+    return choose + k * math.log(p) + (n - k) * math.log1p(-p)
+
+
+def about(thresholds: Mapping[str, float]) -> str:
+    """A sentence about the false alarms to expect, from the numbers of `comparison.calibrate`; empty for runs
+    that have none."""
+    if "held_out" not in thresholds:
+        return ""
+    low, high = (100 * thresholds[f"false_alarms_{end}"] for end in ("low", "high"))
+    return (
+        f"Of new good data, {low:.1f} % to {high:.1f} % will score above the threshold (95 % confidence "
+        f"interval from {thresholds['held_out']:.0f} held-out scores)."
+    )

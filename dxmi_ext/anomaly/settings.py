@@ -90,6 +90,11 @@ class NetworkSettings(Settings):
     residual: bool = setting(
         True, "whether the sampler's network predicts a step from x; false: it predicts the next x"
     )
+    scaled_steps: bool = setting(
+        False,
+        "whether the sampler's steps are divided by sqrt(C), as coordinates of unit vectors are, so that it "
+        "learns at the rates of other networks",
+    )
     project: bool = setting(True, "whether the energy projects x onto the sphere first")
 
 
@@ -136,6 +141,12 @@ class ComparisonSettings(Settings):
     )
     baseline_iterations: int | None = setting(
         None, "iterations of trained baselines; null: as many as of DxMI", minimum=0, maximum=LARGEST_RUN
+    )
+    curve_every: int = setting(
+        0,
+        "number of iterations between measurements of the AUROC on test data, for a curve in summary.json; "
+        "0: none",
+        minimum=0,
     )
 
 
@@ -199,6 +210,10 @@ class Config(RunnableConfig):
         Rule(
             "base must name each detector once, got {base}",
             lambda s: len({*bases.names_of(s.base)}) == len(bases.names_of(s.base)),
+        ),
+        Rule(
+            "scaled_steps must be false with residual=false, got {scaled_steps}",
+            lambda s: s.residual or not s.scaled_steps,
         ),
         Rule("shard must be false: these networks are small, got {shard}", lambda s: not s.shard),
         *only_with(

@@ -20,6 +20,7 @@ from dxmi_ext.anomaly.comparison import TITLES
 from dxmi_ext.engine import files, runlog
 from dxmi_ext.engine.config import ConfigError
 from dxmi_ext.images import dataset, features
+from dxmi_ext.reproduce import plots
 from dxmi_ext.reproduce.experiments import Experiment, Row
 
 SPLITS = {"0-4": (0, 1, 2, 3, 4), "5-9": (5, 6, 7, 8, 9), "even": (0, 2, 4, 6, 8), "odd": (1, 3, 5, 7, 9)}
@@ -54,6 +55,14 @@ CHOSEN = "knn"
 TRIED = "even"
 """Split on which the other candidates run, with seed 0; its test labels have no part in the choice."""
 _WITHOUT_A_BASE = {"gamma": 0.1, "energy_lr": 1e-5}
+CURVE = "curve"
+"""Row of a longer run of split TRIED without a base, with all trained baselines, for a curve."""
+_PICTURE = "anomaly-curve.png"
+_LONGER: dict[str, Any] = {
+    **{"baselines": "all", "curve_every": 100, "iterations": 1200, "tau": 0.1, "gamma": 0.1},
+    **{"scaled_steps": True, "std": 0.0125, "last_std": 0.0045, "sampler_lr": 5e-4, "energy_lr": 1e-4},
+    "ema_decay": 0.99,
+}
 _BASES = {"knn": TITLES["knn"], "density": "kernel density", "knn+gaussian": "neighbours and Gaussian"}
 
 
@@ -73,7 +82,11 @@ def _rows() -> list[Row]:
     plain = [_row(split, "dxmi", seeds=1, **_WITHOUT_A_BASE) for split in SPLITS]
     others = {name: settings for name, settings in CANDIDATES.items() if name != CHOSEN}
     tried = [_row(TRIED, f"dxmi-{name}", seeds=1, **settings) for name, settings in others.items()]
-    return [*ours, *parts, *plain, *tried]
+    longer = dataclasses.replace(
+        _row(TRIED, CURVE, seeds=1, **_LONGER),
+        label=f"{TRIED}, DxMI for {_LONGER['iterations']:,} iterations",
+    )
+    return [*ours, *parts, *plain, *tried, longer]
 
 
 def _row(split: str, run: str, seeds: int | None = None, **settings: Any) -> Row:
@@ -154,7 +167,8 @@ def summary(units: Sequence[Any], output: Path) -> str:
     found = gains(scores) if scores else files.read_json(output / GAINS)
     if scores:
         runlog.write_json(output / GAINS, found)
-    return "\n\n".join(part for part in (_shown(found) if found else "", _chosen(choice_of(units))) if part)
+    parts = (_shown(found) if found else "", _curves(units, output), _chosen(choice_of(units)))
+    return "\n\n".join(part for part in parts if part)
 
 
 Scores = dict[str, dict[str, list[np.ndarray]]]
@@ -220,7 +234,7 @@ def aurocs(scores: np.ndarray, anomalous: np.ndarray, weights: np.ndarray) -> np
 def _scores(units: Sequence[Any]) -> Scores:
     """The scores of all units; empty if a run's folder is missing."""
     found: Scores = {}
-    for unit in units:
+    for unit in (unit for unit in units if not _is_longer(unit)):
         path = unit.folder / "test_scores.npz"
         if not path.is_file():
             return {}
@@ -244,6 +258,39 @@ def _chosen(aurocs: Mapping[str, float]) -> str:
     return line + ("" if best == CHOSEN else f" The rows of all splits are of {CHOSEN}, not of {best}.")
 
 
+def _is_longer(unit: Any) -> bool:
+    return bool(unit.row.name == f"{TRIED}_{CURVE}")
+
+
+def curves_of(numbers: Mapping[str, float]) -> dict[str, dict[int, float]]:
+    """AUROC on the test data by iteration, for each method that a run has measured as it trained."""
+    found: dict[str, dict[int, float]] = {}
+    for key, value in numbers.items():
+        if key.startswith("curve/"):
+            _, method, iteration = key.split("/")
+            found.setdefault(method, {})[int(iteration)] = value
+    return {name: dict(sorted(found[name].items())) for name in TITLES if name in found}
+
+
+def _curves(units: Sequence[Any], output: Path) -> str:
+    """Draws the curves of the longer run, and describes them in Markdown; empty if it has not run."""
+    unit = next((unit for unit in units if _is_longer(unit) and unit.seed == 0), None)
+    found = curves_of(files.read_json(unit.path)["numbers"]) if unit is not None else {}
+    if not found:
+        return ""
+    with files.file(output / _PICTURE) as file:
+        plots.curves(file, {TITLES[name]: curve for name, curve in found.items()}, "AUROC")
+    said = []
+    for name, curve in found.items():
+        late = [value for i, value in curve.items() if 2 * i >= max(curve)]
+        said.append(f"{TITLES[name]}: {curve[max(curve)]:.3f} ({min(late):.3f} to {max(late):.3f})")
+    return (
+        f"AUROC over the iterations of a run without a base (split {TRIED}, seed 0, tau = {_LONGER['tau']}), "
+        f"at its end, and lowest and highest in its second half: {'; '.join(said)}.\n\n"
+        f"![AUROC over iterations]({_PICTURE})"
+    )
+
+
 def _shown(found: Mapping[str, Any]) -> str:
     others = list(next(iter(found["gains"].values())))
     heads = ["mean of the splits", "AUROC", *(f"ahead of {_title(name)}" for name in others)]
@@ -258,6 +305,7 @@ def _shown(found: Mapping[str, Any]) -> str:
 def _title(run: str) -> str:
     """Title of a method, or of DxMI from a base: ``dxmi-BASE``."""
     method, _, base = run.partition("-")
+    method = "dxmi" if method == CURVE else method
     name, _, change = base.partition(",")
     return TITLES[method] + (f" from {_BASES[name]}{',' * bool(change)}{change}" if base else "")
 

@@ -47,6 +47,20 @@ def gallery(path: plots.File, models: Sequence[tuple[str, Tensor, Tensor | None]
             plane(below, "", extent=EXTENT, ticks=False)
 
 
+def curves(path: plots.File, lines: Mapping[str, Mapping[int, float]], heading: str) -> None:
+    """A number over iterations, with a line for each method.
+
+    Args:
+        lines: method -> iteration -> the number.
+    """
+    with plots.figure(path, 1, 1, width=5.0, height=3.2) as axes:
+        for name, line in lines.items():
+            axes[0].plot(list(line), list(line.values()), label=name)
+        axes[0].set_xlabel("iteration")
+        axes[0].set_ylabel(heading)
+        axes[0].legend()
+
+
 def sweep(path: plots.File, labels: Sequence[str], panels: Mapping[str, Sequence[Sequence[float]]]) -> None:
     """How numbers depend on a setting: a panel for each number, a dot for each run, a dash for a mean.
 

@@ -19,6 +19,7 @@ from dxmi_ext.anomaly.dataset import AnomalyData
 from dxmi_ext.anomaly.detectors import GaussianPositions, NearestNeighbours
 from dxmi_ext.anomaly.features import FeatureMaps
 from dxmi_ext.anomaly.networks import AutoencoderEnergy, LatentStart, SphereAutoencoder
+from dxmi_ext.anomaly.patchcore import PatchCore, image_scores
 from dxmi_ext.anomaly.reconstruction import ReconstructionPretrainer
 from dxmi_ext.images.features import Extractor, FeatureError
 from dxmi_ext.method.contrastive import LangevinTrainer
@@ -234,6 +235,12 @@ def test_an_untrained_sampler_stays_and_values_see_the_step() -> None:
     x, first = torch.from_numpy(on_sphere().rows), torch.zeros(120, dtype=torch.int64)
     torch.testing.assert_close(made.sampler.network(x, first), x)
     assert not torch.allclose(small(residual=False).sampler.network(x, first), x, atol=0.1)
+    plain, scaled = small(scaled_steps=False), small(scaled_steps=True)
+    with torch.no_grad():
+        for each in (plain, scaled):
+            each.sampler.network.layers[-1].bias.fill_(2.0)
+    torch.testing.assert_close(plain.sampler.network(x, first), F.normalize(x + 2, dim=1))
+    torch.testing.assert_close(scaled.sampler.network(x, first), F.normalize(x + 2 / math.sqrt(DIM), dim=1))
     assert not torch.allclose(made.value_at(x, first), made.value_at(x, first + 1))
     torch.testing.assert_close(made.value_at(x, first + 3), made.energy(x))
 
@@ -333,6 +340,26 @@ def test_nearest_neighbours_are_those_of_all_distances() -> None:
         torch.testing.assert_close(detector.score(test).double(), near.view(4, 2, 3), atol=1e-5, rtol=1e-4)
 
 
+def test_patchcore_weights_the_highest_distance_by_its_neighbourhood() -> None:
+    train, test = on_sphere(), on_sphere(70, seed=1)
+    method = PatchCore(NearestNeighbours(share=0.5, patch=3), count=4)
+    method.fit(train)
+    scores, memory = method.score(test), method.neighbours.memory.double()
+    pooled = F.avg_pool2d(torch.from_numpy(test.maps).permute(0, 3, 1, 2).double(), 3, 1, 1,
+                          count_include_pad=False)  # fmt: skip
+    expected = []
+    for features_, distances in zip(pooled.flatten(2), scores.flatten(1), strict=True):
+        x = features_[:, distances.argmax()]
+        nearest = memory[(memory - x).norm(dim=1).argmin()]
+        around = memory[(memory - nearest).norm(dim=1).argsort()[:4]]
+        highest = (nearest - x).norm()
+        expected.append(highest * (1 - highest.exp() / (around - x).norm(dim=1).exp().sum()))
+    found = image_scores(method, test, scores, top_share=0.5)
+    torch.testing.assert_close(found.double(), torch.stack(expected), atol=1e-5, rtol=1e-4)
+    plain = image_scores(method.neighbours, test, scores, top_share=0.5)
+    assert torch.equal(plain, detectors.detect(scores, top_share=0.5))
+
+
 def test_patches_are_means_over_neighbours_within_the_map() -> None:
     maps = on_sphere(3)
     detector = NearestNeighbours(share=1.0, patch=3)
@@ -378,16 +405,19 @@ def test_detectors_find_a_position_that_is_off() -> None:
     train, test = on_sphere(), on_sphere(6, seed=1)
     test.maps[2, 1, 0] = np.eye(DIM)[4]
     torch.manual_seed(0)
-    autoencoder = SphereAutoencoder(DIM, 3, 32, 2)
-    pretrainer = ReconstructionPretrainer(autoencoder, lr=3e-3, iterations=60)
-    for i in range(60):
-        pretrainer.step(train.batch(i, 60))
-    learned = detectors.EnergyDetector(AutoencoderEnergy(autoencoder), chunk=5)
-    for detector in (learned, NearestNeighbours(share=0.2), GaussianPositions(dims=None)):
+    pretrainer = ReconstructionPretrainer(SphereAutoencoder(DIM, 3, 32, 2), lr=3e-3, iterations=60)
+    for iteration in range(60):
+        pretrainer.step(train.batch(iteration, 60))
+    energy = AutoencoderEnergy(pretrainer.autoencoder)
+    autoencoder = detectors.EnergyDetector(energy)
+    for detector in (autoencoder, NearestNeighbours(share=0.2), GaussianPositions(dims=None)):
         detector.fit(train)
         scores = detector.score(test)
         assert scores.shape == (6, 2, 3) and scores.dtype == torch.float32
         assert int(detectors.detect(scores).argmax()) == 2, type(detector).__name__
+    torch.testing.assert_close(
+        detectors.EnergyDetector(energy, chunk=5).score(test), autoencoder.score(test), atol=1e-5, rtol=1e-4
+    )
 
 
 def test_localisation_upsamples_and_smooths() -> None:

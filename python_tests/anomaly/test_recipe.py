@@ -23,6 +23,7 @@ from dxmi_ext.anomaly import recipe as anomaly
 from dxmi_ext.anomaly.collection import Examined, Pictures
 from dxmi_ext.anomaly.features import FeatureMaps
 from dxmi_ext.anomaly.reconstruction import ReconstructionPretrainer
+from dxmi_ext.anomaly.scoring import false_alarm_interval
 from dxmi_ext.engine import config, plots
 from dxmi_ext.engine.ranks import Ranks
 from dxmi_ext.engine.runlog import read_metrics
@@ -30,6 +31,7 @@ from dxmi_ext.engine.settings import ConfigError
 from dxmi_ext.images.features import Extractor
 from dxmi_ext.method.contrastive import LangevinTrainer
 from dxmi_ext.method.trainer import DxMITrainer
+from dxmi_ext.reproduce import many_classes
 
 for library in ("yaml", "scipy", "matplotlib"):
     pytest.importorskip(library)
@@ -115,7 +117,7 @@ def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[P
     with pytest.MonkeyPatch.context() as patch:
         backbone.__wrapped__(patch)  # type: ignore[attr-defined]
         folder = tmp_path_factory.mktemp("finished") / "run"
-        assert run(folder, data) == 0
+        assert run(folder, data, "curve_every=2") == 0
         yield folder
 
 
@@ -127,12 +129,17 @@ def test_a_run_ends_in_a_table_pictures_and_numbers(finished: Path) -> None:
     phases = [row["phase"] for row in read_metrics(finished / "metrics.jsonl")]
     assert list(dict.fromkeys(phases)) == ["pretrain", "tau0", "langevin", "dxmi"]
     metrics = ("image_auroc", "image_ap", "pixel_auroc", "pixel_ap", "pro")
-    for prefix in ("", "tau0_", "langevin_", "autoencoder_", "knn_", "gaussian_"):
+    for prefix in ("", "tau0_", "langevin_", "autoencoder_", "knn_", "patchcore_", "gaussian_"):
         assert all(0 <= numbers[f"{prefix}{metric}"] <= 1 for metric in metrics)
         assert numbers[f"{prefix}latency_ms"] > 0
     assert numbers["knn_image_auroc"] == 1  # so the data are easy
     per_class = [numbers[f"image_auroc/{name}"] for name in ("bottle", "screw")]
     assert numbers["image_auroc"] == pytest.approx(sum(per_class) / 2)
+    curves = many_classes.curves_of(numbers)
+    assert {name: list(curve) for name, curve in curves.items()} == {
+        name: [0, 2, 3] for name in ("dxmi", "tau0", "langevin")
+    }
+    assert curves["dxmi"][3] == numbers["image_auroc"] and curves["tau0"][3] == numbers["tau0_image_auroc"]
     assert 0 <= numbers["found"] <= 1 and 0 <= numbers["false_alarms"] <= 1
     assert (finished / "pictures/dxmi_00000003.png").stat().st_size
     assert Image.open(finished / "heatmaps.png").size == (2 + 8 * 18, 2 + 3 * 18)
@@ -156,9 +163,10 @@ def test_a_run_is_evaluated_on_its_data_wherever_they_are(
     with pytest.raises(ConfigError, match="has another fingerprint"):
         anomaly.evaluate(folder, anomaly.EvaluateSettings(data=str(other)), CPU)
     before = (folder / "config.yaml").read_bytes()
-    assert run(folder, other, "iterations=4") == 2
+    assert run(folder, other, "iterations=4", "curve_every=2") == 2
     assert "fingerprint" in capsys.readouterr().err and path.read_bytes() == before
-    assert run(folder, moved) == 0 and "finished; nothing to do" in capsys.readouterr().out
+    assert run(folder, moved, "curve_every=2") == 0
+    assert "finished; nothing to do" in capsys.readouterr().out
 
 
 def test_a_run_stopped_in_every_phase_ends_in_the_same_bytes(
@@ -225,7 +233,7 @@ def test_a_run_of_pictures_chooses_by_defects_that_it_makes(data: Path, tmp_path
     found = summary(tmp_path / "run")
     detector, told = found["detector"], found["validation"]
     assert found["image_auroc"] == found["baselines"][detector] > 0.9
-    assert max(told, key=lambda name: told[name]["final"]) in ("knn", "gaussian")
+    assert max(told, key=lambda name: told[name]["final"]) in ("knn", "patchcore", "gaussian")
     assert (tmp_path / "run/heatmaps.png").exists()
     scorer = anomaly.load_scorer(tmp_path / "run", CPU)
     assert (scorer.threshold, scorer.pixel_threshold) == (found["threshold"], found["pixel_threshold"])
@@ -403,7 +411,11 @@ def test_the_threshold_is_the_score_of_a_rank(
     """Of 19 pictures; another good one lies above the k-th of them with probability 1 - k / 20."""
     maps = np.random.default_rng(0).permutation(19).astype(np.float32)[:, None, None, None] + 1
     found = comparison.calibrate(Given(), FeatureMaps(maps), None, quantile, 0.5)
-    assert found == {"threshold": rank, "pixel_threshold": 10}
+    low, high = false_alarm_interval(19, rank)
+    assert found == {
+        **{"threshold": rank, "pixel_threshold": 10, "held_out": 19},
+        **{"false_alarms_low": low, "false_alarms_high": high},
+    }
     assert ("requires at least 99 good images, got 19" in capsys.readouterr().err) == (quantile == 0.99)
 
 

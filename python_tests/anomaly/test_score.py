@@ -27,6 +27,7 @@ pytest.importorskip("matplotlib")
 Image = pytest.importorskip("PIL.Image")
 
 SIZE, GRID = 8, 4
+ABOUT = scoring.about({"held_out": 10.0, "false_alarms_low": 0.0025, "false_alarms_high": 0.3085})
 
 
 class Brightness(nn.Module):
@@ -44,7 +45,7 @@ def scorer(**options: object) -> Scorer:
     """Scores a quarter of the pixels at a time: 10 where they are white, 0 where they are black."""
     plain = {"mean": (0.0,) * 3, "std": (1.0,) * 3, "normalise": False}
     backbone = backbones.backbone(nn.Identity(), "pixels", size=SIZE, grid=GRID, **plain)  # type: ignore[arg-type]
-    given = {"threshold": 6.0, "pixel_threshold": 4.0} | options
+    given = {"threshold": 6.0, "pixel_threshold": 4.0, "about_threshold": ABOUT} | options
     return Scorer(backbone, Brightness(), **given)  # type: ignore[arg-type]
 
 
@@ -94,6 +95,24 @@ def test_a_good_picture_exceeds_it_as_rarely_as_promised(n: int, quantile: float
         assert threshold == float(others.sort().values[rank - 1])
         below += bool(scores[i] <= threshold)
     assert below / (n + 1) >= quantile
+
+
+@pytest.mark.parametrize(("n", "rank"), [(10, 10), (99, 98), (200, 199), (40, 20)])
+def test_the_interval_of_false_alarms_is_that_of_clopper_and_pearson(n: int, rank: int) -> None:
+    stats = pytest.importorskip("scipy.stats")
+    expected = stats.beta.ppf((0.025, 0.975), n + 1 - rank, rank)
+    assert scoring.false_alarm_interval(n, rank) == pytest.approx(expected, rel=1e-9)
+    with pytest.raises(ValueError, match=f"rank must be from 1 to n={n}, got {n + 1}"):
+        scoring.false_alarm_interval(n, n + 1)
+
+
+def test_the_interval_covers_the_share_of_good_scores_above_the_threshold() -> None:
+    random, covered = np.random.default_rng(0), 0
+    for _ in range(1000):
+        above = 1 - np.sort(random.random(67))[-3]  # of uniform scores
+        low, high = scoring.false_alarm_interval(67, 65)
+        covered += low <= above <= high
+    assert 0.93 < covered / 1000 < 0.97
 
 
 def test_too_few_good_pictures_have_no_threshold() -> None:
@@ -210,7 +229,11 @@ def test_a_folder_becomes_a_table_heat_maps_and_a_page(
     assert captured.err.splitlines()[-1] == (
         "dxmi score: 1 of 5 images have no score; scores.csv has the reasons"
     )
-    assert "Of 5 images 2 are anomalous (score above 6)" in captured.out
+    expected = (
+        "Of 5 images 2 are anomalous (score above 6). Of new good data, 0.2 % to 30.9 % will score above the "
+        "threshold (95 % confidence interval from 10 held-out scores)."
+    )
+    assert expected in captured.out
     assert "ms per image" in captured.out and "score: 5/5" in captured.err
     folder = run / "scores"
     assert {path.name for path in folder.iterdir()} == {"dxmi.json", "scores.csv", "heatmaps", "index.html"}
@@ -231,6 +254,7 @@ def test_a_folder_becomes_a_table_heat_maps_and_a_page(
     assert sizes[f"{pictures}/a/x.png"] == (20, 30) and sizes[f"{pictures}/b/<i>&'\"é.jpg"] == (512, 276)
 
     page = Page(folder / "index.html")
+    assert expected in page.text
     worst = ["b/<i>&'\"é.jpg", "b/x.png", "x.webp", "a/x.png"]
     assert page.pictures[::2] == [f"{pictures}/{name}" for name in worst]
     assert page.pictures[1::2] == [f"heat map of {pictures}/{name}" for name in worst]
@@ -251,6 +275,7 @@ def test_settings_stand_between_pictures(run: Path, pictures: Path, tmp_path: Pa
     assert rows[1]["score"] == "10" and rows[1]["threshold"] == "10.0"
     assert [row["anomalous"] for row in rows] == ["0", "0"]  # at the threshold is not above it
     assert Page(output / "index.html").pictures == [str(white), f"heat map of {white}"]
+    assert ABOUT not in Page(output / "index.html").text  # it is about the run's own threshold
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed")

@@ -11,6 +11,7 @@ import pytest
 
 from dxmi_ext.engine.settings import ConfigError
 from dxmi_ext.reproduce import many_classes
+from dxmi_ext.reproduce.units import Unit
 
 M = 200
 
@@ -87,6 +88,21 @@ def test_gains_are_paired_and_survive_their_scores(tmp_path: Path) -> None:
     units[0].folder.joinpath("test_scores.npz").unlink()
     assert many_classes.summary(units, tmp_path) == shown
     assert many_classes.summary([], tmp_path / "other") == ""
+
+
+def test_the_longer_run_becomes_a_figure_and_stays_out_of_the_means(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    numbers = {"curve/tau0/0": 0.7, "curve/tau0/200": 0.6, "curve/tau0/100": 0.9, "curve/dxmi/0": 0.7}
+    numbers |= {"curve/dxmi/200": 0.8, "curve/dxmi/100": 0.75, "image_auroc": 0.8}
+    row = next(row for row in many_classes.ANOMALY.rows if row.name == "even_curve")
+    assert Unit(row, 0, False, tmp_path, tmp_path).config().networks.scaled_steps
+    (tmp_path / "unit.json").write_text(json.dumps({"numbers": numbers}))
+    unit = SimpleNamespace(row=row, seed=0, path=tmp_path / "unit.json", folder=tmp_path / "none")
+    shown = many_classes.summary([unit], tmp_path)
+    assert shown.endswith("![AUROC over iterations](anomaly-curve.png)")
+    assert "DxMI: 0.800 (0.750 to 0.800); DxMI, tau = 0: 0.600 (0.600 to 0.900)." in shown
+    assert (tmp_path / "anomaly-curve.png").stat().st_size
+    assert not (tmp_path / many_classes.GAINS).exists()
 
 
 def test_candidates_are_ranked_by_synthetic_defects(tmp_path: Path) -> None:
