@@ -30,10 +30,11 @@ from dxmi_ext.reproduce import experiments, table, units
 from dxmi_ext.reproduce.energies import ENERGIES
 from dxmi_ext.reproduce.experiments import Experiment, Row
 from dxmi_ext.reproduce.many_classes import ANOMALY
+from dxmi_ext.reproduce.surfaces import SURFACES
 from dxmi_ext.reproduce.units import Unit
 from dxmi_ext.two_d import recipe as two_d
 
-EXPERIMENTS = experiments.EXPERIMENTS | {each.name: each for each in (ENERGIES, ANOMALY)}
+EXPERIMENTS = experiments.EXPERIMENTS | {each.name: each for each in (ENERGIES, ANOMALY, SURFACES)}
 _DATA = "data"  # folder for data that an experiment prepares
 _SECONDS_BETWEEN_LOOKS = 0.5
 _RESULTS: files.Tree = {r"(?s).+-seed\d+\.json": None, table.PAGE: None, r"[\w-]+\.png|gains\.json": None}

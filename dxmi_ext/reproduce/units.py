@@ -306,6 +306,8 @@ def _settings(cfg: RunnableConfig, *, trains: bool = True) -> dict[str, Any]:
     unused = _ELSEWHERE | {"seed"}
     if not (trains and cfg.run.iterations):
         unused |= _OF_DXMI
+    if not trains:
+        unused.add("iterations")
     if not settings.get("tau_rate"):
         unused.add("tau_margin")
     if settings.get("energy_loss") == "contrast":
