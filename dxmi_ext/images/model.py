@@ -6,6 +6,7 @@ Imports torch, the engine and the method; diffusers where networks are built or 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ PREDICTIONS = {"epsilon": "eps", "sample": "x", "v_prediction": "v"}
 """Prediction names of diffusers and of this package."""
 _OF_PRETRAINED = ("schedule", "prediction", "sigma_data", "time_scale", "unet", "patch")
 _KINDS: dict[str, Any] = {ours: theirs for theirs, ours in PREDICTIONS.items()}
+_NO_NOISE = 1e-6  # standard deviation
 Sampler = GaussianSampler | SolverSampler
 
 
@@ -117,6 +119,12 @@ def networks_of(
     if kind == "time_independent":
         return Networks(sampler, TimeIndependent(energy()))
     return Networks(sampler, value(), energy() if kind == "separate" else None)
+
+
+@torch.no_grad()
+def denoise_(sampler: GaussianSampler) -> None:
+    """Removes the noise of the last step, so that samples are its means."""
+    sampler.log_std[-1] = math.log(_NO_NOISE)
 
 
 def _energies(

@@ -63,6 +63,8 @@ def train(cfg: Config, ranks: Ranks | None = None) -> dict[str, Any]:
         averaged = run.ranks.whole(_train(run, resolved, data, networks))
 
         def finish_run() -> tuple[dict[str, Any], str]:
+            if resolved.chain.denoised:
+                model.denoise_(averaged.sampler)
             model.save(run.directory / "model", averaged, data, diffusion)
             numbers = finish(run, resolved, data, averaged)
             return numbers, table(numbers)

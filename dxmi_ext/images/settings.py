@@ -50,6 +50,7 @@ class ChainSettings(Settings):
     time_scale: float = setting(1.0, "factor of ln(sigma) / 4, the time of EDM's network", minimum=1e-6)
     stochastic_last: bool = setting(False, "stochastic last step of EDM, which ends at sigma_min")
     min_std: float = setting(1e-3, "lower bound of the initial sigma of a step", minimum=1e-6)
+    denoised: bool = setting(False, "no noise in the last step of the trained sampler, in its samples alone")
 
 
 @dataclasses.dataclass

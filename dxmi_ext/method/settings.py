@@ -49,6 +49,12 @@ class DxMISettings(Settings):
     noise_magnitude: float = setting(
         10.0, "magnitude M of N2CE; approaches maximum likelihood as it grows", minimum=1
     )
+    data_noise: float = setting(
+        0.0,
+        "standard deviation of noise added to the data of the energy; without noise, an energy that sees "
+        "more than the sampler can draw grows without bound",
+        minimum=0,
+    )
     gamma: float = setting(1.0, "weight of the squared energies in the energy loss", minimum=0)
     cost_reduction: str = setting(
         "mean",
@@ -145,6 +151,7 @@ RULES = (
     *only_with(
         "energy_loss=noise_contrastive", lambda s: s.energy_loss == "noise_contrastive", "noise_magnitude"
     ),
+    *only_with("negatives=sampler or refined", lambda s: s.trains_sampler, "data_noise"),
     Rule(
         "tau_rate must be 0 if the temperature of the entropy is 0, got {tau_rate}",
         lambda s: not s.tau_rate or bool(s.entropy_tau),

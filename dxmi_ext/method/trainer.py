@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dxmi_ext import ops
 from dxmi_ext.engine import settings
 from dxmi_ext.engine.calls import call
 from dxmi_ext.engine.execution import ExecutionSettings, check_graph
@@ -120,6 +121,7 @@ class DxMITrainer(Stepper):
     def iterate(self, batch: Batch) -> Metrics:
         """One iteration of Algorithm 1 or 2, on chains of the current length."""
         path = self._rollout(batch)
+        batch = self._noised(batch)
         metrics = self._energy_step(path, batch)
         metrics["value_loss"] = self._value_steps(path, batch)
         metrics["sampler_loss"] = self._sampler_steps(path, batch)
@@ -131,6 +133,15 @@ class DxMITrainer(Stepper):
     def _rollout(self, batch: Batch) -> Trajectory:
         key, labels = batch.keys["rollout"], batch.labels
         return self.sampler.rollout(batch.n, key, labels, data=batch.data, sample_offset=batch.offset)
+
+    def _noised(self, batch: Batch) -> Batch:
+        """The batch with noise of standard deviation ``data_noise`` on its data."""
+        std = self.algorithm.data_noise
+        if not std:
+            return batch
+        data, key = batch.data, batch.keys["data_noise"]
+        z = ops.normal(data.shape, key, sample_offset=batch.offset, dtype=data.dtype)
+        return batch._replace(data=data + std * z)  # in the memory format of the data
 
     def _energy_step(self, path: Trajectory, batch: Batch) -> Metrics:
         """Lowers the energy of data and raises the energy of the sampler's samples, refined by Langevin
@@ -233,4 +244,5 @@ def _uses(s: DxMISettings) -> list[str]:
     """The noise keys of an iteration."""
     uses = ["rollout", "choice", *(f"redraw{i}" for i in range(s.sampler_steps))]
     uses += ["td_choice"] * (s.td_order == "shuffled") + ["td_redraw"] * s.td_redraw
-    return uses + ["refine"] * (s.negatives == "refined")
+    uses += ["refine"] * (s.negatives == "refined")
+    return uses + ["data_noise"] * (s.data_noise > 0)

@@ -18,7 +18,7 @@ from dxmi_ext.method import noise
 from rank_processes import B, T, spawn
 
 SHUFFLED = {"separate": True, "td_order": "shuffled", "td_redraw": True}
-SCORED = {"sampler_update": "policy_gradient", "train_last_std": False}
+SCORED = {"sampler_update": "policy_gradient", "train_last_std": False, "data_noise": 0.1}
 CHAINS = {"negatives": "persistent", "langevin_pool": 20, "langevin_steps": 3}
 
 

@@ -82,6 +82,7 @@ def test_every_recipe_tries_an_iteration(
         ["schedule=edm", "patch=2", "time_scale=1000", "level_mean=-.9", "pretrain_warmup=2"],
         ["schedule=edm", "patch=2", "energy_network=encoder", "conditional=true", "value_kind=per_step"],
         ["energy_network=encoder", "energy_level=.2", "value_kind=separate"],
+        ["data_noise=.05", "min_std=.05", "denoised=true"],
     ],
 )
 def test_a_run_from_data_to_samples(settings: list[str], data: Path, tmp_path: Path) -> None:
@@ -92,6 +93,8 @@ def test_a_run_from_data_to_samples(settings: list[str], data: Path, tmp_path: P
     assert run("pretrain", PLAIN, again, data, *settings) == 0
     assert run("train", PLAIN, again, data, *settings) == 0
     assert (again / final).read_bytes() == (whole / final).read_bytes()
+    last_std = float(safetensors.torch.load_file(whole / final)["sampler.log_std"][-1].exp())
+    assert last_std == pytest.approx(1e-6, rel=1e-4) or "denoised=true" not in settings
     rows = read_metrics(whole / "metrics.jsonl")
     assert [row["phase"] for row in rows] == ["pretrain", "pretrain", "dxmi", "dxmi"]
     numbers = [number for row in rows for number in row.values() if isinstance(number, float)]

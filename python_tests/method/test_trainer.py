@@ -134,6 +134,7 @@ def plain_dxmi(networks: Networks, settings: DxMISettings, labels: Tensor | None
     uses = ["rollout", "choice", *(f"redraw{i}" for i in range(settings.sampler_steps))]
     uses += ["td_choice"] if settings.td_order == "shuffled" else []
     uses += ["td_redraw"] if settings.td_redraw else []
+    uses += ["data_noise"] if settings.data_noise else []
     draws = noise.Draws(SEED, "dxmi", uses)
     every = [torch.full((B,), t) for t in range(T + 1)]
     time_cost = {
@@ -189,6 +190,8 @@ def plain_dxmi(networks: Networks, settings: DxMISettings, labels: Tensor | None
             for t in range(T):
                 path.append(transition(path[t], every[t], keys["rollout"]))
             displacement = torch.stack([((path[t + 1] - path[t]) ** 2).mean() for t in range(T)])
+        if settings.data_noise:
+            data = data + settings.data_noise * ops.normal((B, D), keys["data_noise"]).double()
 
         of_data, of_samples = energy(data), energy(path[T])
         squares = (of_data**2).mean() + (of_samples**2).mean()
@@ -276,6 +279,7 @@ UNCLIPPED = {"sampler_clip": 0, "value_clip": 0, "energy_clip": 0}
         ("separate", {"sampler_update": "backprop", "sampler_steps": 2, "tau_rate": 0.5}),
         ("time_independent", {**ALGORITHM_2, "tau_rate": 0.5}),
         ("per_step", {"tau_rate": 0.5, "sampler_wait": 1}),
+        ("per_step", {"data_noise": 0.3, "tau_rate": 0.5}),
         ("per_step", {"energy_loss": "noise_contrastive", "gamma": 0.0}),
         ("separate", {"energy_loss": "noise_contrastive", "noise_magnitude": 100.0}),
     ],
