@@ -149,7 +149,7 @@ class DxMI(MemoryBankMixin, AnomalibModule):
             raise anomaly_sources.ImageDataError(f"training requires >= 2 images, got {count}")
         images = torch.cat(self._images).numpy()
         if len(self._paths) == count:  # the loader shuffles, but training depends on the order
-            images = images[sorted(range(count), key=lambda i: anomaly_sources._natural(self._paths[i]))]
+            images = images[sorted(range(count), key=lambda i: anomaly_sources.natural(self._paths[i]))]
         # The caller may have disabled gradients for validation.
         with torch.inference_mode(False), torch.enable_grad():
             backbone, device = self.model.scorer.backbone, self.device
