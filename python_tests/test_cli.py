@@ -25,7 +25,7 @@ import torch
 import image_samplers
 import runs
 from dxmi_ext import cli, ops, tasks
-from dxmi_ext.engine import config, files, plots, run, samples, terminal
+from dxmi_ext.engine import config, files, plots, samples, steps, terminal
 from dxmi_ext.engine.runlog import TIMING_FIELDS, read_metrics
 from dxmi_ext.engine.settings import LARGEST_SEED, ConfigError
 from dxmi_ext.images import convert, pretrained
@@ -115,7 +115,7 @@ def test_metrics_tell_each_step_and_the_pace(finished: Path) -> None:
 
 def test_vectors_are_logged_as_lists() -> None:
     metrics = {"std": torch.tensor([1.0, 2.0]), "failures": torch.zeros(()), "one": torch.tensor([3.0])}
-    assert run._to_host(metrics) == {"std": [1.0, 2.0], "failures": 0.0, "one": [3.0]}
+    assert steps.to_host(metrics) == {"std": [1.0, 2.0], "failures": 0.0, "one": [3.0]}
 
 
 def test_default_folder_and_a_yaml_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ from dxmi_ext.anomaly.settings import Config
 from dxmi_ext.engine import execution
 from dxmi_ext.engine.prefetch import Prefetcher
 from dxmi_ext.engine.ranks import Ranks
-from dxmi_ext.engine.run import Stepper
+from dxmi_ext.engine.steps import Stepper
 from dxmi_ext.method.contrastive import LangevinTrainer
 from dxmi_ext.method.trainer import DxMITrainer
 

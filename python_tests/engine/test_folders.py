@@ -14,7 +14,7 @@ import torch
 import rank_processes
 import runs
 from dxmi_ext import cli
-from dxmi_ext.engine import checkpoint, files, folders, identity, plots, report, run
+from dxmi_ext.engine import checkpoint, files, folders, identity, plots, report, run, run_folder
 from dxmi_ext.engine.folders import FolderError
 from dxmi_ext.engine.settings import ConfigError
 from dxmi_ext.images import recipe as images
@@ -326,7 +326,7 @@ def test_runs_that_start_in_the_same_second_have_folders_of_their_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(run.time, "strftime", lambda _: "now")
+    monkeypatch.setattr(run_folder.time, "strftime", lambda _: "now")
     write(Path("runs"), {"8gaussians-now": "a file"})
     names = list[str]()
 
