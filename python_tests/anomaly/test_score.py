@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from dxmi_ext import cli, tasks
-from dxmi_ext.anomaly import backbones, inspection, page, plots, scoring
+from dxmi_ext.anomaly import backbones, inspected, page, plots, score_files, scoring
 from dxmi_ext.anomaly import dataset as anomaly
 from dxmi_ext.anomaly.page import Place, Shown, Worst
 from dxmi_ext.anomaly.scoring import ScoreError, Scorer, TooFew, threshold_of
@@ -238,7 +238,7 @@ def test_a_folder_becomes_a_table_heat_maps_and_a_page(
     folder = run / "scores"
     assert {path.name for path in folder.iterdir()} == {"dxmi.json", "scores.csv", "heatmaps", "index.html"}
     rows = {row["path"].removeprefix(f"{pictures}/"): row for row in table(folder)}
-    assert tuple(rows["x.webp"]) == inspection.COLUMNS
+    assert tuple(rows["x.webp"]) == score_files.COLUMNS
     found = {
         name: (row["score"] and round(float(row["score"]), 1), row["anomalous"]) for name, row in rows.items()
     }
@@ -423,5 +423,5 @@ def test_pictures_are_seen_as_in_training(run: Path, tmp_path: Path) -> None:
     assert cli.main(["score", str(run), *(str(folder.parent / name) for name in data.names), "worst=0"]) == 0
     scores = [float(row["score"]) for row in table(run / "scores")]
     np.testing.assert_allclose(scores, brightness_of(data.images).max(axis=(1, 2)), rtol=1e-5)
-    turned = inspection._read(str(folder / "turned.png"), SIZE, True)
+    turned = inspected.read(str(folder / "turned.png"), SIZE, True)
     assert turned.shown is not None and np.array_equal(turned.shown, colours)
