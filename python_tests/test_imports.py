@@ -31,10 +31,11 @@ ROOMS = (
     "energies",
     "hub",
     "reproduce",
+    "commands",
     "cli",
 )
 # These need libraries of their own, which modules of theirs inherit from.
-ADAPTERS = ("dxmi_ext.pipeline", "dxmi_ext.anomaly.anomalib")
+ADAPTERS = ("dxmi_ext.pipeline", "dxmi_ext.anomaly.anomalib", "dxmi_ext.anomaly.anomalib_parts")
 
 
 REFUSE = f"""
