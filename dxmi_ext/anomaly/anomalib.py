@@ -45,7 +45,7 @@ from dxmi_ext.engine.steps import Stepper
 _ELSEWHERE = {"recipe", "task", "output", "device", "threads", "shard", "resume", "dry_run"}
 _ELSEWHERE |= {"checkpoint_every", "keep_checkpoints", "rollbacks", "rollback_lr"}
 _ELSEWHERE |= {"log_every", "picture_every", "tensorboard", "wandb"}
-_ELSEWHERE |= {"data", "classes", "train_share", "cache", "baselines", "baseline_iterations", "detector"}
+_ELSEWHERE |= {"data", "classes", "train_share", "cache", "baselines", "detector"}
 """Settings of the recipe that the Engine or the data module decides, or that have no meaning here, because
 DxMI's energy is always trained."""
 _PREPARATION = "dxmi_preparation"  # in a checkpoint

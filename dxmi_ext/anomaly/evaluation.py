@@ -70,7 +70,6 @@ def methods_of(
     networks: AnomalyNetworks,
     names: Iterable[str],
     good: np.ndarray | None,
-    say: Callable[[str], None] = runlog.note,
 ) -> dict[str, Method]:
     """The available methods by their names in ``comparison.TITLES``.
 
@@ -78,7 +77,6 @@ def methods_of(
         names: names of the wanted methods.
         good: features [n, h, w, C] to which nearest neighbors and Gaussians are fitted; None: those are
             skipped unless the networks contain one.
-        say: receives the reason why a method is skipped.
     """
     methods: dict[str, Method] = {}
     for name in (name for name in comparison.TITLES if name in names):
@@ -96,7 +94,7 @@ def methods_of(
             return True
 
         fits = name in _FITTED and detector is not networks.shipped
-        if not fits or final.attempt(comparison.TITLES[name], learned, say):
+        if not fits or final.attempt(comparison.TITLES[name], learned):
             methods[name] = Method(prepares, detector)
     return methods
 

@@ -98,8 +98,7 @@ def _train_baseline(
 ) -> None:
     """Trains a baseline energy in separate networks, from the same start and on the same batches."""
     trial = copy.deepcopy(networks)
-    iterations = cfg.comparison.baseline_iterations
-    iterations = cfg.run.iterations if iterations is None else iterations
+    iterations = cfg.run.iterations
     options, fixed = _options(run, cfg, iterations), dataclasses.replace(cfg.algorithm, tau_rate=0.0)
     trainer: DxMITrainer | LangevinTrainer
     if name == "tau0":

@@ -8,6 +8,9 @@ from torch import Tensor
 from dxmi_ext.anomaly.detectors import Detector, NearestNeighbours, detect
 from dxmi_ext.anomaly.features import FeatureMaps
 
+_AROUND = 9
+"""b, number of positions of the memory in a neighborhood, as in anomalib; the paper does not say."""
+
 
 class PatchCore:
     """Nearest neighbors with PatchCore's score of an image (eq. 7): the largest distance of its positions,
@@ -15,13 +18,10 @@ class PatchCore:
 
     Args:
         neighbours: detector of the distances, which may be fitted already.
-        count: b, number of positions of the memory in a neighborhood; the paper does not say, anomalib has 9.
     """
 
-    def __init__(self, neighbours: NearestNeighbours, *, count: int = 9) -> None:
-        if count < 1:
-            raise ValueError(f"count must be >= 1, got {count}")
-        self.neighbours, self.count = neighbours, count
+    def __init__(self, neighbours: NearestNeighbours) -> None:
+        self.neighbours = neighbours
 
     def fit(self, maps: FeatureMaps) -> None:
         self.neighbours.fit(maps)
@@ -41,7 +41,7 @@ class PatchCore:
         highest = scores.flatten(1).max(1)
         rows = self.neighbours.positions(maps, highest.indices)
         nearest = memory[_distances(rows, memory).argmin(1)]  # m*, also the first of those around it
-        around = _distances(nearest, memory).topk(min(self.count, len(memory)), largest=False).indices
+        around = _distances(nearest, memory).topk(min(_AROUND, len(memory)), largest=False).indices
         distances = (memory[around] - rows[:, None]).square().sum(2).sqrt()
         weight = 1 - distances.softmax(1)[:, 0]
         return highest.values * weight.cpu()

@@ -8,8 +8,8 @@ from typing import Any
 from dxmi_ext.anomaly import backbones, bases
 from dxmi_ext.anomaly.preparation import PREPARATIONS
 from dxmi_ext.engine.execution import ExecutionSettings
-from dxmi_ext.engine.run_settings import LARGEST_RUN, RunnableConfig, RunSettings
 from dxmi_ext.engine.run_settings import EvaluateSettings as EvaluateSettings_
+from dxmi_ext.engine.run_settings import RunnableConfig, RunSettings
 from dxmi_ext.engine.settings import Rule, Settings, group, only_with, setting
 from dxmi_ext.method.langevin import LangevinSettings
 from dxmi_ext.method.settings import CHAIN_RULES, RULES, DxMISettings
@@ -139,9 +139,6 @@ class ComparisonSettings(Settings):
         "with tau = 0, which is trained; all: also Langevin negatives; none: DxMI and the detector alone",
         choices=("all", "tau0", "quick", "none"),
     )
-    baseline_iterations: int | None = setting(
-        None, "iterations of trained baselines; null: as many as of DxMI", minimum=0, maximum=LARGEST_RUN
-    )
     curve_every: int = setting(
         0,
         "number of iterations between measurements of the AUROC on test data, for a curve in summary.json; "
@@ -183,7 +180,10 @@ class Config(RunnableConfig):
     thresholds: ThresholdSettings = group(ThresholdSettings)
     comparison: ComparisonSettings = group(ComparisonSettings)
 
-    removed = {"whiten": "preparation takes its place"}  # noqa: RUF012
+    removed = {  # noqa: RUF012
+        "whiten": "preparation takes its place",
+        "baseline_iterations": "baselines are trained for iterations",
+    }
     rules = (
         Rule("task must be anomaly, got {task}", lambda s: s.task == "anomaly"),
         *RULES,

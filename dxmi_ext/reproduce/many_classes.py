@@ -175,7 +175,7 @@ Scores = dict[str, dict[str, list[np.ndarray]]]
 """Split -> method -> scores [m] of each seed; ``anomalous`` among the methods."""
 
 
-def gains(scores: Scores, *, resamplings: int = _RESAMPLINGS) -> dict[str, Any]:
+def gains(scores: Scores) -> dict[str, Any]:
     """The mean AUROC over splits and seeds of each method, and differences with their 95 % intervals.
 
     The intervals come from a bootstrap over test images, with the same resamples in every split and for every
@@ -187,7 +187,7 @@ def gains(scores: Scores, *, resamplings: int = _RESAMPLINGS) -> dict[str, Any]:
     first = next(iter(scores.values()))
     m = len(first["anomalous"][0])
     weights = np.concatenate(
-        (np.ones((1, m)), np.random.default_rng(0).multinomial(m, np.full(m, 1 / m), resamplings))
+        (np.ones((1, m)), np.random.default_rng(0).multinomial(m, np.full(m, 1 / m), _RESAMPLINGS))
     ).astype(np.float32)
     names = [name for name in first if name != "anomalous" and all(name in each for each in scores.values())]
     means: dict[str, np.ndarray] = {}

@@ -27,7 +27,8 @@ def _pooled(maps: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("aligned", [False, True])
 def test_further_coordinate_tells_the_mahalanobis_distance_of_neighbourhood_means(aligned: bool) -> None:
     train, test = _maps(), _maps(70, seed=2)
-    preparation = Whitened((3, 4, 5), patch=3, aligned=aligned, shrinkage=0.1)
+    preparation = Whitened((3, 4, 5), patch=3, aligned=aligned)
+    preparation.shrinkage = 0.1
     preparation.fit(train)
     points = prepared(test, preparation).maps.astype(np.float64)
 

@@ -122,7 +122,8 @@ def test_one_table_in_every_kind_of_file(tmp_path: Path, first: str) -> None:
 def test_vectors_come_to_the_sphere_and_could_come_back() -> None:
     """Whatever float32 would make of an offset as theirs; a vector of length sqrt(D) lies at 45 degrees."""
     x = rows() + 1e9
-    preparation = Whitened((1, 1, D), shrinkage=1e-9)
+    preparation = Whitened((1, 1, D))
+    preparation.shrinkage = 1e-9
     preparation.fit(x[:, None, None])
     points = prepared(x[:, None, None], preparation).rows
     assert points.shape == (N, D + 1) and points.dtype == np.float32

@@ -54,15 +54,6 @@ def quick() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An uninterrupted run; not to be changed."""
-    folder = tmp_path_factory.mktemp("finished") / "run"
-    with runs.quick():
-        assert train(folder) == 0
-    return folder
-
-
 @pytest.fixture
 def copy(finished: Path, tmp_path: Path) -> Path:
     """The same run, free to be changed."""

@@ -38,15 +38,6 @@ def quick() -> Iterator[None]:
     assert {number: signal.getsignal(number) for number in HANDLERS} == HANDLERS
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An uninterrupted run; not to be changed."""
-    folder = tmp_path_factory.mktemp("finished") / "run"
-    with runs.quick():
-        assert train(folder) == 0
-    return folder
-
-
 def nth(n: int, function: Callable[..., Any], action: Callable[[], None]) -> Callable[..., Any]:
     """The function, with something done just before its n-th call, counted from 0."""
     calls = iter(range(10**9))
