@@ -175,13 +175,13 @@ def test_second_derivatives_are_refused(
     (first,) = torch.autograd.grad(loss(call(op, args)), leaves[name], create_graph=True)
     assert torch.equal(first, wanted)  # the first derivative does not mind create_graph
 
-    def penalised() -> Tensor:
+    def penalized() -> Tensor:
         (first.sum() + leaves[name].sum()).backward()
         gradient = leaves[name].grad
         assert gradient is not None
         return gradient - 1
 
-    assert_refused(penalised, may_be_zero=op == "running_cost" and loss is linear)
+    assert_refused(penalized, may_be_zero=op == "running_cost" and loss is linear)
 
 
 @pytest.mark.parametrize("loss", [linear, square])

@@ -248,7 +248,7 @@ class _Detector(nn.Module):
             maps = detectors.maps_of(self.scorer.preparation(given), self.scorer.energy)
         else:
             maps = self.scorer.maps(resized_images(to_uint8(images), self.scorer.size))
-        pixels = detectors.localise(maps, (images.shape[2], images.shape[3]))
+        pixels = detectors.localize(maps, (images.shape[2], images.shape[3]))
         return InferenceBatch(pred_score=self.scorer.scores(maps), anomaly_map=pixels[:, None])
 
 

@@ -45,7 +45,7 @@ def detect(scores: Tensor, *, top_share: float = 0.0) -> Tensor:
     return positions.amax(1) if count == 1 else positions.topk(count, dim=1).values.mean(1)
 
 
-def localise(scores: Tensor, size: tuple[int, int]) -> Tensor:
+def localize(scores: Tensor, size: tuple[int, int]) -> Tensor:
     """Score maps [n, h, w] -> scores of pixels [n, *size], bilinear."""
     return F.interpolate(scores[:, None], size, mode="bilinear", align_corners=False)[:, 0]
 
@@ -122,7 +122,7 @@ class MapDetector(nn.Module):
             self.register_buffer(name, tensor)
 
 
-class NearestNeighbours(MapDetector):
+class NearestNeighbors(MapDetector):
     """Distance to the nearest positions of good images, after PatchCore (Roth et al. 2022).
 
     PatchCore's own score of an image is in ``anomaly.patchcore``.

@@ -66,7 +66,7 @@ def draw(
 
     assert picture.shown is not None
     height, width = picture.shown.shape[:2]
-    pixels = detectors.localise(scores[None], (height, width))[0].numpy()
+    pixels = detectors.localize(scores[None], (height, width))[0].numpy()
     heat_map = plots.heat_map(picture.shown, pixels, pixel_threshold)
     if png is not None:
         Image.fromarray(heat_map).save(png, compress_level=3)
@@ -86,7 +86,7 @@ def _jpeg(pixels: np.ndarray) -> bytes:
 
 @contextlib.contextmanager
 def threads() -> Iterator[ThreadPoolExecutor]:
-    """A pool of threads; work that has not begun is cancelled at the end."""
+    """A pool of threads; work that has not begun is canceled at the end."""
     pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="score")
     try:
         yield pool

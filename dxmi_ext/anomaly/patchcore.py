@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dxmi_ext.anomaly.detectors import Detector, NearestNeighbours, detect
+from dxmi_ext.anomaly.detectors import Detector, NearestNeighbors, detect
 from dxmi_ext.anomaly.features import FeatureMaps
 
 _AROUND = 9
@@ -17,17 +17,17 @@ class PatchCore:
     weighted down in crowded neighborhoods of the memory. Score maps are those of nearest neighbors.
 
     Args:
-        neighbours: detector of the distances, which may be fitted already.
+        neighbors: detector of the distances, which may be fitted already.
     """
 
-    def __init__(self, neighbours: NearestNeighbours) -> None:
-        self.neighbours = neighbours
+    def __init__(self, neighbors: NearestNeighbors) -> None:
+        self.neighbors = neighbors
 
     def fit(self, maps: FeatureMaps) -> None:
-        self.neighbours.fit(maps)
+        self.neighbors.fit(maps)
 
     def score(self, maps: FeatureMaps) -> Tensor:
-        return self.neighbours.score(maps)
+        return self.neighbors.score(maps)
 
     @torch.no_grad()
     def detect(self, maps: FeatureMaps, scores: Tensor) -> Tensor:
@@ -37,9 +37,9 @@ class PatchCore:
             maps: maps of the images.
             scores: their score maps [n, h, w].
         """
-        memory = self.neighbours.memory
+        memory = self.neighbors.memory
         highest = scores.flatten(1).max(1)
-        rows = self.neighbours.positions(maps, highest.indices)
+        rows = self.neighbors.positions(maps, highest.indices)
         nearest = memory[_distances(rows, memory).argmin(1)]  # m*, also the first of those around it
         around = _distances(nearest, memory).topk(min(_AROUND, len(memory)), largest=False).indices
         distances = (memory[around] - rows[:, None]).square().sum(2).sqrt()

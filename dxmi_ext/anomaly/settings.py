@@ -64,7 +64,7 @@ class FeatureSettings(Settings):
     whole_pictures: bool = setting(False, "batches of whole images; false: of positions of all images")
 
     @property
-    def neighbourhood(self) -> dict[str, Any]:
+    def neighborhood(self) -> dict[str, Any]:
         """Arguments common to all preparations."""
         return {"patch": self.patch, "aligned": self.aligned}
 

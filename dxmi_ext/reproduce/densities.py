@@ -18,7 +18,7 @@ density."""
 
 SPREADS = """\
 entropy: that of samples less that of data, in nats. coverage: share of data that have a sample nearer than
-their fifth neighbour in the data; fresh data have .969."""
+their fifth neighbor in the data; fresh data have .969."""
 
 
 def variant(name: str, label: str, recipe: str = "8gaussians", **settings: Any) -> Row:

@@ -63,7 +63,7 @@ _LONGER: dict[str, Any] = {
     **{"scaled_steps": True, "std": 0.0125, "last_std": 0.0045, "sampler_lr": 5e-4, "energy_lr": 1e-4},
     "ema_decay": 0.99,
 }
-_BASES = {"knn": TITLES["knn"], "density": "kernel density", "knn+gaussian": "neighbours and Gaussian"}
+_BASES = {"knn": TITLES["knn"], "density": "kernel density", "knn+gaussian": "neighbors and Gaussian"}
 
 
 def _rows() -> list[Row]:

@@ -63,7 +63,7 @@ def entropy_excess(samples: Tensor, data: Tensor) -> float:
     """
     if samples.shape != data.shape:
         raise ValueError(f"samples must have the shape of data, {[*data.shape]}, got {[*samples.shape]}")
-    logs = [np.log(_neighbour_distances(_numpy(points))).mean() for points in (samples, data)]
+    logs = [np.log(_neighbor_distances(_numpy(points))).mean() for points in (samples, data)]
     return float(samples.shape[1] * (logs[0] - logs[1]))
 
 
@@ -78,7 +78,7 @@ def coverage(samples: Tensor, data: Tensor) -> float:
 
     points = _numpy(data)
     nearest, _ = NearestNeighbors(n_neighbors=1).fit(_numpy(samples)).kneighbors(points)
-    return float((nearest[:, 0] <= _neighbour_distances(points)).mean())
+    return float((nearest[:, 0] <= _neighbor_distances(points)).mean())
 
 
 def energy_kl(
@@ -163,7 +163,7 @@ def _auroc(energy_fn: Callable[[Tensor], Tensor], data: Tensor, uniform: Tensor)
     return energy_auroc(energy_fn(data), energy_fn(uniform))
 
 
-def _neighbour_distances(points: np.ndarray) -> np.ndarray:
+def _neighbor_distances(points: np.ndarray) -> np.ndarray:
     """Distances [n] of points [n, D] to their fifth nearest neighbor, with a tiny minimum."""
     from sklearn.neighbors import NearestNeighbors
 

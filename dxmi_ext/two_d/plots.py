@@ -19,10 +19,10 @@ _MARGIN = 4.6  # range of the axes, since samples stray beyond
 def samples(path: plots.File, data: Tensor, samples: Tensor) -> None:
     """Data and samples, both [n, 2], side by side."""
     with plots.figure(path, 1, 2, width=2.9, height=2.9) as axes:
-        for axis, points, title, colour in zip(
+        for axis, points, title, color in zip(
             axes, (data, samples), ("data", "samples"), (plots.DATA, plots.SAMPLES), strict=True
         ):
-            scatter(axis, points, colour)
+            scatter(axis, points, color)
             plane(axis, title)
 
 
@@ -69,8 +69,8 @@ def paths(path: str | Path, trajectory: Tensor) -> None:
             plane(axis, f"$t = {t}$", ticks=False)
 
 
-def scatter(axis: Any, points: Tensor, colour: str, *, size: float = 2.0, alpha: float = 0.35) -> None:
-    axis.scatter(*plots.to_numpy(points).T, s=size, c=colour, alpha=alpha, linewidths=0)
+def scatter(axis: Any, points: Tensor, color: str, *, size: float = 2.0, alpha: float = 0.35) -> None:
+    axis.scatter(*plots.to_numpy(points).T, s=size, c=color, alpha=alpha, linewidths=0)
 
 
 def plane(axis: Any, title: str, *, extent: float = _MARGIN, ticks: bool = True) -> None:

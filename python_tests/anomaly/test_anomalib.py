@@ -39,13 +39,13 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def colours(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The backbone's features are the colours."""
+def colors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The backbone's features are the colors."""
 
     def load(spec: str, *, weights: str | None, **options: Any) -> Any:
         network = nn.Conv2d(3, 3, 1)
         network.load_state_dict({"weight": torch.eye(3).view(3, 3, 1, 1), "bias": torch.zeros(3)})
-        return backbones.backbone(network, "colours", mean=(0.0,) * 3, std=(1.0,) * 3, **options)
+        return backbones.backbone(network, "colors", mean=(0.0,) * 3, std=(1.0,) * 3, **options)
 
     monkeypatch.setattr(backbones, "load", load)
     monkeypatch.setattr(plots, "curves", lambda *_: None)  # which takes seconds

@@ -37,9 +37,9 @@ def _no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
 def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Rows of two kinds, and anomalies between and beside them."""
     rng = np.random.default_rng(0)
-    centres = rng.normal(size=(2, D))
-    good = centres[rng.integers(2, size=400)] + 0.2 * rng.normal(size=(400, D))
-    odd = centres.mean(0) + 0.4 * rng.normal(size=(60, D))
+    centers = rng.normal(size=(2, D))
+    good = centers[rng.integers(2, size=400)] + 0.2 * rng.normal(size=(400, D))
+    odd = centers.mean(0) + 0.4 * rng.normal(size=(60, D))
     path = tmp_path_factory.mktemp("data") / "table.npz"
     np.savez(path, X=np.concatenate((good, odd)), y=np.repeat([0, 1], [400, 60]))
     return path

@@ -13,7 +13,7 @@ import torch
 from dxmi_ext import cli
 from dxmi_ext.anomaly import choice, synthetic
 from dxmi_ext.anomaly import recipe as anomaly
-from dxmi_ext.anomaly.detectors import GaussianPositions, NearestNeighbours
+from dxmi_ext.anomaly.detectors import GaussianPositions, NearestNeighbors
 from dxmi_ext.engine import config, plots
 
 for library in ("yaml", "matplotlib"):
@@ -136,7 +136,7 @@ def test_a_run_chooses_says_what_and_scores_by_it(
     assert "detector: " in shown.out and ", whitened features; AUROC on synthetic defects" in shown.out
     scorer = anomaly.load_scorer(tmp_path / "run", CPU)
     assert scorer.threshold == found["threshold"]
-    assert isinstance(scorer.energy, GaussianPositions | NearestNeighbours)
+    assert isinstance(scorer.energy, GaussianPositions | NearestNeighbors)
     again, _ = anomaly.evaluate(tmp_path / "run", anomaly.EvaluateSettings(), CPU)
     assert {k: v for k, v in again.items() if "latency" not in k}.items() <= found.items()
     alone, _ = anomaly.evaluate(tmp_path / "run", anomaly.EvaluateSettings(baselines="none"), CPU)

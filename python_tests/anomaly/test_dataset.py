@@ -36,7 +36,7 @@ def save(path: Path, pixels: np.ndarray) -> Path:
 
 
 def write_mvtec(root: Path) -> Path:
-    """Two classes; screws are grey and larger."""
+    """Two classes; screws are gray and larger."""
     for name, size, channels in (("bottle", 8, 3), ("screw", 16, 1)):
         for i in range(3):
             save(root / name / f"train/good/{i:03}.png", picture(i, size, channels))
@@ -101,7 +101,7 @@ def test_mvtec_all_classes_in_one_size(root: Path) -> None:
     assert train.images.shape == (6, 3, 8, 8) and not train.anomalous.any() and train.masks is None
     assert train.class_names == ["bottle", "screw"] and train.classes.tolist() == [0, 0, 0, 1, 1, 1]
     assert np.array_equal(train.images[1], picture(1).transpose(2, 0, 1))
-    assert (train.images[3:, 0] == train.images[3:, 1]).all()  # grey, thrice
+    assert (train.images[3:, 0] == train.images[3:, 1]).all()  # gray, thrice
     assert test.label_names == ["good", "crack", "of_bottle", "of_screw"]
     assert test.names[1] == "bottle/test/crack/000.png"
     assert sorted(zip(test.classes.tolist(), test.labels.tolist(), strict=True)) == [

@@ -1,4 +1,4 @@
-"""Metrics of detection and localisation against definitions written out."""
+"""Metrics of detection and localization against definitions written out."""
 
 from __future__ import annotations
 

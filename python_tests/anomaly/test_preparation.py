@@ -25,7 +25,7 @@ def _pooled(maps: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("aligned", [False, True])
-def test_further_coordinate_tells_the_mahalanobis_distance_of_neighbourhood_means(aligned: bool) -> None:
+def test_further_coordinate_tells_the_mahalanobis_distance_of_neighborhood_means(aligned: bool) -> None:
     train, test = _maps(), _maps(70, seed=2)
     preparation = Whitened((3, 4, 5), patch=3, aligned=aligned)
     preparation.shrinkage = 0.1
@@ -70,7 +70,7 @@ def test_bad_arguments_are_named() -> None:
 
 
 @pytest.mark.parametrize("aligned", [False, True])
-def test_unit_and_centred_features_are_directions_of_neighbourhood_means(aligned: bool) -> None:
+def test_unit_and_centred_features_are_directions_of_neighborhood_means(aligned: bool) -> None:
     train, test = _maps(), _maps(70, seed=2)
     pooled = _pooled(train.astype(np.float64))
     mean = pooled.mean(0 if aligned else (0, 1, 2))

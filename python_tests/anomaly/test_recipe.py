@@ -54,7 +54,7 @@ SHORT = ["pretrain_iterations=3", "iterations=3", "checkpoint_every=2", "log_eve
 
 
 class Patches(torch.nn.Module):
-    """Colours, as means over 4 x 4 pixels, and their differences to the whole picture's."""
+    """Colors, as means over 4 x 4 pixels, and their differences to the whole picture's."""
 
     def __init__(self, gain: float = 1.0) -> None:
         super().__init__()
@@ -80,13 +80,13 @@ def save(path: Path, pixels: np.ndarray) -> None:
 
 
 def write_mvtec(root: Path, masks: bool = True) -> Path:
-    """Two classes, plain colours with noise; screws are grey and of two sizes. Defects are bright spots."""
+    """Two classes, plain colors with noise; screws are gray and of two sizes. Defects are bright spots."""
     rng = np.random.default_rng(0)
-    for name, colour in (("bottle", (150, 60, 60)), ("screw", (90, 90, 90))):
+    for name, color in (("bottle", (150, 60, 60)), ("screw", (90, 90, 90))):
         for kind, count in (("train/good", 8), ("test/good", 4), ("test/spot", 4)):
             for i in range(count):
                 size = 16 if name == "bottle" or i % 2 else 24
-                pixels = np.clip(rng.normal(colour, 6, (size, size, 3)), 0, 255).astype(np.uint8)
+                pixels = np.clip(rng.normal(color, 6, (size, size, 3)), 0, 255).astype(np.uint8)
                 mask = np.zeros((size, size), np.uint8)
                 if "spot" in kind:
                     pixels[4:9, 4:9], mask[4:9, 4:9] = (20, 160, 250), 255
@@ -207,7 +207,7 @@ def test_learning_without_a_folder_ends_in_the_same_scorer(finished: Path, data:
                 stepper.step(batch(i))
 
     cfg = config.load(anomaly.Config, finished / "config.yaml")
-    backbone = backbones.load("", size=cfg.features.size, grid=cfg.features.grid, normalise=False)
+    backbone = backbones.load("", size=cfg.features.size, grid=cfg.features.grid, normalize=False)
     good = Pictures(data, backbone, cfg.features.size, cache=data.parent / "cache").good(cfg.source.holdout)
     scorer, expected = anomaly.fit(Phases(), cfg, good, backbone), anomaly.load_scorer(finished, CPU)
     assert (scorer.threshold, scorer.pixel_threshold) == (expected.threshold, expected.pixel_threshold)

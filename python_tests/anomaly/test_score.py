@@ -43,7 +43,7 @@ class Brightness(nn.Module):
 
 def scorer(**options: object) -> Scorer:
     """Scores a quarter of the pixels at a time: 10 where they are white, 0 where they are black."""
-    plain = {"mean": (0.0,) * 3, "std": (1.0,) * 3, "normalise": False}
+    plain = {"mean": (0.0,) * 3, "std": (1.0,) * 3, "normalize": False}
     backbone = backbones.backbone(nn.Identity(), "pixels", size=SIZE, grid=GRID, **plain)  # type: ignore[arg-type]
     given = {"threshold": 6.0, "pixel_threshold": 4.0, "about_threshold": ABOUT} | options
     return Scorer(backbone, Brightness(), **given)  # type: ignore[arg-type]
@@ -132,16 +132,16 @@ def test_too_few_good_pictures_have_no_threshold() -> None:
 # --- heat maps ---------------------------------------------------------------------------------------
 
 
-def test_colours_are_of_the_score_and_a_line_surrounds_what_is_above() -> None:
-    grey = np.full((40, 40, 3), 100, np.uint8)
+def test_colors_are_of_the_score_and_a_line_surrounds_what_is_above() -> None:
+    gray = np.full((40, 40, 3), 100, np.uint8)
     scores = np.zeros((40, 40), np.float32)
     scores[10:20, 10:20] = 1.0
-    plain = plots.heat_map(grey, scores, 1.0)  # at the threshold, not above it
+    plain = plots.heat_map(gray, scores, 1.0)  # at the threshold, not above it
     assert (plain[:10] == 100).all() and len(np.unique(plain.reshape(-1, 3), axis=0)) == 2
     scores[30:, 30:] = 50.0
-    marked = plots.heat_map(grey, scores, 1.0)
+    marked = plots.heat_map(gray, scores, 1.0)
     assert np.array_equal(marked[10:20, 10:20], plain[10:20, 10:20])
-    last = np.array(plots.heat_colours(2)[1])
+    last = np.array(plots.heat_colors(2)[1])
     assert np.abs(marked[35, 35] - (0.8 * last + 0.2 * 100)).max() <= 0.5
     line = (marked == plots._CONTOUR).all(axis=2)
     assert line.sum() == 21 and line[29, 29:].all() and line[29:, 29].all()
@@ -183,7 +183,7 @@ class Page(HTMLParser):
         self.text += data
 
 
-def grey(value: int, height: int = SIZE, width: int = SIZE) -> np.ndarray:
+def gray(value: int, height: int = SIZE, width: int = SIZE) -> np.ndarray:
     return np.full((height, width, 3), value, np.uint8)
 
 
@@ -209,7 +209,7 @@ def pictures(tmp_path: Path) -> Path:
         ("x.webp", 102, (9, 5)),
     ):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(grey(value, *shape)).save(root / name)
+        Image.fromarray(gray(value, *shape)).save(root / name)
     (root / "b/broken.png").write_bytes((root / "b/x.png").read_bytes()[:-30])
     (root / "a/.x.png").touch()
     (root / "a/notes.txt").touch()
@@ -405,11 +405,11 @@ def test_runs_of_other_tasks_score_nothing(
 def test_pictures_are_seen_as_in_training(run: Path, tmp_path: Path) -> None:
     """Of any mode and size: what a collection of them gives, the network of the command gets."""
     rng = np.random.default_rng(0)
-    colours = rng.integers(0, 256, (SIZE + 1, 5, 3), np.uint8)
+    colors = rng.integers(0, 256, (SIZE + 1, 5, 3), np.uint8)
     folder = tmp_path / "data/good"
     folder.mkdir(parents=True)
-    made = {"rgb": Image.fromarray(colours), "grey": Image.fromarray(colours[..., 0])}
-    made["16bit"] = Image.fromarray(colours[..., 0].astype(np.uint16) * 257)
+    made = {"rgb": Image.fromarray(colors), "gray": Image.fromarray(colors[..., 0])}
+    made["16bit"] = Image.fromarray(colors[..., 0].astype(np.uint16) * 257)
     made["rgba"], made["palette"] = made["rgb"].convert("RGBA"), made["rgb"].quantize(7)
     for name, image in made.items():
         image.save(folder / f"{name}.png")
@@ -418,10 +418,10 @@ def test_pictures_are_seen_as_in_training(run: Path, tmp_path: Path) -> None:
     made["rgb"].rotate(90, expand=True).save(folder / "turned.png", exif=exif)
     data = anomaly.load(folder.parent, split="train", size=SIZE, train_share=0.9, cache=tmp_path / "cache")
     seen = {Path(name).stem: image for name, image in zip(data.names, data.images, strict=True)}
-    assert np.array_equal(seen["16bit"], seen["grey"])
+    assert np.array_equal(seen["16bit"], seen["gray"])
     assert len(seen) == 5
     assert cli.main(["score", str(run), *(str(folder.parent / name) for name in data.names), "worst=0"]) == 0
     scores = [float(row["score"]) for row in table(run / "scores")]
     np.testing.assert_allclose(scores, brightness_of(data.images).max(axis=(1, 2)), rtol=1e-5)
     turned = inspected.read(str(folder / "turned.png"), SIZE, True)
-    assert turned.shown is not None and np.array_equal(turned.shown, colours)
+    assert turned.shown is not None and np.array_equal(turned.shown, colors)

@@ -217,7 +217,7 @@ def test_flat_folder_and_its_splits(tmp_path: Path) -> None:
     [((32, 32), 8), ((64, 32), 8), ((32, 70), 8), ((33, 47), 16), ((8, 8), 20), ((8, 9), 8)],
 )
 def test_pictures_are_brought_to_a_size(shape: tuple[int, int], size: int) -> None:
-    """A ramp keeps its slope in pixels of the original, about the centre; a constant stays."""
+    """A ramp keeps its slope in pixels of the original, about the center; a constant stays."""
     pytest.importorskip("PIL")
     height, width = shape
     across, down = np.meshgrid(np.arange(width), np.arange(height))
@@ -236,7 +236,7 @@ def test_halving_by_a_box_filter_is_exact() -> None:
     small = pixels(1, 8, 3)[0]
     assert np.array_equal(images._fit(small.repeat(4, axis=0).repeat(4, axis=1), 8), small)
     wide = np.concatenate([np.zeros((8, 4, 3), np.uint8), small, np.zeros((8, 4, 3), np.uint8)], axis=1)
-    assert np.array_equal(images._fit(wide, 8), small)  # the centre is kept
+    assert np.array_equal(images._fit(wide, 8), small)  # the center is kept
 
 
 def test_pictures_are_decoded_once_until_a_file_or_the_size_changes(

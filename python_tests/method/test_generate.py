@@ -101,9 +101,9 @@ def test_arrays(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_pictures_and_grid_have_the_arrays_pixels(tmp_path: Path) -> None:
     samples.write(f"{tmp_path}/a/", 5, in_batches(DRAWN, labels=LABELS))
     np.testing.assert_array_equal(pictures(tmp_path / "a"), to_uint8(DRAWN))
-    samples.write(f"{tmp_path}/grey/", 5, in_batches(DRAWN[:, :1]))
-    grey = np.asarray(Image.open(tmp_path / "grey" / "000004.png"))
-    np.testing.assert_array_equal(grey, to_uint8(DRAWN)[4, 0])
+    samples.write(f"{tmp_path}/gray/", 5, in_batches(DRAWN[:, :1]))
+    gray = np.asarray(Image.open(tmp_path / "gray" / "000004.png"))
+    np.testing.assert_array_equal(gray, to_uint8(DRAWN)[4, 0])
     samples.write(f"{tmp_path}/b.png", 5, in_batches(DRAWN))
     plots.images(tmp_path / "c.png", DRAWN)
     assert (tmp_path / "b.png").read_bytes() == (tmp_path / "c.png").read_bytes()

@@ -24,7 +24,7 @@ def test_the_gap_is_that_of_the_entropies() -> None:
     assert gap.item() == pytest.approx(-math.log(2), abs=0.06)
 
 
-def test_neighbours_are_sought_in_groups_of_128() -> None:
+def test_neighbors_are_sought_in_groups_of_128() -> None:
     data, samples = points(512, 1), points(512, 2, std=0.5)
     groups = [entropy_gap(*each) for each in zip(data.split(128), samples.split(128), strict=True)]
     torch.testing.assert_close(entropy_gap(data, samples), torch.stack(groups).mean())
