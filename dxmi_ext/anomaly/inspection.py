@@ -38,7 +38,7 @@ class ScoreSettings(Settings):
     threshold: float | None = setting(
         None, "score above which an image or row is anomalous; null: the run's", minimum=-1e38, maximum=1e38
     )
-    heatmaps: bool = setting(True, "whether to write a heat map of every image to heatmaps/, as png")
+    heatmaps: bool = setting(True, "heat map of every image, as png in heatmaps/; false: none")
     worst: int = setting(
         1000, "number of images on the page, those with the highest scores", minimum=0, maximum=10**4
     )

@@ -58,7 +58,7 @@ class ReproduceSettings(Settings):
         minimum=0,
         maximum=256,
     )
-    quick: bool = setting(False, "runs of a tenth of the iterations, in a separate folder; also --quick")
+    quick: bool = setting(False, "runs with a tenth of the iterations, in a separate folder; also --quick")
     output: str | None = setting(
         None,
         "folder of the table and its units; null: docs/results/EXPERIMENT, or runs/quick/EXPERIMENT with "

@@ -12,36 +12,36 @@ from pathlib import Path
 from typing import Any
 
 Published = Mapping[str, tuple[float, float | None]]
-"""The paper's numbers by name: mean, and deviation where it tells one."""
+"""The paper's numbers by name: mean, and standard deviation if it is given."""
 
 COLUMNS = {"sliced_wasserstein": "SW", "auroc": "AUROC", "energy_kl": "KL"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One line of a table: settings that are run with several seeds."""
+    """A row of a table: settings that are run with several seeds."""
 
     name: str
-    """In file names."""
+    """Name in file names."""
     label: str
-    """In the table and the figure."""
+    """Name in the table and the figures."""
     settings: Mapping[str, Any]
-    """Over those of the recipe."""
+    """Settings that override the recipe's."""
     paper: Published = dataclasses.field(default_factory=dict)
     recipe: str = "8gaussians"
     start: Row | None = None
-    """Whose network, of the same seed, this one starts from."""
+    """Row whose network, with the same seed, this one starts from."""
     chain: str | None = None
-    """Nothing is trained: the network of ``start``, or of the recipe's own start, is evaluated by this chain,
-    as by `dxmi evaluate chain=`."""
+    """Chain that evaluates the network of ``start``, or of the recipe's own start, without training, as
+    `dxmi evaluate chain=` does."""
     of: str | None = None
-    """Name of the row whose runs have this one's numbers too."""
+    """Name of the row whose runs also have the numbers of this one."""
     prefix: str = ""
-    """Of their names there."""
+    """Prefix of this row's numbers in those runs."""
     seeds: int | None = None
-    """Runs of it, where fewer than the experiment's say enough; None: as many."""
+    """Number of runs; None: the experiment's."""
     may_diverge: bool = False
-    """A run that does not stay finite is a result: ``diverged`` is 1, or 0 where it does."""
+    """Whether a run that becomes non-finite is a result; its number ``diverged`` is then 1, otherwise 0."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,16 +52,16 @@ class Experiment:
     title: str
     rows: Sequence[Row]
     columns: Mapping[str, str] = dataclasses.field(default_factory=lambda: COLUMNS)
-    """Number of a run -> heading."""
+    """Name of a number -> heading."""
     notes: str = ""
-    """What a reader of the table must know."""
+    """Explanation of the table."""
     seeds: int = 5
-    """Runs of each row, where nothing else is asked for."""
+    """Default number of runs of each row."""
     sweeps: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
-    """What is changed -> the rows that differ in it, in order. It has a picture, and ``rows=`` takes it."""
+    """Name of a sweep -> its rows, in order. A sweep has a figure, and can be selected by ``rows=``."""
     shown: Sequence[str] = ()
-    """Rows whose runs a picture shows; none: all, where there are no sweeps."""
+    """Rows whose runs are shown in a figure; by default all if there are no sweeps."""
     prepare: Callable[[str | None, Path], None] | None = None
-    """Makes the rows' data, which their settings name, of the setting ``data`` in a folder."""
+    """Writes the data of the rows to a folder, from the setting ``data``."""
     summary: Callable[[Sequence[Any], Path], str] | None = None
-    """What the page says of all units together; it gets those that are done, and the page's folder."""
+    """Text about all units, from the finished ones and the folder of the page."""

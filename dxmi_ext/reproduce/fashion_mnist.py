@@ -46,17 +46,17 @@ FASHION_MNIST = Experiment(
     ],
     columns={
         "fd_efflite0_2500": "FD",
-        "fd_efflite0_2500_floor": "of test images",
-        "fd_efflite0_2500_test": "to test images",
+        "fd_efflite0_2500_floor": "FD of test images",
+        "fd_efflite0_2500_test": "FD to test images",
         "precision_efflite0_2500": "precision",
         "recall_efflite0_2500": "recall",
         "fd_classifier_2500": "FD, classifier",
         "fd_efflite0_10k": "FD, n = 10,000",
     },
     notes="""\
-FD: Frechet distance of EfficientNet-lite0's features, 2,500 samples to 2,500 training images (no FID), or to
-2,500 test images; the same of a small classifier's features, and with 10,000 of each. With so few images the
-test split itself is not at 0. The base ships with the package; 3.2 million images pretrained it. DxMI starts
-from it.""",
+FD: Frechet distance between features of EfficientNet-lite0, of 2,500 samples and 2,500 training images (not
+FID) or 2,500 test images; also for the features of a small classifier, and with 10,000 of each. With so few
+images, the FD of the test images themselves is above 0. The base, from which DxMI starts, ships with the
+package; its pretraining took 3.2 million images.""",
     seeds=3,
 )

@@ -27,9 +27,9 @@ MAGNETIC_TILES = Experiment(
         "pro": "PRO",
     },
     notes="""\
-952 good and 392 defective pictures of 128 x 128 (Huang et al. 2018), `data=magnetic_tile_128.npz`; split by
-sorted number: 599 train, 67 are held out for the thresholds, 678 are tested. All methods are parts of one run
-a seed, on the same features. Which features, and how they are whitened, was chosen by looking at this test
-set, so the figures flatter all methods alike.""",
+952 good and 392 defective images of 128 x 128 (Huang et al. 2018, `data=magnetic_tile_128.npz`), split by
+their sorted numbers: 599 for training, 67 held out for the thresholds, 678 for testing. All methods are parts
+of one run per seed, on the same features. The features and their whitening were chosen while looking at this
+test set, so the figures are optimistic for all methods alike.""",
     seeds=3,
 )

@@ -63,7 +63,7 @@ _LONGER: dict[str, Any] = {
     **{"scaled_steps": True, "std": 0.0125, "last_std": 0.0045, "sampler_lr": 5e-4, "energy_lr": 1e-4},
     "ema_decay": 0.99,
 }
-_BASES = {"knn": TITLES["knn"], "density": "kernel density", "knn+gaussian": "neighbors and Gaussian"}
+_BASES = {"knn": TITLES["knn"], "density": "kernel density", "knn+gaussian": "nearest neighbors and Gaussian"}
 
 
 def _rows() -> list[Row]:
@@ -249,13 +249,13 @@ def _scores(units: Sequence[Any]) -> Scores:
 
 
 def _chosen(aurocs: Mapping[str, float]) -> str:
-    """What the choice of settings is based on, in a sentence."""
+    """A sentence with the numbers by which settings are chosen."""
     if not aurocs:
         return ""
     best = next(iter(aurocs))
     listed = ", ".join(f"{name} {value:.3f}" for name, value in aurocs.items())
     line = f"AUROC on synthetic defects by settings (split {TRIED}, seed 0): {listed}."
-    return line + ("" if best == CHOSEN else f" The rows of all splits are of {CHOSEN}, not of {best}.")
+    return line + ("" if best == CHOSEN else f" The rows of all splits use {CHOSEN}, not {best}.")
 
 
 def _is_longer(unit: Any) -> bool:
@@ -285,8 +285,8 @@ def _curves(units: Sequence[Any], output: Path) -> str:
         late = [value for i, value in curve.items() if 2 * i >= max(curve)]
         said.append(f"{TITLES[name]}: {curve[max(curve)]:.3f} ({min(late):.3f} to {max(late):.3f})")
     return (
-        f"AUROC over the iterations of a run without a base (split {TRIED}, seed 0, tau = {_LONGER['tau']}), "
-        f"at its end, and lowest and highest in its second half: {'; '.join(said)}.\n\n"
+        f"AUROC of a run without a base (split {TRIED}, seed 0, tau = {_LONGER['tau']}) at its end, and in "
+        f"brackets the lowest and highest in its second half: {'; '.join(said)}.\n\n"
         f"![AUROC over iterations]({_PICTURE})"
     )
 
@@ -316,14 +316,14 @@ ANOMALY = Experiment(
     _rows(),
     columns={"image_auroc": "AUROC", "image_ap": "AP", "synthetic_auroc": "AUROC on synthetic defects"},
     notes=f"""\
-Five classes of CIFAR-10 are good, without labels, the other five anomalous (UniAD's many versus many), in
-four splits. {EACH} images of each class train, a tenth of them held out, and as many are tested. Features:
-EfficientNet-lite0's at 96 pixels, pooled, of length 1, in the {DIRECTIONS} directions that good images have
-most of. All methods of a run see the same features; tau = 0 starts from the same base and autoencoder as DxMI
-and has the same settings. In brackets: 95 % intervals, by a bootstrap over test images, paired. Synthetic
-defects are made of held-out good rows (`dxmi_ext/anomaly/synthetic.py`), by which settings are chosen, as far
-as docs/anomaly.md says.
-`data`: CIFAR-10's images as folders or an npz.""",
+Five classes of CIFAR-10 are good, without labels, and the other five are anomalous, in four splits (many
+versus many, as in UniAD). {EACH} images of each class are for training, a tenth of them held out, and as many
+for testing. Features: those of EfficientNet-lite0 at 96 pixels, pooled, of length 1, in the {DIRECTIONS}
+directions in which good images have the largest squares. All methods of a run see the same features; tau = 0
+has the same base, autoencoder and settings as DxMI. In brackets: 95 % intervals of a paired bootstrap over
+test images. Synthetic defects are made from held-out good rows (`dxmi_ext/anomaly/synthetic.py`); settings
+were chosen by them as far as docs/anomaly.md describes.
+`data`: CIFAR-10's images, as folders or an npz.""",
     seeds=3,
     prepare=prepare,
     summary=summary,

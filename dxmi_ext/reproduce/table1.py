@@ -11,12 +11,12 @@ from dxmi_ext.reproduce.densities import SCORES
 from dxmi_ext.reproduce.experiments import Experiment, Row
 from dxmi_ext.two_d.evaluation import PAPER
 
-# T and the paper's SW
+# T, and the paper's SW
 _DDPM = ((5, 0.967), (10, 0.824), (100, 0.241), (1000, 0.123))
 
 
 def _ddpm(steps: int, paper: float, schedule: str = "respaced_ddpm") -> Row:
-    # Noise below min_std would blur the many small steps; as many iterations as a row of DxMI has in all.
+    # A larger min_std would blur the many small steps. As many iterations as a row of DxMI has in total.
     settings = {"schedule": schedule, "steps": steps, "min_std": 1e-3}
     settings |= {"pretrain_iterations": 5600, "iterations": 0}
     return Row(f"ddpm-t{steps}", f"DDPM, T = {steps}", settings, {"sliced_wasserstein": (paper, None)})
@@ -52,11 +52,12 @@ TABLE1 = Experiment(
     ],
     notes=f"""{SCORES}
 
-DDPM: the denoiser of the DxMI rows, trained on T levels and sampled by its own T steps; it has no energy.
-The paper does not tell its schedule. Here it has T linear betas from 1e-4 to .02 whatever T, as only then few
-steps come out near the paper's figures: such levels end far from noise, where the chain starts all the same.
-The experiment `ddpm` has levels that end in noise at every T, a stronger baseline.
-The DxMI rows are `dxmi train 8gaussians` (variance-exploding levels 3 to .4) but for what they name.""",
+DDPM: the denoiser of the DxMI rows, trained on T noise levels and sampled with the same T steps; it has no
+energy. The paper does not give its noise schedule. Here it has T linear betas from 1e-4 to .02 for every T,
+since only then do few steps come close to the paper's figures. These levels end far from noise, although
+sampling starts from noise. The experiment `ddpm` has levels that end in noise for every T, a stronger
+baseline.
+DxMI: `dxmi train 8gaussians` (variance-exploding levels from 3 to .4) with the named settings changed.""",
 )
 
 DDPM = Experiment(
@@ -64,7 +65,7 @@ DDPM = Experiment(
     "8 Gaussians: DDPM with T levels that end in noise",
     [_ddpm(*row) for row in _DDPM[:-1]],
     columns={"sliced_wasserstein": "SW"},
-    notes="T of the levels that DDPM has with 1,000 betas. At T = 1000 this is the row of `table1`.",
+    notes="The levels are T of those of DDPM with 1,000 betas. With T = 1000, this is the row of `table1`.",
 )
 
 DENSITIES = Experiment(
@@ -73,6 +74,7 @@ DENSITIES = Experiment(
     [*_density("2spirals"), *_density("checkerboard")],
     notes=f"""{SCORES}
 
-DDPM: T of the levels that DDPM has with 1,000 betas, as in the experiment `ddpm`. No row is published.""",
+DDPM: T of the noise levels of DDPM with 1,000 betas, as in the experiment `ddpm`. There are no published
+results.""",
     seeds=3,
 )

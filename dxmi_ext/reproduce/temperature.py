@@ -25,7 +25,7 @@ _TEMPERATURES: dict[str, tuple[str, dict[str, Any]]] = {
 
 TEMPERATURE = Experiment(
     "temperature",
-    "A temperature that nobody tunes",
+    "Automatic temperature",
     [
         row
         for name, (recipe, base) in _TEMPERATURES.items()
@@ -40,10 +40,10 @@ TEMPERATURE = Experiment(
     columns=SPREAD_COLUMNS,
     notes=f"""{SCORES}
 {SPREADS}
-Automatic: tau starts at 1 and follows the entropy of the data, `method/temperature.py`. All rows have the
-batch, rates and average of `8gaussians-auto`, 2 octaves on the 8 Gaussians and 3 on the others. vp, edm: the
-8 Gaussians with other noise levels than 3 to .4, DDPM's (T of its 1,000, ending in noise) and EDM's, 10 to .1
-with rho = 7.""",
+Automatic: tau starts at 1 and follows the entropy of the data (`method/temperature.py`). All rows have the
+batch size, learning rates and weight average of `8gaussians-auto`, with 2 octaves on the 8 Gaussians and 3 on
+the other densities. vp, edm: the 8 Gaussians with other noise levels than 3 to .4, namely DDPM's (T of its
+1,000, ending in noise) and EDM's from 10 to .1 with rho = 7.""",
     seeds=3,
     sweeps={
         name: tuple(f"{name}-{tau}" for tau in ("auto", "tau0.03", "tau0.1", "tau0.3"))
@@ -53,16 +53,18 @@ with rho = 7.""",
 
 REFINEMENTS = Experiment(
     "refinements",
-    "8 Gaussians: nearer the data",
+    "8 Gaussians: closer to the data",
     [
         variant("auto-b1024", "automatic tau, batches of 1,024", **_LARGE, samplings=50),
         variant("auto", "8gaussians-auto", "8gaussians-auto", samplings=50),
-        variant("auto-plain", "the same, no sinusoids", "8gaussians-auto", octaves=0, samplings=50),
+        variant(
+            "auto-plain", "8gaussians-auto, without sinusoids", "8gaussians-auto", octaves=0, samplings=50
+        ),
     ],
     columns=SPREAD_COLUMNS | {"sliced_wasserstein_floor": "SW of fresh data"},
     notes=f"""{SCORES.replace("five", "50")}
 {SPREADS}
-Automatic: tau follows the entropy of the data, `method/temperature.py`. `8gaussians-auto` has that too,
-with batches of 256, a faster sampler, a slower value, a longer average of the weights, and networks that see
-sinusoids of the coordinates.""",
+Automatic: tau follows the entropy of the data (`method/temperature.py`). `8gaussians-auto` does the same with
+batches of 256, a higher learning rate of the sampler and a lower one of the value, a longer average of the
+weights, and sinusoids of the coordinates as inputs of the networks.""",
 )

@@ -223,7 +223,7 @@ def test_quick_units_never_meet_real_ones(tmp_path: Path, capsys: pytest.Capture
     assert reproduce(tmp_path, "--quick", rows="a") == 0
     assert read(tmp_path / "results" / "a-seed0.json")["settings"]["iterations"] == 6
     assert (tmp_path / "work" / "a-seed0-quick").is_dir()
-    assert "a tenth of the iterations" in (tmp_path / "results" / "README.md").read_text()
+    assert "with a tenth of the iterations" in (tmp_path / "results" / "README.md").read_text()
     before = stamps(tmp_path)
     assert reproduce(tmp_path, rows="a") == 2
     assert "which holds units with quick=true" in capsys.readouterr().err
@@ -318,12 +318,12 @@ def test_table_of_fixed_units() -> None:
             "",
         ),
         *(
-            "Fresh data against data: SW 0.060 ± 0.014 (8gaussians), 0.050 (2spirals).",
+            "SW of fresh data: 0.060 ± 0.014 (8gaussians), 0.050 (2spirals).",
             "",
             "![name](name.png)",
             "",
         ),
-        *("- 4 runs on a processor, 1 thread a run, torch 2.13, dxmi_ext 0.1; 10 to 50 s each", ""),
+        *("- 4 runs on a processor, 1 thread per run, torch 2.13, dxmi_ext 0.1; 10 to 50 s each", ""),
         "Made by `dxmi reproduce name`, from the json files in this folder.",
     ]
 

@@ -117,4 +117,4 @@ def test_candidates_are_ranked_by_synthetic_defects(tmp_path: Path) -> None:
     ranked = many_classes.choice_of(units)
     assert list(ranked) == [*many_classes.CANDIDATES][::-1] and max(ranked.values()) < 0.6
     shown = many_classes.summary(units, tmp_path)
-    assert f"The rows of all splits are of {many_classes.CHOSEN}, not of {next(iter(ranked))}." in shown
+    assert f"The rows of all splits use {many_classes.CHOSEN}, not {next(iter(ranked))}." in shown
