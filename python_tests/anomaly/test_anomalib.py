@@ -163,7 +163,7 @@ def test_the_engine_learns_what_the_recipe_does(run: Path, data: Path, tmp_path:
     assert_same(predictions(engine(tmp_path).predict(model=restored, data_path=data / "test")), expected)
 
 
-def test_what_does_not_fit_is_refused() -> None:
+def test_inputs_that_do_not_fit_are_rejected() -> None:
     from dxmi_ext.anomaly.anomalib import DxMI
     from dxmi_ext.anomaly.scoring import ScoreError
 
@@ -182,7 +182,7 @@ def test_what_does_not_fit_is_refused() -> None:
         DxMI(SETTINGS).model(normalized)
 
 
-def test_its_pictures_are_data_of_ours(data: Path) -> None:
+def test_pictures_of_samples_can_be_read_as_data(data: Path) -> None:
     from dxmi_ext.anomaly.anomalib import data_of
     from dxmi_ext.anomaly.layouts import ImageDataError
 

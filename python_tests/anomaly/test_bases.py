@@ -110,7 +110,7 @@ def _energy(folder: Path) -> bases.BasedEnergy:
     return energy
 
 
-def test_a_base_is_in_nats_and_its_weight_stays_above_0() -> None:
+def test_a_base_is_in_nats_and_its_weight_is_not_negative() -> None:
     """Of a Gaussian's own data: energies are its log densities."""
     rng = torch.Generator().manual_seed(0)
     mean = torch.zeros(D).index_fill(0, torch.tensor(0), 1.0)
@@ -134,7 +134,7 @@ def test_a_base_is_in_nats_and_its_weight_stays_above_0() -> None:
         bases.BasedEnergy([base], energy.autoencoder, 0.0)  # type: ignore[list-item]
 
 
-def test_bases_are_pooled(table: Path, tmp_path: Path) -> None:
+def test_several_bases_are_averaged(table: Path, tmp_path: Path) -> None:
     """The mean of the bases, each in nats."""
     x = torch.nn.functional.normalize(torch.randn(7, D, generator=torch.Generator().manual_seed(0)), dim=1)
     energies = []
@@ -159,7 +159,7 @@ def test_a_kernel_density_is_that_of_its_rows() -> None:
     np.testing.assert_allclose(detector.score(FeatureMaps(x[:, None, None]))[:, 0, 0], nearest, rtol=1e-3)
 
 
-def test_what_a_base_does_not_go_with(
+def test_settings_that_conflict_with_a_base(
     table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for settings, message in (

@@ -32,7 +32,7 @@ def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
 # --- synthetic defects -------------------------------------------------------------------------------
 
 
-def test_a_defect_changes_a_small_part_of_a_picture() -> None:
+def test_a_defect_changes_a_small_part_of_a_image() -> None:
     images = np.random.default_rng(0).integers(60, 180, (12, 3, 40, 60), np.uint8)
     made = synthetic.defective(images, seed=1)
     assert made.shape == (3, 12, 3, 40, 60) and made.dtype == np.uint8
@@ -45,7 +45,7 @@ def test_a_defect_changes_a_small_part_of_a_picture() -> None:
     synthetic.defective(images[:1, :, :1, :2])  # small ones, and one alone
 
 
-def test_odd_rows_keep_what_their_kind_keeps() -> None:
+def test_each_kind_of_synthetic_row_keeps_its_invariants() -> None:
     rng = np.random.default_rng(0)
     rows = np.repeat([[10.0, 0], [-10, 0]], 2000, axis=0) + rng.normal(size=(4000, 2))
     rows = np.concatenate((rows, rows @ [[1], [2]]), axis=1)  # the third depends on the others
@@ -170,7 +170,7 @@ def test_a_detector_and_a_preparation_can_be_forced(detector: str, rows: Path, t
         ("gaussian", "all", ["tau0", "langevin", "autoencoder", "dxmi"]),
     ],
 )
-def test_only_what_is_asked_for_is_trained(
+def test_only_what_is_needed_is_trained(
     detector: str,
     baselines: str,
     trained: list[str],

@@ -151,7 +151,7 @@ def test_masks_of_folders_are_optional(root: Path) -> None:
     assert load(write_folders(root, masks=False), "test").masks is None
 
 
-def test_a_folder_of_good_ones_is_never_divided(root: Path) -> None:
+def test_images_of_one_folder_stay_in_one_split(root: Path) -> None:
     for i in range(10):
         save(root / f"good/series{i // 4}/{i}.png", picture(i))
     save(root / "dent/a.png", picture(20))
@@ -171,7 +171,7 @@ def test_npz_is_split_by_sorted_num(root: Path) -> None:
     assert not test.masks[:2].any()
 
 
-def test_pictures_of_one_num_stay_together_and_train_beside_no_defect(root: Path) -> None:
+def test_images_of_one_num_stay_together_and_train_beside_no_defect(root: Path) -> None:
     path = write_npz(root / "pairs.npz", num=np.array([5, 1, 2, 6, 2, 7, 2, 8, 3, 9, 4, 4]))
     train, test = (load(path, split, size=None, train_share=0.2) for split in ("train", "test"))
     assert sorted(train.names) == ["2", "4", "6"] and {"8", "10", "0"} < set(test.names)
@@ -267,7 +267,7 @@ def npz(**changes: object) -> Callable[[Path], Path]:
         (npz(x=np.array([{}])), "train", r"cannot be read as npz without pickles"),
     ],
 )  # fmt: skip
-def test_bad_data_is_refused(spoil: Callable[[Path], Path], split: str, message: str, root: Path) -> None:
+def test_bad_data_is_rejected(spoil: Callable[[Path], Path], split: str, message: str, root: Path) -> None:
     path = spoil(root)
     with pytest.raises(ImageDataError, match=f"(?s){message}"):
         load(path, split, size=None)

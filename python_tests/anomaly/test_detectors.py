@@ -132,7 +132,7 @@ def test_batches_see_every_position_once_an_epoch() -> None:
         (lambda: FeatureMaps(np.zeros((2, 3, 4))), r"maps must be float16 .* got float64 \[2, 3, 4\]"),
     ],
 )  # fmt: skip
-def test_what_gives_no_maps_is_refused(call: object, message: str) -> None:
+def test_bad_backbones_and_maps_are_rejected(call: object, message: str) -> None:
     with pytest.raises(FeatureError, match=message):
         call()  # type: ignore[operator]
 
@@ -230,7 +230,7 @@ def test_all_points_stay_on_the_sphere_and_the_energy_is_the_scaled_error() -> N
     assert (made.energy(3 * x) > made.energy(x)).all()
 
 
-def test_an_untrained_sampler_stays_and_values_see_the_step() -> None:
+def test_an_untrained_sampler_predicts_x_and_values_depend_on_the_step() -> None:
     made = small()
     x, first = torch.from_numpy(on_sphere().rows), torch.zeros(120, dtype=torch.int64)
     torch.testing.assert_close(made.sampler.network(x, first), x)
@@ -405,7 +405,7 @@ def test_mahalanobis_distances_by_numpys_covariance() -> None:
         detector.fit(on_sphere(1))
 
 
-def test_detectors_find_a_position_that_is_off() -> None:
+def test_detectors_find_an_anomalous_position() -> None:
     train, test = on_sphere(), on_sphere(6, seed=1)
     test.maps[2, 1, 0] = np.eye(DIM)[4]
     torch.manual_seed(0)

@@ -25,7 +25,7 @@ def _pooled(maps: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("aligned", [False, True])
-def test_further_coordinate_tells_the_mahalanobis_distance_of_neighborhood_means(aligned: bool) -> None:
+def test_the_last_coordinate_encodes_the_mahalanobis_distance_of_neighborhood_means(aligned: bool) -> None:
     train, test = _maps(), _maps(70, seed=2)
     preparation = Whitened((3, 4, 5), patch=3, aligned=aligned)
     preparation.shrinkage = 0.1
@@ -57,7 +57,7 @@ def test_a_channel_that_never_changes_harms_nothing() -> None:
     assert np.isfinite(points).all()
 
 
-def test_its_buffers_are_all_that_it_learned() -> None:
+def test_buffers_hold_all_fitted_values() -> None:
     learned, other = (Whitened((3, 4, 5), aligned=True) for _ in range(2))
     learned.fit(_maps())
     other.load_state_dict(learned.state_dict())
@@ -84,7 +84,7 @@ def test_unit_and_centred_features_are_directions_of_neighborhood_means(aligned:
         np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
-def test_length_is_no_matter_to_a_direction() -> None:
+def test_directions_do_not_depend_on_length() -> None:
     """Rows of any size that float64 holds; a row of zeros has none, and stays."""
     rows = np.array([[3.0, 4], [3e100, 4e100], [3e-100, 4e-100], [0, 0]])[:, None, None]
     unit = make("unit", (1, 1, 2))

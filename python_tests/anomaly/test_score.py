@@ -73,7 +73,7 @@ def test_a_score_is_the_largest_energy_or_a_mean_of_the_largest() -> None:
     assert len(scorer().maps(torch.from_numpy(images[:0]))) == 0
 
 
-def test_what_is_no_scorer_or_no_picture_is_refused() -> None:
+def test_bad_scorers_and_images_are_rejected() -> None:
     for bad in ({"threshold": float("nan")}, {"pixel_threshold": 0.0}, {"top_share": 1.5}):
         with pytest.raises(
             ScoreError, match=r"threshold must be finite, pixel_threshold > 0 and top_share from 0"
@@ -86,7 +86,9 @@ def test_what_is_no_scorer_or_no_picture_is_refused() -> None:
 
 
 @pytest.mark.parametrize(("n", "quantile", "rank"), [(19, 0.95, 19), (9, 0.8, 8), (10, 0.8, 9), (1, 0.3, 1)])
-def test_a_good_picture_exceeds_it_as_rarely_as_promised(n: int, quantile: float, rank: int) -> None:
+def test_good_images_exceed_the_threshold_at_most_as_often_as_its_quantile_says(
+    n: int, quantile: float, rank: int
+) -> None:
     scores = torch.randperm(n + 1, generator=torch.Generator().manual_seed(0)).float()
     below = 0
     for i in range(n + 1):  # each in turn is the new one: all orders are as likely
@@ -115,7 +117,7 @@ def test_the_interval_covers_the_share_of_good_scores_above_the_threshold() -> N
     assert 0.93 < covered / 1000 < 0.97
 
 
-def test_too_few_good_pictures_have_no_threshold() -> None:
+def test_too_few_good_images_have_no_threshold() -> None:
     for n, quantile, least in ((18, 0.95, 19), (98, 0.99, 99), (0, 0.5, 1)):
         with pytest.raises(TooFew, match=f"requires at least {least} good images, got {n}"):
             threshold_of(torch.arange(n), quantile)
@@ -132,7 +134,7 @@ def test_too_few_good_pictures_have_no_threshold() -> None:
 # --- heat maps ---------------------------------------------------------------------------------------
 
 
-def test_colors_are_of_the_score_and_a_line_surrounds_what_is_above() -> None:
+def test_heat_maps_show_scores_and_outline_those_above_the_threshold() -> None:
     gray = np.full((40, 40, 3), 100, np.uint8)
     scores = np.zeros((40, 40), np.float32)
     scores[10:20, 10:20] = 1.0
@@ -265,7 +267,7 @@ def test_a_folder_becomes_a_table_heat_maps_and_a_page(
     assert "Without a score: 1" in page.text and "broken.png: cannot be decoded" in page.text
 
 
-def test_settings_stand_between_pictures(run: Path, pictures: Path, tmp_path: Path) -> None:
+def test_settings_may_be_given_between_images(run: Path, pictures: Path, tmp_path: Path) -> None:
     a, white, output = pictures / "a", pictures / "b/<i>&'\"é.jpg", tmp_path / "elsewhere/scores"
     given = ["threshold=10", a / "x.png", "worst=1", white, a, "heatmaps=false", f"output={output}"]
     assert cli.main(["score", str(run), *map(str, given), "device=cpu"]) == 0
@@ -350,7 +352,7 @@ def test_an_interruption_leaves_what_was_done(
     assert names == {"dxmi.json", "scores.csv", "heatmaps", "index.html"}
 
 
-def test_a_score_that_is_not_finite_is_an_error_of_its_picture(
+def test_a_score_that_is_not_finite_is_an_error_of_its_image(
     run: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
@@ -402,7 +404,7 @@ def test_runs_of_other_tasks_score_nothing(
     assert "RUN must be a run of anomaly detection" in capsys.readouterr().err
 
 
-def test_pictures_are_seen_as_in_training(run: Path, tmp_path: Path) -> None:
+def test_images_are_seen_as_in_training(run: Path, tmp_path: Path) -> None:
     """Of any mode and size: what a collection of them gives, the network of the command gets."""
     rng = np.random.default_rng(0)
     colors = rng.integers(0, 256, (SIZE + 1, 5, 3), np.uint8)

@@ -119,7 +119,7 @@ def test_one_table_in_every_kind_of_file(tmp_path: Path, first: str) -> None:
         vectors.rows_to_score(tmp_path / "c.npz", D)
 
 
-def test_vectors_come_to_the_sphere_and_could_come_back() -> None:
+def test_whitened_vectors_on_the_sphere_can_be_recovered() -> None:
     """Whatever float32 would make of an offset as theirs; a vector of length sqrt(D) lies at 45 degrees."""
     x = rows() + 1e9
     preparation = Whitened((1, 1, D))
@@ -167,12 +167,12 @@ def test_a_row_that_differs_in_a_constant_column_is_found() -> None:
         (np.diag([1.0, 2, 3]), "good rows must be more, or more alike, to hold some out, got 3"),
     ],
 )
-def test_tables_that_nothing_can_be_learned_from(tmp_path: Path, x: np.ndarray, message: str) -> None:
+def test_tables_without_information(tmp_path: Path, x: np.ndarray, message: str) -> None:
     with pytest.raises(VectorDataError, match=message):
         Vectors(write(tmp_path / "a.npz", X=x, y=None)).good(0.1)
 
 
-def test_a_value_of_held_out_rows_alone_is_learned_from(tmp_path: Path) -> None:
+def test_columns_that_vary_only_in_held_out_rows_are_used(tmp_path: Path) -> None:
     """Else its column would be constant to those that learn, and a good row be like no good one."""
     x = np.insert(rows(), 0, 0.0, axis=1)
     first = rows()[np.random.default_rng(0).permutation(N)[0]]  # which is held out

@@ -343,7 +343,7 @@ def altered(state: State, **changes: Tensor | None) -> State:
     return {name: t for name, t in (state | named).items() if t is not None}
 
 
-def test_what_does_not_map_is_refused() -> None:
+def test_networks_without_a_counterpart_are_rejected() -> None:
     guided, edm = randomize(GuidedDiffusion(True, None)), randomize(Dhariwal(None))
     one = torch.ones(1)
     read = {"consistency": convert.from_consistency, "edm": convert.from_edm}

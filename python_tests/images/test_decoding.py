@@ -171,7 +171,7 @@ def test_floats_have_one_of_the_known_ranges(
         ([0, 70000], "got 0 to 70000"),
     ],
 )
-def test_values_of_no_known_range_are_refused(values: list[float], message: str, tmp_path: Path) -> None:
+def test_values_of_no_known_range_are_rejected(values: list[float], message: str, tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", x=np.resize(values, (2, 4, 4)))
     with pytest.raises(ImageDataError, match=message):
         load(tmp_path / "a.npz")
@@ -278,7 +278,7 @@ def test_arrays_of_any_name_type_and_order(content: dict[str, np.ndarray], tmp_p
 
 
 @pytest.mark.parametrize("name", ["a.npy", "a.npz", "A.NPZ"])
-def test_a_lone_array_and_one_by_another_name(name: str, tmp_path: Path) -> None:
+def test_arrays_are_found_by_other_names_or_if_there_is_only_one(name: str, tmp_path: Path) -> None:
     with (tmp_path / name).open("wb") as file:
         np.save(file, PIXELS[..., 0])
     assert load(tmp_path / name).shape == (1, 8, 6)
@@ -357,9 +357,7 @@ STREAMS = {"train_jpeg": np.zeros(9, np.uint8), "train_off": np.array([0, 4, 9])
         (STREAMS, r"a\.npz, image 0: cannot be decoded \(no known image format\)"),
     ],
 )  # fmt: skip
-def test_arrays_that_say_nothing_clear_are_refused(
-    content: dict[str, np.ndarray], message: str, tmp_path: Path
-) -> None:
+def test_ambiguous_arrays_are_rejected(content: dict[str, np.ndarray], message: str, tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", **content)
     with pytest.raises(ImageDataError, match=message) as error:
         load(tmp_path / "a.npz")
@@ -433,7 +431,7 @@ def visa_of(path: Path) -> object:
         ("d/a.tar", images_of),
     ],
 )
-def test_what_stands_in_for_a_file_is_named(
+def test_pointers_instead_of_files_are_named(
     name: str, read: Callable[[Path], object], content: bytes, found: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "root" / name
@@ -449,7 +447,7 @@ def test_what_stands_in_for_a_file_is_named(
     [(zipped(), "is a zip archive"), (b"", "is empty"), (b"\x93NUMPY\x01", "is an array of numpy"),
      (b"no picture", "cannot be decoded"), (b"\x1f\x8b\x08", "is compressed by gzip")],
 )  # fmt: skip
-def test_what_is_no_image_is_named(content: bytes, found: str, tmp_path: Path) -> None:
+def test_files_that_are_not_images_are_named(content: bytes, found: str, tmp_path: Path) -> None:
     with pytest.raises(ImageDataError, match=rf"a\.jpg: {found}"):
         pixels.decode(_file(tmp_path / "a.jpg", content), "a.jpg")
 

@@ -156,7 +156,7 @@ def test_names_tell_network_and_number(kind: str, network: str, n: int, name: st
     assert images.metric_name(kind, network, n) == name
 
 
-def test_true_samples_score_the_floor_and_others_more(tmp_path: Path) -> None:
+def test_samples_of_the_data_have_the_floor_of_the_distance(tmp_path: Path) -> None:
     train, test = ImageData(pictures(300)), ImageData(pictures(200, 1))
     extractor = Extractor(Linear(), "linear")
     base = images.reference(train, extractor, keep=100, cache=tmp_path)
@@ -222,7 +222,7 @@ def test_extractor_is_frozen_and_takes_gray_images_as_color() -> None:
             extractor(bad)
 
 
-def test_other_weights_files_are_refused(tmp_path: Path) -> None:
+def test_other_weights_files_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(
         FeatureError,
         match=r"features must be efflite0 or the weights file inception.*none, which does not exist",
@@ -258,7 +258,7 @@ def test_inception_is_that_of_the_fid() -> None:
 
 
 @pytest.mark.parametrize("n", [3, 40])
-def test_resize_looks_at_no_half_pixels(n: int) -> None:
+def test_resizing_is_centered_on_whole_pixels(n: int) -> None:
     row = normal(1, n)[0]
     for i, value in enumerate(resize(row.expand(1, 1, 2, n), 11)[0, 0, 5].tolist()):
         place = i * n / 11

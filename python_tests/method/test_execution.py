@@ -279,7 +279,7 @@ def test_a_missing_compiler_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.parametrize("changes", EVERY, ids=str)
-def test_a_resumed_trainer_goes_on_to_the_bit(changes: dict[str, Any], tmp_path: Path) -> None:
+def test_a_resumed_trainer_continues_bit_for_bit(changes: dict[str, Any], tmp_path: Path) -> None:
     """Through a checkpoint's files, which know no memory format."""
     settings = changes
     straight = make_trainer(settings)

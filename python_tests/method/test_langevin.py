@@ -150,7 +150,7 @@ def test_a_chain_that_diverges_ends_where_it_restarts() -> None:
 # --- the pool ----------------------------------------------------------------------------------------
 
 
-def test_the_pool_goes_on_or_starts_anew() -> None:
+def test_chains_of_the_pool_continue_or_restart() -> None:
     pool, fresh = Pool(5, torch.zeros(0, D)), torch.full((2, D), 9.0)
     no, labels = torch.tensor([False, False]), torch.tensor([1, 2])
     assert torch.equal(pool.resume(torch.tensor([3, 4]), fresh, labels, no)[0], fresh)  # never was
@@ -298,7 +298,7 @@ def test_bad_settings(changes: dict[str, Any], message: str) -> None:
         groups(**changes)
 
 
-def test_each_trainer_refuses_the_others_negatives() -> None:
+def test_each_trainer_rejects_the_others_negatives() -> None:
     with pytest.raises(ConfigError, match="negatives must be short_run or persistent, got refined"):
         make_trainer(negatives="refined")
     with pytest.raises(ConfigError, match="negatives must be sampler or refined, got persistent"):

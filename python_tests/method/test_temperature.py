@@ -48,7 +48,7 @@ def test_tau_rises_where_samples_are_too_close_and_falls_where_they_are_not() ->
         torch.testing.assert_close(roomier.factor, torch.tensor(math.exp(total)))
 
 
-def test_what_is_not_finite_leaves_tau_as_it_is() -> None:
+def test_non_finite_entropies_leave_tau_unchanged() -> None:
     data, temperature = points(50, 1), Temperature(0.1, torch.tensor(1.0))
     for samples in (data * math.nan, data * math.inf):
         temperature.update(data, samples)

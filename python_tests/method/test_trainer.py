@@ -312,7 +312,7 @@ def test_values_of_several_lengths_add_the_heads_of_their_own_chain() -> None:
     assert values == [1 + 64, 2 + 4 + 64, 4 + 64, 8 + 16 + 32 + 64, 16 + 32 + 64, 32 + 64, 64]
 
 
-def test_each_iteration_learns_the_steps_of_one_length(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_iteration_trains_the_steps_of_one_length(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its targets at chains' ends are energies, and resuming goes on with the length that would follow."""
     trainer, seen = of_several_lengths(), set()
     value_at = Networks.value_at

@@ -219,7 +219,7 @@ def test_a_run_of_another_experiment_is_taken_over(tmp_path: Path) -> None:
     assert units.read(same) == found | {"row": "b", "taken_from": "first/a-seed0.json"}
 
 
-def test_quick_units_never_meet_real_ones(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_quick_units_are_kept_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert reproduce(tmp_path, "--quick", rows="a") == 0
     assert read(tmp_path / "results" / "a-seed0.json")["settings"]["iterations"] == 6
     assert (tmp_path / "work" / "a-seed0-quick").is_dir()
@@ -230,7 +230,7 @@ def test_quick_units_never_meet_real_ones(tmp_path: Path, capsys: pytest.Capture
     assert stamps(tmp_path) == before
 
 
-def test_an_interrupted_unit_goes_on(tmp_path: Path) -> None:
+def test_an_interrupted_unit_resumes(tmp_path: Path) -> None:
     assert reproduce(tmp_path / "whole", rows="a") == 0
     with pytest.MonkeyPatch.context() as patch:
         interrupt(patch, 50)  # past the pretraining
@@ -340,7 +340,7 @@ def test_committed_units_are_done_and_hold_no_paths(name: str) -> None:
         assert '": "/' not in path.read_text()
 
 
-def test_a_chain_of_what_ships(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_chain_of_a_run_that_ships(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A row without a start evaluates what its recipe starts from; other weights make another unit."""
     row = next(row for row in EXPERIMENTS["fashion-mnist"].rows if row.chain == "heun-18")
     unit = Unit(row, 0, False, tmp_path / "results", tmp_path / "work")
@@ -353,7 +353,7 @@ def test_a_chain_of_what_ships(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert unit.identity()["start.weights"] != weights
 
 
-def test_a_unit_tells_the_fingerprint_of_its_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_unit_has_the_fingerprint_of_its_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def evaluate(*_: Any) -> tuple[dict[str, float], str]:
         return {"fd_efflite0_2500": 1.5}, ""
 
