@@ -20,7 +20,7 @@ from dxmi_ext.anomaly.comparison import TITLES
 from dxmi_ext.engine import files, runlog
 from dxmi_ext.engine.config import ConfigError
 from dxmi_ext.images import dataset, features
-from dxmi_ext.reproduce import plots
+from dxmi_ext.reproduce import gains, plots
 from dxmi_ext.reproduce.experiments import Experiment, Row
 
 SPLITS = {"0-4": (0, 1, 2, 3, 4), "5-9": (5, 6, 7, 8, 9), "even": (0, 2, 4, 6, 8), "odd": (1, 3, 5, 7, 9)}
@@ -30,7 +30,6 @@ EACH = 1000
 GAINS = "gains.json"
 DIRECTIONS = 256
 """Number of directions of the 1,280 features: those in which good images have the largest squares."""
-_RESAMPLINGS = 1000
 _BATCH = 100
 _ABOUT = {"format": 1, "each": EACH, "directions": DIRECTIONS}
 
@@ -164,76 +163,16 @@ def summary(units: Sequence[Any], output: Path) -> str:
         output: folder of the table, to which GAINS is written.
     """
     scores = _scores(units)
-    found = gains(scores) if scores else files.read_json(output / GAINS)
+    found = gains.of(scores) if scores else files.read_json(output / GAINS)
     if scores:
         runlog.write_json(output / GAINS, found)
     parts = (_shown(found) if found else "", _curves(units, output), _chosen(choice_of(units)))
     return "\n\n".join(part for part in parts if part)
 
 
-Scores = dict[str, dict[str, list[np.ndarray]]]
-"""Split -> method -> scores [m] of each seed; ``anomalous`` among the methods."""
-
-
-def gains(scores: Scores) -> dict[str, Any]:
-    """The mean AUROC over splits and seeds of each method, and differences with their 95 % intervals.
-
-    The intervals come from a bootstrap over test images, with the same resamples in every split and for every
-    method.
-
-    Args:
-        scores: scores of the same test images in every split.
-    """
-    first = next(iter(scores.values()))
-    m = len(first["anomalous"][0])
-    weights = np.concatenate(
-        (np.ones((1, m)), np.random.default_rng(0).multinomial(m, np.full(m, 1 / m), _RESAMPLINGS))
-    ).astype(np.float32)
-    names = [name for name in first if name != "anomalous" and all(name in each for each in scores.values())]
-    means: dict[str, np.ndarray] = {}
-    for name in names:
-        every = [
-            aurocs(one, of_split["anomalous"][0], weights)
-            for of_split in scores.values()
-            for one in of_split[name]
-        ]
-        means[name] = np.mean(every, axis=0)
-    ours = [name for name in names if name.startswith("dxmi")]
-    results: dict[str, Any] = {
-        "mean": {name: round(float(value[0]), 4) for name, value in means.items()},
-        "gains": {},
-    }
-    for mine in ours:
-        for other in (name for name in names if name not in ours):
-            difference = means[mine] - means[other]
-            low, high = np.quantile(difference[1:], (0.025, 0.975))
-            results["gains"].setdefault(mine, {})[other] = [
-                round(float(x), 4) for x in (difference[0], low, high)
-            ]
-    return results
-
-
-def aurocs(scores: np.ndarray, anomalous: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """AUROC for each weighting of the images, [r]; equal scores count by their order.
-
-    Args:
-        scores: [m].
-        anomalous: bool [m].
-        weights: float32 [r, m].
-    """
-    order, found = np.argsort(scores, kind="stable"), []
-    odd = anomalous[order]
-    for chunk in np.array_split(weights, max(1, len(weights) // 50)):
-        ranked = chunk[:, order]
-        good, bad = (np.where(which, ranked, 0) for which in (~odd, odd))
-        below = np.cumsum(good, axis=1, dtype=np.float64)
-        found.append((bad * below).sum(1) / bad.sum(1) / below[:, -1])
-    return np.concatenate(found)
-
-
-def _scores(units: Sequence[Any]) -> Scores:
+def _scores(units: Sequence[Any]) -> gains.Scores:
     """The scores of all units; empty if a run's folder is missing."""
-    found: Scores = {}
+    found: gains.Scores = {}
     for unit in (unit for unit in units if not _is_longer(unit)):
         path = unit.folder / "test_scores.npz"
         if not path.is_file():
