@@ -95,7 +95,7 @@ def _read(given: list[str]) -> argparse.Namespace:
     if unknown:
         options.parser.error(_hint(unknown[0], given))
     if options.command != "info" and options.target is None and not options.help:
-        options.parser.error(f"what to {options.command} is missing; see dxmi {options.command} --help")
+        options.parser.error(f"{options.target_name} is missing; see dxmi {options.command} --help")
     return options
 
 

@@ -357,7 +357,7 @@ def test_mistake_is_one_line(
         (["train", "8gaussians", "-s", "4"], "-s is not an option; write a setting as seed=3"),
         (["train", "8gaussians", "--dry"], "--dry is not an option; write a setting as dry=VALUE"),
         (["info", "x"], "unexpected argument 'x'"),
-        (["train"], "what to train is missing; see dxmi train --help"),
+        (["train"], "RECIPE is missing; see dxmi train --help"),
     ],
 )
 def test_mistake_in_flags_is_one_line(

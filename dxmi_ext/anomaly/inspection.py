@@ -133,7 +133,7 @@ def score(scorer: Scorer, paths: Sequence[str], output: Path, cfg: ScoreSettings
             bar.update(len(batch))
         findings.drawn()
         worst, failures = findings.worst.sorted(), findings.failures
-        lead = f"Of {len(paths)} images {findings.anomalous} are anomalous (score above {threshold:.4g})."
+        lead = f"{findings.anomalous} of {len(paths)} images are anomalous (score above {threshold:.4g})."
         lead += f" {scorer.about_threshold}" if cfg.threshold is None and scorer.about_threshold else ""
         files.write_text(
             output / score_files.PAGE, page.html_of(lead, worst, failures, heat_maps=folder is not None)
@@ -175,7 +175,7 @@ def score_vectors(scorer: VectorScorer, given: Sequence[str], output: Path, cfg:
             row = {"row": i, "score": f"{value:.9g}", "anomalous": int(value > threshold)}
             table.writerow(row | {"threshold": threshold})
     anomalous, apart = sum(value > threshold for value in scores), scores.count(math.inf)
-    lead = f"Of {len(scores)} rows {anomalous} are anomalous (score above {threshold:.4g})."
+    lead = f"{anomalous} of {len(scores)} rows are anomalous (score above {threshold:.4g})."
     lead += f" {scorer.about_threshold}" if cfg.threshold is None and scorer.about_threshold else ""
     return lead + (f" {apart} differ in {scorer.columns.described()}, constant in training." if apart else "")
 

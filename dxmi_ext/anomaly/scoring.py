@@ -206,6 +206,6 @@ def about(thresholds: Mapping[str, float]) -> str:
         return ""
     low, high = (100 * thresholds[f"false_alarms_{end}"] for end in ("low", "high"))
     return (
-        f"Of new good data, {low:.1f} % to {high:.1f} % will score above the threshold (95 % confidence "
+        f"{low:.1f} % to {high:.1f} % of new good data will score above the threshold (95 % confidence "
         f"interval from {thresholds['held_out']:.0f} held-out scores)."
     )

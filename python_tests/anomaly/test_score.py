@@ -232,7 +232,7 @@ def test_a_folder_becomes_a_table_heat_maps_and_a_page(
         "dxmi score: 1 of 5 images have no score; scores.csv has the reasons"
     )
     expected = (
-        "Of 5 images 2 are anomalous (score above 6). Of new good data, 0.2 % to 30.9 % will score above the "
+        "2 of 5 images are anomalous (score above 6). 0.2 % to 30.9 % of new good data will score above the "
         "threshold (95 % confidence interval from 10 held-out scores)."
     )
     assert expected in captured.out
