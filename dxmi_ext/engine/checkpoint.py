@@ -21,9 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from dxmi_ext.engine import files, folders, sharding, tensor_files
-from dxmi_ext.engine.errors import UserError
+from dxmi_ext.engine.errors import CheckpointError, UserError
 from dxmi_ext.engine.ranks import Ranks
-from dxmi_ext.engine.tensor_files import CheckpointError
 
 FORMAT = 2
 _CHECKPOINT = _, _STATE = ("tensors.safetensors", "state.json")

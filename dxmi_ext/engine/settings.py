@@ -67,7 +67,7 @@ def seed_setting(help: str) -> Any:
 
 def device_setting() -> Any:
     """Declare the key ``device``, the same for every command."""
-    return setting("auto", "device: auto, cpu, cuda or cuda:N", pattern=r"auto|cpu|cuda(:[0-9]+)?")
+    return setting("auto", "auto, cpu, cuda or cuda:N", pattern=r"auto|cpu|cuda(:[0-9]+)?")
 
 
 class Key(NamedTuple):

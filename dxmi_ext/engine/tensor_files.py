@@ -1,6 +1,6 @@
 """Nested states on disk: their tensors in safetensors files, the rest as json. Nothing is pickled.
 
-Imports torch, safetensors, the standard library and the modules errors, files and sharding of the engine.
+Imports torch, safetensors, the standard library and the engine's modules errors, files and sharding.
 """
 
 from __future__ import annotations
@@ -18,11 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from dxmi_ext.engine import files, sharding
-from dxmi_ext.engine.errors import UserError
-
-
-class CheckpointError(UserError, RuntimeError):
-    """A checkpoint or model is missing, damaged or of an unknown format."""
+from dxmi_ext.engine.errors import CheckpointError
 
 
 @dataclass

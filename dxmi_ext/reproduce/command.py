@@ -69,7 +69,7 @@ class ReproduceSettings(Settings):
         None, "folder of the runs themselves; null: runs/reproduce/EXPERIMENT", path=True
     )
     data: str | None = setting(None, "path of the data; null: the recipes' paths", path=True)
-    device: str = setting("cpu", "device: cpu, cuda or cuda:N", pattern=r"cpu|cuda(:\d+)?")
+    device: str = setting("cpu", "cpu, cuda or cuda:N", pattern=r"cpu|cuda(:\d+)?")
 
 
 def find(name: str) -> Experiment:
