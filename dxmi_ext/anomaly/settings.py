@@ -182,7 +182,7 @@ class Config(RunnableConfig):
 
     removed = {  # noqa: RUF012
         "whiten": "preparation takes its place",
-        "baseline_iterations": "baselines are trained for iterations",
+        "baseline_iterations": "iterations also sets those of baselines",
     }
     rules = (
         Rule("task must be anomaly, got {task}", lambda s: s.task == "anomaly"),
