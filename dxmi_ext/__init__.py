@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # for type checkers, which do not see __getattr__
     from dxmi_ext import ops as ops
-    from dxmi_ext.engine.checkpoint import CheckpointError as CheckpointError
+    from dxmi_ext.engine.errors import CheckpointError as CheckpointError
     from dxmi_ext.engine.execution import ExecutionSettings as ExecutionSettings
     from dxmi_ext.engine.ranks import Ranks as Ranks
     from dxmi_ext.engine.settings import ConfigError as ConfigError
@@ -44,7 +44,7 @@ except PackageNotFoundError:  # imported from the source folder; _native raises 
     __version__ = "0+uninstalled"
 
 _HOMES = {
-    "CheckpointError": "engine.checkpoint",
+    "CheckpointError": "engine.errors",
     "ConfigError": "engine.settings",
     "DxMISettings": "method.settings",
     "DxMITrainer": "method.trainer",

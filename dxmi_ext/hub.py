@@ -79,7 +79,7 @@ class PushSettings(_FileSettings):
 
     repo: str | None = setting(None, "OWNER/NAME of the repository on the Hub; required", pattern=_REPO)
     private: bool | None = setting(
-        None, "whether a new repository is private; null: the default of the owner's account"
+        None, "privacy of a new repository; null: the default of the owner's account"
     )
     message: str = setting("Upload by dxmi push", "message of the commit")
 

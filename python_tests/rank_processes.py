@@ -18,7 +18,7 @@ from torch import Tensor, multiprocessing
 
 import runs
 from dxmi_ext import ops
-from dxmi_ext.engine import checkpoint, execution, sharding
+from dxmi_ext.engine import checkpoint, execution, sharding, tensor_files
 from dxmi_ext.engine.errors import UserError
 from dxmi_ext.engine.health import Diverged
 from dxmi_ext.engine.ranks import RankError, Ranks, Votes
@@ -279,5 +279,5 @@ def die_in_a_save(ranks: Ranks, root: Path) -> None:
         state = make_trainer(ranks).state_dict()
         checkpoint.save(root, 1, state, keep=1, ranks=ranks)
         if ranks.rank == 1:
-            checkpoint._write_tensors = lambda *_: os._exit(0)  # type: ignore[assignment]
+            tensor_files.write_tensors = lambda *_: os._exit(0)  # type: ignore[assignment]
         checkpoint.save(root, 2, state, keep=1, ranks=ranks)

@@ -25,7 +25,7 @@ import torch
 import image_samplers
 import runs
 from dxmi_ext import cli, ops, tasks
-from dxmi_ext.engine import config, files, plots, run, samples, terminal
+from dxmi_ext.engine import config, files, plots, samples, steps, terminal
 from dxmi_ext.engine.runlog import TIMING_FIELDS, read_metrics
 from dxmi_ext.engine.settings import LARGEST_SEED, ConfigError
 from dxmi_ext.images import convert, pretrained
@@ -115,10 +115,10 @@ def test_metrics_tell_each_step_and_the_pace(finished: Path) -> None:
 
 def test_vectors_are_logged_as_lists() -> None:
     metrics = {"std": torch.tensor([1.0, 2.0]), "failures": torch.zeros(()), "one": torch.tensor([3.0])}
-    assert run._to_host(metrics) == {"std": [1.0, 2.0], "failures": 0.0, "one": [3.0]}
+    assert steps.to_host(metrics) == {"std": [1.0, 2.0], "failures": 0.0, "one": [3.0]}
 
 
-def test_default_folder_and_a_yaml_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_default_folder_and_a_users_yaml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("mine.yaml").write_text("recipe: mine\ndata: checkerboard\nsteps: 3\npretrained: false\n")
     assert cli.main(["train", "mine.yaml", *SETTINGS]) == 0
@@ -162,7 +162,7 @@ def test_interrupted_run_ends_as_an_uninterrupted_one(
     assert read(tmp_path / "summary.json")["resumed_from"] == resumed_from
 
 
-def test_train_goes_on_from_the_command_pretrain(finished: Path, tmp_path: Path) -> None:
+def test_train_resumes_from_the_command_pretrain(finished: Path, tmp_path: Path) -> None:
     assert train(tmp_path, command="pretrain") == 0
     assert not (tmp_path / "summary.json").exists() and model(tmp_path) != model(finished)
     assert train(tmp_path) == 0
@@ -183,7 +183,7 @@ def test_pretrain_changes_nothing_in_a_finished_run(copy: Path, capsys: pytest.C
     assert contents(copy) == before
 
 
-def test_finished_run_goes_on_to_more_iterations(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_finished_run_resumes_to_more_iterations(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     interrupt(monkeypatch, 1)
     assert train(copy, "iterations=8") == 130
     assert not (copy / "summary.json").exists()  # no longer finished
@@ -194,13 +194,13 @@ def test_finished_run_goes_on_to_more_iterations(copy: Path, monkeypatch: pytest
     assert len((copy / "metrics.jsonl").read_text().splitlines()) == PRETRAIN + 8
 
 
-def test_run_goes_on_from_a_checkpoint_by_path(finished: Path, copy: Path) -> None:
+def test_run_resumes_from_a_checkpoint_by_path(finished: Path, copy: Path) -> None:
     assert train(copy, f"resume={copy}/checkpoints/step_00000008") == 0
     assert_same_run(copy, finished)
     assert read(copy / "summary.json")["resumed_from"] == [8]
 
 
-def test_run_taken_back_and_interrupted_goes_on_from_there(
+def test_a_run_that_went_back_resumes_from_there(
     finished: Path, copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     interrupt(monkeypatch, 1)
@@ -211,7 +211,7 @@ def test_run_taken_back_and_interrupted_goes_on_from_there(
     assert set(read(copy / "summary.json")["resumed_from"]) == {8}
 
 
-def test_a_run_that_goes_on_from_another_folder_logs_its_own_lines(
+def test_a_run_that_resumes_from_another_folder_logs_its_own_lines(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """In a new folder, and in that of a run whose lines are of other lengths."""
@@ -223,7 +223,7 @@ def test_a_run_that_goes_on_from_another_folder_logs_its_own_lines(
         assert train(tmp_path, "seed=1", "resume=never") == 0
 
 
-def test_resume_never_starts_afresh(finished: Path, copy: Path) -> None:
+def test_resume_never_starts_from_scratch(finished: Path, copy: Path) -> None:
     assert train(copy, "resume=never", "tau=0.2") == 0
     assert read(copy / "summary.json")["resumed_from"] == []
     assert len((copy / "metrics.jsonl").read_text().splitlines()) == PRETRAIN + DXMI
@@ -256,7 +256,7 @@ def test_pictures_while_training_change_nothing_and_are_the_same_after_an_interr
     assert not (whole / "pictures").exists()
 
 
-def test_a_second_process_in_a_folder_is_refused(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_second_process_in_a_folder_is_rejected(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with files.lock(copy / ".lock"):
         before = contents(copy)
         assert train(copy, "resume=never") == 2
@@ -302,7 +302,7 @@ def test_lack_of_memory_is_one_line(
         ("sigma_min=4", "sigma_min must be > 0 and < sigma_max=3.0, got 4.0"),
     ],
 )
-def test_refused_in_the_folder_of_a_run(
+def test_rejected_in_the_folder_of_a_run(
     copy: Path, capsys: pytest.CaptureFixture[str], setting: str, says: str
 ) -> None:
     before = contents(copy)
@@ -357,7 +357,7 @@ def test_mistake_is_one_line(
         (["train", "8gaussians", "-s", "4"], "-s is not an option; write a setting as seed=3"),
         (["train", "8gaussians", "--dry"], "--dry is not an option; write a setting as dry=VALUE"),
         (["info", "x"], "unexpected argument 'x'"),
-        (["train"], "what to train is missing; see dxmi train --help"),
+        (["train"], "RECIPE is missing; see dxmi train --help"),
     ],
 )
 def test_mistake_in_flags_is_one_line(
@@ -372,7 +372,7 @@ def test_mistake_in_flags_is_one_line(
 # --- terminals, names and pipes ----------------------------------------------------------------------
 
 
-def test_a_terminal_without_utf8_shows_plainer_signs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_terminal_without_utf8_shows_ascii(monkeypatch: pytest.MonkeyPatch) -> None:
     for encoding, shown in (("ascii", b"1 +- 2 \xe9 ?\n"), ("utf-8", "1 ± 2 ".encode() + b"\xe9 \xc4\xb1\n")):
         stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
         monkeypatch.setattr(sys, "stdout", stream)
@@ -397,7 +397,7 @@ def test_a_run_in_a_folder_whose_name_is_not_utf8(
     assert "caf\\udce9" in Page(folder / "report.html").text
 
 
-def test_a_command_whose_output_nobody_reads_ends_quietly() -> None:
+def test_a_closed_pipe_ends_a_command_quietly() -> None:
     reading, writing = os.pipe()
     os.close(reading)
     command = [sys.executable, "-m", "dxmi_ext.cli", "train", "--help"]
@@ -496,7 +496,7 @@ def test_sample_is_keyed_by_seed_and_index(finished: Path, tmp_path: Path) -> No
     assert not np.allclose(draw(finished, tmp_path / "c.npz", "n=50", "seed=1"), samples, atol=0.1)
 
 
-def test_a_run_that_ships_is_named(
+def test_runs_that_ship_are_found_by_name(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Its weights are halves, nothing is written to its folder, and outputs go to the current one."""
@@ -524,7 +524,7 @@ def test_a_run_that_ships_is_named(
     )
 
 
-def test_sample_guides_and_refuses_labels(
+def test_sample_guides_and_rejects_labels(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     guided = draw(finished, tmp_path / "a.npz", "n=50", "guidance=.5", "batch_size=30")
@@ -614,7 +614,7 @@ def test_a_run_that_is_not_finished_is_one_line(
     assert capsys.readouterr().err == wanted
 
 
-def test_sample_refuses_another_format(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_sample_rejects_another_format(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["sample", str(finished), "output=samples.csv", "device=cpu"]) == 2
     assert "output must be FILE.npz, FILE.png or FOLDER/, got 'samples.csv'" in capsys.readouterr().err
 
@@ -817,7 +817,7 @@ def test_evaluate_gives_the_runs_own_numbers(
     assert "backward kernel" in capsys.readouterr().out
 
 
-def test_divergence_of_an_automatic_tau_is_that_at_its_last_value(
+def test_kl_with_an_automatic_tau_uses_its_last_value(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, output = tmp_path / "run", tmp_path / "numbers.json"

@@ -157,7 +157,7 @@ def test_training_in_a_graph_equals_training_without() -> None:
 
 
 @pytest.mark.gpu
-def test_a_captured_iteration_goes_on_from_a_state_loaded_later() -> None:
+def test_a_captured_iteration_resumes_from_a_state_loaded_later() -> None:
     """As a rollback does it: with other noise and rates, from before the first step and from the fourth."""
     trainers = [make_trainer(cuda_graph=graph) for graph in (False, True)]
     kept = [copy.deepcopy(trainers[0].state_dict())]

@@ -20,7 +20,7 @@ def run(*command: object) -> str:
     return done.stdout
 
 
-def test_main_job_wants_no_library_of_config_metrics_or_pictures(tmp_path: Path) -> None:
+def test_main_job_wants_no_library_of_config_metrics_or_images(tmp_path: Path) -> None:
     pytest.importorskip("safetensors")
     pytest.importorskip("tqdm")
     script, numbers = BENCHMARKS / "main_job.py", tmp_path / "main.json"

@@ -216,7 +216,7 @@ def test_operators_called_directly_check_every_tensor(operator: str) -> None:
 
 @pytest.mark.skipif(not _native.cuda_status(), reason="the ops have CUDA kernels here")
 @pytest.mark.parametrize("operator", sorted(OPERATORS))
-def test_without_the_cuda_half_a_cuda_tensor_meets_a_remedy(operator: str) -> None:
+def test_without_cuda_kernels_the_error_of_a_cuda_tensor_has_a_remedy(operator: str) -> None:
     """Called as the dispatcher would for CUDA tensors, which need no device this way."""
     function, args, kwargs = recorded_calls()[operator]
     cuda = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)

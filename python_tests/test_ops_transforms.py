@@ -144,7 +144,7 @@ def test_func_grad_equals_autograd(op: str, device: torch.device) -> None:
     assert all(torch.equal(g, w) for g, w in zip(gradients.values(), wanted, strict=True))
 
 
-def test_compiled_func_grad_is_right_or_refused() -> None:
+def test_compiled_func_grad_is_right_or_rejected() -> None:
     """Dynamo looks inside an autograd.Function under torch.func and could find a gradient of zero there."""
     args = arguments("energy_loss")
     gradient = torch.func.grad(lambda x: ops.energy_loss(x, args["energy_sample"], args["gamma"]))
@@ -167,7 +167,7 @@ def assert_refused(second: Callable[[], Tensor], may_be_zero: bool) -> None:
 
 @pytest.mark.parametrize("loss", [linear, square])
 @pytest.mark.parametrize(("op", "name"), ARGUMENTS)
-def test_second_derivatives_are_refused(
+def test_second_derivatives_are_rejected(
     op: str, name: str, loss: Callable[[tuple[Tensor, ...]], Tensor], device: torch.device
 ) -> None:
     args, leaves = with_leaves(arguments(op, device=device), [name])
@@ -175,18 +175,18 @@ def test_second_derivatives_are_refused(
     (first,) = torch.autograd.grad(loss(call(op, args)), leaves[name], create_graph=True)
     assert torch.equal(first, wanted)  # the first derivative does not mind create_graph
 
-    def penalised() -> Tensor:
+    def penalized() -> Tensor:
         (first.sum() + leaves[name].sum()).backward()
         gradient = leaves[name].grad
         assert gradient is not None
         return gradient - 1
 
-    assert_refused(penalised, may_be_zero=op == "running_cost" and loss is linear)
+    assert_refused(penalized, may_be_zero=op == "running_cost" and loss is linear)
 
 
 @pytest.mark.parametrize("loss", [linear, square])
 @pytest.mark.parametrize(("op", "name"), ARGUMENTS)
-def test_second_derivatives_are_refused_by_func(
+def test_second_derivatives_are_rejected_by_func(
     op: str, name: str, loss: Callable[[tuple[Tensor, ...]], Tensor], device: torch.device
 ) -> None:
     args = arguments(op, device=device)

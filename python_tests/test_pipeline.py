@@ -62,7 +62,7 @@ def make_pipeline(sampler: GaussianSampler, **options: Any) -> Any:
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_the_image_of_a_key_is_the_samplers(name: str) -> None:
+def test_an_image_of_the_pipeline_is_the_samplers(name: str) -> None:
     sampler = make_sampler(SCHEDULES[name])
     images = make_pipeline(sampler)(4, key=KEY, sample_offset=3, output_type="raw").images
     assert torch.equal(images, sampler.sample(4, KEY, sample_offset=3))

@@ -50,7 +50,7 @@ def test_a_module_in_the_current_folder_is_a_task(folder: Path) -> None:
         ("string", "got 'string', a module without Config, EvaluateSettings, train, load, sample, evaluate"),
     ],
 )
-def test_what_is_no_task_is_refused(folder: Path, task: str, message: str) -> None:
+def test_modules_that_are_not_tasks_are_rejected(folder: Path, task: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         tasks.task_of(named(folder, task))
 

@@ -159,7 +159,7 @@ def test_bad_batches(tmp_path: Path, given: Any, message: str) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def test_a_folder_of_another_run_or_of_others_is_refused(tmp_path: Path) -> None:
+def test_a_folder_of_another_run_or_of_others_is_rejected(tmp_path: Path) -> None:
     dxmi_ext.fit(trainer(), batches(), output=tmp_path / "run")
     for other, rows, what in (
         (trainer(seed=1), batches(), "seed must be 0"),

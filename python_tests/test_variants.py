@@ -69,7 +69,7 @@ def test_variant_returns_the_bits_of_the_baseline(variant: str) -> None:
     assert [name for name in baseline if baseline[name] != other[name]] == ["variant"]
 
 
-def test_unknown_variant_is_refused() -> None:
+def test_unknown_variant_is_rejected() -> None:
     done = run("abacus")
     assert done.returncode != 0 and "DXMI_CPU_VARIANT" in done.stderr and "abacus" in done.stderr
 

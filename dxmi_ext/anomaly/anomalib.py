@@ -27,9 +27,6 @@ from anomalib.post_processing import PostProcessor
 from anomalib.pre_processing import PreProcessor
 from anomalib.visualization import ImageVisualizer
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torchvision import tv_tensors
-from torchvision.transforms.v2 import InterpolationMode, Resize
 from tqdm import trange
 
 from dxmi_ext import tasks
@@ -37,17 +34,18 @@ from dxmi_ext.anomaly import collection, detectors, features
 from dxmi_ext.anomaly import dataset as anomaly
 from dxmi_ext.anomaly import layouts as anomaly_sources
 from dxmi_ext.anomaly import recipe as recipe_anomaly
+from dxmi_ext.anomaly.anomalib_parts import OwnThresholds, Visualizer, WholeImages, resized_images, to_uint8
 from dxmi_ext.anomaly.dataset import AnomalyData
-from dxmi_ext.anomaly.scoring import ScoreError, Scorer
+from dxmi_ext.anomaly.scoring import Scorer
 from dxmi_ext.engine import config, health
 from dxmi_ext.engine.ranks import Ranks
-from dxmi_ext.engine.run import Stepper
 from dxmi_ext.engine.settings import ConfigError
+from dxmi_ext.engine.steps import Stepper
 
 _ELSEWHERE = {"recipe", "task", "output", "device", "threads", "shard", "resume", "dry_run"}
 _ELSEWHERE |= {"checkpoint_every", "keep_checkpoints", "rollbacks", "rollback_lr"}
 _ELSEWHERE |= {"log_every", "picture_every", "tensorboard", "wandb"}
-_ELSEWHERE |= {"data", "classes", "train_share", "cache", "baselines", "baseline_iterations", "detector"}
+_ELSEWHERE |= {"data", "classes", "train_share", "cache", "baselines", "detector"}
 """Settings of the recipe that the Engine or the data module decides, or that have no meaning here, because
 DxMI's energy is always trained."""
 _PREPARATION = "dxmi_preparation"  # in a checkpoint
@@ -133,7 +131,7 @@ class DxMI(MemoryBankMixin, AnomalibModule):
     def training_step(self, batch: Batch, *args: Any, **kwargs: Any) -> Tensor:
         """Stores the resized images for `fit` and returns a constant loss, because Lightning requires one."""
         if not self._is_fitted:
-            self._images.append(_resized(_to_uint8(batch.image), self.cfg.features.size).cpu())
+            self._images.append(resized_images(to_uint8(batch.image), self.cfg.features.size).cpu())
             self._paths += batch.image_path or []
         return torch.zeros((), requires_grad=True, device=self.device)
 
@@ -149,7 +147,7 @@ class DxMI(MemoryBankMixin, AnomalibModule):
             raise anomaly_sources.ImageDataError(f"training requires >= 2 images, got {count}")
         images = torch.cat(self._images).numpy()
         if len(self._paths) == count:  # the loader shuffles, but training depends on the order
-            images = images[sorted(range(count), key=lambda i: anomaly_sources._natural(self._paths[i]))]
+            images = images[sorted(range(count), key=lambda i: anomaly_sources.natural(self._paths[i]))]
         # The caller may have disabled gradients for validation.
         with torch.inference_mode(False), torch.enable_grad():
             backbone, device = self.model.scorer.backbone, self.device
@@ -203,7 +201,7 @@ class DxMI(MemoryBankMixin, AnomalibModule):
 
     @classmethod
     def configure_visualizer(cls) -> ImageVisualizer:
-        return _Visualizer()
+        return Visualizer()
 
 
 def _config(recipe: str, settings: dict[str, Any]) -> recipe_anomaly.Config:
@@ -246,124 +244,12 @@ class _Detector(nn.Module):
 
     def forward(self, images: Tensor) -> InferenceBatch:
         if torch.compiler.is_compiling():  # the checks of an Extractor cannot be exported
-            given = self.scorer.backbone.network(_to_uint8(images))
+            given = self.scorer.backbone.network(to_uint8(images))
             maps = detectors.maps_of(self.scorer.preparation(given), self.scorer.energy)
         else:
-            maps = self.scorer.maps(_resized(_to_uint8(images), self.scorer.size))
-        pixels = detectors.localise(maps, (images.shape[2], images.shape[3]))
+            maps = self.scorer.maps(resized_images(to_uint8(images), self.scorer.size))
+        pixels = detectors.localize(maps, (images.shape[2], images.shape[3]))
         return InferenceBatch(pred_score=self.scorer.scores(maps), anomaly_map=pixels[:, None])
-
-
-# --- before and after the model ----------------------------------------------------------------------
-
-
-class WholeImages(PreProcessor):
-    """Resizes whole images with Pillow (bicubic, antialiased, 8 bits), as ``dxmi`` does.
-
-    Args:
-        size: height and width.
-    """
-
-    def __init__(self, size: int) -> None:
-        super().__init__(_PillowResize(size))
-        self.export_transform = None  # ONNX has no such operation; outside the Engine, the model resizes
-
-    def checkpoint_config(self) -> dict[str, Any]:
-        """Returns an empty dictionary, because the model's settings contain the size."""
-        return {}
-
-    def load_checkpoint_config(self, config: dict[str, Any]) -> None:
-        """Does nothing; see `checkpoint_config`."""
-
-
-class _PillowResize(Resize):
-    """A ``Resize``, so that data modules find it and apply it before collating."""
-
-    def __init__(self, size: int) -> None:
-        super().__init__((size, size), interpolation=InterpolationMode.BICUBIC, antialias=True)
-
-    def transform(self, inpt: Tensor, params: dict[str, Any]) -> Tensor:
-        size = self.size[0]
-        if inpt.shape[-2:] == (size, size):
-            return inpt
-        if isinstance(inpt, tv_tensors.Mask):  # nearest-exact is Pillow's NEAREST
-            rows = inpt.as_subclass(Tensor).reshape(-1, 1, *inpt.shape[-2:])
-            mask = F.interpolate(rows.to(torch.uint8), (size, size), mode="nearest-exact")
-            changed = mask.to(inpt.dtype).reshape(*inpt.shape[:-2], size, size)
-        else:
-            changed = _resized(_to_uint8(inpt), size).float() / 255
-        return tv_tensors.wrap(changed, like=inpt) if isinstance(inpt, tv_tensors.TVTensor) else changed
-
-
-class OwnThresholds(PostProcessor):
-    """Keeps scores unchanged; labels and masks use the detector's own thresholds."""
-
-    def __init__(self) -> None:
-        super().__init__(enable_normalization=False)
-
-    def set(self, threshold: float, pixel_threshold: float) -> None:
-        """Sets the thresholds of a `Scorer`."""
-        self._image_threshold.fill_(threshold)
-        self._pixel_threshold.fill_(pixel_threshold)
-
-    @property
-    def normalized_image_threshold(self) -> Tensor:
-        return self._image_threshold
-
-    @property
-    def normalized_pixel_threshold(self) -> Tensor:
-        return self._pixel_threshold
-
-    def on_validation_batch_end(self, *args: Any, **kwargs: Any) -> None:
-        """Does nothing: thresholds do not depend on validation images."""
-
-    def on_validation_epoch_end(self, *args: Any, **kwargs: Any) -> None:
-        """Does nothing: thresholds do not depend on validation images."""
-
-
-class _Visualizer(ImageVisualizer):
-    """Scales energy maps for display so that twice the threshold becomes 1; anomalib expects [0, 1]."""
-
-    def on_test_batch_end(
-        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, *args: Any, **kwargs: Any
-    ) -> None:
-        energies, after = batch.anomaly_map, pl_module.post_processor
-        if isinstance(after, OwnThresholds):
-            batch.anomaly_map = (energies / (2 * after.pixel_threshold)).clamp(0, 1)
-        super().on_test_batch_end(trainer, pl_module, outputs, batch, *args, **kwargs)
-        batch.anomaly_map = energies
-
-
-def _to_uint8(images: Tensor) -> Tensor:
-    """Converts anomalib's images in [0, 1] back to the 8 bits in which they were read.
-
-    Raises:
-        ScoreError: values are far outside [0, 1].
-    """
-    if isinstance(images, tv_tensors.TVTensor):
-        images = images.as_subclass(Tensor)
-    if images.dtype == torch.uint8:
-        return images
-    if not torch.compiler.is_compiling() and images.numel():
-        low, high = (float(x) for x in images.aminmax())
-        if not (low > -0.25 and high < 1.25):  # bicubic resizing of floats may overshoot
-            raise ScoreError(
-                f"images must have values in [0, 1], got {low:.3g} to {high:.3g}; the pre_processor must not "
-                "normalize them"
-            )
-    return (255 * images.clamp(0, 1)).round().to(torch.uint8)
-
-
-def _resized(images: Tensor, size: int) -> Tensor:
-    """uint8 [..., 3, H, W] -> [..., 3, size, size], resized with Pillow on the CPU as in `dataset.load`."""
-    if images.shape[-2:] == (size, size):
-        return images
-    rows = images.cpu().reshape(-1, *images.shape[-3:]).permute(0, 2, 3, 1).contiguous().numpy()
-    small = torch.from_numpy(np.stack([anomaly.resized(row, size) for row in rows]))
-    return small.permute(0, 3, 1, 2).reshape(*images.shape[:-2], size, size).to(images.device)
-
-
-# --- anomalib's data ---------------------------------------------------------------------------------
 
 
 def data_of(datamodule: AnomalibDataModule, *, split: str = "train", size: int | None = 224) -> AnomalyData:

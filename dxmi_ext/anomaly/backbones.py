@@ -28,24 +28,24 @@ def load(
     *,
     size: int = 224,
     grid: int = 14,
-    normalise: bool = True,
+    normalize: bool = True,
     weights: Path | str | None = None,
 ) -> Extractor:
     """The backbone with a name in BACKBONES.
 
     Args:
-        size, grid, normalise: see `backbone`.
+        size, grid, normalize: see `backbone`.
         weights: file of efficientnet_b4's weights; those of efflite0 are installed with its package.
 
     Raises:
         FeatureError: the name is unknown, or packages or weights are missing.
     """
     if spec == "efflite0":
-        return efflite0(size=size, grid=grid, normalise=normalise)
+        return efflite0(size=size, grid=grid, normalize=normalize)
     if spec == "efflite0_deep":
-        return efflite0(size=size, grid=grid, normalise=normalise, blocks=_DEEP)
+        return efflite0(size=size, grid=grid, normalize=normalize, blocks=_DEEP)
     if spec == "efficientnet_b4":
-        return efficientnet_b4(weights, size=size, grid=grid, normalise=normalise)
+        return efficientnet_b4(weights, size=size, grid=grid, normalize=normalize)
     raise FeatureError(f"backbone must be one of {', '.join(BACKBONES)}, got {spec!r}")
 
 
@@ -57,7 +57,7 @@ def backbone(
     grid: int = 14,
     mean: Sequence[float] = _IMAGENET[0],
     std: Sequence[float] = _IMAGENET[1],
-    normalise: bool = True,
+    normalize: bool = True,
 ) -> Extractor:
     """Makes a backbone from any network.
 
@@ -68,21 +68,21 @@ def backbone(
         grid: height and width of the maps; the network's maps are resized (averaged over areas when they
             shrink, bilinear when they grow) and concatenated.
         mean, std: mean and standard deviation per channel of the values in [0, 1] that the network expects.
-        normalise: whether each position is scaled to unit length (DxMI, sec. 5.3).
+        normalize: whether each position is scaled to unit length (DxMI, sec. 5.3).
     """
     if size < 1 or grid < 1:
         raise FeatureError(f"size and grid must be >= 1, got {size} and {grid}")
-    name = f"{name}-maps{size}to{grid}" + ("" if normalise else _RAW)
-    return Extractor(_Maps(network, size, grid, mean, std, normalise), name)
+    name = f"{name}-maps{size}to{grid}" + ("" if normalize else _RAW)
+    return Extractor(_Maps(network, size, grid, mean, std, normalize), name)
 
 
-def is_normalised(identity: str) -> bool:
+def is_normalized(identity: str) -> bool:
     """Whether the backbone with this `Extractor.identity` scales its features to unit length."""
     return f"{_RAW}-" not in identity
 
 
 def efflite0(
-    *, size: int = 224, grid: int = 14, normalise: bool = True, blocks: Sequence[int] = _PAPER
+    *, size: int = 224, grid: int = 14, normalize: bool = True, blocks: Sequence[int] = _PAPER
 ) -> Extractor:
     """EfficientNet-lite0's stages with reductions 2, 4, 8 and 16: 16 + 24 + 40 + 112 = 192 channels.
 
@@ -100,11 +100,11 @@ def efflite0(
     network = _Lite0(efficientnet_lite0_network(size), blocks)
     name = "efflite0" + ("" if tuple(blocks) == _PAPER else "-" + ".".join(map(str, blocks)))
     scale = {"mean": (127 / 255,) * 3, "std": (128 / 255,) * 3}
-    return backbone(network, name, size=size, grid=grid, normalise=normalise, **scale)
+    return backbone(network, name, size=size, grid=grid, normalize=normalize, **scale)
 
 
 def efficientnet_b4(
-    weights: Path | str | None, *, size: int = 224, grid: int = 14, normalise: bool = True
+    weights: Path | str | None, *, size: int = 224, grid: int = 14, normalize: bool = True
 ) -> Extractor:
     """EfficientNet-b4's stages 1 to 4: 24 + 32 + 56 + 160 = 272 channels, as in DxMI, sec. 5.3.
 
@@ -141,7 +141,7 @@ def efficientnet_b4(
             f"{path}: is not of tf_efficientnet_b4; {wrong[0]} is missing or has a wrong shape"
         )
     network.load_state_dict({key: tensors[key] for key in wanted})
-    return backbone(network, "efficientnet_b4", size=size, grid=grid, normalise=normalise)
+    return backbone(network, "efficientnet_b4", size=size, grid=grid, normalize=normalize)
 
 
 class _Maps(nn.Module):
@@ -154,10 +154,10 @@ class _Maps(nn.Module):
         grid: int,
         mean: Sequence[float],
         std: Sequence[float],
-        normalise: bool,
+        normalize: bool,
     ) -> None:
         super().__init__()
-        self.network, self.size, self.grid, self.normalise = network, size, grid, normalise
+        self.network, self.size, self.grid, self.normalize = network, size, grid, normalize
         self.mean: Tensor
         self.std: Tensor
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1))
@@ -175,7 +175,7 @@ class _Maps(nn.Module):
                 got = list(stage.shape) if isinstance(stage, Tensor) else type(stage).__name__
                 raise FeatureError(f"the backbone must return maps [n, C, h, w], got {got}")
         features = torch.cat([self._resized(stage) for stage in maps], dim=1)
-        return F.normalize(features, dim=1) if self.normalise else features
+        return F.normalize(features, dim=1) if self.normalize else features
 
     def _resized(self, stage: Tensor) -> Tensor:
         grid = (self.grid, self.grid)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from dxmi_ext.anomaly import bases, features, preparation, synthetic
 from dxmi_ext.anomaly.collection import Good
 from dxmi_ext.anomaly.dataset import AnomalyData
-from dxmi_ext.anomaly.detectors import Detector, GaussianPositions, NearestNeighbours
+from dxmi_ext.anomaly.detectors import Detector, GaussianPositions, NearestNeighbors
 from dxmi_ext.anomaly.features import FeatureMaps
 from dxmi_ext.anomaly.patchcore import image_scores
 from dxmi_ext.anomaly.preparation import PREPARATIONS, prepared
@@ -149,12 +149,12 @@ def choose_preparations(cfg: Config, good: Good, backbone: Extractor | None, dev
     validation = Validation.of(good, backbone, cfg.run.seed, device)
     verdicts: dict[str, dict[str, Verdict]] = {method: {} for method in _FITTED}
     for name in PREPARATIONS:
-        prepares = preparation.make(name, good.train.shape[1:], **cfg.features.neighbourhood).to(device)
+        prepares = preparation.make(name, good.train.shape[1:], **cfg.features.neighborhood).to(device)
         prepares.fit(good.train)
         maps = prepared(good.train, prepares)
         trials: dict[str, Detector] = {
             "gaussian": gaussian(cfg.run.seed, device),
-            "knn": nearest_neighbours(
+            "knn": nearest_neighbors(
                 len(maps.rows), cfg.run.seed, device, coreset="random"
             ),  # greedy is slow
         }
@@ -182,13 +182,13 @@ def _all(name: str) -> Choice:
     return {"preparations": dict.fromkeys((*_FITTED, "autoencoder"), name), "validation": {}}
 
 
-def nearest_neighbours(
+def nearest_neighbors(
     rows: int, seed: int, device: torch.device, *, coreset: str = "greedy"
-) -> NearestNeighbours:
+) -> NearestNeighbors:
     """A nearest-neighbor detector that keeps 1 % of the positions, as PatchCore does, but at least 2,000 and
     at most 20,000. It keeps all of up to 10,000 positions, for which the search is as fast."""
     share = 1.0 if rows <= _KEPT else min(max(0.01, 2000 / rows), 20_000 / rows)
-    return NearestNeighbours(share=share, coreset=coreset, seed=seed, device=device)
+    return NearestNeighbors(share=share, coreset=coreset, seed=seed, device=device)
 
 
 def gaussian(seed: int, device: torch.device) -> GaussianPositions:

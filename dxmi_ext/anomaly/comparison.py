@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from dxmi_ext.anomaly import metrics, scoring
 from dxmi_ext.anomaly.collection import Examined
-from dxmi_ext.anomaly.detectors import Detector, detect, localise
+from dxmi_ext.anomaly.detectors import Detector, detect, localize
 from dxmi_ext.anomaly.features import FeatureMaps
 from dxmi_ext.anomaly.patchcore import image_scores
 from dxmi_ext.anomaly.preparation import prepared
@@ -73,7 +73,7 @@ def calibrate(
         ``false_alarms_high``.
     """
     scores = detector.score(good)
-    pixels = scores if size is None else localise(scores, (size, size))
+    pixels = scores if size is None else localize(scores, (size, size))
     pictures = detect(scores, top_share=top_share)
     try:
         threshold, rank = threshold_of(pictures, quantile), rank_of(len(pictures), quantile)
@@ -103,7 +103,7 @@ def measure(pictures: Tensor, scores: Tensor, tested: Examined) -> tuple[dict[st
     pixels = None
     if tested.masks is not None:
         height, width = tested.masks.shape[1:]
-        pixels = localise(scores, (height, width))
+        pixels = localize(scores, (height, width))
     found = metrics.evaluate(
         pictures,
         tested.anomalous,

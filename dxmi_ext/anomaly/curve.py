@@ -13,7 +13,7 @@ from dxmi_ext.anomaly.collection import Examined
 from dxmi_ext.anomaly.detectors import EnergyDetector, detect
 from dxmi_ext.anomaly.features import FeatureMaps
 from dxmi_ext.engine import files, runlog
-from dxmi_ext.engine.run import Stepper
+from dxmi_ext.engine.steps import Stepper
 
 Measure = Callable[[nn.Module], float]
 """energy -> AUROC on the test data."""

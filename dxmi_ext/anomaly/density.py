@@ -10,6 +10,8 @@ from torch import Tensor
 from dxmi_ext.anomaly.detectors import MapDetector
 from dxmi_ext.anomaly.features import FeatureMaps
 
+_BANDWIDTH = 0.1  # h relative to the mean squared distance of a position to its nearest neighbor
+_MOST = 20_000  # positions kept, a random part of more
 _COMPARED = 1000  # rows whose nearest neighbors decide the bandwidth
 
 
@@ -20,11 +22,7 @@ class KernelDensity(MapDetector):
     distance to the nearest position; a larger h takes more neighbors into account.
 
     Args:
-        bandwidth: h relative to the mean squared distance between a good position and its nearest neighbor.
-        most: number of positions kept, a random part of more.
-        chunk: number of positions scored at a time.
-        seed: seed of the random choice.
-        device: device of the positions.
+        seed: seed of the random choice of at most 20,000 positions.
     """
 
     memory: Tensor
@@ -32,31 +30,19 @@ class KernelDensity(MapDetector):
     width: Tensor
     """h, a scalar."""
 
-    def __init__(
-        self,
-        *,
-        bandwidth: float = 0.1,
-        most: int = 20_000,
-        chunk: int = 4096,
-        seed: int = 0,
-        device: torch.device | str = "cpu",
-    ) -> None:
-        if not 0 < bandwidth < math.inf or most < 2:
-            raise ValueError(
-                f"kernel density: bandwidth must be > 0 and finite and most >= 2, got {bandwidth} and {most}"
-            )
-        super().__init__(chunk)
-        self.bandwidth, self.most, self.seed = bandwidth, most, seed
-        self._learned(memory=torch.empty(0, device=device), width=torch.ones((), device=device))
+    def __init__(self, *, seed: int = 0) -> None:
+        super().__init__(4096)
+        self.seed = seed
+        self._learned(memory=torch.empty(0), width=torch.ones(()))
 
     @torch.no_grad()
     def fit(self, maps: FeatureMaps) -> None:
         generator = torch.Generator().manual_seed(self.seed)
-        chosen = torch.randperm(len(maps.rows), generator=generator)[: self.most]
+        chosen = torch.randperm(len(maps.rows), generator=generator)[:_MOST]
         rows = torch.from_numpy(maps.rows[chosen.numpy()]).float().to(self.device)
         # The nearest position is the row itself.
         nearest = self._squares(rows[:_COMPARED], rows).topk(min(2, len(rows)), largest=False).values[:, -1]
-        width = (self.bandwidth * nearest.double().mean()).clamp(min=1e-12).float()
+        width = (_BANDWIDTH * nearest.double().mean()).clamp(min=1e-12).float()
         self._learned(memory=rows, width=width)
 
     def forward(self, features: Tensor) -> Tensor:

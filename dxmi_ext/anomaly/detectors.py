@@ -17,6 +17,9 @@ from torch.nn import functional as F
 from dxmi_ext.anomaly.features import FeatureMaps
 from dxmi_ext.images.features import FeatureError
 
+_PATCH = 3
+"""Side of the neighborhood over which nearest neighbors average features, as in PatchCore."""
+
 
 class Detector(Protocol):
     """A detector is fitted to good images and scores how much other images differ from them."""
@@ -42,21 +45,9 @@ def detect(scores: Tensor, *, top_share: float = 0.0) -> Tensor:
     return positions.amax(1) if count == 1 else positions.topk(count, dim=1).values.mean(1)
 
 
-def localise(scores: Tensor, size: tuple[int, int], *, sigma: float = 0.0) -> Tensor:
-    """Score maps [n, h, w] -> scores of pixels [n, *size], bilinear.
-
-    Args:
-        sigma: standard deviation, in pixels, of a Gaussian filter truncated at 4 sigma; 0: no filter (DxMI).
-            PatchCore and PaDiM use 4 at 224 pixels.
-    """
-    pixels = F.interpolate(scores[:, None], size, mode="bilinear", align_corners=False)
-    if sigma > 0:
-        radius = min(int(4 * sigma + 0.5), min(size) - 1)  # the largest that reflection padding allows
-        weight = torch.exp(-0.5 * (torch.arange(-radius, radius + 1, dtype=pixels.dtype) / sigma) ** 2)
-        weight = (weight / weight.sum()).to(pixels.device)
-        pixels = F.pad(pixels, (radius,) * 4, mode="reflect")
-        pixels = F.conv2d(F.conv2d(pixels, weight.view(1, 1, -1, 1)), weight.view(1, 1, 1, -1))
-    return pixels[:, 0]
+def localize(scores: Tensor, size: tuple[int, int]) -> Tensor:
+    """Score maps [n, h, w] -> scores of pixels [n, *size], bilinear."""
+    return F.interpolate(scores[:, None], size, mode="bilinear", align_corners=False)[:, 0]
 
 
 class EnergyDetector:
@@ -64,12 +55,14 @@ class EnergyDetector:
 
     Args:
         energy: [N, C] -> [N].
-        chunk: number of positions scored at a time.
         device: device of the energy.
     """
 
-    def __init__(self, energy: nn.Module, *, chunk: int = 16_384, device: torch.device | str = "cpu") -> None:
-        self.energy, self.chunk, self.device = energy, chunk, device
+    chunk = 16_384
+    """Number of positions scored at a time."""
+
+    def __init__(self, energy: nn.Module, *, device: torch.device | str = "cpu") -> None:
+        self.energy, self.device = energy, device
 
     def fit(self, maps: FeatureMaps) -> None:
         """Does nothing, because the energy is already trained."""
@@ -129,7 +122,7 @@ class MapDetector(nn.Module):
             self.register_buffer(name, tensor)
 
 
-class NearestNeighbours(MapDetector):
+class NearestNeighbors(MapDetector):
     """Distance to the nearest positions of good images, after PatchCore (Roth et al. 2022).
 
     PatchCore's own score of an image is in ``anomaly.patchcore``.
@@ -138,9 +131,6 @@ class NearestNeighbours(MapDetector):
         share: share of the positions that are kept.
         coreset: how positions are selected: greedy takes the farthest from those already selected, after a
             random projection to 128 dimensions; or random.
-        k: number of neighbors over which the distance is averaged.
-        patch: side of the neighborhood over which features are averaged, an odd number; PatchCore: 3.
-        chunk: number of positions scored at a time.
         seed: seed of random choices.
         device: device of the computation.
     """
@@ -153,25 +143,22 @@ class NearestNeighbours(MapDetector):
         *,
         share: float = 0.01,
         coreset: str = "greedy",
-        k: int = 1,
-        patch: int = 3,
-        chunk: int = 4096,
         seed: int = 0,
         device: torch.device | str = "cpu",
     ) -> None:
-        if not 0 < share <= 1 or coreset not in ("greedy", "random") or k < 1 or patch < 1 or patch % 2 == 0:
+        if not 0 < share <= 1 or coreset not in ("greedy", "random"):
             raise ValueError(
-                "neighbours: share must be > 0 and <= 1, coreset greedy or random, k >= 1 and patch odd, "
-                f"got share={share}, coreset={coreset!r}, k={k}, patch={patch}"
+                "nearest neighbors: share must be > 0 and <= 1 and coreset greedy or random, "
+                f"got share={share} and coreset={coreset!r}"
             )
-        super().__init__(chunk)
-        self.share, self.coreset, self.k, self.patch, self.seed = share, coreset, k, patch, seed
+        super().__init__(4096)
+        self.share, self.coreset, self.seed = share, coreset, seed
         self._learned(memory=torch.empty(0, device=device))
 
     @torch.no_grad()
     def fit(self, maps: FeatureMaps) -> None:
         rows = torch.cat([_rows(self._pooled(block)) for block in _maps(maps, 64, self.device)])
-        size = max(self.k, round(self.share * len(rows)))
+        size = max(1, round(self.share * len(rows)))
         generator = torch.Generator().manual_seed(self.seed)
         if self.coreset == "random" or size >= len(rows):
             chosen = torch.randperm(len(rows), generator=generator)[:size].to(rows.device)
@@ -199,14 +186,14 @@ class NearestNeighbours(MapDetector):
     def _distances(self, rows: Tensor) -> Tensor:
         # |m|^2 - 2 m x orders the distances, but is too inexact for small ones.
         order = torch.addmm(self.memory.square().sum(1), rows, self.memory.T, alpha=-2)
-        nearest = self.memory[order.topk(self.k, dim=1, largest=False).indices]
-        return (nearest - rows[:, None]).square().sum(2).sqrt().mean(1)
+        nearest = self.memory[order.argmin(1)]
+        return (nearest - rows).square().sum(1).sqrt()
 
     def _pooled(self, features: Tensor) -> Tensor:
         """Averages positions over their neighborhoods."""
-        if self.patch == 1 or features.shape[2:] == (1, 1):
+        if features.shape[2:] == (1, 1):
             return features
-        return F.avg_pool2d(features, self.patch, 1, self.patch // 2, count_include_pad=False)
+        return F.avg_pool2d(features, _PATCH, 1, _PATCH // 2, count_include_pad=False)
 
 
 class GaussianPositions(MapDetector):

@@ -23,8 +23,8 @@ from dxmi_ext.anomaly.detectors import (
     Detector,
     EnergyDetector,
     GaussianPositions,
-    NearestNeighbours,
-    localise,
+    NearestNeighbors,
+    localize,
 )
 from dxmi_ext.anomaly.model import AnomalyNetworks
 from dxmi_ext.anomaly.patchcore import PatchCore
@@ -41,7 +41,7 @@ BASELINES: dict[str, tuple[str, ...]] = {
     "quick": ("base", "autoencoder", "knn", "patchcore", "gaussian"),
 }
 BASELINES |= {"tau0": (TRAINED[0], *BASELINES["quick"]), "all": (*TRAINED, *BASELINES["quick"])}
-_FITTED = {"knn": NearestNeighbours, "gaussian": GaussianPositions}
+_FITTED = {"knn": NearestNeighbors, "gaussian": GaussianPositions}
 PAPER = {  # DxMI, Table 5: means over all 15 classes of MVTec-AD
     "the paper, b4": {"image_auroc": 0.970, "pixel_auroc": 0.971},
     "  tau = 0": {"image_auroc": 0.679, "pixel_auroc": 0.846},
@@ -70,7 +70,6 @@ def methods_of(
     networks: AnomalyNetworks,
     names: Iterable[str],
     good: np.ndarray | None,
-    say: Callable[[str], None] = runlog.note,
 ) -> dict[str, Method]:
     """The available methods by their names in ``comparison.TITLES``.
 
@@ -78,7 +77,6 @@ def methods_of(
         names: names of the wanted methods.
         good: features [n, h, w, C] to which nearest neighbors and Gaussians are fitted; None: those are
             skipped unless the networks contain one.
-        say: receives the reason why a method is skipped.
     """
     methods: dict[str, Method] = {}
     for name in (name for name in comparison.TITLES if name in names):
@@ -96,18 +94,18 @@ def methods_of(
             return True
 
         fits = name in _FITTED and detector is not networks.shipped
-        if not fits or final.attempt(comparison.TITLES[name], learned, say):
+        if not fits or final.attempt(comparison.TITLES[name], learned):
             methods[name] = Method(prepares, detector)
     return methods
 
 
 def _patchcore(cfg: Config, methods: Mapping[str, Method]) -> Method | None:
     """PatchCore of images, on the memory of nearest neighbors if these are among the methods."""
-    neighbours = methods.get("knn")
-    if cfg.features.backbone is None or neighbours is None:
+    neighbors = methods.get("knn")
+    if cfg.features.backbone is None or neighbors is None:
         return None
-    assert isinstance(neighbours.detector, NearestNeighbours)
-    return Method(neighbours.preparation, PatchCore(neighbours.detector))
+    assert isinstance(neighbors.detector, NearestNeighbors)
+    return Method(neighbors.preparation, PatchCore(neighbors.detector))
 
 
 def _detector(cfg: Config, networks: AnomalyNetworks, name: str, good: np.ndarray | None) -> Detector | None:
@@ -123,7 +121,7 @@ def _detector(cfg: Config, networks: AnomalyNetworks, name: str, good: np.ndarra
         return None
     if name == "gaussian":
         return choice.gaussian(cfg.run.seed, networks.device)
-    return choice.nearest_neighbours(math.prod(good.shape[:3]), cfg.run.seed, networks.device)
+    return choice.nearest_neighbors(math.prod(good.shape[:3]), cfg.run.seed, networks.device)
 
 
 def names_of(cfg: Config, which: str) -> set[str]:
@@ -251,7 +249,7 @@ def heatmaps(path: IO[bytes] | Path, scores: Tensor, tested: Examined, threshold
     if few.images is None or not len(rows):
         return
     height, width = few.images.shape[2:]
-    heat = localise(scores[torch.from_numpy(rows)], (height, width))
+    heat = localize(scores[torch.from_numpy(rows)], (height, width))
     masks = None if few.masks is None else torch.from_numpy(few.masks)
     plots.heatmaps(path, torch.from_numpy(few.images), heat, masks, threshold=threshold)
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dxmi_ext.anomaly.dataset import AnomalyData
 from dxmi_ext.engine import files
-from dxmi_ext.images.dataset import default_cache, sequence, to_device
+from dxmi_ext.images.dataset import default_cache, rows_of_batch, sequence, to_device
 from dxmi_ext.images.features import Extractor, FeatureError
 
 _CACHE_FORMAT = 1
@@ -83,13 +83,7 @@ class FeatureMaps:
         Raises:
             ValueError: the rows are not within the batch.
         """
-        count = batch_size - offset if count is None else count
-        if iteration < 0 or offset < 0 or count < 0 or offset + count > batch_size:
-            raise ValueError(
-                f"rows must lie within a batch of {batch_size}, got iteration {iteration}, offset {offset}, "
-                f"count {count}"
-            )
-        start = iteration * batch_size + offset
+        start, count = rows_of_batch(iteration, batch_size, offset, count)
         if whole_images:
             height, width, _ = self.shape
             size = height * width

@@ -6,41 +6,27 @@ Imports torch, numpy and ``dxmi_ext``; Pillow, matplotlib and tqdm while images 
 
 from __future__ import annotations
 
-import collections
-import contextlib
-import csv
 import dataclasses
 import functools
-import io
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dxmi_ext.anomaly import detectors, page, plots, vectors
-from dxmi_ext.anomaly.dataset import resized
+from dxmi_ext.anomaly import inspected, page, score_files, vectors
+from dxmi_ext.anomaly.inspected import Picture
 from dxmi_ext.anomaly.page import Place, Shown, Worst
 from dxmi_ext.anomaly.scoring import ScoreError, Scorer, VectorScorer
-from dxmi_ext.engine import files, folders, runlog
+from dxmi_ext.engine import files, runlog
 from dxmi_ext.engine.settings import ConfigError, Settings, device_setting, setting
-from dxmi_ext.images import listing, pixels
-from dxmi_ext.images.contents import ImageDataError, printable
+from dxmi_ext.images import listing
 from dxmi_ext.images.listing import PICTURES
-from dxmi_ext.images.pixels import NOMINAL, Scale
-
-COLUMNS = ("path", "score", "anomalous", "threshold", "heatmap", "error")
-VECTOR_COLUMNS = ("row", "score", "anomalous", "threshold")
-_TABLE, _PAGE, _HEAT_MAPS = "scores.csv", "index.html", "heatmaps"
-_OURS: files.Tree = {r"(?s)\d{6,}-.*\.png": None}  # in heatmaps/
-_LONGEST = 512  # pixels of the longer side of heat maps
-_THREADS = min(8, os.cpu_count() or 1)
 
 
 @dataclasses.dataclass
@@ -52,7 +38,7 @@ class ScoreSettings(Settings):
     threshold: float | None = setting(
         None, "score above which an image or row is anomalous; null: the run's", minimum=-1e38, maximum=1e38
     )
-    heatmaps: bool = setting(True, "whether to write a heat map of every image to heatmaps/, as png")
+    heatmaps: bool = setting(True, "heat map of every image, as png in heatmaps/; false: none")
     worst: int = setting(
         1000, "number of images on the page, those with the highest scores", minimum=0, maximum=10**4
     )
@@ -107,7 +93,7 @@ def find_pictures(given: Iterable[str], output: Path) -> list[str]:
     return list(found.values())
 
 
-def score(scorer: Scorer, pictures: Sequence[str], output: Path, cfg: ScoreSettings) -> tuple[str, int]:
+def score(scorer: Scorer, paths: Sequence[str], output: Path, cfg: ScoreSettings) -> tuple[str, int]:
     """Writes scores.csv (COLUMNS), heatmaps/ and index.html into a folder.
 
     Rows are appended to scores.csv.unfinished, which is renamed to scores.csv at the end; after an
@@ -115,7 +101,7 @@ def score(scorer: Scorer, pictures: Sequence[str], output: Path, cfg: ScoreSetti
     network scores.
 
     Args:
-        pictures: paths from `find_pictures`.
+        paths: paths from `find_pictures`.
         output: new or empty folder, or one of an earlier scoring, which is replaced.
 
     Returns:
@@ -125,18 +111,20 @@ def score(scorer: Scorer, pictures: Sequence[str], output: Path, cfg: ScoreSetti
         UserError: the output contains something else.
     """
     threshold = scorer.threshold if cfg.threshold is None else cfg.threshold
-    folder = output / _HEAT_MAPS if cfg.heatmaps else None
-    _make_room(output, folder)
+    folder = output / score_files.HEAT_MAPS if cfg.heatmaps else None
+    score_files.make_room(output, folder)
     seconds, started = 0.0, time.perf_counter()
     with (
-        _table(output / _TABLE) as table,
-        _threads() as threads,
-        runlog.Progress("score", len(pictures), 0, enabled=True) as bar,
+        score_files.table(output / score_files.TABLE) as table,
+        inspected.threads() as threads,
+        runlog.Progress("score", len(paths), 0, enabled=True) as bar,
     ):
         findings = _Findings(threshold, scorer.pixel_threshold, folder, Worst(cfg.worst), threads)
         shows = cfg.heatmaps or cfg.worst > 0
-        read = functools.partial(_read, size=scorer.size, shows=shows, scale=scorer.scale)
-        for first, batch in _batches(_ahead(threads, read, pictures, 2 * cfg.batch_size), cfg.batch_size):
+        read = functools.partial(inspected.read, size=scorer.size, shows=shows, scale=scorer.scale)
+        for first, batch in inspected.batches(
+            inspected.ahead(threads, read, paths, 2 * cfg.batch_size), cfg.batch_size
+        ):
             begun = time.perf_counter()
             scored = _score_batch(scorer, batch)
             seconds += time.perf_counter() - begun
@@ -145,10 +133,12 @@ def score(scorer: Scorer, pictures: Sequence[str], output: Path, cfg: ScoreSetti
             bar.update(len(batch))
         findings.drawn()
         worst, failures = findings.worst.sorted(), findings.failures
-        lead = f"Of {len(pictures)} images {findings.anomalous} are anomalous (score above {threshold:.4g})."
+        lead = f"{findings.anomalous} of {len(paths)} images are anomalous (score above {threshold:.4g})."
         lead += f" {scorer.about_threshold}" if cfg.threshold is None and scorer.about_threshold else ""
-        files.write_text(output / _PAGE, page.html_of(lead, worst, failures, heat_maps=folder is not None))
-    whole, network = (1000 * s / len(pictures) for s in (time.perf_counter() - started, seconds))
+        files.write_text(
+            output / score_files.PAGE, page.html_of(lead, worst, failures, heat_maps=folder is not None)
+        )
+    whole, network = (1000 * s / len(paths) for s in (time.perf_counter() - started, seconds))
     pace = f"{whole:.1f} ms per image, of which the network takes {network:.1f} on {scorer.device}"
     return f"{lead} {pace}", len(failures)
 
@@ -179,13 +169,13 @@ def score_vectors(scorer: VectorScorer, given: Sequence[str], output: Path, cfg:
     scores = scorer.scores(rows).tolist()
     if any(map(math.isnan, scores)):
         raise ScoreError("scores must be numbers, got NaN: the run's networks are damaged")
-    _make_room(output, None)
-    with _table(output / _TABLE, VECTOR_COLUMNS) as table:
+    score_files.make_room(output, None)
+    with score_files.table(output / score_files.TABLE, score_files.VECTOR_COLUMNS) as table:
         for i, value in enumerate(scores):
             row = {"row": i, "score": f"{value:.9g}", "anomalous": int(value > threshold)}
             table.writerow(row | {"threshold": threshold})
     anomalous, apart = sum(value > threshold for value in scores), scores.count(math.inf)
-    lead = f"Of {len(scores)} rows {anomalous} are anomalous (score above {threshold:.4g})."
+    lead = f"{anomalous} of {len(scores)} rows are anomalous (score above {threshold:.4g})."
     lead += f" {scorer.about_threshold}" if cfg.threshold is None and scorer.about_threshold else ""
     return lead + (f" {apart} differ in {scorer.columns.described()}, constant in training." if apart else "")
 
@@ -205,7 +195,7 @@ class _Findings:
         self.worst, self.failures, self.anomalous = worst, dict[str, str](), 0
         self._threads, self._drawing = threads, list[Future[Shown | None]]()
 
-    def row(self, i: int, picture: _Picture, value: float, scores: Tensor, error: str) -> dict[str, object]:
+    def row(self, i: int, picture: Picture, value: float, scores: Tensor, error: str) -> dict[str, object]:
         """Returns the table row i of an image, and starts to draw its heat map if it is needed."""
         if error:
             self.failures[picture.path] = error
@@ -214,19 +204,18 @@ class _Findings:
         self.anomalous += anomalous
         if self.folder is not None:  # the index makes names unique
             png = self.folder / f"{i:06d}-{Path(picture.path).stem[:40]}.png"
+        heat_map = "" if png is None else f"{score_files.HEAT_MAPS}/{png.name}"
         if self.worst.has_room_for(value):
-            place = Place(
-                picture.path, value, i, anomalous, "" if png is None else f"{_HEAT_MAPS}/{png.name}"
-            )
+            place = Place(picture.path, value, i, anomalous, heat_map)
         if png is not None or place is not None:
-            drawing = self._threads.submit(_draw, picture, scores, self.pixel_threshold, png, place)
+            drawing = self._threads.submit(inspected.draw, picture, scores, self.pixel_threshold, png, place)
             self._drawing.append(drawing)
         return {
             "path": picture.path,
             "score": f"{value:.9g}",
             "anomalous": int(anomalous),
             "threshold": self.threshold,
-            "heatmap": "" if png is None else f"{_HEAT_MAPS}/{png.name}",
+            "heatmap": heat_map,
         }
 
     def drawn(self) -> None:
@@ -237,66 +226,7 @@ class _Findings:
         self._drawing = []
 
 
-# --- reading and drawing, in threads -----------------------------------------------------------------
-
-
-class _Picture(NamedTuple):
-    path: str
-    image: np.ndarray | None
-    """uint8 [3, size, size], input of the network; None if the file cannot be read."""
-    shown: np.ndarray | None
-    """uint8 [H, W, 3], for the heat map and the page; None if neither shows it."""
-    error: str = ""
-
-
-def _read(path: str, size: int, shows: bool, scale: Scale = NOMINAL) -> _Picture:
-    try:
-        picture = pixels.decode(path, path, scale, upright=True)
-    except ImageDataError as error:
-        return _Picture(path, None, None, str(error).removeprefix(f"{printable(path)}: "))
-    image = np.ascontiguousarray(resized(picture, size).transpose(2, 0, 1))
-    return _Picture(path, image, _thumbnail(picture, _LONGEST) if shows else None)
-
-
-def _thumbnail(picture: np.ndarray, longest: int) -> np.ndarray:
-    """Shrinks an image [H, W, 3] so that its longer side has at most ``longest`` pixels."""
-    height, width = picture.shape[:2]
-    scale = longest / max(height, width)
-    if scale >= 1:
-        return picture
-    from PIL import Image
-
-    size = max(1, round(scale * width)), max(1, round(scale * height))
-    return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BICUBIC, reducing_gap=3))
-
-
-def _draw(
-    picture: _Picture, scores: Tensor, pixel_threshold: float, png: Path | None, place: Place | None
-) -> Shown | None:
-    """Writes a heat map if it has a file, and returns the thumbnails if the image has a place on the page."""
-    from PIL import Image
-
-    assert picture.shown is not None
-    height, width = picture.shown.shape[:2]
-    pixels = detectors.localise(scores[None], (height, width))[0].numpy()
-    heat_map = plots.heat_map(picture.shown, pixels, pixel_threshold)
-    if png is not None:
-        Image.fromarray(heat_map).save(png, compress_level=3)
-    if place is None:
-        return None
-    small, heat = (_thumbnail(each, page.THUMBNAIL) for each in (picture.shown, heat_map))
-    return Shown(place, (small.shape[1], small.shape[0]), _jpeg(small), _jpeg(heat))
-
-
-def _jpeg(pixels: np.ndarray) -> bytes:
-    from PIL import Image
-
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "JPEG", quality=80, subsampling=0)
-    return file.getvalue()
-
-
-def _score_batch(scorer: Scorer, batch: Sequence[_Picture]) -> list[tuple[_Picture, float, Tensor, str]]:
+def _score_batch(scorer: Scorer, batch: Sequence[Picture]) -> list[tuple[Picture, float, Tensor, str]]:
     """Returns each image with its score, score map [h, w] and error message, empty if it was scored."""
     images = [picture.image for picture in batch if picture.image is not None]
     found: Iterator[tuple[float, Tensor]] = iter(())
@@ -311,84 +241,3 @@ def _score_batch(scorer: Scorer, batch: Sequence[_Picture]) -> list[tuple[_Pictu
             error = "" if scores.isfinite().all() else "its scores are not finite"
         results.append((picture, value, scores, error))
     return results
-
-
-# --- plumbing ----------------------------------------------------------------------------------------
-
-
-def check_output(output: Path) -> None:
-    """Checks that a folder is new, empty or from an earlier scoring; writes nothing.
-
-    Raises:
-        folders.FolderError: it contains something else.
-    """
-    folders.check(output, "scores", _is_unmarked)
-
-
-def _is_unmarked(output: Path) -> bool:
-    """Whether a folder contains scores from a version that did not mark folders."""
-    head = ",".join(COLUMNS).encode() + b"\r\n"
-    tables = (output / name for name in (_TABLE, f"{_TABLE}.unfinished"))
-    return any(table.read_bytes().startswith(head) for table in tables if table.is_file())
-
-
-def _make_room(output: Path, heat_maps: Path | None) -> None:
-    check_output(output)
-    output.mkdir(parents=True, exist_ok=True)
-    folders.mark(output, "scores")
-    for name in (_TABLE, f"{_TABLE}.unfinished", _PAGE):
-        files.remove(output / name)
-    files.remove(output / _HEAT_MAPS, _OURS)
-    (heat_maps or output).mkdir(parents=True, exist_ok=True)
-
-
-@contextlib.contextmanager
-def _table(path: Path, columns: Sequence[str] = COLUMNS) -> Iterator[csv.DictWriter[str]]:
-    """Opens a csv file under a temporary name and renames it when it is complete. Each row is flushed."""
-    making = files.unfinished(path)
-    options: dict[str, Any] = {"newline": "", "encoding": "utf-8", "errors": "surrogateescape"}  # odd names
-    try:
-        with files.naming(making), making.open("w", buffering=1, **options) as file:
-            table = csv.DictWriter(file, columns)
-            table.writeheader()
-            yield table
-            file.flush()
-            os.fsync(file.fileno())
-    except BaseException:
-        runlog.note(f"{making} contains the scores so far")
-        raise
-    making.replace(path)
-
-
-@contextlib.contextmanager
-def _threads() -> Iterator[ThreadPoolExecutor]:
-    threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="score")
-    try:
-        yield threads
-    finally:
-        threads.shutdown(cancel_futures=True)
-
-
-def _ahead(
-    threads: ThreadPoolExecutor, function: Callable[[str], _Picture], arguments: Iterable[str], ahead: int
-) -> Iterator[_Picture]:
-    """Results in order, with at most ``ahead`` computed in advance."""
-    waiting = collections.deque[Future[_Picture]]()
-    for argument in arguments:
-        waiting.append(threads.submit(function, argument))
-        if len(waiting) > ahead:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
-
-
-def _batches(pictures: Iterator[_Picture], size: int) -> Iterator[tuple[int, list[_Picture]]]:
-    """Batches of images, each with the index of its first."""
-    first, batch = 0, list[_Picture]()
-    for picture in pictures:
-        batch.append(picture)
-        if len(batch) == size:
-            yield first, batch
-            first, batch = first + size, []
-    if batch:
-        yield first, batch

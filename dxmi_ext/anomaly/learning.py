@@ -20,7 +20,7 @@ from dxmi_ext.anomaly.settings import Config
 from dxmi_ext.engine import execution
 from dxmi_ext.engine.prefetch import Prefetcher
 from dxmi_ext.engine.ranks import Ranks
-from dxmi_ext.engine.run import Stepper
+from dxmi_ext.engine.steps import Stepper
 from dxmi_ext.method.contrastive import LangevinTrainer
 from dxmi_ext.method.trainer import DxMITrainer
 
@@ -98,8 +98,7 @@ def _train_baseline(
 ) -> None:
     """Trains a baseline energy in separate networks, from the same start and on the same batches."""
     trial = copy.deepcopy(networks)
-    iterations = cfg.comparison.baseline_iterations
-    iterations = cfg.run.iterations if iterations is None else iterations
+    iterations = cfg.run.iterations
     options, fixed = _options(run, cfg, iterations), dataclasses.replace(cfg.algorithm, tau_rate=0.0)
     trainer: DxMITrainer | LangevinTrainer
     if name == "tau0":

@@ -86,10 +86,10 @@ class _Ranking:
             )
         weights, regions = [], 0
         for mask in self.truth.reshape(self.shape):
-            labelled, count = ndimage.label(mask, np.ones((3, 3)))
-            inverse = 1 / np.bincount(labelled.ravel(), minlength=count + 1).clip(min=1)
+            labeled, count = ndimage.label(mask, np.ones((3, 3)))
+            inverse = 1 / np.bincount(labeled.ravel(), minlength=count + 1).clip(min=1)
             inverse[0] = 0
-            weights.append(inverse[labelled.ravel()])
+            weights.append(inverse[labeled.ravel()])
             regions += count
         fpr = self.false / self.false[-1]
         covered = np.cumsum(np.concatenate(weights)[self.order])[self.last]
@@ -119,7 +119,7 @@ def evaluate(
 
     Args:
         image_scores, anomalous: [n], from `detectors.detect` and `AnomalyData.anomalous`.
-        pixel_scores, masks: [n, H, W], from `detectors.localise` and the data; None: metrics of images only.
+        pixel_scores, masks: [n, H, W], from `detectors.localize` and the data; None: metrics of images only.
             Pixel metrics skip defective images with empty masks.
         classes: int64 [n]; None: all images are of one class.
         class_names: names of the classes; classes without images are skipped.

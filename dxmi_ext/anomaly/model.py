@@ -129,10 +129,10 @@ def build(
     dim, others = shape[2], list[Preparation]()
     if preparations:
         main = preparations["autoencoder"]
-        own = made = preparation.make(main, shape, **cfg.features.neighbourhood)
+        own = made = preparation.make(main, shape, **cfg.features.neighborhood)
         dim = made.dim
         names = sorted({*preparations.values()} - {main})
-        others = [preparation.make(name, shape, **cfg.features.neighbourhood) for name in names]
+        others = [preparation.make(name, shape, **cfg.features.neighborhood) for name in names]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cfg.run.seed)
         parts = sphere.build(dim, **{key: getattr(cfg.networks, key) for key in _NETWORK_KEYS})
@@ -216,7 +216,7 @@ def _fittable(name: str, rows: int, seed: int) -> MapDetector | None:
     """An unfitted detector for so many positions; None if the named method is not fitted."""
     cpu = torch.device("cpu")
     if name == "knn":
-        return choice.nearest_neighbours(rows, seed, cpu)
+        return choice.nearest_neighbors(rows, seed, cpu)
     if name == "density":
         return KernelDensity(seed=seed)
     return choice.gaussian(seed, cpu) if name == "gaussian" else None

@@ -19,10 +19,10 @@ def recipe_for(path: Path) -> str:
     """The recipe for the data at a path: "anomaly", "anomaly-vectors", or otherwise "images".
 
     Raises:
-        ImageDataError: as in `layouts.recognises`.
+        ImageDataError: as in `layouts.recognizes`.
     """
     if path.is_dir():
-        return "anomaly" if layouts.recognises(path) else "images"
+        return "anomaly" if layouts.recognizes(path) else "images"
     try:
         with zipfile.ZipFile(path) as file:
             keys = {name.removesuffix(".npy") for name in file.namelist()}

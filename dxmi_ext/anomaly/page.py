@@ -135,7 +135,7 @@ def html_of(lead: str, worst: Sequence[Shown], failures: Mapping[str, str], *, h
 
 
 def _scale() -> str:
-    stops = ", ".join(f"rgb{colour}" for colour in plots.heat_colours(9))
+    stops = ", ".join(f"rgb{color}" for color in plots.heat_colors(9))
     return (
         "<p>Each image and its heat map. All heat maps share one color scale; a line surrounds regions "
         "above the pixel threshold:</p>\n"

@@ -5,8 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dxmi_ext.anomaly.detectors import Detector, NearestNeighbours, detect
+from dxmi_ext.anomaly.detectors import Detector, NearestNeighbors, detect
 from dxmi_ext.anomaly.features import FeatureMaps
+
+_AROUND = 9
+"""b, number of positions of the memory in a neighborhood, as in anomalib; the paper does not say."""
 
 
 class PatchCore:
@@ -14,20 +17,17 @@ class PatchCore:
     weighted down in crowded neighborhoods of the memory. Score maps are those of nearest neighbors.
 
     Args:
-        neighbours: detector of the distances, which may be fitted already.
-        count: b, number of positions of the memory in a neighborhood; the paper does not say, anomalib has 9.
+        neighbors: detector of the distances, which may be fitted already.
     """
 
-    def __init__(self, neighbours: NearestNeighbours, *, count: int = 9) -> None:
-        if count < 1:
-            raise ValueError(f"count must be >= 1, got {count}")
-        self.neighbours, self.count = neighbours, count
+    def __init__(self, neighbors: NearestNeighbors) -> None:
+        self.neighbors = neighbors
 
     def fit(self, maps: FeatureMaps) -> None:
-        self.neighbours.fit(maps)
+        self.neighbors.fit(maps)
 
     def score(self, maps: FeatureMaps) -> Tensor:
-        return self.neighbours.score(maps)
+        return self.neighbors.score(maps)
 
     @torch.no_grad()
     def detect(self, maps: FeatureMaps, scores: Tensor) -> Tensor:
@@ -37,11 +37,11 @@ class PatchCore:
             maps: maps of the images.
             scores: their score maps [n, h, w].
         """
-        memory = self.neighbours.memory
+        memory = self.neighbors.memory
         highest = scores.flatten(1).max(1)
-        rows = self.neighbours.positions(maps, highest.indices)
+        rows = self.neighbors.positions(maps, highest.indices)
         nearest = memory[_distances(rows, memory).argmin(1)]  # m*, also the first of those around it
-        around = _distances(nearest, memory).topk(min(self.count, len(memory)), largest=False).indices
+        around = _distances(nearest, memory).topk(min(_AROUND, len(memory)), largest=False).indices
         distances = (memory[around] - rows[:, None]).square().sum(2).sqrt()
         weight = 1 - distances.softmax(1)[:, 0]
         return highest.values * weight.cpu()

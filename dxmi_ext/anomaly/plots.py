@@ -46,10 +46,10 @@ def heat_map(picture: np.ndarray, scores: np.ndarray, threshold: float) -> np.nd
         uint8 [H, W, 3].
     """
     level = np.clip(scores / (2 * threshold), 0, 1)
-    colours = np.array(heat_colours(256), np.float32)[np.round(255 * level).astype(np.int64)]
-    grey = (picture @ np.array([0.299, 0.587, 0.114], np.float32))[..., None]
+    colors = np.array(heat_colors(256), np.float32)[np.round(255 * level).astype(np.int64)]
+    gray = (picture @ np.array([0.299, 0.587, 0.114], np.float32))[..., None]
     cover = (0.8 * level)[..., None]
-    result = np.round((1 - cover) * grey + cover * colours).astype(np.uint8)
+    result = np.round((1 - cover) * gray + cover * colors).astype(np.uint8)
     above = scores > threshold
     width = max(1, round(min(above.shape) / 200))
     near = functional.max_pool2d(torch.from_numpy(above).float()[None], 2 * width + 1, 1, width)[0] > 0
@@ -57,9 +57,9 @@ def heat_map(picture: np.ndarray, scores: np.ndarray, threshold: float) -> np.nd
     return result
 
 
-def heat_colours(n: int) -> list[tuple[int, int, int]]:
+def heat_colors(n: int) -> list[tuple[int, int, int]]:
     """The colors of `heat_map` from 0 to twice the threshold: matplotlib's inferno, perceptually uniform."""
     import matplotlib
 
-    colours = matplotlib.colormaps["inferno"](np.linspace(0, 1, n), bytes=True)
-    return [(int(red), int(green), int(blue)) for red, green, blue, _ in colours]
+    colors = matplotlib.colormaps["inferno"](np.linspace(0, 1, n), bytes=True)
+    return [(int(red), int(green), int(blue)) for red, green, blue, _ in colors]

@@ -99,25 +99,17 @@ class Whitened(Preparation):
     If images are aligned, the covariance of a position is the mean of its own and that of all positions,
     which requires h w C^2 instead of C^2 numbers.
 
-    Args:
-        shrinkage: weight of the identity in the correlation matrix of channels.
+    For the arguments see `Preparation`.
     """
 
     name = "whitened"
+    shrinkage = 0.01
+    """Weight of the identity in the correlation matrix of channels."""
 
-    def __init__(
-        self,
-        shape: tuple[int, int, int],
-        *,
-        patch: int = 5,
-        aligned: bool = False,
-        shrinkage: float = 0.01,
-    ) -> None:
+    def __init__(self, shape: tuple[int, int, int], *, patch: int = 5, aligned: bool = False) -> None:
         super().__init__(shape, patch=patch, aligned=aligned)
-        if not 0 < shrinkage <= 1:
-            raise ValueError(f"shrinkage must be > 0 and <= 1, got {shrinkage}")
         channels = shape[2]
-        self.shrinkage, self.dim = shrinkage, channels + 1
+        self.dim = channels + 1
         self.whitening: Tensor
         self.register_buffer("whitening", torch.eye(channels).repeat(*self._places, 1, 1))
 

@@ -17,9 +17,8 @@ class ReconstructionPretrainer(Stepper):
 
     Args:
         autoencoder: network to train.
-        lr: learning rate.
+        lr: learning rate, which decays to 0.
         iterations: number of iterations.
-        lr_decay: schedule of the learning rate: constant, linear or cosine.
         ranks: ranks among which the rows of a batch are split.
         execution: execution settings of the network.
     """
@@ -32,12 +31,11 @@ class ReconstructionPretrainer(Stepper):
         *,
         lr: float,
         iterations: int,
-        lr_decay: str = "linear",
         ranks: Ranks | None = None,
         execution: ExecutionSettings | None = None,
     ) -> None:
         self.autoencoder, ranks = autoencoder, ranks or Ranks()
-        self.learner = Learner(autoencoder, lr, lr_decay, iterations, ranks)
+        self.learner = Learner(autoencoder, lr, "linear", iterations, ranks)
         self.learners = [self.learner]
         super().__init__(
             seed=0,  # it draws no noise

@@ -166,8 +166,8 @@ def rank_of(n: int, quantile: float) -> int:
     return max(rank, 1)
 
 
-def false_alarm_interval(n: int, rank: int, level: float = 0.95) -> tuple[float, float]:
-    """Confidence interval of the share of new good data above a threshold.
+def false_alarm_interval(n: int, rank: int) -> tuple[float, float]:
+    """95 % confidence interval of the share of new good data above a threshold.
 
     The share of a continuous distribution above the score of a rank has the distribution
     Beta(n + 1 - rank, rank), whatever the distribution of scores. Its quantiles are those of Clopper and
@@ -176,12 +176,10 @@ def false_alarm_interval(n: int, rank: int, level: float = 0.95) -> tuple[float,
     Args:
         n: number of held-out scores.
         rank: rank of the threshold among them, 1 to n.
-        level: confidence level.
     """
     if not 1 <= rank <= n:
         raise ValueError(f"rank must be from 1 to n={n}, got {rank}")
-    tail = (1 - level) / 2
-    return _beta_quantile(tail, n + 1 - rank, rank), _beta_quantile(1 - tail, n + 1 - rank, rank)
+    return _beta_quantile(0.025, n + 1 - rank, rank), _beta_quantile(0.975, n + 1 - rank, rank)
 
 
 def _beta_quantile(probability: float, a: int, b: int) -> float:
@@ -208,6 +206,6 @@ def about(thresholds: Mapping[str, float]) -> str:
         return ""
     low, high = (100 * thresholds[f"false_alarms_{end}"] for end in ("low", "high"))
     return (
-        f"Of new good data, {low:.1f} % to {high:.1f} % will score above the threshold (95 % confidence "
+        f"{low:.1f} % to {high:.1f} % of new good data will score above the threshold (95 % confidence "
         f"interval from {thresholds['held_out']:.0f} held-out scores)."
     )

@@ -8,8 +8,8 @@ from typing import Any
 from dxmi_ext.anomaly import backbones, bases
 from dxmi_ext.anomaly.preparation import PREPARATIONS
 from dxmi_ext.engine.execution import ExecutionSettings
-from dxmi_ext.engine.run_settings import LARGEST_RUN, RunnableConfig, RunSettings
 from dxmi_ext.engine.run_settings import EvaluateSettings as EvaluateSettings_
+from dxmi_ext.engine.run_settings import RunnableConfig, RunSettings
 from dxmi_ext.engine.settings import Rule, Settings, group, only_with, setting
 from dxmi_ext.method.langevin import LangevinSettings
 from dxmi_ext.method.settings import CHAIN_RULES, RULES, DxMISettings
@@ -25,12 +25,12 @@ class SourceSettings(Settings):
         "images as in MVTec-AD or VisA, good/ beside DEFECT/, or an npz; for vectors a file with X and y",
         path=True,
     )
-    classes: str | None = setting(None, "names of the classes to use, as bottle,cable; null: all")
+    classes: str | None = setting(None, "names of the classes to use, such as bottle,cable; null: all")
     train_share: float = setting(
-        0.7, "share of the good data to train on if the data have no split", minimum=0.01, below=1
+        0.7, "share of the good data for training if the data have no split", minimum=0.01, below=1
     )
     holdout: float = setting(
-        0.1, "share of the good training data held out for thresholds", minimum=0.001, below=1
+        0.1, "share of the good training data that is held out for thresholds", minimum=0.001, below=1
     )
     cache: str | None = setting(
         None, "folder for decoded images and features; null: the user's cache", path=True
@@ -48,8 +48,8 @@ class FeatureSettings(Settings):
     grid: int = setting(14, "height and width of the feature maps", minimum=1, maximum=1024)
     preparation: str = setting(
         "auto",
-        "preparation of features: unit: scaled to length 1; centred: mean subtracted first; whitened: by the "
-        "covariance; auto: for each method the one that detects synthetic defects in held-out data best",
+        "preparation of features: unit: scaled to length 1; centred: the mean subtracted first; whitened: "
+        "by the covariance; auto: for each method, what detects synthetic defects in held-out data best",
         choices=("auto", *PREPARATIONS),
     )
     patch: int = setting(
@@ -59,12 +59,12 @@ class FeatureSettings(Settings):
         maximum=99,
     )
     aligned: bool = setting(
-        False, "whether objects are at the same place in all images: each position has a mean of its own"
+        False, "separate means for each position, for objects at the same place in all images"
     )
     whole_pictures: bool = setting(False, "batches of whole images; false: of positions of all images")
 
     @property
-    def neighbourhood(self) -> dict[str, Any]:
+    def neighborhood(self) -> dict[str, Any]:
         """Arguments common to all preparations."""
         return {"patch": self.patch, "aligned": self.aligned}
 
@@ -78,24 +78,24 @@ class NetworkSettings(Settings):
         "autoencoder, or several as knn+gaussian; none: DxMI starts from the autoencoder and trains it",
         pattern=rf"none|({_BASE})(\+({_BASE}))*",
     )
-    steps: int = setting(5, "T, steps of the sampler", minimum=2, maximum=1000)
+    steps: int = setting(5, "number of sampler steps T", minimum=2, maximum=1000)
     latent_dim: int = setting(16, "dimension of the autoencoder's latents", minimum=1, maximum=2**14)
     energy_width: int = setting(128, "width of the autoencoder's hidden layers", minimum=1, maximum=2**14)
     value_width: int = setting(64, "width of the value's hidden layers", minimum=1, maximum=2**14)
     sampler_width: int = setting(128, "width of the sampler's hidden layers", minimum=1, maximum=2**14)
-    depth: int = setting(3, "linear layers of each network", minimum=1, maximum=100)
+    depth: int = setting(3, "number of linear layers of each network", minimum=1, maximum=100)
     latent_std: float = setting(0.05, "noise on the latents, of length 1, that samples start from", minimum=0)
     std: float = setting(0.03, "initial sigma of the sampler's first step, per dimension", minimum=1e-6)
     last_std: float = setting(0.01, "initial sigma of the sampler's last step, per dimension", minimum=1e-6)
     residual: bool = setting(
-        True, "whether the sampler's network predicts a step from x; false: it predicts the next x"
+        True, "prediction of a step from x by the sampler's network; false: of the next x"
     )
     scaled_steps: bool = setting(
         False,
-        "whether the sampler's steps are divided by sqrt(C), as coordinates of unit vectors are, so that it "
-        "learns at the rates of other networks",
+        "division of the sampler's steps by sqrt(C), the scale of coordinates of unit vectors, which suits "
+        "the learning rates of other networks",
     )
-    project: bool = setting(True, "whether the energy projects x onto the sphere first")
+    project: bool = setting(True, "projection of x onto the sphere before the energy")
 
 
 @dataclasses.dataclass
@@ -109,8 +109,8 @@ class DetectorSettings(Settings):
     heading = "detector"
     detector: str = setting(
         "auto",
-        "method that scores: DxMI's energy, its autoencoder alone, nearest neighbors or Gaussian positions; "
-        "auto: the simplest of those that detect synthetic defects in held-out data best",
+        "detector: DxMI's energy, its autoencoder alone, nearest neighbors or Gaussian positions; auto: the "
+        "simplest of those that best detect synthetic defects in held-out data",
         choices=("auto", "dxmi", "autoencoder", "knn", "gaussian"),
     )
 
@@ -138,9 +138,6 @@ class ComparisonSettings(Settings):
         "methods in the table: quick: the autoencoder alone, nearest neighbors, Gaussians; tau0: also DxMI "
         "with tau = 0, which is trained; all: also Langevin negatives; none: DxMI and the detector alone",
         choices=("all", "tau0", "quick", "none"),
-    )
-    baseline_iterations: int | None = setting(
-        None, "iterations of trained baselines; null: as many as of DxMI", minimum=0, maximum=LARGEST_RUN
     )
     curve_every: int = setting(
         0,
@@ -183,7 +180,10 @@ class Config(RunnableConfig):
     thresholds: ThresholdSettings = group(ThresholdSettings)
     comparison: ComparisonSettings = group(ComparisonSettings)
 
-    removed = {"whiten": "preparation takes its place"}  # noqa: RUF012
+    removed = {  # noqa: RUF012
+        "whiten": "preparation takes its place",
+        "baseline_iterations": "iterations also sets those of baselines",
+    }
     rules = (
         Rule("task must be anomaly, got {task}", lambda s: s.task == "anomaly"),
         *RULES,

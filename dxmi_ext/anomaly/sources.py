@@ -35,8 +35,8 @@ def backbone_of(cfg: Config, device: torch.device, about: dict[str, Any] | None 
         "weights": cfg.features.weights,
     }
     # In older runs, without a choice of preparations, the backbone itself normalized its features.
-    older = about is not None and backbones.is_normalised(about["backbone"]["identity"])
-    backbone = backbones.load(cfg.features.backbone, normalise=older, **options)
+    older = about is not None and backbones.is_normalized(about["backbone"]["identity"])
+    backbone = backbones.load(cfg.features.backbone, normalize=older, **options)
     if about is not None and about["backbone"]["identity"] != backbone.identity:
         raise ConfigError(
             f"weights must be of {about['backbone']['identity']}, as in the run, got {backbone.identity}"

@@ -2,31 +2,26 @@
 
 A checkpoint also has a manifest of its files' sizes and checksums, so that any damage is detected. Every rank
 writes its rows of sharded tensors to its own file, whose header lists them; any number of ranks can read
-them, from one file system. Nothing is pickled. Imports torch, safetensors, the standard library and the
-modules errors, files, folders, ranks and sharding of the engine.
+them, from one file system. `tensor_files` writes the files. Imports torch and the engine.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
 import textwrap
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from dxmi_ext.engine import files, folders, sharding
-from dxmi_ext.engine.errors import UserError
+from dxmi_ext.engine import files, folders, sharding, tensor_files
+from dxmi_ext.engine.errors import CheckpointError, UserError
 from dxmi_ext.engine.ranks import Ranks
 
 FORMAT = 2
@@ -35,37 +30,6 @@ _MANIFEST = "manifest.json"
 _SHARD = "tensors-{:05d}-of-{:05d}.safetensors"
 _MODEL = ("model.safetensors", "config.json")
 _ALONE = Ranks()
-
-
-class CheckpointError(UserError, RuntimeError):
-    """A checkpoint or model is missing, damaged or of an unknown format."""
-
-
-@dataclass
-class StoredTensor:
-    """A tensor in an open checkpoint, which can be read in part.
-
-    Attributes:
-        shape: shape of the whole tensor.
-        pieces: (first row, number of rows, file) of each piece; a single one unless sharded.
-    """
-
-    name: str
-    shape: list[int]
-    pieces: list[tuple[int, int, Any]]
-
-    def read(self, first: int | None = None, count: int | None = None) -> Tensor:
-        """`count` rows from `first` on, on the CPU; by default all rows."""
-        if first is None or count is None:
-            if len(self.pieces) == 1:
-                return self.pieces[0][2].get_tensor(self.name).clone()
-            first, count = 0, self.shape[0]
-        parts: list[Tensor] = []
-        for start, rows, file in self.pieces:
-            low, high = max(first, start), min(first + count, start + rows)
-            if low < high or not parts:  # the first piece gives dtype and shape even if no row is requested
-                parts.append(file.get_slice(self.name)[low - start : max(high, low) - start])
-        return torch.cat(parts)
 
 
 def save(
@@ -89,7 +53,7 @@ def save(
     if keep < 1:
         raise ValueError(f"keep must be >= 1, got {keep}")
     tensors: dict[str, Tensor] = {}
-    tree = _encode(state, "state", tensors)
+    tree = tensor_files.encode(state, "state", tensors)
     target = Path(root) / _name(iteration)
     if any(map(sharding.is_sharded, tensors.values())):
         _save_shards(target, tensors, tree, ranks)
@@ -113,11 +77,11 @@ def _save_shards(target: Path, tensors: dict[str, Tensor], tree: Any, ranks: Ran
     with making as folder:
         ranks.agree(None)  # the folder exists
         placed = {key: [first, tensors[key].shape[0]] for key, (first, _) in rows.items()}
-        _write_tensors(folder / name, mine, {"rows": json.dumps(placed, sort_keys=True)})
+        tensor_files.write_tensors(folder / name, mine, {"rows": json.dumps(placed, sort_keys=True)})
         files.sync(folder / name)
         facts = ranks.exchange([name, _facts(folder / name)])
         if ranks.first:
-            _write_json(folder / _STATE, tree)
+            tensor_files.write_json(folder / _STATE, tree)
             _write_manifest(folder, {**dict(facts), _STATE: _facts(folder / _STATE)})
 
 
@@ -132,11 +96,14 @@ def adopt(
 ) -> None:
     """Copy a checkpoint to ROOT/step_XXXXXXXX, possibly itself, with changes to entries of its state without
     tensors; then ``prune``. Called on one rank only."""
-    facts = _read_json(source / _MANIFEST)["files"]
+    facts = tensor_files.read_json(source / _MANIFEST)["files"]
     with files.folder(root / _name(iteration), folders.CHECKPOINT) as folder:
         for name in facts.keys() - {_STATE}:
             shutil.copyfile(source / name, folder / name)
-        _write_json(folder / _STATE, _read_json(source / _STATE) | _encode(changes, "changes", {}))
+        tensor_files.write_json(
+            folder / _STATE,
+            tensor_files.read_json(source / _STATE) | tensor_files.encode(changes, "changes", {}),
+        )
         _write_manifest(folder, facts | {_STATE: _facts(folder / _STATE)})
     prune(root, iteration, keep=keep, spare=spare)
 
@@ -170,10 +137,12 @@ def load(path: Path, device: torch.device | str = "cpu", *, ranks: Ranks = _ALON
     # All ranks exchange what they find, so that they agree on what is damaged.
     if found := [fault for fault in ranks.exchange(_fault(path, ranks)) if fault]:
         raise CheckpointError(found[0])
-    names = [name for name in _read_json(path / _MANIFEST)["files"] if name != _STATE]
-    stored = _open(path, names)
-    tree = _read_json(path / _STATE)
-    return _decode(tree, stored if lazy else {key: t.read().to(device) for key, t in stored.items()})
+    names = [name for name in tensor_files.read_json(path / _MANIFEST)["files"] if name != _STATE]
+    stored = tensor_files.open_tensors(path, names)
+    tree = tensor_files.read_json(path / _STATE)
+    return tensor_files.decode(
+        tree, stored if lazy else {key: t.read().to(device) for key, t in stored.items()}
+    )
 
 
 def load_latest(
@@ -209,7 +178,7 @@ def load_latest(
 def nbytes(state: Any) -> int:
     """Bytes of a state's tensors, about the size of its checkpoint."""
     tensors: dict[str, Tensor] = {}
-    _encode(state, "state", tensors)
+    tensor_files.encode(state, "state", tensors)
     return sum(tensor.nbytes for tensor in tensors.values())
 
 
@@ -227,7 +196,10 @@ def load_model_state(
     Raises:
         CheckpointError: names the file and what is wrong with it.
     """
-    tensors = {name: tensor.read().to(device) for name, tensor in _open(Path(path), [_MODEL[0]]).items()}
+    tensors = {
+        name: tensor.read().to(device)
+        for name, tensor in tensor_files.open_tensors(Path(path), [_MODEL[0]]).items()
+    }
     return tensors, load_model_about(path)
 
 
@@ -237,7 +209,7 @@ def load_model_about(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: names the file and what is wrong with it.
     """
-    return _read_json(Path(path) / _MODEL[1])
+    return tensor_files.read_json(Path(path) / _MODEL[1])
 
 
 @contextmanager
@@ -281,109 +253,19 @@ def _is_ours(path: Path) -> bool:
     return path.is_dir() and (files.holds(path, folders.CHECKPOINT) or not any(path.iterdir()))
 
 
-def _encode(node: Any, name: str, tensors: dict[str, Tensor]) -> Any:
-    """The json form of a state; its tensors go to ``tensors``, named by their path."""
-    if isinstance(node, Tensor):
-        while name in tensors:  # keys 0 and "0" have the same name
-            name += "'"
-        tensors[name] = node
-        return {"$tensor": name}
-    if isinstance(node, dict):
-        if wrong := [key for key in node if type(key) not in (str, int)]:
-            raise TypeError(f"keys of {name} must be str or int, got {wrong[0]!r}")
-        items = [(key, _encode(value, f"{name}.{key}", tensors)) for key, value in node.items()]
-        plain = all(isinstance(key, str) and not key.startswith("$") for key in node)
-        return dict(items) if plain else {"$items": items}
-    if isinstance(node, list | tuple):
-        return [_encode(value, f"{name}.{i}", tensors) for i, value in enumerate(node)]
-    if node is None or isinstance(node, bool | int | float | str):
-        return node
-    raise TypeError(
-        f"{name} must be a tensor, number, string, bool, None, dict or list, got {type(node).__name__}"
-    )
-
-
-def _decode(node: Any, tensors: Mapping[str, Any]) -> Any:
-    if isinstance(node, list):
-        return [_decode(value, tensors) for value in node]
-    if not isinstance(node, dict):
-        return node
-    if "$tensor" in node:
-        return tensors[node["$tensor"]]
-    items = node["$items"] if "$items" in node else node.items()
-    return {key: _decode(value, tensors) for key, value in items}
-
-
 def _write(folder: Path, names: tuple[str, str], tensors: dict[str, Tensor], tree: Any) -> None:
-    _write_tensors(folder / names[0], tensors)
-    _write_json(folder / names[1], tree)
-
-
-def _write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    # safetensors rejects shared and strided memory
-    dense = {
-        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for name, tensor in zip(tensors, sharding.local(tensors.values()), strict=True)
-    }
-    try:
-        safetensors.torch.save_file(dense, path, metadata)
-    except SafetensorError as error:  # raised in place of an OSError
-        raise OSError(f"{path}: {error}") from error
+    tensor_files.write_tensors(folder / names[0], tensors)
+    tensor_files.write_json(folder / names[1], tree)
 
 
 def _write_manifest(folder: Path, facts: dict[str, Any]) -> None:
-    _write_json(folder / _MANIFEST, {"format": FORMAT, "files": facts})
-
-
-def _write_json(path: Path, tree: Any) -> None:
-    with files.naming(path):
-        path.write_text(json.dumps(tree, indent=1) + "\n", encoding="utf-8")
-
-
-def _open(path: Path, names: list[str]) -> dict[str, StoredTensor]:
-    """The tensors in some files, by name; a file stays open as long as one of its tensors is referenced."""
-    tensors: dict[str, StoredTensor] = {}
-    for name in names:
-        try:
-            file = _safe_open(path / name)
-            placed = json.loads((file.metadata() or {}).get("rows", "{}"))
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"{path / name}: missing or corrupt: {error}") from error
-        for key in file.keys():  # noqa: SIM118 it is no dict
-            shape = list(file.get_slice(key).get_shape())
-            first, total = placed.get(key, (0, shape[0] if shape else 1))
-            rows = shape[0] if shape else 1
-            whole = tensors.setdefault(key, StoredTensor(key, [total, *shape[1:]] if shape else [], []))
-            whole.pieces.append((first, rows, file))
-    for key, tensor in tensors.items():
-        if tensor.shape and sum(rows for _, rows, _ in tensor.pieces) != tensor.shape[0]:
-            raise CheckpointError(f"{path}: {key}: some of its {tensor.shape[0]} rows are missing")
-    return tensors
-
-
-def _safe_open(path: Path) -> Any:
-    try:
-        str(path).encode()
-    except UnicodeEncodeError:  # safetensors requires UTF-8 names, so open the file by descriptor
-        opened = os.open(path, os.O_RDONLY)
-        try:
-            return safe_open(f"/proc/self/fd/{opened}", framework="pt")
-        finally:
-            os.close(opened)
-    return safe_open(path, framework="pt")
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: missing or corrupt: {error}") from error
+    tensor_files.write_json(folder / _MANIFEST, {"format": FORMAT, "files": facts})
 
 
 def _fault(path: Path, ranks: Ranks) -> str | None:
     """The error in a checkpoint's manifest or in the files that this rank checks, if any."""
     try:
-        manifest = _read_json(path / _MANIFEST)
+        manifest = tensor_files.read_json(path / _MANIFEST)
     except CheckpointError as error:
         return str(error)
     number = manifest.get("format") if isinstance(manifest, dict) else manifest

@@ -40,9 +40,9 @@ def numbers(
     return {name: value for name, value in found.items() if name not in odd}
 
 
-def number(name: str, compute: Callable[[], float], say: Say = runlog.note) -> float | None:
+def number(name: str, compute: Callable[[], float]) -> float | None:
     """The same for one number."""
-    return numbers(name, lambda: {name: compute()}, say).get(name)
+    return numbers(name, lambda: {name: compute()}).get(name)
 
 
 def reason(error: Exception) -> str:

@@ -63,12 +63,12 @@ def curves(path: File, metrics_jsonl: str | Path) -> None:
     with figure(path, rows, columns, width=2.3, height=1.6) as axes:
         for axis, ((phase, name), points) in zip(axes, series.items(), strict=False):
             iterations, values = zip(*points, strict=True)
-            colour = _PHASES[phases.index(phase) % len(_PHASES)]
+            color = _PHASES[phases.index(phase) % len(_PHASES)]
             lines = np.array(values, dtype=float).reshape(len(points), -1).T  # None becomes nan
             for t, line in enumerate(lines):  # later steps fainter
                 strength = 1 - 0.8 * t / len(lines)
-                axis.plot(iterations, line, color=colour, lw=0.6, alpha=0.3 * strength)
-                axis.plot(iterations, _smooth(line), color=colour, lw=1.3, alpha=strength)
+                axis.plot(iterations, line, color=color, lw=0.6, alpha=0.3 * strength)
+                axis.plot(iterations, _smooth(line), color=color, lw=1.3, alpha=strength)
             axis.set_title(f"{phase}: {name}")
             axis.xaxis.set_major_locator(ticker().MaxNLocator(4))
             axis.yaxis.set_major_locator(ticker().MaxNLocator(4))

@@ -23,7 +23,7 @@ class RunSettings(Settings):
     seed: int = seed_setting("seed of every random choice")
     iterations: int = setting(1000, "iterations of DxMI", minimum=0, maximum=LARGEST_RUN)
     pretrain_iterations: int = setting(1000, "iterations of pretraining", minimum=0, maximum=LARGEST_RUN)
-    pretrained: bool = setting(True, "run pretraining first; false: train from scratch")
+    pretrained: bool = setting(True, "pretraining before DxMI; false: training from scratch")
     batch_size: int = setting(
         256, "global batch size; the number of ranks must divide it", minimum=1, maximum=2**20
     )
@@ -39,12 +39,12 @@ class RunSettings(Settings):
     log_every: int = setting(50, "iterations between lines of metrics.jsonl", minimum=1)
     device: str = device_setting()
     threads: int = setting(0, "CPU threads of torch; 0: torch's default", minimum=0, maximum=1024)
-    shard: bool = setting(False, "split weights over the ranks (FSDP2); false: every rank holds all of them")
+    shard: bool = setting(False, "sharding of weights over ranks (FSDP2); false: every rank has all weights")
     resume: str = setting("auto", "checkpoint to resume from: auto, never or a path", path=True)
     picture_every: int = setting(1000, "iterations between pictures in pictures/; 0: none", minimum=0)
-    tensorboard: bool = setting(True, "also log to tb/ for tensorboard")
-    wandb: str | None = setting(None, "also log to this project of Weights & Biases; null: do not")
-    dry_run: bool = setting(False, "run one iteration of each phase and write nothing; also --dry-run")
+    tensorboard: bool = setting(True, "additional log in tb/ for tensorboard")
+    wandb: str | None = setting(None, "project of Weights & Biases for an additional log; null: none")
+    dry_run: bool = setting(False, "one iteration of each phase, with nothing written; also --dry-run")
 
 
 @dataclasses.dataclass

@@ -114,13 +114,7 @@ class ImageData:
         Raises:
             ValueError: the rows are not within the batch.
         """
-        count = batch_size - offset if count is None else count
-        if iteration < 0 or offset < 0 or count < 0 or offset + count > batch_size:
-            raise ValueError(
-                f"iteration, offset, count must give rows within a batch of {batch_size}, "
-                f"got {iteration}, {offset}, {count}"
-            )
-        start = iteration * batch_size + offset
+        start, count = rows_of_batch(iteration, batch_size, offset, count)
         rows, mirrored = sequence(len(self), seed, stream, start, count)
         images = torch.from_numpy(self.images[rows])
         if flip:
@@ -199,6 +193,21 @@ def _epoch(n: int, seed: int, stream: str, epoch: int) -> tuple[np.ndarray, np.n
     words = np.random.Philox(key=np.frombuffer(digest, "<u8")).random_raw(n)
     order = np.argsort(words, kind="stable")
     return order, (words[order] & 1).astype(bool)
+
+
+def rows_of_batch(iteration: int, batch_size: int, offset: int, count: int | None) -> tuple[int, int]:
+    """The first row of a part of a batch in the sequence of all batches, and the number of its rows.
+
+    Raises:
+        ValueError: the rows are not within the batch.
+    """
+    count = batch_size - offset if count is None else count
+    if iteration < 0 or offset < 0 or count < 0 or offset + count > batch_size:
+        raise ValueError(
+            f"rows must lie within a batch of {batch_size}, got iteration {iteration}, offset {offset}, "
+            f"count {count}"
+        )
+    return iteration * batch_size + offset, count
 
 
 def sequence(n: int, seed: int, stream: str, start: int, count: int) -> tuple[np.ndarray, np.ndarray]:

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from dxmi_ext.engine.errors import UserError
 from dxmi_ext.images.contents import refuse_pointer
 
+_SIZE = 96  # height and width for EfficientNet-lite0
 _SHA256 = {"efficientnet-lite0": "57934424", "inception-2015-12-05": "6726825d"}
 """Prefixes of the SHA-256 of the weights files, which are also in their names."""
 
@@ -76,17 +77,14 @@ def load(spec: str | Path) -> Extractor:
     return efficientnet_lite0() if spec == "efflite0" else inception(spec)
 
 
-def efficientnet_lite0(size: int = 96) -> Extractor:
-    """ImageNet features [n, 1280] of EfficientNet-lite0, its weights from an installed package.
-
-    Args:
-        size: height and width after resizing (bicubic, antialiased if smaller); part of the name unless 96.
+def efficientnet_lite0() -> Extractor:
+    """ImageNet features [n, 1280] of EfficientNet-lite0 at 96 pixels (bicubic, antialiased if smaller), its
+    weights from an installed package.
 
     Raises:
         FeatureError: the packages are not installed.
     """
-    network = efficientnet_lite0_network(size)
-    return Extractor(_EfficientNet(network, size), "efflite0" if size == 96 else f"efflite0at{size}")
+    return Extractor(_EfficientNet(efficientnet_lite0_network(_SIZE)), "efflite0")
 
 
 def efficientnet_lite0_network(size: int) -> Any:
@@ -119,14 +117,13 @@ def inception(path: Path | str) -> Extractor:
 
 
 class _EfficientNet(nn.Module):
-    def __init__(self, network: Any, size: int) -> None:
+    def __init__(self, network: Any) -> None:
         super().__init__()
         self.network = network
-        self.size = size
 
     def forward(self, images: Tensor) -> Tensor:
-        shrinks = max(images.shape[2:]) > self.size
-        x = F.interpolate(images.float(), (self.size, self.size), mode="bicubic", antialias=shrinks)
+        shrinks = max(images.shape[2:]) > _SIZE
+        x = F.interpolate(images.float(), (_SIZE, _SIZE), mode="bicubic", antialias=shrinks)
         features: Tensor = self.network.extract_features((x - 127) / 128)
         return features.mean(dim=(2, 3))
 

@@ -238,7 +238,7 @@ def frechet_distance(mean: Tensor, covariance: Tensor, mean_: Tensor, covariance
 
 
 def kernel_distance(
-    real: Tensor, fake: Tensor, *, subsets: int = 100, subset_size: int = 1000, seed: int = 0
+    real: Tensor, fake: Tensor, *, subsets: int = 100, subset_size: int = 1000
 ) -> tuple[float, float]:
     """Squared maximum mean discrepancy under the kernel (x . y / D + 1)^3 (KID, Binkowski et al. 2018).
 
@@ -255,7 +255,7 @@ def kernel_distance(
         raise ImageMetricError(
             f"kernel distance: real, fake must have >= 2 rows, got {len(real)}, {len(fake)}"
         )
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
 
     def subset(features: Tensor) -> Tensor:
         rows = torch.randperm(len(features), generator=generator)[:size]
@@ -276,28 +276,26 @@ def kernel_distance(
     return float(values.mean()), float(values.std(correction=0))
 
 
-def precision_recall(
-    real: Tensor, fake: Tensor, *, k: int = _NEAREST, chunk: int = 1024
-) -> tuple[float, float]:
+def precision_recall(real: Tensor, fake: Tensor, *, chunk: int = 1024) -> tuple[float, float]:
     """Improved precision and recall (Kynkaanniemi et al. 2019), in float64.
 
-    A set's manifold is the union of balls around its features, with the distance to the k-th nearest neighbor
-    as radius. Precision is the share of fake features in the real manifold; recall is the share of real
-    features in the fake manifold.
+    A set's manifold is the union of balls around its features, with the distance to the third nearest
+    neighbor as radius. Precision is the share of fake features in the real manifold; recall is the share of
+    real features in the fake manifold.
 
     Args:
-        real, fake: [n, D], [m, D]; n, m > k.
+        real, fake: [n, D], [m, D]; n, m > 3.
         chunk: number of rows of the distance matrix at a time.
     """
-    if min(len(real), len(fake)) <= k:
+    if min(len(real), len(fake)) <= _NEAREST:
         raise ImageMetricError(
-            f"precision and recall: real, fake must have > {k} rows, got {len(real)}, {len(fake)}"
+            f"precision and recall: real, fake must have > {_NEAREST} rows, got {len(real)}, {len(fake)}"
         )
     real, fake = real.double(), fake.double()
 
     def radii(x: Tensor) -> Tensor:  # the nearest is x itself
-        near = [torch.cdist(rows, x).topk(k + 1, largest=False).values for rows in x.split(chunk)]
-        return torch.cat(near)[:, k]
+        near = [torch.cdist(rows, x).topk(_NEAREST + 1, largest=False).values for rows in x.split(chunk)]
+        return torch.cat(near)[:, _NEAREST]
 
     def share(x: Tensor, manifold: Tensor) -> float:
         radius = radii(manifold)

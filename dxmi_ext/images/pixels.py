@@ -60,10 +60,10 @@ def settled(images: Iterable[np.ndarray], name: str) -> Scale:
     """
     highest, low, high = -1, np.inf, -np.inf
     for image in images:
-        colours = _colours(image)
-        if _is_eight_bits(image) or colours.size == 0:
+        colors = _colors(image)
+        if _is_eight_bits(image) or colors.size == 0:
             continue
-        least, most = colours.min(), colours.max()
+        least, most = colors.min(), colors.max()
         if image.dtype.kind == "f":
             if not (np.isfinite(least) and np.isfinite(most)):
                 raise ImageDataError(f"{name}: pixel values must be finite, some are not")
@@ -117,8 +117,8 @@ def eight_bits(image: np.ndarray, scale: Scale | None, name: str = "image") -> n
         image = _scaled(image, scale, name)
     if image.shape[-1] in (1, 3):
         return image
-    colours, alpha = image[..., :-1].astype(np.uint16), image[..., -1:].astype(np.uint16)
-    return ((colours * alpha + BACKGROUND * (255 - alpha) + 127) // 255).astype(np.uint8)
+    colors, alpha = image[..., :-1].astype(np.uint16), image[..., -1:].astype(np.uint16)
+    return ((colors * alpha + BACKGROUND * (255 - alpha) + 127) // 255).astype(np.uint8)
 
 
 def _scaled(image: np.ndarray, scale: Scale, name: str) -> np.ndarray:
@@ -136,18 +136,18 @@ def _scaled(image: np.ndarray, scale: Scale, name: str) -> np.ndarray:
 
 def exceeds(image: np.ndarray, scale: Scale) -> bool:
     """Whether `eight_bits` clips any pixel."""
-    colours = _colours(image)
-    if _is_eight_bits(image) or colours.size == 0 or (image.dtype.kind == "f" and scale.floats is None):
+    colors = _colors(image)
+    if _is_eight_bits(image) or colors.size == 0 or (image.dtype.kind == "f" and scale.floats is None):
         return False
     black, white = scale.floats if image.dtype.kind == "f" and scale.floats else (0, scale.white)
-    return bool(colours.min() < black or colours.max() > white)
+    return bool(colors.min() < black or colors.max() > white)
 
 
 def _is_eight_bits(image: np.ndarray) -> bool:
     return image.dtype in (np.uint8, np.bool_)
 
 
-def _colours(image: np.ndarray) -> np.ndarray:
+def _colors(image: np.ndarray) -> np.ndarray:
     return image[..., :-1] if image.shape[-1] in (2, 4) else image
 
 
@@ -188,10 +188,10 @@ def marked(file: str, name: str, *, upright: bool = False) -> np.ndarray:
     """The marked pixels of a mask file, bool [H, W]: pixels that are neither black nor transparent; if there
     are none and alpha varies, pixels that are not transparent."""
     values = read(file, name, upright=upright)
-    colours, visible = _colours(values).any(axis=2), np.ones(values.shape[:2], bool)
+    colors, visible = _colors(values).any(axis=2), np.ones(values.shape[:2], bool)
     if values.shape[2] == 4 and (values[..., 3] > 0).any():  # alpha of 0 everywhere has no information
         visible = values[..., 3] > 0
-    found: np.ndarray = colours & visible
+    found: np.ndarray = colors & visible
     return visible if not found.any() and not visible.all() else found
 
 

@@ -24,7 +24,7 @@ class MultiLengthSampler(GaussianSampler):
     index into them, and determines both the length and the step.
 
     Args:
-        network, schedule, data_shape, start: see `GaussianSampler`; the schedule is of `schedules.joined`.
+        network, schedule, data_shape: see `GaussianSampler`; the schedule is of `schedules.joined`.
         lengths: T of each chain, in the schedule's order.
 
     Attributes:
@@ -40,14 +40,12 @@ class MultiLengthSampler(GaussianSampler):
         schedule: Schedule,
         data_shape: Sequence[int],
         lengths: Sequence[int],
-        *,
-        start: nn.Module | None = None,
     ) -> None:
         if sum(lengths) != len(schedule.log_std):
             raise ValueError(
                 f"lengths must sum to the schedule's {len(schedule.log_std)} steps, got {tuple(lengths)}"
             )
-        super().__init__(network, schedule, data_shape, start=start)
+        super().__init__(network, schedule, data_shape)
         self.lengths = tuple(lengths)
         self.following: Tensor
         self.register_buffer("following", _following(self.lengths), persistent=False)
@@ -75,7 +73,7 @@ class AnyLengthSampler(MultiLengthSampler):
     learned function of the levels of a step. Its weights do not depend on ``lengths``.
 
     Args:
-        network, data_shape, start: see `GaussianSampler`.
+        network, data_shape: see `GaussianSampler`.
         schedule_of: T -> the schedule of a chain of so many steps.
         lengths: T of each chain to train; `use` adds others.
         levels: levels of these chains, shared with the networks.
@@ -88,11 +86,9 @@ class AnyLengthSampler(MultiLengthSampler):
         data_shape: Sequence[int],
         lengths: Sequence[int],
         levels: StepLevels,
-        *,
-        start: nn.Module | None = None,
     ) -> None:
         schedule = joined([schedule_of(steps) for steps in lengths])
-        super().__init__(network, schedule, data_shape, lengths, start=start)
+        super().__init__(network, schedule, data_shape, lengths)
         self.schedule_of, self.levels = schedule_of, levels
         self.std_offset = LevelFunction(1)
         for name in ("sample_coef", "output_coef"):

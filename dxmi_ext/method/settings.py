@@ -77,7 +77,7 @@ class DxMISettings(Settings):
         "order of the steps in the value's update; shuffled: each row starts at a random step",
         choices=("backward", "shuffled"),
     )
-    td_redraw: bool = setting(False, "redraw x_{t+1} from the current sampler for the value's target")
+    td_redraw: bool = setting(False, "x_{t+1} redrawn from the current sampler, for the value's target")
     td_weight: float = setting(
         1.0,
         "weight of the value's squared errors; below 1, an energy that shares the value's weights counts "

@@ -18,6 +18,7 @@ from dxmi_ext import ops
 from dxmi_ext.engine.calls import call
 from dxmi_ext.method.schedules import reading
 
+_RHO = 7.0
 Denoise = Callable[[Tensor, float], Tensor]
 """(x [N, *], sigma) -> predicted data [N, *]."""
 
@@ -133,10 +134,10 @@ class SolverSampler(nn.Module):
         return denoise
 
 
-def karras_sigmas(steps: int, sigma_min: float, sigma_max: float, rho: float = 7.0) -> list[float]:
-    """The levels of Karras et al. 2022, eq. 5, followed by 0."""
-    ends = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
-    return [*(torch.linspace(*ends, steps, dtype=torch.float64) ** rho).tolist(), 0.0]
+def karras_sigmas(steps: int, sigma_min: float, sigma_max: float) -> list[float]:
+    """The levels of Karras et al. 2022, eq. 5, with rho = 7, followed by 0."""
+    ends = sigma_max ** (1 / _RHO), sigma_min ** (1 / _RHO)
+    return [*(torch.linspace(*ends, steps, dtype=torch.float64) ** _RHO).tolist(), 0.0]
 
 
 def time_in_table(betas: Tensor) -> tuple[Callable[[float], float], float, float]:

@@ -40,7 +40,7 @@ class Batch(NamedTuple):
 
 
 class Stepper:
-    """Trains networks iteration by iteration; an `engine.run.Stepper`.
+    """Trains networks iteration by iteration; an `engine.steps.Stepper`.
 
     A subclass creates its learners and defines the iteration (`iterate`) and its state (`parts`).
 

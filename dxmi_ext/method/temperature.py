@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dxmi_ext.engine.ranks import Ranks
 
-_NEIGHBOUR = 3
+_NEIGHBOR = 3
 _GROUP = 128
 _LARGEST = 1000.0  # the factor stays within this and its inverse
 
@@ -82,7 +82,7 @@ def _mean_log_distance(rows: Tensor) -> Tensor:
 
 
 def _log_distances(rows: Tensor) -> Tensor:
-    k = min(_NEIGHBOUR, len(rows) - 1)
+    k = min(_NEIGHBOR, len(rows) - 1)
     # Of products, distances between near rows would be rounding.
     distances = torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist")
     nearest = distances.topk(k + 1, largest=False).values[:, k]  # the first is the row itself

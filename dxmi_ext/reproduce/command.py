@@ -1,42 +1,40 @@
 """`dxmi reproduce`: reproduces the paper's tables, row by row and seed by seed.
 
 Every (row, seed) is a unit (`units`) with a small json file. A unit that exists, here or in another
-experiment, is not run again. `experiments` defines the rows; `table` writes the page and the figures. Imports
-``dxmi_ext`` up to the tasks.
+experiment, is not run again. Modules such as `table1` define the experiments, `workers` and `computing` run
+the units, and `table` writes the page and the figures. Imports ``dxmi_ext`` up to the tasks.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
-import multiprocessing
-import os
 import re
-import signal
-import sys
-import threading
-import time
-from collections.abc import Callable, Collection, Sequence
-from multiprocessing import connection
-from multiprocessing.context import SpawnProcess
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from dxmi_ext.engine import config, files, folders, runlog, terminal
+from dxmi_ext.engine import config, files, folders, runlog
 from dxmi_ext.engine.errors import UserError
 from dxmi_ext.engine.settings import Settings, setting
-from dxmi_ext.engine.signals import StopSignals
-from dxmi_ext.reproduce import experiments, table, units
+from dxmi_ext.reproduce import table, units, workers
+from dxmi_ext.reproduce.ablations import ABLATIONS, MCMC
 from dxmi_ext.reproduce.energies import ENERGIES
 from dxmi_ext.reproduce.experiments import Experiment, Row
+from dxmi_ext.reproduce.fashion_mnist import FASHION_MNIST
+from dxmi_ext.reproduce.lengths import LENGTHS
+from dxmi_ext.reproduce.magnetic_tiles import MAGNETIC_TILES
 from dxmi_ext.reproduce.many_classes import ANOMALY
 from dxmi_ext.reproduce.surfaces import SURFACES
+from dxmi_ext.reproduce.table1 import DDPM, DENSITIES, TABLE1
+from dxmi_ext.reproduce.temperature import REFINEMENTS, TEMPERATURE
 from dxmi_ext.reproduce.units import Unit
 from dxmi_ext.two_d import recipe as two_d
 
-EXPERIMENTS = experiments.EXPERIMENTS | {each.name: each for each in (ENERGIES, ANOMALY, SURFACES)}
+_IN_2D = (TABLE1, DDPM, DENSITIES, ABLATIONS, MCMC, TEMPERATURE, REFINEMENTS, LENGTHS)
+_OTHERS = (MAGNETIC_TILES, FASHION_MNIST, ENERGIES, ANOMALY, SURFACES)
+EXPERIMENTS = {experiment.name: experiment for experiment in (*_IN_2D, *_OTHERS)}
 _DATA = "data"  # folder for data that an experiment prepares
-_SECONDS_BETWEEN_LOOKS = 0.5
 _RESULTS: files.Tree = {r"(?s).+-seed\d+\.json": None, table.PAGE: None, r"[\w-]+\.png|gains\.json": None}
 
 
@@ -61,7 +59,7 @@ class ReproduceSettings(Settings):
         minimum=0,
         maximum=256,
     )
-    quick: bool = setting(False, "runs of a tenth of the iterations, in a separate folder; also --quick")
+    quick: bool = setting(False, "runs with a tenth of the iterations, in a separate folder; also --quick")
     output: str | None = setting(
         None,
         "folder of the table and its units; null: docs/results/EXPERIMENT, or runs/quick/EXPERIMENT with "
@@ -72,7 +70,7 @@ class ReproduceSettings(Settings):
         None, "folder of the runs themselves; null: runs/reproduce/EXPERIMENT", path=True
     )
     data: str | None = setting(None, "path of the data; null: the recipes' paths", path=True)
-    device: str = setting("cpu", "device: cpu, cuda or cuda:N", pattern=r"cpu|cuda(:\d+)?")
+    device: str = setting("cpu", "cpu, cuda or cuda:N", pattern=r"cpu|cuda(:\d+)?")
 
 
 def find(name: str) -> Experiment:
@@ -149,7 +147,7 @@ def run(experiment: Experiment, cfg: ReproduceSettings) -> None:
         if missing and experiment.prepare is not None:
             experiment.prepare(cfg.data, work / _DATA)
         try:
-            failures = _run(missing, cfg.workers or _cores())
+            failures = workers.run(missing, cfg.workers or workers.cores())
         finally:
             there = _there(unit_of, experiment, output)
             _publish(experiment, there, output, quick=cfg.quick, draws=bool(missing))
@@ -176,7 +174,7 @@ def _is_done(unit: Unit) -> bool:
     try:
         return units.read(unit) is not None
     except units.UnusableUnit as error:
-        _tell(f"{error}; it is run again")
+        runlog.note(f"{error}; it is run again")
         return False
 
 
@@ -187,7 +185,7 @@ def _is_elsewhere(unit: Unit, experiment: Experiment) -> bool:
         return False
     path = units.adopt(unit, experiment.columns.keys() - {"diverged"})
     if path is not None:
-        _tell(f"{unit.name}: copied from the same run in {path}")
+        runlog.note(f"{unit.name}: copied from the same run in {path}")
     return path is not None
 
 
@@ -226,7 +224,7 @@ def _publish(
     try:
         pictures = _draw(experiment, found, done, output, draws=draws)
     except ModuleNotFoundError as error:
-        _tell(f"no figures: {error.name} is not installed; pip install {error.name}")
+        runlog.note(f"no figures: {error.name} is not installed; pip install {error.name}")
         pictures = []
     summary = "" if experiment.summary is None else experiment.summary(done, output)
     figures = [picture.name for picture in pictures]
@@ -250,102 +248,7 @@ def _draw(
     picture = output / f"{experiment.name}.png"
     try:
         if (draws or not picture.exists()) and (absent := table.figure(picture, experiment, done)):
-            _tell(f"{picture}: the networks of {', '.join(absent)} are not in {done[0].work}")
+            runlog.note(f"{picture}: the networks of {', '.join(absent)} are not in {done[0].work}")
     except UserError as error:  # networks of another version, or damaged
-        _tell(f"no figure: {error}")
+        runlog.note(f"no figure: {error}")
     return [*pictures, picture] if picture.is_file() else pictures
-
-
-def _run(missing: Sequence[Unit], workers: int) -> list[str]:
-    """Runs units and returns the errors of those that failed. A single worker is this process."""
-    if workers > 1 and len(missing) > 1:
-        return _run_in_processes(missing, workers)
-    failures = []
-    for number, unit in enumerate(missing, 1):
-        _tell(f"{unit.name}: {number} of {len(missing)}")
-        try:
-            units.compute(unit)
-        except UserError as error:
-            failures.append(f"{unit.name}: {error}")
-    return failures
-
-
-def _run_in_processes(missing: Sequence[Unit], workers: int) -> list[str]:
-    """`_run` with several processes. A stop signal is passed on to all, and waits until they have saved."""
-    waiting, failures = list(missing), list[str]()
-    running: dict[Unit, tuple[SpawnProcess, float]] = {}
-    bar = runlog.Progress("runs", len(missing), 0, enabled=True)
-    with StopSignals() as signals, signals.held(), bar:
-        try:
-            while (waiting or running) and not signals.pending:
-                while len(running) < workers and (unit := _ready(waiting, running)) is not None:
-                    waiting.remove(unit)
-                    running[unit] = _start(unit), time.monotonic()
-                connection.wait([process.sentinel for process, _ in running.values()], _SECONDS_BETWEEN_LOOKS)
-                for unit, (process, started) in list(running.items()):
-                    if process.is_alive():
-                        continue
-                    del running[unit]
-                    seconds = f"{time.monotonic() - started:.0f} s"
-                    if process.exitcode:
-                        failures.append(f"{unit.name}: exit status {process.exitcode}; see {_log_of(unit)}")
-                    _tell(failures[-1] if process.exitcode else f"{unit.name}: done, {seconds}")
-                    bar.update()
-        finally:
-            for process, _ in running.values():
-                process.terminate()
-            for process, _ in running.values():
-                process.join()
-    return failures
-
-
-def _ready(waiting: Sequence[Unit], running: Collection[Unit]) -> Unit | None:
-    """The first unit that does not depend on an unfinished one."""
-    unfinished = {unit.folder for unit in (*waiting, *running)}
-    return next((u for u in waiting if u.start is None or u.start.folder not in unfinished), None)
-
-
-def _start(unit: Unit) -> SpawnProcess:
-    process = multiprocessing.get_context("spawn").Process(target=_work, args=(unit,), name=unit.name)
-    # Blocked until the child has left the terminal's process group: this process passes Ctrl-C on.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        process.start()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    return process
-
-
-def _work(unit: Unit) -> None:
-    """The main function of a worker process: writes to its log, and stops with its parent."""
-    os.setsid()
-    log = os.open(_log_of(unit), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-    os.dup2(log, sys.stdout.fileno())
-    os.dup2(log, sys.stderr.fileno())
-    terminal.accept_any_text()
-    threading.Thread(target=_follow_parent, daemon=True).start()
-    try:
-        units.compute(unit)
-    except (UserError, OSError) as error:
-        sys.exit(f"{unit.name}: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
-
-
-def _follow_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os.kill(os.getpid(), signal.SIGTERM)
-
-
-def _log_of(unit: Unit) -> Path:
-    return unit.work / f"{unit.name}.log"
-
-
-def _cores() -> int:
-    """Number of cores that this process may use."""
-    return len(os.sched_getaffinity(0))
-
-
-_tell: Callable[[str], None] = runlog.note

@@ -20,7 +20,7 @@ from dxmi_ext.anomaly.comparison import TITLES
 from dxmi_ext.engine import files, runlog
 from dxmi_ext.engine.config import ConfigError
 from dxmi_ext.images import dataset, features
-from dxmi_ext.reproduce import plots
+from dxmi_ext.reproduce import gains, plots
 from dxmi_ext.reproduce.experiments import Experiment, Row
 
 SPLITS = {"0-4": (0, 1, 2, 3, 4), "5-9": (5, 6, 7, 8, 9), "even": (0, 2, 4, 6, 8), "odd": (1, 3, 5, 7, 9)}
@@ -30,7 +30,6 @@ EACH = 1000
 GAINS = "gains.json"
 DIRECTIONS = 256
 """Number of directions of the 1,280 features: those in which good images have the largest squares."""
-_RESAMPLINGS = 1000
 _BATCH = 100
 _ABOUT = {"format": 1, "each": EACH, "directions": DIRECTIONS}
 
@@ -63,7 +62,7 @@ _LONGER: dict[str, Any] = {
     **{"scaled_steps": True, "std": 0.0125, "last_std": 0.0045, "sampler_lr": 5e-4, "energy_lr": 1e-4},
     "ema_decay": 0.99,
 }
-_BASES = {"knn": TITLES["knn"], "density": "kernel density", "knn+gaussian": "neighbours and Gaussian"}
+_BASES = {"knn": TITLES["knn"], "density": "kernel density", "knn+gaussian": "nearest neighbors and Gaussian"}
 
 
 def _rows() -> list[Row]:
@@ -164,76 +163,16 @@ def summary(units: Sequence[Any], output: Path) -> str:
         output: folder of the table, to which GAINS is written.
     """
     scores = _scores(units)
-    found = gains(scores) if scores else files.read_json(output / GAINS)
+    found = gains.of(scores) if scores else files.read_json(output / GAINS)
     if scores:
         runlog.write_json(output / GAINS, found)
     parts = (_shown(found) if found else "", _curves(units, output), _chosen(choice_of(units)))
     return "\n\n".join(part for part in parts if part)
 
 
-Scores = dict[str, dict[str, list[np.ndarray]]]
-"""Split -> method -> scores [m] of each seed; ``anomalous`` among the methods."""
-
-
-def gains(scores: Scores, *, resamplings: int = _RESAMPLINGS) -> dict[str, Any]:
-    """The mean AUROC over splits and seeds of each method, and differences with their 95 % intervals.
-
-    The intervals come from a bootstrap over test images, with the same resamples in every split and for every
-    method.
-
-    Args:
-        scores: scores of the same test images in every split.
-    """
-    first = next(iter(scores.values()))
-    m = len(first["anomalous"][0])
-    weights = np.concatenate(
-        (np.ones((1, m)), np.random.default_rng(0).multinomial(m, np.full(m, 1 / m), resamplings))
-    ).astype(np.float32)
-    names = [name for name in first if name != "anomalous" and all(name in each for each in scores.values())]
-    means: dict[str, np.ndarray] = {}
-    for name in names:
-        every = [
-            aurocs(one, of_split["anomalous"][0], weights)
-            for of_split in scores.values()
-            for one in of_split[name]
-        ]
-        means[name] = np.mean(every, axis=0)
-    ours = [name for name in names if name.startswith("dxmi")]
-    results: dict[str, Any] = {
-        "mean": {name: round(float(value[0]), 4) for name, value in means.items()},
-        "gains": {},
-    }
-    for mine in ours:
-        for other in (name for name in names if name not in ours):
-            difference = means[mine] - means[other]
-            low, high = np.quantile(difference[1:], (0.025, 0.975))
-            results["gains"].setdefault(mine, {})[other] = [
-                round(float(x), 4) for x in (difference[0], low, high)
-            ]
-    return results
-
-
-def aurocs(scores: np.ndarray, anomalous: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """AUROC for each weighting of the images, [r]; equal scores count by their order.
-
-    Args:
-        scores: [m].
-        anomalous: bool [m].
-        weights: float32 [r, m].
-    """
-    order, found = np.argsort(scores, kind="stable"), []
-    odd = anomalous[order]
-    for chunk in np.array_split(weights, max(1, len(weights) // 50)):
-        ranked = chunk[:, order]
-        good, bad = (np.where(which, ranked, 0) for which in (~odd, odd))
-        below = np.cumsum(good, axis=1, dtype=np.float64)
-        found.append((bad * below).sum(1) / bad.sum(1) / below[:, -1])
-    return np.concatenate(found)
-
-
-def _scores(units: Sequence[Any]) -> Scores:
+def _scores(units: Sequence[Any]) -> gains.Scores:
     """The scores of all units; empty if a run's folder is missing."""
-    found: Scores = {}
+    found: gains.Scores = {}
     for unit in (unit for unit in units if not _is_longer(unit)):
         path = unit.folder / "test_scores.npz"
         if not path.is_file():
@@ -249,13 +188,13 @@ def _scores(units: Sequence[Any]) -> Scores:
 
 
 def _chosen(aurocs: Mapping[str, float]) -> str:
-    """What the choice of settings is based on, in a sentence."""
+    """A sentence with the numbers by which settings are chosen."""
     if not aurocs:
         return ""
     best = next(iter(aurocs))
     listed = ", ".join(f"{name} {value:.3f}" for name, value in aurocs.items())
     line = f"AUROC on synthetic defects by settings (split {TRIED}, seed 0): {listed}."
-    return line + ("" if best == CHOSEN else f" The rows of all splits are of {CHOSEN}, not of {best}.")
+    return line + ("" if best == CHOSEN else f" The rows of all splits use {CHOSEN}, not {best}.")
 
 
 def _is_longer(unit: Any) -> bool:
@@ -285,8 +224,8 @@ def _curves(units: Sequence[Any], output: Path) -> str:
         late = [value for i, value in curve.items() if 2 * i >= max(curve)]
         said.append(f"{TITLES[name]}: {curve[max(curve)]:.3f} ({min(late):.3f} to {max(late):.3f})")
     return (
-        f"AUROC over the iterations of a run without a base (split {TRIED}, seed 0, tau = {_LONGER['tau']}), "
-        f"at its end, and lowest and highest in its second half: {'; '.join(said)}.\n\n"
+        f"AUROC of a run without a base (split {TRIED}, seed 0, tau = {_LONGER['tau']}) at its end, and in "
+        f"brackets the lowest and highest in its second half: {'; '.join(said)}.\n\n"
         f"![AUROC over iterations]({_PICTURE})"
     )
 
@@ -316,14 +255,14 @@ ANOMALY = Experiment(
     _rows(),
     columns={"image_auroc": "AUROC", "image_ap": "AP", "synthetic_auroc": "AUROC on synthetic defects"},
     notes=f"""\
-Five classes of CIFAR-10 are good, without labels, the other five anomalous (UniAD's many versus many), in
-four splits. {EACH} images of each class train, a tenth of them held out, and as many are tested. Features:
-EfficientNet-lite0's at 96 pixels, pooled, of length 1, in the {DIRECTIONS} directions that good images have
-most of. All methods of a run see the same features; tau = 0 starts from the same base and autoencoder as DxMI
-and has the same settings. In brackets: 95 % intervals, by a bootstrap over test images, paired. Synthetic
-defects are made of held-out good rows (`dxmi_ext/anomaly/synthetic.py`), by which settings are chosen, as far
-as docs/anomaly.md says.
-`data`: CIFAR-10's images as folders or an npz.""",
+Five classes of CIFAR-10 are good, without labels, and the other five are anomalous, in four splits (many
+versus many, as in UniAD). {EACH} images of each class are for training, a tenth of them held out, and as many
+for testing. Features: those of EfficientNet-lite0 at 96 pixels, pooled, of length 1, in the {DIRECTIONS}
+directions in which good images have the largest squares. All methods of a run see the same features; tau = 0
+has the same base, autoencoder and settings as DxMI. In brackets: 95 % intervals of a paired bootstrap over
+test images. Synthetic defects are made from held-out good rows (`dxmi_ext/anomaly/synthetic.py`); settings
+were chosen by them as far as docs/anomaly.md describes.
+`data`: CIFAR-10's images, as folders or an npz.""",
     seeds=3,
     prepare=prepare,
     summary=summary,

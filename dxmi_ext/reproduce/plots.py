@@ -104,5 +104,5 @@ def grids(path: plots.File, models: Sequence[tuple[str, Path]]) -> None:
         for axis, (title, picture) in zip(axes, models, strict=False):
             axis.imshow(imread(picture), interpolation="none")
             axis.set_title(title)
-    # 256 colours are a third of the bytes: noise does not compress.
+    # 256 colors are a third of the bytes: noise does not compress.
     Image.open(drawn).convert("RGB").quantize().save(path, format="PNG")

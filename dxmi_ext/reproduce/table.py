@@ -68,7 +68,7 @@ def markdown(
     parts = [f"# {experiment.title}"]
     if quick:
         parts.append(
-            "**Runs of a tenth of the iterations: they show that the experiment works, and are not results.**"
+            "**Runs with a tenth of the iterations, to show that the experiment works, not results.**"
         )
     parts += [*([summary] if summary else []), _table([*heads, "seeds"], rows)]
     notes = [
@@ -76,7 +76,7 @@ def markdown(
         *([experiment.notes] if experiment.notes else []),
     ]
     if floors := _floors(experiment, found):
-        notes.append(f"Fresh data against data: SW {floors}.")
+        notes.append(f"SW of fresh data: {floors}.")
     parts += [*notes, *(f"![{Path(figure).stem}]({figure})" for figure in figures), _machines(every)]
     option = " --quick" if quick else ""
     parts.append(f"{_MADE_BY}{experiment.name}{option}`, from the json files in this folder.")
@@ -191,7 +191,7 @@ def _machines(units: Sequence[Mapping[str, Any]]) -> str:
     kinds: dict[str, list[float]] = {}
     for unit in units:
         threads = unit["machine"]["threads"]
-        kind = f"{unit['machine']['processor']}, {threads} thread{'s' * (threads != 1)} a run"
+        kind = f"{unit['machine']['processor']}, {threads} thread{'s' * (threads != 1)} per run"
         kind += "".join(f", {name} {unit['versions'].get(name)}" for name in ("torch", "dxmi_ext"))
         kinds.setdefault(kind, []).append(unit["seconds"])
     return "\n".join(

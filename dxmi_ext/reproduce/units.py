@@ -9,20 +9,14 @@ import dataclasses
 import hashlib
 import json
 import math
-import platform
 import re
-import time
 from collections.abc import Collection, Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
-import torch
-
 from dxmi_ext import tasks
-from dxmi_ext.engine import config, files, folders, health
-from dxmi_ext.engine.device import choose, versions
+from dxmi_ext.engine import config, files, folders
 from dxmi_ext.engine.errors import UserError
-from dxmi_ext.engine.identity import data_of, summary_of
 from dxmi_ext.engine.run_settings import RunnableConfig
 from dxmi_ext.engine.runlog import write_json
 from dxmi_ext.method.langevin import LangevinSettings
@@ -31,7 +25,8 @@ from dxmi_ext.reproduce.experiments import Row
 
 _KINDS: dict[str, Any] = {"row": str, "seed": int, "quick": bool, "settings": dict, "numbers": dict}
 _KINDS |= {"versions": dict, "machine": dict, "seconds": float, "resumed_from": list}
-_OF_ENERGIES = ("auroc", "auroc_std", "energy_kl")
+
+
 # Settings that do not affect the outcome of a run.
 _ELSEWHERE = {"output", "resume", "dry_run", "keep_checkpoints", "checkpoint_every", "log_every"}
 _ELSEWHERE |= {"picture_every", "tensorboard", "wandb", "threads", "device", "cache"}
@@ -39,7 +34,7 @@ _ELSEWHERE |= {"picture_every", "tensorboard", "wandb", "threads", "device", "ca
 _OF_DXMI = {*DxMISettings.keys(), *LangevinSettings.keys(), "cuda_graph"}
 _OF_DXMI |= {"value_kind", "value_width", "value_depth", "energy_width", "energy_network", "energy_level"}
 _QUICK = 10  # divides the number of iterations
-_IDENTITY = "unit.json"  # the unit's identity, in its run's folder
+IDENTITY = "unit.json"  # the unit's identity, in its run's folder
 
 
 class UnusableUnit(UserError):
@@ -126,7 +121,7 @@ class Unit:
 
     def is_here(self) -> bool:
         """Whether its folder has a finished run with the current settings."""
-        return (self.folder / "model").is_dir() and not _holds_another(self)
+        return (self.folder / "model").is_dir() and not holds_another(self)
 
 
 def read(unit: Unit) -> dict[str, Any] | None:
@@ -206,100 +201,6 @@ def _is_whole(found: Any) -> bool:
     return bool(numbers) and finite and found["machine"].keys() >= {"processor", "threads"}
 
 
-def compute(unit: Unit) -> dict[str, Any]:
-    """Runs or resumes a unit, and writes its json.
-
-    Raises:
-        health.Diverged: the run diverged.
-        signals.Stopped: on SIGTERM or Ctrl-C; the run is saved.
-    """
-    cfg = unit.config()
-    folders.check(unit.folder, "run", is_folder_of_unit, key="work")
-    unit.folder.mkdir(parents=True, exist_ok=True)
-    folders.mark(unit.folder, "run")
-    if _holds_another(unit):
-        folders.clear(unit.folder)
-    write_json(unit.folder / _IDENTITY, unit.identity())
-    found = {
-        "row": unit.row.name,
-        "seed": unit.seed,
-        "quick": unit.quick,
-        "settings": unit.identity(),
-        **(_evaluated(unit, cfg) if unit.row.chain else _trained(unit, cfg)),
-    }
-    if prints := data_of(unit.evaluated if unit.row.chain else unit.folder):
-        found["data"] = {"name": PurePath(cfg.flat()["data"]).name, "fingerprints": prints}
-    if unit.row.may_diverge:
-        found["numbers"] = {"diverged": 0.0} | found["numbers"]
-    unit.output.mkdir(parents=True, exist_ok=True)
-    write_json(unit.path, found)
-    return found
-
-
-def _trained(unit: Unit, cfg: Any) -> dict[str, Any]:
-    """Trains a unit and returns the run's numbers and machine."""
-    started = time.monotonic()
-    try:
-        unit.task.train(cfg)
-    except health.Diverged:
-        if not unit.row.may_diverge:
-            raise
-        return _here(cfg.run.device, cfg.run.threads, started) | {"numbers": {"diverged": 1.0}}
-    summary = summary_of(unit.folder)
-    numbers = {key: value for key, value in summary.items() if isinstance(value, float)}
-    seconds = numbers.pop("wall_seconds")
-    if not cfg.run.iterations:  # no energy has been trained
-        numbers = {key: value for key, value in numbers.items() if key not in _OF_ENERGIES}
-    return {
-        "numbers": numbers,
-        "versions": summary["versions"],
-        "machine": {"processor": processor(summary["device"]), "threads": cfg.run.threads},
-        "seconds": seconds,
-        "resumed_from": summary["resumed_from"],
-    }
-
-
-def _evaluated(unit: Unit, cfg: Any) -> dict[str, Any]:
-    """`_trained` for a unit that evaluates the network of another."""
-    started, threads = time.monotonic(), torch.get_num_threads()
-    settings = unit.task.EvaluateSettings(
-        seed=unit.seed,
-        n=cfg.evaluation.evaluate_n,
-        chain=unit.row.chain,
-        data=unit.data,
-        picture=str(unit.folder / "samples.png"),
-    )
-    device = choose(cfg.run.device)
-    torch.set_num_threads(cfg.run.threads or threads)
-    try:
-        numbers, _ = unit.task.evaluate(unit.evaluated, settings, device)
-    finally:
-        torch.set_num_threads(threads)
-    return _here(str(device), cfg.run.threads, started) | {"numbers": numbers}
-
-
-def _here(device: str, threads: int, started: float) -> dict[str, Any]:
-    """The fields of a json about this run and machine, without numbers."""
-    return {
-        "versions": versions(),
-        "machine": {"processor": processor(device), "threads": threads},
-        "seconds": round(time.monotonic() - started, 1),
-        "resumed_from": [],
-    }
-
-
-def processor(device: str) -> str:
-    """The model name of a device."""
-    if device.startswith("cuda"):
-        return torch.cuda.get_device_name(device)
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(models, platform.processor() or platform.machine())
-
-
 def _settings(cfg: RunnableConfig, *, trains: bool = True) -> dict[str, Any]:
     """The settings that determine a run's outcome."""
     settings = cfg.flat()
@@ -325,13 +226,13 @@ def _named(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def is_folder_of_unit(folder: Path) -> bool:
     """Whether a folder is of a unit's run, also one from before folders were marked."""
-    return "recipe" in files.read_json(folder / _IDENTITY) or folders.is_unmarked_run(folder)
+    return "recipe" in files.read_json(folder / IDENTITY) or folders.is_unmarked_run(folder)
 
 
 def is_work(folder: Path) -> bool:
     """Whether a folder has runs of units, also from before folders were marked."""
     logs = any(re.fullmatch(r".+-seed\d+\.log", path.name) for path in folder.iterdir())
-    return logs or any(is_folder_of_unit(path.parent) for path in folder.glob(f"*/{_IDENTITY}"))
+    return logs or any(is_folder_of_unit(path.parent) for path in folder.glob(f"*/{IDENTITY}"))
 
 
 def are_results(folder: Path) -> bool:
@@ -340,9 +241,9 @@ def are_results(folder: Path) -> bool:
     return any(_is_whole(files.read_json(path)) for path in found)
 
 
-def _holds_another(unit: Unit) -> bool:
+def holds_another(unit: Unit) -> bool:
     """Whether the unit's folder holds a run with other or unknown settings."""
-    found = files.read_json(unit.folder / _IDENTITY)
+    found = files.read_json(unit.folder / IDENTITY)
     return unit.folder.is_dir() and _named(found) != unit.identity()
 
 

@@ -43,9 +43,9 @@ def sample(name: str, n: int, key: Tensor, *, sample_offset: int = 0) -> Tensor:
 def _eight_gaussians(z: Tensor, u: Tensor) -> Tensor:
     """Centers on a circle of radius 4/1.414, standard deviation .5/1.414 (DxMI, Table 1)."""
     angles = [k * math.pi / 4 for k in range(8)]
-    centres = z.new_tensor([(4 * math.cos(angle), 4 * math.sin(angle)) for angle in angles])
+    centers = z.new_tensor([(4 * math.cos(angle), 4 * math.sin(angle)) for angle in angles])
     mode = (8 * u[:, 0]).long()
-    return (centres[mode] + 0.5 * z) / 1.414
+    return (centers[mode] + 0.5 * z) / 1.414
 
 
 def _two_spirals(z: Tensor, u: Tensor) -> Tensor:
@@ -90,9 +90,9 @@ def log_density(name: str, x: Tensor) -> Tensor:
     else:
         u, std = torch.cartesian_prod((torch.arange(400) + 0.5) / 400, torch.tensor([0.25, 0.75])), 0.1
     u = u.to(x)
-    centres = DENSITIES[name](torch.zeros_like(u), u)
-    scale = math.log(len(centres) * 2 * math.pi * std**2)
-    squared = [torch.cdist(part, centres).square() for part in x.split(4096)]
+    centers = DENSITIES[name](torch.zeros_like(u), u)
+    scale = math.log(len(centers) * 2 * math.pi * std**2)
+    squared = [torch.cdist(part, centers).square() for part in x.split(4096)]
     return torch.cat([torch.logsumexp(part / (-2 * std**2), dim=1) for part in squared]) - scale
 
 

@@ -55,21 +55,21 @@ def energy_auroc(energy_data: Tensor, energy_uniform: Tensor) -> float:
     return float((lower + not_higher).mean() / (2 * len(data)))  # equal energies count half
 
 
-def entropy_excess(samples: Tensor, data: Tensor, *, k: int = 5) -> float:
-    """H(samples) - H(data) in nats, from distances to k-th nearest neighbors (Kozachenko & Leonenko 1987).
+def entropy_excess(samples: Tensor, data: Tensor) -> float:
+    """H(samples) - H(data) in nats, from distances to fifth nearest neighbors (Kozachenko & Leonenko 1987).
 
     Args:
         samples, data: [n, D]; with the same n, the other terms of the estimate cancel.
     """
     if samples.shape != data.shape:
         raise ValueError(f"samples must have the shape of data, {[*data.shape]}, got {[*samples.shape]}")
-    logs = [np.log(_neighbour_distances(_numpy(points), k)).mean() for points in (samples, data)]
+    logs = [np.log(_neighbor_distances(_numpy(points))).mean() for points in (samples, data)]
     return float(samples.shape[1] * (logs[0] - logs[1]))
 
 
-def coverage(samples: Tensor, data: Tensor, *, k: int = 5) -> float:
-    """Share of data points with a sample within the distance of their k-th nearest neighbor in the data
-    (Naeem et al. 2020); 1 - 2^-k for fresh data.
+def coverage(samples: Tensor, data: Tensor) -> float:
+    """Share of data points with a sample within the distance of their fifth nearest neighbor in the data
+    (Naeem et al. 2020); 1 - 2^-5 for fresh data.
 
     Args:
         samples, data: [n, D], [m, D].
@@ -78,7 +78,7 @@ def coverage(samples: Tensor, data: Tensor, *, k: int = 5) -> float:
 
     points = _numpy(data)
     nearest, _ = NearestNeighbors(n_neighbors=1).fit(_numpy(samples)).kneighbors(points)
-    return float((nearest[:, 0] <= _neighbour_distances(points, k)).mean())
+    return float((nearest[:, 0] <= _neighbor_distances(points)).mean())
 
 
 def energy_kl(
@@ -86,12 +86,11 @@ def energy_kl(
     log_density_fn: Callable[[Tensor], Tensor],
     temperature: float,
     *,
-    size: int = 200,
     device: torch.device | str = "cpu",
 ) -> float:
     """KL(p || q), in nats, of the data's density p and q = exp(-E / temperature) / Z (DxMI, sec. 2).
 
-    Both are truncated to [-4, 4]^2 and normalized there, on the midpoints of size x size cells. This
+    Both are truncated to [-4, 4]^2 and normalized there, on the midpoints of 200 x 200 cells. This
     direction, which training minimizes, is finite where p is 0.
 
     Args:
@@ -101,7 +100,7 @@ def energy_kl(
     """
     if not temperature > 0:
         raise ValueError(f"temperature must be > 0, got {temperature}")
-    line = (torch.arange(size, device=device) + 0.5) * (8 / size) - 4
+    line = (torch.arange(200, device=device) + 0.5) * (8 / 200) - 4
     cells = torch.cartesian_prod(line, line)
     log_p = log_density_fn(cells).double().log_softmax(0)
     log_q = (-energy_fn(cells).double() / temperature).log_softmax(0)
@@ -164,12 +163,12 @@ def _auroc(energy_fn: Callable[[Tensor], Tensor], data: Tensor, uniform: Tensor)
     return energy_auroc(energy_fn(data), energy_fn(uniform))
 
 
-def _neighbour_distances(points: np.ndarray, k: int) -> np.ndarray:
-    """Distances [n] of points [n, D] to their k-th nearest neighbor, with a tiny minimum."""
+def _neighbor_distances(points: np.ndarray) -> np.ndarray:
+    """Distances [n] of points [n, D] to their fifth nearest neighbor, with a tiny minimum."""
     from sklearn.neighbors import NearestNeighbors
 
-    distances, _ = NearestNeighbors(n_neighbors=k + 1).fit(points).kneighbors(points)  # the first is itself
-    return distances[:, k].clip(min=np.finfo(np.float32).tiny)
+    distances, _ = NearestNeighbors(n_neighbors=6).fit(points).kneighbors(points)  # the first is itself
+    return distances[:, 5].clip(min=np.finfo(np.float32).tiny)
 
 
 def _numpy(x: Tensor) -> np.ndarray:

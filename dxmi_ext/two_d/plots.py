@@ -12,16 +12,17 @@ from torch import Tensor
 from dxmi_ext.engine import plots
 
 EXTENT = 4.0  # energies and AUROC's uniform points are on [-4, 4]^2
+_LINES = 50  # particles whose path is drawn
 _MARGIN = 4.6  # range of the axes, since samples stray beyond
 
 
 def samples(path: plots.File, data: Tensor, samples: Tensor) -> None:
     """Data and samples, both [n, 2], side by side."""
     with plots.figure(path, 1, 2, width=2.9, height=2.9) as axes:
-        for axis, points, title, colour in zip(
+        for axis, points, title, color in zip(
             axes, (data, samples), ("data", "samples"), (plots.DATA, plots.SAMPLES), strict=True
         ):
-            scatter(axis, points, colour)
+            scatter(axis, points, color)
             plane(axis, title)
 
 
@@ -52,25 +53,24 @@ def energy(path: plots.File, energies: Tensor, points: Tensor, *, title: str = "
         bar.update_ticks()
 
 
-def paths(path: str | Path, trajectory: Tensor, *, lines: int = 50) -> None:
+def paths(path: str | Path, trajectory: Tensor) -> None:
     """Paths of particles from noise to data, one panel per step.
 
     Args:
         trajectory: [T + 1, n, 2], of which at most 11 evenly spaced steps are drawn.
-        lines: number of particles whose path is drawn.
     """
-    way = plots.to_numpy(trajectory[:, :lines])
+    way = plots.to_numpy(trajectory[:, :_LINES])
     shown = np.unique(np.linspace(0, len(way) - 1, 11).round().astype(int)).tolist()
     with plots.figure(path, 1, len(shown), width=1.75, height=1.95) as axes:
         for t, axis in zip(shown, axes, strict=True):
             scatter(axis, trajectory[t], plots.SAMPLES, size=1.5, alpha=0.3)
             axis.plot(way[: t + 1, :, 0], way[: t + 1, :, 1], color=plots.ACCENT, lw=0.35, alpha=0.6)
-            scatter(axis, trajectory[t, :lines], plots.ACCENT, size=2.5, alpha=1.0)
+            scatter(axis, trajectory[t, :_LINES], plots.ACCENT, size=2.5, alpha=1.0)
             plane(axis, f"$t = {t}$", ticks=False)
 
 
-def scatter(axis: Any, points: Tensor, colour: str, *, size: float = 2.0, alpha: float = 0.35) -> None:
-    axis.scatter(*plots.to_numpy(points).T, s=size, c=colour, alpha=alpha, linewidths=0)
+def scatter(axis: Any, points: Tensor, color: str, *, size: float = 2.0, alpha: float = 0.35) -> None:
+    axis.scatter(*plots.to_numpy(points).T, s=size, c=color, alpha=alpha, linewidths=0)
 
 
 def plane(axis: Any, title: str, *, extent: float = _MARGIN, ticks: bool = True) -> None:

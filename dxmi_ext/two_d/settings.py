@@ -40,8 +40,8 @@ class ChainSettings(Settings):
     )
     length_draw: str = setting(
         "uniform",
-        "how each iteration draws one of several lengths T: uniform: all as often; short: in proportion to "
-        "1 / T^2, which suits step_input=levels",
+        "distribution of T if there are several lengths: uniform; short: in proportion to 1 / T^2, which "
+        "suits step_input=levels",
         choices=("uniform", "short"),
     )
     schedule: str = setting(
@@ -76,7 +76,7 @@ class NetworkSettings(Settings):
     value_depth: int = setting(3, "number of hidden layers of the value", minimum=1, maximum=100)
     step_input: str = setting(
         "index",
-        "what sampler and value see of a step: index: a row of a table, for the trained numbers of steps; "
+        "input for the step: index: a row of a table, for the trained numbers of steps; "
         "levels: its noise level and the next one, for any number of steps",
         choices=("index", "levels"),
     )
@@ -109,7 +109,7 @@ class EvaluationSettings(Settings):
         return [] if self.untrained_lengths is None else _lengths(self.untrained_lengths)
 
     samplings: int = setting(
-        5, "number of samplings that the final metrics are means over", minimum=1, maximum=1000
+        5, "number of samplings over which the final metrics are averaged", minimum=1, maximum=1000
     )
 
 

@@ -39,13 +39,13 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def colours(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The backbone's features are the colours."""
+def colors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The backbone's features are the colors."""
 
     def load(spec: str, *, weights: str | None, **options: Any) -> Any:
         network = nn.Conv2d(3, 3, 1)
         network.load_state_dict({"weight": torch.eye(3).view(3, 3, 1, 1), "bias": torch.zeros(3)})
-        return backbones.backbone(network, "colours", mean=(0.0,) * 3, std=(1.0,) * 3, **options)
+        return backbones.backbone(network, "colors", mean=(0.0,) * 3, std=(1.0,) * 3, **options)
 
     monkeypatch.setattr(backbones, "load", load)
     monkeypatch.setattr(plots, "curves", lambda *_: None)  # which takes seconds
@@ -163,7 +163,7 @@ def test_the_engine_learns_what_the_recipe_does(run: Path, data: Path, tmp_path:
     assert_same(predictions(engine(tmp_path).predict(model=restored, data_path=data / "test")), expected)
 
 
-def test_what_does_not_fit_is_refused() -> None:
+def test_inputs_that_do_not_fit_are_rejected() -> None:
     from dxmi_ext.anomaly.anomalib import DxMI
     from dxmi_ext.anomaly.scoring import ScoreError
 
@@ -182,7 +182,7 @@ def test_what_does_not_fit_is_refused() -> None:
         DxMI(SETTINGS).model(normalized)
 
 
-def test_its_pictures_are_data_of_ours(data: Path) -> None:
+def test_pictures_of_samples_can_be_read_as_data(data: Path) -> None:
     from dxmi_ext.anomaly.anomalib import data_of
     from dxmi_ext.anomaly.layouts import ImageDataError
 

@@ -13,7 +13,7 @@ import torch
 from dxmi_ext import cli
 from dxmi_ext.anomaly import choice, synthetic
 from dxmi_ext.anomaly import recipe as anomaly
-from dxmi_ext.anomaly.detectors import GaussianPositions, NearestNeighbours
+from dxmi_ext.anomaly.detectors import GaussianPositions, NearestNeighbors
 from dxmi_ext.engine import config, plots
 
 for library in ("yaml", "matplotlib"):
@@ -32,7 +32,7 @@ def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
 # --- synthetic defects -------------------------------------------------------------------------------
 
 
-def test_a_defect_changes_a_small_part_of_a_picture() -> None:
+def test_a_defect_changes_a_small_part_of_a_image() -> None:
     images = np.random.default_rng(0).integers(60, 180, (12, 3, 40, 60), np.uint8)
     made = synthetic.defective(images, seed=1)
     assert made.shape == (3, 12, 3, 40, 60) and made.dtype == np.uint8
@@ -45,7 +45,7 @@ def test_a_defect_changes_a_small_part_of_a_picture() -> None:
     synthetic.defective(images[:1, :, :1, :2])  # small ones, and one alone
 
 
-def test_odd_rows_keep_what_their_kind_keeps() -> None:
+def test_each_kind_of_synthetic_row_keeps_its_invariants() -> None:
     rng = np.random.default_rng(0)
     rows = np.repeat([[10.0, 0], [-10, 0]], 2000, axis=0) + rng.normal(size=(4000, 2))
     rows = np.concatenate((rows, rows @ [[1], [2]]), axis=1)  # the third depends on the others
@@ -136,7 +136,7 @@ def test_a_run_chooses_says_what_and_scores_by_it(
     assert "detector: " in shown.out and ", whitened features; AUROC on synthetic defects" in shown.out
     scorer = anomaly.load_scorer(tmp_path / "run", CPU)
     assert scorer.threshold == found["threshold"]
-    assert isinstance(scorer.energy, GaussianPositions | NearestNeighbours)
+    assert isinstance(scorer.energy, GaussianPositions | NearestNeighbors)
     again, _ = anomaly.evaluate(tmp_path / "run", anomaly.EvaluateSettings(), CPU)
     assert {k: v for k, v in again.items() if "latency" not in k}.items() <= found.items()
     alone, _ = anomaly.evaluate(tmp_path / "run", anomaly.EvaluateSettings(baselines="none"), CPU)
@@ -170,7 +170,7 @@ def test_a_detector_and_a_preparation_can_be_forced(detector: str, rows: Path, t
         ("gaussian", "all", ["tau0", "langevin", "autoencoder", "dxmi"]),
     ],
 )
-def test_only_what_is_asked_for_is_trained(
+def test_only_what_is_needed_is_trained(
     detector: str,
     baselines: str,
     trained: list[str],

@@ -36,7 +36,7 @@ def save(path: Path, pixels: np.ndarray) -> Path:
 
 
 def write_mvtec(root: Path) -> Path:
-    """Two classes; screws are grey and larger."""
+    """Two classes; screws are gray and larger."""
     for name, size, channels in (("bottle", 8, 3), ("screw", 16, 1)):
         for i in range(3):
             save(root / name / f"train/good/{i:03}.png", picture(i, size, channels))
@@ -101,7 +101,7 @@ def test_mvtec_all_classes_in_one_size(root: Path) -> None:
     assert train.images.shape == (6, 3, 8, 8) and not train.anomalous.any() and train.masks is None
     assert train.class_names == ["bottle", "screw"] and train.classes.tolist() == [0, 0, 0, 1, 1, 1]
     assert np.array_equal(train.images[1], picture(1).transpose(2, 0, 1))
-    assert (train.images[3:, 0] == train.images[3:, 1]).all()  # grey, thrice
+    assert (train.images[3:, 0] == train.images[3:, 1]).all()  # gray, thrice
     assert test.label_names == ["good", "crack", "of_bottle", "of_screw"]
     assert test.names[1] == "bottle/test/crack/000.png"
     assert sorted(zip(test.classes.tolist(), test.labels.tolist(), strict=True)) == [
@@ -151,7 +151,7 @@ def test_masks_of_folders_are_optional(root: Path) -> None:
     assert load(write_folders(root, masks=False), "test").masks is None
 
 
-def test_a_folder_of_good_ones_is_never_divided(root: Path) -> None:
+def test_images_of_one_folder_stay_in_one_split(root: Path) -> None:
     for i in range(10):
         save(root / f"good/series{i // 4}/{i}.png", picture(i))
     save(root / "dent/a.png", picture(20))
@@ -171,7 +171,7 @@ def test_npz_is_split_by_sorted_num(root: Path) -> None:
     assert not test.masks[:2].any()
 
 
-def test_pictures_of_one_num_stay_together_and_train_beside_no_defect(root: Path) -> None:
+def test_images_of_one_num_stay_together_and_train_beside_no_defect(root: Path) -> None:
     path = write_npz(root / "pairs.npz", num=np.array([5, 1, 2, 6, 2, 7, 2, 8, 3, 9, 4, 4]))
     train, test = (load(path, split, size=None, train_share=0.2) for split in ("train", "test"))
     assert sorted(train.names) == ["2", "4", "6"] and {"8", "10", "0"} < set(test.names)
@@ -267,7 +267,7 @@ def npz(**changes: object) -> Callable[[Path], Path]:
         (npz(x=np.array([{}])), "train", r"cannot be read as npz without pickles"),
     ],
 )  # fmt: skip
-def test_bad_data_is_refused(spoil: Callable[[Path], Path], split: str, message: str, root: Path) -> None:
+def test_bad_data_is_rejected(spoil: Callable[[Path], Path], split: str, message: str, root: Path) -> None:
     path = spoil(root)
     with pytest.raises(ImageDataError, match=f"(?s){message}"):
         load(path, split, size=None)

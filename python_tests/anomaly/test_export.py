@@ -86,7 +86,7 @@ def test_a_detector_is_a_frozen_copy() -> None:
     assert of.energy.scale.requires_grad and not any(p.requires_grad for p in detector.parameters())
 
 
-def test_what_cannot_be_exported_is_one_line(
+def test_a_failed_export_is_an_error_in_one_line(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(export, "_has_onnx", lambda: False)

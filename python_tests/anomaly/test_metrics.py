@@ -1,4 +1,4 @@
-"""Metrics of detection and localisation against definitions written out."""
+"""Metrics of detection and localization against definitions written out."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_each_class_by_itself_then_their_mean() -> None:
     assert list(anomaly.evaluate(*arguments[:2])["all"]) == ["image_auroc", "image_ap"]
 
 
-def test_what_cannot_be_measured_is_refused() -> None:
+def test_bad_arguments_of_metrics_are_rejected() -> None:
     with pytest.raises(AnomalyMetricError, match="all 3 tested are good"):
         anomaly.auroc(np.arange(3.0), np.zeros(3, bool))
     with pytest.raises(AnomalyMetricError, match="scores must be numbers or inf, got NaN or -inf"):
@@ -96,7 +96,7 @@ def test_what_cannot_be_measured_is_refused() -> None:
         anomaly.auroc(np.arange(2.0), np.zeros(3, bool))
 
 
-def test_what_cannot_be_measured_is_left_out_of_the_whole() -> None:
+def test_metrics_that_cannot_be_computed_are_left_out_of_the_mean() -> None:
     """The screws are all defective; the mask of one marks nothing, another is not finite in its map."""
     scores, masks = scored(8)
     classes, lines = np.repeat([0, 1], 4), list[str]()

@@ -25,9 +25,10 @@ def _pooled(maps: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("aligned", [False, True])
-def test_further_coordinate_tells_the_mahalanobis_distance_of_neighbourhood_means(aligned: bool) -> None:
+def test_the_last_coordinate_encodes_the_mahalanobis_distance_of_neighborhood_means(aligned: bool) -> None:
     train, test = _maps(), _maps(70, seed=2)
-    preparation = Whitened((3, 4, 5), patch=3, aligned=aligned, shrinkage=0.1)
+    preparation = Whitened((3, 4, 5), patch=3, aligned=aligned)
+    preparation.shrinkage = 0.1
     preparation.fit(train)
     points = prepared(test, preparation).maps.astype(np.float64)
 
@@ -56,7 +57,7 @@ def test_a_channel_that_never_changes_harms_nothing() -> None:
     assert np.isfinite(points).all()
 
 
-def test_its_buffers_are_all_that_it_learned() -> None:
+def test_buffers_hold_all_fitted_values() -> None:
     learned, other = (Whitened((3, 4, 5), aligned=True) for _ in range(2))
     learned.fit(_maps())
     other.load_state_dict(learned.state_dict())
@@ -69,7 +70,7 @@ def test_bad_arguments_are_named() -> None:
 
 
 @pytest.mark.parametrize("aligned", [False, True])
-def test_unit_and_centred_features_are_directions_of_neighbourhood_means(aligned: bool) -> None:
+def test_unit_and_centred_features_are_directions_of_neighborhood_means(aligned: bool) -> None:
     train, test = _maps(), _maps(70, seed=2)
     pooled = _pooled(train.astype(np.float64))
     mean = pooled.mean(0 if aligned else (0, 1, 2))
@@ -83,7 +84,7 @@ def test_unit_and_centred_features_are_directions_of_neighbourhood_means(aligned
         np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
-def test_length_is_no_matter_to_a_direction() -> None:
+def test_directions_do_not_depend_on_length() -> None:
     """Rows of any size that float64 holds; a row of zeros has none, and stays."""
     rows = np.array([[3.0, 4], [3e100, 4e100], [3e-100, 4e-100], [0, 0]])[:, None, None]
     unit = make("unit", (1, 1, 2))

@@ -54,7 +54,7 @@ SHORT = ["pretrain_iterations=3", "iterations=3", "checkpoint_every=2", "log_eve
 
 
 class Patches(torch.nn.Module):
-    """Colours, as means over 4 x 4 pixels, and their differences to the whole picture's."""
+    """Colors, as means over 4 x 4 pixels, and their differences to the whole picture's."""
 
     def __init__(self, gain: float = 1.0) -> None:
         super().__init__()
@@ -80,13 +80,13 @@ def save(path: Path, pixels: np.ndarray) -> None:
 
 
 def write_mvtec(root: Path, masks: bool = True) -> Path:
-    """Two classes, plain colours with noise; screws are grey and of two sizes. Defects are bright spots."""
+    """Two classes, plain colors with noise; screws are gray and of two sizes. Defects are bright spots."""
     rng = np.random.default_rng(0)
-    for name, colour in (("bottle", (150, 60, 60)), ("screw", (90, 90, 90))):
+    for name, color in (("bottle", (150, 60, 60)), ("screw", (90, 90, 90))):
         for kind, count in (("train/good", 8), ("test/good", 4), ("test/spot", 4)):
             for i in range(count):
                 size = 16 if name == "bottle" or i % 2 else 24
-                pixels = np.clip(rng.normal(colour, 6, (size, size, 3)), 0, 255).astype(np.uint8)
+                pixels = np.clip(rng.normal(color, 6, (size, size, 3)), 0, 255).astype(np.uint8)
                 mask = np.zeros((size, size), np.uint8)
                 if "spot" in kind:
                     pixels[4:9, 4:9], mask[4:9, 4:9] = (20, 160, 250), 255
@@ -124,7 +124,7 @@ def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[P
 # --- a run -------------------------------------------------------------------------------------------
 
 
-def test_a_run_ends_in_a_table_pictures_and_numbers(finished: Path) -> None:
+def test_a_run_ends_in_a_table_images_and_numbers(finished: Path) -> None:
     numbers = summary(finished)
     phases = [row["phase"] for row in read_metrics(finished / "metrics.jsonl")]
     assert list(dict.fromkeys(phases)) == ["pretrain", "tau0", "langevin", "dxmi"]
@@ -207,7 +207,7 @@ def test_learning_without_a_folder_ends_in_the_same_scorer(finished: Path, data:
                 stepper.step(batch(i))
 
     cfg = config.load(anomaly.Config, finished / "config.yaml")
-    backbone = backbones.load("", size=cfg.features.size, grid=cfg.features.grid, normalise=False)
+    backbone = backbones.load("", size=cfg.features.size, grid=cfg.features.grid, normalize=False)
     good = Pictures(data, backbone, cfg.features.size, cache=data.parent / "cache").good(cfg.source.holdout)
     scorer, expected = anomaly.fit(Phases(), cfg, good, backbone), anomaly.load_scorer(finished, CPU)
     assert (scorer.threshold, scorer.pixel_threshold) == (expected.threshold, expected.pixel_threshold)
@@ -226,7 +226,7 @@ def test_a_longer_run_learns_the_defects(data: Path, tmp_path: Path) -> None:
     assert not [key for key in numbers if key.startswith("knn")]
 
 
-def test_a_run_of_pictures_chooses_by_defects_that_it_makes(data: Path, tmp_path: Path) -> None:
+def test_a_run_of_images_chooses_by_defects_that_it_makes(data: Path, tmp_path: Path) -> None:
     """Its heat maps, thresholds and scores are those of the detector that it chose."""
     settings = ["preparation=auto", "detector=auto", "picture_every=0", "patch=1", "holdout=.4"]
     assert run(tmp_path / "run", data, *settings, recipe="anomaly") == 0
@@ -255,7 +255,7 @@ def test_samples_start_from_training_data_and_are_keyed_by_their_row(finished: P
     assert drawn[0].shape == (7, 7) and (drawn[0].norm(dim=1) - 1).abs().max() < 0.5
 
 
-def test_new_pictures_are_scored_as_the_runs_own(finished: Path, data: Path, tmp_path: Path) -> None:
+def test_new_images_are_scored_as_the_runs_own(finished: Path, data: Path, tmp_path: Path) -> None:
     found = summary(finished)
     scorer = anomaly.load_scorer(finished, CPU)
     assert (scorer.threshold, scorer.pixel_threshold) == (found["threshold"], found["pixel_threshold"])
@@ -296,7 +296,7 @@ def test_dry_run_tries_each_phase_and_writes_nothing(
     assert phases == ["pretrain", "tau0", "langevin", "dxmi"] and not (tmp_path / "run").exists()
 
 
-def test_held_out_pictures_are_the_last_of_each_class(data: Path) -> None:
+def test_held_out_images_are_the_last_of_each_class(data: Path) -> None:
     pictures = Pictures(data, backbones.load("", size=16, grid=4), 16, cache=data.parent / "cache")
     good, whole = pictures.good(0.25), pictures.good(0.001)
     assert len(good.train) == 12 and len(good.held_out) == 4 and len(whole.held_out) == 2
@@ -305,7 +305,7 @@ def test_held_out_pictures_are_the_last_of_each_class(data: Path) -> None:
     assert np.array_equal(whole.held_out[0], good.held_out[1])  # bottle's last
 
 
-def test_what_the_data_do_not_allow_is_left_out_in_words(
+def test_metrics_that_the_data_do_not_allow_are_left_out_with_a_note(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Folders without masks; then without defects."""
@@ -328,7 +328,7 @@ def test_what_the_data_do_not_allow_is_left_out_in_words(
     assert "pixel_auroc" in numbers and "knn_image_auroc" not in numbers
 
 
-def test_its_own_runs_are_no_data(
+def test_runs_are_not_read_as_data(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = tmp_path / "parts"

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from dxmi_ext import cli, tasks
-from dxmi_ext.anomaly import backbones, inspection, page, plots, scoring
+from dxmi_ext.anomaly import backbones, inspected, page, plots, score_files, scoring
 from dxmi_ext.anomaly import dataset as anomaly
 from dxmi_ext.anomaly.page import Place, Shown, Worst
 from dxmi_ext.anomaly.scoring import ScoreError, Scorer, TooFew, threshold_of
@@ -43,7 +43,7 @@ class Brightness(nn.Module):
 
 def scorer(**options: object) -> Scorer:
     """Scores a quarter of the pixels at a time: 10 where they are white, 0 where they are black."""
-    plain = {"mean": (0.0,) * 3, "std": (1.0,) * 3, "normalise": False}
+    plain = {"mean": (0.0,) * 3, "std": (1.0,) * 3, "normalize": False}
     backbone = backbones.backbone(nn.Identity(), "pixels", size=SIZE, grid=GRID, **plain)  # type: ignore[arg-type]
     given = {"threshold": 6.0, "pixel_threshold": 4.0, "about_threshold": ABOUT} | options
     return Scorer(backbone, Brightness(), **given)  # type: ignore[arg-type]
@@ -73,7 +73,7 @@ def test_a_score_is_the_largest_energy_or_a_mean_of_the_largest() -> None:
     assert len(scorer().maps(torch.from_numpy(images[:0]))) == 0
 
 
-def test_what_is_no_scorer_or_no_picture_is_refused() -> None:
+def test_bad_scorers_and_images_are_rejected() -> None:
     for bad in ({"threshold": float("nan")}, {"pixel_threshold": 0.0}, {"top_share": 1.5}):
         with pytest.raises(
             ScoreError, match=r"threshold must be finite, pixel_threshold > 0 and top_share from 0"
@@ -86,7 +86,9 @@ def test_what_is_no_scorer_or_no_picture_is_refused() -> None:
 
 
 @pytest.mark.parametrize(("n", "quantile", "rank"), [(19, 0.95, 19), (9, 0.8, 8), (10, 0.8, 9), (1, 0.3, 1)])
-def test_a_good_picture_exceeds_it_as_rarely_as_promised(n: int, quantile: float, rank: int) -> None:
+def test_good_images_exceed_the_threshold_at_most_as_often_as_its_quantile_says(
+    n: int, quantile: float, rank: int
+) -> None:
     scores = torch.randperm(n + 1, generator=torch.Generator().manual_seed(0)).float()
     below = 0
     for i in range(n + 1):  # each in turn is the new one: all orders are as likely
@@ -115,7 +117,7 @@ def test_the_interval_covers_the_share_of_good_scores_above_the_threshold() -> N
     assert 0.93 < covered / 1000 < 0.97
 
 
-def test_too_few_good_pictures_have_no_threshold() -> None:
+def test_too_few_good_images_have_no_threshold() -> None:
     for n, quantile, least in ((18, 0.95, 19), (98, 0.99, 99), (0, 0.5, 1)):
         with pytest.raises(TooFew, match=f"requires at least {least} good images, got {n}"):
             threshold_of(torch.arange(n), quantile)
@@ -132,16 +134,16 @@ def test_too_few_good_pictures_have_no_threshold() -> None:
 # --- heat maps ---------------------------------------------------------------------------------------
 
 
-def test_colours_are_of_the_score_and_a_line_surrounds_what_is_above() -> None:
-    grey = np.full((40, 40, 3), 100, np.uint8)
+def test_heat_maps_show_scores_and_outline_those_above_the_threshold() -> None:
+    gray = np.full((40, 40, 3), 100, np.uint8)
     scores = np.zeros((40, 40), np.float32)
     scores[10:20, 10:20] = 1.0
-    plain = plots.heat_map(grey, scores, 1.0)  # at the threshold, not above it
+    plain = plots.heat_map(gray, scores, 1.0)  # at the threshold, not above it
     assert (plain[:10] == 100).all() and len(np.unique(plain.reshape(-1, 3), axis=0)) == 2
     scores[30:, 30:] = 50.0
-    marked = plots.heat_map(grey, scores, 1.0)
+    marked = plots.heat_map(gray, scores, 1.0)
     assert np.array_equal(marked[10:20, 10:20], plain[10:20, 10:20])
-    last = np.array(plots.heat_colours(2)[1])
+    last = np.array(plots.heat_colors(2)[1])
     assert np.abs(marked[35, 35] - (0.8 * last + 0.2 * 100)).max() <= 0.5
     line = (marked == plots._CONTOUR).all(axis=2)
     assert line.sum() == 21 and line[29, 29:].all() and line[29:, 29].all()
@@ -183,7 +185,7 @@ class Page(HTMLParser):
         self.text += data
 
 
-def grey(value: int, height: int = SIZE, width: int = SIZE) -> np.ndarray:
+def gray(value: int, height: int = SIZE, width: int = SIZE) -> np.ndarray:
     return np.full((height, width, 3), value, np.uint8)
 
 
@@ -209,7 +211,7 @@ def pictures(tmp_path: Path) -> Path:
         ("x.webp", 102, (9, 5)),
     ):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(grey(value, *shape)).save(root / name)
+        Image.fromarray(gray(value, *shape)).save(root / name)
     (root / "b/broken.png").write_bytes((root / "b/x.png").read_bytes()[:-30])
     (root / "a/.x.png").touch()
     (root / "a/notes.txt").touch()
@@ -230,7 +232,7 @@ def test_a_folder_becomes_a_table_heat_maps_and_a_page(
         "dxmi score: 1 of 5 images have no score; scores.csv has the reasons"
     )
     expected = (
-        "Of 5 images 2 are anomalous (score above 6). Of new good data, 0.2 % to 30.9 % will score above the "
+        "2 of 5 images are anomalous (score above 6). 0.2 % to 30.9 % of new good data will score above the "
         "threshold (95 % confidence interval from 10 held-out scores)."
     )
     assert expected in captured.out
@@ -238,7 +240,7 @@ def test_a_folder_becomes_a_table_heat_maps_and_a_page(
     folder = run / "scores"
     assert {path.name for path in folder.iterdir()} == {"dxmi.json", "scores.csv", "heatmaps", "index.html"}
     rows = {row["path"].removeprefix(f"{pictures}/"): row for row in table(folder)}
-    assert tuple(rows["x.webp"]) == inspection.COLUMNS
+    assert tuple(rows["x.webp"]) == score_files.COLUMNS
     found = {
         name: (row["score"] and round(float(row["score"]), 1), row["anomalous"]) for name, row in rows.items()
     }
@@ -265,7 +267,7 @@ def test_a_folder_becomes_a_table_heat_maps_and_a_page(
     assert "Without a score: 1" in page.text and "broken.png: cannot be decoded" in page.text
 
 
-def test_settings_stand_between_pictures(run: Path, pictures: Path, tmp_path: Path) -> None:
+def test_settings_may_be_given_between_images(run: Path, pictures: Path, tmp_path: Path) -> None:
     a, white, output = pictures / "a", pictures / "b/<i>&'\"é.jpg", tmp_path / "elsewhere/scores"
     given = ["threshold=10", a / "x.png", "worst=1", white, a, "heatmaps=false", f"output={output}"]
     assert cli.main(["score", str(run), *map(str, given), "device=cpu"]) == 0
@@ -350,7 +352,7 @@ def test_an_interruption_leaves_what_was_done(
     assert names == {"dxmi.json", "scores.csv", "heatmaps", "index.html"}
 
 
-def test_a_score_that_is_not_finite_is_an_error_of_its_picture(
+def test_a_score_that_is_not_finite_is_an_error_of_its_image(
     run: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
@@ -402,14 +404,14 @@ def test_runs_of_other_tasks_score_nothing(
     assert "RUN must be a run of anomaly detection" in capsys.readouterr().err
 
 
-def test_pictures_are_seen_as_in_training(run: Path, tmp_path: Path) -> None:
+def test_images_are_seen_as_in_training(run: Path, tmp_path: Path) -> None:
     """Of any mode and size: what a collection of them gives, the network of the command gets."""
     rng = np.random.default_rng(0)
-    colours = rng.integers(0, 256, (SIZE + 1, 5, 3), np.uint8)
+    colors = rng.integers(0, 256, (SIZE + 1, 5, 3), np.uint8)
     folder = tmp_path / "data/good"
     folder.mkdir(parents=True)
-    made = {"rgb": Image.fromarray(colours), "grey": Image.fromarray(colours[..., 0])}
-    made["16bit"] = Image.fromarray(colours[..., 0].astype(np.uint16) * 257)
+    made = {"rgb": Image.fromarray(colors), "gray": Image.fromarray(colors[..., 0])}
+    made["16bit"] = Image.fromarray(colors[..., 0].astype(np.uint16) * 257)
     made["rgba"], made["palette"] = made["rgb"].convert("RGBA"), made["rgb"].quantize(7)
     for name, image in made.items():
         image.save(folder / f"{name}.png")
@@ -418,10 +420,10 @@ def test_pictures_are_seen_as_in_training(run: Path, tmp_path: Path) -> None:
     made["rgb"].rotate(90, expand=True).save(folder / "turned.png", exif=exif)
     data = anomaly.load(folder.parent, split="train", size=SIZE, train_share=0.9, cache=tmp_path / "cache")
     seen = {Path(name).stem: image for name, image in zip(data.names, data.images, strict=True)}
-    assert np.array_equal(seen["16bit"], seen["grey"])
+    assert np.array_equal(seen["16bit"], seen["gray"])
     assert len(seen) == 5
     assert cli.main(["score", str(run), *(str(folder.parent / name) for name in data.names), "worst=0"]) == 0
     scores = [float(row["score"]) for row in table(run / "scores")]
     np.testing.assert_allclose(scores, brightness_of(data.images).max(axis=(1, 2)), rtol=1e-5)
-    turned = inspection._read(str(folder / "turned.png"), SIZE, True)
-    assert turned.shown is not None and np.array_equal(turned.shown, colours)
+    turned = inspected.read(str(folder / "turned.png"), SIZE, True)
+    assert turned.shown is not None and np.array_equal(turned.shown, colors)

@@ -119,10 +119,11 @@ def test_one_table_in_every_kind_of_file(tmp_path: Path, first: str) -> None:
         vectors.rows_to_score(tmp_path / "c.npz", D)
 
 
-def test_vectors_come_to_the_sphere_and_could_come_back() -> None:
+def test_whitened_vectors_on_the_sphere_can_be_recovered() -> None:
     """Whatever float32 would make of an offset as theirs; a vector of length sqrt(D) lies at 45 degrees."""
     x = rows() + 1e9
-    preparation = Whitened((1, 1, D), shrinkage=1e-9)
+    preparation = Whitened((1, 1, D))
+    preparation.shrinkage = 1e-9
     preparation.fit(x[:, None, None])
     points = prepared(x[:, None, None], preparation).rows
     assert points.shape == (N, D + 1) and points.dtype == np.float32
@@ -166,12 +167,12 @@ def test_a_row_that_differs_in_a_constant_column_is_found() -> None:
         (np.diag([1.0, 2, 3]), "good rows must be more, or more alike, to hold some out, got 3"),
     ],
 )
-def test_tables_that_nothing_can_be_learned_from(tmp_path: Path, x: np.ndarray, message: str) -> None:
+def test_tables_without_information(tmp_path: Path, x: np.ndarray, message: str) -> None:
     with pytest.raises(VectorDataError, match=message):
         Vectors(write(tmp_path / "a.npz", X=x, y=None)).good(0.1)
 
 
-def test_a_value_of_held_out_rows_alone_is_learned_from(tmp_path: Path) -> None:
+def test_columns_that_vary_only_in_held_out_rows_are_used(tmp_path: Path) -> None:
     """Else its column would be constant to those that learn, and a good row be like no good one."""
     x = np.insert(rows(), 0, 0.0, axis=1)
     first = rows()[np.random.default_rng(0).permutation(N)[0]]  # which is held out
@@ -249,7 +250,7 @@ def test_a_file_of_vectors_becomes_a_table(
 ) -> None:
     assert cli.main(["score", str(run), str(data), "device=cpu"]) == 0
     numbers, stored = json.loads((run / "summary.json").read_text()), vectors.load(data)
-    assert capsys.readouterr().out.startswith(f"{run / 'scores'}: Of 240 rows ")
+    assert "of 240 rows are anomalous (score above" in capsys.readouterr().out
     assert {path.name for path in (run / "scores").iterdir()} == {"dxmi.json", "scores.csv"}
     with (run / "scores/scores.csv").open() as file:
         table = list(csv.DictReader(file))
@@ -265,7 +266,7 @@ def test_a_file_of_vectors_becomes_a_table(
     given = [str(tmp_path / "a.csv"), "threshold=1e30", f"output={tmp_path / 'out'}"]
     assert cli.main(["score", str(run), *given]) == 0
     assert capsys.readouterr().out == (
-        f"{tmp_path / 'out'}: Of 240 rows 1 are anomalous (score above 1e+30). 1 differ in column 2 of 5 "
+        f"{tmp_path / 'out'}: 1 of 240 rows are anomalous (score above 1e+30). 1 differ in column 2 of 5 "
         "(from 0), constant in training.\n"
     )
 

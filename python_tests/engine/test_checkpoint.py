@@ -97,7 +97,7 @@ def test_the_last_k_are_kept(tmp_path: Path) -> None:
     assert checkpoint.load(tmp_path / "step_00000011") == {"again": 1}
 
 
-def test_a_run_taken_back_forgets_its_abandoned_future(tmp_path: Path) -> None:
+def test_resuming_from_an_earlier_checkpoint_removes_later_ones(tmp_path: Path) -> None:
     for iteration in (100, 200, 300):
         checkpoint.save(tmp_path, iteration, {}, keep=3)
     checkpoint.save(tmp_path, 150, {}, keep=3)
@@ -108,7 +108,7 @@ def test_a_run_taken_back_forgets_its_abandoned_future(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("target", [3, 2])  # a new one, and one that replaces another
-def test_a_save_that_dies_anywhere_is_complete_or_absent(tmp_path: Path, target: int) -> None:
+def test_an_interrupted_save_is_complete_or_absent(tmp_path: Path, target: int) -> None:
     for operation in itertools.count():
         root = tmp_path / str(operation)
         checkpoint.save(root, 1, {"x": 1}, keep=2)
@@ -127,7 +127,7 @@ def test_a_save_that_dies_anywhere_is_complete_or_absent(tmp_path: Path, target:
 
 
 @pytest.mark.parametrize("file", ["tensors.safetensors", "state.json", "manifest.json"])
-def test_a_full_disk_leaves_the_previous_checkpoint_and_no_rubbish(
+def test_a_full_disk_leaves_the_previous_checkpoint_and_no_partial_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str
 ) -> None:
     checkpoint.save(tmp_path, 1, {"x": 1}, keep=1)
@@ -183,7 +183,7 @@ def test_damage_is_named_and_skipped(tmp_path: Path, file: str, damage: Callable
     assert len(warnings) == 1 and f"step_00000002/{file}" in warnings[0]
 
 
-def test_another_format_is_refused(tmp_path: Path) -> None:
+def test_another_format_is_rejected(tmp_path: Path) -> None:
     path = checkpoint.save(tmp_path, 1, {}, keep=1) / "manifest.json"
     path.write_text(path.read_text().replace('"format": 2', '"format": 7'))
     with pytest.raises(CheckpointError, match="format must be 2, got 7"):
@@ -201,7 +201,7 @@ def test_the_latest(tmp_path: Path) -> None:
     assert warnings == []
 
 
-def test_where_every_checkpoint_is_damaged_none_is_lost(tmp_path: Path) -> None:
+def test_if_all_checkpoints_are_damaged_they_are_kept(tmp_path: Path) -> None:
     (tmp_path / "step_00000001").mkdir()
     with pytest.raises(CheckpointError, match="every checkpoint is damaged; resume=never starts afresh"):
         checkpoint.load_latest(tmp_path, lambda _: None)
@@ -223,7 +223,7 @@ def test_files_of_two_checkpoints_do_not_mix(tmp_path: Path) -> None:
         ({"a": {1.5: 0}}, r"keys of state\.a must be str or int, got 1\.5"),
     ],
 )
-def test_what_cannot_be_saved_is_named(tmp_path: Path, state: Any, says: str) -> None:
+def test_states_that_cannot_be_saved_are_named(tmp_path: Path, state: Any, says: str) -> None:
     with pytest.raises(TypeError, match=says):
         checkpoint.save(tmp_path, 1, state, keep=1)
     assert names(tmp_path) == []
@@ -252,7 +252,7 @@ def test_model_bytes_follow_from_its_content(tmp_path: Path) -> None:
 # --- of sharded weights ------------------------------------------------------------------------------
 
 
-def test_what_some_ranks_save_others_read(tmp_path: Path) -> None:
+def test_any_number_of_ranks_can_load_a_checkpoint(tmp_path: Path) -> None:
     """Two ranks save their shards, one all of it; three read theirs of both, and one all."""
     end, _ = spawn(2, rank_processes.save_on_the_way, tmp_path / "shards", shard=True)
     rank_processes.save_on_the_way(Ranks(), tmp_path / "whole")

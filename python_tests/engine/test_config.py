@@ -159,7 +159,7 @@ def test_bad_override(recipe: Path, override: str, says: str) -> None:
         ("energy_lr=.001", "energy_lr needs value_kind=separate, got energy_lr=0.001"),
     ],
 )
-def test_settings_without_effect_are_refused(overrides: str, says: str) -> None:
+def test_settings_without_effect_are_rejected(overrides: str, says: str) -> None:
     with pytest.raises(ConfigError) as error:
         config.load(two_d.Config, None, overrides.split())
     assert str(error.value).startswith(says)
@@ -326,7 +326,7 @@ def test_without_pyyaml_the_error_says_what_to_install() -> None:
     assert "pip install 'dxmi_ext[train]'" in run.stdout
 
 
-def test_a_removed_key_is_ignored_in_a_yaml_and_refused_on_the_command_line(
+def test_a_removed_key_is_ignored_in_a_yaml_and_rejected_on_the_command_line(
     recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(ToyConfig, "removed", {"momentum": "decay takes its place"})

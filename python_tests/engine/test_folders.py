@@ -14,7 +14,7 @@ import torch
 import rank_processes
 import runs
 from dxmi_ext import cli
-from dxmi_ext.engine import checkpoint, files, folders, identity, plots, report, run
+from dxmi_ext.engine import checkpoint, files, folders, identity, plots, report, run, run_folder
 from dxmi_ext.engine.folders import FolderError
 from dxmi_ext.engine.settings import ConfigError
 from dxmi_ext.images import recipe as images
@@ -52,15 +52,6 @@ OTHERS = [
 def quick() -> Iterator[None]:
     with runs.quick():
         yield
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An uninterrupted run; not to be changed."""
-    folder = tmp_path_factory.mktemp("finished") / "run"
-    with runs.quick():
-        assert train(folder) == 0
-    return folder
 
 
 @pytest.fixture
@@ -107,7 +98,7 @@ def one_line(capsys: pytest.CaptureFixture[str]) -> str:
         (["evaluate", "RUN"], "output"),
     ],
 )
-def test_a_folder_of_others_is_refused_before_anything_is_written(
+def test_a_folder_of_others_is_rejected_before_anything_is_written(
     finished: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -144,7 +135,7 @@ def test_a_folder_of_others_is_refused_before_anything_is_written(
         ({"dxmi.json": "[1]"}, False),
     ],
 )
-def test_which_folders_a_run_may_fill(tmp_path: Path, content: dict[str, str], passes: bool) -> None:
+def test_folders_that_a_run_may_use(tmp_path: Path, content: dict[str, str], passes: bool) -> None:
     write(tmp_path, content)
     if passes:
         folders.check(tmp_path, "run", folders.is_unmarked_run)
@@ -153,7 +144,7 @@ def test_which_folders_a_run_may_fill(tmp_path: Path, content: dict[str, str], p
             folders.check(tmp_path, "run", folders.is_unmarked_run)
 
 
-def test_a_run_from_before_there_were_marks_goes_on_and_is_marked(copy: Path) -> None:
+def test_a_run_from_before_there_were_marks_resumes_and_is_marked(copy: Path) -> None:
     (copy / "dxmi.json").unlink()
     before = contents(copy)
     assert train(copy) == 0 and contents(copy) == before  # it was finished
@@ -162,7 +153,7 @@ def test_a_run_from_before_there_were_marks_goes_on_and_is_marked(copy: Path) ->
     assert runs.read(copy / "summary.json")["resumed_from"] == [runs.PRETRAIN + runs.DXMI]
 
 
-def test_a_newer_format_is_refused(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_newer_format_is_rejected(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (copy / "dxmi.json").write_text('{"kind": "run", "format": 2}')
     before = contents(copy)
     for command in ("sample", "evaluate", "report", "export"):
@@ -173,7 +164,9 @@ def test_a_newer_format_is_refused(copy: Path, capsys: pytest.CaptureFixture[str
 
 
 @pytest.mark.parametrize("command", ["sample", "evaluate", "score", "report", "export"])
-def test_what_is_no_run_is_one_line(tmp_path: Path, command: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_without_a_run_is_an_error_in_one_line(
+    tmp_path: Path, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     write(tmp_path, FOREIGN)
     assert cli.main([command, str(tmp_path)]) == 2
     assert "RUN must be the folder of a run" in one_line(capsys)
@@ -206,7 +199,7 @@ def test_files_of_others_stay(copy: Path, settings: list[str], monkeypatch: pyte
     assert len(ours) == 1 and all(name.startswith("events.out.tfevents.") for name in ours)
 
 
-def test_a_death_between_two_renames_loses_no_file_of_others(tmp_path: Path) -> None:
+def test_a_crash_between_two_renames_loses_no_other_file(tmp_path: Path) -> None:
     for suffix in (".previous", ".removed"):
         old = {f"model{suffix}/config.json": "old", f"model{suffix}/mine.txt": suffix}
         write(tmp_path, old | {"model/config.json": "new"})
@@ -272,7 +265,7 @@ def test_an_edited_config_is_one_line(
 # --- files -------------------------------------------------------------------------------------------
 
 
-def test_which_files_may_be_written_over(tmp_path: Path, finished: Path) -> None:
+def test_files_that_may_be_overwritten(tmp_path: Path, finished: Path) -> None:
     np.savez(tmp_path / "ours.npz", samples=np.zeros(3), labels=np.zeros(3))
     np.savez(tmp_path / "theirs.npz", samples=np.zeros(3), weights=np.zeros(3))
     plots.images(tmp_path / "ours.png", torch.zeros(1, 1, 2, 2))
@@ -300,7 +293,7 @@ def test_which_files_may_be_written_over(tmp_path: Path, finished: Path) -> None
     ("command", "name", "settings"),
     [("sample", "a.npz", ["n=2"]), ("evaluate", "a.json", ["samplings=1"]), ("report", "a.html", [])],
 )
-def test_a_command_writes_over_its_own_file_alone(
+def test_commands_overwrite_only_their_own_files(
     finished: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -326,7 +319,7 @@ def test_runs_that_start_in_the_same_second_have_folders_of_their_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(run.time, "strftime", lambda _: "now")
+    monkeypatch.setattr(run_folder.time, "strftime", lambda _: "now")
     write(Path("runs"), {"8gaussians-now": "a file"})
     names = list[str]()
 
@@ -393,7 +386,7 @@ def test_a_run_knows_its_data(
         assert contents(tmp_path) == before
 
 
-def test_two_d_data_are_no_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_of_2d_data_are_not_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("checkerboard").touch()
     cfg = runs.config_of(tmp_path / "run", "data=checkerboard")

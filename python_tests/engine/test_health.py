@@ -44,7 +44,7 @@ def first_attempt_after(iteration: int) -> Callable[[DxMITrainer], bool]:
     return lambda trainer: trainer.iteration >= iteration and trainer.learners[0].rates.scale == 1
 
 
-def test_a_run_goes_back_with_other_noise_and_lower_rates(
+def test_a_rollback_has_other_noise_and_lower_learning_rates(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert train(tmp_path / "sound", *STEPS) == 0
@@ -66,7 +66,7 @@ def test_a_run_goes_back_with_other_noise_and_lower_rates(
 
 
 @pytest.mark.parametrize("stop", [PRETRAIN + 2, PRETRAIN + 3, PRETRAIN + 4])
-def test_a_run_stopped_around_a_rollback_goes_on_as_if_it_was_not(
+def test_a_run_stopped_around_a_rollback_resumes_as_if_it_was_not(
     stop: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(DxMITrainer, "_run", bad_while(first_attempt_after(3)))
@@ -113,7 +113,7 @@ def test_a_run_that_cannot_recover_stops_with_a_report_and_keeps_its_last_good_c
     assert read(tmp_path / "next" / "summary.json")["rollbacks"] == []
 
 
-def test_without_rollbacks_a_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_rollbacks_a_run_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(DxMITrainer, "_run", bad_while(first_attempt_after(3)))
     assert train(tmp_path, "rollback_after=0") == 0
     assert read_metrics(tmp_path / "metrics.jsonl")[-1]["energy_failures"] == 3
@@ -141,7 +141,7 @@ def test_symptoms(name: str, changed: dict[str, Any], why: str) -> None:
     assert symptoms.of(SOUND | changed, [0.5, 0.2]) == {name: why}
 
 
-def test_symptoms_are_noted_when_they_come_and_go_and_logged(
+def test_symptoms_are_logged_and_noted_when_they_appear_and_disappear(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     spoil = bad_while(lambda trainer: trainer.iteration in (2, 3), factor=1e4)

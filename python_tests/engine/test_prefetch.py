@@ -59,13 +59,13 @@ def test_batches_are_made_while_one_is_used() -> None:
         assert not made.acquire(timeout=0.05)  # and no more than that
 
 
-def test_a_jump_starts_anew() -> None:
+def test_a_jump_restarts() -> None:
     with Prefetcher(data, CPU, ITERATIONS) as batches:
         for iteration in (0, 1, 6, 7, 3, ITERATIONS - 1):
             assert torch.equal(batches(iteration), data(iteration))
 
 
-def test_an_error_is_raised_where_its_batch_is_wanted() -> None:
+def test_an_error_is_raised_when_its_batch_is_requested() -> None:
     def batch(iteration: int) -> Tensor:
         if iteration == 2:
             raise OSError("image 17 is torn")

@@ -80,12 +80,12 @@ def test_a_rank_that_dies_ends_the_others(control: bool) -> None:
     spawn(2, rank_processes.leave_or_wait, control)
 
 
-def test_all_ranks_hear_of_a_signal_after_the_same_iteration() -> None:
+def test_all_ranks_stop_after_the_same_iteration() -> None:
     assert spawn(2, rank_processes.vote) == [[4, 5], [4, 5]]
 
 
 @pytest.mark.parametrize("shard", ["true", "false"])
-def test_a_signal_to_one_rank_stops_all_and_any_number_goes_on(tmp_path: Path, shard: str) -> None:
+def test_a_signal_to_one_rank_stops_all_and_any_number_resumes(tmp_path: Path, shard: str) -> None:
     """Saved by two ranks, taken on by one, which ends where an uninterrupted one does."""
     for library in ("yaml", "sklearn"):
         pytest.importorskip(library)
@@ -172,7 +172,7 @@ def test_the_world_comes_from_the_environment(
         ("LOCAL_RANK=3", "LOCAL_RANK must be an integer >= 0 and < WORLD_SIZE"),
     ],
 )
-def test_what_torchrun_has_left_behind_is_named(
+def test_leftover_variables_of_torchrun_are_named(
     monkeypatch: pytest.MonkeyPatch, variables: str, says: str
 ) -> None:
     in_environment(monkeypatch, variables)

@@ -38,15 +38,6 @@ def quick() -> Iterator[None]:
     assert {number: signal.getsignal(number) for number in HANDLERS} == HANDLERS
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An uninterrupted run; not to be changed."""
-    folder = tmp_path_factory.mktemp("finished") / "run"
-    with runs.quick():
-        assert train(folder) == 0
-    return folder
-
-
 def nth(n: int, function: Callable[..., Any], action: Callable[[], None]) -> Callable[..., Any]:
     """The function, with something done just before its n-th call, counted from 0."""
     calls = iter(range(10**9))
@@ -103,7 +94,7 @@ def test_a_run_that_dies_again_and_again(finished: Path, tmp_path: Path) -> None
     assert_same_run(tmp_path, finished)
 
 
-def test_a_run_taken_back_that_dies_loses_no_line(finished: Path, tmp_path: Path) -> None:
+def test_a_crash_while_going_back_loses_no_log_line(finished: Path, tmp_path: Path) -> None:
     """Of the checkpoints and metrics that are to go, at each death either both are there or neither."""
     for operation in range(4, 12):
         folder = shutil.copytree(finished, tmp_path / str(operation))
@@ -121,7 +112,7 @@ def test_a_run_taken_back_that_dies_loses_no_line(finished: Path, tmp_path: Path
     ("iteration", "saved"),
     [(0, 1), (2, 3), (PRETRAIN - 1, 4), (PRETRAIN, 5), (PRETRAIN + DXMI - 1, 10)],
 )
-def test_a_signal_ends_the_iteration_and_tells_how_to_go_on(
+def test_a_signal_ends_the_iteration_and_tells_how_to_resume(
     finished: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -208,7 +199,7 @@ def test_a_second_signal_ends_the_process(
     assert_same_run(tmp_path, finished)
 
 
-def test_an_echo_of_the_signal_is_no_second_one(
+def test_an_echo_of_a_signal_is_not_a_second_signal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def twice() -> None:
@@ -272,7 +263,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(
 # --- damaged checkpoints -----------------------------------------------------------------------------
 
 
-def test_a_damaged_checkpoint_is_skipped_but_refused_by_name(
+def test_a_damaged_checkpoint_is_skipped_but_rejected_by_name(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = shutil.copytree(finished, tmp_path / "run")
@@ -290,7 +281,7 @@ def test_a_damaged_checkpoint_is_skipped_but_refused_by_name(
     assert read(folder / "summary.json")["resumed_from"] == [8]
 
 
-def test_where_all_are_damaged_the_user_decides(
+def test_if_all_checkpoints_are_damaged_the_user_decides(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = shutil.copytree(finished, tmp_path / "run")

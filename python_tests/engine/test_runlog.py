@@ -142,7 +142,7 @@ def test_tensorboard_follows_metrics_also_after_resuming(tmp_path: Path) -> None
     assert pictures[0].encoded_image_string == (tmp_path / "pictures" / "dxmi_00000000.png").read_bytes()
 
 
-def test_absent_tensorboard_is_one_line(
+def test_missing_tensorboard_is_noted_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "tensorboard.summary.writer.record_writer", None)
@@ -156,7 +156,7 @@ def draw(file: IO[bytes]) -> None:
     plots.images(file, torch.zeros(1, 3, 5, 8))
 
 
-def test_without_matplotlib_one_line_tells_of_no_pictures(
+def test_without_matplotlib_a_note_says_that_there_are_no_pictures(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fail(file: IO[bytes]) -> None:
@@ -203,7 +203,7 @@ class FakeWandb(ModuleType):
 
 
 @pytest.mark.parametrize("online", [True, False])
-def test_wandb_goes_on_in_the_same_run_and_hears_everything_once(
+def test_wandb_resumes_the_same_run_and_gets_everything_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, online: bool
 ) -> None:
     wandb = FakeWandb(online)
@@ -234,9 +234,7 @@ def test_wandb_goes_on_in_the_same_run_and_hears_everything_once(
     assert "mode" not in wandb.settings  # WANDB_MODE decides
 
 
-def test_wandb_hears_what_was_logged_before_it_was_wanted_and_no_step_twice(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_wandb_gets_earlier_lines_and_no_step_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb", wandb := FakeWandb(online=False))
     with RunLog(tmp_path) as log:
         log.log("dxmi", 1, {"loss": 1.0})
@@ -251,7 +249,7 @@ def test_wandb_hears_what_was_logged_before_it_was_wanted_and_no_step_twice(
     assert steps == {1: {"dxmi/loss": 1.0}, 2: {"dxmi/loss": 2.0}, 3: {"dxmi/loss": 4.0}}
 
 
-def test_absent_wandb_is_an_error_where_it_is_wanted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_wandb_is_an_error_if_requested(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(
         UserError, match=r"wandb must be null unless wandb is installed, got 'toys': pip install wandb"

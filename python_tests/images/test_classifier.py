@@ -47,7 +47,7 @@ def test_it_is_trained_once(
     assert classifier.extractor(others, cache=tmp_path).identity != first.identity
 
 
-def test_its_features_tell_kinds_apart(tmp_path: Path) -> None:
+def test_features_distinguish_kinds(tmp_path: Path) -> None:
     data = two_kinds()
     assert data.labels is not None
     extractor = classifier.extractor(data, cache=tmp_path)
@@ -60,6 +60,6 @@ def test_its_features_tell_kinds_apart(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("labels", [None, np.zeros(10, np.int64)])
-def test_images_without_classes_are_refused(labels: np.ndarray | None, tmp_path: Path) -> None:
+def test_images_without_classes_are_rejected(labels: np.ndarray | None, tmp_path: Path) -> None:
     with pytest.raises(FeatureError, match=r"requires labels of >= 2 classes, got [01]"):
         classifier.extractor(ImageData(np.zeros((10, 1, 8, 8), np.uint8), labels), cache=tmp_path)

@@ -33,7 +33,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return torch.einsum("nhqk,nhck->nhcq", weights.softmax(-1), v)
 
 
-def randomise(network: nn.Module, seed: int = 0) -> State:
+def randomize(network: nn.Module, seed: int = 0) -> State:
     """Weights of which none is special; filters, which are not weights, stay."""
     generator = torch.Generator().manual_seed(seed)
     for p in network.double().parameters():
@@ -262,7 +262,7 @@ def inputs(size: int, classes: int | None) -> tuple[Tensor, ...]:
 def test_consistency_models_give_the_same(scale_shift: bool, classes: int | None) -> None:
     """As ImageNet 64 (scale and shift, classes) and LSUN 256 (neither)."""
     reference = GuidedDiffusion(scale_shift, classes)
-    network = convert.from_consistency(randomise(reference), image_size=16, head_channels=16)
+    network = convert.from_consistency(randomize(reference), image_size=16, head_channels=16)
     arguments = inputs(16, classes)
     with torch.no_grad():
         torch.testing.assert_close(network(*arguments), reference(*arguments), rtol=1e-6, atol=1e-6)
@@ -290,7 +290,7 @@ def test_edm_networks_give_the_same(classes: int | None) -> None:
     """With the prefix of the preconditioning wrapper, and without."""
     reference = Dhariwal(classes)
     prefix = "" if classes is None else "model."
-    network = convert.from_edm({prefix + name: t for name, t in randomise(reference).items()})
+    network = convert.from_edm({prefix + name: t for name, t in randomize(reference).items()})
     arguments = inputs(8, classes)
     with torch.no_grad():
         torch.testing.assert_close(network(*arguments), reference(*arguments), rtol=1e-6, atol=1e-6)
@@ -309,7 +309,7 @@ def test_folders_of_converted_checkpoints(kind: str, suffix: str, diffusion: EDM
     reference, size, head_channels = (
         (Dhariwal(5), 8, 64) if kind == "edm" else (GuidedDiffusion(True, 5), 16, 16)
     )
-    state = {name: t.half() for name, t in randomise(reference).items()}
+    state = {name: t.half() for name, t in randomize(reference).items()}
     path = tmp_path / f"checkpoint{suffix}"
     torch.save(state, path) if suffix == ".pt" else safetensors.torch.save_file(state, path)
     convert.convert(path, kind, tmp_path / "out", image_size=size, head_channels=head_channels)
@@ -327,7 +327,7 @@ def test_folders_of_converted_checkpoints(kind: str, suffix: str, diffusion: EDM
 def test_consistency_folder_is_a_pipeline_of_diffusers(tmp_path: Path) -> None:
     from diffusers import ConsistencyModelPipeline
 
-    safetensors.torch.save_file(randomise(GuidedDiffusion(True, 5)), tmp_path / "model.safetensors")
+    safetensors.torch.save_file(randomize(GuidedDiffusion(True, 5)), tmp_path / "model.safetensors")
     convert.convert(
         tmp_path / "model.safetensors", "consistency", tmp_path / "out", image_size=16, head_channels=16
     )
@@ -343,11 +343,11 @@ def altered(state: State, **changes: Tensor | None) -> State:
     return {name: t for name, t in (state | named).items() if t is not None}
 
 
-def test_what_does_not_map_is_refused() -> None:
-    guided, edm = randomise(GuidedDiffusion(True, None)), randomise(Dhariwal(None))
+def test_networks_without_a_counterpart_are_rejected() -> None:
+    guided, edm = randomize(GuidedDiffusion(True, None)), randomize(Dhariwal(None))
     one = torch.ones(1)
     read = {"consistency": convert.from_consistency, "edm": convert.from_edm}
-    narrow, variances = randomise(Dhariwal(None, width=64)), randomise(GuidedDiffusion(True, None, outputs=6))
+    narrow, variances = randomize(Dhariwal(None, width=64)), randomize(GuidedDiffusion(True, None, outputs=6))
     blurred = {"enc__4x4_down__conv0__resample_filter": torch.ones(1, 1, 4, 4)}
     for kind, state, heads, message in [
         ("consistency", edm, 16, "not a checkpoint of this kind"),

@@ -62,8 +62,8 @@ def load(path: Path, **options: Any) -> images.ImageData:
 def test_16_bits_in_png_are_read_whole(channels: int) -> None:
     values = np.random.default_rng(0).integers(0, 65536, (5, 7, channels), np.uint16)
     found = pixels.read(io.BytesIO(png16(values)), "a")
-    grey = [0, 0, 0, 1][: 3 + (channels == 2)]
-    assert np.array_equal(found, values if channels > 2 else values[..., grey])
+    gray = [0, 0, 0, 1][: 3 + (channels == 2)]
+    assert np.array_equal(found, values if channels > 2 else values[..., gray])
 
 
 def tiff16(values: np.ndarray, order: str) -> bytes:
@@ -90,7 +90,7 @@ def tiff16(values: np.ndarray, order: str) -> bytes:
 
 
 @pytest.mark.parametrize("order", ["<", ">"])
-def test_16_bits_of_colour_in_tiff_are_read_whole(order: str) -> None:
+def test_16_bits_of_color_in_tiff_are_read_whole(order: str) -> None:
     values = np.random.default_rng(0).integers(0, 65536, (5, 7, 3), np.uint16)
     assert np.array_equal(pixels.read(io.BytesIO(tiff16(values, order)), "a"), values)
 
@@ -98,7 +98,7 @@ def test_16_bits_of_colour_in_tiff_are_read_whole(order: str) -> None:
 def test_the_training_sets_depth_scales_all_images(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """12 bits in PNGs of 16, grey and colour; the test images are darker, or have a brighter pixel."""
+    """12 bits in PNGs of 16, gray and color; the test images are darker, or have a brighter pixel."""
     (tmp_path / "data/train").mkdir(parents=True)
     (tmp_path / "data/test").mkdir()
     row = TWELVE.reshape(1, 8, 1)
@@ -171,7 +171,7 @@ def test_floats_have_one_of_the_known_ranges(
         ([0, 70000], "got 0 to 70000"),
     ],
 )
-def test_values_of_no_known_range_are_refused(values: list[float], message: str, tmp_path: Path) -> None:
+def test_values_of_no_known_range_are_rejected(values: list[float], message: str, tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", x=np.resize(values, (2, 4, 4)))
     with pytest.raises(ImageDataError, match=message):
         load(tmp_path / "a.npz")
@@ -211,8 +211,8 @@ def _file(path: Path, content: bytes) -> str:
 
 @pytest.mark.parametrize("mode", ["P", "L", "RGB", "LA"])
 def test_other_ways_to_be_transparent(mode: str, tmp_path: Path) -> None:
-    grey = np.array([[10, 200]], np.uint8)
-    image = Image.fromarray(grey).convert(mode)
+    gray = np.array([[10, 200]], np.uint8)
+    image = Image.fromarray(gray).convert(mode)
     options: dict[str, object] = {"transparency": {"P": 10, "L": 10, "RGB": (10, 10, 10)}.get(mode)}
     if mode == "LA":
         image.putalpha(Image.fromarray(np.array([[0, 255]], np.uint8)))
@@ -221,9 +221,9 @@ def test_other_ways_to_be_transparent(mode: str, tmp_path: Path) -> None:
     assert found[0, 0].tolist() == [255] * 3 and found[0, 1].tolist() == [200] * 3
 
 
-def paint(colour: list[list[int]], alpha: list[list[int]] | None = None) -> np.ndarray:
-    grey = np.repeat(np.array(colour, np.uint8)[..., None], 3, axis=2)
-    return grey if alpha is None else np.dstack([grey, np.array(alpha, np.uint8)])
+def paint(color: list[list[int]], alpha: list[list[int]] | None = None) -> np.ndarray:
+    gray = np.repeat(np.array(color, np.uint8)[..., None], 3, axis=2)
+    return gray if alpha is None else np.dstack([gray, np.array(alpha, np.uint8)])
 
 
 @pytest.mark.parametrize(
@@ -231,7 +231,7 @@ def paint(colour: list[list[int]], alpha: list[list[int]] | None = None) -> np.n
     [
         (paint([[0, 1, 255]]), [0, 1, 1]),
         (paint([[0, 0, 0]], [[0, 255, 9]]), [0, 1, 1]),  # painted in alpha, over black
-        (paint([[200, 200, 200]], [[0, 255, 255]]), [0, 1, 1]),  # over a colour
+        (paint([[200, 200, 200]], [[0, 255, 255]]), [0, 1, 1]),  # over a color
         (paint([[0, 9, 0]], [[0, 255, 0]]), [0, 1, 0]),  # a stroke on a transparent layer
         (paint([[0, 9, 0]], [[255, 255, 255]]), [0, 1, 0]),
         (paint([[9, 9, 0]], [[0, 255, 255]]), [0, 1, 0]),  # an opaque background, and what is hidden
@@ -278,7 +278,7 @@ def test_arrays_of_any_name_type_and_order(content: dict[str, np.ndarray], tmp_p
 
 
 @pytest.mark.parametrize("name", ["a.npy", "a.npz", "A.NPZ"])
-def test_a_lone_array_and_one_by_another_name(name: str, tmp_path: Path) -> None:
+def test_arrays_are_found_by_other_names_or_if_there_is_only_one(name: str, tmp_path: Path) -> None:
     with (tmp_path / name).open("wb") as file:
         np.save(file, PIXELS[..., 0])
     assert load(tmp_path / name).shape == (1, 8, 6)
@@ -357,9 +357,7 @@ STREAMS = {"train_jpeg": np.zeros(9, np.uint8), "train_off": np.array([0, 4, 9])
         (STREAMS, r"a\.npz, image 0: cannot be decoded \(no known image format\)"),
     ],
 )  # fmt: skip
-def test_arrays_that_say_nothing_clear_are_refused(
-    content: dict[str, np.ndarray], message: str, tmp_path: Path
-) -> None:
+def test_ambiguous_arrays_are_rejected(content: dict[str, np.ndarray], message: str, tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", **content)
     with pytest.raises(ImageDataError, match=message) as error:
         load(tmp_path / "a.npz")
@@ -433,7 +431,7 @@ def visa_of(path: Path) -> object:
         ("d/a.tar", images_of),
     ],
 )
-def test_what_stands_in_for_a_file_is_named(
+def test_pointers_instead_of_files_are_named(
     name: str, read: Callable[[Path], object], content: bytes, found: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "root" / name
@@ -449,7 +447,7 @@ def test_what_stands_in_for_a_file_is_named(
     [(zipped(), "is a zip archive"), (b"", "is empty"), (b"\x93NUMPY\x01", "is an array of numpy"),
      (b"no picture", "cannot be decoded"), (b"\x1f\x8b\x08", "is compressed by gzip")],
 )  # fmt: skip
-def test_what_is_no_image_is_named(content: bytes, found: str, tmp_path: Path) -> None:
+def test_files_that_are_not_images_are_named(content: bytes, found: str, tmp_path: Path) -> None:
     with pytest.raises(ImageDataError, match=rf"a\.jpg: {found}"):
         pixels.decode(_file(tmp_path / "a.jpg", content), "a.jpg")
 

@@ -216,7 +216,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("recipe", "tree", "message"), REFUSED)
-def test_what_is_ambiguous_is_refused_in_one_line(
+def test_ambiguous_folders_are_an_error_in_one_line(
     recipe: str, tree: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = write(tmp_path / "data", tree)
@@ -293,7 +293,7 @@ def test_files_are_told_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         ([".", "recipes=anomaly"], "recipes: unknown key; did you mean recipe?"),
     ],
 )
-def test_what_cannot_be_read_is_one_line(
+def test_unreadable_data_is_an_error_in_one_line(
     settings: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip

@@ -121,9 +121,9 @@ def test_precision_and_recall_agree_with_double_loops(chunk: int) -> None:
     real, fake = normal(18, 4), normal(15, 4, 1) * 0.7 + 0.3
 
     def inside(point: Tensor, manifold: Tensor) -> bool:
-        for i, centre in enumerate(manifold):
-            others = sorted(float((centre - o).norm()) for j, o in enumerate(manifold) if j != i)
-            if float((point - centre).norm()) <= others[2]:
+        for i, center in enumerate(manifold):
+            others = sorted(float((center - o).norm()) for j, o in enumerate(manifold) if j != i)
+            if float((point - center).norm()) <= others[2]:
                 return True
         return False
 
@@ -156,7 +156,7 @@ def test_names_tell_network_and_number(kind: str, network: str, n: int, name: st
     assert images.metric_name(kind, network, n) == name
 
 
-def test_true_samples_score_the_floor_and_others_more(tmp_path: Path) -> None:
+def test_samples_of_the_data_have_the_floor_of_the_distance(tmp_path: Path) -> None:
     train, test = ImageData(pictures(300)), ImageData(pictures(200, 1))
     extractor = Extractor(Linear(), "linear")
     base = images.reference(train, extractor, keep=100, cache=tmp_path)
@@ -209,20 +209,20 @@ def test_cached_references_are_checked(tmp_path: Path) -> None:
         images.reference(data, extractor, cache=tmp_path)
 
 
-def test_extractor_is_frozen_and_takes_grey_images_as_colour() -> None:
+def test_extractor_is_frozen_and_takes_gray_images_as_color() -> None:
     network = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), Linear(), nn.Linear(6, 2))
     extractor = Extractor(network, "net").train()
-    grey = torch.from_numpy(pictures(3)[:, :1])
-    found = extractor(grey)
-    assert torch.equal(found, extractor(grey.repeat(1, 3, 1, 1))) and not found.requires_grad
+    gray = torch.from_numpy(pictures(3)[:, :1])
+    found = extractor(gray)
+    assert torch.equal(found, extractor(gray.repeat(1, 3, 1, 1))) and not found.requires_grad
     with torch.autocast("cpu"):
-        assert torch.equal(extractor(grey), found)
-    for bad in (grey.float(), grey[:, :, 0], grey.repeat(1, 2, 1, 1)):
+        assert torch.equal(extractor(gray), found)
+    for bad in (gray.float(), gray[:, :, 0], gray.repeat(1, 2, 1, 1)):
         with pytest.raises(FeatureError, match="images must be uint8"):
             extractor(bad)
 
 
-def test_other_weights_files_are_refused(tmp_path: Path) -> None:
+def test_other_weights_files_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(
         FeatureError,
         match=r"features must be efflite0 or the weights file inception.*none, which does not exist",
@@ -258,7 +258,7 @@ def test_inception_is_that_of_the_fid() -> None:
 
 
 @pytest.mark.parametrize("n", [3, 40])
-def test_resize_looks_at_no_half_pixels(n: int) -> None:
+def test_resizing_is_centered_on_whole_pixels(n: int) -> None:
     row = normal(1, n)[0]
     for i, value in enumerate(resize(row.expand(1, 1, 2, n), 11)[0, 0, 5].tolist()):
         place = i * n / 11

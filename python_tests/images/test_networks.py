@@ -313,7 +313,7 @@ def test_betas_are_those_of_diffusers(schedule: str) -> None:
     assert diffusion.prediction == expected.config.prediction_type
 
 
-def test_edm_schedulers_are_understood_and_others_refused() -> None:
+def test_edm_schedulers_are_understood_and_others_rejected() -> None:
     edm = {"_class_name": "EDMEulerScheduler", "sigma_data": 1.0, "sigma_max": 50.0}
     assert pretrained.read_diffusion(edm) == EDM(sigma_data=1.0, sigma_max=50.0)
     for scheduler, message in [
@@ -339,7 +339,7 @@ def test_folders_that_do_not_fit(tmp_path: Path) -> None:
             pretrained.load(tmp_path / "a", shape, classes)
 
 
-def test_weights_that_are_pickled_missing_or_others_are_refused(tmp_path: Path) -> None:
+def test_weights_that_are_pickled_missing_or_others_are_rejected(tmp_path: Path) -> None:
     saved(tmp_path / "a")
     with pytest.raises(UserError, match=r"config\.json is missing"):
         pretrained.load(tmp_path / "nowhere", (1, 8, 8))

@@ -129,7 +129,7 @@ def test_pretraining_alone_leaves_a_run_that_is_past_it(
     assert "is past its pretraining" in capsys.readouterr().out and not (tmp_path / "model").exists()
 
 
-def test_a_denoiser_keeps_its_sigma_data(
+def test_a_denoiser_uses_its_own_sigma_data(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run("pretrain", PLAIN, tmp_path / "base", data, "schedule=edm") == 0
@@ -138,7 +138,7 @@ def test_a_denoiser_keeps_its_sigma_data(
     assert "sigma_data must be 0.5 as in" in capsys.readouterr().err
 
 
-def test_a_start_that_ships(
+def test_a_start_that_ships_with_the_package(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """It is used where it fits data and pretraining; a run that ships beside it leaves it the encoder."""
@@ -342,7 +342,7 @@ class Oracle(torch.nn.Module):
 
 
 @pytest.mark.parametrize("prediction", ["eps", "v", "x", "edm"])
-def test_what_pretraining_teaches_is_what_the_samplers_steps_want(prediction: str) -> None:
+def test_pretraining_predicts_what_the_samplers_steps_use(prediction: str) -> None:
     """Noise levels, times and scales of inputs are the same for both, at eta = 0 on every step."""
     data = torch.linspace(-1, 1, 48, dtype=torch.float64).view(3, 4, 4)
     settings = {"schedule": "edm", "sigma_data": 0.3} if prediction == "edm" else {"schedule": "ddim"}

@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
 
 
 class Smoothness(nn.Module):
-    """The energy of an image falls with the difference of neighbouring pixels."""
+    """The energy of an image falls with the difference of neighboring pixels."""
 
     def forward(self, x: Tensor) -> Tensor:
         return -x.diff(dim=-1).abs().mean((1, 2, 3))

@@ -226,7 +226,7 @@ def test_channels_last_is_for_images() -> None:
 
 
 @pytest.mark.parametrize(
-    ("separate", "labelled", "changes"),
+    ("separate", "labeled", "changes"),
     [
         (False, True, {}),
         (True, False, {"td_order": "shuffled", "td_redraw": True}),
@@ -234,7 +234,7 @@ def test_channels_last_is_for_images() -> None:
     ],
 )
 def test_compiled_networks_train_alike_and_once(
-    separate: bool, labelled: bool, changes: dict[str, Any]
+    separate: bool, labeled: bool, changes: dict[str, Any]
 ) -> None:
     """Nothing is compiled after the first iteration: frozen or not, with a graph or without, B and 2B."""
     torch._dynamo.reset()
@@ -245,7 +245,7 @@ def test_compiled_networks_train_alike_and_once(
     assert trainer.state_dict()["networks"].keys() == plain.state_dict()["networks"].keys()
     labels = torch.arange(B) % CLASSES
     for iteration in range(ITERATIONS):
-        data = (batch(iteration), labels) if labelled else batch(iteration)
+        data = (batch(iteration), labels) if labeled else batch(iteration)
         torch.compiler.set_stance("fail_on_recompile" if iteration else "default")
         try:
             metrics = trainer.step(data)
@@ -279,7 +279,7 @@ def test_a_missing_compiler_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.parametrize("changes", EVERY, ids=str)
-def test_a_resumed_trainer_goes_on_to_the_bit(changes: dict[str, Any], tmp_path: Path) -> None:
+def test_a_resumed_trainer_continues_bit_for_bit(changes: dict[str, Any], tmp_path: Path) -> None:
     """Through a checkpoint's files, which know no memory format."""
     settings = changes
     straight = make_trainer(settings)

@@ -98,12 +98,12 @@ def test_arrays(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         np.testing.assert_array_equal(file["samples"], DRAWN.flatten(1))
 
 
-def test_pictures_and_grid_have_the_arrays_pixels(tmp_path: Path) -> None:
+def test_images_and_grid_have_the_arrays_pixels(tmp_path: Path) -> None:
     samples.write(f"{tmp_path}/a/", 5, in_batches(DRAWN, labels=LABELS))
     np.testing.assert_array_equal(pictures(tmp_path / "a"), to_uint8(DRAWN))
-    samples.write(f"{tmp_path}/grey/", 5, in_batches(DRAWN[:, :1]))
-    grey = np.asarray(Image.open(tmp_path / "grey" / "000004.png"))
-    np.testing.assert_array_equal(grey, to_uint8(DRAWN)[4, 0])
+    samples.write(f"{tmp_path}/gray/", 5, in_batches(DRAWN[:, :1]))
+    gray = np.asarray(Image.open(tmp_path / "gray" / "000004.png"))
+    np.testing.assert_array_equal(gray, to_uint8(DRAWN)[4, 0])
     samples.write(f"{tmp_path}/b.png", 5, in_batches(DRAWN))
     plots.images(tmp_path / "c.png", DRAWN)
     assert (tmp_path / "b.png").read_bytes() == (tmp_path / "c.png").read_bytes()
@@ -123,7 +123,7 @@ def test_a_failure_leaves_what_was_there(tmp_path: Path, name: str) -> None:
     assert list(tmp_path.iterdir()) == before and all(file.read_text() == "before" for file in before)
 
 
-def test_outputs_that_are_refused(tmp_path: Path) -> None:
+def test_outputs_that_are_rejected(tmp_path: Path) -> None:
     for name in ("a", "a.jpg", ".npz"):
         with pytest.raises(
             generate.ConfigError, match=r"output must be FILE\.npz, FILE\.png or FOLDER/, got"

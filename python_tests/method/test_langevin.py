@@ -32,7 +32,7 @@ SCHEDULE = schedules.variance_exploding(T, sigma_max=2.0, sigma_min=0.4)
 KEY = ops.noise_key(11)
 
 
-class Labelled(nn.Module):
+class Labeled(nn.Module):
     """An energy or value that shifts its input by class."""
 
     def __init__(self, network: nn.Module) -> None:
@@ -44,31 +44,31 @@ class Labelled(nn.Module):
 
 
 class Quadratic(nn.Module):
-    """E(x) = |x - centre|^2 / 2."""
+    """E(x) = |x - center|^2 / 2."""
 
     def forward(self, x: Tensor) -> Tensor:
         return (x - 1.5).square().sum(1) / 2
 
 
-def make_networks(seed: int = 0, energy: nn.Module | None = None, labelled: bool = False) -> Networks:
+def make_networks(seed: int = 0, energy: nn.Module | None = None, labeled: bool = False) -> Networks:
     torch.manual_seed(seed)
     value: nn.Module = ValueMLP(D, T, width=8, depth=2)
-    if labelled:
-        value = Labelled(value)
+    if labeled:
+        value = Labeled(value)
     nn.init.normal_(next(p for p in reversed(list(value.parameters()))), std=0.4)
     return Networks(GaussianSampler(SamplerMLP(D, T, 8, 2), SCHEDULE, (D,)), value, energy).double()
 
 
-def make_trainer(seed: int = 0, labelled: bool = False, **changes: Any) -> LangevinTrainer:
+def make_trainer(seed: int = 0, labeled: bool = False, **changes: Any) -> LangevinTrainer:
     defaults = {"negatives": "persistent", "langevin_steps": 3, "langevin_pool": 8, "langevin_restart": 0.3}
     settings = groups(**{**defaults, **changes})
-    networks = make_networks(seed, labelled=labelled)
+    networks = make_networks(seed, labeled=labeled)
     return LangevinTrainer(networks, **settings, iterations=ITERATIONS, seed=SEED)
 
 
-def batch(iteration: int, labelled: bool = False) -> Any:
+def batch(iteration: int, labeled: bool = False) -> Any:
     data = 1 + ops.normal((B, D), ops.noise_key(100 + iteration), dtype=torch.float64)
-    return (data, (torch.arange(B) + iteration) % CLASSES) if labelled else data
+    return (data, (torch.arange(B) + iteration) % CLASSES) if labeled else data
 
 
 # --- chains ------------------------------------------------------------------------------------------
@@ -76,11 +76,11 @@ def batch(iteration: int, labelled: bool = False) -> Any:
 
 @pytest.mark.parametrize("clip", [0.0, 0.3])
 @pytest.mark.parametrize("separate", [False, True])
-@pytest.mark.parametrize("labelled", [False, True])
-def test_a_chain_is_the_plain_loop(clip: float, separate: bool, labelled: bool) -> None:
+@pytest.mark.parametrize("labeled", [False, True])
+def test_a_chain_is_the_plain_loop(clip: float, separate: bool, labeled: bool) -> None:
     energy: nn.Module | None = EnergyMLP(D, 8, 2) if separate else None
-    networks = make_networks(energy=Labelled(energy) if energy and labelled else energy, labelled=labelled)
-    labels = torch.arange(B) % CLASSES if labelled else None
+    networks = make_networks(energy=Labeled(energy) if energy and labeled else energy, labeled=labeled)
+    labels = torch.arange(B) % CLASSES if labeled else None
     start, steps, size, scale = batch(0), 5, 0.3, 0.2
     chains = Langevin(steps, size, scale, clip)(networks, start, KEY, labels, sample_offset=7)
 
@@ -150,7 +150,7 @@ def test_a_chain_that_diverges_ends_where_it_restarts() -> None:
 # --- the pool ----------------------------------------------------------------------------------------
 
 
-def test_the_pool_goes_on_or_starts_anew() -> None:
+def test_chains_of_the_pool_continue_or_restart() -> None:
     pool, fresh = Pool(5, torch.zeros(0, D)), torch.full((2, D), 9.0)
     no, labels = torch.tensor([False, False]), torch.tensor([1, 2])
     assert torch.equal(pool.resume(torch.tensor([3, 4]), fresh, labels, no)[0], fresh)  # never was
@@ -175,7 +175,7 @@ def test_picks_are_distinct_and_reach_every_chain() -> None:
 
 def test_persistent_negatives_by_hand() -> None:
     """Two iterations over the whole pool: the second goes on where the first ended, with those labels."""
-    trainer = make_trainer(labelled=True, langevin_pool=B, langevin_restart=0.0, gamma=0.7)
+    trainer = make_trainer(labeled=True, langevin_pool=B, langevin_restart=0.0, gamma=0.7)
     pool = trainer.pool
     langevin, draws = (
         Langevin.of(trainer.langevin, trainer.algorithm.tau),
@@ -185,7 +185,7 @@ def test_persistent_negatives_by_hand() -> None:
     for iteration in range(2):
         keys, networks = draws.at(iteration), copy.deepcopy(trainer.networks)
         picked = pool.pick(B, keys["pick"])
-        data, labels = batch(iteration, labelled=True)
+        data, labels = batch(iteration, labeled=True)
         if iteration == 0:
             start, classes = networks.sampler.initial(B, keys["chain"]).detach(), labels
         else:
@@ -212,17 +212,17 @@ def test_only_the_energy_learns() -> None:
 
 
 @pytest.mark.parametrize("negatives", ["short_run", "persistent"])
-@pytest.mark.parametrize("labelled", [False, True])
-def test_resumes_to_the_bit(negatives: str, labelled: bool) -> None:
-    straight, first = (make_trainer(negatives=negatives, labelled=labelled) for _ in range(2))
+@pytest.mark.parametrize("labeled", [False, True])
+def test_resumes_to_the_bit(negatives: str, labeled: bool) -> None:
+    straight, first = (make_trainer(negatives=negatives, labeled=labeled) for _ in range(2))
     for iteration in range(ITERATIONS):
-        straight.step(batch(iteration, labelled))
+        straight.step(batch(iteration, labeled))
     for iteration in range(3):
-        first.step(batch(iteration, labelled))
-    resumed = make_trainer(seed=1, negatives=negatives, labelled=labelled)
+        first.step(batch(iteration, labeled))
+    resumed = make_trainer(seed=1, negatives=negatives, labeled=labeled)
     resumed.load_state_dict(copy.deepcopy(first.state_dict()))
     for iteration in range(3, ITERATIONS):
-        resumed.step(batch(iteration, labelled))
+        resumed.step(batch(iteration, labeled))
     torch.testing.assert_close(resumed.state_dict(), straight.state_dict(), rtol=0, atol=0)
 
 
@@ -298,7 +298,7 @@ def test_bad_settings(changes: dict[str, Any], message: str) -> None:
         groups(**changes)
 
 
-def test_each_trainer_refuses_the_others_negatives() -> None:
+def test_each_trainer_rejects_the_others_negatives() -> None:
     with pytest.raises(ConfigError, match="negatives must be short_run or persistent, got refined"):
         make_trainer(negatives="refined")
     with pytest.raises(ConfigError, match="negatives must be sampler or refined, got persistent"):

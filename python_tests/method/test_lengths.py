@@ -111,7 +111,7 @@ def test_gradients_reach_the_function_of_the_levels_but_not_a_fixed_last_sigma()
     torch.testing.assert_close(sampler.log_std[last], sampler.schedule_log_std[last])
 
 
-def test_lengths_are_drawn_alike_or_short_ones_more_often() -> None:
+def test_lengths_are_drawn_uniformly_or_favor_short_ones() -> None:
     schedule = schedules.joined([schedule_of(1), schedule_of(4)])
     sampler = MultiLengthSampler(nn.Identity(), schedule, SHAPE, (1, 4))
 

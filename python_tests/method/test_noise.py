@@ -196,7 +196,7 @@ def test_statistics(device: torch.device) -> None:
 
 
 @pytest.mark.parametrize("change", ["seed", "draw", "timestep", "row", "element"])
-def test_neighbouring_counters_are_uncorrelated(change: str, device: torch.device) -> None:
+def test_neighboring_counters_are_uncorrelated(change: str, device: torch.device) -> None:
     key, shape = ops.noise_key(SEED, device=device), (8, 4096)
     z = ops.normal(shape, key, timestep=2)
     other = {

@@ -81,7 +81,7 @@ def test_noising_kernels_keep_the_levels_of_a_schedule() -> None:
             assert level == pytest.approx(float(schedule.noise[t]), rel=1e-4)
 
 
-def test_samplers_whose_paths_have_no_density_are_refused() -> None:
+def test_samplers_whose_paths_have_no_density_are_rejected() -> None:
     networks, _ = eight_gaussians(3, w=1.0, constant=0.0)
     with pytest.raises(ValueError, match="temperature must be > 0, got 0"):
         log_partition(networks, 0, {}, n=10, seed=0)

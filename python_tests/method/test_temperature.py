@@ -24,7 +24,7 @@ def test_the_gap_is_that_of_the_entropies() -> None:
     assert gap.item() == pytest.approx(-math.log(2), abs=0.06)
 
 
-def test_neighbours_are_sought_in_groups_of_128() -> None:
+def test_neighbors_are_sought_in_groups_of_128() -> None:
     data, samples = points(512, 1), points(512, 2, std=0.5)
     groups = [entropy_gap(*each) for each in zip(data.split(128), samples.split(128), strict=True)]
     torch.testing.assert_close(entropy_gap(data, samples), torch.stack(groups).mean())
@@ -48,7 +48,7 @@ def test_tau_rises_where_samples_are_too_close_and_falls_where_they_are_not() ->
         torch.testing.assert_close(roomier.factor, torch.tensor(math.exp(total)))
 
 
-def test_what_is_not_finite_leaves_tau_as_it_is() -> None:
+def test_non_finite_entropies_leave_tau_unchanged() -> None:
     data, temperature = points(50, 1), Temperature(0.1, torch.tensor(1.0))
     for samples in (data * math.nan, data * math.inf):
         temperature.update(data, samples)

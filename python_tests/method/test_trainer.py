@@ -31,7 +31,7 @@ SEED = 5
 SCHEDULE = schedules.variance_exploding(T, sigma_max=2.0, sigma_min=0.4)
 
 
-class Labelled(nn.Module):
+class Labeled(nn.Module):
     """A network that shifts its input by class."""
 
     def __init__(self, network: nn.Module) -> None:
@@ -42,7 +42,7 @@ class Labelled(nn.Module):
         return self.network(x + self.shift(rest[-1]), *rest[:-1])
 
 
-def make_networks(seed: int = 0, kind: str = "per_step", labelled: bool = False) -> Networks:
+def make_networks(seed: int = 0, kind: str = "per_step", labeled: bool = False) -> Networks:
     generator = torch.Generator().manual_seed(seed)
     network: nn.Module = SamplerMLP(D, T, width=8, depth=2)
     value: nn.Module = ValueMLP(D, T, width=8, depth=2)
@@ -51,8 +51,8 @@ def make_networks(seed: int = 0, kind: str = "per_step", labelled: bool = False)
         value, energy = TimeIndependent(energy), None
     elif kind == "per_step":
         energy = None
-    if labelled:
-        network, value, energy = Labelled(network), Labelled(value), Labelled(energy) if energy else None
+    if labeled:
+        network, value, energy = Labeled(network), Labeled(value), Labeled(energy) if energy else None
     for module in filter(None, (network, value, energy)):
         for p in module.parameters():
             nn.init.normal_(p, std=0.4, generator=generator)  # no head starts at zero
@@ -173,7 +173,7 @@ def plain_dxmi(networks: Networks, settings: DxMISettings, labels: Tensor | None
         return terms.sum(1) if settings.cost_reduction == "sum" else terms.mean(1)
 
     def mean_log_distance(x: Tensor) -> Tensor:
-        """To the third nearest neighbour."""
+        """To the third nearest neighbor."""
         return (x[:, None] - x).square().sum(2).sqrt().sort(dim=1).values[:, 3].log().mean()
 
     factor = torch.ones(()).double()
@@ -284,15 +284,15 @@ UNCLIPPED = {"sampler_clip": 0, "value_clip": 0, "energy_clip": 0}
         ("separate", {"energy_loss": "noise_contrastive", "noise_magnitude": 100.0}),
     ],
 )
-@pytest.mark.parametrize("labelled", [False, True])
-def test_trainer_follows_the_algorithms(kind: str, changes: dict[str, Any], labelled: bool) -> None:
+@pytest.mark.parametrize("labeled", [False, True])
+def test_trainer_follows_the_algorithms(kind: str, changes: dict[str, Any], labeled: bool) -> None:
     settings = make_settings(**changes)
-    trainer = make_trainer(settings, kind=kind, labelled=labelled)
-    labels = torch.arange(B) % CLASSES if labelled else None
+    trainer = make_trainer(settings, kind=kind, labeled=labeled)
+    labels = torch.arange(B) % CLASSES if labeled else None
     for iteration in range(ITERATIONS):
         trainer.step(batch(iteration) if labels is None else (batch(iteration), labels))
     actual = state(trainer.networks, trainer.averaged, trainer.costs.velocity_var)
-    wanted = plain_dxmi(make_networks(kind=kind, labelled=labelled), settings, labels)
+    wanted = plain_dxmi(make_networks(kind=kind, labeled=labeled), settings, labels)
     torch.testing.assert_close(actual, wanted, rtol=1e-8, atol=1e-9)
 
 
@@ -316,7 +316,7 @@ def test_values_of_several_lengths_add_the_heads_of_their_own_chain() -> None:
     assert values == [1 + 64, 2 + 4 + 64, 4 + 64, 8 + 16 + 32 + 64, 16 + 32 + 64, 32 + 64, 64]
 
 
-def test_each_iteration_learns_the_steps_of_one_length(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_iteration_trains_the_steps_of_one_length(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its targets at chains' ends are energies, and resuming goes on with the length that would follow."""
     trainer, seen = of_several_lengths(), set()
     value_at = Networks.value_at

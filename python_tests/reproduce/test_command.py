@@ -21,7 +21,7 @@ from dxmi_ext import cli, tasks
 from dxmi_ext.engine import folders
 from dxmi_ext.images import recipe as images
 from dxmi_ext.reproduce import command as reproduce_module
-from dxmi_ext.reproduce import plots, table, units
+from dxmi_ext.reproduce import computing, plots, table, units, workers
 from dxmi_ext.reproduce.command import EXPERIMENTS
 from dxmi_ext.reproduce.experiments import Experiment, Row
 from dxmi_ext.reproduce.units import Unit
@@ -90,9 +90,9 @@ def test_rows_start_from_another_rows_run(tmp_path: Path) -> None:
     tuned, chain = unit(TUNED), unit(CHAIN)
     ordered = reproduce_module._with_starts([tuned, chain])
     assert [each.name for each in ordered] == ["start-seed0", "tuned-seed0", "ddim-100-seed0"]
-    assert reproduce_module._ready(ordered, []) is ordered[0]
-    assert reproduce_module._ready(ordered[1:], ordered[:1]) is None
-    assert reproduce_module._ready(ordered[1:], []) is tuned
+    assert workers._ready(ordered, []) is ordered[0]
+    assert workers._ready(ordered[1:], ordered[:1]) is None
+    assert workers._ready(ordered[1:], []) is tuned
     (ordered[0].folder / "model").mkdir(parents=True)
     assert reproduce_module._with_starts([tuned])[1:] == [tuned]  # of other settings, for all one knows
     (ordered[0].folder / "unit.json").write_text(json.dumps(ordered[0].identity()))
@@ -109,8 +109,8 @@ def test_rows_start_from_another_rows_run(tmp_path: Path) -> None:
 def test_a_row_may_evaluate_a_chain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
     threads: list[int] = []
-    monkeypatch.setattr(units.torch, "get_num_threads", lambda: 3)
-    monkeypatch.setattr(units.torch, "set_num_threads", threads.append)
+    monkeypatch.setattr(computing.torch, "get_num_threads", lambda: 3)
+    monkeypatch.setattr(computing.torch, "set_num_threads", threads.append)
 
     def evaluate(directory: Path, settings: Any, _: torch.device) -> tuple[dict[str, float], str]:
         asked.append((directory, settings.chain, settings.n, settings.picture))
@@ -119,7 +119,7 @@ def test_a_row_may_evaluate_a_chain(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(images, "evaluate", evaluate)
     unit = Unit(CHAIN, 0, False, tmp_path / "results", tmp_path / "work")
-    assert units.compute(unit)["numbers"] == {"fd_efflite0_2500": 1.5} and units.read(unit) is not None
+    assert computing.compute(unit)["numbers"] == {"fd_efflite0_2500": 1.5} and units.read(unit) is not None
     assert unit.start is not None and threads == [1, 3]  # as it was
     assert asked == [(unit.start.folder, "ddim-100", 2500, str(unit.folder / "samples.png"))]
 
@@ -143,7 +143,7 @@ def test_a_finished_unit_is_kept_and_a_damaged_one_made_again(
     before = stamps(tmp_path)
     capsys.readouterr()
     with monkeypatch.context() as patch:
-        patch.setattr(units, "compute", lambda _: pytest.fail("run again"))
+        patch.setattr(computing, "compute", lambda _: pytest.fail("run again"))
         assert reproduce(tmp_path) == 0
     assert stamps(tmp_path) == before and "2 units, 2 done" in capsys.readouterr().out
     assert (results / "tiny.png").read_bytes().startswith(b"\x89PNG")  # drawn once
@@ -174,7 +174,7 @@ def test_a_finished_unit_is_kept_and_a_damaged_one_made_again(
 def test_a_row_of_other_settings_is_run_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     row = Row("a", "DxMI", reproduce_command.LENGTH | {"iterations": 2})
     unit = Unit(row, 0, False, tmp_path / "results", tmp_path / "work")
-    was = units.compute(unit)
+    was = computing.compute(unit)
     assert units.read(unit) is not None
     assert reproduce(tmp_path, rows="a") == 0
     assert "made with iterations=2, now 60; it is run again" in capsys.readouterr().err
@@ -195,7 +195,7 @@ def test_a_unit_does_not_depend_on_what_it_does_not_use(tmp_path: Path) -> None:
         row = Row("a", "DDPM", pretrained | settings)
         return Unit(row, 0, False, tmp_path / "results", tmp_path / "work")
 
-    units.compute(unit())
+    computing.compute(unit())
     assert units.read(unit(tau=0.3, value_width=64)) is not None
     for changed in ({"pretrain_lr": 1e-3}, {"iterations": 2}, {"compile": True}):
         with pytest.raises(units.UnusableUnit, match=f"made with {next(iter(changed))}="):
@@ -209,7 +209,7 @@ def test_a_run_of_another_experiment_is_taken_over(tmp_path: Path) -> None:
         row = Row(name, "DxMI", reproduce_command.LENGTH | {"iterations": 2} | settings)
         return Unit(row, seed, False, tmp_path / experiment, tmp_path / "work")
 
-    found = units.compute(unit("a", "first"))
+    found = computing.compute(unit("a", "first"))
     (tmp_path / "second").mkdir()
     for other in (unit("b", "second", gamma=0.5), unit("b", "second", seed=1)):
         assert units.adopt(other, ["auroc"]) is None
@@ -219,18 +219,18 @@ def test_a_run_of_another_experiment_is_taken_over(tmp_path: Path) -> None:
     assert units.read(same) == found | {"row": "b", "taken_from": "first/a-seed0.json"}
 
 
-def test_quick_units_never_meet_real_ones(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_quick_units_are_kept_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert reproduce(tmp_path, "--quick", rows="a") == 0
     assert read(tmp_path / "results" / "a-seed0.json")["settings"]["iterations"] == 6
     assert (tmp_path / "work" / "a-seed0-quick").is_dir()
-    assert "a tenth of the iterations" in (tmp_path / "results" / "README.md").read_text()
+    assert "with a tenth of the iterations" in (tmp_path / "results" / "README.md").read_text()
     before = stamps(tmp_path)
     assert reproduce(tmp_path, rows="a") == 2
     assert "which holds units with quick=true" in capsys.readouterr().err
     assert stamps(tmp_path) == before
 
 
-def test_an_interrupted_unit_goes_on(tmp_path: Path) -> None:
+def test_an_interrupted_unit_resumes(tmp_path: Path) -> None:
     assert reproduce(tmp_path / "whole", rows="a") == 0
     with pytest.MonkeyPatch.context() as patch:
         interrupt(patch, 50)  # past the pretraining
@@ -251,7 +251,7 @@ def test_a_run_may_diverge_where_that_is_a_result(tmp_path: Path) -> None:
     for name, settings, diverged in (("bad", {"value_lr": 1e30, "rollbacks": 0}, 1), ("fine", {}, 0)):
         row = Row(name, name, reproduce_command.LENGTH | {"iterations": 30} | settings, may_diverge=True)
         unit = Unit(row, 0, False, tmp_path / "results", tmp_path / "work")
-        numbers = units.compute(unit)["numbers"]
+        numbers = computing.compute(unit)["numbers"]
         assert numbers["diverged"] == diverged and ("auroc" in numbers) == (not diverged)
         assert (units.read(unit) or {})["numbers"] == numbers
 
@@ -318,12 +318,12 @@ def test_table_of_fixed_units() -> None:
             "",
         ),
         *(
-            "Fresh data against data: SW 0.060 ± 0.014 (8gaussians), 0.050 (2spirals).",
+            "SW of fresh data: 0.060 ± 0.014 (8gaussians), 0.050 (2spirals).",
             "",
             "![name](name.png)",
             "",
         ),
-        *("- 4 runs on a processor, 1 thread a run, torch 2.13, dxmi_ext 0.1; 10 to 50 s each", ""),
+        *("- 4 runs on a processor, 1 thread per run, torch 2.13, dxmi_ext 0.1; 10 to 50 s each", ""),
         "Made by `dxmi reproduce name`, from the json files in this folder.",
     ]
 
@@ -340,7 +340,7 @@ def test_committed_units_are_done_and_hold_no_paths(name: str) -> None:
         assert '": "/' not in path.read_text()
 
 
-def test_a_chain_of_what_ships(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_chain_of_a_run_that_ships(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A row without a start evaluates what its recipe starts from; other weights make another unit."""
     row = next(row for row in EXPERIMENTS["fashion-mnist"].rows if row.chain == "heun-18")
     unit = Unit(row, 0, False, tmp_path / "results", tmp_path / "work")
@@ -353,7 +353,7 @@ def test_a_chain_of_what_ships(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert unit.identity()["start.weights"] != weights
 
 
-def test_a_unit_tells_the_fingerprint_of_its_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_unit_has_the_fingerprint_of_its_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def evaluate(*_: Any) -> tuple[dict[str, float], str]:
         return {"fd_efflite0_2500": 1.5}, ""
 
@@ -362,7 +362,7 @@ def test_a_unit_tells_the_fingerprint_of_its_data(tmp_path: Path, monkeypatch: p
     assert unit.start is not None
     unit.start.folder.mkdir(parents=True)
     folders.mark(unit.start.folder, "run", data={"train": "abc"})
-    units.compute(unit)
+    computing.compute(unit)
     assert read(unit.path)["data"] == {"name": "clothes", "fingerprints": {"train": "abc"}}
     assert "/mnt" not in unit.path.read_text() and units.read(unit) is not None
 

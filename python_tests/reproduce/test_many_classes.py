@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from dxmi_ext.engine.settings import ConfigError
-from dxmi_ext.reproduce import many_classes
+from dxmi_ext.reproduce import gains, many_classes
 from dxmi_ext.reproduce.units import Unit
 
 M = 200
@@ -60,7 +60,7 @@ def test_weighted_aurocs_are_those_of_repeated_images() -> None:
     expected = [sklearn.roc_auc_score(anomalous, scores)]
     # Copies of one image are all good or all anomalous, so no two of them are compared.
     expected += [sklearn.roc_auc_score(np.repeat(anomalous, c), np.repeat(scores, c)) for c in counts]
-    np.testing.assert_allclose(many_classes.aurocs(scores, anomalous, weights), expected, rtol=1e-6)
+    np.testing.assert_allclose(gains.aurocs(scores, anomalous, weights), expected, rtol=1e-6)
 
 
 def test_gains_are_paired_and_survive_their_scores(tmp_path: Path) -> None:
@@ -117,4 +117,4 @@ def test_candidates_are_ranked_by_synthetic_defects(tmp_path: Path) -> None:
     ranked = many_classes.choice_of(units)
     assert list(ranked) == [*many_classes.CANDIDATES][::-1] and max(ranked.values()) < 0.6
     shown = many_classes.summary(units, tmp_path)
-    assert f"The rows of all splits are of {many_classes.CHOSEN}, not of {next(iter(ranked))}." in shown
+    assert f"The rows of all splits use {many_classes.CHOSEN}, not {next(iter(ranked))}." in shown

@@ -22,7 +22,7 @@ def config(**more: Any) -> Config:
     return Config.of(SETTINGS | more)
 
 
-def test_a_network_of_levels_starts_alike_for_all_steps() -> None:
+def test_a_network_of_levels_is_initially_the_same_for_all_steps() -> None:
     levels = StepLevels([model.schedule_of(config(), steps) for steps in (2, 3)])
     network, value = LevelSamplerMLP(levels, 2, 8, 2), LevelValueMLP(levels, 2, 8, 2)
     x = torch.linspace(-2, 2, 12).view(6, 2)

@@ -32,9 +32,9 @@ def test_eight_gaussians_has_its_moments() -> None:
     sector = (torch.atan2(x[:, 1], x[:, 0]) / (math.pi / 4)).round().long() % 8
     for k in range(8):
         mode = x[sector == k]
-        centre = 4 / 1.414 * torch.tensor([math.cos(k * math.pi / 4), math.sin(k * math.pi / 4)])
+        center = 4 / 1.414 * torch.tensor([math.cos(k * math.pi / 4), math.sin(k * math.pi / 4)])
         assert abs(len(mode) / len(x) - 1 / 8) < 0.01
-        assert torch.allclose(mode.mean(dim=0), centre, atol=0.03)
+        assert torch.allclose(mode.mean(dim=0), center, atol=0.03)
         assert torch.allclose(mode.std(dim=0), torch.tensor(0.5 / 1.414), atol=0.02)
 
 
@@ -138,10 +138,10 @@ def test_evaluate_a_perfect_model_reaches_the_papers_ceiling() -> None:
     """DxMI, Table 1: a perfect sampler stays at the floor, the true density's AUROC is about .902."""
     pytest.importorskip("sklearn")
     angles = torch.arange(8) * math.pi / 4
-    centres = 4 / 1.414 * torch.stack([angles.cos(), angles.sin()], dim=1)
+    centers = 4 / 1.414 * torch.stack([angles.cos(), angles.sin()], dim=1)
 
     def true_energy(x: torch.Tensor) -> torch.Tensor:
-        return -torch.logsumexp(-torch.cdist(x, centres).square() / (2 * (0.5 / 1.414) ** 2), dim=1)
+        return -torch.logsumexp(-torch.cdist(x, centers).square() / (2 * (0.5 / 1.414) ** 2), dim=1)
 
     def draws(seed: int) -> metrics.Draws:
         return lambda n, draw: data.sample("8gaussians", n, torch.tensor([seed, draw]))

@@ -1,0 +1,62 @@
+"""The experiment ``fashion-mnist``: images on CPU cores. Imports ``reproduce.experiments``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dxmi_ext.reproduce.experiments import Experiment, Row
+
+
+def _chain(name: str, label: str, **settings: Any) -> Row:
+    row = f"{name}-10k" if "evaluate_n" in settings else name
+    return Row(row, f"the base, {label}", settings, recipe="fashion-mnist-t10", chain=name, seeds=1)
+
+
+def _fashion(name: str, label: str, steps: int, seeds: int | None = None, **settings: Any) -> Row:
+    settings = {"precision": "bfloat16", "compile": True} | settings
+    return Row(name, f"{label}, T = {steps}", settings, recipe=f"fashion-mnist-t{steps}", seeds=seeds)
+
+
+_NO_TAU: dict[str, Any] = {"tau_entropy": 0.0, "tau_velocity": 0.0}
+_RESNET: dict[str, Any] = {"energy_network": "resnet", "energy_width": 48}
+
+
+FASHION_MNIST = Experiment(
+    "fashion-mnist",
+    "Fashion-MNIST on CPU cores",
+    [
+        _chain("edm-ancestral-1000", "ancestral, 1,000 evaluations"),
+        _chain("edm-ancestral-100", "ancestral, 100 evaluations"),
+        _chain("heun-40", "Heun, 79 evaluations"),
+        _chain("heun-18", "Heun, 35 evaluations"),
+        _chain("heun-18", "Heun, 35 evaluations, n = 10,000", evaluate_n=10_000),
+        _chain("dpmpp-10", "DPM-Solver++ 2M, 10 evaluations"),
+        _chain("heun-5", "Heun, 9 evaluations"),
+        _fashion("start-t10", "the start of DxMI", 10, seeds=1, iterations=0),
+        _fashion("dxmi-t10", "DxMI", 10),
+        _fashion("dxmi-t10-tau0", "DxMI, tau = 0", 10, **_NO_TAU),
+        _chain("dpmpp-4", "DPM-Solver++ 2M, 4 evaluations"),
+        _chain("heun-2", "Heun, 3 evaluations"),
+        _fashion("start-t4", "the start of DxMI", 4, seeds=1, iterations=0),
+        _fashion("dxmi-t4", "DxMI", 4),
+        _fashion("dxmi-t4-tau0", "DxMI, tau = 0", 4, **_NO_TAU),
+        _fashion("dxmi-t4-linear", "DxMI, linear time cost", 4, seeds=1, time_cost="linear"),
+        _fashion("dxmi-t4-untimed", "DxMI, no time cost", 4, seeds=1, time_cost="none"),
+        _fashion("dxmi-t4-resnet", "DxMI, a residual network as energy", 4, seeds=1, **_RESNET),
+    ],
+    columns={
+        "fd_efflite0_2500": "FD",
+        "fd_efflite0_2500_floor": "FD of test images",
+        "fd_efflite0_2500_test": "FD to test images",
+        "precision_efflite0_2500": "precision",
+        "recall_efflite0_2500": "recall",
+        "fd_classifier_2500": "FD, classifier",
+        "fd_efflite0_10k": "FD, n = 10,000",
+    },
+    notes="""\
+FD: Frechet distance between features of EfficientNet-lite0, of 2,500 samples and 2,500 training images (not
+FID) or 2,500 test images; also for the features of a small classifier, and with 10,000 of each. With so few
+images, the FD of the test images themselves is above 0. The base, from which DxMI starts, ships with the
+package; its pretraining took 3.2 million images.""",
+    seeds=3,
+)
