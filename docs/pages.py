@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import re
 import typing
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
 
 import dxmi_ext
 from dxmi_ext import tasks
@@ -62,9 +64,33 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     return files
 
 
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Links with a file's path as text get the title of its page; results have room for wide tables."""
+    if page.file.src_uri.startswith("results/"):
+        page.meta["hide"] = ["toc"]
+    titles = dict(_titles(config.nav or []))
+    folder = PurePosixPath(page.file.src_uri).parent
+
+    def titled(match: re.Match[str]) -> str:
+        target = os.path.normpath(folder / match[2].partition("#")[0])
+        return f"[{titles.get(target, match[1])}]({match[2]})"
+
+    return re.sub(r"\[((?:docs/)?[\w/.-]+(?:\.md|\.py)|docs/[\w/-]+)\]\(([^):]+)\)", titled, markdown)
+
+
+def _titles(nav: list[Any]) -> Iterator[tuple[str, str]]:
+    """The titles of pages in the navigation, by path."""
+    for entry in nav:
+        for title, target in entry.items():
+            if isinstance(target, list):
+                yield from _titles(target)
+            else:
+                yield target, title
+
+
 def _moved(path: Path) -> str:
     """A page of the repository's root, with its links as they are from docs/."""
-    text = path.read_text(encoding="utf-8").replace("](docs/tutorials)", "](tutorials/own_data.md)")
+    text = path.read_text(encoding="utf-8")
     text = re.sub(r"\]\(docs/tutorials/(\w+)\.py\)", r"](tutorials/\1.md)", text)
     text = text.replace("](docs/", "](")
     for source, target in _PAGES.items():
@@ -81,8 +107,9 @@ def tutorial(script: str, name: str) -> str:
             shown.append(re.sub(r"^# ?", "", cell.strip(), flags=re.MULTILINE))
         else:
             shown.append(f"```python\n{cell.strip()}\n```")
-    source = f"This page is the script `docs/tutorials/{name}`, which the tests run."
-    return "\n\n".join([*shown, f"---\n\n{source}"]) + "\n"
+    title, _, text = shown[0].partition("\n")
+    source = f"*This page is a script, which the tests run: `python docs/tutorials/{name}`.*"
+    return "\n\n".join([title, source, text.strip(), *shown[1:]]) + "\n"
 
 
 def recipes() -> str:
@@ -124,7 +151,7 @@ def _row(name: str, key: Key) -> str:
     default = key.default if isinstance(key.default, str) else json.dumps(key.default)
     choices = key.metadata["choices"]
     bounds = ((">=", "minimum"), ("<=", "maximum"), ("<", "below"))
-    limits = [f"{sign} {key.metadata[b]:g}" for sign, b in bounds if key.metadata[b] is not None]
+    limits = [f"{sign} {key.metadata[b]}" for sign, b in bounds if key.metadata[b] is not None]
     meaning = key.metadata["help"]
     if choices:
         meaning += f" ({', '.join(f'`{choice}`' for choice in choices)})"

@@ -66,7 +66,7 @@ def noise_key(
     """Creates a noise key (seed, draw = 0).
 
     Args:
-        seed: integer in [-2**63, 2**64); None draws one from ``generator`` or torch's default generator.
+        seed: integer from -2^63 to 2^64 - 1; None draws one from ``generator`` or torch's default generator.
         generator: source of the seed if ``seed`` is None.
         device: device of the key, and so of the samples. Default: the generator's device, or torch's default.
 

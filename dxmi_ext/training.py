@@ -72,6 +72,10 @@ def fit(
     with its own folder, can be stopped at any time and started again. Ctrl-C and SIGTERM finish the
     iteration and save a checkpoint.
 
+    A run is known by the trainer's settings, the seed and the batch size, which have to be the same when it
+    resumes; a higher number of iterations continues it. Data and networks are not compared, except that the
+    weights must fit: use a new folder for other data.
+
     Args:
         trainer: `Pretrainer`, `DxMITrainer` or another `Stepper`; its ``ranks`` share the batches.
         batches: iteration -> this rank's rows of the batch, data [B, *] or (data, labels [B]). Such a
@@ -147,9 +151,13 @@ def shuffled(
         iteration -> this rank's rows, [batch_size / ranks, *], with their labels if there are any.
 
     Raises:
+        TypeError: ``data`` or ``labels`` is not a tensor.
         ConfigError: ``data`` is empty, ``labels`` has another length, or the batch size is not a positive
             multiple of the number of ranks.
     """
+    for name, given in (("data", data), ("labels", labels)):
+        if given is not None and not isinstance(given, Tensor):
+            raise TypeError(f"{name} must be a tensor, got {type(given).__name__}")
     n = len(data)
     if n == 0:
         raise ConfigError("data must have at least one row, got none")
@@ -211,6 +219,8 @@ def load(path: str | os.PathLike[str], networks: M) -> M:
             tensors differ from those of ``networks``, which are then unchanged.
     """
     folder = Path(path)
+    if not folder.is_dir():
+        raise checkpoint.CheckpointError(f"path must be a folder of saved networks, got {str(folder)!r}")
     if folders.is_marked(folder):
         folder = folder / "model"
     tensors, _ = checkpoint.load_model_state(folder)
@@ -235,9 +245,10 @@ def _reader(batches: Callable[[int], Data] | Iterable[Data]) -> tuple[Data, Call
     """The first batch, and a function of the iteration that returns all of them."""
     if callable(batches):
         return batches(0), batches
-    if not isinstance(batches, Iterable):
+    if isinstance(batches, Tensor) or not isinstance(batches, Iterable):
         raise ConfigError(
-            f"batches must be a function of the iteration or an iterable, got {type(batches).__name__}"
+            "batches must be a function of the iteration, such as shuffled(data, batch_size), or an iterable "
+            f"of batches, got {type(batches).__name__}"
         )
     stream = _repeated(batches)
     first = next(stream)
@@ -261,18 +272,7 @@ def _parts(batch: Data, trainer: Stepper) -> list[Tensor]:
     Raises:
         ConfigError: they do not fit the trainer.
     """
-    parts = [batch] if isinstance(batch, Tensor) else list(batch)
-    if not 1 <= len(parts) <= 2 or not all(isinstance(part, Tensor) for part in parts):
-        got = ", ".join(type(part).__name__ for part in parts)
-        raise ConfigError(f"a batch must be a tensor of data, or data and labels, got ({got})")
-    data, shape = parts[0], getattr(getattr(trainer, "sampler", None), "data_shape", None)
-    if not data.is_floating_point():
-        raise ConfigError(f"a batch must have floating-point data, got {data.dtype}")
-    if not data.ndim or not len(data) or (shape is not None and data.shape[1:] != shape):
-        wanted = "*" if shape is None else ", ".join(map(str, shape))
-        raise ConfigError(f"a batch must have data of shape [B, {wanted}], B >= 1, got {[*data.shape]}")
-    if len(parts) == 2 and parts[1].shape != data.shape[:1]:
-        raise ConfigError(f"the labels of a batch must have shape [{len(data)}], got {[*parts[1].shape]}")
+    parts = [part for part in trainer.checked(batch) if part is not None]
     return [part.to(trainer.device) for part in parts]
 
 

@@ -17,6 +17,7 @@ from dxmi_ext.engine.signals import Stopped
 
 DATA = torch.arange(60.0).view(20, 3) / 30 - 1
 STEPS, ITERATIONS = 4, 6
+SCHEDULE = dxmi_ext.schedules.variance_exploding(STEPS, sigma_max=1.0, sigma_min=0.1)
 
 
 class Field(nn.Module):
@@ -43,8 +44,7 @@ class Value(nn.Module):
 
 def networks(width: int = 3) -> dxmi_ext.Networks:
     torch.manual_seed(0)
-    schedule = dxmi_ext.schedules.variance_exploding(STEPS, sigma_max=1.0, sigma_min=0.1)
-    return dxmi_ext.Networks(dxmi_ext.GaussianSampler(Field(width), schedule, (3,)), Value())
+    return dxmi_ext.Networks(dxmi_ext.GaussianSampler(Field(width), SCHEDULE, (3,)), Value())
 
 
 def trainer(seed: int = 0, **settings: Any) -> dxmi_ext.DxMITrainer:
@@ -105,10 +105,9 @@ def test_a_stopped_fit_resumes_and_a_finished_one_restores(
 
 def test_pretraining_then_dxmi(tmp_path: Path) -> None:
     made = networks()
-    schedule = dxmi_ext.schedules.variance_exploding(STEPS, sigma_max=1.0, sigma_min=0.1)
-    levels = dxmi_ext.uniform_levels(schedule.signal, schedule.noise)
-    pretrainer = dxmi_ext.Pretrainer(made.sampler.network, levels, lr=1e-2, iterations=3, seed=0)
-    dxmi_ext.fit(pretrainer, batches(), output=tmp_path / "pretrain")
+    levels = dxmi_ext.uniform_levels(SCHEDULE.signal, SCHEDULE.noise)
+    first = dxmi_ext.Pretrainer(made.sampler.network, levels, lr=1e-2, iterations=3, seed=0)
+    dxmi_ext.fit(first, batches(), output=tmp_path / "pretrain")
     with pytest.raises(dxmi_ext.ConfigError, match=r"output must be .* 'dxmi', got .* 'pretrain'"):
         dxmi_ext.fit(trainer(), batches(), output=tmp_path / "pretrain")
     assert same(dxmi_ext.load(tmp_path / "pretrain", Field(3)), made.sampler.network)
@@ -145,10 +144,12 @@ def test_labels_and_loaders(tmp_path: Path) -> None:
     ("given", "message"),
     [
         ([], "batches must yield a batch"),
-        (7, "batches must be a function of the iteration or an iterable, got int"),
+        (7, "batches must be a function of the iteration, .* or an iterable of batches, got int"),
+        (DATA, "batches must be a function of the iteration, .* or an iterable of batches, got Tensor"),
         ([DATA[:8, :2]], r"data of shape \[B, 3\], B >= 1, got \[8, 2\]"),
         ([DATA[:0]], r"B >= 1, got \[0, 3\]"),
-        ([DATA[:8].long()], "floating-point data, got torch.int64"),
+        ([DATA[:8].long()], "data of the networks' torch.float32, got torch.int64"),
+        ([DATA[:8].double()], "data of the networks' torch.float32, got torch.float64"),
         ([(DATA[:8], torch.zeros(7))], r"labels of a batch must have shape \[8\], got \[7\]"),
         (["rows"], "a batch must be a tensor of data"),
     ],
@@ -203,6 +204,39 @@ def test_state_dict_continues_the_same_run(tmp_path: Path) -> None:
     for i in range(other.iteration, ITERATIONS):
         other.step(batches()(i))
     assert same(whole.networks, other.networks) and same(whole.averaged, other.averaged)
+    with pytest.raises(dxmi_ext.ConfigError, match=f"iterations must be > {ITERATIONS} to train further"):
+        other.step(batches()(0))
+    state = {name: part for name, part in half.state_dict().items() if name != "averaged"}
+    with pytest.raises(dxmi_ext.CheckpointError, match="state of a DxMITrainer must have averaged, got iter"):
+        trainer().load_state_dict(state)
+    with pytest.raises(dxmi_ext.ConfigError, match=r"data of shape \[B, 3\], B >= 1, got \[8, 2\]"):
+        trainer().step(DATA[:8, :2])
+
+
+def pretrainer(**options: Any) -> dxmi_ext.Pretrainer:
+    levels = dxmi_ext.uniform_levels(SCHEDULE.signal, SCHEDULE.noise)
+    return dxmi_ext.Pretrainer(Field(3), levels, **({"lr": 1e-2, "iterations": 3, "seed": 0} | options))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: dxmi_ext.DxMISettings(tau="0.1"), "tau must be float, got '0.1'"),
+        (lambda: dxmi_ext.DxMISettings(td_redraw=1), "td_redraw must be bool, got 1"),
+        (lambda: trainer(seed=-1), "seed must be an integer from 0 to"),
+        (lambda: pretrainer(iterations=2.5), "iterations must be an integer >= 0, got 2.5"),
+        (lambda: pretrainer(prediction="noise"), "prediction must be one of eps, v, x, edm, got 'noise'"),
+        (
+            lambda: dxmi_ext.uniform_levels(torch.ones(3), torch.ones(4)),
+            r"got \[3\], \[4\]",
+        ),
+        (lambda: dxmi_ext.shuffled([1.0], 8), "data must be a tensor, got list"),
+        (lambda: dxmi_ext.GaussianSampler(Field(3), SCHEDULE, 3), "data_shape must be a sequence"),
+    ],
+)
+def test_a_wrong_argument_is_named(make: Any, message: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=message):
+        make()
 
 
 def test_load_says_what_does_not_fit(tmp_path: Path) -> None:
@@ -221,8 +255,8 @@ def test_load_says_what_does_not_fit(tmp_path: Path) -> None:
         dxmi_ext.load(tmp_path / "value", wider)
     assert all(torch.equal(before[name], tensor) for name, tensor in wider.state_dict().items())
     (path / "model.safetensors").write_bytes(b"no tensors")
-    for wrong in (path, tmp_path / "absent"):
-        with pytest.raises(dxmi_ext.CheckpointError, match="missing or corrupt"):
+    for wrong, what in ((path, "missing or corrupt"), (tmp_path / "absent", "a folder of saved networks")):
+        with pytest.raises(dxmi_ext.CheckpointError, match=what):
             dxmi_ext.load(wrong, made)
 
 

@@ -15,7 +15,7 @@ import torch
 TUTORIALS = Path(__file__).parents[1] / "docs" / "tutorials"
 NEEDS = {
     "anomaly_folders": ("PIL", "efficientnet_lite_pytorch", "sklearn", "matplotlib", "yaml"),
-    "diffusers_four_steps": ("diffusers", "matplotlib", "yaml"),
+    "diffusers_four_steps": ("diffusers", "sklearn", "matplotlib", "yaml"),
     "ops_in_your_loop": (),
 }
 SHOWN = {

@@ -1,4 +1,4 @@
-"""Optimizer steps and learning rates over a run. Imports torch and ``dxmi_ext.engine.sharding``."""
+"""Optimizer steps and learning rates over a run. Imports torch and the engine."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dxmi_ext.engine import sharding
+from dxmi_ext.engine.settings import ConfigError
 
 
 class Adam(torch.optim.Adam):
@@ -126,17 +127,28 @@ class LearningRates:
 
     Attributes:
         scale: factor of all learning rates; a rollback lowers it.
+
+    Raises:
+        ConfigError: iterations is not an integer >= 0.
     """
 
     def __init__(
         self, optimizer: torch.optim.Optimizer, decay: str, iterations: int, *, wait: int = 0, warmup: int = 0
     ) -> None:
+        if not isinstance(iterations, int) or iterations < 0:
+            raise ConfigError(f"iterations must be an integer >= 0, got {iterations!r}")
         self._optimizer, self._decay, self._iterations = optimizer, decay, iterations
         self._wait, self._warmup, self.scale = wait, warmup, 1.0
         self._initial = [float(group["lr"]) for group in optimizer.param_groups]
 
     def at(self, iteration: int) -> None:
-        """Sets the learning rates of an iteration."""
+        """Sets the learning rates of an iteration.
+
+        Raises:
+            ConfigError: the run has fewer iterations.
+        """
+        if iteration >= self._iterations:
+            raise ConfigError(f"iterations must be > {iteration} to train further, got {self._iterations}")
         done = iteration / self._iterations
         decays = {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}
         factor = self.scale * decays[self._decay]

@@ -7,6 +7,7 @@ fields in any group, and unique within a task. Imports ``engine.errors``.
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 import math
 import os
@@ -95,19 +96,20 @@ class Settings:
             those that differ from the default.
 
     Raises:
-        ConfigError: a value is not among its choices, out of bounds, not finite, or does not match its
-            pattern.
+        ConfigError: a value is of the wrong type, not among its choices, out of bounds, not finite, or does
+            not match its pattern.
     """
 
     heading: ClassVar[str] = "settings"
     removed: ClassVar[Mapping[str, str]] = {}
 
     def __post_init__(self) -> None:
-        fields = dataclasses.fields(self)
+        fields, types = dataclasses.fields(self), typing.get_type_hints(type(self))
         self.given = frozenset(f.name for f in fields if getattr(self, f.name) != f.default)
         for field in fields:
             name, value = field.name, getattr(self, field.name)
             choices, pattern = field.metadata["choices"], field.metadata["pattern"]
+            _check_type(name, value, types[name])
             if value is None:
                 continue
             if choices is not None and value not in choices:
@@ -279,6 +281,15 @@ def expand(name: str, path: str) -> str:
     if expanded.startswith("~"):
         raise ConfigError(f"{name} must not begin with ~ where its home folder is unknown, got {path!r}")
     return expanded
+
+
+def _check_type(name: str, value: Any, wanted: Any) -> None:
+    kinds = typing.get_args(wanted) or (wanted,)
+    if float in kinds:
+        kinds = (*kinds, int)
+    # bool is a subclass of int, but no number of a setting
+    if not (bool in kinds if isinstance(value, bool) else isinstance(value, kinds)):
+        raise ConfigError(f"{name} must be {inspect.formatannotation(wanted)}, got {value!r}")
 
 
 def _check_bounds(name: str, value: float, bounds: Mapping[str, Any]) -> None:

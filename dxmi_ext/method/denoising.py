@@ -13,8 +13,10 @@ from dxmi_ext.engine.calls import call
 from dxmi_ext.engine.execution import ExecutionSettings
 from dxmi_ext.engine.learner import Average, Learner
 from dxmi_ext.engine.ranks import Ranks
+from dxmi_ext.engine.settings import ConfigError
 from dxmi_ext.method import noise, schedules
 from dxmi_ext.method.sampler import per_row
+from dxmi_ext.method.schedules.tables import PREDICTIONS
 from dxmi_ext.method.stepper import Batch, Metrics, Stepper
 
 
@@ -39,7 +41,13 @@ def uniform_levels(signal: Tensor, noise_: Tensor) -> DrawLevels:
 
     Args:
         signal, noise_: [L].
+
+    Raises:
+        ValueError: their lengths differ.
     """
+    if signal.ndim != 1 or signal.shape != noise_.shape or not len(signal):
+        got = f"{[*signal.shape]}, {[*noise_.shape]}"
+        raise ValueError(f"signal, noise must have the same shape [L], L >= 1, got {got}")
     signal, noise_ = signal.float(), noise_.float()
 
     def draw(n: int, key: Tensor, sample_offset: int) -> Levels:
@@ -82,6 +90,9 @@ class Pretrainer(Stepper):
 
     Attributes:
         averaged: the network with averaged weights.
+
+    Raises:
+        ConfigError: the prediction, the seed or the number of iterations is invalid.
     """
 
     stream = "pretrain"
@@ -103,6 +114,9 @@ class Pretrainer(Stepper):
         execution: ExecutionSettings | None = None,
         memory_format: torch.memory_format = torch.contiguous_format,
     ) -> None:
+        if prediction not in PREDICTIONS:
+            wanted = ", ".join(PREDICTIONS)
+            raise ConfigError(f"prediction must be one of {wanted}, got {prediction!r}")
         self._draw_levels, self._prediction, self._sigma_data = draw_levels, prediction, sigma_data
         self.network, self.memory_format, ranks = network, memory_format, ranks or Ranks()
         self.iterations = iterations

@@ -89,6 +89,8 @@ class GaussianSampler(nn.Module):
     ) -> None:
         super().__init__()
         self.network, self.start = network, start
+        if isinstance(data_shape, int):
+            raise TypeError(f"data_shape must be a sequence such as ({data_shape},), got {data_shape}")
         self.data_shape = tuple(data_shape)
         self.initial_std = schedule.initial_std
         self.steps = len(schedule.log_std)

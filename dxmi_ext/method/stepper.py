@@ -12,10 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from dxmi_ext.engine import execution, sharding
+from dxmi_ext.engine.checkpoint import CheckpointError
 from dxmi_ext.engine.execution import ExecutionSettings
 from dxmi_ext.engine.graphs import Graphed
 from dxmi_ext.engine.learner import Learner
 from dxmi_ext.engine.ranks import Ranks
+from dxmi_ext.engine.settings import LARGEST_SEED, ConfigError
 from dxmi_ext.method import noise
 
 Metrics = dict[str, Tensor]
@@ -51,6 +53,9 @@ class Stepper:
         execution: precision and compilation of the networks.
         uses: names of the noise keys of an iteration; their order is part of the format of saved runs.
         graphed: whether an iteration runs as one CUDA graph.
+
+    Raises:
+        ConfigError: the seed is out of range.
     """
 
     stream: ClassVar[str]
@@ -60,6 +65,8 @@ class Stepper:
     learners: Sequence[Learner]
     memory_format = torch.contiguous_format
     """Memory format of the data passed to `iterate`."""
+    data_shape: tuple[int, ...] | None = None
+    """Shape (*) of a row of the data; None: any."""
 
     def __init__(
         self,
@@ -71,6 +78,8 @@ class Stepper:
         uses: Sequence[str] = (),
         graphed: bool = False,
     ) -> None:
+        if not isinstance(seed, int) or not 0 <= seed <= LARGEST_SEED:
+            raise ConfigError(f"seed must be an integer from 0 to {LARGEST_SEED}, got {seed!r}")
         self.iteration, self.ranks, self.execution = 0, ranks, execution
         self._seed, self._uses, self._device = seed, uses, device
         self._iterate: Callable[..., Metrics] = Graphed(self._run) if graphed else self._run
@@ -96,7 +105,7 @@ class Stepper:
         are part of the format of saved runs."""
         raise NotImplementedError
 
-    def step(self, batch: Tensor | tuple[Tensor, Tensor]) -> Metrics:
+    def step(self, batch: Tensor | Sequence[Tensor]) -> Metrics:
         """One iteration.
 
         Args:
@@ -105,8 +114,11 @@ class Stepper:
         Returns:
             The metrics, on the device; for each loss also ``NAME_failures``, the number of consecutive
             skipped steps.
+
+        Raises:
+            ConfigError: the batch does not fit the networks, or the run is at its end.
         """
-        data, labels = batch if isinstance(batch, tuple) else (batch, None)
+        data, labels = self.checked(batch)
         for learner in self.learners:
             learner.rates.at(self.iteration)
         self.begin()
@@ -114,6 +126,33 @@ class Stepper:
             metrics = self._iterate(self._draws.keys(self.iteration), data, labels)
         self.iteration += 1
         return metrics
+
+    def checked(self, batch: Tensor | Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
+        """The data and labels of a batch.
+
+        Raises:
+            ConfigError: they do not fit the networks.
+        """
+        parts = [batch] if isinstance(batch, Tensor) else [*batch]
+        if not 1 <= len(parts) <= 2 or not all(isinstance(part, Tensor) for part in parts):
+            got = ", ".join(type(part).__name__ for part in parts)
+            raise ConfigError(f"a batch must be a tensor of data, or data and labels, got ({got})")
+        data, labels = parts[0], parts[1] if len(parts) == 2 else None
+        shape = self.data_shape
+        if not data.ndim or not len(data) or (shape is not None and data.shape[1:] != shape):
+            wanted = "*" if shape is None else ", ".join(map(str, shape))
+            raise ConfigError(f"a batch must have data of shape [B, {wanted}], B >= 1, got {[*data.shape]}")
+        if data.dtype != self._dtype:
+            raise ConfigError(f"a batch must have data of the networks' {self._dtype}, got {data.dtype}")
+        if labels is not None and labels.shape != data.shape[:1]:
+            raise ConfigError(f"the labels of a batch must have shape [{len(data)}], got {[*labels.shape]}")
+        return data, labels
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        """The dtype of the trained weights, and so of the data."""
+        weights: list[Tensor] = self.learners[0].optimizer.param_groups[0]["params"]
+        return weights[0].dtype
 
     def _run(self, keys: Tensor, data: Tensor, labels: Tensor | None) -> Metrics:
         """`iterate` as a function of tensors, for a CUDA graph."""
@@ -137,8 +176,19 @@ class Stepper:
         return {"iteration": self.iteration, **_saved(self.parts())}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continues from a state of a trainer with the same networks and settings.
+
+        Raises:
+            CheckpointError: the state lacks parts.
+            RuntimeError: names or shapes of weights differ.
+        """
+        parts = self.parts()
+        if missing := [name for name in ("iteration", *parts) if name not in state]:
+            raise CheckpointError(
+                f"the state of a {type(self).__name__} must have {', '.join(missing)}, got {', '.join(state)}"
+            )
+        _load(parts, state)
         self.iteration = state["iteration"]
-        _load(self.parts(), state)
         if isinstance(self._iterate, Graphed):
             self._iterate.forget()  # the optimizers' moments are new tensors
 

@@ -64,6 +64,7 @@ class DxMITrainer(Stepper):
         _check(networks, algorithm, langevin, execution, ranks := ranks or Ranks())
         self.networks, self.algorithm, self.iterations = networks, algorithm, iterations
         self.sampler, self.value = networks.sampler, networks.value
+        self.data_shape = self.sampler.data_shape
         prepare(execution, networks)
         self.memory_format = self.sampler.memory_format
         networks.shard_(ranks)
@@ -231,7 +232,10 @@ def _check(
     execution: ExecutionSettings,
     ranks: Ranks,
 ) -> None:
-    """Raises a ConfigError for unsupported combinations."""
+    """Raises a ConfigError for wrong types and unsupported combinations."""
+    for name, value, wanted in (("networks", networks, Networks), ("algorithm", algorithm, DxMISettings)):
+        if not isinstance(value, wanted):
+            raise ConfigError(f"{name} must be {wanted.__name__}, got {type(value).__name__}")
     settings.check((*RULES, *CHAIN_RULES), algorithm, langevin)
     check_graph(execution, networks.sampler.log_std.device, ranks)
     if not algorithm.trains_sampler:
