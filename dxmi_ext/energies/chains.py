@@ -18,9 +18,7 @@ from dxmi_ext.engine.calls import call
 from dxmi_ext.method.networks import Networks
 from dxmi_ext.method.path_weights import Forward, Kernel, log_ratio
 
-_LARGEST_DRIFT = 5.0
-"""Largest drift of a step of VGS, in its standard deviations. Exact values move samples by about 3 at
-most."""
+_LARGEST_DRIFT = 4.0  # distance from a mode, in its standard deviations, whose score bounds the drift of VGS
 
 
 class Tables(NamedTuple):
@@ -160,7 +158,11 @@ class PolicyChain(Chain):
 
 class GradientChain(Chain):
     """VGS: the mean of a step is a descent of the next value, y - (variance alpha^2 / w) grad V^{t+1}(y) at
-    y = alpha x (arXiv 2502.13280), of at most 5 standard deviations of the step's noise.
+    y = alpha x (arXiv 2502.13280).
+
+    The gradient is bounded by that of the narrowest mode, blurred by the noise of x_{t+1}, at 4 of its
+    standard deviations. Without a bound a value that is too steep where few paths go pulls them in, and stays
+    too steep.
 
     Args:
         start: module that draws x_0.
@@ -182,6 +184,7 @@ class GradientChain(Chain):
     ) -> None:
         super().__init__(start, energy, dim, temperature)
         self.value, self.particles = value, energy.target.particles
+        self.largest_gradient: Tensor
         step_var = levels.std.square()
         tables = Tables(
             levels.growth,
@@ -190,7 +193,8 @@ class GradientChain(Chain):
             1 / levels.growth,
             levels.variance.log() / 2,
         )
-        for name, table in tables._asdict().items():
+        largest = _LARGEST_DRIFT * temperature / levels.mode_std[1:]
+        for name, table in {**tables._asdict(), "largest_gradient": largest}.items():
             self.register_buffer(name, table.float(), persistent=False)
 
     def tables(self) -> Tables:
@@ -198,16 +202,19 @@ class GradientChain(Chain):
 
     def value_at(self, x: Tensor, timestep: Tensor) -> Tensor:
         """V^t(x), [N], for t = 0..T."""
+        ends = timestep == self.steps
+        if ends.all():
+            return self.energy(x)
         values = call(self.value, x, timestep.clamp(max=self.steps - 1))
-        if not (ends := timestep == self.steps).any():
+        if not ends.any():
             return values
         return torch.where(ends, self.energy(x), values)
 
     def output(self, x: Tensor, timestep: Tensor) -> Tensor:
         tables = self.tables()
         y = tables.sample_coef[timestep, None] * x
-        gradient = slope(_At(self), y, timestep + 1)
-        largest = _LARGEST_DRIFT * (tables.log_std.exp() / -tables.output_coef)[timestep, None]
+        gradient = slope(_At(self), y, timestep + 1).nan_to_num()  # where an energy overflows
+        largest = self.largest_gradient[timestep, None]
         if self.particles is None:
             return gradient.clamp(-largest, largest)
         size = gradient.square().mean(1, keepdim=True).sqrt()  # one bound for all directions keeps symmetries

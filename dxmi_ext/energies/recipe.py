@@ -62,7 +62,7 @@ def _finish(
     run: Run, cfg: Config, target: Target, trainer: PolicyTrainer | GradientTrainer
 ) -> tuple[dict[str, Any], str]:
     """Saves and evaluates the trained chain."""
-    chain = trainer.chain
+    chain = trainer.fitted() if isinstance(trainer, PolicyTrainer) else trainer.chain
     model.save(run.directory / "model", chain, cfg)
     data = samples_of(cfg, target, cfg.run.seed, run.device)
     numbers = evaluate_chain(cfg, target, chain, data, seed=cfg.run.seed)
@@ -157,7 +157,7 @@ def _compare(
 def _trainer(cfg: Config, chain: Chain, run: Run) -> PolicyTrainer | GradientTrainer:
     options: dict[str, Any] = {"iterations": cfg.run.iterations, "seed": cfg.run.seed, "ranks": run.ranks}
     if isinstance(chain, GradientChain):
-        return GradientTrainer(chain, cfg.learning, cfg.gradient, **options)
+        return GradientTrainer(chain, cfg.learning, **options)
     assert isinstance(chain, PolicyChain)
     levels, temperature = model.levels_of(cfg), cfg.target.temperature
     settings = cfg.learning, cfg.policy

@@ -142,19 +142,6 @@ class PolicySettings(Settings):
 
 
 @dataclasses.dataclass
-class GradientSettings(Settings):
-    heading = "learning, of sampler=vgs"
-    path_noise: float = setting(1.1, "factor of the noise of training paths", minimum=1e-3)
-    td_passes: int = setting(
-        1, "number of passes over the steps of all paths in an iteration", minimum=1, maximum=100
-    )
-    td_loss: str = setting("mse", "loss of the value, both sides divided by D", choices=("mse", "smooth_l1"))
-    target_decay: float = setting(
-        0.9, "decay of the target network, which is updated once an iteration", minimum=0, below=1
-    )
-
-
-@dataclasses.dataclass
 class EvaluationSettings(Settings):
     heading = "evaluation"
     paths: int = setting(10_000, "number of paths for log Z", minimum=2, maximum=10**7)
@@ -188,9 +175,11 @@ class Config(RunnableConfig):
     networks: NetworkSettings = group(NetworkSettings)
     learning: LearningSettings = group(LearningSettings)
     policy: PolicySettings = group(PolicySettings)
-    gradient: GradientSettings = group(GradientSettings)
     evaluation: EvaluationSettings = group(EvaluationSettings)
 
+    removed = dict.fromkeys(
+        ("path_noise", "td_passes", "td_loss", "target_decay"), "sampler=vgs has a fixed value"
+    )
     rules = (
         Rule("task must be energies, got {task}", lambda s: s.task == "energies"),
         Rule(

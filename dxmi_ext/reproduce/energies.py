@@ -16,13 +16,13 @@ _SWEEP_TARGETS = ("gmm25", "gmm40")
 _STEPS = {"gmm9": 20, "funnel10": 30, "manywell32": 50, "dw4": 30, "lj13": 100}
 _MAIN = dict.fromkeys(_SWEEP_TARGETS, 20) | _STEPS
 # A fraction of the recipes' length. An iteration of VGS takes less than half as long.
-_ITERATIONS = {"dxmi": 150, "vgs": 300}
+_ITERATIONS = {"dxmi": 400, "vgs": 300}
 
 
 def _row(target: str, sampler: str, steps: int) -> Row:
     settings: dict[str, Any] = {"sampler": sampler, "steps": steps, "iterations": _ITERATIONS[sampler]}
     if sampler == "dxmi":
-        settings["ema_decay"] = 0.93  # suits so short a run
+        settings["ema_decay"] = 0.97  # suits so short a run
     label = f"{target}, {_SAMPLERS[sampler]}, T = {steps}"
     repeated = sampler == "dxmi" and steps == _MAIN[target] and target != "lj13"
     seeds = None if repeated else 1
