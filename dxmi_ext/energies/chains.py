@@ -160,6 +160,10 @@ class GradientChain(Chain):
     """VGS: the mean of a step is a descent of the next value, y - (variance alpha^2 / w) grad V^{t+1}(y) at
     y = alpha x (arXiv 2502.13280).
 
+    A damped step has variance / (1 + variance alpha^2 / m^2) in place of the variance, with m^2 the variance
+    of the narrowest mode of x_{t+1}; it ends at the minimum of value and cost in such a mode. The paper's
+    step goes beyond it, so that values grow too steep from step to step, and samples are too cold.
+
     The gradient is bounded by that of the narrowest mode, blurred by the noise of x_{t+1}, at 4 of its
     standard deviations. Without a bound a value that is too steep where few paths go pulls them in, and stays
     too steep.
@@ -171,6 +175,7 @@ class GradientChain(Chain):
         levels: noise levels of the chain.
         dim: D.
         temperature: w.
+        damped: whether steps are damped; not in the paper.
     """
 
     def __init__(
@@ -181,19 +186,22 @@ class GradientChain(Chain):
         levels: Levels,
         dim: int,
         temperature: float,
+        *,
+        damped: bool,
     ) -> None:
         super().__init__(start, energy, dim, temperature)
         self.value, self.particles = value, energy.target.particles
         self.largest_gradient: Tensor
-        step_var = levels.std.square()
+        step_var, mode_std = levels.std.square(), levels.mode_std[1:]
+        damping = 1 + step_var / mode_std.square() if damped else 1.0
         tables = Tables(
             levels.growth,
-            -step_var / temperature,
+            -step_var / damping / temperature,
             levels.std.log(),
             1 / levels.growth,
             levels.variance.log() / 2,
         )
-        largest = _LARGEST_DRIFT * temperature / levels.mode_std[1:]
+        largest = _LARGEST_DRIFT * temperature / mode_std
         for name, table in {**tables._asdict(), "largest_gradient": largest}.items():
             self.register_buffer(name, table.float(), persistent=False)
 

@@ -70,7 +70,9 @@ def build(cfg: Config, target: Target, device: torch.device, *, looks: bool = Tr
         s = cfg.networks
         value = Value(energy, of, temperature, s.value_width, s.value_depth, s.octaves)
         if cfg.chain.sampler == "vgs":
-            return GradientChain(start, value, energy, of, target.free, temperature).to(device)
+            damped = cfg.chain.damped_steps
+            chain = GradientChain(start, value, energy, of, target.free, temperature, damped=damped)
+            return chain.to(device)
         network: nn.Module = Policy(energy, of, temperature, s.sampler_width, s.sampler_depth, s.octaves)
     sampler = GaussianSampler(network, policy_schedule(of), (target.free,), start=start)
     raise_stds_(sampler.log_std, of.variance.float(), cfg.policy.std_floor)

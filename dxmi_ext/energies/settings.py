@@ -63,6 +63,11 @@ class ChainSettings(Settings):
         minimum=1e-9,
     )
     scale: float = setting(1.0, "standard deviation of the target, roughly", minimum=1e-6)
+    damped_steps: bool = setting(
+        True,
+        "whether steps of sampler=vgs are damped, to end at the minimum of value and cost in a mode of "
+        "variance var_last; false: the paper's steps, which go beyond it",
+    )
     per_dimension: bool = setting(
         False,
         "mean and sigma of x_0 and unit of the noise for each dimension, found by a short annealing before "

@@ -43,7 +43,8 @@ def exact(means: Tensor, variance: float, of: Levels) -> GradientChain:
     energy = TargetEnergy(targets.mixture("mixture", means, variance))
     spread = variance + float(means.var(0, correction=0).mean())
     start = Start(math.sqrt(float(of.signal[0] ** 2 * spread + of.noise[0] ** 2)))
-    return GradientChain(start, ExactValue(means, variance, of), energy, of, means.shape[1], 1.0)
+    value = ExactValue(means, variance, of)
+    return GradientChain(start, value, energy, of, means.shape[1], 1.0, damped=False)
 
 
 def recursion(of: Levels) -> float:
@@ -92,6 +93,23 @@ def test_one_gaussian_has_the_variance_of_the_recursion(schedule: Any, known: fl
     assert float(ends.var()) == pytest.approx(known, rel=0.02)
 
 
+def test_damped_steps_keep_values_exact() -> None:
+    """With damped steps the exact curvatures 1 / (1 + noise^2) of N(0, 1) are their own TD targets."""
+    of = levels("ve", "exp", 5, 10.0, 1.0)
+    k = (1 / (1 + of.noise.square())).tolist()
+    energy = TargetEnergy(targets.mixture("normal", torch.zeros(1, 2), 1.0))
+    start, value = Start(k[0] ** -0.5), Value(energy, of, 1.0, 8, 2, 0)
+    chain = GradientChain(start, value, energy, of, 2, 1.0, damped=True)
+    trainer = GradientTrainer(chain, LearningSettings(), iterations=1, seed=0)
+    chain.value = Quadratic(k[:-1])
+    for t in range(4):
+        timestep, ends = torch.full((10_000,), t), []
+        for place in (torch.ones(10_000, 2), torch.zeros(10_000, 2)):
+            output = chain.output(place, timestep)
+            ends.append(float(trainer._target(place, output, timestep, ops.noise_key(1), 0).mean()))
+        assert ends[0] - ends[1] == pytest.approx(k[t], rel=0.02)
+
+
 @pytest.mark.parametrize(
     ("schedule", "final", "initial"),
     [(CASES[0][0], 0.878, 0.939), (CASES[1][0], 0.9725, 0.997), (CASES[2][0], 0.982, 2.047)],
@@ -102,7 +120,7 @@ def test_targets_of_values_have_their_fixed_point(schedule: Any, final: float, i
     assert 1 / k[0] == pytest.approx(initial, rel=2e-3)
     energy = TargetEnergy(targets.mixture("normal", torch.zeros(1, 2), 1.0))
     start, value = Start(k[0] ** -0.5), Value(energy, of, 1.0, 8, 2, 0)
-    chain = GradientChain(start, value, energy, of, 2, 1.0)
+    chain = GradientChain(start, value, energy, of, 2, 1.0, damped=False)
     trainer = GradientTrainer(chain, LearningSettings(), iterations=1, seed=0)
     chain.value = Quadratic(k[:-1])
     assert float(chain.rollout(20_000, ops.noise_key(0))[-1].var()) == pytest.approx(final, rel=0.02)
@@ -129,8 +147,9 @@ def test_targets_of_values_vary_less_than_the_next_values_at_the_same_mean() -> 
     n, timestep = 500, torch.zeros(500, dtype=torch.int64)
     x = torch.tensor([0.3, 0.2]).expand(n, 2)
     found = trainer._target(x, chain.output(x, timestep), timestep, ops.noise_key(1), 0)
-    # V(x + mu) + |mu|^2 / (2 var) = V(x) - var |g|^2 / 2
-    wanted = 0.15 - 0.2 + 3 - float(chain.tables().log_std[0].exp()) ** 2 * 1.25 / 2
+    # V(x + mu) + |mu|^2 / (2 var) at mu = -k g
+    k, var = -float(chain.tables().output_coef[0]), float(chain.tables().log_std[0].exp()) ** 2
+    wanted = 0.15 - 0.2 + 3 - k * 1.25 + k**2 * 1.25 / (2 * var)
     assert torch.allclose(found, torch.full((n,), wanted), atol=1e-4)
 
 
@@ -139,7 +158,7 @@ def test_drifts_are_bounded_by_the_score_of_a_narrow_mode(name: str) -> None:
     """A value that is far too steep has the gradient of a narrow mode 4 standard deviations from it."""
     target = targets.TARGETS[name]()
     of, energy = levels("ve", "exp", 5, 30, 0.4, 7.0), TargetEnergy(target)
-    chain = GradientChain(Start(1.0), Quadratic([1e4] * 5), energy, of, target.free, 1.0)
+    chain = GradientChain(Start(1.0), Quadratic([1e4] * 5), energy, of, target.free, 1.0, damped=True)
     y = 3 + ops.normal((20, target.free), ops.noise_key(0))
     for t in range(4):
         steepest = 4 / math.sqrt(0.4 + float(of.noise[t + 1] ** 2))
@@ -174,7 +193,7 @@ def small(sampler: str, dim: int = 1, steps: int = 2) -> tuple[PolicyChain | Gra
     value, start = Value(energy, of, 1.0, 16, 2, 1), Start(float(of.spread[0]))
     nn.init.normal_(value.last.weight, std=0.1)
     if sampler == "vgs":
-        return GradientChain(start, value, energy, of, dim, 1.0), target
+        return GradientChain(start, value, energy, of, dim, 1.0, damped=True), target
     network = Policy(energy, of, 1.0, 16, 2, 1)
     nn.init.normal_(network.motion.last.weight, std=0.3)
     made = GaussianSampler(network, policy_schedule(of), (dim,), start=start)
