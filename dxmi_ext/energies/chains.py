@@ -6,6 +6,7 @@ backward kernel q(x_t | x_{t+1}). Imports torch, ``dxmi_ext.ops``, the method an
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -47,6 +48,11 @@ class Chain(nn.Module):
     def __init__(self, start: Start, energy: TargetEnergy, dim: int, temperature: float) -> None:
         super().__init__()
         self.start, self.energy, self.dim, self.temperature = start, energy, dim, temperature
+
+    @property
+    def log_stds(self) -> Tensor:
+        """The log sigmas of pi, [T], which `fit_stds_` sets."""
+        raise NotImplementedError
 
     def tables(self) -> Tables:
         raise NotImplementedError
@@ -128,6 +134,26 @@ class Chain(nn.Module):
         units = self.energy.widths.double().log().sum()  # the density of y is that of x times these
         return units + back - energy / self.temperature - self.start.log_prob(path[0]).double()
 
+    @torch.no_grad()
+    def fit_stds_(self, n: int, keys: Mapping[str, Tensor]) -> None:
+        """Sets each step's sigma in place to the root mean square of x_{t+1} minus the step's mean, over
+        paths drawn backwards from the chain's own samples.
+
+        Training minimizes KL(sampler || target), which makes sigmas too small between modes, where a few
+        paths then have large weights. These sigmas minimize the other KL, for the same means.
+
+        Args:
+            n: number of paths.
+            keys: noise keys ``paths`` and ``back``.
+        """
+        path = self.backward_rollout(self.rollout(n, keys["paths"])[-1], keys["back"])
+        tables, log_std = self.tables(), self.log_stds
+        for t in range(self.steps):
+            output = self.output(path[t], torch.full((n,), t, device=path.device))
+            mean = tables.sample_coef[t] * path[t] + tables.output_coef[t] * output
+            found = (path[t + 1] - mean).square().mean().log() / 2
+            log_std[t] = torch.where(found.isfinite(), found, log_std[t])
+
 
 class PolicyChain(Chain):
     """DxMI's policy; q is the random walk N(x_{t+1}, s_t^2) of the bound that the policy minimizes.
@@ -146,6 +172,10 @@ class PolicyChain(Chain):
         self.velocity_var: Tensor
         self.register_buffer("velocity_var", velocity_var.detach().clone())
 
+    @property
+    def log_stds(self) -> Tensor:
+        return self.networks.sampler.log_std
+
     def tables(self) -> Tables:
         of, var = self.networks.sampler, self.velocity_var
         return Tables(
@@ -160,9 +190,9 @@ class GradientChain(Chain):
     """VGS: the mean of a step is a descent of the next value, y - (variance alpha^2 / w) grad V^{t+1}(y) at
     y = alpha x (arXiv 2502.13280).
 
-    A damped step has variance / (1 + variance alpha^2 / m^2) in place of the variance, with m^2 the variance
-    of the narrowest mode of x_{t+1}; it ends at the minimum of value and cost in such a mode. The paper's
-    step goes beyond it, so that values grow too steep from step to step, and samples are too cold.
+    A damped step has variance / (1 + variance alpha^2 / m^2) in place of the variance, in its noise too, with
+    m^2 the variance of the narrowest mode of x_{t+1}: it is the exact reverse step in such a mode. The
+    paper's step goes too far, so that values grow too steep from step to step, and samples are too cold.
 
     The gradient is bounded by that of the narrowest mode, blurred by the noise of x_{t+1}, at 4 of its
     standard deviations. Without a bound a value that is too steep where few paths go pulls them in, and stays
@@ -191,19 +221,26 @@ class GradientChain(Chain):
     ) -> None:
         super().__init__(start, energy, dim, temperature)
         self.value, self.particles = value, energy.target.particles
+        self.log_std: Tensor
         self.largest_gradient: Tensor
+        self.kernel_var: Tensor
         step_var, mode_std = levels.std.square(), levels.mode_std[1:]
-        damping = 1 + step_var / mode_std.square() if damped else 1.0
+        damping = 1 + damped * step_var / mode_std.square()
         tables = Tables(
             levels.growth,
             -step_var / damping / temperature,
-            levels.std.log(),
+            levels.std.log() - damping.log() / 2,
             1 / levels.growth,
             levels.variance.log() / 2,
         )
         largest = _LARGEST_DRIFT * temperature / mode_std
-        for name, table in {**tables._asdict(), "largest_gradient": largest}.items():
-            self.register_buffer(name, table.float(), persistent=False)
+        others = {"largest_gradient": largest, "kernel_var": step_var}
+        for name, table in {**tables._asdict(), **others}.items():
+            self.register_buffer(name, table.float(), persistent=name == "log_std")
+
+    @property
+    def log_stds(self) -> Tensor:
+        return self.log_std
 
     def tables(self) -> Tables:
         return Tables(*(getattr(self, name) for name in Tables._fields))

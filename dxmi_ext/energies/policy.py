@@ -17,15 +17,13 @@ from dxmi_ext.energies.schedule import Levels
 from dxmi_ext.energies.settings import LearningSettings, PolicySettings
 from dxmi_ext.engine.learner import Learner
 from dxmi_ext.engine.ranks import Ranks
-from dxmi_ext.method import noise, symptoms
+from dxmi_ext.method import symptoms
 from dxmi_ext.method.energy_step import spread
 from dxmi_ext.method.losses import Scene, advantages
 from dxmi_ext.method.networks import Networks
 from dxmi_ext.method.sampler import Trajectory
 from dxmi_ext.method.stepper import Batch, Metrics
 from dxmi_ext.method.trainer import DxMITrainer
-
-_FITTED = 4000  # paths that sigmas are fitted to
 
 
 class PolicyTrainer(DxMITrainer):
@@ -114,14 +112,6 @@ class PolicyTrainer(DxMITrainer):
         raise_stds_(self.sampler.log_std, self.costs.velocity_var, self._std_floor)
         return losses
 
-    def fitted(self) -> PolicyChain:
-        """`chain` with its sigmas fitted, at the end of training; see `fit_stds_`."""
-        chain = self.chain
-        before = chain.energy.count
-        fit_stds_(chain, _FITTED, noise.Draws(self.seed, "sigmas", ["paths", "back"], self.device).at(0))
-        self.evaluations += chain.energy.count - before
-        return chain
-
     def symptoms(self, numbers: Mapping[str, Any]) -> dict[str, str]:
         ratios = [now / before for now, before in zip(numbers["std"], self._initial_std, strict=True)]
         stds, why = symptoms.STDS, f"{min(ratios):.3g} to {max(ratios):.3g} of where it started"
@@ -149,25 +139,3 @@ def raise_stds_(log_std: Tensor, velocity_var: Tensor, floor: float) -> None:
     """
     if floor:
         log_std.copy_(torch.maximum(log_std, velocity_var.log() / 2 + math.log(floor)))
-
-
-@torch.no_grad()
-def fit_stds_(chain: PolicyChain, n: int, keys: Mapping[str, Tensor]) -> None:
-    """Sets each step's sigma in place to the root mean square of x_{t+1} minus the step's mean, over paths
-    drawn backwards from the chain's own samples.
-
-    Training minimizes KL(sampler || target), which makes sigmas too small between modes, where a few paths
-    then have large weights. These sigmas minimize the other KL, for the same means.
-
-    Args:
-        chain: trained chain.
-        n: number of paths.
-        keys: noise keys ``paths`` and ``back``.
-    """
-    path = chain.backward_rollout(chain.rollout(n, keys["paths"])[-1], keys["back"])
-    tables, log_std = chain.tables(), chain.networks.sampler.log_std
-    for t in range(chain.steps):
-        output = chain.output(path[t], torch.full((n,), t, device=path.device))
-        mean = tables.sample_coef[t] * path[t] + tables.output_coef[t] * output
-        found = (path[t + 1] - mean).square().mean().log() / 2
-        log_std[t] = torch.where(found.isfinite(), found, log_std[t])

@@ -77,7 +77,10 @@ class GradientTrainer(Stepper):
             execution=ExecutionSettings(),
             uses=["rollout", "order0", "redraw0"],
         )
-        self._time_cost = -chain.temperature * chain.dim * chain.tables().sample_coef.log()
+        # KL(N(mu, sigma^2) || N(0, kernel_var)) without its term in mu, and the change of volume.
+        ratio = (2 * chain.log_std).exp() / chain.kernel_var
+        each = (ratio - 1 - ratio.log()) / 2 - chain.tables().sample_coef.log()
+        self._time_cost = chain.temperature * chain.dim * each
 
     def iterate(self, batch: Batch) -> Metrics:
         before = self.chain.energy.count
@@ -145,9 +148,8 @@ class GradientTrainer(Stepper):
         move = tables.output_coef[t, None] * output
         added = following - tables.sample_coef[t, None] * x - move
         drift = move.square().sum(1)
-        step_var = (2 * tables.log_std).exp()
         next_value = chain.value_at(following, t + 1) - (added * output).sum(1)
-        costs = tables.log_std, step_var, self._time_cost
+        costs = tables.log_std, chain.kernel_var, self._time_cost
         return ops.td_target(next_value, drift, t, *costs, 0.0, chain.temperature)
 
     def parts(self) -> dict[str, Any]:

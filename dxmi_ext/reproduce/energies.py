@@ -33,7 +33,7 @@ def _rows() -> list[Row]:
     steps = [(target, t) for target in _SWEEP_TARGETS for t in _SWEPT] + [*_STEPS.items()]
     rows = [_row(target, sampler, t) for target, t in steps for sampler in _SAMPLERS]
     settings = {**_row("gmm25", "vgs", 20).settings, "damped_steps": False}
-    label = "gmm25, VGS with the paper's steps, T = 20"
+    label = "gmm25, VGS with the paper's step length, T = 20"
     return [*rows, Row("gmm25-vgs-t20-undamped", label, settings, recipe="gmm25", seeds=1)]
 
 

@@ -14,7 +14,7 @@ from dxmi_ext import ops
 from dxmi_ext.energies import metrics, targets
 from dxmi_ext.energies.chains import GradientChain, PolicyChain
 from dxmi_ext.energies.networks import Policy, Start, TargetEnergy, Value
-from dxmi_ext.energies.policy import PolicyTrainer, fit_stds_, raise_stds_
+from dxmi_ext.energies.policy import PolicyTrainer, raise_stds_
 from dxmi_ext.energies.schedule import Levels, levels, policy_schedule
 from dxmi_ext.energies.settings import LearningSettings, PolicySettings
 from dxmi_ext.energies.targets import Target
@@ -147,9 +147,11 @@ def test_targets_of_values_vary_less_than_the_next_values_at_the_same_mean() -> 
     n, timestep = 500, torch.zeros(500, dtype=torch.int64)
     x = torch.tensor([0.3, 0.2]).expand(n, 2)
     found = trainer._target(x, chain.output(x, timestep), timestep, ops.noise_key(1), 0)
-    # V(x + mu) + |mu|^2 / (2 var) at mu = -k g
-    k, var = -float(chain.tables().output_coef[0]), float(chain.tables().log_std[0].exp()) ** 2
-    wanted = 0.15 - 0.2 + 3 - k * 1.25 + k**2 * 1.25 / (2 * var)
+    # V(x + mu) + |mu|^2 / (2 var) at mu = -k g, and the cost of a smaller sigma
+    k, var = -float(chain.tables().output_coef[0]), float(chain.kernel_var[0])
+    ratio = float(chain.log_std[0].exp()) ** 2 / var
+    assert k == pytest.approx(ratio * var) and ratio < 1
+    wanted = 0.15 - 0.2 + 3 - k * 1.25 + k**2 * 1.25 / (2 * var) + ratio - 1 - math.log(ratio)
     assert torch.allclose(found, torch.full((n,), wanted), atol=1e-4)
 
 
@@ -341,7 +343,7 @@ def test_sigmas_are_fitted_to_paths_backwards_from_samples() -> None:
         made.log_std.add_(torch.tensor([0.05, -0.05, 0.05]))
     chain = PolicyChain(Networks(made, Value(energy, of, 1.0, 8, 2, 1), energy), of.variance.float(), 1.0)
     log_w = [chain.log_weights(chain.rollout(4000, ops.noise_key(0)))]
-    fit_stds_(chain, 4000, {"paths": ops.noise_key(1), "back": ops.noise_key(2)})
+    chain.fit_stds_(4000, {"paths": ops.noise_key(1), "back": ops.noise_key(2)})
     assert torch.allclose(made.log_std, exact, atol=0.03)
     log_w.append(chain.log_weights(chain.rollout(4000, ops.noise_key(0))))
     assert of_weights(log_w[1])["ess"] > of_weights(log_w[0])["ess"]
