@@ -65,7 +65,8 @@ def _finish(
     """Fits the sigmas of the trained chain, saves and evaluates it."""
     chain = trainer.chain
     before = chain.energy.count
-    chain.fit_stds_(_FITTED, noise.Draws(cfg.run.seed, "sigmas", ["paths", "back"], run.device).at(0))
+    if cfg.chain.fit_stds:
+        chain.fit_stds_(_FITTED, noise.Draws(cfg.run.seed, "sigmas", ["paths", "back"], run.device).at(0))
     trainer.evaluations += chain.energy.count - before
     model.save(run.directory / "model", chain, cfg)
     data = samples_of(cfg, target, cfg.run.seed, run.device)

@@ -68,6 +68,11 @@ class ChainSettings(Settings):
         "whether steps of sampler=vgs are damped, to end at the minimum of value and cost in a mode of "
         "variance var_last; false: the paper's steps, which go beyond it",
     )
+    fit_stds: bool = setting(
+        True,
+        "whether sigmas are fitted at the end to paths drawn backwards from the sampler's own samples, which "
+        "raises ESS; false: as trained, with lower energies where directions differ in width",
+    )
     per_dimension: bool = setting(
         False,
         "mean and sigma of x_0 and unit of the noise for each dimension, found by a short annealing before "
