@@ -167,6 +167,7 @@ def test_own_target_belongs_to_its_run(
         ("gmm25", ["sampler=vgs", "schedule=vp"], "must be < steps=3 with schedule=vp, got 150.0 and 0.4"),
         ("dw4", ["per_dimension=true"], "per_dimension must be false with particles=4, got true"),
         ("gmm25", ["pretrained=true"], "pretrained must be false"),
+        ("gmm25", ["td_loss=mse"], "td_loss is no longer a setting; sampler=vgs has a fixed value"),
         ("energy", ["target=a:b", "dim=5", "particles=2"], "particles=2 must divide dim, got 5"),
     ],
 )
