@@ -6,6 +6,7 @@ backward kernel q(x_t | x_{t+1}). Imports torch, ``dxmi_ext.ops``, the method an
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -18,9 +19,7 @@ from dxmi_ext.engine.calls import call
 from dxmi_ext.method.networks import Networks
 from dxmi_ext.method.path_weights import Forward, Kernel, log_ratio
 
-_LARGEST_DRIFT = 5.0
-"""Largest drift of a step of VGS, in its standard deviations. Exact values move samples by about 3 at
-most."""
+_LARGEST_DRIFT = 4.0  # distance from a mode, in its standard deviations, whose score bounds the drift of VGS
 
 
 class Tables(NamedTuple):
@@ -49,6 +48,11 @@ class Chain(nn.Module):
     def __init__(self, start: Start, energy: TargetEnergy, dim: int, temperature: float) -> None:
         super().__init__()
         self.start, self.energy, self.dim, self.temperature = start, energy, dim, temperature
+
+    @property
+    def log_stds(self) -> Tensor:
+        """The log sigmas of pi, [T], which `fit_stds_` sets."""
+        raise NotImplementedError
 
     def tables(self) -> Tables:
         raise NotImplementedError
@@ -130,6 +134,26 @@ class Chain(nn.Module):
         units = self.energy.widths.double().log().sum()  # the density of y is that of x times these
         return units + back - energy / self.temperature - self.start.log_prob(path[0]).double()
 
+    @torch.no_grad()
+    def fit_stds_(self, n: int, keys: Mapping[str, Tensor]) -> None:
+        """Sets each step's sigma in place to the root mean square of x_{t+1} minus the step's mean, over
+        paths drawn backwards from the chain's own samples.
+
+        Training minimizes KL(sampler || target), which makes sigmas too small between modes, where a few
+        paths then have large weights. These sigmas minimize the other KL, for the same means.
+
+        Args:
+            n: number of paths.
+            keys: noise keys ``paths`` and ``back``.
+        """
+        path = self.backward_rollout(self.rollout(n, keys["paths"])[-1], keys["back"])
+        tables, log_std = self.tables(), self.log_stds
+        for t in range(self.steps):
+            output = self.output(path[t], torch.full((n,), t, device=path.device))
+            mean = tables.sample_coef[t] * path[t] + tables.output_coef[t] * output
+            found = (path[t + 1] - mean).square().mean().log() / 2
+            log_std[t] = torch.where(found.isfinite(), found, log_std[t])
+
 
 class PolicyChain(Chain):
     """DxMI's policy; q is the random walk N(x_{t+1}, s_t^2) of the bound that the policy minimizes.
@@ -148,6 +172,10 @@ class PolicyChain(Chain):
         self.velocity_var: Tensor
         self.register_buffer("velocity_var", velocity_var.detach().clone())
 
+    @property
+    def log_stds(self) -> Tensor:
+        return self.networks.sampler.log_std
+
     def tables(self) -> Tables:
         of, var = self.networks.sampler, self.velocity_var
         return Tables(
@@ -160,7 +188,15 @@ class PolicyChain(Chain):
 
 class GradientChain(Chain):
     """VGS: the mean of a step is a descent of the next value, y - (variance alpha^2 / w) grad V^{t+1}(y) at
-    y = alpha x (arXiv 2502.13280), of at most 5 standard deviations of the step's noise.
+    y = alpha x (arXiv 2502.13280).
+
+    A damped step has variance / (1 + variance alpha^2 / m^2) in place of the variance, in its noise too, with
+    m^2 the variance of the narrowest mode of x_{t+1}: it is the exact reverse step in such a mode. The
+    paper's step goes too far, so that values grow too steep from step to step, and samples are too cold.
+
+    The gradient is bounded by that of the narrowest mode, blurred by the noise of x_{t+1}, at 4 of its
+    standard deviations. Without a bound a value that is too steep where few paths go pulls them in, and stays
+    too steep.
 
     Args:
         start: module that draws x_0.
@@ -169,6 +205,7 @@ class GradientChain(Chain):
         levels: noise levels of the chain.
         dim: D.
         temperature: w.
+        damped: whether steps are damped; not in the paper.
     """
 
     def __init__(
@@ -179,35 +216,50 @@ class GradientChain(Chain):
         levels: Levels,
         dim: int,
         temperature: float,
+        *,
+        damped: bool,
     ) -> None:
         super().__init__(start, energy, dim, temperature)
         self.value, self.particles = value, energy.target.particles
-        step_var = levels.std.square()
+        self.log_std: Tensor
+        self.largest_gradient: Tensor
+        self.kernel_var: Tensor
+        step_var, mode_std = levels.std.square(), levels.mode_std[1:]
+        damping = 1 + damped * step_var / mode_std.square()
         tables = Tables(
             levels.growth,
-            -step_var / temperature,
-            levels.std.log(),
+            -step_var / damping / temperature,
+            levels.std.log() - damping.log() / 2,
             1 / levels.growth,
             levels.variance.log() / 2,
         )
-        for name, table in tables._asdict().items():
-            self.register_buffer(name, table.float(), persistent=False)
+        largest = _LARGEST_DRIFT * temperature / mode_std
+        others = {"largest_gradient": largest, "kernel_var": step_var}
+        for name, table in {**tables._asdict(), **others}.items():
+            self.register_buffer(name, table.float(), persistent=name == "log_std")
+
+    @property
+    def log_stds(self) -> Tensor:
+        return self.log_std
 
     def tables(self) -> Tables:
         return Tables(*(getattr(self, name) for name in Tables._fields))
 
     def value_at(self, x: Tensor, timestep: Tensor) -> Tensor:
         """V^t(x), [N], for t = 0..T."""
+        ends = timestep == self.steps
+        if ends.all():
+            return self.energy(x)
         values = call(self.value, x, timestep.clamp(max=self.steps - 1))
-        if not (ends := timestep == self.steps).any():
+        if not ends.any():
             return values
         return torch.where(ends, self.energy(x), values)
 
     def output(self, x: Tensor, timestep: Tensor) -> Tensor:
         tables = self.tables()
         y = tables.sample_coef[timestep, None] * x
-        gradient = slope(_At(self), y, timestep + 1)
-        largest = _LARGEST_DRIFT * (tables.log_std.exp() / -tables.output_coef)[timestep, None]
+        gradient = slope(_At(self), y, timestep + 1).nan_to_num()  # where an energy overflows
+        largest = self.largest_gradient[timestep, None]
         if self.particles is None:
             return gradient.clamp(-largest, largest)
         size = gradient.square().mean(1, keepdim=True).sqrt()  # one bound for all directions keeps symmetries

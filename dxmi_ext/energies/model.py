@@ -68,10 +68,11 @@ def build(cfg: Config, target: Target, device: torch.device, *, looks: bool = Tr
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cfg.run.seed)
         s = cfg.networks
-        sizes, shares = (s.value_width, s.value_depth, s.octaves), cfg.chain.sampler == "dxmi"
-        value = Value(energy, of, temperature, *sizes, shares=shares)
+        value = Value(energy, of, temperature, s.value_width, s.value_depth, s.octaves)
         if cfg.chain.sampler == "vgs":
-            return GradientChain(start, value, energy, of, target.free, temperature).to(device)
+            damped = cfg.chain.damped_steps
+            chain = GradientChain(start, value, energy, of, target.free, temperature, damped=damped)
+            return chain.to(device)
         network: nn.Module = Policy(energy, of, temperature, s.sampler_width, s.sampler_depth, s.octaves)
     sampler = GaussianSampler(network, policy_schedule(of), (target.free,), start=start)
     raise_stds_(sampler.log_std, of.variance.float(), cfg.policy.std_floor)

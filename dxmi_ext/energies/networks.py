@@ -140,11 +140,11 @@ class _Sinusoids(nn.Module):
 class Value(nn.Module):
     """V^t(y): (y [N, free], timestep [N]) -> [N], for t = 0..T - 1; V^T is the energy.
 
-    It is the value of a normal target, |y|^2 / (2 spread_t^2), plus a network that is 0 at first. With shares
-    it interpolates between that normal value and the energy, with a learned weight for each step that starts
-    at the schedule's detail. The level of each step is estimated separately (`raise_level`), since a network
-    takes thousands of steps to reach a constant in the hundreds; the interpolated energy is centered by its
-    first mean, so that the level does not depend on the weight.
+    It interpolates between the value of a normal target, |y|^2 / (2 spread_t^2), and the energy, with a
+    learned weight for each step that starts at the schedule's detail, and adds a network that is 0 at first.
+    The level of each step is estimated separately (`raise_level`), since a network takes thousands of steps
+    to reach a constant in the hundreds; the interpolated energy is centered by its first mean, so that the
+    level does not depend on the weight.
 
     Args:
         energy: energy of the target.
@@ -152,8 +152,6 @@ class Value(nn.Module):
         temperature: temperature of the target.
         width, depth: size of the hidden layers.
         octaves: number of sinusoids of the coordinates, or of the distances of particles.
-        shares: whether it contains the energy. It must not if its gradient moves samples, since large steps
-            down an energy with narrow modes overshoot.
     """
 
     def __init__(
@@ -164,8 +162,6 @@ class Value(nn.Module):
         width: int,
         depth: int,
         octaves: int,
-        *,
-        shares: bool,
     ) -> None:
         super().__init__()
         self.energy, self.particles, self.temperature = energy, energy.target.particles, temperature
@@ -176,7 +172,7 @@ class Value(nn.Module):
         self.last = nn.Linear(width, 1)
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)
-        self.share = nn.Parameter(levels.detail[:-1].float()) if shares else None
+        self.share = nn.Parameter(levels.detail[:-1].float())
         self.level: Tensor
         self.register_buffer("level", torch.zeros(levels.steps))
         self.centre: Tensor
@@ -207,8 +203,6 @@ class Value(nn.Module):
         learned = self.last(self.body(self.features(seen, timestep), timestep))[:, 0]
         learned = self.level[timestep] + self.temperature * learned
         normal = self.temperature * y.square().sum(1) / (2 * self.features.spread[timestep].square())
-        if self.share is None:
-            return learned + normal
         share = self.share[timestep]
         return learned + (1 - share) * normal + share * (self.energy(y) - self.centre)
 

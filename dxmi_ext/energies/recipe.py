@@ -31,6 +31,7 @@ from dxmi_ext.method import noise
 _NEEDS = {"scipy": "w2", "matplotlib": "pictures"}
 _BATCH = 4096  # samples at a time
 _ANNEALED = 2000  # particles
+_FITTED = 4000  # paths that sigmas are fitted to
 
 
 def train(cfg: Config, ranks: Ranks | None = None) -> dict[str, Any]:
@@ -61,8 +62,12 @@ def train(cfg: Config, ranks: Ranks | None = None) -> dict[str, Any]:
 def _finish(
     run: Run, cfg: Config, target: Target, trainer: PolicyTrainer | GradientTrainer
 ) -> tuple[dict[str, Any], str]:
-    """Saves and evaluates the trained chain."""
+    """Fits the sigmas of the trained chain, saves and evaluates it."""
     chain = trainer.chain
+    before = chain.energy.count
+    if cfg.chain.fit_stds:
+        chain.fit_stds_(_FITTED, noise.Draws(cfg.run.seed, "sigmas", ["paths", "back"], run.device).at(0))
+    trainer.evaluations += chain.energy.count - before
     model.save(run.directory / "model", chain, cfg)
     data = samples_of(cfg, target, cfg.run.seed, run.device)
     numbers = evaluate_chain(cfg, target, chain, data, seed=cfg.run.seed)
@@ -157,7 +162,7 @@ def _compare(
 def _trainer(cfg: Config, chain: Chain, run: Run) -> PolicyTrainer | GradientTrainer:
     options: dict[str, Any] = {"iterations": cfg.run.iterations, "seed": cfg.run.seed, "ranks": run.ranks}
     if isinstance(chain, GradientChain):
-        return GradientTrainer(chain, cfg.learning, cfg.gradient, **options)
+        return GradientTrainer(chain, cfg.learning, **options)
     assert isinstance(chain, PolicyChain)
     levels, temperature = model.levels_of(cfg), cfg.target.temperature
     settings = cfg.learning, cfg.policy

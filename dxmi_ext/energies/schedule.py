@@ -40,11 +40,20 @@ class Levels(NamedTuple):
         return self.variance.sqrt() * self.growth
 
     @property
+    def mode_var(self) -> float:
+        """The variance m^2 of the narrowest mode: the last step's times T, at most the target's."""
+        return min(float(self.variance[-1]) * self.steps, self.scale**2)
+
+    @property
+    def mode_std(self) -> Tensor:
+        """The standard deviation of the narrowest mode of x_t, [T + 1]."""
+        return (self.signal.square() * self.mode_var + self.noise.square()).sqrt()
+
+    @property
     def detail(self) -> Tensor:
         """The share of the target's energy in -log density of x_t near a narrow mode, m^2 / (m^2 + noise^2),
-        [T + 1]. The last variance times T is taken as m^2, the variance of the narrowest mode."""
-        mode_var = self.variance[-1] * self.steps
-        return mode_var / (mode_var + self.noise.square())
+        [T + 1]."""
+        return self.mode_var / (self.mode_var + self.noise.square())
 
     @property
     def spread(self) -> Tensor:

@@ -63,6 +63,16 @@ class ChainSettings(Settings):
         minimum=1e-9,
     )
     scale: float = setting(1.0, "standard deviation of the target, roughly", minimum=1e-6)
+    damped_steps: bool = setting(
+        True,
+        "whether steps of sampler=vgs are damped, to end at the minimum of value and cost in a mode of "
+        "variance var_last; false: the paper's steps, which go beyond it",
+    )
+    fit_stds: bool = setting(
+        True,
+        "whether sigmas are fitted at the end to paths drawn backwards from the sampler's own samples, which "
+        "raises ESS; false: as trained, with lower energies where directions differ in width",
+    )
     per_dimension: bool = setting(
         False,
         "mean and sigma of x_0 and unit of the noise for each dimension, found by a short annealing before "
@@ -142,19 +152,6 @@ class PolicySettings(Settings):
 
 
 @dataclasses.dataclass
-class GradientSettings(Settings):
-    heading = "learning, of sampler=vgs"
-    path_noise: float = setting(1.1, "factor of the noise of training paths", minimum=1e-3)
-    td_passes: int = setting(
-        1, "number of passes over the steps of all paths in an iteration", minimum=1, maximum=100
-    )
-    td_loss: str = setting("mse", "loss of the value, both sides divided by D", choices=("mse", "smooth_l1"))
-    target_decay: float = setting(
-        0.9, "decay of the target network, which is updated once an iteration", minimum=0, below=1
-    )
-
-
-@dataclasses.dataclass
 class EvaluationSettings(Settings):
     heading = "evaluation"
     paths: int = setting(10_000, "number of paths for log Z", minimum=2, maximum=10**7)
@@ -188,9 +185,11 @@ class Config(RunnableConfig):
     networks: NetworkSettings = group(NetworkSettings)
     learning: LearningSettings = group(LearningSettings)
     policy: PolicySettings = group(PolicySettings)
-    gradient: GradientSettings = group(GradientSettings)
     evaluation: EvaluationSettings = group(EvaluationSettings)
 
+    removed = dict.fromkeys(
+        ("path_noise", "td_passes", "td_loss", "target_decay"), "sampler=vgs has a fixed value"
+    )
     rules = (
         Rule("task must be energies, got {task}", lambda s: s.task == "energies"),
         Rule(

@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import mse_loss, smooth_l1_loss
+from torch.nn.functional import mse_loss
 
 from dxmi_ext import ops
 from dxmi_ext.energies import starts
 from dxmi_ext.energies.chains import GradientChain
 from dxmi_ext.energies.networks import Value
-from dxmi_ext.energies.settings import GradientSettings, LearningSettings
+from dxmi_ext.energies.settings import LearningSettings
 from dxmi_ext.engine import sharding
 from dxmi_ext.engine.execution import ExecutionSettings
 from dxmi_ext.engine.learner import Average, Learner
@@ -21,6 +21,9 @@ from dxmi_ext.engine.ranks import Ranks
 from dxmi_ext.method import noise
 from dxmi_ext.method.networks import frozen
 from dxmi_ext.method.stepper import Batch, Metrics, Stepper
+
+_PATH_NOISE = 1.1  # factor of the noise of training paths
+_TARGET_DECAY = 0.9  # of the target network
 
 
 class GradientTrainer(Stepper):
@@ -31,7 +34,7 @@ class GradientTrainer(Stepper):
 
     Args:
         chain: chain whose value and start are trained.
-        learning, settings: settings of the algorithm.
+        learning: settings of the algorithm.
         iterations: length of the run, over which learning rates decay.
         seed: seed of every random choice.
         ranks: ranks that share the rows of a batch.
@@ -46,7 +49,6 @@ class GradientTrainer(Stepper):
         self,
         chain: GradientChain,
         learning: LearningSettings,
-        settings: GradientSettings,
         *,
         iterations: int,
         seed: int,
@@ -54,11 +56,12 @@ class GradientTrainer(Stepper):
     ) -> None:
         ranks = ranks or Ranks()
         assert isinstance(chain.value, Value)
-        self.chain, self.settings, self.passes = chain, settings, range(settings.td_passes)
+        self.chain = chain
         self.online: Value = sharding.deepcopy(chain.value)
         # The average is the chain's own value.
-        self.target = Average(self.online, settings.target_decay)
+        self.target = Average(self.online, _TARGET_DECAY)
         self._target_value = chain.value = self.target.module
+        self.online.energy = self._target_value.energy = chain.energy  # one count of evaluations
         over: tuple[Any, ...] = learning.lr_decay, iterations, ranks
         value_lr = 1e-3 if learning.value_lr is None else learning.value_lr
         self.value_learner = Learner(
@@ -72,13 +75,18 @@ class GradientTrainer(Stepper):
             device=chain.start.log_std.device,
             ranks=ranks,
             execution=ExecutionSettings(),
-            uses=["rollout", *(f"{use}{i}" for i in self.passes for use in ("order", "redraw"))],
+            uses=["rollout", "order0", "redraw0"],
         )
-        self._time_cost = -chain.temperature * chain.dim * chain.tables().sample_coef.log()
+        # KL(N(mu, sigma^2) || N(0, kernel_var)) without its term in mu, and the change of volume.
+        ratio = (2 * chain.log_std).exp() / chain.kernel_var
+        each = (ratio - 1 - ratio.log()) / 2 - chain.tables().sample_coef.log()
+        self._time_cost = chain.temperature * chain.dim * each
 
     def iterate(self, batch: Batch) -> Metrics:
         before = self.chain.energy.count
         path, outputs = self._rollout(batch)
+        if self.iteration == 0:
+            self._centre(path[-1])
         metrics = {"value_loss": self._value_steps(path, outputs, batch)}
         metrics |= starts.descend(
             *(self.start_learner, self.chain, self.chain.value, self.chain.value_at, batch)
@@ -90,6 +98,13 @@ class GradientTrainer(Stepper):
         return self.ranks.mean(metrics)
 
     @torch.no_grad()
+    def _centre(self, ends: Tensor) -> None:
+        """Centers the energy in values by its mean over the first paths' ends [N, D]."""
+        mean = self.ranks.mean({"energy": self.chain.energy(ends).mean()})["energy"].nan_to_num()
+        for value in (self.online, self._target_value):
+            value.centre.copy_(mean)
+
+    @torch.no_grad()
     def _rollout(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Paths [T + 1, N, D] with more noise than the chain's, and the outputs [T, N, D] of their steps."""
         chain, key, offset = self.chain, batch.keys["rollout"], batch.offset
@@ -97,27 +112,23 @@ class GradientTrainer(Stepper):
         with frozen(chain.value):
             for t in range(chain.steps):
                 timestep = torch.full((batch.n,), t, device=key.device)
-                noise = self.settings.path_noise
-                x, output = chain.step(path[-1], timestep, key, noise=noise, sample_offset=offset)
+                x, output = chain.step(path[-1], timestep, key, noise=_PATH_NOISE, sample_offset=offset)
                 path.append(x)
                 outputs.append(output)
         return torch.stack(path), torch.stack(outputs)
 
     def _value_steps(self, path: Tensor, outputs: Tensor, batch: Batch) -> Tensor:
-        """Passes over all steps of all paths; each row starts at a random step, so that a batch has all."""
+        """A pass over all steps of all paths; each row starts at a random step, so that a batch has all."""
         losses, rows = [], torch.arange(batch.n, device=path.device)
         lack = torch.zeros(self.chain.steps, device=path.device)
-        loss_fn = smooth_l1_loss if self.settings.td_loss == "smooth_l1" else mse_loss
-        for i in self.passes:
-            order, redraw = batch.keys[f"order{i}"], batch.keys[f"redraw{i}"]
-            first = noise.randint(self.chain.steps, batch.n, order, sample_offset=batch.offset)
-            for shift in range(self.chain.steps):
-                t = (first + shift) % self.chain.steps
-                target = self._target(path[t, rows], outputs[t, rows], t, redraw, batch.offset)
-                value = self.value_learner.network(path[t, rows], t)
-                loss = loss_fn(value / self.chain.dim, target / self.chain.dim)
-                losses.append(self.value_learner.descend("value", loss))
-                lack.index_add_(0, t, (target - value.detach()) / (batch.n * len(self.passes)))
+        first = noise.randint(self.chain.steps, batch.n, batch.keys["order0"], sample_offset=batch.offset)
+        for shift in range(self.chain.steps):
+            t = (first + shift) % self.chain.steps
+            target = self._target(path[t, rows], outputs[t, rows], t, batch.keys["redraw0"], batch.offset)
+            value = self.value_learner.network(path[t, rows], t)
+            loss = mse_loss(value / self.chain.dim, target / self.chain.dim)
+            losses.append(self.value_learner.descend("value", loss))
+            lack.index_add_(0, t, (target - value.detach()) / batch.n)
         # TD errors add up along the path to the error of the whole return.
         lack = self.ranks.mean({"lack": lack.flip(0).cumsum(0).flip(0)})["lack"]
         self.online.raise_level(lack, self.iteration)
@@ -126,13 +137,19 @@ class GradientTrainer(Stepper):
 
     @torch.no_grad()
     def _target(self, x: Tensor, output: Tensor, t: Tensor, key: Tensor, offset: int) -> Tensor:
-        """The TD target of V^t(x), [N]: the next value at a redrawn step, plus the cost of the drift."""
+        """The TD target of V^t(x), [N]: the next value at a redrawn step, plus the cost of the drift.
+
+        The noise times the gradient of the next value, which is the output, has mean 0 and is subtracted,
+        since it is most of the target's variance.
+        """
         chain, tables = self.chain, self.chain.tables()
         coefs = tables.sample_coef, tables.output_coef, tables.log_std
         following = ops.sampler_step(x, output, t, *coefs, key, sample_offset=offset).next_sample
-        drift = (tables.output_coef[t, None] * output).square().sum(1)
-        step_var = (2 * tables.log_std).exp()
-        next_value, costs = chain.value_at(following, t + 1), (tables.log_std, step_var, self._time_cost)
+        move = tables.output_coef[t, None] * output
+        added = following - tables.sample_coef[t, None] * x - move
+        drift = move.square().sum(1)
+        next_value = chain.value_at(following, t + 1) - (added * output).sum(1)
+        costs = tables.log_std, chain.kernel_var, self._time_cost
         return ops.td_target(next_value, drift, t, *costs, 0.0, chain.temperature)
 
     def parts(self) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from dxmi_ext.energies.chains import GradientChain, PolicyChain
 from dxmi_ext.energies.networks import Policy, Start, TargetEnergy, Value
 from dxmi_ext.energies.policy import PolicyTrainer, raise_stds_
 from dxmi_ext.energies.schedule import Levels, levels, policy_schedule
-from dxmi_ext.energies.settings import GradientSettings, LearningSettings, PolicySettings
+from dxmi_ext.energies.settings import LearningSettings, PolicySettings
 from dxmi_ext.energies.targets import Target
 from dxmi_ext.energies.vgs import GradientTrainer
 from dxmi_ext.method.networks import Networks
@@ -43,7 +43,8 @@ def exact(means: Tensor, variance: float, of: Levels) -> GradientChain:
     energy = TargetEnergy(targets.mixture("mixture", means, variance))
     spread = variance + float(means.var(0, correction=0).mean())
     start = Start(math.sqrt(float(of.signal[0] ** 2 * spread + of.noise[0] ** 2)))
-    return GradientChain(start, ExactValue(means, variance, of), energy, of, means.shape[1], 1.0)
+    value = ExactValue(means, variance, of)
+    return GradientChain(start, value, energy, of, means.shape[1], 1.0, damped=False)
 
 
 def recursion(of: Levels) -> float:
@@ -92,6 +93,23 @@ def test_one_gaussian_has_the_variance_of_the_recursion(schedule: Any, known: fl
     assert float(ends.var()) == pytest.approx(known, rel=0.02)
 
 
+def test_damped_steps_keep_values_exact() -> None:
+    """With damped steps the exact curvatures 1 / (1 + noise^2) of N(0, 1) are their own TD targets."""
+    of = levels("ve", "exp", 5, 10.0, 1.0)
+    k = (1 / (1 + of.noise.square())).tolist()
+    energy = TargetEnergy(targets.mixture("normal", torch.zeros(1, 2), 1.0))
+    start, value = Start(k[0] ** -0.5), Value(energy, of, 1.0, 8, 2, 0)
+    chain = GradientChain(start, value, energy, of, 2, 1.0, damped=True)
+    trainer = GradientTrainer(chain, LearningSettings(), iterations=1, seed=0)
+    chain.value = Quadratic(k[:-1])
+    for t in range(4):
+        timestep, ends = torch.full((10_000,), t), []
+        for place in (torch.ones(10_000, 2), torch.zeros(10_000, 2)):
+            output = chain.output(place, timestep)
+            ends.append(float(trainer._target(place, output, timestep, ops.noise_key(1), 0).mean()))
+        assert ends[0] - ends[1] == pytest.approx(k[t], rel=0.02)
+
+
 @pytest.mark.parametrize(
     ("schedule", "final", "initial"),
     [(CASES[0][0], 0.878, 0.939), (CASES[1][0], 0.9725, 0.997), (CASES[2][0], 0.982, 2.047)],
@@ -101,9 +119,9 @@ def test_targets_of_values_have_their_fixed_point(schedule: Any, final: float, i
     k = fixed_point(of)
     assert 1 / k[0] == pytest.approx(initial, rel=2e-3)
     energy = TargetEnergy(targets.mixture("normal", torch.zeros(1, 2), 1.0))
-    start, value = Start(k[0] ** -0.5), Value(energy, of, 1.0, 8, 2, 0, shares=False)
-    chain = GradientChain(start, value, energy, of, 2, 1.0)
-    trainer = GradientTrainer(chain, LearningSettings(), GradientSettings(), iterations=1, seed=0)
+    start, value = Start(k[0] ** -0.5), Value(energy, of, 1.0, 8, 2, 0)
+    chain = GradientChain(start, value, energy, of, 2, 1.0, damped=False)
+    trainer = GradientTrainer(chain, LearningSettings(), iterations=1, seed=0)
     chain.value = Quadratic(k[:-1])
     assert float(chain.rollout(20_000, ops.noise_key(0))[-1].var()) == pytest.approx(final, rel=0.02)
     # The mean target at (1, 1) less that at 0, where constants are the same: k_t |x|^2 / 2 = k_t.
@@ -113,6 +131,42 @@ def test_targets_of_values_have_their_fixed_point(schedule: Any, final: float, i
         output = chain.output(place, timestep)
         ends.append(trainer._target(place, output, timestep, ops.noise_key(1), 0).double())
     assert float((ends[0] - ends[1]).mean()) == pytest.approx(k[t], abs=0.02)
+
+
+def test_targets_of_values_vary_less_than_the_next_values_at_the_same_mean() -> None:
+    """The noise times the gradient is subtracted, so that an affine next value leaves no variance."""
+    chain, _ = small("vgs", dim=2)
+    assert isinstance(chain, GradientChain)
+    trainer = GradientTrainer(chain, LearningSettings(), iterations=1, seed=0)
+
+    class Affine(nn.Module):
+        def forward(self, y: Tensor, timestep: Tensor) -> Tensor:
+            return y @ torch.tensor([0.5, -1.0]) + 3
+
+    chain.value = Affine()
+    n, timestep = 500, torch.zeros(500, dtype=torch.int64)
+    x = torch.tensor([0.3, 0.2]).expand(n, 2)
+    found = trainer._target(x, chain.output(x, timestep), timestep, ops.noise_key(1), 0)
+    # V(x + mu) + |mu|^2 / (2 var) at mu = -k g, and the cost of a smaller sigma
+    k, var = -float(chain.tables().output_coef[0]), float(chain.kernel_var[0])
+    ratio = float(chain.log_std[0].exp()) ** 2 / var
+    assert k == pytest.approx(ratio * var) and ratio < 1
+    wanted = 0.15 - 0.2 + 3 - k * 1.25 + k**2 * 1.25 / (2 * var) + ratio - 1 - math.log(ratio)
+    assert torch.allclose(found, torch.full((n,), wanted), atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["gmm25", "dw4"])
+def test_drifts_are_bounded_by_the_score_of_a_narrow_mode(name: str) -> None:
+    """A value that is far too steep has the gradient of a narrow mode 4 standard deviations from it."""
+    target = targets.TARGETS[name]()
+    of, energy = levels("ve", "exp", 5, 30, 0.4, 7.0), TargetEnergy(target)
+    chain = GradientChain(Start(1.0), Quadratic([1e4] * 5), energy, of, target.free, 1.0, damped=True)
+    y = 3 + ops.normal((20, target.free), ops.noise_key(0))
+    for t in range(4):
+        steepest = 4 / math.sqrt(0.4 + float(of.noise[t + 1] ** 2))
+        gradient = chain.output(y, torch.full((20,), t))
+        sizes = gradient.square().mean(1).sqrt()
+        assert torch.allclose(sizes, torch.full_like(sizes, steepest), rtol=1e-4)
 
 
 def test_exact_values_of_a_mixture_lead_to_its_samples_and_log_partition() -> None:
@@ -138,10 +192,10 @@ def small(sampler: str, dim: int = 1, steps: int = 2) -> tuple[PolicyChain | Gra
     torch.manual_seed(0)
     target = targets.mixture("two", torch.tensor([[-1.0], [1.5]]).expand(2, dim), 0.3)
     of, energy = levels("ve", "exp", steps, 0.3, 0.2, 1.5), TargetEnergy(target)
-    value, start = Value(energy, of, 1.0, 16, 2, 1, shares=sampler == "dxmi"), Start(float(of.spread[0]))
+    value, start = Value(energy, of, 1.0, 16, 2, 1), Start(float(of.spread[0]))
     nn.init.normal_(value.last.weight, std=0.1)
     if sampler == "vgs":
-        return GradientChain(start, value, energy, of, dim, 1.0), target
+        return GradientChain(start, value, energy, of, dim, 1.0, damped=True), target
     network = Policy(energy, of, 1.0, 16, 2, 1)
     nn.init.normal_(network.motion.last.weight, std=0.3)
     made = GaussianSampler(network, policy_schedule(of), (dim,), start=start)
@@ -208,7 +262,7 @@ def test_networks_of_particles_have_their_symmetries(name: str) -> None:
     n = target.particles or 1
     d = target.dim // n
     of, energy = levels("ve", "exp", 3, 3.0, 0.1, 1.5), TargetEnergy(target, 100.0)
-    value, policy = Value(energy, of, 1.0, 16, 2, 2, shares=True), Policy(energy, of, 1.0, 16, 2, 2)
+    value, policy = Value(energy, of, 1.0, 16, 2, 2), Policy(energy, of, 1.0, 16, 2, 2)
     for layer in (value.last, policy.motion.last):
         nn.init.normal_(layer.weight)
     nn.init.ones_(policy.share)
@@ -234,7 +288,7 @@ def test_a_level_far_from_0_is_found_at_once() -> None:
         torch.manual_seed(0)
         moved = dataclasses.replace(target, energy=lambda x, c=constant: target.energy(x) + c)
         of, energy = levels("ve", "exp", 3, 3, 0.2, 1.5), TargetEnergy(moved)
-        value, start = Value(energy, of, 1.0, 16, 2, 1, shares=True), Start(float(of.spread[0]))
+        value, start = Value(energy, of, 1.0, 16, 2, 1), Start(float(of.spread[0]))
         made = GaussianSampler(Policy(energy, of, 1.0, 16, 2, 1), policy_schedule(of), (2,), start=start)
         settings = LearningSettings(), PolicySettings(sampler_steps=2)
         options: Any = {"temperature": 1.0, "iterations": 3, "seed": 0}
@@ -275,6 +329,24 @@ def test_sigmas_are_raised_to_their_floor() -> None:
     assert torch.allclose(log_std.exp(), torch.tensor([0.9, 0.5, 2.0]))
     raise_stds_(log_std, 100 * var, 0.0)
     assert torch.allclose(log_std.exp(), torch.tensor([0.9, 0.5, 2.0]))
+
+
+def test_sigmas_are_fitted_to_paths_backwards_from_samples() -> None:
+    """A policy whose means are exact for a normal target gets the exact reverse steps' sigmas."""
+    target = targets.mixture("normal", torch.zeros(1, 2), 2.25)
+    of, energy = levels("ve", "exp", 3, 3, 0.2, 1.5), TargetEnergy(target)
+    network = Policy(energy, of, 1.0, 16, 2, 1)
+    nn.init.zeros_(network.share)
+    made = GaussianSampler(network, policy_schedule(of), (2,), start=Start(float(of.spread[0])))
+    exact = made.log_std.detach().clone()
+    with torch.no_grad():
+        made.log_std.add_(torch.tensor([0.05, -0.05, 0.05]))
+    chain = PolicyChain(Networks(made, Value(energy, of, 1.0, 8, 2, 1), energy), of.variance.float(), 1.0)
+    log_w = [chain.log_weights(chain.rollout(4000, ops.noise_key(0)))]
+    chain.fit_stds_(4000, {"paths": ops.noise_key(1), "back": ops.noise_key(2)})
+    assert torch.allclose(made.log_std, exact, atol=0.03)
+    log_w.append(chain.log_weights(chain.rollout(4000, ops.noise_key(0))))
+    assert of_weights(log_w[1])["ess"] > of_weights(log_w[0])["ess"]
 
 
 def test_samples_without_the_last_noise_are_means_of_the_last_step() -> None:

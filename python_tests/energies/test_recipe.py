@@ -52,8 +52,8 @@ def test_a_run_has_its_numbers_and_can_be_sampled_and_evaluated(
     for key in ("log_partition", "log_partition_std", "elbo", "ess", "eubo", "w2", "w2_floor", "modes"):
         assert isinstance(found[key], float | int), key
     assert found["elbo"] <= found["log_partition"]
-    assert found["evaluations"] == {"dxmi": 904, "vgs": 152}[sampler]
-    assert found["evaluations_per_sample"] == {"dxmi": 3, "vgs": 1}[sampler]
+    assert found["evaluations"] == {"dxmi": 24_904, "vgs": 24_448}[sampler]
+    assert found["evaluations_per_sample"] == 3
     assert "ELBO gap" in capsys.readouterr().out
     assert (run / "samples.png").is_file()
 
@@ -167,6 +167,7 @@ def test_own_target_belongs_to_its_run(
         ("gmm25", ["sampler=vgs", "schedule=vp"], "must be < steps=3 with schedule=vp, got 150.0 and 0.4"),
         ("dw4", ["per_dimension=true"], "per_dimension must be false with particles=4, got true"),
         ("gmm25", ["pretrained=true"], "pretrained must be false"),
+        ("gmm25", ["td_loss=mse"], "td_loss is no longer a setting; sampler=vgs has a fixed value"),
         ("energy", ["target=a:b", "dim=5", "particles=2"], "particles=2 must divide dim, got 5"),
     ],
 )
