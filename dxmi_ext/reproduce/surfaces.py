@@ -135,7 +135,6 @@ SURFACES = Experiment(
         "image_ap": "AP",
         "pixel_auroc": "pixel AUROC",
         "pro": "PRO",
-        "synthetic_auroc": "AUROC on synthetic defects",
     },
     notes=f"""\
 Magnetic tiles (Huang et al. 2018) and electroluminescence images of mono- and polycrystalline solar cells

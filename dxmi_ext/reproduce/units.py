@@ -33,6 +33,8 @@ _ELSEWHERE |= {"picture_every", "tensorboard", "wandb", "threads", "device", "ca
 # Settings that are unused in runs that train neither a sampler nor an energy.
 _OF_DXMI = {*DxMISettings.keys(), *LangevinSettings.keys(), "cuda_graph"}
 _OF_DXMI |= {"value_kind", "value_width", "value_depth", "energy_width", "energy_network", "energy_level"}
+# Settings that are unused if another chain samples from a network that is trained already.
+_OF_A_TRAINED_CHAIN = {"iterations", "min_std", "denoised"}
 _QUICK = 10  # divides the number of iterations
 IDENTITY = "unit.json"  # the unit's identity, in its run's folder
 
@@ -208,7 +210,7 @@ def _settings(cfg: RunnableConfig, *, trains: bool = True) -> dict[str, Any]:
     if not (trains and cfg.run.iterations):
         unused |= _OF_DXMI
     if not trains:
-        unused.add("iterations")
+        unused |= _OF_A_TRAINED_CHAIN
     if not settings.get("tau_rate"):
         unused.add("tau_margin")
     if settings.get("energy_loss") == "contrast":
