@@ -18,7 +18,7 @@ def _fashion(name: str, label: str, steps: int, seeds: int | None = None, **sett
 
 
 _NO_TAU: dict[str, Any] = {"tau_entropy": 0.0, "tau_velocity": 0.0}
-_RESNET: dict[str, Any] = {"energy_network": "resnet", "energy_width": 48}
+_RESNET: dict[str, Any] = {"energy_network": "resnet", "energy_width": 48, "energy_level": 0.1}
 
 
 FASHION_MNIST = Experiment(
