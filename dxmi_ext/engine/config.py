@@ -29,7 +29,8 @@ def load(cls: type[C], yaml_path: str | Path | None, overrides: Sequence[str] = 
 
     Numbers are decimal (010 is 10, 1_000 is 1000), and an integer may be written as 1e3. ``given`` has the
     keys of the overrides, and those of the yaml that differ from the default, as a run's config.yaml has all
-    keys. Keys in ``cls.removed``, from earlier versions, are ignored in a yaml, with a note for each.
+    keys; an override with the default takes back what the yaml gave. Keys in ``cls.removed``, from earlier
+    versions, are ignored in a yaml, with a note for each.
 
     Args:
         cls: settings of a task or a command.
@@ -54,7 +55,10 @@ def load(cls: type[C], yaml_path: str | Path | None, overrides: Sequence[str] = 
         if name in cls.removed:
             raise ConfigError(f"{name} is no longer a setting; {cls.removed[name]}")
         values[name] = _read_value(name, text, keys)
-        given.add(name)
+        if name in given and values[name] == keys[name].default:
+            given.discard(name)  # the yaml's value is taken back
+        else:
+            given.add(name)
     return cast(C, cls.of(values, given))
 
 

@@ -271,6 +271,8 @@ def test_given_is_what_was_typed_or_differs_from_the_default(tmp_path: Path, rec
     assert cfg.given == {"recipe", "iterations", "sampler_lr", "share", "clip"}
     config.save(cfg, tmp_path / "a.yaml")  # has all keys
     assert config.load(ToyConfig, tmp_path / "a.yaml").given == {"recipe", "iterations", "sampler_lr"}
+    default = f"sampler_lr={ToyConfig().flat()['sampler_lr']}"
+    assert config.load(ToyConfig, tmp_path / "a.yaml", [default]).given == {"recipe", "iterations"}
     changed = cfg.replace(seed=3, decay=0.8)
     assert changed.given == cfg.given | {"seed", "decay"} and changed.flat() == cfg.flat() | {
         "seed": 3,
