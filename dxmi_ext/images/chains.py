@@ -12,6 +12,7 @@ from dxmi_ext.engine.settings import ConfigError
 from dxmi_ext.images.model import PREDICTIONS, Sampler, are_linear, prediction_of
 from dxmi_ext.images.pretrained import DDPM, EDM
 from dxmi_ext.images.settings import Config
+from dxmi_ext.images.unet import UNet
 from dxmi_ext.method import schedules
 from dxmi_ext.method.sampler import Clipped, GaussianSampler, Timed
 from dxmi_ext.method.schedules import Schedule
@@ -22,8 +23,8 @@ _CLIPPED = "-clipped"
 
 def named(text: str, sampler: GaussianSampler, cfg: Config, diffusion: DDPM | EDM) -> Sampler:
     """The sampler with a name, such as ddim-100 or heun-18, for the pretrained network."""
-    timed = sampler.network
-    assert isinstance(timed, Timed)
+    unet = sampler.network.network
+    assert isinstance(unet, UNet)
     clipped = text.endswith(_CLIPPED)
     name, _, length = text.removesuffix(_CLIPPED).rpartition("-")
     if isinstance(diffusion, EDM):
@@ -35,11 +36,11 @@ def named(text: str, sampler: GaussianSampler, cfg: Config, diffusion: DDPM | ED
         wanted = " or ".join(f"{kind}-STEPS" for kind in kinds)
         raise ConfigError(f"chain must be {wanted} with 2 to {longest} steps, got {text!r}")
     if name in SOLVERS:
-        return _solver(name, int(length), timed.network, cfg, diffusion, sampler.data_shape, clipped)
+        return _solver(name, int(length), unet, cfg, diffusion, sampler.data_shape, clipped)
     chain = _chain(name, int(length), cfg, diffusion)
-    network = Timed(timed.network, chain)
+    network = Timed(unet, chain)
     if clipped:
-        network = Clipped(timed.network, chain, *prediction_of(diffusion))
+        network = Clipped(unet, chain, *prediction_of(diffusion))
     return GaussianSampler(network, chain, sampler.data_shape)
 
 

@@ -30,14 +30,14 @@ class _Encoder(nn.Module):
         model = copy.deepcopy(unet.model)
         self.patch, self.classes = unet.patch, unet.classes
         self.time_proj, self.time_embedding = model.time_proj, model.time_embedding
-        self.class_embedding = model.class_embedding
+        self.class_embedding = None if unet.classes is None else model.class_embedding
         self.conv_in, self.down_blocks, self.mid_block = model.conv_in, model.down_blocks, model.mid_block
         self.requires_grad_(False).eval()
 
     def forward(self, x: Tensor, time: Tensor, labels: Tensor | None) -> tuple[list[Tensor], Tensor]:
         check_labels(labels, self.classes)
         embedding = self.time_embedding(self.time_proj(time).to(x.dtype))
-        if labels is not None:
+        if self.class_embedding is not None:
             embedding = embedding + self.class_embedding(labels)
         hidden, features = self.conv_in(F.pixel_unshuffle(x, self.patch)), []
         for block in self.down_blocks:
@@ -96,10 +96,17 @@ class EncoderValue(nn.Module):
         self.register_buffer("input_scale", input_scale.float())
 
     def forward(self, x: Tensor, timestep: Tensor, labels: Tensor | None = None) -> Tensor:
-        scaled = x * self.input_scale[timestep, None, None, None]
-        features, embedding = self.encoder(scaled, self.time[timestep], labels)
+        time, scale, change = self.seen(timestep)
+        features, embedding = self.encoder(x * scale[:, None, None, None], time, labels)
+        if change is not None:
+            embedding = embedding + change
         energies = [head(h, embedding) for head, h in zip(self.heads, features, strict=True)]
         return torch.stack(energies).sum(0) + self.shift
+
+    def seen(self, timestep: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The encoder's time and input scale at timesteps [N], and what is added to the embedding that the
+        heads see, [N, width], if anything."""
+        return self.time[timestep], self.input_scale[timestep], None
 
 
 class EncoderEnergy(nn.Module):

@@ -54,10 +54,19 @@ def finish(run: Run, cfg: Config, data: ImageData, networks: Networks) -> dict[s
         "samples.png", lambda: draw_samples(folder / "samples.png", cfg, networks.sampler, data.classes)
     )
     final.attempt("curves.png", lambda: plots.curves(folder / "curves.png", folder / "metrics.jsonl"))
-    return scores(cfg, data, networks.sampler, seed=cfg.run.seed)
+    sampler, numbers = networks.sampler, dict[str, float]()
+    for steps in cfg.chain.all_steps:
+        if steps != cfg.chain.steps:
+            sampler.use(steps)
+            found = scores(cfg, data, sampler, seed=cfg.run.seed, of_test_images=False)
+            numbers |= {f"{name}_t{steps}": value for name, value in found.items()}
+    sampler.use(cfg.chain.steps)
+    return scores(cfg, data, sampler, seed=cfg.run.seed) | numbers
 
 
-def scores(cfg: Config, data: ImageData, sampler: Sampler, *, seed: int) -> dict[str, float]:
+def scores(
+    cfg: Config, data: ImageData, sampler: Sampler, *, seed: int, of_test_images: bool = True
+) -> dict[str, float]:
     """Metrics against the same number of training images, and the scores of test images if there are any.
     Metrics that cannot be computed are skipped, with a note."""
     if cfg.evaluation.features is None:
@@ -78,12 +87,12 @@ def scores(cfg: Config, data: ImageData, sampler: Sampler, *, seed: int) -> dict
                 found |= metrics.distance_to_test(samples, true, network)
         return found
 
-    def of_test_images(test: ImageData) -> dict[str, float]:
+    def of_images(test: ImageData) -> dict[str, float]:
         return {k: v for each in networks for k, v in metrics.floor(data, test, each, n, **options).items()}
 
     numbers = final.numbers("metrics of samples", of_samples)
-    if test is not None:
-        numbers |= final.numbers("metrics of test images", lambda: of_test_images(test))
+    if test is not None and of_test_images:
+        numbers |= final.numbers("metrics of test images", lambda: of_images(test))
     return numbers
 
 

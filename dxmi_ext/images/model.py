@@ -6,8 +6,8 @@ Imports torch, the engine and the method; diffusers where networks are built or 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,12 @@ from dxmi_ext.images import pretrained
 from dxmi_ext.images.dataset import ImageData
 from dxmi_ext.images.encoder import EncoderEnergy, EncoderValue, load_encoders
 from dxmi_ext.images.energy import ResNetEnergy, ResNetValue
+from dxmi_ext.images.level_networks import LevelEncoderValue, LevelTimed, see_steps_
 from dxmi_ext.images.pretrained import DDPM, EDM
 from dxmi_ext.images.settings import NO_START, Config, PretrainingSettings
 from dxmi_ext.images.unet import UNet, unet
 from dxmi_ext.method import schedules
+from dxmi_ext.method.lengths import AnyLengthSampler, StepLevels
 from dxmi_ext.method.networks import Networks, TimeIndependent
 from dxmi_ext.method.sampler import GaussianSampler, Timed
 from dxmi_ext.method.schedules import Schedule
@@ -112,19 +114,37 @@ def networks_of(
     cfg: Config, network: UNet, shape: tuple[int, ...], classes: int | None, diffusion: DDPM | EDM
 ) -> Networks:
     """All networks, with the given sampler network and a new value and energy."""
-    schedule = schedule_of(cfg, diffusion)
+    schedule = schedule_of(cfg, diffusion, cfg.chain.steps)
+    levels = None if cfg.chain.lengths is None else _levels(cfg, diffusion)
+    value, energy = _energies(cfg, network, shape[0], classes, schedule, diffusion, levels)
     sampler = GaussianSampler(Timed(network, schedule), schedule, shape)
-    value, energy = _energies(cfg, network, shape[0], classes, schedule, diffusion)
+    if levels is not None:
+        sampler = _any_length(cfg, network, shape, diffusion, levels)
     kind = cfg.networks.value_kind
     if kind == "time_independent":
         return Networks(sampler, TimeIndependent(energy()))
     return Networks(sampler, value(), energy() if kind == "separate" else None)
 
 
-@torch.no_grad()
 def denoise_(sampler: GaussianSampler) -> None:
     """Removes the noise of the last step, so that samples are its means."""
-    sampler.log_std[-1] = math.log(_NO_NOISE)
+    sampler.set_last_std(_NO_NOISE)
+
+
+def _levels(cfg: Config, diffusion: DDPM | EDM) -> StepLevels:
+    return StepLevels([schedule_of(cfg, diffusion, steps) for steps in cfg.chain.all_steps])
+
+
+def _any_length(
+    cfg: Config, network: UNet, shape: tuple[int, ...], diffusion: DDPM | EDM, levels: StepLevels
+) -> AnyLengthSampler:
+    """A sampler of chains of several lengths, and any other."""
+    assert isinstance(diffusion, EDM)
+    timed, schedule = LevelTimed(see_steps_(network), levels, diffusion), partial(schedule_of, cfg, diffusion)
+    sampler = AnyLengthSampler(timed, schedule, shape, cfg.chain.all_steps, levels)
+    sampler.favors_short = cfg.chain.length_draw == "short"
+    sampler.use(cfg.chain.steps)
+    return sampler
 
 
 def _energies(
@@ -134,6 +154,7 @@ def _energies(
     classes: int | None,
     schedule: Schedule,
     diffusion: DDPM | EDM,
+    levels: StepLevels | None,
 ) -> tuple[Callable[[], nn.Module], Callable[[], nn.Module]]:
     """Constructors of a value V^t and of an energy."""
     width = cfg.networks.energy_width
@@ -143,10 +164,14 @@ def _energies(
             lambda: ResNetEnergy(channels, width, classes),
         )
     time, scale = _seen_by_encoder(schedule, diffusion, cfg.networks.energy_level)
-    return (
-        lambda: EncoderValue(network, time, scale, width),
-        lambda: EncoderEnergy(network, time[-1], scale[-1], width),
-    )
+
+    def value() -> EncoderValue:
+        if levels is None:
+            return EncoderValue(network, time, scale, width)
+        assert isinstance(diffusion, EDM)
+        return LevelEncoderValue(network, levels, diffusion, cfg.networks.energy_level, width)
+
+    return value, lambda: EncoderEnergy(network, time[-1], scale[-1], width)
 
 
 def _seen_by_encoder(schedule: Schedule, diffusion: DDPM | EDM, level: float) -> tuple[Tensor, Tensor]:
@@ -154,18 +179,18 @@ def _seen_by_encoder(schedule: Schedule, diffusion: DDPM | EDM, level: float) ->
     level, or of `level` if that is higher."""
     sigma = torch.cat((schedule.noise / schedule.signal, torch.zeros(1))).clamp(min=level)
     if isinstance(diffusion, EDM):
-        return diffusion.time_scale * sigma.log() / 4, (sigma**2 + diffusion.sigma_data**2).rsqrt()
+        return diffusion.time(sigma), diffusion.input_scale(sigma)
     time, least, largest = time_in_table(diffusion.betas)
     times = [time(min(max(s, least), largest)) for s in sigma.tolist()]
     return torch.tensor(times), torch.ones(len(times))
 
 
-def schedule_of(cfg: Config, diffusion: DDPM | EDM) -> Schedule:
-    """The schedule of the sampler's few steps."""
+def schedule_of(cfg: Config, diffusion: DDPM | EDM, steps: int) -> Schedule:
+    """The schedule of a few-step sampler."""
     chain = cfg.chain
     if isinstance(diffusion, EDM):
         return schedules.edm(
-            chain.steps,
+            steps,
             sigma_max=chain.sigma_max,
             sigma_min=chain.sigma_min,
             rho=chain.rho,
@@ -178,11 +203,11 @@ def schedule_of(cfg: Config, diffusion: DDPM | EDM) -> Schedule:
     prediction, min_std = PREDICTIONS[diffusion.prediction], chain.min_std
     if chain.schedule == "ddim":
         return schedules.ddim(
-            chain.steps, eta=chain.eta, betas=diffusion.betas, prediction=prediction, min_std=min_std
+            steps, eta=chain.eta, betas=diffusion.betas, prediction=prediction, min_std=min_std
         )
     if not are_linear(diffusion.betas):
         raise ConfigError("schedule must be ddim where betas are not DDPM's linear ones, got fastdpm")
-    return schedules.fastdpm(chain.steps, kappa=chain.eta, prediction=prediction, min_std=min_std)
+    return schedules.fastdpm(steps, kappa=chain.eta, prediction=prediction, min_std=min_std)
 
 
 def are_linear(betas: Tensor) -> bool:
@@ -214,6 +239,7 @@ def save(path: Path, networks: Networks, data: ImageData, diffusion: DDPM | EDM)
         "scale": data.scale,
         "unet": json.loads(network.model.to_json_string()),
         "patch": network.patch,
+        "sees_steps": network.sees_steps,
     }
     if isinstance(diffusion, EDM):
         about |= {"prediction": "edm", **diffusion._asdict()}
@@ -235,6 +261,8 @@ def load(directory: Path, device: torch.device) -> tuple[Config, Networks, DDPM 
         network, diffusion = _rebuilt(about)
         networks = networks_of(cfg, network, tuple(about["data_shape"]), about["classes"], diffusion)
         networks.load_state_dict(tensors | _encoders_of_start(cfg, networks, tensors))
+    if cfg.chain.denoised:
+        denoise_(networks.sampler)
     return cfg, networks.to(device).eval(), diffusion
 
 
@@ -254,6 +282,8 @@ def _rebuilt(about: dict[str, Any]) -> tuple[UNet, DDPM | EDM]:
 
     # In evaluation mode, as networks loaded by diffusers: dropout is for pretraining.
     network = UNet(UNet2DModel.from_config(about["unet"]), about.get("patch", 1)).eval()
+    if about.get("sees_steps"):
+        see_steps_(network)
     if about["prediction"] == "edm":
         return network, EDM(**{name: about[name] for name in EDM._fields if name in about})
     betas = torch.tensor(about["betas"], dtype=torch.float64) if "betas" in about else schedules.make_betas()

@@ -49,6 +49,14 @@ class EDM(NamedTuple):
     boundary: bool = False
     """Whether it is a consistency function, D(x; sigma_min) = x (Song et al. 2023, appendix C)."""
 
+    def time(self, sigma: Tensor) -> Tensor:
+        """The network's time at noise levels."""
+        return self.time_scale * sigma.log() / 4
+
+    def input_scale(self, sigma: Tensor) -> Tensor:
+        """Factor of the network's input at noise levels."""
+        return (sigma**2 + self.sigma_data**2).rsqrt()
+
 
 class Pretrained(NamedTuple):
     """A network and its diffusion."""

@@ -125,6 +125,8 @@ def evaluate(
         evaluate_n=settings.n or cfg.evaluation.evaluate_n, data=settings.data or cfg.source.data
     )
     sampler: Sampler = networks.sampler
+    if settings.steps is not None:
+        generate.use_steps(networks.sampler, settings.steps)
     if settings.chain is not None:
         sampler = chains.named(settings.chain, networks.sampler, cfg, diffusion).to(device)
     _, about = checkpoint.load_model_state(directory / "model")
@@ -247,7 +249,7 @@ def _pretrain(run: Run, cfg: Config, data: ImageData, networks: Networks, diffus
     assert isinstance(network, UNet)
     sampler.memory_format = execution.prepare(cfg.execution, network, data_shape=data.shape)
     pretrainer = _pretrainer(cfg, network, diffusion, sampler.memory_format, run.ranks)
-    schedule = schedule_of(cfg, diffusion)
+    schedule = schedule_of(cfg, diffusion, cfg.chain.steps)
     shown = GaussianSampler(Timed(pretrainer.averaged, schedule), schedule, data.shape).to(run.device)
     with _batches(cfg, data, "pretrain", run, cfg.run.pretrain_iterations) as batches:
         picture = _picture(cfg, shown, data)

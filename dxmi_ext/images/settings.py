@@ -10,7 +10,14 @@ from dxmi_ext.engine.run_settings import RunnableConfig, RunSettings
 from dxmi_ext.engine.settings import Rule, Settings, group, only_with, setting
 from dxmi_ext.images.unet import ARCHITECTURES
 from dxmi_ext.method.langevin import LangevinSettings
-from dxmi_ext.method.settings import CHAIN_RULES, ENERGY_RULES, RULES, DxMISettings
+from dxmi_ext.method.settings import (
+    CHAIN_RULES,
+    ENERGY_RULES,
+    LENGTH_RULES,
+    RULES,
+    DxMISettings,
+    LengthSettings,
+)
 
 NO_START = "none"
 """Value of ``start`` that pretrains a network, whatever the recipe's start."""
@@ -31,7 +38,7 @@ class SourceSettings(Settings):
 
 
 @dataclasses.dataclass
-class ChainSettings(Settings):
+class ChainSettings(LengthSettings):
     heading = "the sampler's chain"
     steps: int = setting(10, "number of sampler steps T", minimum=2, maximum=10_000)
     schedule: str = setting(
@@ -136,6 +143,19 @@ class Config(RunnableConfig):
         *RULES,
         *CHAIN_RULES,
         *ENERGY_RULES,
+        *LENGTH_RULES,
+        Rule(
+            "lengths must be null unless schedule=edm, conditional=false, and energy_network=encoder or "
+            "value_kind=time_independent, got {lengths}",
+            lambda s: (
+                s.lengths is None
+                or (
+                    s.schedule == "edm"
+                    and not s.conditional
+                    and (s.energy_network == "encoder" or s.value_kind == "time_independent")
+                )
+            ),
+        ),
         Rule(
             "negatives must be sampler or refined in image recipes, got {negatives}",
             lambda s: s.trains_sampler,
@@ -162,6 +182,11 @@ class EvaluateSettings(EvaluateSettings_):
         None,
         "sampler for the run's network: a chain such as fastdpm-4, ddim-100, ddpm-1000, edm-79 or "
         "edm-ancestral-100, or a solver, heun-18 or dpmpp-10; -clipped clips the predicted data to [-1, 1]",
+    )
+    steps: int | None = setting(
+        None,
+        "number of steps T, for a sampler of any number of steps; null: the run's steps",
+        minimum=1,
     )
     against: str | None = setting(
         None,

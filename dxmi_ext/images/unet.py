@@ -1,6 +1,6 @@
 """U-Nets for images: diffusers' ``UNet2DModel`` as a network of this package.
 
-Imports torch and the standard library; diffusers where a network is built.
+Imports torch and ``dxmi_ext.method.lengths``; diffusers where a network is built.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from dxmi_ext.method.lengths import StepLevels
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,8 @@ ARCHITECTURES = {
 class UNet(nn.Module):
     """(x [N, C, H, W], diffusion time [N] float or int, labels int64 [N] or none) -> [N, C, H, W].
 
+    A network of `level_networks.see_steps_` takes inputs of `StepLevels` [N, INPUTS] as fourth argument.
+
     Args:
         model: UNet2DModel with as many output as input channels.
         patch: side of the patches of pixels that it takes as channels; H and W are multiples of it.
@@ -64,9 +68,18 @@ class UNet(nn.Module):
         self.model, self.patch = model, patch
         self.classes: int | None = model.config["num_class_embeds"]
 
-    def forward(self, x: Tensor, time: Tensor, labels: Tensor | None = None) -> Tensor:
+    @property
+    def sees_steps(self) -> bool:
+        return self.classes is None and self.model.class_embedding is not None
+
+    def forward(
+        self, x: Tensor, time: Tensor, labels: Tensor | None = None, step: Tensor | None = None
+    ) -> Tensor:
         check_labels(labels, self.classes)
-        output = self.model(F.pixel_unshuffle(x, self.patch), time, class_labels=labels, return_dict=False)
+        condition = labels
+        if self.sees_steps:  # in pretraining and long chains there is no next level
+            condition = x.new_zeros(len(x), StepLevels.INPUTS) if step is None else step
+        output = self.model(F.pixel_unshuffle(x, self.patch), time, class_labels=condition, return_dict=False)
         return F.pixel_shuffle(output[0], self.patch)
 
 

@@ -21,6 +21,7 @@ from dxmi_ext.engine.settings import ConfigError, Settings, device_setting, seed
 from dxmi_ext.method import noise
 from dxmi_ext.method.langevin import Langevin
 from dxmi_ext.method.networks import Networks
+from dxmi_ext.method.sampler import GaussianSampler
 
 _BATCH_NUMBERS = 2**20  # 341 images of 3 x 32 x 32
 _LARGEST_BATCH = 4096
@@ -86,10 +87,7 @@ def batches(
             not have this T.
     """
     if steps is not None:
-        try:
-            networks.sampler.use(steps)
-        except ValueError as error:
-            raise ConfigError(str(error)) from error
+        use_steps(networks.sampler, steps)
     device, shape = networks.sampler.log_std.device, networks.sampler.data_shape
     key = ops.noise_key(seed, device=device)
     given = None
@@ -117,6 +115,18 @@ def batches(
             yield Batch(draw(count, key, part, sample_offset=first, batch_size=size, **data), part)
 
     return drawn()
+
+
+def use_steps(sampler: GaussianSampler, steps: int) -> None:
+    """Sets the number of steps of the chains of a sampler.
+
+    Raises:
+        ConfigError: the sampler has no chain of this length.
+    """
+    try:
+        sampler.use(steps)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def read_labels(text: str, n: int, classes: int, key: Tensor) -> Tensor:

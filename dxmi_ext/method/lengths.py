@@ -91,6 +91,7 @@ class AnyLengthSampler(MultiLengthSampler):
         super().__init__(network, schedule, data_shape, lengths)
         self.schedule_of, self.levels = schedule_of, levels
         self.std_offset = LevelFunction(1)
+        self._last_log_std: float | None = None
         for name in ("sample_coef", "output_coef"):
             self.register_buffer(name, getattr(self, name), persistent=False)
         self._last_is_fixed = False
@@ -102,16 +103,20 @@ class AnyLengthSampler(MultiLengthSampler):
     @property
     def log_std(self) -> Tensor:  # type: ignore[override]
         """log sigma of the steps of all chains, [sum of lengths]."""
-        offset = self.std_offset(self.levels.inputs[:-1])[:, 0]
+        offset, last = self.std_offset(self.levels.inputs[:-1])[:, 0], self.following == self.end
         if self._last_is_fixed:
-            offset = offset.masked_fill(self.following == self.end, 0)
-        return self.schedule_log_std + offset
+            offset = offset.masked_fill(last, 0)
+        values = self.schedule_log_std + offset
+        return values if self._last_log_std is None else values.masked_fill(last, self._last_log_std)
 
     def std_weights(self) -> list[nn.Parameter]:
         return list(self.std_offset.parameters())
 
     def fix_last_std(self) -> None:
         self._last_is_fixed = True
+
+    def set_last_std(self, std: float) -> None:
+        self._last_log_std = math.log(std)
 
     def use(self, steps: int) -> None:
         """Sets the number of steps of the chains from here on; a new one adds its chain to the tables.
@@ -144,6 +149,7 @@ class StepLevels(nn.Module):
         chains: schedules of the chains, in the sampler's order.
 
     Attributes:
+        sigma: levels noise / signal of the steps, [steps of all chains + 1], 0 at the end.
         inputs: [steps of all chains + 1, INPUTS], all 0 at the end. For each step: 1; the log of its level
             sigma = noise / signal, scaled to -1 .. 1 over the chains given here; the ratio of the next level
             to it; sinusoids of both; and log10 T, for a last step has the same levels in a short chain, which
@@ -157,7 +163,9 @@ class StepLevels(nn.Module):
         logs = torch.cat([_levels(chain) for chain in chains]).log()
         self.low, self.high = float(logs.min()), float(logs.max())
         self.inputs: Tensor
+        self.sigma: Tensor
         self.register_buffer("inputs", torch.zeros(1, self.INPUTS), persistent=False)
+        self.register_buffer("sigma", torch.zeros(1), persistent=False)
         for chain in chains:
             self.add(chain)
 
@@ -171,6 +179,7 @@ class StepLevels(nn.Module):
         length = torch.full_like(level, math.log10(len(level)))
         rows = torch.stack((torch.ones_like(level), place, ratio, *waves, length), dim=1)
         self.inputs = torch.cat((self.inputs[:-1], rows.to(self.inputs), self.inputs[-1:]))
+        self.sigma = torch.cat((self.sigma[:-1], level.to(self.sigma), self.sigma[-1:]))
 
 
 class LevelFunction(nn.Module):

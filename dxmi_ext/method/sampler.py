@@ -125,9 +125,17 @@ class GaussianSampler(nn.Module):
 
     def fix_last_std(self) -> None:
         """Freezes the sigma of the last step."""
-        trained = torch.ones_like(self.log_std, requires_grad=False)
-        trained[self.after(torch.arange(self.end, device=trained.device)) == self.end] = 0
+        trained = ~self._is_last()
         self.log_std.register_hook(lambda grad: grad * trained)
+
+    @torch.no_grad()
+    def set_last_std(self, std: float) -> None:
+        """Sets the sigma of the last step."""
+        self.log_std[self._is_last()] = math.log(std)
+
+    def _is_last(self) -> Tensor:
+        timesteps = torch.arange(self.end, device=self.log_std.device)
+        return self.after(timesteps) == self.end
 
     @property
     def end(self) -> int:

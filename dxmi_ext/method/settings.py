@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 from dxmi_ext.engine.settings import Rule, Settings, only_with, setting
+
+LONGEST = 1000
+"""Largest T of a sampler with several lengths."""
 
 
 @dataclasses.dataclass
@@ -158,6 +162,54 @@ RULES = (
     ),
 )
 """Rules between settings of the algorithm."""
+
+
+def lengths(text: str) -> list[int]:
+    """Numbers of steps given as text, such as 1,2,5; empty if it is invalid."""
+    texts = text.split(",")
+    numbers = [int(text) if re.fullmatch(r"\s*[0-9]{1,4}\s*", text) else 0 for text in texts]
+    valid = all(1 <= steps <= LONGEST for steps in numbers) and len({*numbers}) == len(numbers)
+    return numbers if valid else []
+
+
+@dataclasses.dataclass
+class LengthSettings(Settings):
+    """The lengths of a sampler's chains, in the group of its chain."""
+
+    steps: int = setting(5, "number of sampler steps T", minimum=1, maximum=LONGEST)
+    lengths: str | None = setting(
+        None,
+        "numbers of steps of a sampler with several chains, such as 1,2,5, including steps; null: one chain",
+    )
+    length_draw: str = setting(
+        "uniform",
+        "distribution of T if there are several lengths: uniform; short: in proportion to 1 / T^2, which "
+        "suits networks that see the levels of a step",
+        choices=("uniform", "short"),
+    )
+
+    @property
+    def all_steps(self) -> list[int]:
+        """T of every chain; empty if ``lengths`` is invalid."""
+        return [self.steps] if self.lengths is None else lengths(self.lengths)
+
+
+LENGTH_RULES = (
+    Rule(
+        f"lengths must be distinct numbers of steps <= {LONGEST}, such as 1,2,5, got {{lengths}}",
+        lambda s: bool(s.all_steps),
+    ),
+    Rule("lengths must include steps={steps}, got {lengths}", lambda s: s.steps in s.all_steps),
+    Rule(
+        "lengths must be >= 2 with schedule=edm, got {lengths}",
+        lambda s: s.schedule != "edm" or min(s.all_steps) >= 2,
+    ),
+    Rule(
+        "lengths must be null with cuda_graph, skip_last or Langevin negatives, got {lengths}",
+        lambda s: s.lengths is None or (not (s.cuda_graph or s.skip_last) and s.trains_sampler),
+    ),
+)
+"""Rules of tasks with `LengthSettings`."""
 
 CHAIN_RULES = (
     Rule(

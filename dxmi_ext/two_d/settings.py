@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 
 from dxmi_ext.engine.execution import ExecutionSettings
 from dxmi_ext.engine.run_settings import EvaluateSettings as EvaluateSettings_
 from dxmi_ext.engine.run_settings import RunnableConfig, RunSettings
 from dxmi_ext.engine.settings import Rule, Settings, group, setting
 from dxmi_ext.method.langevin import LangevinSettings
-from dxmi_ext.method.settings import CHAIN_RULES, ENERGY_RULES, RULES, DxMISettings
+from dxmi_ext.method.settings import (
+    CHAIN_RULES,
+    ENERGY_RULES,
+    LENGTH_RULES,
+    LONGEST,
+    RULES,
+    DxMISettings,
+    LengthSettings,
+    lengths,
+)
 from dxmi_ext.two_d import densities
-
-_LONGEST = 1000  # steps of a chain
-
-
-def _lengths(text: str) -> list[int]:
-    """Numbers of steps given as text, such as 1,2,5; empty if it is invalid."""
-    texts = text.split(",")
-    lengths = [int(text) if re.fullmatch(r"\s*[0-9]{1,4}\s*", text) else 0 for text in texts]
-    valid = all(1 <= steps <= _LONGEST for steps in lengths) and len({*lengths}) == len(lengths)
-    return lengths if valid else []
 
 
 @dataclasses.dataclass
@@ -31,19 +29,8 @@ class DensitySettings(Settings):
 
 
 @dataclasses.dataclass
-class ChainSettings(Settings):
+class ChainSettings(LengthSettings):
     heading = "the sampler's chain"
-    steps: int = setting(5, "number of sampler steps T", minimum=1, maximum=_LONGEST)
-    lengths: str | None = setting(
-        None,
-        "numbers of steps of a sampler with several chains, such as 1,2,5, including steps; null: one chain",
-    )
-    length_draw: str = setting(
-        "uniform",
-        "distribution of T if there are several lengths: uniform; short: in proportion to 1 / T^2, which "
-        "suits step_input=levels",
-        choices=("uniform", "short"),
-    )
     schedule: str = setting(
         "variance_exploding",
         "schedule of the sampler: variance_exploding: geometric levels from sigma_max to sigma_min; edm: "
@@ -54,11 +41,6 @@ class ChainSettings(Settings):
     sigma_max: float = setting(3.0, "noise level of the sampler's first step", minimum=0)
     sigma_min: float = setting(0.4, "noise level of its last step", minimum=0)
     min_std: float = setting(0.05, "lower bound of the initial sigma of a step", minimum=1e-6)
-
-    @property
-    def all_steps(self) -> list[int]:
-        """T of every chain; empty if ``lengths`` is invalid."""
-        return [self.steps] if self.lengths is None else _lengths(self.lengths)
 
 
 @dataclasses.dataclass
@@ -106,7 +88,7 @@ class EvaluationSettings(Settings):
     @property
     def all_untrained(self) -> list[int]:
         """Each of ``untrained_lengths``; empty if there are none, or they are invalid."""
-        return [] if self.untrained_lengths is None else _lengths(self.untrained_lengths)
+        return [] if self.untrained_lengths is None else lengths(self.untrained_lengths)
 
     samplings: int = setting(
         5, "number of samplings over which the final metrics are averaged", minimum=1, maximum=1000
@@ -149,23 +131,11 @@ class Config(RunnableConfig):
             lambda s: 0 < s.sigma_min < s.sigma_max,
         ),
         Rule(
-            f"lengths must be distinct numbers of steps <= {_LONGEST}, such as 1,2,5, got {{lengths}}",
-            lambda s: bool(s.all_steps),
-        ),
-        Rule(
             "steps must be >= 2 with schedule=edm, got {steps}", lambda s: s.schedule != "edm" or s.steps >= 2
         ),
+        *LENGTH_RULES,
         Rule(
-            "lengths must be >= 2 with schedule=edm, got {lengths}",
-            lambda s: s.schedule != "edm" or min(s.all_steps) >= 2,
-        ),
-        Rule("lengths must include steps={steps}, got {lengths}", lambda s: s.steps in s.all_steps),
-        Rule(
-            "lengths must be null with cuda_graph, skip_last or Langevin negatives, got {lengths}",
-            lambda s: s.lengths is None or (not (s.cuda_graph or s.skip_last) and s.trains_sampler),
-        ),
-        Rule(
-            f"untrained_lengths must be distinct numbers of steps <= {_LONGEST}, such as 3,7, not in "
+            f"untrained_lengths must be distinct numbers of steps <= {LONGEST}, such as 3,7, not in "
             "lengths, got {untrained_lengths}",
             lambda s: (
                 s.untrained_lengths is None
