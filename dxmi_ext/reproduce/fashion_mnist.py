@@ -13,11 +13,14 @@ def _chain(name: str, label: str, **settings: Any) -> Row:
 
 
 def _fashion(name: str, label: str, steps: int, seeds: int | None = None, **settings: Any) -> Row:
-    settings = {"precision": "bfloat16", "compile": True} | settings
-    return Row(name, f"{label}, T = {steps}", settings, recipe=f"fashion-mnist-t{steps}", seeds=seeds)
+    settings = {"precision": "bfloat16", "compile": True, "steps": steps} | settings
+    recipe = "fashion-mnist-t10" if steps == 10 else "fashion-mnist-t4"
+    return Row(name, f"{label}, T = {steps}", settings, recipe=recipe, seeds=seeds)
 
 
 _NO_TAU: dict[str, Any] = {"tau_entropy": 0.0, "tau_velocity": 0.0}
+_ANY: dict[str, Any] = {"lengths": "2,4,10", "iterations": 3000}
+_MORE_TAU: dict[str, Any] = {"tau_entropy": 0.1, "tau_velocity": 0.01}
 _RESNET: dict[str, Any] = {"energy_network": "resnet", "energy_width": 48, "energy_level": 0.1}
 
 
@@ -40,6 +43,9 @@ FASHION_MNIST = Experiment(
         _fashion("start-t4", "the start of DxMI", 4, seeds=1, iterations=0),
         _fashion("dxmi-t4", "DxMI", 4),
         _fashion("dxmi-t4-tau0", "DxMI, tau = 0", 4, **_NO_TAU),
+        _fashion("dxmi-t4-tau.1", "DxMI, tau = 0.1", 4, seeds=1, **_MORE_TAU),
+        _fashion("dxmi-t2", "DxMI", 2, seeds=1),
+        _fashion("dxmi-any", "DxMI, one network for T = 2, 4 and 10", 4, seeds=1, **_ANY),
         _fashion("dxmi-t4-linear", "DxMI, linear time cost", 4, seeds=1, time_cost="linear"),
         _fashion("dxmi-t4-untimed", "DxMI, no time cost", 4, seeds=1, time_cost="none"),
         _fashion("dxmi-t4-resnet", "DxMI, a residual network as energy", 4, seeds=1, **_RESNET),
@@ -51,6 +57,8 @@ FASHION_MNIST = Experiment(
         "precision_efflite0_2500": "precision",
         "recall_efflite0_2500": "recall",
         "fd_classifier_2500": "FD, classifier",
+        "fd_efflite0_2500_t2": "FD with T = 2",
+        "fd_efflite0_2500_t10": "FD with T = 10",
         "fd_efflite0_10k": "FD, n = 10,000",
     },
     notes="""\
