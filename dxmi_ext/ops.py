@@ -23,14 +23,13 @@ a warm-up, with a key that advances within the graph, ``key.copy_(next_key(key))
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from dxmi_ext import _native  # noqa: F401 - registers the ops
+from dxmi_ext import _gradients, _native, _shapes  # noqa: F401 - for their effect
 
 __all__ = [
     "INITIAL_TIMESTEP",
@@ -121,7 +120,7 @@ def normal(
         raise TypeError(f"dxmi_ext.ops.normal: dtype must be one of {SAMPLE_DTYPES}, got {dtype}")
     if not shape or any(isinstance(size, float) or size < 0 for size in shape):
         raise ValueError(f"dxmi_ext.ops.normal: shape must be (N, *), of integers >= 0, got {tuple(shape)}")
-    _refuse_gradients("normal", timestep=timestep, sample_offset=sample_offset)
+    _gradients.refuse_gradients("normal", timestep=timestep, sample_offset=sample_offset)
     out = torch.empty(tuple(shape), dtype=dtype, device=key.device)
     _ops.normal_(out, key, timestep, sample_offset)
     return out
@@ -167,8 +166,8 @@ def sampler_step(
         sample_offset: global index of the first row, in 0..2**32 - N.
     """
     return StepOutput(
-        *_call(
-            _STEP,
+        *_gradients.call(
+            _gradients.STEP,
             sample,
             model_output,
             timestep,
@@ -196,7 +195,9 @@ def transition_log_prob(
     treats the next sample as fixed, as policy gradients require (GCD, arXiv 2312.03397). A step with std 0
     has no density; its rows are not finite. See `sampler_step` for the arguments.
     """
-    return _call(_LOG_PROB, next_sample, sample, model_output, timestep, sample_coef, output_coef, log_std)
+    return _gradients.call(
+        _gradients.LOG_PROB, next_sample, sample, model_output, timestep, sample_coef, output_coef, log_std
+    )
 
 
 # --- costs and losses --------------------------------------------------------------------------------
@@ -223,8 +224,15 @@ def running_cost(
         log_std, velocity_var: [T]; velocity_var is s_t^2, positive.
         skip_last: number of last steps without cost.
     """
-    return _call(
-        _COST, sq_displacement, timestep, log_std, velocity_var, tau_entropy, tau_velocity, skip_last
+    return _gradients.call(
+        _gradients.COST,
+        sq_displacement,
+        timestep,
+        log_std,
+        velocity_var,
+        tau_entropy,
+        tau_velocity,
+        skip_last,
     )
 
 
@@ -245,7 +253,7 @@ def td_target(
     Builds no graph: next_value, sq_displacement and log_std are constants here even if they require grad. A
     bfloat16 or float16 next_value is widened to sq_displacement's dtype.
     """
-    _refuse_gradients(
+    _gradients.refuse_gradients(
         "td_target",
         velocity_var=velocity_var,
         time_cost=time_cost,
@@ -277,7 +285,7 @@ def energy_loss(energy_data: Tensor, energy_sample: Tensor, gamma: float) -> Ten
         energy_sample: [M], likewise.
         gamma: weight of the squares, 1 throughout the paper.
     """
-    return _call(_ENERGY, _widened(energy_data), _widened(energy_sample), gamma)
+    return _gradients.call(_gradients.ENERGY, _widened(energy_data), _widened(energy_sample), gamma)
 
 
 def update_velocity_var_(velocity_var: Tensor, sq_displacement: Tensor, decay: float) -> Tensor:
@@ -293,218 +301,12 @@ def update_velocity_var_(velocity_var: Tensor, sq_displacement: Tensor, decay: f
     Returns:
         velocity_var.
     """
-    _refuse_gradients("update_velocity_var_", velocity_var=velocity_var, decay=decay)
+    _gradients.refuse_gradients("update_velocity_var_", velocity_var=velocity_var, decay=decay)
     with torch.no_grad():
         _ops.update_velocity_var_(velocity_var, sq_displacement, decay)
     if not torch.compiler.is_compiling():  # which counts the write by itself
         torch.autograd.graph.increment_version(velocity_var)
     return velocity_var
-
-
-# --- autograd ----------------------------------------------------------------------------------------
-# torch.autograd.Function over *_fwd and *_bwd ops has about half the overhead of library.register_autograd.
-
-
-def _call(gradients: _Gradients, *args: Any) -> Any:
-    # Without grad mode, as in a rollout, apply's overhead would exceed the op's.
-    if not torch.is_grad_enabled():
-        return gradients.function.forward(*args)
-    gradients.refuse_others(args)
-    if torch.compiler.is_compiling():
-        if torch._C._are_functorch_transforms_active():  # Dynamo would return a zero gradient
-            raise NotImplementedError(
-                f"dxmi_ext.ops.{gradients.op}: torch.func inside torch.compile is not supported"
-            )
-        # Dynamo miscalls an autograd.Function if nothing requires grad, and rejects it if a tensor is given
-        # twice.
-        if not any(isinstance(a, Tensor) and a.requires_grad for a in args):
-            return gradients.function.forward(*args)
-        args = tuple(
-            a.view_as(a) if isinstance(a, Tensor) and any(a is b for b in args[:i]) else a
-            for i, a in enumerate(args)
-        )
-    return gradients.function.apply(*args)
-
-
-def _refuse_gradients(op: str, **constants: Any) -> None:
-    """Rejects arguments that would silently get no gradient. With grad mode off, none is expected."""
-    if torch.is_grad_enabled():
-        for name, value in constants.items():
-            if isinstance(value, Tensor) and value.requires_grad:
-                raise _no_gradient(op, name)
-
-
-def _no_gradient(op: str, argument: str) -> NotImplementedError:
-    return NotImplementedError(
-        f"dxmi_ext.ops.{op}: {argument} must not require grad, since it gets no gradient; pass it detached"
-    )
-
-
-class _Function(torch.autograd.Function):
-    """Caches the signature of forward, which `apply` inspects on every call at half the cost of an op."""
-
-    def __init_subclass__(cls) -> None:
-        cls.forward.__signature__ = inspect.signature(cls.forward)  # type: ignore[attr-defined]
-
-
-class _Gradients(NamedTuple):
-    """A differentiable op and its differentiable inputs."""
-
-    op: str
-    function: type[torch.autograd.Function]
-    inputs: tuple[str, ...]
-    differentiable: tuple[int, ...]
-    """Positions of the inputs that get a gradient; the backward op returns them in this order."""
-    others: tuple[int, ...]
-    """Positions of the other inputs."""
-
-    @staticmethod
-    def of(function: type[torch.autograd.Function], op: str, inputs: str, *differentiable: str) -> _Gradients:
-        names = tuple(inputs.split())
-        others = tuple(i for i, name in enumerate(names) if name not in differentiable)
-        return _Gradients(op, function, names, tuple(map(names.index, differentiable)), others)
-
-    def refuse_others(self, args: tuple[Any, ...]) -> None:
-        for i in self.others:
-            if isinstance(args[i], Tensor) and args[i].requires_grad:
-                raise _no_gradient(self.op, self.inputs[i])
-
-    def needed(self, ctx: Any) -> tuple[bool, ...]:
-        """Which of the differentiable inputs require a gradient."""
-        for i in self.others:  # again, since `requires_grad` refers to the innermost level of torch.func only
-            if ctx.needs_input_grad[i]:
-                raise _no_gradient(self.op, self.inputs[i])
-        return tuple(ctx.needs_input_grad[i] for i in self.differentiable)
-
-    def run(self, ctx: Any, op: Callable[..., Any], *args: Any) -> tuple[Tensor | None, ...]:
-        """Runs a backward op and places its results at the positions of their inputs."""
-        # Grad mode is off in a plain backward pass. torch.compile refuses double backward by itself.
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            results = _FirstOrderOnly.apply(op, self.op, *args)
-        else:
-            results = op(*args)
-        placed: list[Tensor | None] = [None] * len(ctx.needs_input_grad)
-        for i, gradient in zip(self.differentiable, results, strict=True):
-            placed[i] = gradient if ctx.needs_input_grad[i] else None
-        return tuple(placed)
-
-
-class _FirstOrderOnly(torch.autograd.Function):
-    """Runs a backward op so that differentiating it again raises an error instead of giving zero."""
-
-    @staticmethod
-    def forward(op: Callable[..., Any], name: str, *args: Any) -> Any:
-        return op(*args)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.name = inputs[1]
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> Any:
-        raise NotImplementedError(f"dxmi_ext.ops.{ctx.name}: second derivatives are not supported")
-
-
-class _SamplerStep(_Function):
-    @staticmethod
-    def forward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
-        return _ops.sampler_step_fwd(*args)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        *tensors, ctx.sample_offset = inputs
-        ctx.save_for_backward(*tensors)
-        ctx.set_materialize_grads(False)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> Any:
-        needed = _STEP.needed(ctx)
-        if all(g is None for g in grads):
-            return (None,) * len(ctx.needs_input_grad)
-        return _STEP.run(ctx, _ops.sampler_step_bwd, *grads, *ctx.saved_tensors, ctx.sample_offset, *needed)
-
-
-_STEP = _Gradients.of(
-    _SamplerStep,
-    "sampler_step",
-    "sample model_output timestep sample_coef output_coef log_std key sample_offset",
-    "sample",
-    "model_output",
-    "log_std",
-)
-
-
-class _TransitionLogProb(_Function):
-    @staticmethod
-    def forward(*args: Any) -> Tensor:
-        return _ops.transition_log_prob_fwd(*args)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.save_for_backward(*inputs)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:
-        needed = _LOG_PROB.needed(ctx)
-        return _LOG_PROB.run(ctx, _ops.transition_log_prob_bwd, grad, *ctx.saved_tensors, *needed)
-
-
-_LOG_PROB = _Gradients.of(
-    _TransitionLogProb,
-    "transition_log_prob",
-    "next_sample sample model_output timestep sample_coef output_coef log_std",
-    "next_sample",
-    "sample",
-    "model_output",
-    "log_std",
-)
-
-
-class _RunningCost(_Function):
-    @staticmethod
-    def forward(*args: Any) -> Tensor:
-        return _ops.running_cost_fwd(*args)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        _, *tensors, tau_entropy, tau_velocity, skip_last = inputs
-        ctx.save_for_backward(*tensors)
-        ctx.settings = (tau_entropy, tau_velocity, skip_last)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:
-        needed = _COST.needed(ctx)
-        return _COST.run(ctx, _ops.running_cost_bwd, grad, *ctx.saved_tensors, *ctx.settings, *needed)
-
-
-_COST = _Gradients.of(
-    _RunningCost,
-    "running_cost",
-    "sq_displacement timestep log_std velocity_var tau_entropy tau_velocity skip_last",
-    "sq_displacement",
-    "log_std",
-)
-
-
-class _EnergyLoss(_Function):
-    @staticmethod
-    def forward(*args: Any) -> Tensor:
-        return _ops.energy_loss_fwd(*args)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        energy_data, energy_sample, ctx.gamma = inputs
-        ctx.save_for_backward(energy_data, energy_sample)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:
-        _ENERGY.needed(ctx)
-        return _ENERGY.run(ctx, _ops.energy_loss_bwd, grad, *ctx.saved_tensors, ctx.gamma)
-
-
-_ENERGY = _Gradients.of(
-    _EnergyLoss, "energy_loss", "energy_data energy_sample gamma", "energy_data", "energy_sample"
-)
 
 
 # --- helpers -----------------------------------------------------------------------------------------
@@ -522,106 +324,3 @@ def _check_key(op: str, key: Tensor) -> None:
         raise ValueError(
             f"dxmi_ext.ops.{op}: key must be int64 [2] from noise_key, got {key.dtype} {list(key.shape)}"
         )
-
-
-# --- shapes for tracing ------------------------------------------------------------------------------
-
-
-def _fake(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Registers an op's shape function, which first checks that no tensor is on another device."""
-
-    def register(shapes: Callable[..., Any]) -> Callable[..., Any]:
-        op = getattr(_ops, name).default
-        arguments = [argument.name for argument in op._schema.arguments]
-
-        def checked(*args: Any) -> Any:
-            tensors = [(n, a) for n, a in zip(arguments, args, strict=True) if isinstance(a, Tensor)]
-            lead, first = tensors[0]
-            for argument, tensor in tensors:
-                if tensor.device != first.device:
-                    raise RuntimeError(
-                        f"dxmi_ext.ops.{name.removesuffix('_fwd')}: {argument} must be on {first.device} "
-                        f"like {lead}, got {tensor.device}"
-                    )
-            return shapes(*args)
-
-        torch.library.register_fake(op, checked)
-        return shapes
-
-    return register
-
-
-def _like(tensor: Tensor, wanted: bool) -> Tensor:
-    return torch.empty_like(tensor) if wanted else tensor.new_empty(0)
-
-
-def _rows(table: Tensor, rows: Tensor) -> Tensor:
-    return table.new_empty(rows.shape[0])
-
-
-@_fake("philox")
-def _(counters: Tensor, key0: int, key1: int) -> Tensor:
-    return torch.empty_like(counters)
-
-
-@_fake("normal_")
-def _(out: Tensor, key: Tensor, timestep: int, sample_offset: int) -> None:
-    return None
-
-
-@_fake("sampler_step_fwd")
-def _(
-    sample: Tensor, model_output: Tensor, timestep: Tensor, a: Tensor, b: Tensor, log_std: Tensor, *_: Any
-) -> Any:
-    return torch.empty_like(sample), _rows(log_std, sample), _rows(log_std, sample)
-
-
-@_fake("sampler_step_bwd")
-def _(*args: Any) -> Any:
-    (sample, model_output), log_std, wanted = args[3:5], args[8], args[11:]
-    return _like(sample, wanted[0]), _like(model_output, wanted[1]), _table(log_std, wanted[2])
-
-
-@_fake("transition_log_prob_fwd")
-def _(next_sample: Tensor, sample: Tensor, *args: Tensor) -> Tensor:
-    return _rows(args[-1], sample)
-
-
-@_fake("transition_log_prob_bwd")
-def _(*args: Any) -> Any:
-    samples, log_std, wanted = args[1:4], args[7], args[8:]
-    return *(_like(s, w) for s, w in zip(samples, wanted[:3], strict=True)), _table(log_std, wanted[3])
-
-
-@_fake("running_cost_fwd")
-def _(sq_displacement: Tensor, *_: Any) -> Tensor:
-    return _table(sq_displacement, True)
-
-
-@_fake("running_cost_bwd")
-def _(grad: Tensor, timestep: Tensor, log_std: Tensor, *args: Any) -> Any:
-    return _table(grad, args[-2]), _table(log_std, args[-1])
-
-
-@_fake("td_target")
-def _(next_value: Tensor, sq_displacement: Tensor, *_: Any) -> Tensor:
-    return _table(sq_displacement, True)
-
-
-@_fake("energy_loss_fwd")
-def _(energy_data: Tensor, energy_sample: Tensor, gamma: float) -> Tensor:
-    return energy_data.new_empty(())
-
-
-@_fake("energy_loss_bwd")
-def _(grad: Tensor, energy_data: Tensor, energy_sample: Tensor, gamma: float) -> Any:
-    return _table(energy_data, True), _table(energy_sample, True)
-
-
-@_fake("update_velocity_var_")
-def _(velocity_var: Tensor, sq_displacement: Tensor, decay: float) -> None:
-    return None
-
-
-def _table(tensor: Tensor, wanted: bool) -> Tensor:
-    return tensor.new_empty(tensor.shape[0] if wanted else 0)

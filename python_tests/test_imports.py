@@ -19,6 +19,8 @@ PACKAGE = Path(dxmi_ext.__path__[0])
 # From below to above; what stands in one line may import each other.
 ROOMS = (
     "_native",
+    "_gradients",
+    "_shapes",
     "ops",
     "engine",
     "method",
