@@ -6,6 +6,7 @@ names are read from the package, so that they cannot differ from it.
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import json
 import os
@@ -65,7 +66,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Links with a file's path as text get the title of its page; results have room for wide tables."""
+    """Links with a file's path as text get the title of its page; results have room for wide tables; a line
+    ``[settings: module.Class]`` becomes a table."""
     if page.file.src_uri.startswith("results/"):
         page.meta["hide"] = ["toc"]
     titles = dict(_titles(config.nav or []))
@@ -75,7 +77,14 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         target = os.path.normpath(folder / match[2].partition("#")[0])
         return f"[{titles.get(target, match[1])}]({match[2]})"
 
+    markdown = re.sub(r"\]\(tutorials/(\w+)\.py\)", r"](tutorials/\1.md)", markdown)
+    markdown = re.sub(r"^\[settings: ([\w.]+)\.(\w+)\]$", _table_of, markdown, flags=re.MULTILINE)
     return re.sub(r"\[((?:docs/)?[\w/.-]+(?:\.md|\.py)|docs/[\w/-]+)\]\(([^):]+)\)", titled, markdown)
+
+
+def _table_of(match: re.Match[str]) -> str:
+    """The keys of a `Settings` class."""
+    return "\n".join(_rows(getattr(importlib.import_module(match[1]), match[2]).keys()))
 
 
 def _titles(nav: list[Any]) -> Iterator[tuple[str, str]]:

@@ -3,7 +3,7 @@
 A task is a package of ``dxmi_ext`` with a module ``recipe`` and a yaml of settings for each of its recipes.
 The module ``recipe`` has
 
-    Config, EvaluateSettings                       settings of its runs, of the command ``evaluate``
+    Config, EvaluateSettings: settings of its runs, and of the command evaluate
     train(cfg, ranks), pretrain(cfg, ranks)
     load(directory, device) -> cfg, networks
     sample(directory, rows, seed, batch_size, device, *, guidance, labels) -> batches of samples

@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import hashlib
 import itertools
+import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from dxmi_ext.engine import checkpoint, config, files, folders, identity
+from dxmi_ext.engine.arguments import at_least, of_type
 from dxmi_ext.engine.execution import ExecutionSettings
 from dxmi_ext.engine.ranks import Ranks
 from dxmi_ext.engine.run import Run
@@ -98,13 +100,18 @@ def fit(
         first.
 
     Raises:
-        ConfigError: a setting is invalid, a batch does not fit the trainer, or the folder holds a run of
+        TypeError: an argument is of another type.
+        ConfigError: a setting is invalid, a batch or a network does not fit, or the folder holds a run of
             other settings.
         FolderError: the folder holds files of others.
         CheckpointError: the checkpoint to resume from is missing, damaged or of other networks.
         Diverged: steps are still not finite after all rollbacks.
         Stopped: a KeyboardInterrupt, after Ctrl-C or SIGTERM; the state is saved.
     """
+    of_type("trainer", trainer, Stepper, "a trainer such as DxMITrainer")
+    of_type("output", output, (str, os.PathLike), "a str or PathLike")
+    if not (picture is None or callable(picture)):
+        raise TypeError(f"picture must be a function of a file, got {type(picture).__name__}")
     first, source = _reader(batches)
     rows = len(_parts(first, trainer)[0]) * trainer.ranks.world_size
     settings: dict[str, Any] = {"output": os.fspath(output), "resume": resume, "seed": trainer.seed}
@@ -151,21 +158,19 @@ def shuffled(
         iteration -> this rank's rows, [batch_size / ranks, *], with their labels if there are any.
 
     Raises:
-        TypeError: ``data`` or ``labels`` is not a tensor.
+        TypeError: ``data`` or ``labels`` is not a tensor, or the batch size not an integer.
         ConfigError: ``data`` is empty, ``labels`` has another length, or the batch size is not a positive
             multiple of the number of ranks.
     """
-    for name, given in (("data", data), ("labels", labels)):
-        if given is not None and not isinstance(given, Tensor):
-            raise TypeError(f"{name} must be a tensor, got {type(given).__name__}")
+    of_type("data", data, Tensor, "a tensor")
+    of_type("labels", labels, (Tensor, type(None)), "a tensor or None")
     n = len(data)
     if n == 0:
         raise ConfigError("data must have at least one row, got none")
     if labels is not None and labels.shape != (n,):
         raise ConfigError(f"labels must have shape [{n}], got {[*labels.shape]}")
-    if batch_size < 1:
-        raise ConfigError(f"batch_size must be >= 1, got {batch_size}")
     try:
+        at_least("batch_size", batch_size, 1)
         count, offset = (ranks or Ranks()).rows(batch_size)
     except ValueError as error:
         raise ConfigError(str(error)) from error
@@ -192,8 +197,14 @@ def save(path: str | os.PathLike[str], networks: nn.Module, **about: Any) -> Non
         about: entries of config.json, which have to be serializable as json.
 
     Raises:
+        TypeError: an argument is of another type.
         FolderError: the path is a file, or a folder with other content.
     """
+    _check(path, networks)
+    try:
+        json.dumps(about)
+    except TypeError as error:
+        raise TypeError(f"about must be serializable as json, got {about}: {error}") from error
     folder = Path(path)
     message = f"path must be a new folder, an empty one or one of saved networks, got {str(folder)!r}"
     if folder.exists() and not folder.is_dir():
@@ -215,9 +226,11 @@ def load(path: str | os.PathLike[str], networks: M) -> M:
         The same networks.
 
     Raises:
+        TypeError: an argument is of another type.
         CheckpointError: the folder has no saved networks, they are damaged, or names or shapes of their
             tensors differ from those of ``networks``, which are then unchanged.
     """
+    _check(path, networks)
     folder = Path(path)
     if not folder.is_dir():
         raise checkpoint.CheckpointError(f"path must be a folder of saved networks, got {str(folder)!r}")
@@ -333,6 +346,11 @@ def _order(n: int, seed: int, epoch: int) -> numpy.ndarray:
     digest = hashlib.blake2b(f"{seed}/shuffled/{epoch}".encode(), digest_size=16).digest()
     words = numpy.random.Philox(key=numpy.frombuffer(digest, "<u8")).random_raw(n)
     return numpy.argsort(words, kind="stable")
+
+
+def _check(path: Any, networks: Any) -> None:
+    of_type("path", path, (str, os.PathLike), "a str or PathLike")
+    of_type("networks", networks, nn.Module, "a torch.nn.Module")
 
 
 def _some(names: Sequence[str]) -> str:

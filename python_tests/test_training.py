@@ -152,6 +152,7 @@ def test_labels_and_loaders(tmp_path: Path) -> None:
         ([DATA[:8].double()], "data of the networks' torch.float32, got torch.float64"),
         ([(DATA[:8], torch.zeros(7))], r"labels of a batch must have shape \[8\], got \[7\]"),
         (["rows"], "a batch must be a tensor of data"),
+        ([DATA[:8].numpy()], r"a batch must be a tensor of data, or data and labels, got \(ndarray\)"),
     ],
 )
 def test_bad_batches(tmp_path: Path, given: Any, message: str) -> None:
@@ -173,6 +174,20 @@ def test_a_folder_of_another_run_or_of_others_is_rejected(tmp_path: Path) -> Non
     (tmp_path / "mine" / "thesis.tex").touch()
     with pytest.raises(folders.FolderError, match=r"thesis\.tex"):
         dxmi_ext.fit(trainer(), batches(), output=tmp_path / "mine")
+
+
+def test_resume_names_no_checkpoint(tmp_path: Path) -> None:
+    dxmi_ext.fit(trainer(), batches(), output=tmp_path / "run")
+    (tmp_path / "file").touch()
+    for resume, why in (
+        ("absent", "which does not exist"),
+        ("file", "which is a file"),
+        ("run/model", r"which has no manifest\.json"),
+        ("run", r"which is a run; its last checkpoint is .*run.checkpoints.step_00000006"),
+    ):
+        with pytest.raises(dxmi_ext.CheckpointError, match=f"resume must be auto, never .* {why}"):
+            dxmi_ext.fit(trainer(), batches(), output=tmp_path / "new", resume=str(tmp_path / resume))
+        assert not (tmp_path / "new").exists()
 
 
 def test_shuffled_passes_every_row_once_an_epoch_on_any_number_of_ranks() -> None:
@@ -211,32 +226,6 @@ def test_state_dict_continues_the_same_run(tmp_path: Path) -> None:
         trainer().load_state_dict(state)
     with pytest.raises(dxmi_ext.ConfigError, match=r"data of shape \[B, 3\], B >= 1, got \[8, 2\]"):
         trainer().step(DATA[:8, :2])
-
-
-def pretrainer(**options: Any) -> dxmi_ext.Pretrainer:
-    levels = dxmi_ext.uniform_levels(SCHEDULE.signal, SCHEDULE.noise)
-    return dxmi_ext.Pretrainer(Field(3), levels, **({"lr": 1e-2, "iterations": 3, "seed": 0} | options))
-
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda: dxmi_ext.DxMISettings(tau="0.1"), "tau must be float, got '0.1'"),
-        (lambda: dxmi_ext.DxMISettings(td_redraw=1), "td_redraw must be bool, got 1"),
-        (lambda: trainer(seed=-1), "seed must be an integer from 0 to"),
-        (lambda: pretrainer(iterations=2.5), "iterations must be an integer >= 0, got 2.5"),
-        (lambda: pretrainer(prediction="noise"), "prediction must be one of eps, v, x, edm, got 'noise'"),
-        (
-            lambda: dxmi_ext.uniform_levels(torch.ones(3), torch.ones(4)),
-            r"got \[3\], \[4\]",
-        ),
-        (lambda: dxmi_ext.shuffled([1.0], 8), "data must be a tensor, got list"),
-        (lambda: dxmi_ext.GaussianSampler(Field(3), SCHEDULE, 3), "data_shape must be a sequence"),
-    ],
-)
-def test_a_wrong_argument_is_named(make: Any, message: str) -> None:
-    with pytest.raises((ValueError, TypeError), match=message):
-        make()
 
 
 def test_load_says_what_does_not_fit(tmp_path: Path) -> None:

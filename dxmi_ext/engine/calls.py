@@ -38,4 +38,8 @@ def call(network: nn.Module, x: Tensor, *conditions: Tensor | None) -> Tensor:
 def output_of(network: nn.Module, *inputs: Tensor) -> Tensor:
     """The output tensor; networks of diffusers return an object that has it as ``sample``."""
     output = network(*inputs)
-    return output if isinstance(output, Tensor) else output.sample
+    if not isinstance(output, Tensor):
+        output = getattr(output, "sample", output)
+    if not isinstance(output, Tensor):
+        raise TypeError(f"the output of a network must be a tensor, got {type(output).__name__}")
+    return output

@@ -145,6 +145,24 @@ def load(path: Path, device: torch.device | str = "cpu", *, ranks: Ranks = _ALON
     )
 
 
+def check_path(name: str, path: Path) -> None:
+    """Checks that a setting names the folder of a checkpoint, whether it is intact or not.
+
+    Raises:
+        CheckpointError: it does not, with what it names instead.
+    """
+    if (path / _MANIFEST).is_file():
+        return
+    if not path.is_dir():
+        why = "is a file" if path.exists() else "does not exist"
+    elif steps := _steps(path / "checkpoints"):
+        why = f"is a run; its last checkpoint is {steps[max(steps)]}"
+    else:
+        why = f"has no {_MANIFEST}"
+    wanted = f"auto, never or a checkpoint such as RUN/checkpoints/{_name(1000)}"
+    raise CheckpointError(f"{name} must be {wanted}, got {str(path)!r}, which {why}")
+
+
 def load_latest(
     root: Path,
     warn: Callable[[str], None],

@@ -64,6 +64,8 @@ class Adam(torch.optim.Adam):
         taken = 1 - self.found_inf
         for group in self.param_groups:
             weights = [p for p in group["params"] if p.grad is not None]
+            if not weights:  # all are frozen
+                continue
             states = [self.state[p] or self._new_state(p) for p in weights]
             moments, squares, steps = (
                 [state[name] for state in states] for name in ("exp_avg", "exp_avg_sq", "step")

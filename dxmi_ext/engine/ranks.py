@@ -47,7 +47,9 @@ class Ranks:
     """This process among the ranks of a run; by default the only one.
 
     Args:
-        rank, world_size, local_rank: see torchrun.
+        rank: number of this process, from 0.
+        world_size: number of processes.
+        local_rank: number of this process on its machine.
         shard: whether weights and optimizer states are sharded over the ranks; otherwise replicated.
     """
 

@@ -35,6 +35,7 @@ class RunFolder:
 
     Raises:
         folders.FolderError, ConfigError: the folder holds something else, or a run of other settings.
+        CheckpointError: ``resume`` names no checkpoint.
     """
 
     def __init__(self, cfg: RunnableConfig, ranks: Ranks, data: Callable[[str], Fingerprints] | None) -> None:
@@ -44,6 +45,8 @@ class RunFolder:
         self._names = None if cfg.run.output else _new_names(f"runs/{cfg.run.recipe}")
         self._place(cfg.run.output or next(self._names or iter(())))
         self._on_first(self._earlier.check_settings)
+        if self._settings.resume not in ("auto", "never"):
+            self._on_first(lambda: checkpoint.check_path("resume", Path(self._settings.resume)))
 
     def _place(self, output: str) -> None:
         """Sets the folder of the run."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -9,12 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from dxmi_ext import ops
+from dxmi_ext.engine.arguments import of_type
 from dxmi_ext.engine.calls import call
 from dxmi_ext.engine.execution import ExecutionSettings
 from dxmi_ext.engine.learner import Average, Learner
 from dxmi_ext.engine.ranks import Ranks
 from dxmi_ext.engine.settings import ConfigError
-from dxmi_ext.method import noise, schedules
+from dxmi_ext.method import noise, schedules, trial
 from dxmi_ext.method.sampler import per_row
 from dxmi_ext.method.schedules.tables import PREDICTIONS
 from dxmi_ext.method.stepper import Batch, Metrics, Stepper
@@ -26,6 +28,7 @@ class Levels(NamedTuple):
     signal: Tensor
     """[N], like the other fields."""
     noise: Tensor
+    """[N]"""
     time: Tensor
     """The network's time input."""
     input_scale: Tensor | None = None
@@ -77,7 +80,8 @@ class Pretrainer(Stepper):
     Args:
         network: (x [N, *], time [N]) -> [N, *], with labels [N] if the data have them.
         draw_levels: draws the noise levels to train at.
-        prediction, sigma_data: what the network predicts; see `schedules.from_levels`.
+        prediction: what the network predicts; see `schedules.from_levels`.
+        sigma_data: standard deviation of the data, for the prediction "edm".
         lr: learning rate, decayed to 0 over the run.
         warmup: number of first iterations in which the learning rate rises from 0.
         iterations: length of the run.
@@ -92,7 +96,8 @@ class Pretrainer(Stepper):
         averaged: the network with averaged weights.
 
     Raises:
-        ConfigError: the prediction, the seed or the number of iterations is invalid.
+        TypeError: ``network`` or ``draw_levels`` is of another type.
+        ConfigError: the network has no weights to train, or another argument is invalid.
     """
 
     stream = "pretrain"
@@ -114,9 +119,18 @@ class Pretrainer(Stepper):
         execution: ExecutionSettings | None = None,
         memory_format: torch.memory_format = torch.contiguous_format,
     ) -> None:
+        of_type("network", network, nn.Module, "a torch.nn.Module")
+        if not callable(draw_levels):
+            got = type(draw_levels).__name__
+            raise TypeError(f"draw_levels must be a function, such as uniform_levels(...), got {got}")
         if prediction not in PREDICTIONS:
             wanted = ", ".join(PREDICTIONS)
             raise ConfigError(f"prediction must be one of {wanted}, got {prediction!r}")
+        if not any(p.requires_grad for p in network.parameters()):
+            raise ConfigError(f"network must have weights to train, got {type(network).__name__} without any")
+        for name, value, below in (("lr", lr, math.inf), ("ema_decay", ema_decay, 1.0)):
+            if not isinstance(value, int | float) or not 0 <= value < below:
+                raise ConfigError(f"{name} must be >= 0 and < {below}, got {value!r}")
         self._draw_levels, self._prediction, self._sigma_data = draw_levels, prediction, sigma_data
         self.network, self.memory_format, ranks = network, memory_format, ranks or Ranks()
         self.iterations = iterations
@@ -132,6 +146,12 @@ class Pretrainer(Stepper):
             execution=execution or ExecutionSettings(),
             uses=("timestep", "noise"),
         )
+
+    def try_networks(self, data: Tensor, labels: Tensor | None) -> None:
+        levels = self._draw_levels(len(data), ops.noise_key(0, device=data.device), 0)
+        if not isinstance(levels, Levels):
+            raise ConfigError(f"draw_levels must return Levels, got {type(levels).__name__}")
+        trial.check("network", self.network, data, levels.time, labels, shape=data.shape)
 
     def iterate(self, batch: Batch) -> Metrics:
         data, levels = batch.data, self._draw_levels(batch.n, batch.keys["timestep"], batch.offset)

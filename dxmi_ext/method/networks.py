@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dxmi_ext.engine import execution
+from dxmi_ext.engine.arguments import of_type
 from dxmi_ext.engine.calls import call
 from dxmi_ext.engine.execution import ExecutionSettings
 from dxmi_ext.engine.ranks import Ranks
@@ -25,10 +26,16 @@ class Networks(nn.Module):
         value: V^t, (x [N, *], timestep int64 [N]) -> [N]; t = 0..T, or 0..T - 1 with a separate energy. T is
             the sampler's `end`.
         energy: E = V^T, (x [N, *]) -> [N]; None: V^T of the value.
+
+    Raises:
+        TypeError: an argument is of another type.
     """
 
     def __init__(self, sampler: GaussianSampler, value: nn.Module, energy: nn.Module | None = None) -> None:
         super().__init__()
+        of_type("sampler", sampler, GaussianSampler, "a GaussianSampler")
+        of_type("value", value, nn.Module, "a torch.nn.Module")
+        of_type("energy", energy, (nn.Module, type(None)), "a torch.nn.Module or None")
         self.sampler, self.value, self.energy_network = sampler, value, energy
 
     def shard_(self, ranks: Ranks) -> None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from dxmi_ext import ops
+from dxmi_ext.engine.arguments import at_least, of_type
 from dxmi_ext.engine.calls import call, output_of
 from dxmi_ext.method.schedules import Schedule, reading
 
@@ -74,6 +75,10 @@ class GaussianSampler(nn.Module):
         rows: the chain's rows of the tables; some of them for a `MultiLengthSampler`.
         timesteps: those of the chain, int64 [T].
         memory_format: memory format of the samples.
+
+    Raises:
+        TypeError: an argument is of another type.
+        ValueError: ``data_shape`` has an entry < 1.
     """
 
     memory_format = torch.contiguous_format
@@ -88,9 +93,14 @@ class GaussianSampler(nn.Module):
         start: nn.Module | None = None,
     ) -> None:
         super().__init__()
+        of_type("network", network, nn.Module, "a torch.nn.Module")
+        of_type("schedule", schedule, Schedule, "a Schedule of dxmi_ext.schedules")
+        of_type("start", start, (nn.Module, type(None)), "a torch.nn.Module or None")
         self.network, self.start = network, start
         if isinstance(data_shape, int):
             raise TypeError(f"data_shape must be a sequence such as ({data_shape},), got {data_shape}")
+        for size in data_shape:
+            at_least("every entry of data_shape", size, 1)
         self.data_shape = tuple(data_shape)
         self.initial_std = schedule.initial_std
         self.steps = len(schedule.log_std)
@@ -227,11 +237,21 @@ class GaussianSampler(nn.Module):
         network's matrix products.
 
         Args:
+            n: number of samples.
+            key: noise key, from `ops.noise_key`.
             labels: [n], for a conditional network.
             data: [n, *], for a sampler that starts from data.
             guide: function applied to samples after each step, such as value guidance.
+            sample_offset: global index of the first row.
             batch_size: rows per call of the network.
+
+        Raises:
+            TypeError, ValueError: names the argument and its requirement.
         """
+        at_least("n", n, 0)
+        at_least("batch_size", batch_size, 1)
+        if labels is not None and labels.shape != (n,):
+            raise ValueError(f"labels must have shape [{n}], got {[*labels.shape]}")
         batches = []
         for first in range(0, n, batch_size):
             count, offset = min(batch_size, n - first), sample_offset + first

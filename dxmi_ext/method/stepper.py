@@ -81,6 +81,7 @@ class Stepper:
         if not isinstance(seed, int) or not 0 <= seed <= LARGEST_SEED:
             raise ConfigError(f"seed must be an integer from 0 to {LARGEST_SEED}, got {seed!r}")
         self.iteration, self.ranks, self.execution = 0, ranks, execution
+        self._tried = execution.compile or ranks.shard  # a trial call would compile or gather once more
         self._seed, self._uses, self._device = seed, uses, device
         self._iterate: Callable[..., Metrics] = Graphed(self._run) if graphed else self._run
         self._draws = noise.Draws(seed, self.stream, uses, device)
@@ -99,6 +100,13 @@ class Stepper:
     def iterate(self, batch: Batch) -> Metrics:
         """Work on the device: the algorithm itself."""
         raise NotImplementedError
+
+    def try_networks(self, data: Tensor, labels: Tensor | None) -> None:
+        """Calls the networks once, on the first batch.
+
+        Raises:
+            ConfigError: one of them does not fit the data.
+        """
 
     def parts(self) -> dict[str, Any]:
         """The state without the iteration: modules, optimizers and tensors, or dicts of them, by name. Names
@@ -128,12 +136,12 @@ class Stepper:
         return metrics
 
     def checked(self, batch: Tensor | Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
-        """The data and labels of a batch.
+        """The data and labels of a batch. The first one is also tried on the networks.
 
         Raises:
             ConfigError: they do not fit the networks.
         """
-        parts = [batch] if isinstance(batch, Tensor) else [*batch]
+        parts: list[Any] = [*batch] if isinstance(batch, list | tuple) else [batch]
         if not 1 <= len(parts) <= 2 or not all(isinstance(part, Tensor) for part in parts):
             got = ", ".join(type(part).__name__ for part in parts)
             raise ConfigError(f"a batch must be a tensor of data, or data and labels, got ({got})")
@@ -146,6 +154,10 @@ class Stepper:
             raise ConfigError(f"a batch must have data of the networks' {self._dtype}, got {data.dtype}")
         if labels is not None and labels.shape != data.shape[:1]:
             raise ConfigError(f"the labels of a batch must have shape [{len(data)}], got {[*labels.shape]}")
+        if not self._tried:
+            with execution.running(self.execution, self.device):
+                self.try_networks(data.to(self.device), None if labels is None else labels.to(self.device))
+            self._tried = True
         return data, labels
 
     @property

@@ -16,7 +16,7 @@ from dxmi_ext.engine.execution import ExecutionSettings, check_graph
 from dxmi_ext.engine.learner import Average, Learner
 from dxmi_ext.engine.ranks import Ranks
 from dxmi_ext.engine.settings import ConfigError
-from dxmi_ext.method import noise, symptoms
+from dxmi_ext.method import noise, symptoms, trial
 from dxmi_ext.method.costs import Costs, density_temperature
 from dxmi_ext.method.energy_step import energy_step
 from dxmi_ext.method.langevin import Langevin, LangevinSettings
@@ -114,6 +114,19 @@ class DxMITrainer(Stepper):
         self._learning = Networks(
             sampler, self.value_learner.network, self.energy_learner.network if learns else energy
         )
+
+    def try_networks(self, data: Tensor, labels: Tensor | None) -> None:
+        n, end, energy = len(data), self.sampler.end, self.networks.energy_network
+        x = data.to(self.sampler.log_std.dtype)
+        for name, network, last, shape in (
+            ("network of the sampler", self.sampler.network, end - 1, x.shape),
+            ("value", self.value, end if energy is None else end - 1, (n,)),
+        ):
+            why = f" with timesteps 0 to {last} ({'T' if last == end else 'T - 1'})"
+            time = trial.timesteps(last, n, x.device)
+            trial.check(name, network, x, time, labels, shape=shape, why=why)
+        if energy is not None:
+            trial.check("energy", energy, x, None, labels, shape=(n,))
 
     def begin(self) -> None:
         self.costs.begin(self.iteration / self.iterations)
@@ -238,6 +251,12 @@ def _check(
             raise ConfigError(f"{name} must be {wanted.__name__}, got {type(value).__name__}")
     settings.check((*RULES, *CHAIN_RULES), algorithm, langevin)
     check_graph(execution, networks.sampler.log_std.device, ranks)
+    if next(networks.value.parameters(), None) is None:
+        raise ConfigError(
+            f"value must have weights to train, got {type(networks.value).__name__} without any"
+        )
+    if algorithm.skip_last > networks.sampler.end:
+        raise ConfigError(f"skip_last must be <= T = {networks.sampler.end}, got {algorithm.skip_last}")
     if not algorithm.trains_sampler:
         raise ConfigError(f"negatives must be sampler or refined, got {algorithm.negatives}")
     if len(lengths_of(networks.sampler)) > 1 and (execution.cuda_graph or algorithm.skip_last):

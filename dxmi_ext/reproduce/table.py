@@ -175,8 +175,9 @@ def _mean(values: Sequence[float]) -> str:
     """Mean ± sample standard deviation; empty if there are no values."""
     if not values:
         return ""
-    mean = f"{statistics.fmean(values):.3f}"
-    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.3f}"
+    mean = statistics.fmean(values)
+    form = ".3f" if abs(mean) < 10_000 else ",.0f"
+    return f"{mean:{form}}" if len(values) == 1 else f"{mean:{form}} ± {statistics.stdev(values):{form}}"
 
 
 def _paper(published: tuple[float, float | None] | None) -> str:
@@ -195,6 +196,8 @@ def _machines(units: Sequence[Mapping[str, Any]]) -> str:
         kind += "".join(f", {name} {unit['versions'].get(name)}" for name in ("torch", "dxmi_ext"))
         kinds.setdefault(kind, []).append(unit["seconds"])
     return "\n".join(
-        f"- {len(times)} run{'s' * (len(times) > 1)} on {kind}; {min(times):.0f} to {max(times):.0f} s each"
+        f"- 1 run on {kind}; {times[0]:.0f} s"
+        if len(times) == 1
+        else f"- {len(times)} runs on {kind}; {min(times):.0f} to {max(times):.0f} s each"
         for kind, times in kinds.items()
     )

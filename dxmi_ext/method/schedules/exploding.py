@@ -17,7 +17,8 @@ def variance_exploding(
 
     Args:
         steps: T; a single step is at sigma_max.
-        sigma_max, sigma_min: noise levels of the sample at the first and at the last step.
+        sigma_max: noise level of the sample at the first step.
+        sigma_min: noise level of the sample at the last step.
         min_std: lower bound of the posterior's standard deviation, which is 0 at the last step.
         prediction: what the network predicts; see `from_levels`.
     """
@@ -44,13 +45,15 @@ def edm(
 
     Args:
         steps: T, at least 2.
-        sigma_max, sigma_min: the first and the last level.
+        sigma_max: the first level.
+        sigma_min: the last level.
         rho: density of the levels near the data; the paper uses 7 for T = 10 and 4 for T = 4.
         stochastic_last: False: T levels, and the last step goes from sigma_min to the data with noise of
             min_std. True: T + 1 levels, and the last step goes to sigma_min, with the posterior's standard
             deviation, so that samples keep noise of sigma_min.
         eta: factor of the posterior's standard deviation; 0 is Euler's method on the probability flow ODE.
-        prediction, sigma_data: what the network predicts; see `from_levels`.
+        prediction: what the network predicts; see `from_levels`.
+        sigma_data: standard deviation of the data, for the prediction "edm".
         time_scale: factor of the network's time ln(sigma) / 4; 1000 for consistency models.
         min_std: lower bound of a step's standard deviation.
     """

@@ -21,7 +21,8 @@ def make_betas(kind: str = "linear", *, steps: int = 1000, start: float = 1e-4, 
         kind: "linear" (Ho et al. 2020); "scaled_linear", linear in sqrt(beta) (latent diffusion); "cosine"
             (Nichol & Dhariwal 2021), which ignores start and end.
         steps: number of betas.
-        start, end: first and last beta.
+        start: first beta.
+        end: last beta.
     """
     check_steps(steps)
     if not 0 < start <= end < 1:
@@ -115,7 +116,9 @@ def fastdpm(
         steps: T, at least 2.
         growth: "quadratic": (sqrt(beta_start) + c i / T)^2, c <= .95; "linear": at most .99.
         kappa: factor of the posterior's standard deviation.
-        beta_start, beta_end, train_steps: first and last of the DDPM's linear betas, and their number.
+        beta_start: first of the DDPM's linear betas.
+        beta_end: last of them.
+        train_steps: number of them.
         prediction: what the network predicts; see `from_levels`.
         min_std: lower bound of a step's standard deviation, as in `ddim`.
     """

@@ -15,11 +15,15 @@ class Schedule(NamedTuple):
     """A few-step Gaussian sampler without its network. Tables are float64 [T]."""
 
     sample_coef: Tensor
+    """Coefficient of x_t in the mean of x_{t+1}."""
     output_coef: Tensor
+    """Coefficient of the network's output in the mean of x_{t+1}."""
     log_std: Tensor
+    """Log of the standard deviation of x_{t+1}."""
     signal: Tensor
     """At step t, x_t = signal[t] data + noise[t] eps; pretraining trains the network on it."""
     noise: Tensor
+    """See ``signal``."""
     initial_std: float
     """x_0 ~ N(0, initial_std^2 I)."""
     time: Tensor
@@ -101,7 +105,8 @@ def reading(
     ``skip x_t + out network(input_scale x_t)``.
 
     Args:
-        prediction, sigma_data: as in `from_levels`.
+        prediction: as in `from_levels`.
+        sigma_data: as in `from_levels`.
         signal, noise: levels in x_t = signal data + noise eps.
     """
     total = (signal**2 + noise**2).sqrt()

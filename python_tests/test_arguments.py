@@ -1,0 +1,82 @@
+"""A wrong argument of a public function is named in one error, without a traceback of torch's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import dxmi_ext
+from dxmi_ext import DxMISettings, DxMITrainer, GaussianSampler, Networks, Pretrainer
+
+DATA = torch.arange(60.0).view(20, 3) / 30 - 1
+SCHEDULE = dxmi_ext.schedules.variance_exploding(4, sigma_max=1.0, sigma_min=0.1)
+KEY = dxmi_ext.noise_key(0)
+
+
+class Net(nn.Linear):
+    def forward(self, x: Tensor, timestep: Tensor) -> Tensor:
+        return super().forward(x)
+
+
+def sampler() -> GaussianSampler:
+    return GaussianSampler(Net(3, 3), SCHEDULE, (3,))
+
+
+def trainer(seed: int = 0, **settings: Any) -> DxMITrainer:
+    return DxMITrainer(Networks(sampler(), Net(3, 1)), DxMISettings(**settings), iterations=3, seed=seed)
+
+
+def pretrainer(levels: Any = None, **options: Any) -> Pretrainer:
+    levels = dxmi_ext.uniform_levels(SCHEDULE.signal, SCHEDULE.noise) if levels is None else levels
+    return Pretrainer(Net(3, 3), levels, **({"lr": 1e-2, "iterations": 3, "seed": 0} | options))
+
+
+def fit(given: Any = None, **options: Any) -> Any:
+    batches = dxmi_ext.shuffled(DATA, 8)
+    return dxmi_ext.fit(given or trainer(), batches, **({"output": "run"} | options))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: DxMISettings(tau="0.1"), "tau must be float, got '0.1'"),
+        (lambda: DxMISettings(td_redraw=1), "td_redraw must be bool, got 1"),
+        (lambda: trainer(seed=-1), "seed must be an integer from 0 to"),
+        (lambda: trainer(skip_last=5), "skip_last must be <= T = 4, got 5"),
+        (lambda: pretrainer(iterations=2.5), "iterations must be an integer >= 0, got 2.5"),
+        (lambda: pretrainer(prediction="noise"), "prediction must be one of eps, v, x, edm, got 'noise'"),
+        (lambda: pretrainer(lr=-1.0), "lr must be >= 0 and < inf, got -1.0"),
+        (lambda: pretrainer(ema_decay=1.5), "ema_decay must be >= 0 and < 1.0, got 1.5"),
+        (lambda: pretrainer(SCHEDULE), r"draw_levels must be a function, .* got Schedule"),
+        (lambda: dxmi_ext.uniform_levels(torch.ones(3), torch.ones(4)), r"got \[3\], \[4\]"),
+        (lambda: dxmi_ext.shuffled([1.0], 8), "data must be a tensor, got list"),
+        (lambda: dxmi_ext.shuffled(DATA, 8.0), "batch_size must be an integer >= 1, got 8.0"),
+        (lambda: GaussianSampler(Net(3, 3), SCHEDULE, 3), "data_shape must be a sequence"),
+        (lambda: GaussianSampler(Net(3, 3), SCHEDULE, (0,)), "of data_shape must be >= 1, got 0"),
+        (lambda: GaussianSampler(SCHEDULE, Net(3, 3), (3,)), r"network must be .*Module, got Schedule"),
+        (lambda: GaussianSampler(Net(3, 3), torch.ones(4), (3,)), "schedule must be a Schedule .*Tensor"),
+        (lambda: Networks(Net(3, 3), Net(3, 1)), "sampler must be a GaussianSampler, got Net"),
+        (lambda: Networks(sampler(), lambda x, t: x), r"value must be .*Module, got function"),
+        (lambda: Networks(sampler(), Net(3, 1), Net), r"energy must be .*, got the class Net"),
+        (lambda: sampler().sample(2.0, KEY), "n must be an integer >= 0, got 2.0"),
+        (lambda: sampler().sample(2, KEY, torch.zeros(3)), r"labels must have shape \[2\], got \[3\]"),
+        (lambda: fit(Networks(sampler(), Net(3, 1))), "trainer must be .*, got Networks"),
+        (lambda: fit(output=None), "output must be a str or PathLike, got NoneType"),
+        (lambda: fit(picture="a.png"), "picture must be a function of a file, got str"),
+        (lambda: dxmi_ext.save("saved", Net(3, 1).state_dict()), r"networks must .*, got OrderedDict"),
+        (lambda: dxmi_ext.save("saved", Net(3, 1), when=object()), "about must be serializable as json"),
+        (lambda: dxmi_ext.load("saved", Net), "networks must be a torch.nn.Module, got the class Net"),
+        (lambda: dxmi_ext.load(Net(3, 1), "saved"), "path must be a str or PathLike, got Net"),
+    ],
+)
+def test_a_wrong_argument_is_named(make: Any, message: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=message):
+        make()
+
+
+def test_a_value_without_weights() -> None:
+    with pytest.raises(dxmi_ext.ConfigError, match="value must have weights to train, got Identity without"):
+        DxMITrainer(Networks(sampler(), nn.Identity()), DxMISettings(), iterations=3, seed=0)
