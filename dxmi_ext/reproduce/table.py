@@ -6,6 +6,7 @@ Imports torch and ``dxmi_ext`` up to the tasks; matplotlib where used.
 from __future__ import annotations
 
 import statistics
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from dxmi_ext.two_d import recipe as two_d
 from dxmi_ext.two_d.plots import grid
 
 PAGE = "README.md"
+_TITLE_WIDTH = 22  # characters
 _MADE_BY = "Made by `dxmi reproduce "
 Found = Mapping[str, Sequence[Mapping[str, Any]]]
 """Row name -> the json of its units, by seed."""
@@ -153,7 +155,7 @@ def _plane(unit: Unit) -> tuple[str, Tensor, Tensor | None]:
 
 
 def _title(unit: Unit) -> str:
-    return unit.row.label.replace(", ", "\n")
+    return textwrap.fill(unit.row.label, _TITLE_WIDTH)
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
