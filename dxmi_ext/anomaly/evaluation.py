@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from dxmi_ext.anomaly import choice, comparison, metrics, plots
 from dxmi_ext.anomaly.bases import BasedEnergy
-from dxmi_ext.anomaly.choice import Validation, Verdict
 from dxmi_ext.anomaly.collection import Examined, Good
 from dxmi_ext.anomaly.comparison import Method
 from dxmi_ext.anomaly.detectors import (
@@ -30,6 +29,7 @@ from dxmi_ext.anomaly.model import AnomalyNetworks
 from dxmi_ext.anomaly.patchcore import PatchCore
 from dxmi_ext.anomaly.preparation import prepared
 from dxmi_ext.anomaly.settings import Config
+from dxmi_ext.anomaly.validation import Validation, Verdict, judge
 from dxmi_ext.engine import files, final, runlog
 from dxmi_ext.images.features import Extractor
 from dxmi_ext.method.networks import Networks
@@ -143,7 +143,7 @@ def chosen(
 
         def judged(prepares: nn.Module = prepares, detector: Detector = detector) -> Verdict:
             assert validation is not None
-            return choice.judge(detector, prepares, validation, top_share=cfg.thresholds.top_share)
+            return judge(detector, prepares, validation, top_share=cfg.thresholds.top_share)
 
         if (verdict := final.attempt(comparison.TITLES[name], judged)) is not None:
             verdicts[name] = verdict
@@ -200,6 +200,7 @@ def explanation(cfg: Config, numbers: Mapping[str, Any], verdicts: Mapping[str, 
     """A line with the detector that scores new images and the AUROCs that decided the choice."""
     name = numbers["detector"]
     line = f"detector: {comparison.TITLES[name]}, {numbers['preparation']} features"
+    line += f", patch={numbers['patch']}" if "patch" in numbers else ""
     line += "" if cfg.detector.detector == "auto" else f", set by detector={name}"
     if not verdicts:
         return line

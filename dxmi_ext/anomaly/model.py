@@ -182,6 +182,7 @@ def save(
         }
     about |= {"networks": {k: getattr(cfg.networks, k) for k in _NETWORK_KEYS}, "thresholds": thresholds}
     about |= {"detector": detector, "preparations": networks.preparations}
+    about["patch"] = getattr(networks.preparation, "patch", None)
     about["trained"] = list(networks.trained)
     about |= {"baselines": list(networks.baselines), "class_names": tested.class_names}
     about |= {} if tested.scale is None else {"scale": tested.scale}
@@ -190,7 +191,7 @@ def save(
 
 def load_model(directory: Path, device: torch.device) -> tuple[Config, AnomalyNetworks, dict[str, Any]]:
     tensors, about = checkpoint.load_model_state(directory / "model", device)
-    cfg = settings_of(Config, directory)
+    cfg = choice.settled(settings_of(Config, directory), about.get("patch"))
     with checkpoint.fitting(directory):
         if "preparations" not in about:  # an older run, without a choice of preparations
             whitened = "preparation.whitening" in tensors

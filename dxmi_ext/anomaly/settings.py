@@ -52,9 +52,10 @@ class FeatureSettings(Settings):
         "by the covariance; auto: for each method, what detects synthetic defects in held-out data best",
         choices=("auto", *PREPARATIONS),
     )
-    patch: int = setting(
+    patch: int | None = setting(
         5,
-        "side of the neighborhood over which features are averaged, an odd number; 1: no averaging",
+        "side of the neighborhood over which features are averaged, an odd number; 1: no averaging; null: of "
+        "1, 3, 5 and 9, the one with which plain detectors find and locate synthetic defects best",
         minimum=1,
         maximum=99,
     )
@@ -65,7 +66,7 @@ class FeatureSettings(Settings):
 
     @property
     def neighborhood(self) -> dict[str, Any]:
-        """Arguments common to all preparations."""
+        """Arguments common to all preparations; the patch must be chosen."""
         return {"patch": self.patch, "aligned": self.aligned}
 
 
