@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from dxmi_ext.anomaly.comparison import TITLES
@@ -9,7 +10,6 @@ from dxmi_ext.reproduce.experiments import Experiment, Row
 
 _FEATURES: dict[str, Any] = {"aligned": True, "size": 192, "preparation": "whitened"}
 _TILES = _FEATURES | {"patch": 5, "baselines": "all", "detector": "dxmi"}
-_PLAIN = ("knn", "patchcore", "gaussian")
 _MAPS = {"patch 1": (14, 1), "patch 3": (14, 3), "patch 9": (14, 9), "grid 28, patch 9": (28, 9)}
 """Grids and patches to compare with grid 14 and patch 5, of plain detectors."""
 
@@ -17,16 +17,21 @@ _MAPS = {"patch 1": (14, 1), "patch 3": (14, 3), "patch 9": (14, 9), "grid 28, p
 def _rows() -> list[Row]:
     dxmi = Row("dxmi", "DxMI", _TILES, recipe="anomaly")
     parts = ("tau0", "langevin", "autoencoder", "knn", "gaussian")
-    rows = [dxmi, *(Row(name, TITLES[name], {}, of="dxmi", prefix=f"{name}_") for name in parts)]
+    rows = [dxmi, *(_part(dxmi, name) for name in parts)]
     # Its numbers need no network, so it has a run without.
     rows.insert(-1, _plain("patchcore", TITLES["patchcore"], "patchcore_", patch=5))
     for title, (grid, patch) in _MAPS.items():
         run = f"grid{grid}-patch{patch}"
         first = _plain(run, f"{TITLES['knn']}, {title}", seeds=1, grid=grid, patch=patch)
-        others = [Row(f"{run}_{name}", f"{TITLES[name]}, {title}", {}, of=run, prefix=f"{name}_")
-                  for name in _PLAIN[1:]]  # fmt: skip
-        rows += [first, *others]
+        rows += [first, *(_part(first, name, f", {title}") for name in ("patchcore", "gaussian"))]
     return rows
+
+
+def _part(row: Row, method: str, title: str = "") -> Row:
+    """A row of numbers from the runs of another."""
+    name = method if row.name == "dxmi" else f"{row.name}_{method}"
+    label, prefix = f"{TITLES[method]}{title}", f"{method}_"
+    return dataclasses.replace(row, name=name, label=label, of=row.name, prefix=prefix)
 
 
 def _plain(name: str, label: str, prefix: str = "", seeds: int | None = None, **settings: Any) -> Row:
