@@ -20,6 +20,7 @@ from dxmi_ext.anomaly import bases
 from dxmi_ext.anomaly.collection import Good
 from dxmi_ext.anomaly.detectors import Detector, GaussianPositions, NearestNeighbors
 from dxmi_ext.anomaly.features import FeatureMaps
+from dxmi_ext.anomaly.gaussians import Gaussians
 from dxmi_ext.anomaly.preparation import PREPARATIONS, make, prepared
 from dxmi_ext.anomaly.settings import Config
 from dxmi_ext.anomaly.validation import Validation, Verdict, judge
@@ -28,11 +29,11 @@ from dxmi_ext.engine.run import Run
 from dxmi_ext.engine.runlog import write_json
 from dxmi_ext.images.features import Extractor
 
-METHODS = ("gaussian", "knn", "autoencoder", "dxmi")
+METHODS = ("gaussian", "knn", "gaussians", "autoencoder", "dxmi")
 """Detectors to choose from, simplest first."""
-NETWORKS = METHODS[2:]
+NETWORKS = METHODS[-2:]
 """Methods that are networks; every run has them, trained or not."""
-_FITTED = METHODS[:2]  # with every preparation
+_LEADING = METHODS[:2]  # plain detectors that decide on the patch, and whose preparation networks may take
 PATCHES = (1, 3, 5, 9)
 """Sides of the neighborhood to choose from."""
 _USUAL = 5  # the patch with which preparations are compared if it is chosen too
@@ -84,12 +85,18 @@ def choose(run: Run, cfg: Config, good: Good, backbone: Extractor | None) -> Cho
     if run.ranks.first:
         if run.resumed_from:
             # Older runs, without a choice of preparations, have whitened features.
-            choice = {"patch": cfg.features.patch or _USUAL} | (files.read_json(path) or _all("whitened"))
+            older = _all(cfg, "whitened") | {"patch": cfg.features.patch or _USUAL}
+            choice = older | files.read_json(path)
         else:
             choice = choose_preparations(cfg, good, backbone, run.device)
             if not cfg.run.dry_run:
                 write_json(path, choice)
     return Choice(run.ranks.agree(choice))
+
+
+def fitted(cfg: Config) -> tuple[str, ...]:
+    """The plain detectors: a vector has one position, for which local and pooled Gaussians are the same."""
+    return METHODS[:3] if cfg.features.backbone is not None else METHODS[:2]
 
 
 def settled(cfg: Config, patch: int | None) -> Config:
@@ -101,13 +108,14 @@ def choose_preparations(cfg: Config, good: Good, backbone: Extractor | None, dev
     """The same without a run; the choice depends only on the settings and the data."""
     given, patch = cfg.features.preparation, cfg.features.patch
     if given != "auto" and patch is not None:
-        return _all(given) | {"patch": patch}
+        return _all(cfg, given) | {"patch": patch}
     trials = Trials(cfg, good, Validation.of(good, backbone, cfg.run.seed, device), device)
-    choice = _all(given) | {"patch": patch or _USUAL}
+    choice = _all(cfg, given) | {"patch": patch or _USUAL}
     if given == "auto":
-        verdicts = {name: trials.of(name, choice["patch"], _FITTED) for name in PREPARATIONS}
+        methods = fitted(cfg)
+        verdicts = {name: trials.of(name, choice["patch"], methods) for name in PREPARATIONS}
         chosen = choice["preparations"]
-        for method in _FITTED:
+        for method in methods:
             found = {name: each[method] for name, each in verdicts.items() if method in each}
             chosen[method] = _best(found) if found else PREPARATIONS[0]
             choice["validation"][method] = {name: round(v.auroc, 4) for name, v in found.items()}
@@ -119,10 +127,10 @@ def choose_preparations(cfg: Config, good: Good, backbone: Extractor | None, dev
 
 def _choose_patch(trials: Trials, preparations: Mapping[str, str]) -> Choice:
     """The patch with the highest sum of the AUROCs of images and pixels, of the plain detectors together."""
-    found: dict[str, dict[str, list[float]]] = {method: {} for method in _FITTED}
+    found: dict[str, dict[str, list[float]]] = {method: {} for method in _LEADING}
     totals = dict.fromkeys(PATCHES, 0.0)
     for patch in PATCHES:
-        for method in _FITTED:
+        for method in _LEADING:
             verdict = trials.of(preparations[method], patch, (method,)).get(method)
             numbers = (math.nan,) * 2 if verdict is None else (verdict.auroc, verdict.pixel_auroc)
             totals[patch] += -math.inf if any(map(math.isnan, numbers)) else sum(numbers)
@@ -159,8 +167,10 @@ class Trials:
 
     def _judged(self, method: str, prepares: nn.Module, maps: FeatureMaps) -> Verdict:
         seed = self.cfg.run.seed
-        detector: Detector = gaussian(seed, self.device)
-        if method == "knn":  # a greedy coreset is slow
+        detector: Detector = Gaussians(seed=seed, device=self.device)
+        if method == "gaussian":
+            detector = gaussian(seed, self.device)
+        elif method == "knn":  # a greedy coreset is slow
             detector = nearest_neighbors(len(maps.rows), seed, self.device, coreset="random")
         detector.fit(maps)
         return judge(detector, prepares, self.validation, top_share=self.cfg.thresholds.top_share)
@@ -168,12 +178,12 @@ class Trials:
 
 def _leads(cfg: Config) -> str:
     """The method whose preparation the autoencoder and DxMI use, because trials of theirs would be slow."""
-    return next((name for name in bases.names_of(cfg.networks.base) if name in _FITTED), "knn")
+    return next((name for name in bases.names_of(cfg.networks.base) if name in _LEADING), "knn")
 
 
-def _all(name: str) -> Choice:
+def _all(cfg: Config, name: str) -> Choice:
     """The same preparation for every method, without trials."""
-    return {"preparations": dict.fromkeys((*_FITTED, "autoencoder"), name), "validation": {}}
+    return {"preparations": dict.fromkeys((*fitted(cfg), "autoencoder"), name), "validation": {}}
 
 
 def nearest_neighbors(

@@ -33,6 +33,7 @@ TITLES = {
     "knn": "nearest neighbors",
     "patchcore": "PatchCore",
     "gaussian": "Gaussian positions",
+    "gaussians": "summed Gaussians",
 }
 """Titles of methods, in the order of the table."""
 

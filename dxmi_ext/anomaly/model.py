@@ -18,6 +18,7 @@ from dxmi_ext.anomaly.collection import Examined, Good
 from dxmi_ext.anomaly.density import KernelDensity
 from dxmi_ext.anomaly.detectors import MapDetector
 from dxmi_ext.anomaly.features import FeatureMaps
+from dxmi_ext.anomaly.gaussians import Gaussians
 from dxmi_ext.anomaly.networks import AutoencoderEnergy, LatentStart, SphereAutoencoder
 from dxmi_ext.anomaly.preparation import Preparation, prepared
 from dxmi_ext.anomaly.settings import Config
@@ -220,4 +221,6 @@ def _fittable(name: str, rows: int, seed: int) -> MapDetector | None:
         return choice.nearest_neighbors(rows, seed, cpu)
     if name == "density":
         return KernelDensity(seed=seed)
+    if name == "gaussians":
+        return Gaussians(seed=seed)
     return choice.gaussian(seed, cpu) if name == "gaussian" else None

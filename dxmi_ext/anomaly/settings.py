@@ -110,9 +110,10 @@ class DetectorSettings(Settings):
     heading = "detector"
     detector: str = setting(
         "auto",
-        "detector: DxMI's energy, its autoencoder alone, nearest neighbors or Gaussian positions; auto: the "
-        "simplest of those that best detect synthetic defects in held-out data",
-        choices=("auto", "dxmi", "autoencoder", "knn", "gaussian"),
+        "detector: DxMI's energy, its autoencoder alone, nearest neighbors, Gaussian positions or, for "
+        "images, their sum with a pooled Gaussian (gaussians); auto: the simplest of those that best detect "
+        "synthetic defects in held-out data",
+        choices=("auto", "dxmi", "autoencoder", "knn", "gaussian", "gaussians"),
     )
 
 
@@ -215,6 +216,10 @@ class Config(RunnableConfig):
         Rule(
             "scaled_steps must be false with residual=false, got {scaled_steps}",
             lambda s: s.residual or not s.scaled_steps,
+        ),
+        Rule(
+            "detector must not be gaussians for vectors, got {detector}",
+            lambda s: s.backbone is not None or s.detector != "gaussians",
         ),
         Rule("shard must be false: these networks are small, got {shard}", lambda s: not s.shard),
         *only_with(

@@ -129,7 +129,7 @@ def test_a_run_ends_in_a_table_images_and_numbers(finished: Path) -> None:
     phases = [row["phase"] for row in read_metrics(finished / "metrics.jsonl")]
     assert list(dict.fromkeys(phases)) == ["pretrain", "tau0", "langevin", "dxmi"]
     metrics = ("image_auroc", "image_ap", "pixel_auroc", "pixel_ap", "pro")
-    for prefix in ("", "tau0_", "langevin_", "autoencoder_", "knn_", "patchcore_", "gaussian_"):
+    for prefix in ("", "tau0_", "langevin_", "autoencoder_", "knn_", "patchcore_", "gaussian_", "gaussians_"):
         assert all(0 <= numbers[f"{prefix}{metric}"] <= 1 for metric in metrics)
         assert numbers[f"{prefix}latency_ms"] > 0
     assert numbers["knn_image_auroc"] == 1  # so the data are easy
@@ -238,7 +238,7 @@ def test_a_run_of_images_chooses_by_defects_that_it_makes(data: Path, tmp_path: 
     assert {each.patch for each in (networks.preparation, *networks.others.values())} == {found["patch"]}
     detector, told = found["detector"], found["validation"]
     assert found["image_auroc"] == found["baselines"][detector] > 0.9
-    assert max(told, key=lambda name: told[name]["final"]) in ("knn", "patchcore", "gaussian")
+    assert max(told, key=lambda name: told[name]["final"]) in ("knn", "patchcore", "gaussian", "gaussians")
     assert (tmp_path / "run/heatmaps.png").exists()
     scorer = anomaly.load_scorer(tmp_path / "run", CPU)
     assert (scorer.threshold, scorer.pixel_threshold) == (found["threshold"], found["pixel_threshold"])
