@@ -23,7 +23,7 @@ _LISTED = 100  # images without a score
 _STYLE = """
 body { max-width: 100rem } body > p { max-width: 60rem }
 #cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(17rem, 1fr)); gap: .75rem }
-#cards.sides { grid-template-columns: 1fr 1fr; grid-auto-flow: dense }
+#cards.sides { grid-template-columns: 1fr 1fr; grid-auto-flow: dense; max-width: 60rem }
 .sides .is-anomalous { grid-column: 1 } .sides .is-good { grid-column: 2 }
 article { border: 1px solid #cbd2d9; border-radius: .4rem; padding: .5rem; content-visibility: auto;
   contain-intrinsic-size: auto 12rem }
