@@ -48,7 +48,7 @@ _ELSEWHERE |= {"log_every", "picture_every", "tensorboard", "wandb"}
 _ELSEWHERE |= {"data", "classes", "train_share", "cache", "baselines", "detector"}
 """Settings of the recipe that the Engine or the data module decides, or that have no meaning here, because
 DxMI's energy is always trained."""
-_PREPARATION = "dxmi_preparation"  # in a checkpoint
+_PREPARATION, _PATCH = "dxmi_preparation", "dxmi_patch"  # in a checkpoint
 
 
 class DxMI(MemoryBankMixin, AnomalibModule):
@@ -158,16 +158,22 @@ class DxMI(MemoryBankMixin, AnomalibModule):
         self._images, self._paths = [], []
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds the name of the chosen preparation."""
+        """Adds the name of the chosen preparation, and the chosen patch."""
         super().on_save_checkpoint(checkpoint)
-        checkpoint[_PREPARATION] = getattr(self.model.scorer.preparation, "name", None)
+        checkpoint[_PREPARATION], checkpoint[_PATCH] = self._chosen
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Creates a detector with the shapes of the stored one."""
         super().on_load_checkpoint(checkpoint)
-        name = checkpoint.get(_PREPARATION)
-        if name is not None and name != getattr(self.model.scorer.preparation, "name", None):
-            self.model.scorer = recipe_anomaly.new_scorer(self.cfg, name)
+        name, patch = (checkpoint.get(key) for key in (_PREPARATION, _PATCH))
+        if name is not None and (name, patch) != self._chosen:
+            self.model.scorer = recipe_anomaly.new_scorer(self.cfg, name, patch)
+
+    @property
+    def _chosen(self) -> tuple[str | None, int | None]:
+        """The name of the scorer's preparation, and its patch."""
+        name, patch = (getattr(self.model.scorer.preparation, key, None) for key in ("name", "patch"))
+        return name, patch
 
     def _take(self, scorer: Scorer) -> None:
         self.model.scorer = scorer

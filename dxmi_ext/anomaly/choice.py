@@ -1,44 +1,48 @@
-"""The choice of preparation and detector by synthetic defects, never by a test set.
+"""The choice of preparation, patch and detector by synthetic defects, never by a test set.
 
 Detectors are compared by their AUROC on held-out good images or rows against the same with synthetic
-defects. The best preparation is chosen, and the simplest detector that is not clearly worse than the best.
-Imports torch, numpy and ``dxmi_ext``.
+defects. The best preparation is chosen, then the patch that is best for images and pixels together, and the
+simplest detector that is not clearly worse than the best. Imports torch, numpy and ``dxmi_ext``.
 """
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from dxmi_ext.anomaly import bases, features, preparation, synthetic
+from dxmi_ext.anomaly import bases
 from dxmi_ext.anomaly.collection import Good
-from dxmi_ext.anomaly.dataset import AnomalyData
 from dxmi_ext.anomaly.detectors import Detector, GaussianPositions, NearestNeighbors
 from dxmi_ext.anomaly.features import FeatureMaps
-from dxmi_ext.anomaly.patchcore import image_scores
-from dxmi_ext.anomaly.preparation import PREPARATIONS, prepared
+from dxmi_ext.anomaly.gaussians import Gaussians
+from dxmi_ext.anomaly.preparation import PREPARATIONS, make, prepared
 from dxmi_ext.anomaly.settings import Config
+from dxmi_ext.anomaly.validation import Validation, Verdict, judge
 from dxmi_ext.engine import files, final, runlog
 from dxmi_ext.engine.run import Run
 from dxmi_ext.engine.runlog import write_json
 from dxmi_ext.images.features import Extractor
 
-METHODS = ("gaussian", "knn", "autoencoder", "dxmi")
+METHODS = ("gaussian", "knn", "gaussians", "autoencoder", "dxmi")
 """Detectors to choose from, simplest first."""
-NETWORKS = METHODS[2:]
+NETWORKS = METHODS[-2:]
 """Methods that are networks; every run has them, trained or not."""
-_FITTED = METHODS[:2]  # with every preparation
+_LEADING = METHODS[:2]  # plain detectors that decide on the patch, and whose preparation networks may take
+PATCHES = (1, 3, 5, 9)
+"""Sides of the neighborhood to choose from."""
+_USUAL = 5  # the patch with which preparations are compared if it is chosen too
 _KEPT = 10_000  # positions, up to which no coreset is needed
-_ENOUGH = 200  # held-out images or rows, which are used again with each kind of defect
 _FILE = "choice.json"
 
 Choice = dict[str, Any]
-"""``preparations`` {method: name}, ``validation`` {method: {preparation: AUROC}}."""
+"""``preparations`` {method: name}, ``patch``, ``validation`` {method: {preparation: AUROC}} and, if the patch
+was chosen, ``patches`` {method: {patch: [AUROC of images, of pixels]}}."""
 
 
 def trained(cfg: Config) -> tuple[str, ...]:
@@ -46,48 +50,6 @@ def trained(cfg: Config) -> tuple[str, ...]:
     if cfg.comparison.baselines in ("tau0", "all") or cfg.detector.detector in ("auto", "dxmi"):
         return NETWORKS
     return tuple(name for name in NETWORKS if name == cfg.detector.detector)
-
-
-class Validation(NamedTuple):
-    """Features, before any preparation, of good data and of the same data with defects."""
-
-    good: np.ndarray
-    """[k, h, w, C]"""
-    odd: np.ndarray
-    """[kinds * k, h, w, C]: the same with defects, kind by kind."""
-
-    @classmethod
-    def of(cls, good: Good, backbone: Extractor | None, seed: int, device: torch.device) -> Validation:
-        """Made from the held-out data, or from an evenly spaced subset of it."""
-        count = len(good.held_out)
-        rows = np.unique(np.linspace(0, count - 1, min(_ENOUGH, count)).round().astype(int))
-        if backbone is None:
-            mean = good.train[:, 0, 0].mean(0)
-            odd = synthetic.odd_rows(good.held_out[rows, 0, 0], mean, seed=seed)
-            return cls(good.held_out[rows], odd.reshape(-1, 1, 1, odd.shape[2]))
-        assert good.held_out_images is not None
-        images = synthetic.defective(good.held_out_images[rows], seed=seed)
-        images = images.reshape(-1, *images.shape[2:])
-        data = AnomalyData(images, np.ones(len(images), np.int64))
-        return cls(good.held_out[rows], features.computed(data, backbone, device))
-
-
-class Verdict(NamedTuple):
-    """How well a detector separates good data from defects."""
-
-    auroc: float
-    """The mean over kinds of defects."""
-    influence: np.ndarray
-    """float64 [k]: contribution of each held-out image, without and with defects; the standard deviation
-    divided by sqrt(k) is the standard error of the AUROC (DeLong et al. 1988, with images as clusters)."""
-
-
-def judged(good: Tensor, odd: Tensor) -> Verdict:
-    """The verdict on scores of good data [k] and of the same with defects [kinds * k]."""
-    a, b = good.double().numpy(), odd.double().numpy().reshape(-1, len(good))
-    higher = (b[:, :, None] > a) + 0.5 * (b[:, :, None] == a)  # [kinds, k with a defect, k good]
-    influence = higher.mean((0, 1)) + higher.mean((0, 2))
-    return Verdict(float(higher.mean()), influence)
 
 
 def _best(verdicts: Mapping[str, Verdict]) -> str:
@@ -114,17 +76,6 @@ def _standard_error(influence: np.ndarray) -> float:
     return float(influence.std(ddof=1)) / math.sqrt(len(influence))
 
 
-def judge(
-    detector: Detector, preparation: nn.Module, validation: Validation, *, top_share: float = 0.0
-) -> Verdict:
-    """The verdict on a fitted or trained detector."""
-    scores = []
-    for features_ in validation:
-        maps = prepared(features_, preparation)
-        scores.append(image_scores(detector, maps, detector.score(maps), top_share=top_share))
-    return judged(*scores)
-
-
 def choose(run: Run, cfg: Config, good: Good, backbone: Extractor | None) -> Choice:
     """The preparation of each method: from the settings, or the best on synthetic defects.
 
@@ -134,7 +85,8 @@ def choose(run: Run, cfg: Config, good: Good, backbone: Extractor | None) -> Cho
     if run.ranks.first:
         if run.resumed_from:
             # Older runs, without a choice of preparations, have whitened features.
-            choice = files.read_json(path) or _all("whitened")
+            older = _all(cfg, "whitened") | {"patch": cfg.features.patch or _USUAL}
+            choice = older | files.read_json(path)
         else:
             choice = choose_preparations(cfg, good, backbone, run.device)
             if not cfg.run.dry_run:
@@ -142,44 +94,96 @@ def choose(run: Run, cfg: Config, good: Good, backbone: Extractor | None) -> Cho
     return Choice(run.ranks.agree(choice))
 
 
+def fitted(cfg: Config) -> tuple[str, ...]:
+    """The plain detectors: a vector has one position, for which local and pooled Gaussians are the same."""
+    return METHODS[:3] if cfg.features.backbone is not None else METHODS[:2]
+
+
+def settled(cfg: Config, patch: int | None) -> Config:
+    """The settings with the chosen patch where they leave it open."""
+    return cfg if cfg.features.patch is not None else cfg.replace(patch=patch or _USUAL)
+
+
 def choose_preparations(cfg: Config, good: Good, backbone: Extractor | None, device: torch.device) -> Choice:
     """The same without a run; the choice depends only on the settings and the data."""
-    if (given := cfg.features.preparation) != "auto":
-        return _all(given)
-    validation = Validation.of(good, backbone, cfg.run.seed, device)
-    verdicts: dict[str, dict[str, Verdict]] = {method: {} for method in _FITTED}
-    for name in PREPARATIONS:
-        prepares = preparation.make(name, good.train.shape[1:], **cfg.features.neighborhood).to(device)
-        prepares.fit(good.train)
-        maps = prepared(good.train, prepares)
-        trials: dict[str, Detector] = {
-            "gaussian": gaussian(cfg.run.seed, device),
-            "knn": nearest_neighbors(
-                len(maps.rows), cfg.run.seed, device, coreset="random"
-            ),  # greedy is slow
-        }
-        for method, detector in trials.items():
+    given, patch = cfg.features.preparation, cfg.features.patch
+    if given != "auto" and patch is not None:
+        return _all(cfg, given) | {"patch": patch}
+    trials = Trials(cfg, good, Validation.of(good, backbone, cfg.run.seed, device), device)
+    choice = _all(cfg, given) | {"patch": patch or _USUAL}
+    if given == "auto":
+        methods = fitted(cfg)
+        verdicts = {name: trials.of(name, choice["patch"], methods) for name in PREPARATIONS}
+        chosen = choice["preparations"]
+        for method in methods:
+            found = {name: each[method] for name, each in verdicts.items() if method in each}
+            chosen[method] = _best(found) if found else PREPARATIONS[0]
+            choice["validation"][method] = {name: round(v.auroc, 4) for name, v in found.items()}
+        chosen["autoencoder"] = chosen[_leads(cfg)]
+    if patch is None and good.train.shape[1:3] != (1, 1):
+        choice |= _choose_patch(trials, choice["preparations"])
+    return choice
 
-            def tried(detector: Detector = detector, maps: FeatureMaps = maps) -> Verdict:
-                detector.fit(maps)
-                return judge(detector, prepares, validation, top_share=cfg.thresholds.top_share)  # noqa: B023
 
-            if (verdict := final.attempt(f"{method} of {name} features", tried)) is not None:
-                verdicts[method][name] = verdict
-    chosen = {method: _best(found) if found else PREPARATIONS[0] for method, found in verdicts.items()}
-    chosen["autoencoder"] = chosen[_leads(cfg)]
-    numbers = {m: {name: round(v.auroc, 4) for name, v in found.items()} for m, found in verdicts.items()}
-    return {"preparations": chosen, "validation": numbers}
+def _choose_patch(trials: Trials, preparations: Mapping[str, str]) -> Choice:
+    """The patch with the highest sum of the AUROCs of images and pixels, of the plain detectors together."""
+    found: dict[str, dict[str, list[float]]] = {method: {} for method in _LEADING}
+    totals = dict.fromkeys(PATCHES, 0.0)
+    for patch in PATCHES:
+        for method in _LEADING:
+            verdict = trials.of(preparations[method], patch, (method,)).get(method)
+            numbers = (math.nan,) * 2 if verdict is None else (verdict.auroc, verdict.pixel_auroc)
+            totals[patch] += -math.inf if any(map(math.isnan, numbers)) else sum(numbers)
+            found[method][str(patch)] = [round(number, 4) for number in numbers]
+    best = max(PATCHES, key=lambda patch: totals[patch])
+    return {"patch": best if totals[best] > -math.inf else _USUAL, "patches": found}
+
+
+class Trials:
+    """Plain detectors fitted to the good data, and their verdicts, each computed once.
+
+    Args:
+        validation: good data and synthetic defects.
+    """
+
+    def __init__(self, cfg: Config, good: Good, validation: Validation, device: torch.device) -> None:
+        self.cfg, self.good, self.validation, self.device = cfg, good, validation, device
+        self._known: dict[tuple[str, str, int], Verdict | None] = {}
+
+    def of(self, preparation: str, patch: int, methods: Iterable[str]) -> dict[str, Verdict]:
+        """The verdicts on methods by name, without those that cannot be fitted."""
+        missing = [name for name in methods if (name, preparation, patch) not in self._known]
+        if missing:
+            shape, aligned = self.good.train.shape[1:], self.cfg.features.aligned
+            prepares = make(preparation, shape, patch=patch, aligned=aligned)
+            prepares.to(self.device).fit(self.good.train)
+            maps = prepared(self.good.train, prepares)
+            for name in missing:
+                what = f"{name} of {preparation} features with patch={patch}"
+                judged = functools.partial(self._judged, name, prepares, maps)
+                self._known[name, preparation, patch] = final.attempt(what, judged)
+        found = {name: self._known[name, preparation, patch] for name in methods}
+        return {name: verdict for name, verdict in found.items() if verdict is not None}
+
+    def _judged(self, method: str, prepares: nn.Module, maps: FeatureMaps) -> Verdict:
+        seed = self.cfg.run.seed
+        detector: Detector = Gaussians(seed=seed, device=self.device)
+        if method == "gaussian":
+            detector = gaussian(seed, self.device)
+        elif method == "knn":  # a greedy coreset is slow
+            detector = nearest_neighbors(len(maps.rows), seed, self.device, coreset="random")
+        detector.fit(maps)
+        return judge(detector, prepares, self.validation, top_share=self.cfg.thresholds.top_share)
 
 
 def _leads(cfg: Config) -> str:
     """The method whose preparation the autoencoder and DxMI use, because trials of theirs would be slow."""
-    return next((name for name in bases.names_of(cfg.networks.base) if name in _FITTED), "knn")
+    return next((name for name in bases.names_of(cfg.networks.base) if name in _LEADING), "knn")
 
 
-def _all(name: str) -> Choice:
+def _all(cfg: Config, name: str) -> Choice:
     """The same preparation for every method, without trials."""
-    return {"preparations": dict.fromkeys((*_FITTED, "autoencoder"), name), "validation": {}}
+    return {"preparations": dict.fromkeys((*fitted(cfg), "autoencoder"), name), "validation": {}}
 
 
 def nearest_neighbors(
@@ -202,3 +206,7 @@ def announce(cfg: Config, choice: Choice) -> None:
         shown = ", ".join(f"{name} {auroc:.3f}" for name, auroc in found.items())
         name = choice["preparations"][method]
         runlog.note(f"{name} features for {method}{also}; AUROC on synthetic defects: {shown}")
+    for method, tried in choice.get("patches", {}).items():
+        shown = ", ".join(f"{patch}: {image:.3f} / {pixel:.3f}" for patch, (image, pixel) in tried.items())
+        what = f"AUROC of images / pixels with synthetic defects by patch, {method}"
+        runlog.note(f"patch={choice['patch']}; {what}: {shown}")

@@ -33,6 +33,7 @@ TITLES = {
     "knn": "nearest neighbors",
     "patchcore": "PatchCore",
     "gaussian": "Gaussian positions",
+    "gaussians": "summed Gaussians",
 }
 """Titles of methods, in the order of the table."""
 
@@ -212,7 +213,7 @@ def compare(
             of_first = scores
             numbers |= found | at_threshold(pictures, tested, threshold)
         else:
-            numbers |= {f"{name}_{k}": v for k, v in found.items() if "/" not in k}
+            numbers |= {f"{name}_{k}": v for k, v in found.items()}
     return Comparison(numbers, notes, of_first, of_pictures)
 
 

@@ -96,7 +96,7 @@ class MapDetector(nn.Module):
     def score(self, maps: FeatureMaps) -> Tensor:
         """Score maps, float32 [n, h, w] on the CPU."""
         count = max(1, self.chunk // (maps.shape[0] * maps.shape[1]))
-        return torch.cat([self(block).float().cpu() for block in _maps(maps, count, self.device)])
+        return torch.cat([self(block).float().cpu() for block in blocks_of(maps, count, self.device)])
 
     def take(self, tensors: Mapping[str, Tensor]) -> None:
         """Loads the `state_dict` of another fitted detector, whatever its sizes."""
@@ -157,7 +157,7 @@ class NearestNeighbors(MapDetector):
 
     @torch.no_grad()
     def fit(self, maps: FeatureMaps) -> None:
-        rows = torch.cat([_rows(self._pooled(block)) for block in _maps(maps, 64, self.device)])
+        rows = torch.cat([_rows(self._pooled(block)) for block in blocks_of(maps, 64, self.device)])
         size = max(1, round(self.share * len(rows)))
         generator = torch.Generator().manual_seed(self.seed)
         if self.coreset == "random" or size >= len(rows):
@@ -178,7 +178,8 @@ class NearestNeighbors(MapDetector):
             index: index of the position in each map, int64 [n].
         """
         found = []
-        for block, places in zip(_maps(maps, 64, self.device), index.to(self.device).split(64), strict=True):
+        blocks = blocks_of(maps, 64, self.device)
+        for block, places in zip(blocks, index.to(self.device).split(64), strict=True):
             pooled = self._pooled(block).flatten(2)
             found.append(pooled[torch.arange(len(pooled), device=pooled.device), :, places])
         return torch.cat(found)
@@ -244,8 +245,8 @@ class GaussianPositions(MapDetector):
         d = len(dimensions)
         total = product = torch.zeros((), dtype=torch.float64)
         # Relative to the first image, so that sums of squares lose no precision.
-        origin = self._positions(next(_maps(maps, 1, self.device))).double()
-        for maps_block in _maps(maps, 64, self.device):
+        origin = self._positions(next(blocks_of(maps, 1, self.device))).double()
+        for maps_block in blocks_of(maps, 64, self.device):
             block = self._positions(maps_block).double() - origin
             total = total + block.sum(1)
             product = product + block.transpose(1, 2) @ block
@@ -310,7 +311,7 @@ def _rows(features: Tensor) -> Tensor:
     return features.permute(0, 2, 3, 1).flatten(0, 2)
 
 
-def _maps(maps: FeatureMaps, size: int, device: torch.device | str) -> Iterator[Tensor]:
+def blocks_of(maps: FeatureMaps, size: int, device: torch.device | str) -> Iterator[Tensor]:
     """Blocks of at most ``size`` maps, float32 [m, C, h, w]."""
     for start in range(0, len(maps), size):
         block = torch.from_numpy(maps.maps[start : start + size].astype(np.float32))

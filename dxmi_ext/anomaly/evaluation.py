@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from dxmi_ext.anomaly import choice, comparison, metrics, plots
 from dxmi_ext.anomaly.bases import BasedEnergy
-from dxmi_ext.anomaly.choice import Validation, Verdict
 from dxmi_ext.anomaly.collection import Examined, Good
 from dxmi_ext.anomaly.comparison import Method
 from dxmi_ext.anomaly.detectors import (
@@ -26,10 +25,12 @@ from dxmi_ext.anomaly.detectors import (
     NearestNeighbors,
     localize,
 )
+from dxmi_ext.anomaly.gaussians import Gaussians
 from dxmi_ext.anomaly.model import AnomalyNetworks
 from dxmi_ext.anomaly.patchcore import PatchCore
 from dxmi_ext.anomaly.preparation import prepared
 from dxmi_ext.anomaly.settings import Config
+from dxmi_ext.anomaly.validation import Validation, Verdict, judge
 from dxmi_ext.engine import files, final, runlog
 from dxmi_ext.images.features import Extractor
 from dxmi_ext.method.networks import Networks
@@ -38,10 +39,10 @@ TRAINED = ("tau0", "langevin")
 """Baselines that are trained in phases of the run."""
 BASELINES: dict[str, tuple[str, ...]] = {
     "none": (),
-    "quick": ("base", "autoencoder", "knn", "patchcore", "gaussian"),
+    "quick": ("base", "autoencoder", "knn", "patchcore", "gaussian", "gaussians"),
 }
 BASELINES |= {"tau0": (TRAINED[0], *BASELINES["quick"]), "all": (*TRAINED, *BASELINES["quick"])}
-_FITTED = {"knn": NearestNeighbors, "gaussian": GaussianPositions}
+_FITTED = {"knn": NearestNeighbors, "gaussian": GaussianPositions, "gaussians": Gaussians}
 PAPER = {  # DxMI, Table 5: means over all 15 classes of MVTec-AD
     "the paper, b4": {"image_auroc": 0.970, "pixel_auroc": 0.971},
     "  tau = 0": {"image_auroc": 0.679, "pixel_auroc": 0.846},
@@ -115,10 +116,12 @@ def _detector(cfg: Config, networks: AnomalyNetworks, name: str, good: np.ndarra
         return None
     if name not in _FITTED:
         return EnergyDetector(networks.energy_of(name), device=networks.device)
-    if isinstance(networks.shipped, _FITTED[name]):
+    if type(networks.shipped) is _FITTED[name]:
         return networks.shipped
-    if good is None:
+    if good is None or (name == "gaussians" and cfg.features.backbone is None):
         return None
+    if name == "gaussians":
+        return Gaussians(seed=cfg.run.seed, device=networks.device)
     if name == "gaussian":
         return choice.gaussian(cfg.run.seed, networks.device)
     return choice.nearest_neighbors(math.prod(good.shape[:3]), cfg.run.seed, networks.device)
@@ -143,7 +146,7 @@ def chosen(
 
         def judged(prepares: nn.Module = prepares, detector: Detector = detector) -> Verdict:
             assert validation is not None
-            return choice.judge(detector, prepares, validation, top_share=cfg.thresholds.top_share)
+            return judge(detector, prepares, validation, top_share=cfg.thresholds.top_share)
 
         if (verdict := final.attempt(comparison.TITLES[name], judged)) is not None:
             verdicts[name] = verdict
@@ -200,6 +203,7 @@ def explanation(cfg: Config, numbers: Mapping[str, Any], verdicts: Mapping[str, 
     """A line with the detector that scores new images and the AUROCs that decided the choice."""
     name = numbers["detector"]
     line = f"detector: {comparison.TITLES[name]}, {numbers['preparation']} features"
+    line += f", patch={numbers['patch']}" if "patch" in numbers else ""
     line += "" if cfg.detector.detector == "auto" else f", set by detector={name}"
     if not verdicts:
         return line

@@ -18,6 +18,7 @@ from dxmi_ext.anomaly.collection import Examined, Good
 from dxmi_ext.anomaly.density import KernelDensity
 from dxmi_ext.anomaly.detectors import MapDetector
 from dxmi_ext.anomaly.features import FeatureMaps
+from dxmi_ext.anomaly.gaussians import Gaussians
 from dxmi_ext.anomaly.networks import AutoencoderEnergy, LatentStart, SphereAutoencoder
 from dxmi_ext.anomaly.preparation import Preparation, prepared
 from dxmi_ext.anomaly.settings import Config
@@ -182,6 +183,7 @@ def save(
         }
     about |= {"networks": {k: getattr(cfg.networks, k) for k in _NETWORK_KEYS}, "thresholds": thresholds}
     about |= {"detector": detector, "preparations": networks.preparations}
+    about["patch"] = getattr(networks.preparation, "patch", None)
     about["trained"] = list(networks.trained)
     about |= {"baselines": list(networks.baselines), "class_names": tested.class_names}
     about |= {} if tested.scale is None else {"scale": tested.scale}
@@ -190,7 +192,7 @@ def save(
 
 def load_model(directory: Path, device: torch.device) -> tuple[Config, AnomalyNetworks, dict[str, Any]]:
     tensors, about = checkpoint.load_model_state(directory / "model", device)
-    cfg = settings_of(Config, directory)
+    cfg = choice.settled(settings_of(Config, directory), about.get("patch"))
     with checkpoint.fitting(directory):
         if "preparations" not in about:  # an older run, without a choice of preparations
             whitened = "preparation.whitening" in tensors
@@ -219,4 +221,6 @@ def _fittable(name: str, rows: int, seed: int) -> MapDetector | None:
         return choice.nearest_neighbors(rows, seed, cpu)
     if name == "density":
         return KernelDensity(seed=seed)
+    if name == "gaussians":
+        return Gaussians(seed=seed)
     return choice.gaussian(seed, cpu) if name == "gaussian" else None

@@ -21,8 +21,9 @@ from dxmi_ext.engine import report
 THUMBNAIL = 200  # pixels of the longer side of images on the page
 _LISTED = 100  # images without a score
 _STYLE = """
+body { max-width: 100rem } body > p { max-width: 60rem }
 #cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(17rem, 1fr)); gap: .75rem }
-#cards.sides { grid-template-columns: 1fr 1fr; grid-auto-flow: dense }
+#cards.sides { grid-template-columns: 1fr 1fr; grid-auto-flow: dense; max-width: 60rem }
 .sides .is-anomalous { grid-column: 1 } .sides .is-good { grid-column: 2 }
 article { border: 1px solid #cbd2d9; border-radius: .4rem; padding: .5rem; content-visibility: auto;
   contain-intrinsic-size: auto 12rem }
@@ -122,13 +123,17 @@ def html_of(lead: str, worst: Sequence[Shown], failures: Mapping[str, str], *, h
         failures: error messages of images without a score, by path.
         heat_maps: whether heatmaps/ contains the heat maps of all images.
     """
-    body = [_scale(), _TOOLS, '<div id="cards">', *map(_card, worst), "</div>", _SCRIPT] if worst else []
+    root = _common_folder([*(shown.place.path for shown in worst), *failures])
+    body = [f"<p>Paths are relative to {escape(_readable(root))}.</p>"] if root else []
+    if worst:
+        cards = (_card(shown, _relative(shown.place.path, root)) for shown in worst)
+        body += [_scale(), _TOOLS, '<div id="cards">', *cards, "</div>", _SCRIPT]
     others = "all images" + (", and heatmaps/ has all heat maps" if heat_maps else "")
     body.append(f'<p><a href="scores.csv">scores.csv</a> has the scores of {others}.</p>')
     if failures:
         body.append(f"<h2>Without a score: {len(failures)}</h2>\n<ul>")
-        listed = list(failures.items())[:_LISTED]
-        body += [f"<li>{escape(_readable(path))}: {escape(_readable(why))}</li>" for path, why in listed]
+        listed = [(_relative(path, root), why) for path, why in failures.items()][:_LISTED]
+        body += [f"<li>{escape(name)}: {escape(_readable(why))}</li>" for name, why in listed]
         body.append("</ul>" + ("<p>and others; see scores.csv</p>" if len(failures) > _LISTED else ""))
     title = f"The {len(worst)} images with the highest scores" if worst else "Scores"
     return report.page(title, lead, "\n".join(body), _STYLE)
@@ -144,9 +149,9 @@ def _scale() -> str:
     )
 
 
-def _card(shown: Shown) -> str:
+def _card(shown: Shown, name: str) -> str:
     path, score, _, anomalous, heat_map = shown.place
-    name, verdict = escape(_readable(path)), "anomalous" if anomalous else "good"
+    name, verdict = escape(name), "anomalous" if anomalous else "good"
     # If images are sorted into folders, the folder is the class of the image.
     folder = escape(_readable(PurePath(path).parent.name))
     width, height = shown.size
@@ -163,6 +168,19 @@ def _card(shown: Shown) -> str:
         f'<p><span class="{verdict}">{verdict}</span>, score {score:.4g}<br>{name}</p>\n'
         f"<div>\n{picture}\n{heat}\n</div>\n</article>"
     )
+
+
+def _common_folder(paths: Sequence[str]) -> str:
+    """The folder that contains all images; empty if there is none."""
+    try:
+        return os.path.commonpath([os.path.dirname(path) for path in paths])
+    except ValueError:  # no images, or absolute and relative paths
+        return ""
+
+
+def _relative(path: str, root: str) -> str:
+    """A path as text, relative to a folder that contains it."""
+    return _readable(os.path.relpath(path, root) if root else path)
 
 
 def _link(path: str) -> str:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from dxmi_ext.anomaly import bases, choice, overview, scoring
-from dxmi_ext.anomaly.choice import Choice, Verdict
+from dxmi_ext.anomaly.choice import Choice
 from dxmi_ext.anomaly.collection import Examined, Good
 from dxmi_ext.anomaly.comparison import Method
 from dxmi_ext.anomaly.curve import Curve, measure_of
@@ -51,6 +51,7 @@ from dxmi_ext.anomaly.sources import (
     path_of,
     source_of,
 )
+from dxmi_ext.anomaly.validation import Validation, Verdict
 from dxmi_ext.engine import course, final
 from dxmi_ext.engine.course import Finish
 from dxmi_ext.engine.plots import curves
@@ -91,6 +92,8 @@ def train(cfg: Config, ranks: Ranks | None = None) -> dict[str, Any]:
         numbers, heat, scores = numbers_of(cfg, methods, detector, tested, backbone, thresholds)
         numbers |= about(methods, detector) | {"trained": [*averaged.baselines, *averaged.trained]}
         numbers |= judged_numbers(verdicts, judged["validation"], detector)
+        if backbone is not None:
+            numbers |= {key: judged[key] for key in ("patch", "patches") if key in judged}
         numbers |= {} if curve is None else curve.numbers()
         folder, threshold = run.directory, thresholds["pixel_threshold"]
         if averaged.trained:
@@ -204,12 +207,12 @@ def load_scorer(directory: Path, device: torch.device) -> Scorer | VectorScorer:
     return _scorer(cfg, networks, backbone, model["thresholds"], model["detector"], scale)
 
 
-def new_scorer(cfg: Config, preparation: str | None = None) -> Scorer:
+def new_scorer(cfg: Config, preparation: str | None = None, patch: int | None = None) -> Scorer:
     """An untrained scorer on the CPU with the shapes of one that `fit` returns.
 
     Args:
-        preparation: name of the preparation that `fit` chose; None: that of the settings, with a placeholder
-            for "auto".
+        preparation, patch: name of the preparation and patch that `fit` chose; None: those of the settings,
+            with placeholders where these leave the choice open.
 
     Raises:
         ConfigError: the settings are for vectors, or have a base whose size depends on the data.
@@ -225,7 +228,7 @@ def new_scorer(cfg: Config, preparation: str | None = None) -> Scorer:
     ).shape[1:]
     name = preparation or cfg.features.preparation
     name = PREPARATIONS[0] if name == "auto" else name
-    networks = build(cfg, (height, width, channels), (), {"autoencoder": name})
+    networks = build(choice.settled(cfg, patch), (height, width, channels), (), {"autoencoder": name})
     return _scorer(cfg, networks, backbone, {"threshold": 0.0, "pixel_threshold": 1.0})
 
 
@@ -237,8 +240,9 @@ def fit(phases: Phases, cfg: Config, good: Good, backbone: Extractor) -> Scorer:
         cfg: settings for images.
         good: features from the backbone, as in ``anomaly.collection.Pictures``.
     """
-    name = choice.choose_preparations(cfg, good, backbone, phases.device)["preparations"]["autoencoder"]
-    networks = fitted(cfg, good, (), {"autoencoder": name}, phases.device)
+    found = choice.choose_preparations(cfg, good, backbone, phases.device)
+    names = {"autoencoder": found["preparations"]["autoencoder"]}
+    networks = fitted(choice.settled(cfg, found["patch"]), good, (), names, phases.device)
     averaged = learn(phases, cfg, prepared(good.train, networks.preparation), networks)
     method = methods_of(cfg, averaged, ["dxmi"], None)["dxmi"]
     return _scorer(cfg, averaged, backbone, calibrate(cfg, method, good))
@@ -291,7 +295,7 @@ def _ship(
     """
     validation = None
     if cfg.detector.detector == "auto" or backbone is None:  # fast for vectors
-        validation = choice.Validation.of(good, backbone, cfg.run.seed, networks.device)
+        validation = Validation.of(good, backbone, cfg.run.seed, networks.device)
     name, verdicts = chosen(cfg, methods, validation)
     if name not in methods:
         raise ConfigError(f"detector must be one that can be fitted to the data, got {name}")
@@ -331,7 +335,8 @@ def _prepare(run: Run, cfg: Config) -> tuple[Extractor | None, Good, Examined, A
     if run.ranks.first:
         choice.announce(cfg, judged)
     names = [name for name in BASELINES[cfg.comparison.baselines] if name in TRAINED]
-    networks = fitted(cfg, good, names, judged["preparations"], run.device)
+    settled = choice.settled(cfg, judged["patch"])
+    networks = fitted(settled, good, names, judged["preparations"], run.device)
     networks.trained = choice.trained(cfg)
     run.describe(networks)
     return backbone, good, tested, networks, judged

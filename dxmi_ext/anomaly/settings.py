@@ -52,9 +52,10 @@ class FeatureSettings(Settings):
         "by the covariance; auto: for each method, what detects synthetic defects in held-out data best",
         choices=("auto", *PREPARATIONS),
     )
-    patch: int = setting(
+    patch: int | None = setting(
         5,
-        "side of the neighborhood over which features are averaged, an odd number; 1: no averaging",
+        "side of the neighborhood over which features are averaged, an odd number; 1: no averaging; null: of "
+        "1, 3, 5 and 9, the one with which plain detectors find and locate synthetic defects best",
         minimum=1,
         maximum=99,
     )
@@ -65,7 +66,7 @@ class FeatureSettings(Settings):
 
     @property
     def neighborhood(self) -> dict[str, Any]:
-        """Arguments common to all preparations."""
+        """Arguments common to all preparations; the patch must be chosen."""
         return {"patch": self.patch, "aligned": self.aligned}
 
 
@@ -109,9 +110,10 @@ class DetectorSettings(Settings):
     heading = "detector"
     detector: str = setting(
         "auto",
-        "detector: DxMI's energy, its autoencoder alone, nearest neighbors or Gaussian positions; auto: the "
-        "simplest of those that best detect synthetic defects in held-out data",
-        choices=("auto", "dxmi", "autoencoder", "knn", "gaussian"),
+        "detector: DxMI's energy, its autoencoder alone, nearest neighbors, Gaussian positions or, for "
+        "images, their sum with a pooled Gaussian (gaussians); auto: the simplest of those that best detect "
+        "synthetic defects in held-out data",
+        choices=("auto", "dxmi", "autoencoder", "knn", "gaussian", "gaussians"),
     )
 
 
@@ -214,6 +216,10 @@ class Config(RunnableConfig):
         Rule(
             "scaled_steps must be false with residual=false, got {scaled_steps}",
             lambda s: s.residual or not s.scaled_steps,
+        ),
+        Rule(
+            "detector must not be gaussians for vectors, got {detector}",
+            lambda s: s.backbone is not None or s.detector != "gaussians",
         ),
         Rule("shard must be false: these networks are small, got {shard}", lambda s: not s.shard),
         *only_with(

@@ -12,28 +12,31 @@ import numpy as np
 
 Picture = np.ndarray
 """uint8 [3, H, W]"""
+Defect = tuple[Picture, np.ndarray]
+"""An image with a defect, and the pixels of the defect, bool [H, W]."""
 
 _LARGEST = 0.1  # largest share of an image that a defect covers
 _SMALLEST = 0.003
 _SHARE = (0.1, 0.5)  # share of the columns of a row that are changed
 
 
-def defective(images: np.ndarray, *, seed: int = 0) -> np.ndarray:
+def defective(images: np.ndarray, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Copies of each image with every kind of defect, drawn from (seed, image, kind).
 
     Args:
         images: good images, uint8 [n, 3, H, W].
 
     Returns:
-        uint8 [kinds, n, 3, H, W]
+        The images, uint8 [kinds, n, 3, H, W], and the pixels of their defects, bool [kinds, n, H, W].
     """
-    kinds: tuple[Callable[[Picture, Picture, np.random.Generator], Picture], ...] = (_patch, _noise, _shade)
+    kinds: tuple[Callable[[Picture, Picture, np.random.Generator], Defect], ...] = (_patch, _noise, _shade)
     made = np.empty((len(kinds), *images.shape), np.uint8)
+    masks = np.empty((len(kinds), len(images), *images.shape[2:]), bool)
     for kind, draw in enumerate(kinds):
         for i, image in enumerate(images):
             rng = np.random.default_rng((seed, i, kind))
-            made[kind, i] = draw(image, images[rng.integers(len(images))], rng)
-    return made
+            made[kind, i], masks[kind, i] = draw(image, images[rng.integers(len(images))], rng)
+    return made, masks
 
 
 def odd_rows(rows: np.ndarray, mean: np.ndarray, *, seed: int = 0) -> np.ndarray:
@@ -74,9 +77,9 @@ def odd_rows(rows: np.ndarray, mean: np.ndarray, *, seed: int = 0) -> np.ndarray
     return np.stack((mixed, np.where(changed, source, rows), moved))
 
 
-def _patch(image: Picture, other: Picture, rng: np.random.Generator) -> Picture:
+def _patch(image: Picture, other: Picture, rng: np.random.Generator) -> Defect:
     """Pastes a rectangle from elsewhere in the image, or from another image."""
-    made = image.copy()
+    made, mask = image.copy(), np.zeros(image.shape[1:], bool)
     height, width = image.shape[1:]
     share, aspect = _share(rng), np.exp(rng.uniform(-1.5, 1.5))
     h = int(np.clip(np.sqrt(share * aspect) * height, 1, height))
@@ -84,23 +87,24 @@ def _patch(image: Picture, other: Picture, rng: np.random.Generator) -> Picture:
     source = other if rng.random() < 0.5 else image
     (y, to_y), (x, to_x) = (rng.integers(0, size, 2) for size in (height - h + 1, width - w + 1))
     made[:, to_y : to_y + h, to_x : to_x + w] = source[:, y : y + h, x : x + w]
-    return made
+    mask[to_y : to_y + h, to_x : to_x + w] = True
+    return made, mask
 
 
-def _noise(image: Picture, _: Picture, rng: np.random.Generator) -> Picture:
+def _noise(image: Picture, _: Picture, rng: np.random.Generator) -> Defect:
     """Adds gray noise, coarse or fine, within a blob."""
     height, width = image.shape[1:]
     grain = int(rng.integers(1, 5))
     noise = rng.normal(0, rng.uniform(15, 60), (-(-height // grain), -(-width // grain)))
     noise = noise.repeat(grain, 0).repeat(grain, 1)[:height, :width]
-    return _added(image, noise * _blob(height, width, rng))
+    return _added(image, noise, _blob(height, width, rng))
 
 
-def _shade(image: Picture, _: Picture, rng: np.random.Generator) -> Picture:
+def _shade(image: Picture, _: Picture, rng: np.random.Generator) -> Defect:
     """Adds a smooth spot, brighter or darker."""
     height, width = image.shape[1:]
     depth = rng.uniform(20, 80) * rng.choice((-1, 1))
-    return _added(image, depth * _blob(height, width, rng))
+    return _added(image, depth, _blob(height, width, rng))
 
 
 def _blob(height: int, width: int, rng: np.random.Generator) -> np.ndarray:
@@ -121,5 +125,7 @@ def _share(rng: np.random.Generator) -> float:
     return float(np.exp(rng.uniform(np.log(_SMALLEST), np.log(_LARGEST))))
 
 
-def _added(image: Picture, change: np.ndarray) -> Picture:
-    return np.clip(image + change.round(), 0, 255).astype(np.uint8)
+def _added(image: Picture, change: np.ndarray | float, blob: np.ndarray) -> Defect:
+    """Adds a change within a blob; its pixels are those where the blob has at least half its height."""
+    made = np.clip(image + (change * blob).round(), 0, 255).astype(np.uint8)
+    return made, blob >= 0.5

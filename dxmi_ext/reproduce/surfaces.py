@@ -25,7 +25,7 @@ _COLLECTION = "classes"  # folder of the three classes, in the layout of MVTec-A
 _TRAIN_SHARE = 0.7
 _DEFECTIVE = 0.5  # probability of a defect from which a solar cell counts as defective
 _ABOUT = {"format": 1, "train_share": _TRAIN_SHARE, "defective": _DEFECTIVE}
-_SETTINGS: dict[str, Any] = {"data": _COLLECTION, "size": 192, "detector": "dxmi"}
+_SETTINGS: dict[str, Any] = {"data": _COLLECTION, "size": 192, "patch": 5, "detector": "dxmi"}
 _BASE: dict[str, Any] = {
     **{"base": "knn", "energy_lr": 2e-3, "gamma": 0.05, "iterations": 80, "pretrain_iterations": 2000},
     **{"ema_decay": 0.95, "lr_decay": "constant", "sampler_lr": 2e-6, "latent_dim": 64, "energy_width": 256},
@@ -134,13 +134,13 @@ SURFACES = Experiment(
         **{f"image_auroc/{name}": name for name in CLASSES},
         "image_ap": "AP",
         "pixel_auroc": "pixel AUROC",
-        "pro": "PRO",
+        "pro": "AUPRO",
     },
     notes=f"""\
 Magnetic tiles (Huang et al. 2018) and electroluminescence images of mono- and polycrystalline solar cells
 (Buerhop-Lutz et al. 2018, package elpv-dataset, CC BY-NC-SA 4.0), as one model without labels of the classes.
 A cell is defective if its probability of a defect is {_DEFECTIVE} or more. AUROC and AP are means over the
-classes, pixel AUROC and PRO those of the tiles, the only class with masks. The first {_TRAIN_SHARE:.0%} of
+classes, pixel AUROC and AUPRO those of the tiles, the only class with masks. The first {_TRAIN_SHARE:.0%} of
 the good images of each class train, a tenth of them held out. Every method has the preparation that detects
 synthetic defects best, networks that of nearest neighbors.
 `data`: the tiles, as in `magnetic-tiles`.""",

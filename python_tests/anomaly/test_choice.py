@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from dxmi_ext import cli
-from dxmi_ext.anomaly import choice, synthetic
+from dxmi_ext.anomaly import choice, synthetic, validation
 from dxmi_ext.anomaly import recipe as anomaly
 from dxmi_ext.anomaly.detectors import GaussianPositions, NearestNeighbors
 from dxmi_ext.engine import config, plots
@@ -34,12 +34,18 @@ def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_defect_changes_a_small_part_of_a_image() -> None:
     images = np.random.default_rng(0).integers(60, 180, (12, 3, 40, 60), np.uint8)
-    made = synthetic.defective(images, seed=1)
+    made, masks = synthetic.defective(images, seed=1)
     assert made.shape == (3, 12, 3, 40, 60) and made.dtype == np.uint8
     share = (made != images).any(axis=2).mean(axis=(2, 3))
     assert (share > 0).all() and share.max() < 0.45 and share.mean() < 0.15
-    assert np.array_equal(synthetic.defective(images, seed=1), made)
-    assert not np.array_equal(synthetic.defective(images, seed=2), made)
+    assert masks.shape == (3, 12, 40, 60) and masks.any(axis=(2, 3)).mean() > 0.9
+    changed = (made != images).any(axis=2)
+    assert changed[masks].mean() > 0.8  # a pixel of a defect may have its old value by chance
+    assert not changed[0][~masks[0]].any() and changed[1:][~masks[1:]].mean() < 0.15  # soft edges
+    assert all(
+        np.array_equal(a, b) for a, b in zip(synthetic.defective(images, seed=1), (made, masks), strict=True)
+    )
+    assert not np.array_equal(synthetic.defective(images, seed=2)[0], made)
     patches = made[0][(made[0] != images)]  # of other places
     assert patches.min() >= 60 and patches.max() < 180
     synthetic.defective(images[:1, :, :1, :2])  # small ones, and one alone
@@ -67,7 +73,7 @@ def test_each_kind_of_synthetic_row_keeps_its_invariants() -> None:
 def test_a_verdict_is_the_mean_auroc_of_its_kinds() -> None:
     good, odd = torch.randn(50, generator=torch.Generator().manual_seed(0)), torch.zeros(2, 50)
     odd[0], odd[1] = good + 1, good[torch.randperm(50)]
-    verdict = choice.judged(good, odd.flatten())
+    verdict = validation.judged(good, odd.flatten())
     by_hand = [((o[:, None] > good).double() + 0.5 * (o[:, None] == good)).mean() for o in odd]
     assert verdict.auroc == pytest.approx(float(sum(by_hand)) / 2)
     assert verdict.influence.mean() == pytest.approx(2 * verdict.auroc)
@@ -80,20 +86,45 @@ def test_its_standard_error_is_the_deviation_over_samples() -> None:
     for _ in range(300):
         x, noise = rng.normal(size=(2, 80)), rng.normal(size=(2, 2, 80))
         scores = [x + each * size for each, size in zip(noise, (0.3, 1.0), strict=True)]
-        a, b = (choice.judged(torch.from_numpy(s[0]), torch.from_numpy(s[1] + 1)) for s in scores)
+        a, b = (validation.judged(torch.from_numpy(s[0]), torch.from_numpy(s[1] + 1)) for s in scores)
         differences.append(a.auroc - b.auroc)
         told.append(choice._standard_error(a.influence - b.influence))
     assert np.mean(told) == pytest.approx(np.std(differences), rel=0.15)
 
 
 def test_the_simplest_that_is_not_clearly_worse_is_chosen() -> None:
-    def verdict(auroc: float, spread: float = 0.2, n: int = 100) -> choice.Verdict:
+    def verdict(auroc: float, spread: float = 0.2, n: int = 100) -> validation.Verdict:
         influence = 2 * auroc + spread * np.random.default_rng(int(1000 * auroc)).normal(size=n)
-        return choice.Verdict(auroc, influence)
+        return validation.Verdict(auroc, influence)
 
     assert choice.simplest({"a": verdict(0.89), "b": verdict(0.9), "c": verdict(0.7)}) == "a"
     assert choice.simplest({"a": verdict(0.7), "b": verdict(0.9), "c": verdict(0.91)}) == "b"
     assert choice.simplest({"a": verdict(0.8, n=1), "b": verdict(0.9, n=1)}) == "a"  # of one nothing is known
+
+
+def test_the_patch_is_best_for_images_and_pixels_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = {1: 0.7, 3: 0.8, 5: 0.85, 9: 0.9}
+    pixels = {1: 0.9, 3: 0.88, 5: 0.8, 9: 0.7}
+
+    def verdicts(self: choice.Trials, name: str, patch: int, methods: Any) -> dict[str, validation.Verdict]:
+        return {m: validation.Verdict(images[patch], np.zeros(1), pixels[patch]) for m in methods}
+
+    monkeypatch.setattr(choice.Trials, "of", verdicts)
+    trials = choice.Trials.__new__(choice.Trials)
+    names = {"gaussian": "unit", "knn": "whitened"}
+    found = choice._choose_patch(trials, names)
+    assert found["patch"] == 3 and found["patches"]["knn"]["9"] == [0.9, 0.7]
+    pixels[3] = float("nan")  # synthetic defects too small for a mask
+    assert choice._choose_patch(trials, names)["patch"] == 5
+
+
+def test_pixels_are_judged_by_the_masks_of_defects() -> None:
+    masks = np.zeros((4, 32, 32), bool)
+    masks[0, :8], masks[1, 8:16], masks[2, :, 16:] = True, True, True
+    maps = torch.from_numpy(masks[:, ::8, ::8].astype(np.float32))
+    assert validation._pixel_auroc(maps, masks, 2) > 0.97
+    assert validation._pixel_auroc(-maps, masks, 2) < 0.03
+    assert np.isnan(validation._pixel_auroc(maps, np.zeros_like(masks), 2))
 
 
 # --- runs --------------------------------------------------------------------------------------------

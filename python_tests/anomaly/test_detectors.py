@@ -18,6 +18,7 @@ from dxmi_ext.anomaly import backbones, detectors, features, networks
 from dxmi_ext.anomaly.dataset import AnomalyData
 from dxmi_ext.anomaly.detectors import GaussianPositions, NearestNeighbors
 from dxmi_ext.anomaly.features import FeatureMaps
+from dxmi_ext.anomaly.gaussians import Gaussians
 from dxmi_ext.anomaly.networks import AutoencoderEnergy, LatentStart, SphereAutoencoder
 from dxmi_ext.anomaly.patchcore import PatchCore, image_scores
 from dxmi_ext.anomaly.reconstruction import ReconstructionPretrainer
@@ -362,6 +363,30 @@ def test_patchcore_weights_the_highest_distance_by_its_neighborhood() -> None:
     torch.testing.assert_close(found.double(), torch.stack(expected), atol=1e-5, rtol=1e-4)
     plain = image_scores(method.neighbors, test, scores, top_share=0.5)
     assert torch.equal(plain, detectors.detect(scores, top_share=0.5))
+
+
+def test_summed_gaussians_are_distances_in_units_of_their_deviation() -> None:
+    train, test = on_sphere(200), on_sphere(9, seed=1)
+    detector = Gaussians()
+    detector.fit(train)
+    local = GaussianPositions(dims=None, shrinkage=0.3)
+    local.fit(train)
+    x = train.maps.astype(np.float64)
+    mean = x.mean(0)
+    rows = (x - mean).reshape(-1, DIM)
+    covariance = rows.T @ rows / len(rows)
+    inverse = np.linalg.inv(0.99 * covariance + 0.01 * np.diag(covariance.diagonal()))
+
+    def pooled(maps: FeatureMaps) -> Tensor:
+        off = maps.maps - mean
+        return torch.from_numpy(np.sqrt(np.einsum("nhwi,ij,nhwj->nhw", off, inverse, off)))
+
+    units = local.score(train).std(), pooled(train).std()
+    expected = local.score(test) / units[0] + pooled(test) / units[1]
+    torch.testing.assert_close(detector.score(test).double(), expected.double(), atol=1e-3, rtol=1e-3)
+    copy = Gaussians()
+    copy.take(detector.state_dict())
+    assert torch.equal(copy.score(test), detector.score(test))
 
 
 def test_patches_are_means_over_neighbors_within_the_map() -> None:

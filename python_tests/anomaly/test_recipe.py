@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dxmi_ext import cli
-from dxmi_ext.anomaly import backbones, comparison, model, sources
+from dxmi_ext.anomaly import backbones, choice, comparison, model, sources
 from dxmi_ext.anomaly import recipe as anomaly
 from dxmi_ext.anomaly.collection import Examined, Pictures
 from dxmi_ext.anomaly.features import FeatureMaps
@@ -129,12 +129,14 @@ def test_a_run_ends_in_a_table_images_and_numbers(finished: Path) -> None:
     phases = [row["phase"] for row in read_metrics(finished / "metrics.jsonl")]
     assert list(dict.fromkeys(phases)) == ["pretrain", "tau0", "langevin", "dxmi"]
     metrics = ("image_auroc", "image_ap", "pixel_auroc", "pixel_ap", "pro")
-    for prefix in ("", "tau0_", "langevin_", "autoencoder_", "knn_", "patchcore_", "gaussian_"):
+    for prefix in ("", "tau0_", "langevin_", "autoencoder_", "knn_", "patchcore_", "gaussian_", "gaussians_"):
         assert all(0 <= numbers[f"{prefix}{metric}"] <= 1 for metric in metrics)
         assert numbers[f"{prefix}latency_ms"] > 0
     assert numbers["knn_image_auroc"] == 1  # so the data are easy
     per_class = [numbers[f"image_auroc/{name}"] for name in ("bottle", "screw")]
     assert numbers["image_auroc"] == pytest.approx(sum(per_class) / 2)
+    per_class = [numbers[f"knn_pixel_auroc/{name}"] for name in ("bottle", "screw")]
+    assert numbers["knn_pixel_auroc"] == pytest.approx(sum(per_class) / 2)
     curves = many_classes.curves_of(numbers)
     assert {name: list(curve) for name, curve in curves.items()} == {
         name: [0, 2, 3] for name in ("dxmi", "tau0", "langevin")
@@ -228,12 +230,15 @@ def test_a_longer_run_learns_the_defects(data: Path, tmp_path: Path) -> None:
 
 def test_a_run_of_images_chooses_by_defects_that_it_makes(data: Path, tmp_path: Path) -> None:
     """Its heat maps, thresholds and scores are those of the detector that it chose."""
-    settings = ["preparation=auto", "detector=auto", "picture_every=0", "patch=1", "holdout=.4"]
+    settings = ["preparation=auto", "detector=auto", "picture_every=0", "holdout=.4", "patch=null"]
     assert run(tmp_path / "run", data, *settings, recipe="anomaly") == 0
     found = summary(tmp_path / "run")
+    assert found["patch"] in choice.PATCHES and found["patches"]["knn"].keys() == {"1", "3", "5", "9"}
+    _, networks = anomaly.load(tmp_path / "run", CPU)
+    assert {each.patch for each in (networks.preparation, *networks.others.values())} == {found["patch"]}
     detector, told = found["detector"], found["validation"]
     assert found["image_auroc"] == found["baselines"][detector] > 0.9
-    assert max(told, key=lambda name: told[name]["final"]) in ("knn", "patchcore", "gaussian")
+    assert max(told, key=lambda name: told[name]["final"]) in ("knn", "patchcore", "gaussian", "gaussians")
     assert (tmp_path / "run/heatmaps.png").exists()
     scorer = anomaly.load_scorer(tmp_path / "run", CPU)
     assert (scorer.threshold, scorer.pixel_threshold) == (found["threshold"], found["pixel_threshold"])

@@ -258,8 +258,8 @@ def test_a_folder_becomes_a_table_heat_maps_and_a_page(
     page = Page(folder / "index.html")
     assert expected in page.text
     worst = ["b/<i>&'\"é.jpg", "b/x.png", "x.webp", "a/x.png"]
-    assert page.pictures[::2] == [f"{pictures}/{name}" for name in worst]
-    assert page.pictures[1::2] == [f"heat map of {pictures}/{name}" for name in worst]
+    assert page.pictures[::2] == worst and f"Paths are relative to {pictures}." in page.text
+    assert page.pictures[1::2] == [f"heat map of {name}" for name in worst]
     assert page.text.count("anomalous, score") == 2 == page.text.count("good, score")
     assert [card["data-class"] for card in page.cards] == ["b", "b", pictures.name, "a"]
     by_path = {row["path"]: row["heatmap"] for row in good}
@@ -276,7 +276,7 @@ def test_settings_may_be_given_between_images(run: Path, pictures: Path, tmp_pat
     assert [row["path"] for row in rows] == [f"{a}/x.png", str(white)]  # each once
     assert rows[1]["score"] == "10" and rows[1]["threshold"] == "10.0"
     assert [row["anomalous"] for row in rows] == ["0", "0"]  # at the threshold is not above it
-    assert Page(output / "index.html").pictures == [str(white), f"heat map of {white}"]
+    assert Page(output / "index.html").pictures == [white.name, f"heat map of {white.name}"]
     assert ABOUT not in Page(output / "index.html").text  # it is about the run's own threshold
 
 
