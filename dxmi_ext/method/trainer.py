@@ -128,7 +128,8 @@ class DxMITrainer(Stepper):
         metrics["sampler_loss"] = self._sampler_steps(path, batch)
         metrics = self.ranks.mean(metrics | path.means())
         adapted = self.costs.adapt(metrics["sq_displacement"], batch.data, path.samples[-1])
-        self.average.update()
+        # While tau falls, the energy becomes a poorer detector; its average stays as it was.
+        self.average.update("sampler" if self.costs.cools else None)
         return self._logged(metrics) | adapted | self._tables()
 
     def _rollout(self, batch: Batch) -> Trajectory:
@@ -238,6 +239,8 @@ def _check(
             raise ConfigError(f"{name} must be {wanted.__name__}, got {type(value).__name__}")
     settings.check((*RULES, *CHAIN_RULES), algorithm, langevin)
     check_graph(execution, networks.sampler.log_std.device, ranks)
+    if execution.cuda_graph and algorithm.tau_rate and algorithm.tau_cooling < 1:
+        raise ConfigError(f"tau_cooling must be 1 with cuda_graph, got {algorithm.tau_cooling}")
     if not algorithm.trains_sampler:
         raise ConfigError(f"negatives must be sampler or refined, got {algorithm.negatives}")
     if len(lengths_of(networks.sampler)) > 1 and (execution.cuda_graph or algorithm.skip_last):
