@@ -212,7 +212,7 @@ def _settings(cfg: RunnableConfig, *, trains: bool = True) -> dict[str, Any]:
     if not trains:
         unused |= _OF_A_TRAINED_CHAIN
     if not settings.get("tau_rate"):
-        unused |= {"tau_margin", "tau_hold", "tau_cooling", "tau_rises"}
+        unused.add("tau_margin")
     if settings.get("energy_loss") == "contrast":
         unused.add("noise_magnitude")
     return _named({key: value for key, value in settings.items() if key not in unused})

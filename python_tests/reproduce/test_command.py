@@ -328,7 +328,7 @@ def test_table_of_fixed_units() -> None:
     ]
 
 
-@pytest.mark.parametrize("name", ["fashion-mnist", "energies"])
+@pytest.mark.parametrize("name", ["fashion-mnist", "energies", "temperature", "refinements"])
 def test_committed_units_are_done_and_hold_no_paths(name: str) -> None:
     results = Path(__file__).parents[2] / "docs/results" / name
     rows = {row.name: row for row in EXPERIMENTS[name].rows}
