@@ -43,10 +43,12 @@ TEMPERATURE = Experiment(
     columns=SPREAD_COLUMNS,
     notes=f"""{SCORES}
 {SPREADS}
-Automatic: tau starts at 1 and follows the entropy of the data (`method/temperature.py`). All rows have the
-batch size, learning rates and weight average of `8gaussians-auto`, with 2 octaves on the 8 Gaussians and 3 on
-the other densities. vp, edm: the 8 Gaussians with other noise levels than 3 to .4, namely DDPM's (T of its
-1,000, ending in noise) and EDM's from 10 to .1 with rho = 7.""",
+Automatic: tau starts at 1 and follows the entropy of the data (`method/temperature.py`). Cooled: tau starts
+at .1, its upper bound, follows the entropy for 70 % of the run and then falls to a quarter, while the
+averaged energy stays as it is; KL is with the tau before it falls. All rows have the batch size, learning
+rates and weight average of `8gaussians-auto`, with 2 octaves on the 8 Gaussians and 3 on the other densities.
+vp, edm: the 8 Gaussians with other noise levels than 3 to .4, namely DDPM's (T of its 1,000, ending in noise)
+and EDM's from 10 to .1 with rho = 7.""",
     seeds=3,
     sweeps={
         name: tuple(f"{name}-{tau}" for tau in ("cooled", "auto", "tau0.03", "tau0.1", "tau0.3"))
