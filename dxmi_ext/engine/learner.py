@@ -79,8 +79,13 @@ class Average(Generic[M]):
     def __init__(self, module: M, decay: float) -> None:
         # torch's AveragedModel would synchronize with the device.
         self.module = sharding.deepcopy(module).requires_grad_(False).eval()
-        self._update = get_ema_multi_avg_fn(decay)
+        self._update, self._source = get_ema_multi_avg_fn(decay), module
         self._weights = list(self.module.parameters()), list(module.parameters())
 
-    def update(self) -> None:
-        self._update(*map(sharding.local, self._weights), None)
+    def update(self, child: str | None = None) -> None:
+        """Moves the average towards the current weights, of all submodules or one of them, by its name."""
+        weights = self._weights
+        if child is not None:
+            mean, source = (each.get_submodule(child) for each in (self.module, self._source))
+            weights = list(mean.parameters()), list(source.parameters())
+        self._update(*map(sharding.local, weights), None)

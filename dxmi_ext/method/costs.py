@@ -50,13 +50,25 @@ class Costs:
         self.time_cost = torch.cat(tables).to(log_std)
         self.temperature: Temperature | None = None
         if settings.tau_rate:
-            one = log_std.new_ones(())
-            self.temperature = Temperature(settings.tau_rate, one, ranks, margin=settings.tau_margin)
+            self.temperature = Temperature(
+                settings.tau_rate,
+                log_std.new_ones(()),
+                ranks,
+                margin=settings.tau_margin,
+                hold=settings.tau_hold,
+                cooling=settings.tau_cooling,
+                rises=settings.tau_rises,
+            )
 
     @property
     def tau_factor(self) -> float:
-        """The current factor of all taus."""
-        return 1.0 if self.temperature is None else float(self.temperature.factor)
+        """The factor of all taus that the averaged energy has learned with."""
+        return 1.0 if self.temperature is None else float(self.temperature.found)
+
+    @property
+    def cools(self) -> bool:
+        """Whether tau falls at this point of the run, whatever the entropies."""
+        return self.temperature is not None and self.temperature.cools
 
     def of(self, loss: str, sq_displacement: Tensor, timestep: Tensor) -> Tensor:
         """Entropy and running cost of steps in a loss, value or sampler, [N].
@@ -105,8 +117,10 @@ class Costs:
 
     def parts(self) -> dict[str, Any]:
         """The state; see `Stepper.parts`."""
-        factor = {} if self.temperature is None else {"temperature": self.temperature.factor}
-        return {"velocity_var": self.velocity_var, **factor}
+        return {
+            "velocity_var": self.velocity_var,
+            **({} if self.temperature is None else self.temperature.parts()),
+        }
 
 
 def taus(settings: DxMISettings, loss: str, dim: int) -> Taus:

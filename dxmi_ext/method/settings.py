@@ -35,9 +35,23 @@ class DxMISettings(Settings):
     )
     tau_margin: float = setting(
         0.1,
-        "margin of the samples' entropy over the data's with tau_rate, in nats per dimension; decays to 0 in "
-        "the second half of the run",
+        "margin of the samples' entropy over the data's with tau_rate, in nats per dimension; decays to 0 "
+        "after tau_hold unless tau_cooling is given",
     )
+    tau_hold: float = setting(
+        0.5,
+        "share of the run after which the margin of tau_rate decays, or tau_cooling begins",
+        minimum=0,
+        below=1,
+    )
+    tau_cooling: float = setting(
+        1.0,
+        "share that is left at the end of the run of the tau that tau_rate has found by tau_hold; meanwhile "
+        "the averaged value and energy stay as they are; 1: tau follows the entropy to the end",
+        minimum=1e-3,
+        maximum=1,
+    )
+    tau_rises: bool = setting(True, "whether tau may rise above its initial value with tau_rate")
     negatives: str = setting(
         "sampler",
         "negatives of the energy: sampler: its samples (DxMI); refined: Langevin chains started from these; "

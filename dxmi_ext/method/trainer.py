@@ -141,7 +141,8 @@ class DxMITrainer(Stepper):
         metrics["sampler_loss"] = self._sampler_steps(path, batch)
         metrics = self.ranks.mean(metrics | path.means())
         adapted = self.costs.adapt(metrics["sq_displacement"], batch.data, path.samples[-1])
-        self.average.update()
+        # While tau falls, the energy becomes a poorer detector; its average stays as it was.
+        self.average.update("sampler" if self.costs.cools else None)
         return self._logged(metrics) | adapted | self._tables()
 
     def _rollout(self, batch: Batch) -> Trajectory:
@@ -257,6 +258,8 @@ def _check(
         )
     if algorithm.skip_last > networks.sampler.end:
         raise ConfigError(f"skip_last must be <= T = {networks.sampler.end}, got {algorithm.skip_last}")
+    if execution.cuda_graph and algorithm.tau_rate and algorithm.tau_cooling < 1:
+        raise ConfigError(f"tau_cooling must be 1 with cuda_graph, got {algorithm.tau_cooling}")
     if not algorithm.trains_sampler:
         raise ConfigError(f"negatives must be sampler or refined, got {algorithm.negatives}")
     if len(lengths_of(networks.sampler)) > 1 and (execution.cuda_graph or algorithm.skip_last):

@@ -457,21 +457,36 @@ def test_a_path_that_is_not_finite_leaves_the_velocity_as_it_is() -> None:
     )
 
 
+def test_the_averaged_value_stays_as_it_was_while_tau_is_cooled() -> None:
+    trainer = make_trainer(make_settings(tau_rate=0.5, tau_hold=1 / ITERATIONS, tau_cooling=0.1))
+    for iteration in range(3):
+        before = copy.deepcopy(trainer.averaged).state_dict()
+        trainer.step(batch(iteration))
+        weights = trainer.averaged.named_parameters()
+        changed = {name.partition(".")[0] for name, weight in weights if (weight != before[name]).any()}
+        assert changed == ({"sampler", "value"} if iteration < 2 else {"sampler"})
+    temperature = trainer.costs.temperature
+    assert temperature is not None
+    torch.testing.assert_close(temperature.factor, temperature.found * 0.1**0.5)
+
+
 # --- resuming ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("split", [1, 2])
 def test_trainer_resumes_to_the_bit(split: int) -> None:
-    straight, first = (make_trainer(make_settings(tau_rate=0.5)) for _ in range(2))
+    automatic = make_settings(tau_rate=0.5, tau_hold=1 / ITERATIONS, tau_cooling=0.1)
+    straight, first = (make_trainer(automatic) for _ in range(2))
     for iteration in range(ITERATIONS):
         straight.step(batch(iteration))
     for iteration in range(split):
         first.step(batch(iteration))
-    resumed = make_trainer(make_settings(tau_rate=0.5), seed=1)  # other weights, to be overwritten
+    resumed = make_trainer(automatic, seed=1)  # other weights, to be overwritten
     resumed.load_state_dict(copy.deepcopy(first.state_dict()))
     for iteration in range(split, ITERATIONS):
         resumed.step(batch(iteration))
     torch.testing.assert_close(resumed.state_dict(), straight.state_dict(), rtol=0, atol=0)
+    assert resumed.costs.tau_factor == straight.costs.tau_factor != 1
 
 
 def test_an_optimizer_state_of_another_device_keeps_this_ones_kind_of_rates() -> None:

@@ -328,7 +328,10 @@ def test_table_of_fixed_units() -> None:
     ]
 
 
-@pytest.mark.parametrize("name", ["fashion-mnist", "energies", "anomaly", "magnetic-tiles", "surfaces"])
+_COMMITTED = ["fashion-mnist", "energies", "anomaly", "magnetic-tiles", "surfaces", "temperature", "refinements"]
+
+
+@pytest.mark.parametrize("name", _COMMITTED)
 def test_committed_units_are_done_and_hold_no_paths(name: str) -> None:
     results = Path(__file__).parents[2] / "docs/results" / name
     rows = {row.name: row for row in EXPERIMENTS[name].rows}
