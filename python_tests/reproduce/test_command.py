@@ -328,7 +328,15 @@ def test_table_of_fixed_units() -> None:
     ]
 
 
-_COMMITTED = ["fashion-mnist", "energies", "anomaly", "magnetic-tiles", "surfaces", "temperature", "refinements"]
+_COMMITTED = [
+    "fashion-mnist",
+    "energies",
+    "anomaly",
+    "magnetic-tiles",
+    "surfaces",
+    "temperature",
+    "refinements",
+]
 
 
 @pytest.mark.parametrize("name", _COMMITTED)
