@@ -5,6 +5,7 @@ Imports torch, numpy and ``dxmi_ext``; tqdm while maps are computed.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import tempfile
@@ -40,8 +41,6 @@ class FeatureMaps:
                 f"maps must be float16 or float32 [n, h, w, C], n > 0, got {maps.dtype} {list(maps.shape)}"
             )
         self.maps = maps
-        self.rows = maps.reshape(-1, maps.shape[3])
-        """[n * h * w, C], a view."""
         if fingerprint is None:
             digest = hashlib.blake2b(str(maps.shape).encode(), digest_size=16)
             for each in maps:
@@ -52,6 +51,11 @@ class FeatureMaps:
     def __len__(self) -> int:
         """The number of images."""
         return len(self.maps)
+
+    @functools.cached_property
+    def rows(self) -> np.ndarray:
+        """[n * h * w, C], a view of contiguous maps."""
+        return self.maps.reshape(-1, self.maps.shape[3])
 
     @property
     def shape(self) -> tuple[int, int, int]:

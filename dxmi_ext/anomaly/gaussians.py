@@ -7,16 +7,18 @@ from torch import Tensor
 
 from dxmi_ext.anomaly.detectors import GaussianPositions, blocks_of
 from dxmi_ext.anomaly.features import FeatureMaps
+from dxmi_ext.images.features import FeatureError
 
 _SHRINKAGE = 0.01  # weight of the identity in the correlation matrix of all positions
 
 
 class Gaussians(GaussianPositions):
-    """The sum of two Mahalanobis distances, each divided by its standard deviation over good maps.
+    """The sum of two Mahalanobis distances, each divided by its standard deviation over new good maps.
 
     One is that of `GaussianPositions`, with a covariance for each position; the other has the covariance of
     all positions, which is estimated from many more data, around the mean of each position. Each finds
-    defects that the other does not.
+    defects that the other does not. A Gaussian of a position has nearly the same distance to all of few maps
+    that it was fitted to, so the deviations are those of one half of the maps from Gaussians of the other.
 
     Args:
         seed: see `GaussianPositions`.
@@ -34,19 +36,28 @@ class Gaussians(GaussianPositions):
 
     @torch.no_grad()
     def fit(self, maps: FeatureMaps) -> None:
+        if len(maps) < 4:
+            raise FeatureError(f"maps must be of >= 4 images, two of them for each half, got {len(maps)}")
+        fitted, others = (FeatureMaps(maps.maps[first::2], fingerprint="") for first in (0, 1))
+        self._fit(fitted)
+        distances = torch.cat(
+            [self._both(block).cpu() for block in blocks_of(others, 64, self.device)], dim=1
+        )
+        self._learned(scale=distances.flatten(1).std(1).clamp(min=1e-12).to(self.device))
+        self._fit(maps)
+
+    def _fit(self, maps: FeatureMaps) -> None:
         super().fit(maps)
         total = torch.zeros((), dtype=torch.float64)
         for block in blocks_of(maps, 64, self.device):
             x = (self._positions(block) - self.mean).flatten(0, 1).double()
             total = total + x.T @ x
-        covariance = total / len(maps.rows)
+        covariance = total / (len(maps) * len(self.mean))
         std = covariance.diagonal().clamp(min=1e-24).sqrt()
         identity = torch.eye(len(std), dtype=torch.float64, device=std.device)
         correlation = (1 - _SHRINKAGE) * covariance / (std[:, None] * std) + _SHRINKAGE * identity
         whitening = torch.linalg.inv(torch.linalg.cholesky(correlation)) / std
         self._learned(pooled=whitening.float())
-        distances = torch.cat([self._both(block).cpu() for block in blocks_of(maps, 64, self.device)], dim=1)
-        self._learned(scale=distances.flatten(1).std(1).clamp(min=1e-12).to(self.device))
 
     def forward(self, features: Tensor) -> Tensor:
         return (self._both(features) / self.scale[:, None, None, None]).sum(0)

@@ -369,20 +369,22 @@ def test_summed_gaussians_are_distances_in_units_of_their_deviation() -> None:
     train, test = on_sphere(200), on_sphere(9, seed=1)
     detector = Gaussians()
     detector.fit(train)
-    local = GaussianPositions(dims=None, shrinkage=0.3)
-    local.fit(train)
-    x = train.maps.astype(np.float64)
-    mean = x.mean(0)
-    rows = (x - mean).reshape(-1, DIM)
-    covariance = rows.T @ rows / len(rows)
-    inverse = np.linalg.inv(0.99 * covariance + 0.01 * np.diag(covariance.diagonal()))
 
-    def pooled(maps: FeatureMaps) -> Tensor:
+    def distances(fitted: FeatureMaps, maps: FeatureMaps) -> tuple[Tensor, Tensor]:
+        local = GaussianPositions(dims=None, shrinkage=0.3)
+        local.fit(fitted)
+        mean = fitted.maps.astype(np.float64).mean(0)
+        rows = (fitted.maps - mean).reshape(-1, DIM)
+        covariance = rows.T @ rows / len(rows)
+        inverse = np.linalg.inv(0.99 * covariance + 0.01 * np.diag(covariance.diagonal()))
         off = maps.maps - mean
-        return torch.from_numpy(np.sqrt(np.einsum("nhwi,ij,nhwj->nhw", off, inverse, off)))
+        return local.score(maps), torch.from_numpy(np.sqrt(np.einsum("nhwi,ij,nhwj->nhw", off, inverse, off)))
 
-    units = local.score(train).std(), pooled(train).std()
-    expected = local.score(test) / units[0] + pooled(test) / units[1]
+    units = distances(FeatureMaps(train.maps[::2]), FeatureMaps(train.maps[1::2]))
+    expected = sum(
+        (found / unit.std() for found, unit in zip(distances(train, test), units, strict=True)),
+        torch.zeros(()),
+    )
     torch.testing.assert_close(detector.score(test).double(), expected.double(), atol=1e-3, rtol=1e-3)
     copy = Gaussians()
     copy.take(detector.state_dict())
