@@ -232,10 +232,10 @@ def test_off_the_main_thread_no_handler_is_installed(
     ("size", "settings", "file"),
     [
         (100, [], "config.yaml"),
-        (1500, ["checkpoint_every=100"], "metrics.jsonl"),
+        (1800, ["checkpoint_every=100"], "metrics.jsonl"),
         (100_000, [], "tensors.safetensors"),
         (100_000, ["tensorboard=true", "checkpoint_every=100"], "tensors.safetensors"),
-        (1500, ["tensorboard=true", "log_every=100"], "tensors.safetensors"),
+        (1800, ["tensorboard=true", "log_every=100"], "tensors.safetensors"),
     ],
 )
 def test_a_full_disk_is_one_line_and_loses_nothing(
