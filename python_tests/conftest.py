@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import emulation
-from dxmi_ext import _native, ops
+from dxmi_ext import _gradients, _native, ops
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -34,5 +34,6 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> t
     if request.param != "emulated":
         return torch.device(request.param)
     emulation.load()
-    monkeypatch.setattr(ops, "_ops", torch.ops.dxmi_emulated)
+    for module in (ops, _gradients):
+        monkeypatch.setattr(module, "_ops", torch.ops.dxmi_emulated)
     return torch.device("cpu")
