@@ -117,8 +117,9 @@ def networks_of(
     schedule = schedule_of(cfg, diffusion, cfg.chain.steps)
     levels = None if cfg.chain.lengths is None else _levels(cfg, diffusion)
     value, energy = _energies(cfg, network, shape[0], classes, schedule, diffusion, levels)
-    sampler = GaussianSampler(Timed(network, schedule), schedule, shape)
-    if levels is not None:
+    if levels is None:
+        sampler = GaussianSampler(Timed(network, schedule), schedule, shape)
+    else:
         sampler = _any_length(cfg, network, shape, diffusion, levels)
     kind = cfg.networks.value_kind
     if kind == "time_independent":

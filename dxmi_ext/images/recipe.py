@@ -118,13 +118,16 @@ def evaluate(
     """The metrics of a run's final network, sampled in its few steps or by another chain.
 
     Raises:
-        ConfigError: the data are not those of the run, or the chain is unknown.
+        ConfigError: the data are not those of the run, the chain is unknown, or the sampler has no chain of
+            this number of steps.
     """
     cfg, networks, diffusion = model.load(directory, device)
     cfg = cfg.replace(
         evaluate_n=settings.n or cfg.evaluation.evaluate_n, data=settings.data or cfg.source.data
     )
     sampler: Sampler = networks.sampler
+    if settings.steps is not None and settings.chain is not None:
+        raise ConfigError(f"steps must be null with chain={settings.chain}, got {settings.steps}")
     if settings.steps is not None:
         generate.use_steps(networks.sampler, settings.steps)
     if settings.chain is not None:

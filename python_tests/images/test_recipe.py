@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -367,9 +368,36 @@ def test_pretraining_predicts_what_the_samplers_steps_use(prediction: str) -> No
     assert pretrainer.step(data.expand(64, 3, 4, 4).clone())["loss"] < 1e-6
 
 
+def test_a_sampler_of_several_lengths_is_scored_and_samples_with_any(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(features, "load", lambda _: features.Extractor(Means(), "means"))
+    network = ["unet=small", "schedule=edm", "energy_network=encoder", "value_kind=per_step"]
+    scored = ["features=efflite0", "evaluate_n=24"]
+    assert run("train", PLAIN, tmp_path, data, "steps=3", "lengths=2,3", *network, *scored) == 0
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["fd_means_24"] > 0 and summary["fd_means_24_t2"] > 0 and "fd_means_24_t3" not in summary
+
+    def score(**settings: Any) -> float:
+        settings = {"n": 24, **settings}
+        return images.evaluate(tmp_path, images.EvaluateSettings(**settings), torch.device("cpu"))[0][
+            "fd_means_24"
+        ]
+
+    assert score() == pytest.approx(summary["fd_means_24"])
+    assert score(steps=2) == pytest.approx(summary["fd_means_24_t2"])
+    assert score(steps=5) > 0
+    with pytest.raises(ConfigError, match="steps must be null with chain=edm-4, got 5"):
+        score(steps=5, chain="edm-4")
+    drawn = images.sample(tmp_path, range(2), 0, None, torch.device("cpu"), steps=7)
+    assert next(iter(drawn)).samples.shape == (2, 3, 8, 8)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        (["schedule=edm", "lengths=2,4", "steps=3"], "lengths must include steps=3, got 2,4"),
+        (["lengths=2,4", "steps=2"], "lengths must be null unless schedule=edm, conditional=false, and"),
         (["data=null"], "data must be the path of images, got none"),
         (["unet=cifar10", "image_size=12"], "data_shape must be (C, H, W) with H and W multiples of "),
         (["steps=1001"], "steps must be <= train_steps=1000, got 1001"),
