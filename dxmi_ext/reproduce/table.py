@@ -47,7 +47,7 @@ def markdown(
     """The page: mean ± standard deviation over seeds of each number, beside the paper's.
 
     Args:
-        found: the units; rows without units may be absent.
+        found: the units; rows without units are named below the table.
         quick: whether units have a tenth of the iterations, which the page then says.
         figures: paths of figures, relative to the page's folder.
         summary: text before the table.
@@ -56,9 +56,12 @@ def markdown(
     heads = [""]
     for key, heading in experiment.columns.items():
         heads += [heading, "the paper"] if key in published else [heading]
-    rows = []
+    rows, absent = [], []
     for row in experiment.rows:
         units = found.get(row.of or row.name, ())
+        if not units:
+            absent.append(f"`{row.name}`")
+            continue
         cells = [row.label]
         for key in experiment.columns:
             told = [unit["numbers"].get(row.prefix + key) for unit in units]
@@ -77,6 +80,8 @@ def markdown(
         "Mean ± standard deviation over seeds; the runs of a row differ only in their seeds.",
         *([experiment.notes] if experiment.notes else []),
     ]
+    if absent:
+        notes.append(f"Rows without runs: {', '.join(absent)}.")
     if floors := _floors(experiment, found):
         notes.append(f"SW of fresh data: {floors}.")
     parts += [*notes, *(f"![{Path(figure).stem}]({figure})" for figure in figures), _machines(every)]

@@ -298,6 +298,7 @@ def test_table_of_fixed_units() -> None:
         Row("x", "first", {}, {"sliced_wasserstein": (0.1, 0.02), "auroc": (0.9, None)}),
         *(Row("y", "second", {}), Row("z", "third", {})),
         Row("w", "in the second's runs", {}, of="y", prefix="w_"),
+        Row("v", "without runs", {}),
     ]
     found = {"x": [unit(0.1, auroc=0.8), unit(0.3, 1, auroc=0.9)], "y": [unit(0.5, w_auroc=0.7)]}
     found["z"] = [unit(0.2, data="2spirals")]
@@ -317,6 +318,7 @@ def test_table_of_fixed_units() -> None:
             "Notes.",
             "",
         ),
+        *("Rows without runs: `v`.", ""),
         *(
             "SW of fresh data: 0.060 ± 0.014 (8gaussians), 0.050 (2spirals).",
             "",
@@ -349,6 +351,17 @@ def test_committed_units_are_done_and_hold_no_paths(name: str) -> None:
         unit = Unit(rows[path.stem.removesuffix("-seed0")], 0, False, results, Path("nowhere"))
         assert units.read(unit) is not None and "/" not in str(list(unit.identity().values()))
         assert '": "/' not in path.read_text()
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_committed_pages_are_up_to_date(name: str) -> None:
+    """Otherwise `dxmi reproduce NAME` with the rows that are there rewrites the page."""
+    experiment, results = EXPERIMENTS[name], Path(__file__).parents[2] / "docs/results" / name
+    page = (results / table.PAGE).read_text(encoding="utf-8")
+    assert page.startswith(f"# {experiment.title}\n") and experiment.notes in page
+    for row in experiment.rows:
+        made = any(results.glob(f"{row.of or row.name}-seed*.json"))
+        assert f"| {row.label} |" in page if made else f"`{row.name}`" in page
 
 
 def test_a_chain_of_a_run_that_ships(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
