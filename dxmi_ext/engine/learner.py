@@ -27,7 +27,7 @@ class Learner:
         ranks: ranks that share the rows of a batch.
         weights: parameters to train, or groups of them; None: all of the network's.
         clip: maximum gradient norm; 0: no clipping.
-        beta1: decay of the mean of gradients in Adam.
+        betas: see `Adam`.
         wait, warmup: see `LearningRates`.
         losses: names of the losses that it minimizes.
 
@@ -48,12 +48,12 @@ class Learner:
         *,
         weights: Iterable[Any] | None = None,
         clip: float = 0.0,
-        beta1: float = 0.9,
+        betas: tuple[float, float] = (0.9, 0.999),
         wait: int = 0,
         warmup: int = 0,
         losses: Sequence[str] = ("network",),
     ) -> None:
-        self.optimizer = Adam(network.parameters() if weights is None else weights, lr, clip, beta1=beta1)
+        self.optimizer = Adam(network.parameters() if weights is None else weights, lr, clip, betas=betas)
         self.rates = LearningRates(self.optimizer, decay, iterations, wait=wait, warmup=warmup)
         self.network = ranks.wrap(network)
         device = next(network.parameters()).device

@@ -22,11 +22,18 @@ class Adam(torch.optim.Adam):
         params: parameters, or groups of them.
         lr: learning rate of groups without their own.
         clip: maximum gradient norm; 0: no clipping.
-        beta1: decay of the mean of gradients.
+        betas: decays of the means of gradients and of their squares.
     """
 
-    def __init__(self, params: Iterable[Any], lr: float, clip: float = 0.0, *, beta1: float = 0.9) -> None:
-        super().__init__(params, lr=lr, betas=(beta1, 0.999), fused=True)
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float,
+        clip: float = 0.0,
+        *,
+        betas: tuple[float, float] = (0.9, 0.999),
+    ) -> None:
+        super().__init__(params, lr=lr, betas=betas, fused=True)
         self.clip = clip
         device = self._weights()[0].device
         if device.type == "cuda":  # tensors, which a CUDA graph reads on every replay

@@ -90,7 +90,7 @@ class LangevinTrainer(Stepper):
         if energy is not None:
             network, lr, clip = energy, s.energy_lr, s.energy_clip
         self.learner = Learner(
-            *(network, lr, s.lr_decay, iterations, ranks), clip=clip, beta1=s.adam_beta1, losses=("energy",)
+            *(network, lr, s.lr_decay, iterations, ranks), clip=clip, betas=s.adam_betas, losses=("energy",)
         )
         self.learners = [self.learner]
         # As the energy is called where it learns.

@@ -133,12 +133,24 @@ class DxMISettings(Settings):
         minimum=0,
         below=1,
     )
+    adam_beta2: float = setting(
+        0.999,
+        "decay of the mean of squared gradients in Adam; with adam_beta1=0, a sudden gradient moves a weight "
+        "by up to (1 - adam_beta2)^-1/2 learning rates",
+        minimum=0,
+        below=1,
+    )
     sampler_clip: float = setting(0.1, "maximum gradient norm of the sampler; 0: no clipping", minimum=0)
     value_clip: float = setting(0.0, "maximum gradient norm of the value; 0: no clipping", minimum=0)
     energy_clip: float = setting(0.0, "maximum gradient norm of a separate energy; 0: no clipping", minimum=0)
     ema_decay: float = setting(
         0.995, "decay of the averaged networks, used for evaluation", minimum=0, below=1
     )
+
+    @property
+    def adam_betas(self) -> tuple[float, float]:
+        """The decays of Adam's means."""
+        return self.adam_beta1, self.adam_beta2
 
     @property
     def entropy_tau(self) -> float:

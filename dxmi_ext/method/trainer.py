@@ -89,7 +89,7 @@ class DxMITrainer(Stepper):
     def _make_learners(self, ranks: Ranks) -> None:
         s, sampler, energy = self.algorithm, self.sampler, self.networks.energy_network
         learner = functools.partial(
-            Learner, decay=s.lr_decay, iterations=self.iterations, ranks=ranks, beta1=s.adam_beta1
+            Learner, decay=s.lr_decay, iterations=self.iterations, ranks=ranks, betas=s.adam_betas
         )
         weights = [
             {"params": list(sampler.network.parameters())},

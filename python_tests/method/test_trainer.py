@@ -72,6 +72,7 @@ def make_settings(**changes: Any) -> DxMISettings:
         value_lr=2e-2,
         energy_lr=4e-2,
         adam_beta1=0.7,
+        adam_beta2=0.97,
         sampler_clip=0.2,
         value_clip=0.4,
         energy_clip=0.6,
@@ -122,7 +123,7 @@ def plain_dxmi(networks: Networks, settings: DxMISettings, labels: Tensor | None
     net, log_std, a, b = sampler.network, sampler.log_std, sampler.sample_coef, sampler.output_coef
     classes = () if labels is None else (labels,)
     groups: list[dict[str, Any]] = [{"params": net.parameters()}, {"params": [log_std]}]
-    how: dict[str, Any] = {"betas": (settings.adam_beta1, 0.999), "foreach": False, "fused": False}
+    how: dict[str, Any] = {"betas": settings.adam_betas, "foreach": False, "fused": False}
     sampler_adam = torch.optim.Adam(groups, **how)
     value_adam = energy_adam = torch.optim.Adam(value.parameters(), **how)
     energy_lr, energy_clip = settings.value_lr, settings.value_clip
