@@ -121,7 +121,7 @@ class PlainLoop:
             self.descend(loss, self.sampler_optimizer, settings.sampler_clip)
             logs[f"sampler_loss_{i}"] = loss.item()
 
-        # 5. adaptive velocity regularisation, averages, rates
+        # 5. adaptive velocity regularization, averages, rates
         moved = ((path[1:] - path[:-1]) ** 2).flatten(1).mean(1)
         decay = settings.velocity_decay
         self.velocity_var = decay * self.velocity_var + (1 - decay) * moved

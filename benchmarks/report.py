@@ -15,7 +15,7 @@ PICTURED = {
     "plain loop": "tab:gray",
     "plain loop, fused Adam": "silver",
 }
-"""The peers that do all of an op's work, and their colours."""
+"""The peers that do all of an op's work, and their colors."""
 
 
 @dataclasses.dataclass
@@ -131,8 +131,8 @@ class Report:
                 ticks[group] = position + (len(bars) - 1) / 2
                 for row in bars:
                     assert row.ratio
-                    colour = PICTURED[row.implementation]
-                    axis.barh(position, row.ratio - 1, left=1, color=colour, label=row.implementation)
+                    color = PICTURED[row.implementation]
+                    axis.barh(position, row.ratio - 1, left=1, color=color, label=row.implementation)
                     axis.text(max(row.ratio, 1), position, f" {row.ratio:.2g}", va="center", fontsize=7)
                     position += 1
                 position += 0.6

@@ -1,4 +1,4 @@
-// The module dxmi_ext._C. Importing it registers the ops; it tells how it was built and what runs.
+// The module dxmi_ext._C. Importing it registers the ops; its attributes describe the build and the variant in use.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 

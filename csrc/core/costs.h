@@ -41,7 +41,7 @@ DXMI_CORE R energy_term_grad(R energy, R sign, R gamma) {
   return sign + R(2) * gamma * energy;
 }
 
-// Adaptive velocity regularisation (DxMI, Alg. 1, step 5).
+// Adaptive velocity regularization (DxMI, Alg. 1, step 5).
 template <class R>
 DXMI_CORE R update_velocity_var(R velocity_var, R mean_sq_displacement, R decay) {
   return decay * velocity_var + (R(1) - decay) * mean_sq_displacement;

@@ -1,16 +1,16 @@
-// The scalar lane, and what every lane policy must offer. Torch-free, host and device.
+// The scalar lane and the interface of lane policies. Torch-free, host and device.
 //
 // The math of core/ is written once, over a lane policy L:
 //   L::F, L::U, L::I               float32, uint32 and int32 values (one each, or a vector of them)
-//   L::of(x)                       the scalar x in every lane; lanes stay what they are
+//   L::of(x)                       the scalar x in every lane; a lane is returned unchanged
 //   L::fma(a, b, c)                a * b + c, rounded once
 //   L::sqrt(a)                     correctly rounded, for 0 and a in [2^-90, 2^90]
 //   L::to_float(u), L::to_float(i) nearest float32
 //   L::bits(f), L::from_bits(u)    bit casts
 //   L::mul_wide(u, m, hi, lo)      the 64-bit product of u and a scalar m
-// A policy may also stand for float64 values, then with F, of and fma only. Arithmetic and bit operators
-// are the language's own. Nothing else is used, so one lane gives the same bits on every processor.
-// Build without contraction of a * b + c and without fast-math: every fused operation is spelled out.
+// A policy for float64 values needs F, of and fma only. Arithmetic and bit operators are those of C++.
+// Nothing else is used, so a lane gives the same bits on every processor, provided that it is compiled
+// without fast-math and without contraction of a * b + c: every fused operation is explicit.
 #pragma once
 
 #include <math.h>
@@ -36,7 +36,7 @@ struct ScalarLane {
 
 #ifdef __CUDA_ARCH__
   DXMI_CORE F fma(F a, F b, F c) { return __fmaf_rn(a, b, c); }
-  // What __fsqrt_rn comes to in this range, without its branch to the rest.
+  // The result of __fsqrt_rn in this range, without its branch for other values.
   DXMI_CORE F sqrt(F a) {
     F inverse;
     asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(fmaxf(a, 0x1p-90f)));
@@ -74,7 +74,7 @@ struct ScalarLane {
 #endif
 };
 
-// One float64 value: float64 samples are computed in float64 throughout, their noise excepted.
+// One float64 value: float64 samples are computed in float64 throughout, except for their noise.
 struct ScalarLane64 {
   using F = double;
 

@@ -1,8 +1,8 @@
-// Standard normals from Philox words by Box-Muller, and exp, on polynomials of our own: libm differs
-// between platforms, these give the same bits on every processor. Torch-free, host and device.
+// Standard normals from Philox words by Box-Muller, and exp, with polynomials: libm differs between
+// platforms, whereas these give the same bits on every processor. Torch-free, host and device.
 //
-// The coefficients are minimax fits (Lawson's iteration) rounded to float32; the stated errors are
-// those of the fits, relative.
+// The coefficients are minimax fits (Lawson's iteration) rounded to float32; the errors given
+// are the relative errors of the fits.
 #pragma once
 
 #include "philox.h"
@@ -61,7 +61,7 @@ DXMI_CORE void cos_sin_turns(typename L::F u, typename L::F& cosine, typename L:
   c = L::fma(c, square, L::of(2.5366923213005066e-1f));
   c = L::fma(c, square, L::of(-1.2337005138397217f));
   c = L::fma(c, square, L::of(1.0f));
-  // Odd quadrants exchange the two; the second and third turn the cosine's sign, the last two the sine's.
+  // Odd quadrants swap the two; the second and third negate the cosine, the last two the sine.
   const U exchange = U{} - (quadrant & 1u);
   const U c_bits = L::bits(c), s_bits = L::bits(s);
   const U cos_sign = ((quadrant + 1u) & 2u) << 30;
@@ -82,8 +82,8 @@ DXMI_CORE void box_muller(const typename L::U words[4], typename L::F z[4]) {
   }
 }
 
-// exp(x), within 1.5 ulp; 0 below -104, infinity above 88.73, NaN for NaN. One value at a time: it is
-// wanted once a row.
+// exp(x), within 1.5 ulp; 0 below -104, infinity above 88.73, NaN for NaN. One value at a time, since
+// it is needed once per row.
 DXMI_CORE float exp(float x) {
   using L = ScalarLane;
   if (!(x > -104.0f)) return x != x ? x : 0.0f;

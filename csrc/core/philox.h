@@ -6,8 +6,8 @@
 
 namespace dxmi {
 
-// What addresses one draw of noise; the int64 pair (seed, draw) of the Python key, each reduced as
-// the noise format says.
+// The address of one draw of noise: the int64 pair (seed, draw) of the Python key, each reduced as
+// specified by the noise format.
 struct NoiseKey {
   uint32_t seed_low;
   uint32_t seed_high;
@@ -19,8 +19,8 @@ DXMI_CORE NoiseKey noise_key(int64_t seed, int64_t draw) {
   return {static_cast<uint32_t>(s), static_cast<uint32_t>(s >> 32), static_cast<uint32_t>(draw)};
 }
 
-// Replaces the counter words x[0..3] by the generator's output under the key words (k0, k1). Several
-// counters, `ways` of them one behind the other, go together: one alone waits for its own products.
+// Replaces the counter words x[0..3] by the generator's output for the key words (k0, k1). `ways`
+// consecutive counters are processed together, because a single one would wait for its own products.
 template <class L, int ways = 1>
 DXMI_CORE void philox4x32_10(typename L::U* x, uint32_t k0, uint32_t k1) {
   for (int round = 0; round < 10; ++round) {
@@ -49,7 +49,7 @@ DXMI_CORE void noise_counter(const NoiseKey& key, typename L::U group, typename 
   words[3] = typename L::U{} + key.draw;
 }
 
-// The four words that serve that counter's elements.
+// The four words of that counter's elements.
 template <class L>
 DXMI_CORE void noise_words(const NoiseKey& key, typename L::U group, typename L::U sample,
                            typename L::U timestep, typename L::U words[4]) {

@@ -1,8 +1,8 @@
 // The sampler's Gaussian transition x' = a x + b out + s z, its log-probability and displacement, and
 // their gradients, element by element. Torch-free, host and device.
 //
-// Rows: sums over the D elements of a row are left to the caller, which fixes their order; the *_row
-// functions turn finished sums into the row's results.
+// The caller sums over the D elements of a row, and so fixes the order; the *_row functions turn the
+// sums into the row's results.
 #pragma once
 
 #include "normal.h"
@@ -17,7 +17,7 @@ struct Transition {
   R std;
 };
 
-// std and its use are of the table's precision; -inf means std = 0, a deterministic step.
+// std is computed in the table's precision; -inf means std = 0, a deterministic step.
 template <class R>
 DXMI_CORE Transition<R> transition_at(R sample_coef, R output_coef, R log_std) {
   return {sample_coef, output_coef, exp(log_std)};
@@ -60,7 +60,7 @@ DXMI_CORE void step_grad(const Transition<R>& p, typename L::F sample, typename 
 
 // The z that would have led from `sample` to `next`. inverse_std is 1 / p.std.
 template <class L, class R>
-DXMI_CORE typename L::F standardised(const Transition<R>& p, R inverse_std, typename L::F next,
+DXMI_CORE typename L::F standardized(const Transition<R>& p, R inverse_std, typename L::F next,
                                      typename L::F sample, typename L::F output) {
   return (next - transition_mean<L>(p, sample, output)) * inverse_std;
 }
@@ -87,7 +87,7 @@ DXMI_CORE R log_prob_row(R noise_sq_sum, R dim, R log_std) {
 // d/d log_std of the step's three outputs: std dx'/dstd through the samples, -1 through log_prob.
 template <class R>
 DXMI_CORE R step_grad_log_std_row(R std, R grad_std_sum, R grad_log_prob) {
-  // A deterministic row stays so: 0 times an infinite gradient is not wanted here.
+  // A deterministic row has gradient 0, not 0 times infinity.
   return (std == R(0) ? R(0) : std * grad_std_sum) - grad_log_prob;
 }
 

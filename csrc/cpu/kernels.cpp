@@ -1,5 +1,5 @@
 // The CPU kernels, compiled once per instruction set: DXMI_VARIANT names the variant.
-// All math is core/'s; here are loops over packs of 16 elements.
+// The math is in core/; this file has the loops over packs of 16 elements.
 #include "simd.h"
 
 #include <tuple>
@@ -15,7 +15,7 @@ using Policy = std::conditional_t<std::is_same_v<T, double>, Simd64, Simd>;
 template <class L>
 inline constexpr int kRegisters = kPack / L::width;
 
-// A value a lane, in registers.
+// One value per lane, in registers.
 template <class L>
 struct PackRegisters {
   typename L::F at[kRegisters<L>] = {};
@@ -26,7 +26,7 @@ struct PackRegisters {
   }
 };
 
-// Sets register r of running sums, in the first n lanes of the pack: those beyond a row's end keep theirs.
+// Sets register r of running sums, in the first n lanes of the pack: lanes beyond a row's end keep theirs.
 template <class L>
 DXMI_CORE void set_sums(PackRegisters<L>& sums, int r, int64_t n, typename L::F value) {
   if (n < kPack) {
@@ -59,7 +59,7 @@ struct TransitionRegisters {
   }
 };
 
-// The tail of an operand, in a full pack filled up by zeros.
+// The tail of an operand, padded with zeros to a full pack.
 template <class T>
 struct TailPack {
   std::remove_const_t<T> values[kPack] = {};
@@ -74,8 +74,8 @@ struct TailPack {
   }
 };
 
-// pack(16, operands + i ...) for i = 0, 16, 32 ..; the tail on copies, with its length. What a pack makes of the
-// zeros beyond it must not enter sums: an infinite coefficient makes NaN of them.
+// pack(16, operands + i ...) for i = 0, 16, 32 ..; the tail on copies, with its length. Results for the
+// padding must not enter sums: an infinite coefficient turns zeros into NaN.
 template <class Pack, class... T>
 DXMI_CORE void for_packs(int64_t n, const Pack& pack, T*... operands) {
   int64_t i = 0;
@@ -94,8 +94,8 @@ DXMI_CORE void for_registers(const Body& body) {
   for (int r = 0; r < kRegisters<L>; ++r) body(r * L::width, r);
 }
 
-// The counters of a register's lanes: consecutive groups of consecutive rows, from (row, group) on, which
-// it moves behind them.
+// The counters of a register's lanes: consecutive groups of consecutive rows, starting at (row,
+// group), which is advanced past them.
 DXMI_CORE void next_counters(const NoiseBlock& block, const Simd::U& lane_group, int64_t& row,
                              int64_t& group, Simd::U words[4]) {
   using L = Simd;
@@ -244,7 +244,7 @@ void transition_log_prob_fwd(int64_t n, const LaneTransitions<ComputeType<T>>& l
       n,
       [&](int64_t count, const T* y, const T* x, const T* o) {
         for_registers<L>([&](int i, int r) {
-          const typename L::F z = dxmi::standardised<L>(
+          const typename L::F z = dxmi::standardized<L>(
               transition.at[r], inverse_std.at[r], L::load(y + i), L::load(x + i), L::load(o + i));
           set_sums(noise_sq, r, count, L::fma(z, z, noise_sq.at[r]));
         });
@@ -266,7 +266,7 @@ void transition_log_prob_bwd(int64_t n, const LaneTransitions<ComputeType<T>>& l
       n,
       [&](int64_t count, const T* y, const T* x, const T* o, T* gy, T* gx, T* go) {
         for_registers<L>([&](int i, int r) {
-          const typename L::F z = dxmi::standardised<L>(
+          const typename L::F z = dxmi::standardized<L>(
               transition.at[r], inverse_std.at[r], L::load(y + i), L::load(x + i), L::load(o + i));
           typename L::F grad_y, grad_x, grad_o;
           dxmi::log_prob_grad<L>(transition.at[r], z, grad_scale.at[r], grad_y, grad_x, grad_o);

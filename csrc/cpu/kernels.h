@@ -1,6 +1,6 @@
 // The table of CPU kernels that each instruction-set variant fills in. Kernels see contiguous operands in packs of
-// sixteen lanes: neighbours of one row, or one element each of sixteen short rows (tiles.h). Threads, memory
-// layouts and what row a lane belongs to are the callers' business.
+// sixteen lanes: neighbors of one row, or one element each of sixteen short rows (tiles.h). Callers deal
+// with threads, memory layouts and the row of each lane.
 #pragma once
 
 #include <cstdint>
@@ -17,7 +17,7 @@ inline constexpr int64_t kSegment = 1024;
 // in the same order.
 inline constexpr int64_t kPack = 16;
 
-// The transition of each lane's row. Where all lanes are of one row, only lane 0 is set.
+// The transition of each lane's row. If all lanes belong to one row, only lane 0 is set.
 template <class R>
 struct alignas(64) LaneTransitions {
   bool one_row;
@@ -27,7 +27,7 @@ struct alignas(64) LaneTransitions {
   R grad_scale[kPack];  // for transition_log_prob_bwd: the gradient of log_prob over D std
 };
 
-// One running sum a lane.
+// One running sum per lane.
 template <class R>
 using LaneSums = R[kPack];
 
@@ -41,7 +41,7 @@ struct NoiseBlock {
   int64_t groups;
 };
 
-// Memory to prefetch while noise is computed, since it is read or written next: `bytes` for each group.
+// Memory that is read or written next, prefetched while noise is computed: `bytes` per group.
 struct Prefetch {
   static constexpr int kMax = 5;
   const char* data[kMax];
@@ -73,7 +73,7 @@ struct SampleKernels {
 
 struct Kernels {
   const char* name;
-  // The normals of each row, one row behind the other; z has room for a multiple of kPack groups.
+  // The normals of each row, row after row; z has room for a multiple of kPack groups.
   void (*noise_in_order)(const NoiseBlock& block, const Prefetch& prefetch, float* z);
   // The normals of up to kPack rows, side by side: element i of row l is z[kPack * i + l].
   void (*noise_across)(const NoiseBlock& block, float* z);

@@ -8,7 +8,7 @@
 
 namespace dxmi::cpu {
 
-// The normals of a tile, and of as many whole rows behind it as scratch holds.
+// The normals of a tile and of as many whole rows after it as scratch holds.
 class Noise {
  public:
   Noise(Vector<const int64_t> key, int64_t sample_offset, Vector<const int64_t> timestep,
@@ -18,8 +18,8 @@ class Noise {
         timestep_(timestep),
         rows_(rows) {}
 
-  // `operands` of the same elements are prefetched meanwhile: the processor does not foresee them from one segment
-  // to the next.
+  // `operands` of the same elements are prefetched meanwhile, because the hardware prefetcher does not follow them
+  // from one segment to the next.
   template <class T, class... Operands>
   const float* at(const Tile& tile, const Operands&... operands) {
     const int64_t groups = (tile.n + 3) / 4;
@@ -57,7 +57,7 @@ class Noise {
   int64_t sample_offset_;
   Vector<const int64_t> timestep_;
   int64_t rows_;
-  int64_t first_ = 0, end_ = 0;  // the rows whose noise is there
+  int64_t first_ = 0, end_ = 0;  // the rows whose noise is available
   alignas(64) float z_[kSegment];
 };
 

@@ -1,6 +1,6 @@
 // Vector lane policies on GCC/Clang vector types, as wide as the instruction set this file is compiled
-// for: AVX-512, AVX2 with FMA and F16C, or the plain build of any processor. Included by kernels.cpp
-// only; everything has internal linkage, since it is compiled several times.
+// for: AVX-512, AVX2 with FMA and F16C, or a generic build. Included by kernels.cpp only, which is
+// compiled several times; so everything has internal linkage.
 #pragma once
 
 #include "kernels.h"
@@ -46,14 +46,14 @@ struct Simd {
   DXMI_CORE F load(const float* p) { return load_as<F>(p); }
   DXMI_CORE void store(float* p, F v) { __builtin_memcpy(p, &v, sizeof v); }
 
-  // A bfloat16 is the high half of a float32, rounded to nearest even; a NaN stays one.
+  // A bfloat16 is the high half of a float32, rounded to nearest even; NaN stays NaN.
   DXMI_CORE F load(const BFloat16* p) { return (F)(widen(load_as<U16>(p)) << 16); }
   DXMI_CORE void store(BFloat16* p, F v) {
     const U b = bits(v);
     const U16 out = high_halves(v != v ? b | 0x400000u : b + 0x7FFFu + ((b >> 16) & 1u));
     __builtin_memcpy(p, &out, sizeof out);
   }
-#if defined(__AVX512F__)  // GCC would convert in halves
+#if defined(__AVX512F__)  // GCC would split the conversion in two
   DXMI_CORE U widen(U16 v) { return (U)_mm512_maskz_cvtepu16_epi32(0xFFFF, (__m256i)v); }
   DXMI_CORE U16 high_halves(U u) {
     typedef uint16_t Words __attribute__((vector_size(4 * kWidth)));
@@ -142,8 +142,8 @@ struct Simd {
   DXMI_CORE F high_pairs(F a, F b) { return __builtin_shufflevector(a, b, 2, 3, 6, 7); }
 #endif
 
-  // Lane p of a noise vector works for group lane_group(p) of its block. The unpack instructions stay
-  // within 128 bits; numbered so, their results leave in order.
+  // Lane p of a noise vector computes group lane_group(p) of its block. Unpack instructions work within
+  // 128 bits; with this numbering, their results are in order.
   DXMI_CORE uint32_t lane_group(int p) { return (p % 4) * (width / 4) + p / 4; }
 
   // Writes lanes of z[0..3], the four normals of each lane's group, as 4 * width values in order.

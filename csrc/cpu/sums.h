@@ -1,4 +1,4 @@
-// Sums over the elements of a row and over the rows at a timestep, in an order that the shape alone fixes.
+// Sums over the elements of a row and over the rows at a timestep, in an order that depends on the shape alone.
 #pragma once
 
 #include <algorithm>
@@ -29,7 +29,7 @@ class RowSums {
   RowSums(int64_t rows, int64_t dim)
       : segments_(segments_of(dim)), values_(static_cast<size_t>(rows * segments_ * K)) {}
 
-  // Takes what each kernel call of a tile has left in its lanes.
+  // Adds the lanes' sums of each kernel call of a tile.
   template <class R>
   void put(const Tile& tile, const LaneSums<R> (*calls)[K]) {
     for (int k = 0; k < K; ++k) {

@@ -1,5 +1,5 @@
-// How loops over samples are cut into tiles for the kernels, and where a tile's operands lie. Tiles do not depend
-// on the number of threads, so neither do results.
+// Splits loops over samples into tiles for the kernels, and locates the operands of a tile. Tiles, and so results,
+// do not depend on the number of threads.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -10,13 +10,13 @@
 
 namespace dxmi::cpu {
 
-inline constexpr int64_t kElementsPerThread = 16384;  // fewer are not worth waking a thread for
+inline constexpr int64_t kElementsPerThread = 16384;  // fewer do not justify another thread
 
 // Elements [start, start + n) of `rows` rows. Kernels find element i of row l at [lanes * i + l]. A tile is either
-// a segment of one row, with lanes = 1, or kPack whole rows of less than kPack elements, each in a lane of its
-// own: alone, a short row would leave most lanes idle.
+// a segment of one row, with lanes = 1, or kPack whole rows of less than kPack elements, each in its own
+// lane: a single short row would leave most lanes idle.
 struct Tile {
-  int64_t row, rows;  // the first one; how many
+  int64_t row, rows;  // the first row and their number
   int64_t start, n;
   int64_t lanes;  // 1 or kPack
 };
@@ -25,8 +25,8 @@ inline int64_t lanes_of(int64_t dim) { return dim < kPack ? kPack : 1; }
 
 inline int64_t segments_of(int64_t dim) { return (dim + kSegment - 1) / kSegment; }
 
-// Calls work(tile) in parallel for tiles that cover `rows` rows of `dim` elements. make_worker() returns `work`,
-// with scratch memory of its own, for the tiles that one thread does in turn.
+// Calls work(tile) in parallel for tiles that cover `rows` rows of `dim` elements. make_worker() returns a
+// `work` with its own scratch memory, which one thread uses for its tiles.
 template <class MakeWorker>
 void for_tiles(int64_t rows, int64_t dim, const MakeWorker& make_worker) {
   const int64_t lanes = lanes_of(dim), segments = segments_of(dim);
@@ -43,8 +43,8 @@ void for_tiles(int64_t rows, int64_t dim, const MakeWorker& make_worker) {
       });
 }
 
-// f(call, first, count) for each kernel call with running sums that a tile takes: one for a segment; of short
-// rows one an element, whose lanes belong to different rows.
+// f(call, first, count) for each kernel call with running sums of a tile: one for a segment; for short rows one per
+// element, whose lanes belong to different rows.
 template <class F>
 void for_calls(const Tile& tile, const F& f) {
   if (tile.lanes == 1) return f(int64_t{0}, int64_t{0}, tile.n);
@@ -90,7 +90,7 @@ void for_runs(const SampleView& view, const Tile& tile, const F& f) {
                 });
 }
 
-// A tile's elements where they lie, if that is how kernels want them; else null.
+// A tile's elements in place if they have the layout that kernels need; else null.
 template <class T>
 T* in_place(const SampleView& view, const Tile& tile) {
   if (!view.data || !view.dense || tile.lanes != 1) return nullptr;

@@ -20,7 +20,7 @@ extern const Kernels kernels_avx512;
 #ifdef DXMI_X86_VARIANTS
 namespace {
 
-// Not every Clang lets __builtin_cpu_supports ask for it.
+// Not every Clang supports it in __builtin_cpu_supports.
 bool has_f16c() {
   unsigned eax, ebx, ecx, edx;
   return __get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx & bit_F16C);

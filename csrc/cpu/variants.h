@@ -7,11 +7,11 @@
 
 namespace dxmi::cpu {
 
-// The variants that this processor runs, fastest first.
+// The variants that this processor supports, fastest first.
 std::vector<const Kernels*> usable_kernels();
 
-// The one in use: the fastest, or what the environment variable DXMI_CPU_VARIANT names. Throws
-// std::runtime_error if it names none that runs here.
+// The variant in use: the fastest, or the one in the environment variable DXMI_CPU_VARIANT. Throws
+// std::runtime_error if that is unknown or not supported here.
 const Kernels& kernels();
 
 }  // namespace dxmi::cpu

@@ -1,4 +1,4 @@
-// What the CUDA half needs of torch: its current stream and its allocator.
+// What the CUDA half needs from torch: the current stream and the allocator.
 #include "device.h"
 
 #include <torch/csrc/stable/accelerator.h>
@@ -21,14 +21,14 @@ struct Device::Torch {
 Device::Device(const Tensor& lead)
     : torch_(
           new Torch{torch::stable::accelerator::DeviceGuard(lead.get_device_index()), lead, {}}) {
-  // The stable Stream has its raw handle from torch 2.13 on; this shim has been there all along.
+  // The stable Stream exposes its raw handle since torch 2.13; this shim is older.
   if (aoti_torch_get_current_cuda_stream(lead.get_device_index(), &stream_) != 0)
     throw std::runtime_error("dxmi_ext: torch has no current CUDA stream");
 }
 
 Device::~Device() = default;
 
-// torch's allocator hands memory that is given back here to later work of the same stream only.
+// torch's allocator reuses memory freed here for later work on the same stream only.
 void* Device::allocate(size_t bytes) {
   const std::vector<int64_t> size{static_cast<int64_t>((bytes + 7) / 8)};
   torch_->workspaces.push_back(

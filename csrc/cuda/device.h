@@ -1,5 +1,5 @@
-// The device of a call in the CUDA half, its stream and the memory that kernels need meanwhile. Without torch:
-// device.cpp has what only torch knows, and the tests' emulator its own.
+// The device of a call in the CUDA half, its stream and the kernels' temporary memory. Torch-free: device.cpp
+// implements it with torch, and the tests' emulator without.
 #pragma once
 
 #include <cstddef>
@@ -12,8 +12,8 @@ class Tensor;
 
 namespace dxmi {
 
-// Made for one call, on the device of its tensors. Nothing waits for the device; values that only the device could
-// check give NaN rows.
+// Created for one call, on the device of its tensors. Nothing synchronizes with the device; invalid values that
+// only the device can see give NaN rows.
 class Device {
  public:
 #ifdef DXMI_EMULATE

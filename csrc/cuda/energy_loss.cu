@@ -10,7 +10,7 @@
 namespace dxmi {
 namespace cuda {
 
-// One block: energies are a batch's.
+// One block: there are only as many energies as rows in a batch.
 template <class R>
 DXMI_KERNEL energy_loss_fwd_kernel(EnergyLossInputs a, AnyVector loss) {
   const R gamma = static_cast<R>(a.gamma);

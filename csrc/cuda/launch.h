@@ -1,5 +1,5 @@
-// Kernels and their launches. Under DXMI_EMULATE the tests' emulator stands in for the CUDA toolkit, so that the
-// same files run on a CPU.
+// Kernels and their launches. With DXMI_EMULATE the tests' emulator replaces the CUDA toolkit, so that the same
+// files run on a CPU.
 #pragma once
 
 #ifdef DXMI_EMULATE
@@ -19,8 +19,8 @@
 namespace dxmi::cuda {
 
 inline constexpr int kWarp = 32;
-inline constexpr int kMaxThreads = 512;  // of a block; leaves 128 registers to each
-inline constexpr int kThreads = 256;     // of a block whose threads do not all work on one row
+inline constexpr int kMaxThreads = 512;  // per block; leaves 128 registers per thread
+inline constexpr int kThreads = 256;     // per block whose threads work on several rows
 
 inline int64_t blocks_for(int64_t count, int64_t per_block) {
   return (count + per_block - 1) / per_block;
@@ -32,11 +32,11 @@ inline void check_cuda(cudaError_t error, const char* op) {
                              ": CUDA: " + cudaGetErrorString(error));
 }
 
-// A kernel takes structs with SampleViews as `const __grid_constant__`: to hand one on by reference to a function
-// that is not inlined, it would copy the whole of it into local memory.
+// Kernels take structs with SampleViews as `const __grid_constant__`. Otherwise, passing one by reference to a
+// function that is not inlined would copy all of it to local memory.
 #define DXMI_KERNEL __global__ void __launch_bounds__(dxmi::cuda::kMaxThreads, 1)
 
-// Launches a kernel and reports what the launch itself gets wrong; nothing waits for it to run.
+// Launches a kernel and reports errors of the launch itself, without waiting for the kernel.
 template <class... Parameters, class... Arguments>
 void launch(const char* op, [[maybe_unused]] const Device& device, void (*kernel)(Parameters...),
             int64_t blocks, int threads, const Arguments&... arguments) {
@@ -45,14 +45,14 @@ void launch(const char* op, [[maybe_unused]] const Device& device, void (*kernel
   emulate(blocks, threads, [&] { kernel(arguments...); });
 #else
   const unsigned grid = static_cast<unsigned>(blocks);
-  // clang-format off: it takes the brackets for templates
+  // clang-format off: it mistakes the brackets for templates
   kernel<<<grid, threads, 0, static_cast<cudaStream_t>(device.stream())>>>(arguments...);
   // clang-format on
 #endif
   check_cuda(cudaGetLastError(), op);
 }
 
-// The index of this thread in the grid, for kernels with a row a thread.
+// The index of this thread in the grid, for kernels with one thread per row.
 __device__ inline int64_t thread_of_grid() {
   return static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
 }

@@ -1,5 +1,5 @@
-// How the rows of samples are laid over threads: a short row is worked on by a team of threads of one warp, a longer
-// one by a block, the longest by several.
+// The assignment of rows to threads: a short row is processed by a team of threads of one warp, a longer one by a
+// block, the longest by several blocks.
 #pragma once
 
 #include <algorithm>
@@ -12,15 +12,15 @@ namespace dxmi::cuda {
 
 struct RowLayout {
   int64_t rows, dim;
-  int64_t units;   // of a row, kUnit elements each; the last may be partial
-  int team;        // threads of a short row, a power of two; 0: rows have blocks of their own
-  int64_t splits;  // blocks of a long row
+  int64_t units;   // per row, kUnit elements each; the last may be partial
+  int team;        // threads per short row, a power of two; 0: rows have their own blocks
+  int64_t splits;  // blocks per long row
   int64_t units_per_split;
 };
 
 // --- on the host -------------------------------------------------------------------------------------------
 
-// A layout and the grid that goes with it.
+// A layout and its grid.
 struct RowGrid {
   RowLayout layout;
   int64_t blocks;
@@ -28,7 +28,7 @@ struct RowGrid {
   bool vector;  // whether rows are read and written in whole units
 };
 
-// Whether the rows of a tensor, or an absent one's, can be read and written in whole units.
+// Whether the rows of a tensor, which may be absent, can be read and written in whole units.
 template <class T>
 bool has_whole_units(const SampleView& view, int64_t dim) {
   const int64_t row_bytes = view.row_stride * static_cast<int64_t>(sizeof(T));
@@ -38,8 +38,8 @@ bool has_whole_units(const SampleView& view, int64_t dim) {
 
 template <class T>
 RowGrid row_grid(int64_t rows, int64_t dim, std::initializer_list<const SampleView*> views) {
-  constexpr int64_t units_of_team = 8;   // of each thread of a team, at most
-  constexpr int64_t units_of_block = 4;  // of each thread of a block, before its row is split
+  constexpr int64_t units_of_team = 8;   // maximum per thread of a team
+  constexpr int64_t units_of_block = 4;  // per thread of a block, above which its row is split
   RowLayout layout{};
   layout.rows = rows;
   layout.dim = dim;
@@ -60,8 +60,8 @@ RowGrid row_grid(int64_t rows, int64_t dim, std::initializer_list<const SampleVi
   return {layout, rows * layout.splits, threads, vector};
 }
 
-// What rows that are split over blocks need to be summed by sum_splits: K sums of each split, and a count of the
-// splits that have arrived. Null where rows are not split.
+// Memory for sum_splits if rows are split over blocks: K sums per split, and the number of splits that have
+// arrived. Null if rows are not split.
 template <int K, class R>
 struct SplitSums {
   R* sums = nullptr;            // [rows, splits, K]
@@ -81,8 +81,8 @@ SplitSums<K, R> split_sums(Device& device, const RowLayout& layout) {
 
 // --- on the device -----------------------------------------------------------------------------------------
 
-// What a team or block works on of a row, and of these units those that this thread does. They are few, so that
-// loops count in 32 bits.
+// The units of a row that a team or block processes, and those of this thread. They are few, so loops count in
+// 32 bits.
 struct RowSlice {
   int64_t row;
   int64_t begin;             // the slice's first unit
@@ -104,12 +104,12 @@ __device__ inline RowSlice slice_of(const RowLayout& layout) {
   return {row, begin, static_cast<int>(threadIdx.x), count, static_cast<int>(blockDim.x), true};
 }
 
-// Whether this thread writes what its team or block has summed.
+// Whether this thread writes the sum of its team or block.
 __device__ inline bool leads(const RowLayout& layout) {
   return threadIdx.x % (layout.team > 0 ? layout.team : kMaxThreads) == 0;
 }
 
-// Where the team or block leaves its sum, in an array [rows, splits].
+// The index of the team's or block's sum in an array [rows, splits].
 __device__ inline int64_t split_index(const RowLayout& layout, const RowSlice& slice) {
   return layout.team > 0 ? slice.row : blockIdx.x;
 }
@@ -119,8 +119,8 @@ __device__ R row_sum(const RowLayout& layout, R value) {
   return layout.team > 0 ? team_sum(value, layout.team) : block_sum(value);
 }
 
-// Completes the K sums of a split row: every block leaves its own, and the last to arrive adds all of them up, in an
-// order that does not depend on which block that is. True in that block, and where rows are not split.
+// Completes the K sums of a split row: every block stores its own, and the last to arrive adds them in an order that
+// does not depend on which block is last. True in that block, and if rows are not split.
 template <int K, class R>
 __device__ bool sum_splits(const RowLayout& layout, const RowSlice& slice, R (&sums)[K],
                            const SplitSums<K, R>& memory) {

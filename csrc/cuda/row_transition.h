@@ -16,7 +16,7 @@ struct RowTransition {
   int64_t timestep;
 };
 
-// A timestep outside 0..T-1 makes a row of NaN rather than a read beyond the tables; a debug build stops at it.
+// A timestep outside 0..T-1 gives a row of NaN instead of a read beyond the tables; a debug build asserts.
 template <class R>
 __device__ RowTransition<R> row_transition(const TransitionInputs& a, const RowSlice& slice) {
   const int64_t t = slice.active ? a.timestep[slice.row] : 0;

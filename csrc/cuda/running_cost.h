@@ -9,7 +9,7 @@
 
 namespace dxmi::cuda {
 
-// Values the host could not check: no cost is better than a wrong one. A debug build stops at them.
+// Values that the host could not check give NaN instead of a wrong cost; a debug build asserts.
 template <class R>
 __device__ bool valid(const RunningCostInputs& a, int64_t timestep) {
   const bool in_range = timestep >= 0 && timestep < a.steps;
@@ -25,7 +25,7 @@ __device__ CostWeights<R> weights_of(const RunningCostInputs& a) {
   return {static_cast<R>(a.tau_entropy), static_cast<R>(a.tau_velocity), a.steps - a.skip_last};
 }
 
-// NaN where a value is invalid.
+// NaN if a value is invalid.
 template <class R>
 __device__ R cost_of_row(const RunningCostInputs& a, const AnyVector& sq_displacement, int64_t n) {
   const int64_t t = a.timestep[n];

@@ -1,4 +1,4 @@
-// Sample types, and the units in which threads take the elements of a row.
+// Sample types, and the units in which threads process the elements of a row.
 #pragma once
 
 #ifndef DXMI_EMULATE
@@ -35,7 +35,7 @@ __device__ inline void narrow(float x, Half& out) {
 }
 #endif
 
-// The elements that a thread takes at a time: whole noise groups, in accesses of 16 bytes.
+// The elements that a thread processes at a time: whole noise groups, in accesses of 16 bytes.
 template <class T>
 inline constexpr int kUnit = sizeof(T) < 4 ? 8 : 4;
 

@@ -1,5 +1,5 @@
-// What kernels do with the units of a row: read, write, draw noise. kVector says that all tensors are dense and
-// aligned, and their rows whole units (row_layout.h).
+// Operations of kernels on the units of a row: read, write, draw noise. kVector: all tensors are dense and aligned,
+// and their rows consist of whole units (row_layout.h).
 #pragma once
 
 #include "../core/normal.h"
@@ -7,7 +7,7 @@
 
 namespace dxmi::cuda {
 
-// A call, not inlined: its divisions, eight times over, would push sums out of registers.
+// Not inlined: its divisions, repeated eight times, would spill sums from registers.
 __device__ __noinline__ inline int64_t offset_of(const SampleView& view, int64_t i) {
   if (view.dense) return i;
   int64_t offset = 0;
@@ -67,8 +67,8 @@ __device__ void store_if_wanted(const SampleView& view, const RowLayout& layout,
   if (view.data != nullptr) store<T, kVector>(view, layout, slice, unit, values);
 }
 
-// Whether element i of a unit is one of the row. Those beyond its end must not enter sums: of zeros, an infinite
-// coefficient makes NaN.
+// Whether element i of a unit is in the row. Elements beyond its end must not enter sums: an infinite coefficient
+// turns zeros into NaN.
 template <class T, bool kVector>
 __device__ bool in_row(const RowLayout& layout, const RowSlice& slice, int unit, int i) {
   return kVector || (slice.begin + unit) * kUnit<T> + i < layout.dim;
@@ -78,7 +78,7 @@ __device__ inline NoiseKey read_key(const Vector<const int64_t>& key) {
   return noise_key(key[0], key[1]);
 }
 
-// The normals of a unit; zeros beyond the row's end, where they would enter sums.
+// The normals of a unit; zeros beyond the row's end, so that sums ignore them.
 template <class T, bool kVector>
 __device__ void noise(const NoiseKey& key, const RowLayout& layout, const RowSlice& slice, int unit,
                       int64_t sample_offset, int64_t timestep, ComputeType<T> z[kUnit<T>]) {

@@ -1,4 +1,4 @@
-// Sums over the threads of a team or a block, and over rows, in an order that the shape alone fixes.
+// Sums over the threads of a team or a block, and over rows, in an order that depends on the shape alone.
 #pragma once
 
 #include "../ops/operands.h"
@@ -6,7 +6,7 @@
 
 namespace dxmi::cuda {
 
-// The sum over aligned groups of `team` neighbouring threads of a warp, in a fixed tree; all get it.
+// The sum over aligned groups of `team` neighboring threads of a warp, in a fixed tree; all threads get it.
 template <class R>
 __device__ inline R team_sum(R value, int team) {
   for (int offset = team / 2; offset > 0; offset /= 2)
@@ -28,8 +28,8 @@ __device__ inline R block_sum(R value) {
   return sum;
 }
 
-// table[t] = sum of value(row) over the rows at timestep t: one block a timestep. A row at no timestep of the table
-// makes all of it NaN: its results are NaN, and so is the gradient of anything they enter.
+// table[t] = sum of value(row) over the rows at timestep t, with one block per timestep. A row whose timestep is
+// outside the table makes all of it NaN, because the row's results are NaN and so are gradients through them.
 template <class R, class Value>
 __device__ void sum_into_table(const AnyVector& table, int64_t steps, int64_t rows,
                                const Vector<const int64_t>& timestep, const Value& value) {

@@ -25,7 +25,7 @@ DXMI_KERNEL transition_log_prob_fwd_kernel(const __grid_constant__ TransitionLog
     load<T, kVector>(a.model_output, layout, slice, unit, output);
     DXMI_UNROLL
     for (int i = 0; i < n; ++i) {
-      const R z = standardised<L>(row.transition, inverse_std, next[i], x[i], output[i]);
+      const R z = standardized<L>(row.transition, inverse_std, next[i], x[i], output[i]);
       if (in_row<T, kVector>(layout, slice, unit, i)) sum = L::fma(z, z, sum);
     }
   }
@@ -55,7 +55,7 @@ DXMI_KERNEL transition_log_prob_bwd_kernel(const __grid_constant__ TransitionLog
     load<T, kVector>(a.model_output, layout, slice, unit, output);
     DXMI_UNROLL
     for (int i = 0; i < n; ++i) {
-      const R z = standardised<L>(row.transition, inverse_std, next[i], x[i], output[i]);
+      const R z = standardized<L>(row.transition, inverse_std, next[i], x[i], output[i]);
       if (in_row<T, kVector>(layout, slice, unit, i)) sum = L::fma(z, z, sum);
       log_prob_grad<L>(row.transition, z, scale, next[i], x[i], output[i]);
     }

@@ -8,7 +8,7 @@
 namespace dxmi {
 namespace cuda {
 
-// One block a timestep.
+// One block per timestep.
 template <class R>
 DXMI_KERNEL update_velocity_var_kernel(UpdateVelocityVarArguments a) {
   const int64_t t = blockIdx.x;

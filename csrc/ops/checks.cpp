@@ -1,4 +1,4 @@
-// What the checks of checks.h refuse, and in what words.
+// The conditions and error messages of checks.h.
 #include "checks.h"
 
 #include "device.h"
@@ -134,7 +134,7 @@ void Checks::noise_range(const char* name, int64_t rows, int64_t dim, int64_t sa
   constexpr int64_t range = int64_t{1} << 32;
   if (sample_offset < 0 || sample_offset > range - rows)
     fail("sample_offset", "must be in 0..2**32 - N with N = ", rows, ", got ", sample_offset);
-  if (dim > 4 * range) fail(name, "must have at most 2**34 elements a row, got ", dim);
+  if (dim > 4 * range) fail(name, "must have at most 2**34 elements per row, got ", dim);
 }
 
 SampleView Checks::view(const char* name, const Tensor& t) const {

@@ -1,5 +1,5 @@
-// Checks of the tensors that Python hands to an op. Every message names the op and the argument, what it must be
-// and what was got.
+// Checks of the tensors that Python passes to an op. Every message names the op, the argument, the requirement and
+// the value.
 #pragma once
 
 #include <sstream>
@@ -40,17 +40,17 @@ class Checks {
               const char* meaning) const;
   // A vector of any length.
   void vector(const char* name, const Tensor& t, ScalarType type, const char* meaning) const;
-  // A table over timesteps, [T] with T > 0. Of a given T, or of any, which is returned.
+  // A table over timesteps, [T] with T > 0, for a given T or any, which is returned.
   void table(const char* name, const Tensor& t, ScalarType type, int64_t steps) const;
   int64_t table(const char* name, const Tensor& t, ScalarType type) const;
 
-  // int64 [N]. The values are checked where the host can read them.
+  // int64 [N]. The values are checked if the host can read them.
   Vector<const int64_t> timesteps(const Tensor& t, int64_t rows, int64_t steps) const;
   Vector<const int64_t> key(const Tensor& t) const;
-  // The noise format counts rows, and groups of four elements, in 32 bits; beyond, noise would repeat.
+  // The noise format counts rows and groups of four elements in 32 bits; beyond that, noise would repeat.
   void noise_range(const char* name, int64_t rows, int64_t dim, int64_t sample_offset) const;
 
-  // How a sample-shaped tensor lies in memory; adjacent dimensions are merged.
+  // The memory layout of a sample-shaped tensor; adjacent dimensions are merged.
   SampleView view(const char* name, const Tensor& t) const;
 
  private:

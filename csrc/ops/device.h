@@ -1,5 +1,5 @@
-// The Device of this half of the extension. ops/ is compiled once for each half and linked to the loops of its
-// own: csrc/cpu, or csrc/cuda with DXMI_FOR_CUDA.
+// The Device of this half of the extension. ops/ is compiled once for each half and linked to its loops: csrc/cpu,
+// or csrc/cuda with DXMI_FOR_CUDA.
 #pragma once
 
 #ifdef DXMI_FOR_CUDA

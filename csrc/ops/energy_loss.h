@@ -1,4 +1,4 @@
-// energy_loss: the contrastive loss of an energy with its regularisation, forward and backward.
+// energy_loss: the contrastive loss of an energy with its regularization, forward and backward.
 #pragma once
 
 #include "device.h"

@@ -1,5 +1,5 @@
-// How an op describes its tensors to its loops: element types, and where values lie in memory. Without torch, so
-// that kernels compile without it.
+// The description of an op's tensors for its loops: element types and memory layouts. Torch-free, so that kernels
+// compile without torch.
 #pragma once
 
 #include <cstdint>
@@ -24,7 +24,7 @@ struct Half {
   uint16_t bits;
 };
 
-// The compiler's own float16, for conversions on the CPU. GCC 12 knows _Float16 in C++ on x86 alone.
+// The compiler's own float16, for conversions on the CPU. GCC 12 supports _Float16 in C++ on x86 only.
 #if !defined(__CUDACC__)
 #ifdef __aarch64__
 using NativeHalf = __fp16;
@@ -33,7 +33,7 @@ using NativeHalf = _Float16;
 #endif
 #endif
 
-// What samples of type T are computed in; also the type of their tables and of results that have one value a row.
+// The type in which samples of type T are computed; also that of their tables and of results with one value per row.
 template <class T>
 using ComputeType = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
@@ -56,7 +56,7 @@ void with_vector_type(bool is_float64, const Body& body) {
 
 // --- memory ------------------------------------------------------------------------------------------------
 
-// One value a row, or one a timestep; `stride` is in elements and may be 0.
+// One value per row or per timestep; `stride` is in elements and may be 0.
 template <class T>
 struct Vector {
   T* data;
@@ -64,8 +64,8 @@ struct Vector {
   DXMI_HOST_DEVICE T& operator[](int64_t i) const { return data[i * stride]; }
 };
 
-// A Vector of float or double; the op's dtype says which. Null data: an input that is absent, a result that is
-// not wanted.
+// A Vector of float or double; the op's dtype says which. Null data: an absent input or an
+// unwanted result.
 struct AnyVector {
   void* data;
   int64_t stride;
@@ -75,8 +75,8 @@ struct AnyVector {
   }
 };
 
-// A sample-shaped tensor [N, *]: element i of a row counts in logical row-major order over the data dimensions,
-// whose neighbours are merged where the memory allows.
+// A sample-shaped tensor [N, *]: element i of a row counts in logical row-major order over the data dimensions;
+// adjacent dimensions are merged if the layout allows it.
 struct SampleView {
   static constexpr int kMaxDims = 12;
   void* data = nullptr;  // null: an absent input reads as zeros, an unwanted output is dropped

@@ -1,5 +1,5 @@
-// philox: the bare generator, for the test of its known answers. Rows of four counter words to rows of four
-// outputs, on the CPU alone.
+// philox: the bare generator, for tests against its known answers. Maps rows of four counter words to rows of four
+// outputs, on the CPU only.
 #include "../core/philox.h"
 
 #include "checks.h"

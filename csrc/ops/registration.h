@@ -1,5 +1,5 @@
-// How the file of an op registers it with torch. The CPU half defines the schemas; the CUDA half adds its
-// implementations to them; the tests' emulator does both, in a namespace of its own.
+// Registration of an op with torch. The CPU half defines the schemas; the CUDA half adds its implementations; the
+// tests' emulator does both, in its own namespace.
 //
 //   DXMI_SCHEMAS(m) { m.def("name(Tensor x) -> Tensor"); }
 //   DXMI_IMPLEMENTATIONS(m) { m.impl("name", TORCH_BOX(&dxmi::name)); }

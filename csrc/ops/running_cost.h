@@ -27,7 +27,7 @@ struct RunningCostGradients {
   AnyVector grad_log_std;          // [T]; may be unwanted
 };
 
-// td_target has these inputs too. All vectors have the dtype of `lead`, which is [N].
+// Also the inputs of td_target. All vectors have the dtype of `lead`, which is [N].
 RunningCostInputs check_running_cost(const Checks& check, const char* lead_name,
                                      const torch::stable::Tensor& lead,
                                      const torch::stable::Tensor& timestep,

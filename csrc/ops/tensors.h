@@ -1,4 +1,4 @@
-// From torch's tensors, once checked, to operands; and the tensors that ops return.
+// Conversion of checked torch tensors to operands, and the tensors that ops return.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -35,7 +35,7 @@ inline Vector<const int64_t> ints(const Tensor& t) {
   return {static_cast<const int64_t*>(t.data_ptr()), t.stride(0)};
 }
 
-// Of a vector or a scalar.
+// The operand of a vector or a scalar.
 inline AnyVector floats(const Tensor& t) { return {t.data_ptr(), t.dim() == 0 ? 0 : t.stride(0)}; }
 
 // --- the tensors that ops return ----------------------------------------------------------------------------

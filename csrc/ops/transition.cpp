@@ -13,7 +13,7 @@ TransitionInputs check_transition(const Checks& check, const Tensor& sample,
   check.same("model_output", model_output, "sample", sample);
   const int64_t rows = sample.size(0), dim = data_size(sample);
   if (dim == 0)  // results are means over D
-    check.fail("sample", "must have at least one element a row, got shape ", to_text(sample));
+    check.fail("sample", "must have at least one element per row, got shape ", to_text(sample));
   const ScalarType type = is_float64(sample) ? ScalarType::Double : ScalarType::Float;
   const int64_t steps = check.table("sample_coef", sample_coef, type);
   check.table("output_coef", output_coef, type, steps);

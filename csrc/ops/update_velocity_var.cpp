@@ -7,7 +7,7 @@
 namespace dxmi {
 namespace {
 
-// Whether two tensors lie between the same addresses. Strides are never negative.
+// Whether the address ranges of two tensors overlap. Strides are never negative.
 bool overlap(const Tensor& a, const Tensor& b) {
   const auto begin = [](const Tensor& t) { return static_cast<const char*>(t.data_ptr()); };
   const auto end = [&](const Tensor& t) {
@@ -33,7 +33,7 @@ void update_velocity_var_(Tensor velocity_var, Tensor sq_displacement, double de
     check.fail("sq_displacement", "must have shape [", steps, ", B] with B > 0, got ",
                to_text(sq_displacement));
   if (!(decay >= 0 && decay <= 1)) check.fail("decay", "must be in [0, 1], got ", decay);
-  // Means are taken of what sq_displacement held before, also where it is a view of the same memory.
+  // The means are those of sq_displacement before the update, even if it is a view of the same memory.
   if (overlap(velocity_var, sq_displacement))
     sq_displacement = torch::stable::clone(sq_displacement);
   Device device(velocity_var);

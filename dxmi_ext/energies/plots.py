@@ -46,12 +46,12 @@ def samples(path: plots.File, target: Target, samples: Tensor, data: Tensor | No
             sets = {"target": data, "samples": samples}
             shown = {k: plots.to_numpy(values(x)) for k, x in sets.items() if x is not None}
             low, high = np.quantile(shown.get("target", shown["samples"]), [0.001, 0.999])
-            for (kind, numbers), colour in zip(
+            for (kind, numbers), color in zip(
                 shown.items(), (plots.DATA, plots.SAMPLES)[-len(shown) :], strict=True
             ):
                 clipped = np.clip(np.nan_to_num(numbers, nan=high), low, high)
                 axis.hist(
-                    clipped, 60, range=(low, high), density=True, histtype="step", color=colour, label=kind
+                    clipped, 60, range=(low, high), density=True, histtype="step", color=color, label=kind
                 )
             axis.set(title=name, yticks=[])
         for axis in axes[len(panels) :]:
@@ -61,9 +61,9 @@ def samples(path: plots.File, target: Target, samples: Tensor, data: Tensor | No
 
 def _over_energy(path: plots.File, target: Target, samples: Tensor) -> None:
     """Samples [n, 2] over contours of the energy."""
-    centre = samples.median(0).values
-    reach = 1.2 * float((samples - centre).abs().quantile(0.995).clamp(min=1e-3))
-    lines = [torch.linspace(float(c) - reach, float(c) + reach, _GRID) for c in centre]
+    center = samples.median(0).values
+    reach = 1.2 * float((samples - center).abs().quantile(0.995).clamp(min=1e-3))
+    lines = [torch.linspace(float(c) - reach, float(c) + reach, _GRID) for c in center]
     with torch.no_grad():
         energies = target.energy(torch.cartesian_prod(*lines).to(samples))
     values = plots.to_numpy(energies).reshape(_GRID, _GRID).T

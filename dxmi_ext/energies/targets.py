@@ -63,19 +63,19 @@ class Target:
         """y [N, free] -> x [N, D]."""
         if self.particles is None:
             return y
-        basis = centred_basis(self.particles).to(y)
+        basis = centered_basis(self.particles).to(y)
         return (basis @ y.view(len(y), self.particles - 1, -1)).flatten(1)
 
     def coordinates(self, x: Tensor) -> Tensor:
         """x [N, D] -> y [N, free]; the center of mass is lost."""
         if self.particles is None:
             return x
-        basis = centred_basis(self.particles).to(x)
+        basis = centered_basis(self.particles).to(x)
         return (basis.T @ x.view(len(x), self.particles, -1)).flatten(1)
 
 
 @functools.cache
-def centred_basis(n: int) -> Tensor:
+def centered_basis(n: int) -> Tensor:
     """An orthonormal basis of the vectors of R^n with sum 0, float64 [n, n - 1] (Helmert)."""
     basis = torch.ones(n, n - 1, dtype=torch.float64).triu()
     basis[1:].diagonal().copy_(-torch.arange(1, n, dtype=torch.float64))
@@ -180,8 +180,8 @@ def _lennard_jones() -> Target:
     def energy(x: Tensor) -> Tensor:
         inverse = distances(x, 13).pow(-6)
         points = x.view(len(x), 13, 3)
-        centred = points - points.mean(1, keepdim=True)
-        return 2 * (inverse.square() - 2 * inverse).sum(1) + centred.square().sum((1, 2)) / 2
+        centered = points - points.mean(1, keepdim=True)
+        return 2 * (inverse.square() - 2 * inverse).sum(1) + centered.square().sum((1, 2)) / 2
 
     return Target("lj13", 39, energy, particles=13)
 

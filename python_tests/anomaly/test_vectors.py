@@ -131,8 +131,8 @@ def test_whitened_vectors_on_the_sphere_can_be_recovered() -> None:
     back = points[:, :D].astype(np.float64) / points[:, D:] * math.sqrt(D)
     np.testing.assert_allclose(back.T @ back / N, np.eye(D), atol=1e-3)
     length = np.linalg.norm(back, axis=1)
-    centred = x - x.mean(0)
-    mahalanobis = np.sqrt(np.einsum("nc,cd,nd->n", centred, np.linalg.inv(centred.T @ centred / N), centred))
+    centered = x - x.mean(0)
+    mahalanobis = np.sqrt(np.einsum("nc,cd,nd->n", centered, np.linalg.inv(centered.T @ centered / N), centered))
     np.testing.assert_allclose(length, mahalanobis, rtol=1e-3)
     np.testing.assert_allclose(np.arctan(length / math.sqrt(D)), np.arccos(points[:, D]), atol=1e-3)
 

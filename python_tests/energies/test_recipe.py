@@ -110,7 +110,7 @@ def test_an_interrupted_run_ends_at_the_same_bytes(
 
 
 @pytest.mark.parametrize("sampler", ["dxmi", "vgs"])
-def test_particles_keep_their_centre_of_mass(sampler: str, tmp_path: Path) -> None:
+def test_particles_keep_their_center_of_mass(sampler: str, tmp_path: Path) -> None:
     run, output = tmp_path / "run", tmp_path / "samples.npz"
     own = "particles=3"
     (tmp_path / "own_pairs.py").write_text(

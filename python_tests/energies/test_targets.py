@@ -15,7 +15,7 @@ from dxmi_ext.engine.settings import ConfigError
 
 
 @pytest.mark.parametrize(("name", "reach"), [("gmm9", 9.0), ("gmm25", 14.0), ("gmm40", 48.0)])
-def test_mixtures_are_normalised(name: str, reach: float) -> None:
+def test_mixtures_are_normalized(name: str, reach: float) -> None:
     line = torch.linspace(-reach, reach, 201, dtype=torch.float64)
     energies = TARGETS[name]().energy(torch.cartesian_prod(line, line))
     log_z = float(torch.logsumexp(-energies, 0)) + 2 * math.log(float(line[1] - line[0]))
@@ -67,7 +67,7 @@ def test_energies_of_particles_are_invariant(name: str) -> None:
         assert torch.allclose(target.energy(moved.flatten(1)), before)
 
 
-def test_coordinates_of_particles_leave_the_centre_of_mass_out() -> None:
+def test_coordinates_of_particles_leave_the_center_of_mass_out() -> None:
     target = TARGETS["lj13"]()
     assert target.free == 36
     y = torch.randn(5, 36, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -82,8 +82,8 @@ def test_a_pair_of_lennard_jones_has_its_minimum_at_distance_1() -> None:
     n = 13
     far = 1e3 * torch.arange(n, dtype=torch.float64)[:, None] * torch.ones(1, 3, dtype=torch.float64)
     far[1] = far[0] + torch.tensor([1.0, 0, 0])
-    centred = far - far.mean(0)
-    energy = TARGETS["lj13"]().energy(far.view(1, -1)) - centred.square().sum() / 2
+    centered = far - far.mean(0)
+    energy = TARGETS["lj13"]().energy(far.view(1, -1)) - centered.square().sum() / 2
     assert float(energy) == pytest.approx(-2, abs=1e-4)  # ordered pairs: twice -1
 
 
