@@ -1,5 +1,5 @@
 """Costs of a sampler's steps: entropy, running cost and time cost, with temperatures and velocity variances
-that adapt over a run.
+that change over a run.
 
 Imports torch, ``dxmi_ext.ops`` and the method up to the sampler.
 """
@@ -56,19 +56,18 @@ class Costs:
                 ranks,
                 margin=settings.tau_margin,
                 hold=settings.tau_hold,
-                cooling=settings.tau_cooling,
-                rises=settings.tau_rises,
             )
+        self._cooled = 1.0  # factor of all taus
 
     @property
     def tau_factor(self) -> float:
-        """The factor of all taus that the averaged energy has learned with."""
-        return 1.0 if self.temperature is None else float(self.temperature.found)
+        """The factor of all taus with which the averaged energy was trained."""
+        return 1.0 if self.temperature is None else float(self.temperature.factor)
 
     @property
     def cools(self) -> bool:
-        """Whether tau falls at this point of the run, whatever the entropies."""
-        return self.temperature is not None and self.temperature.cools
+        """Whether tau has begun to fall by ``tau_cooling``."""
+        return self._cooled < 1
 
     def of(self, loss: str, sq_displacement: Tensor, timestep: Tensor) -> Tensor:
         """Entropy and running cost of steps in a loss, value or sampler, [N].
@@ -78,7 +77,7 @@ class Costs:
             timestep: int64 [N].
         """
         tables, skipped = (self._sampler.log_std, self.velocity_var), self._settings.skip_last
-        cost = ops.running_cost(sq_displacement, timestep, *tables, *self._taus[loss], skip_last=skipped)
+        cost = ops.running_cost(sq_displacement, timestep, *tables, *self._now(loss), skip_last=skipped)
         return cost if self.temperature is None else cost * self.temperature.factor
 
     def td_target(self, next_value: Tensor, sq_displacement: Tensor, timestep: Tensor) -> Tensor:
@@ -87,7 +86,7 @@ class Costs:
             tables = self._sampler.log_std, self.velocity_var, self.time_cost
             skipped = self._settings.skip_last
             return ops.td_target(
-                next_value, sq_displacement, timestep, *tables, *self._taus["value"], skip_last=skipped
+                next_value, sq_displacement, timestep, *tables, *self._now("value"), skip_last=skipped
             )
         # The kernel takes taus as numbers; these are on the device.
         costs = self.of("value", sq_displacement, timestep) + self.time_cost[timestep]
@@ -97,6 +96,7 @@ class Costs:
         """Updates what depends on the progress of the run, from 0 at its start to 1 at its end."""
         if self.temperature is not None:
             self.temperature.at(done)
+        self._cooled = cooled(self._settings, done)
 
     def adapt(self, sq_displacement: Tensor, data: Tensor, samples: Tensor) -> dict[str, Tensor]:
         """Adaptive velocity regularization, and a step of the temperature; in place.
@@ -113,14 +113,25 @@ class Costs:
             sq_displacement < math.inf, sq_displacement, velocity_var
         )  # NaN would never leave the average
         ops.update_velocity_var_(velocity_var, moved[:, None], self._settings.velocity_decay)
+        if self._settings.tau_cooling < 1:
+            return {"temperature": data.new_full((), self._cooled)}
         return {} if self.temperature is None else self.temperature.update(data, samples)
 
     def parts(self) -> dict[str, Any]:
         """The state; see `Stepper.parts`."""
         return {
             "velocity_var": self.velocity_var,
-            **({} if self.temperature is None else self.temperature.parts()),
+            **({} if self.temperature is None else {"temperature": self.temperature.factor}),
         }
+
+    def _now(self, loss: str) -> Taus:
+        return Taus(*(self._cooled * tau for tau in self._taus[loss]))
+
+
+def cooled(settings: DxMISettings, done: float) -> float:
+    """The factor of tau by ``tau_cooling`` for the progress of the run, 0 at its start and 1 at its end."""
+    falling = max(0.0, (done - settings.tau_hold) / (1 - settings.tau_hold))
+    return settings.tau_cooling**falling
 
 
 def taus(settings: DxMISettings, loss: str, dim: int) -> Taus:

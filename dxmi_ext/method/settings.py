@@ -36,22 +36,21 @@ class DxMISettings(Settings):
     tau_margin: float = setting(
         0.1,
         "margin of the samples' entropy over the data's with tau_rate, in nats per dimension; decays to 0 "
-        "after tau_hold unless tau_cooling is given",
+        "after tau_hold",
     )
     tau_hold: float = setting(
         0.5,
-        "share of the run after which the margin of tau_rate decays, or tau_cooling begins",
+        "share of the run after which tau falls by tau_cooling, or the margin of tau_rate decays",
         minimum=0,
         below=1,
     )
     tau_cooling: float = setting(
         1.0,
-        "share that is left at the end of the run of the tau that tau_rate has found by tau_hold; meanwhile "
-        "the averaged value and energy stay as they are; 1: tau follows the entropy to the end",
+        "factor by which a fixed tau falls after tau_hold, exponentially; meanwhile the averaged value and "
+        "energy stay as they are; 1: tau stays",
         minimum=1e-3,
         maximum=1,
     )
-    tau_rises: bool = setting(True, "whether tau may rise above its initial value with tau_rate")
     negatives: str = setting(
         "sampler",
         "negatives of the energy: sampler: its samples (DxMI); refined: Langevin chains started from these; "
@@ -185,6 +184,10 @@ RULES = (
     Rule(
         "tau_rate must be 0 if the temperature of the entropy is 0, got {tau_rate}",
         lambda s: not s.tau_rate or bool(s.entropy_tau),
+    ),
+    Rule(
+        "tau_cooling must be 1 with tau_rate={tau_rate}, which adapts tau to the end, got {tau_cooling}",
+        lambda s: not s.tau_rate or s.tau_cooling == 1,
     ),
 )
 """Rules between settings of the algorithm."""

@@ -4,7 +4,7 @@ At DxMI's equilibrium, samples and data have the same distribution and entropy f
 close to it for a range of tau. Below that range the sampler collapses to low energies, above it the samples
 spread beyond the data; within it, a larger tau gives a more accurate energy. So tau is the multiplier, found
 by dual ascent, of the constraint that the samples' entropy exceeds the data's by a margin. Once the energy
-has learned, either the margin decays or tau itself falls, so that samples end close to the data.
+has learned, the margin decays, so that samples end close to the data.
 Imports torch and ``dxmi_ext.engine.ranks``.
 """
 
@@ -28,15 +28,10 @@ class Temperature:
         factor: initial factor, a scalar on the device; updated in place.
         ranks: ranks whose rows are combined, so that the factor is the same on all.
         margin: nats per dimension by which the samples' entropy should exceed the data's at first.
-        hold: share of the run after which the margin decays to 0 or the factor is cooled.
-        cooling: what is left of the factor at the end of the run. It falls exponentially, whatever the
-            entropies. 1: the margin decays linearly instead.
-        rises: whether the factor may exceed 1.
+        hold: share of the run after which the margin decays linearly to 0.
 
     Attributes:
         factor: current factor, on the device.
-        found: the factor without cooling, which the entropies determine; `factor` itself if there is none.
-        cools: whether the factor cools at this point of the run.
     """
 
     def __init__(
@@ -47,32 +42,17 @@ class Temperature:
         *,
         margin: float = 0.0,
         hold: float = 0.5,
-        cooling: float = 1.0,
-        rises: bool = True,
     ) -> None:
         self.rate, self.factor, self.ranks = rate, factor, ranks or Ranks()
-        self.found = factor if cooling == 1 else factor.clone()
-        self._margin, self._hold, self._cooling = margin, hold, cooling
-        self._largest = _LARGEST if rises else 1.0
-        self._wanted, self.cools = factor.new_tensor(margin), False
-
-    def parts(self) -> dict[str, Tensor]:
-        """The state, as `Stepper.parts`."""
-        found = {} if self.found is self.factor else {"temperature_found": self.found}
-        return {"temperature": self.factor, **found}
+        self._margin, self._hold, self._wanted = margin, hold, factor.new_tensor(margin)
 
     def at(self, done: float) -> None:
-        """Sets the margin and cooling for the progress of the run, 0 at its start and 1 at its end."""
-        remaining = min(1.0, (1 - done) / (1 - self._hold))
-        self.cools = self._cooling < 1 and remaining < 1
-        if self.cools:
-            self.factor.copy_(self.found * self._cooling ** (1 - remaining))
-        elif self._cooling == 1:
-            self._wanted.fill_(self._margin * remaining)
+        """Sets the margin for the progress of the run, 0 at its start and 1 at its end."""
+        self._wanted.fill_(self._margin * min(1.0, (1 - done) / (1 - self._hold)))
 
     @torch.no_grad()
     def update(self, data: Tensor, samples: Tensor) -> dict[str, Tensor]:
-        """One step of dual ascent, in place. It is skipped if rows are not finite or the factor cools.
+        """One step of dual ascent, in place. It is skipped if rows are not finite.
 
         Args:
             data, samples: this rank's rows, both [N, *].
@@ -81,10 +61,8 @@ class Temperature:
             The metrics to log.
         """
         gap = entropy_gap(self.ranks.gather(data), self.ranks.gather(samples))
-        if not self.cools:
-            lack = (gap + self._wanted).nan_to_num(0.0, 0.0, 0.0)
-            self.found.mul_(torch.exp(self.rate * lack)).clamp_(1 / _LARGEST, self._largest)
-            self.factor.copy_(self.found)
+        lack = (gap + self._wanted).nan_to_num(0.0, 0.0, 0.0)
+        self.factor.mul_(torch.exp(self.rate * lack)).clamp_(1 / _LARGEST, _LARGEST)
         return {"entropy_gap": gap, "temperature": self.factor.clone()}
 
 

@@ -258,7 +258,7 @@ def _check(
         )
     if algorithm.skip_last > networks.sampler.end:
         raise ConfigError(f"skip_last must be <= T = {networks.sampler.end}, got {algorithm.skip_last}")
-    if execution.cuda_graph and algorithm.tau_rate and algorithm.tau_cooling < 1:
+    if execution.cuda_graph and algorithm.tau_cooling < 1:
         raise ConfigError(f"tau_cooling must be 1 with cuda_graph, got {algorithm.tau_cooling}")
     if not algorithm.trains_sampler:
         raise ConfigError(f"negatives must be sampler or refined, got {algorithm.negatives}")

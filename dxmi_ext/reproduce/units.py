@@ -188,7 +188,7 @@ def _load(path: Path) -> dict[str, Any]:
 def _changes(found: dict[str, Any], unit: Unit) -> list[str]:
     """The settings of a json that differ from the current ones."""
     # A setting that is newer than the json had its default then.
-    defaults, now = _settings(unit.task.Config.of()), unit.identity()
+    defaults, now = _named(unit.task.Config.of().flat()), unit.identity()
     was = defaults | {f"start.{key}": value for key, value in defaults.items()} | _named(found["settings"])
     return [f"{key}={was.get(key)}, now {value}" for key, value in now.items() if was.get(key) != value]
 
@@ -213,6 +213,8 @@ def _settings(cfg: RunnableConfig, *, trains: bool = True) -> dict[str, Any]:
         unused |= _OF_A_TRAINED_CHAIN
     if not settings.get("tau_rate"):
         unused.add("tau_margin")
+        if settings.get("tau_cooling") == 1:
+            unused.add("tau_hold")
     if settings.get("energy_loss") == "contrast":
         unused.add("noise_magnitude")
     return _named({key: value for key, value in settings.items() if key not in unused})

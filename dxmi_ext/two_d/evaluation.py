@@ -99,9 +99,11 @@ def table(cfg: Config, numbers: dict[str, float]) -> str:
     """The run's row, with the paper's if there is one."""
     start = "pretrained" if cfg.run.pretrained else "from scratch"
     taus = [cfg.algorithm.entropy_tau, cfg.algorithm.velocity_tau]
-    tau = " and ".join(f"{each:g}" for each in dict.fromkeys(taus)) + ", then automatic" * bool(
-        cfg.algorithm.tau_rate
-    )
+    tau = " and ".join(f"{each:g}" for each in dict.fromkeys(taus))
+    if cfg.algorithm.tau_rate:
+        tau += ", then automatic"
+    elif cfg.algorithm.tau_cooling < 1:
+        tau += ", then cooled"
     title = f"{cfg.density.data}, T = {cfg.chain.steps}, tau = {tau}, {start}"
     if not cfg.algorithm.trains_sampler:
         title = f"{cfg.density.data}, tau = {cfg.algorithm.tau:g}, negatives: {cfg.algorithm.negatives}; "
@@ -111,7 +113,7 @@ def table(cfg: Config, numbers: dict[str, float]) -> str:
     published = (
         cfg.density.data == "8gaussians" and cfg.chain.steps == 5 and cfg.algorithm.negatives == "sampler"
     )
-    published &= not cfg.algorithm.tau_rate and taus[0] == taus[1]
+    published &= not cfg.algorithm.tau_rate and cfg.algorithm.tau_cooling == 1 and taus[0] == taus[1]
     if published and (cfg.run.pretrained, taus[0]) in PAPER:
         paper_sw, deviation, paper_auroc = PAPER[cfg.run.pretrained, taus[0]]
         rows.append(f"{'the paper':12}{paper_sw:8.3f} ± {deviation:.3f}{paper_auroc:8.3f}")

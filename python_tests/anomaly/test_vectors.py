@@ -132,7 +132,8 @@ def test_whitened_vectors_on_the_sphere_can_be_recovered() -> None:
     np.testing.assert_allclose(back.T @ back / N, np.eye(D), atol=1e-3)
     length = np.linalg.norm(back, axis=1)
     centered = x - x.mean(0)
-    mahalanobis = np.sqrt(np.einsum("nc,cd,nd->n", centered, np.linalg.inv(centered.T @ centered / N), centered))
+    precision = np.linalg.inv(centered.T @ centered / N)
+    mahalanobis = np.sqrt(np.einsum("nc,cd,nd->n", centered, precision, centered))
     np.testing.assert_allclose(length, mahalanobis, rtol=1e-3)
     np.testing.assert_allclose(np.arctan(length / math.sqrt(D)), np.arccos(points[:, D]), atol=1e-3)
 

@@ -46,22 +46,6 @@ def test_tau_rises_where_samples_are_too_close_and_falls_where_they_are_not() ->
         roomier.at(done)
         roomier.update(data, data)
         torch.testing.assert_close(roomier.factor, torch.tensor(math.exp(total)))
-    bounded = Temperature(0.1, torch.tensor(0.95), rises=False)
-    bounded.update(data, data / math.e)
-    assert bounded.factor == 1
-
-
-def test_a_factor_that_was_found_is_cooled() -> None:
-    data = points(50, 1)
-    cooled = Temperature(0.1, torch.tensor(1.0), hold=0.5, cooling=0.01, margin=1.0)
-    cooled.at(0.5)  # entropies count up to here, the margin does not decay
-    cooled.update(data, data)
-    for done, left in ((0.5, 1.0), (0.75, 0.1), (1.0, 0.01)):
-        cooled.at(done)
-        torch.testing.assert_close(cooled.factor, torch.tensor(left * math.exp(0.1)))
-    cooled.update(data, data)
-    torch.testing.assert_close(cooled.factor, torch.tensor(0.01 * math.exp(0.1)))
-    assert cooled.parts() == {"temperature": cooled.factor, "temperature_found": cooled.found}
 
 
 def test_non_finite_entropies_leave_tau_unchanged() -> None:

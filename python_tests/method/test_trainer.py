@@ -459,35 +459,39 @@ def test_a_path_that_is_not_finite_leaves_the_velocity_as_it_is() -> None:
 
 
 def test_the_averaged_value_stays_as_it_was_while_tau_is_cooled() -> None:
-    trainer = make_trainer(make_settings(tau_rate=0.5, tau_hold=1 / ITERATIONS, tau_cooling=0.1))
+    trainer = make_trainer(make_settings(tau_hold=1 / ITERATIONS, tau_cooling=0.1))
     for iteration in range(3):
         before = copy.deepcopy(trainer.averaged).state_dict()
-        trainer.step(batch(iteration))
+        metrics = trainer.step(batch(iteration))
         weights = trainer.averaged.named_parameters()
         changed = {name.partition(".")[0] for name, weight in weights if (weight != before[name]).any()}
         assert changed == ({"sampler", "value"} if iteration < 2 else {"sampler"})
-    temperature = trainer.costs.temperature
-    assert temperature is not None
-    torch.testing.assert_close(temperature.factor, temperature.found * 0.1**0.5)
+    assert metrics["temperature"].item() == pytest.approx(0.1**0.5)
+    moved, timestep = torch.ones(1, dtype=torch.float64), torch.zeros(1, dtype=torch.int64)
+    falling = trainer.costs.of("sampler", moved, timestep)
+    trainer.costs.begin(0.0)
+    torch.testing.assert_close(falling, 0.1**0.5 * trainer.costs.of("sampler", moved, timestep))
 
 
 # --- resuming ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("split", [1, 2])
-def test_trainer_resumes_to_the_bit(split: int) -> None:
-    automatic = make_settings(tau_rate=0.5, tau_hold=1 / ITERATIONS, tau_cooling=0.1)
-    straight, first = (make_trainer(automatic) for _ in range(2))
+@pytest.mark.parametrize("tau", [{"tau_rate": 0.5, "tau_margin": 0.2}, {"tau_cooling": 0.1}])
+def test_trainer_resumes_to_the_bit(split: int, tau: dict[str, float]) -> None:
+    settings = make_settings(tau_hold=1 / ITERATIONS, **tau)
+    straight, first = (make_trainer(settings) for _ in range(2))
     for iteration in range(ITERATIONS):
         straight.step(batch(iteration))
     for iteration in range(split):
         first.step(batch(iteration))
-    resumed = make_trainer(automatic, seed=1)  # other weights, to be overwritten
+    resumed = make_trainer(settings, seed=1)  # other weights, to be overwritten
     resumed.load_state_dict(copy.deepcopy(first.state_dict()))
     for iteration in range(split, ITERATIONS):
         resumed.step(batch(iteration))
     torch.testing.assert_close(resumed.state_dict(), straight.state_dict(), rtol=0, atol=0)
-    assert resumed.costs.tau_factor == straight.costs.tau_factor != 1
+    assert resumed.costs.tau_factor == straight.costs.tau_factor
+    assert (straight.costs.tau_factor != 1) == ("tau_rate" in tau)
 
 
 def test_an_optimizer_state_of_another_device_keeps_this_ones_kind_of_rates() -> None:
