@@ -1,4 +1,4 @@
-"""The API reference has every public name, and the site's navigation every tutorial."""
+"""The documentation has every public name, tutorial and experiment."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import dxmi_ext
+from dxmi_ext.reproduce.command import EXPERIMENTS
 
 ROOT = Path(__file__).parents[1]
 
@@ -24,6 +25,15 @@ def test_every_tutorial_is_in_the_navigation() -> None:
     nav = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     for path in (ROOT / "docs" / "tutorials").glob("*.py"):
         assert f"tutorials/{path.stem}.md" in nav
+
+
+def test_the_overview_of_experiments_counts_their_rows() -> None:
+    text = (ROOT / "docs/reproduction.md").read_text(encoding="utf-8")
+    counted = re.findall(r"^\| \[`(.+?)`\].*?\| (\d+), .*?(\d+) \|", text, re.MULTILINE)
+    assert counted == [
+        (name, str(sum(row.of is None for row in experiment.rows)), str(experiment.seeds))
+        for name, experiment in sorted(EXPERIMENTS.items(), key=lambda item: text.index(f"[`{item[0]}`]"))
+    ]
 
 
 def test_type_checkers_see_every_public_name() -> None:
