@@ -1,10 +1,10 @@
 """Options, timing and the final table of the benchmarks.
 
-Every implementation is timed beside ours: a round is as many of its calls as take some ms, then as many of
-ours. *ratio* is the median over rounds of its time divided by ours of the same round, so more than 1 means
-that ours is faster; *least* divides the least times of all rounds, which other work disturbs least. *GB/s*
-counts the bytes that have to be moved, in the least time; *of copy* compares it with a large copy in the same
-run; *kept* is what backward keeps, in units of the largest argument.
+Every implementation is timed beside ours: a round consists of some milliseconds of its calls, then as many of
+ours. *ratio* is the median over rounds of its time divided by ours in the same round, so above 1 ours is
+faster; *least* is the ratio of the least times of all rounds, which other processes disturb least. *GB/s* is
+the bytes that have to be moved divided by the least time; *of copy* compares it with a large copy in the same
+run; *kept* is the memory saved for backward, in units of the largest argument.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[_REPORT] = Report()
-    config.option.benchmark_quiet = True  # our table has all of pytest-benchmark's that matters
+    config.option.benchmark_quiet = True  # our table replaces pytest-benchmark's
     if config.getoption("--quick"):  # torch.compile takes 15 s to try out instruction sets
         os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")
 
@@ -67,7 +67,7 @@ def place(request: pytest.FixtureRequest) -> Place:
 
 
 class Measure:
-    """Times an implementation beside ours and keeps a row for the table."""
+    """Times an implementation beside ours and adds a row to the table."""
 
     def __init__(self, benchmark: Any, place: Place, report: Report, quick: bool) -> None:
         self._benchmark, self._place, self._report = benchmark, place, report
@@ -115,7 +115,7 @@ class Measure:
         if not benchmark.stats:  # --benchmark-disable
             return
         times = benchmark.stats.stats.data
-        our_times = our_times[1 : len(times) + 1] or times  # those beside a timed round; the first warms up
+        our_times = our_times[1 : len(times) + 1] or times  # ours in timed rounds; the first warms up
         ratios = [theirs / our for theirs, our in zip(times, our_times, strict=True)]
         self._report.add(
             Row(
@@ -131,12 +131,12 @@ class Measure:
         )
 
     def skip(self, group: str, name: str, reason: str) -> NoReturn:
-        """Says in the table why there is no time."""
+        """Adds a row that states why there is no time."""
         self._report.add(Row(self._place.name, group, name, skipped=reason))
         pytest.skip(reason)
 
     def _plan(self, function: Callable[[], Any]) -> tuple[int, int]:
-        """Calls a round, and rounds that fit the budget; warms up as well."""
+        """The number of calls per round and of rounds that fit the budget; also warms up."""
         function()
         seconds = self._seconds(function, 1)
         if seconds < self._round_seconds:
@@ -145,7 +145,7 @@ class Measure:
         return calls, min(self._rounds, int(self._budget / (calls * seconds)))
 
     def _peak(self, function: Callable[[], Any]) -> dict[str, int]:
-        """Memory that a call takes beyond what is held before it; a graph's is held all along."""
+        """Memory that a call allocates beyond what was allocated before; a graph keeps its memory."""
         if self._place.device.type != "cuda" or self._place.graph:
             return {}
         before = torch.cuda.memory_allocated()

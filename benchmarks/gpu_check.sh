@@ -3,11 +3,11 @@
 #
 #   benchmarks/gpu_check.sh [FOLDER] [PART ...]
 #
-#   FOLDER   gets gpu_check-DEVICE-torch-VERSION.json and .txt (default benchmarks/results). They are written
-#            after every part, and keep the parts of earlier calls.
-#   PART     what to run; default all, in this order of worth:
-#     build           dxmi_ext beside the installed torch, in build/gpu_check; a build of the same files is reused,
-#                     and whatever else is asked for, it comes first
+#   FOLDER   of gpu_check-DEVICE-torch-VERSION.json and .txt (default benchmarks/results), which are written
+#            after every part and keep the parts of earlier calls.
+#   PART     part to run; default all, in the order of their importance:
+#     build           dxmi_ext for the installed torch, in build/gpu_check; a build of the same files is reused.
+#                     It always comes first
 #     tests           the tests marked gpu
 #     main            the 8 Gaussians by the Python API with cuda_graph=true: losses, SW, AUROC
 #     iteration       whole iterations beside plain torch loops
@@ -18,8 +18,8 @@
 #     memcheck        some of the tests under compute-sanitizer
 #     racecheck
 #
-# Each part has a time limit, and none begins when the 8 minutes are nearly over: it is then "not run", as is what
-# the machine cannot do, with the reason. A second call names what is missing:
+# Each part has a time limit, and none begins when the 8 minutes are nearly over: it is then "not run", as is a
+# part that the machine cannot do, with the reason. A second call names the missing parts:
 #
 #   benchmarks/gpu_check.sh benchmarks/results settings memcheck racecheck
 #
@@ -32,7 +32,7 @@ cd "$(dirname "$0")/.." || exit 2
 parts=(build tests main iteration step-float32 step-bfloat16 ops settings memcheck racecheck)
 declare -A limits=([build]=110 [tests]=110 [main]=80 [iteration]=70 [step-float32]=80 [step-bfloat16]=50 [ops]=50
   [settings]=50 [memcheck]=60 [racecheck]=60)
-budget=465 # seconds in all; the last part may take 5 more to die
+budget=465 # seconds in total; the last part may take 5 more to stop
 
 is_part() { [[ -v "limits[$1]" ]]; }
 folder=benchmarks/results
@@ -67,7 +67,7 @@ export python device root site work
   exit 2
 }
 
-# wants COMMAND: ends a part as not run where the command is missing.
+# wants COMMAND: ends a part as not run if the command is missing.
 wants() { command -v "$1" >/dev/null || { echo "no $1 on PATH" && exit 3; }; }
 
 build() {
@@ -84,7 +84,7 @@ build() {
   if [[ $device == cuda ]]; then
     wants nvcc
     DXMI_CUDA=ON TORCH_CUDA_ARCH_LIST=$("$python" -c "import json; print(json.load(open('$work/environment.json'))['capability'])")
-    export DXMI_CUDA TORCH_CUDA_ARCH_LIST # this device's alone, to be quick
+    export DXMI_CUDA TORCH_CUDA_ARCH_LIST # for this device only, to be quick
   fi
   rm -rf "$site"
   "$python" -m pip install --quiet --no-build-isolation --no-deps --no-index --target "$site" . || exit 1
@@ -92,7 +92,7 @@ build() {
   echo "$files" >"$site/built-from"
 }
 
-# From a folder of their own, since python -m puts the current one, with its unbuilt dxmi_ext, before the build.
+# From their own folder, since python -m puts the current one, with its unbuilt dxmi_ext, before the build.
 tests() {
   cd python_tests || exit 1
   "$python" -m pytest -q -p no:cacheprovider -m gpu .
@@ -110,12 +110,12 @@ main_job() {
 
 sanitizer() { # TOOL
   wants compute-sanitizer
-  # Without torch's cache every tensor is an allocation, whose ends the tool knows.
+  # Without torch's cache every tensor is an allocation, whose bounds the tool knows.
   export PYTORCH_NO_CUDA_MEMORY_CACHING=1
   cd python_tests || exit 1
   compute-sanitizer --tool "$1" --report-api-errors no --error-exitcode 99 \
     "$python" -m pytest -q -p no:cacheprovider -m gpu test_cuda.py test_ops.py \
-    -k "(unaligned or nan or costs or energy or velocity_var) and not graph" # which need the cache
+    -k "(unaligned or nan or costs or energy or velocity_var) and not graph" # these need the cache
   local code=$?
   grep -qs "Device not supported" "$work/$1.log" && exit 3
   exit "$code"

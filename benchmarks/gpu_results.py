@@ -1,12 +1,12 @@
-"""The results of gpu_check.sh: a JSON file and a text of it, written anew after every part. Imports torch for
-``environment`` alone.
+"""The results of gpu_check.sh: a JSON file and its text, rewritten after every part. Imports torch only for
+``environment``.
 
-    python gpu_results.py environment DEVICE                     prints what the results are of, as JSON
-    python gpu_results.py add FOLDER WORK PART STATUS SECONDS    takes in WORK/PART.log and .json, prints
-                                                                 the path of the text
+    python gpu_results.py environment DEVICE                     prints device and versions as JSON
+    python gpu_results.py add FOLDER WORK PART STATUS SECONDS    adds WORK/PART.log and .json, prints the
+                                                                 path of the text
 
-FOLDER gets gpu_check-DEVICE-torch-VERSION.json and .txt. Parts that it holds of an earlier call stay; one of
-the same name is replaced.
+The files are FOLDER/gpu_check-DEVICE-torch-VERSION.json and .txt. Parts of earlier calls are kept, except one
+of the same name, which is replaced.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def environment(device: str) -> dict[str, str]:
 
 
 def output(*command: str) -> str:
-    """What a command prints; nothing where it cannot run."""
+    """The output of a command; empty if it cannot run."""
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
@@ -51,7 +51,7 @@ def output(*command: str) -> str:
 
 
 def add(folder: Path, work: Path, name: str, status: str, seconds: int) -> Path:
-    """Takes a part into the results; returns their text file."""
+    """Adds a part to the results; returns the path of their text."""
     about = json.loads((work / "environment.json").read_text(encoding="utf-8"))
     stem = re.sub(r"[^\w.+]+", "-", f"gpu_check-{about['device']}-torch-{about['torch']}")
     path = folder / f"{stem}.json"
@@ -73,7 +73,7 @@ def add(folder: Path, work: Path, name: str, status: str, seconds: int) -> Path:
 
 
 def detail(log: Path, *, failed: bool) -> list[str]:
-    """The lines of a log that tell most; of a failure more of them."""
+    """The most informative lines of a log; more of them after a failure."""
     text = log.read_text(encoding="utf-8", errors="replace")
     found = [line for line in text.splitlines() if line.strip()]
     telling = [line for line in found if TELLING.search(line)]
@@ -81,7 +81,7 @@ def detail(log: Path, *, failed: bool) -> list[str]:
 
 
 def compact(numbers: dict[str, Any]) -> Any:
-    """pytest-benchmark's record without its rounds; anything else as it is."""
+    """pytest-benchmark's record without its rounds; anything else unchanged."""
     if "benchmarks" not in numbers:
         return numbers
     return [
@@ -108,7 +108,7 @@ def lines(record: dict[str, Any]) -> list[str]:
 
 
 def write(path: Path, text: str) -> None:
-    """Whole or not at all: the machine may go away at any time."""
+    """Writes a file atomically, since the machine may be taken away at any time."""
     new = path.with_name(f".{path.name}.new")
     new.write_text(text + "\n", encoding="utf-8")
     os.replace(new, path)

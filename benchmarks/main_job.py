@@ -26,7 +26,7 @@ from dxmi_ext.two_d import densities as data
 from dxmi_ext.two_d import recipe
 
 DEFAULTS = recipe.Config()
-LINES = 5  # of progress in a phase
+LINES = 5  # lines of progress per phase
 
 
 def main() -> None:
@@ -93,14 +93,14 @@ def train(settings: recipe.Config) -> tuple[Networks, dict[str, float]]:
 def repeat(
     phase: str, stepper: Stepper, iterations: int, settings: recipe.Config, device: torch.device
 ) -> float:
-    """Runs a phase on the recipe's data; its seconds."""
+    """Runs a phase on the recipe's data; returns its seconds."""
     draws = noise.Draws(settings.run.seed, f"data of {phase}", ["data"], device)
     start = perf_counter()
     for iteration in range(iterations):
         key = draws.at(iteration)["data"]
         numbers = stepper.step(data.sample(settings.density.data, settings.run.batch_size, key))
         if (iteration + 1) % max(1, iterations // LINES) == 0:
-            # Reading them waits for the device.
+            # Reading them synchronizes with the device.
             print(phase, iteration + 1, {name: mean(x) for name, x in numbers.items()}, flush=True)
     if device.type == "cuda":
         torch.cuda.synchronize()

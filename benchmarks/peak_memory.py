@@ -1,9 +1,9 @@
-"""Peak memory of an iteration on images, ours beside the plain loop and beside back-propagation through the
-path, which DxMI is there to avoid: ``python benchmarks/peak_memory.py``.
+"""Peak memory of an iteration on images: ours, the plain loop, and back-propagation through the path, which
+DxMI avoids.
 
-Each is the first iteration of a fresh process. On the CPU the high-water mark of resident memory, which Linux
-keeps, less what was resident before; on a GPU the same of what torch has allocated. So it counts what an
-iteration makes and what it leaves: activations, gradients, moments, the trajectory.
+Each is measured in the first iteration of a fresh process: on the CPU the peak of resident memory minus the
+memory resident before, on a GPU the same for torch's allocations. So it includes activations, gradients,
+moments and the trajectory.
 
     python benchmarks/peak_memory.py [--batch N] [--steps T] [--width W]
 """
@@ -45,7 +45,7 @@ def main() -> None:
 
 
 def peak(name: str, batch: int, steps: int, width: int) -> float:
-    """MiB beyond what is there before the iteration."""
+    """MiB beyond the memory in use before the iteration."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -59,14 +59,14 @@ def peak(name: str, batch: int, steps: int, width: int) -> float:
         step = DxMITrainer(networks, settings, iterations=1000, seed=0).step
     else:
         step = PlainLoop(networks, SETTINGS, iterations=1000, fused="fused" in name).step
-    network(data[:1], torch.zeros(1, dtype=torch.int64, device=device))  # what libraries make on first use
+    network(data[:1], torch.zeros(1, dtype=torch.int64, device=device))  # libraries allocate on first use
     before = _high_water(device, reset=True)
     step(data)
     return (_high_water(device) - before) / 2**20
 
 
 def _high_water(device: torch.device, reset: bool = False) -> int:
-    """Bytes; ``reset`` starts it anew from what is held now."""
+    """The peak in bytes; ``reset`` restarts it from the memory in use now."""
     if device.type == "cuda":
         torch.cuda.synchronize()
         if reset:

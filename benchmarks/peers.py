@@ -1,9 +1,9 @@
-"""The ops, those they are measured against, and what is right. Imports torch, ``dxmi_ext.ops`` and the
-float64 reference of ``python_tests``.
+"""The ops, their baselines and their correct results. Imports torch, ``dxmi_ext.ops`` and the float64
+reference of ``python_tests``.
 
-An op's implementations take its arguments in the order of the public function. *eager* is written as the
-field writes it; *lean eager* with care: noise kept and reused, multiplied and added in one pass, tables
-combined before they are gathered; *torch.compile* compiles eager.
+An op's implementations take its arguments in the order of the public function. *eager* is code as
+commonly written; *lean eager* is optimized by hand: noise is reused, products and sums take one pass, and
+tables are combined before they are gathered; *torch.compile* compiles eager.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ class Op(NamedTuple):
     make: Make
     """(shape, dtype, device) -> arguments."""
     leaves: tuple[int, ...]
-    """Positions of the arguments that take gradients in training; empty: there is no backward pass."""
+    """Positions of the arguments that require gradients in training; empty: there is no backward pass."""
     implementations: dict[str, Callable[..., Any]]
     exact: Callable[..., Any]
-    """(float64 arguments, results to be judged) -> the results that are right, differentiable."""
+    """(float64 arguments, results to check) -> the correct results, differentiable."""
 
 
 # --- sampler_step and transition_log_prob --------------------------------------------------------------
@@ -84,7 +84,7 @@ def lean_sampler_step(
 
 
 def exact_sampler_step(arguments: tuple[Tensor, ...], results: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """An implementation's own z, found from its next_sample, is standard normal and explains all else."""
+    """Asserts that z, recovered from next_sample, is standard normal and consistent with other results."""
     x, out, t, a, b, log_std = (x.detach() for x in arguments[:6])
     mean = _column(a, t, x) * x + _column(b, t, x) * out
     z = (results[0].detach().double() - mean) / _column(log_std, t, x).exp()
@@ -281,7 +281,7 @@ class Problem:
     Args:
         op: which.
         shape, dtype, device: of the samples, or of the rows.
-        backward: gradients are wanted too.
+        backward: whether to compute gradients too.
     """
 
     def __init__(
@@ -297,15 +297,15 @@ class Problem:
         self._weights = tuple(torch.randn_like(r) for r in results)
         inputs, outputs = _bytes(self.arguments), _bytes(results)
         self.bytes = inputs + outputs
-        """Every input read once and every output written once, in each pass."""
+        """Bytes if every input is read once and every output written once, in each pass."""
         if backward:
             self.bytes += inputs + outputs + _bytes(self._leaves)
 
     def call(self, name: str) -> Callable[[], tuple[Tensor, ...]]:
-        """An implementation at work: () -> results, and gradients if they are wanted."""
+        """A call of an implementation: () -> results, and gradients if requested."""
         function = self.op.implementations[name]
         if name == COMPILED:
-            torch.compiler.reset()  # it gives up after some compilations of one function
+            torch.compiler.reset()  # it falls back to eager after some compilations of one function
             function = torch.compile(function, fullgraph=True, dynamic=False)
 
         def forward() -> tuple[Tensor, ...]:
@@ -319,8 +319,8 @@ class Problem:
         return forward_and_backward if self.backward else forward
 
     def check(self, call: Callable[[], tuple[Tensor, ...]]) -> None:
-        """Asserts that a call's results are right, by relative error against float64."""
-        exact = tuple(_double(x) for x in self.arguments)  # before the call: an op may work in place
+        """Asserts that a call's results are correct, by their error relative to float64."""
+        exact = tuple(_double(x) for x in self.arguments)  # before the call, which may be in place
         actual = call()
         expected = _tuple(self.op.exact(exact, actual))
         if self.backward:
@@ -331,7 +331,7 @@ class Problem:
             assert error < self.tolerance, f"result {i}: relative error {error:.1e}, wants {self.tolerance}"
 
     def kept(self, call: Callable[[], Any]) -> float:
-        """What backward keeps, in units of the largest argument."""
+        """Memory saved for backward, in units of the largest argument."""
         sizes: dict[int, int] = {}
 
         def pack(x: Tensor) -> Tensor:
@@ -344,7 +344,7 @@ class Problem:
 
 
 def compile_failure(device: torch.device) -> str:
-    """Why torch.compile does not work here, as without a C++ compiler; empty if it does."""
+    """The reason why torch.compile does not work here, such as no C++ compiler; empty if it does."""
     try:
         torch.compile(lambda x: x + 1)(torch.zeros(8, device=device))
     except Exception as error:

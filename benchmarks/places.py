@@ -1,4 +1,4 @@
-"""Where benchmarks run: the CPU, a GPU, and a GPU replaying a CUDA graph. Imports torch and ``dxmi_ext``."""
+"""The places of benchmarks: CPU, GPU, and GPU replaying a CUDA graph. Imports torch and ``dxmi_ext``."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Place(NamedTuple):
     graph: bool = False
 
     def prepare(self, function: Callable[[], R]) -> Callable[[], R]:
-        """What is to be timed here: the function itself, or the replay of a graph of it."""
+        """The callable to time here: the function itself, or the replay of its graph."""
         return _captured(function) if self.graph else function
 
     def synchronize(self) -> None:
@@ -31,7 +31,7 @@ class Place(NamedTuple):
             torch.cuda.synchronize()
 
     def environment(self) -> dict[str, Any]:
-        """What a figure means nothing without."""
+        """Device and versions, without which a figure is meaningless."""
         cuda = self.device.type == "cuda"
         return {
             "date": time.strftime("%Y-%m-%d"),
@@ -45,7 +45,7 @@ class Place(NamedTuple):
 
 
 def why_no_cuda() -> str:
-    """Why nothing is measured on a GPU; empty if it is."""
+    """The reason why nothing is measured on a GPU; empty if it is."""
     return "torch sees no CUDA device" if not torch.cuda.is_available() else _native.cuda_status()
 
 
@@ -59,7 +59,7 @@ def places() -> list[Place]:
 
 
 def processor() -> str:
-    """The CPU's name as its maker gives it."""
+    """The CPU's name as given by its vendor."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -69,8 +69,8 @@ def processor() -> str:
 
 
 def _captured(function: Callable[[], R]) -> Callable[[], R]:
-    """Captures a function that has no host sync; each replay refills the same results."""
-    checks = Distribution._validate_args  # these read their results on the host, which no graph can
+    """Captures a function without host synchronization; each replay overwrites the same results."""
+    checks = Distribution._validate_args  # these checks read results on the host, which a graph cannot
     Distribution.set_default_validate_args(False)
     try:
         graphed = Graphed(function)

@@ -1,5 +1,5 @@
-"""DxMI's iteration (DxMI, Alg. 1) as a plain torch loop, in the way such loops are usually written: pointwise
-torch, torch's own noise, default optimizers, a trajectory that grows, numbers for the log every time.
+"""DxMI's iteration (DxMI, Alg. 1) as a plain torch loop, as such loops are usually written: pointwise torch
+ops, torch's noise, default optimizers, a growing list for the trajectory, and numbers to log every time.
 
 Imports torch, and from ``dxmi_ext`` only the networks' container and settings; it calls none of its ops.
 """
@@ -20,7 +20,7 @@ class TorchNoise:
     """Noise as loops usually draw it."""
 
     def start(self, iteration: int) -> None:
-        """A new iteration begins."""
+        """Begins a new iteration."""
 
     def normal(self, use: str, like: Tensor, timestep: Tensor | None) -> Tensor:
         """z for a use within the iteration; no timestep: for x_0."""
@@ -110,7 +110,7 @@ class PlainLoop:
             self.descend(loss, self.value_optimizer, settings.value_clip)
             logs[f"value_loss_{t}"] = loss.item()
 
-        # 4. sampler: single steps, redrawn from random places of the path
+        # 4. sampler: single steps, redrawn at random times of the path
         first = self.noise.choice(steps, data)
         rows = torch.arange(n, device=data.device)
         for i in range(settings.sampler_steps):
@@ -139,7 +139,7 @@ class PlainLoop:
         return logs
 
     def transition(self, x: Tensor, timestep: Tensor, use: str) -> Tensor:
-        """x_{t+1}, reparametrised."""
+        """x_{t+1}, reparametrized."""
         column = (-1, *[1] * (x.ndim - 1))
         mean = self.a[timestep].view(column) * x + self.b[timestep].view(column) * self.network(x, timestep)
         return mean + self.log_std[timestep].exp().view(column) * self.noise.normal(use, x, timestep)

@@ -1,9 +1,9 @@
-"""What an iteration of the image recipes costs, worked out without running it.
+"""The cost of an iteration of the image recipes, counted without running it.
 
-The trainer's own iteration runs on fake tensors, which have shapes and no numbers. Counted are the
-floating-point operations of matrix products, convolutions and attention, and the bytes of all tensors that
-live at once. Neither is a measurement: how fast a GPU does them, and what its libraries take besides, only a
-GPU tells. It takes minutes a recipe, and memory for the weights.
+The trainer's iteration runs on fake tensors, which have shapes but no values. Counted are the floating-point
+operations of matrix products, convolutions and attention, and the peak bytes of all live tensors. These are
+not measurements: the speed of a GPU and the workspaces of its libraries are unknown. A recipe takes minutes,
+and memory for its weights.
 
     python benchmarks/recipe_costs.py [RECIPE ...]
 """
@@ -45,7 +45,7 @@ _ATTENTION: dict[Any, Callable[..., int]] = {
 
 
 class LiveBytes(TorchDispatchMode):
-    """The most bytes that tensors made within take at once."""
+    """The peak bytes of the tensors created within."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -77,7 +77,7 @@ def is_tensor(value: Any) -> bool:
 
 
 def costs(name: str) -> tuple[Config, int, list[int]]:
-    """Settings, operations of an iteration on all rows, and bytes on one of each number of ranks."""
+    """Settings, operations of an iteration over all rows, and bytes per rank for each number of ranks."""
     cfg = config.load(Config, tasks.find(name), ["device=cpu"])
     shape, classes = DATA[name]
     network, diffusion = model.network_of(cfg, shape, classes)
@@ -94,7 +94,7 @@ def costs(name: str) -> tuple[Config, int, list[int]]:
         return flops.get_total_flops(), live.peak
 
     with FakeTensorMode(allow_non_fake_inputs=True):
-        each, _ = step(1)  # makes the optimizers' moments, too
+        each, _ = step(1)  # also creates the optimizers' moments
         peaks = [step(cfg.run.batch_size // ranks)[1] for ranks in RANKS]
         state = checkpoint.nbytes(trainer.state_dict())
     return cfg, each * cfg.run.batch_size, [state + peak for peak in peaks]

@@ -1,4 +1,4 @@
-"""The table of a run of benchmarks, as text, JSON and a picture. Imports matplotlib where there is one."""
+"""The table of a run of benchmarks, as text, JSON and a picture. Imports matplotlib if it is installed."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ PICTURED = {
     "plain loop": "tab:gray",
     "plain loop, fused Adam": "silver",
 }
-"""The peers that do all of an op's work, and their colors."""
+"""The peers that do all of the work of an op, and their colors."""
 
 
 @dataclasses.dataclass
 class Row:
-    """An implementation's time of a call, and by how much ours is faster; conftest.py says how."""
+    """The time per call of an implementation and its ratio to ours; see conftest.py."""
 
     place: str
     group: str
@@ -34,7 +34,7 @@ class Row:
 
     @property
     def gb_per_s(self) -> float | None:
-        """Of the bytes that have to be moved, at the least time; too few of them tell nothing."""
+        """Bandwidth of the bytes that have to be moved, at the least time; None if there are too few."""
         count = self.facts.get("bytes", 0)
         return count / self.least_us / 1e3 if self.least_us and count > 2**20 else None
 
@@ -47,13 +47,13 @@ class Report:
         self.rows.append(row)
 
     def lines(self) -> Iterator[str]:
-        """The whole table, and once more where ours loses."""
+        """The whole table, followed by the rows in which ours is slower."""
         groups = dict.fromkeys((row.group, row.place) for row in self.rows)
         for group, place in groups:
             yield ""
             yield f"{group}, on {place}"
             yield (
-                f"  {'us a call':26}{'median':>11}{'least':>11}{'ratio':>9}{'least':>9}"
+                f"  {'us per call':26}{'median':>11}{'least':>11}{'ratio':>9}{'least':>9}"
                 f"{'GB/s':>9}{'of copy':>9}{'kept':>7}"
             )
             yield from (self._line(row) for row in self.rows if (row.group, row.place) == (group, place))
@@ -65,7 +65,7 @@ class Report:
                 yield f"  {row.ratio:.2f} x {row.implementation}: {row.group}, on {row.place}"
 
     def save(self, folder: Path, environments: list[dict[str, Any]]) -> str:
-        """Writes report.json and, with matplotlib, report.png; says which."""
+        """Writes report.json and, with matplotlib, report.png; returns which."""
         folder.mkdir(parents=True, exist_ok=True)
         rows = [
             {k: v for k, v in dataclasses.asdict(row).items() if k != "facts" and v not in (None, "")}
@@ -95,7 +95,7 @@ class Report:
         ).rstrip()
 
     def _of_copy(self, row: Row) -> float | None:
-        """Bandwidth as a share of that of the large copy in the same run and place."""
+        """Bandwidth as a share of the large copy's in the same run and place."""
         for roof in self.rows:
             if (roof.implementation, roof.place) == ("copy", row.place.removesuffix(" graph")):
                 return row.gb_per_s / roof.gb_per_s if row.gb_per_s and roof.gb_per_s else None
@@ -105,7 +105,7 @@ class Report:
         return sum(row.implementation in PICTURED and row.ratio is not None for row in self.rows)
 
     def _draw(self, path: Path, environments: list[dict[str, Any]]) -> None:
-        """A bar for each peer: by how much ours is faster."""
+        """A bar for each peer: the factor by which ours is faster."""
         import matplotlib
 
         matplotlib.use("agg")

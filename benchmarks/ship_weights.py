@@ -1,9 +1,8 @@
-"""Makes a run ship with the package: ship_weights.py RUN NAME.
+"""Adds a run to the weights that ship with the package: ship_weights.py RUN NAME.
 
 Writes dxmi_ext/images/weights/NAME: the averaged networks of a finished image run in float16, the settings
-that `dxmi sample NAME` and `dxmi evaluate NAME` read, and a model card with the run's figures. Left out is
-what a user can do without: frozen encoders, whose weights the start has, and the untrained energy of a
-pretrained network.
+that `dxmi sample NAME` and `dxmi evaluate NAME` read, and a model card with the run's figures. It omits
+frozen encoders, whose weights the start has, and the untrained energy of a pretrained network.
 """
 
 from __future__ import annotations
@@ -57,14 +56,14 @@ def main(run: Path, name: str) -> None:
         changes = {"energy_network": "resnet", "energy_width": 1, "pretrain_batch_size": cfg.run.batch_size}
         changes["features"] = "efflite0,classifier"
         cfg = cfg.replace(**changes)
-        torch.manual_seed(0)  # the same file each time: units of experiments know it by its digest
+        torch.manual_seed(0)  # the same file each time: units of experiments identify it by its digest
         network, diffusion = model.network_of(cfg, tuple(about["data_shape"]), about["classes"])
         small = model.networks_of(cfg, network, tuple(about["data_shape"]), about["classes"], diffusion)
         sampler = {key: weight for key, weight in weights.items() if key.startswith("sampler.")}
         weights = small.state_dict() | sampler
     anywhere = {"output": None, "threads": 0, "device": "auto", "precision": "float32", "compile": False}
     config.save(cfg.replace(recipe=name, **changes, **anywhere), folder / "config.yaml")
-    # Tables of times and noise levels need their precision, and norms and biases are few.
+    # Tables of times and noise levels need float32; norms and biases are small.
     halves = {key: (w.half() if w.ndim > 1 else w).contiguous() for key, w in weights.items()}
     save_file(halves, folder / "model/model.safetensors")
     (folder / "model/config.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
@@ -85,7 +84,7 @@ def main(run: Path, name: str) -> None:
 
 
 def _figures(summary: dict[str, Any]) -> str:
-    """Frechet distances, precision and recall, beside those of test images."""
+    """Frechet distances, precision and recall of samples and test images."""
     rows = ["| | the sampler | test images |", "|---|---|---|"]
     for name, value in summary.items():
         floor = summary.get(f"{name}_floor")

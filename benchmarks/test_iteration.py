@@ -1,8 +1,8 @@
-"""Whole iterations of DxMI, the trainer's against a plain torch loop with the same losses.
+"""Whole iterations of DxMI: the trainer against a plain torch loop with the same losses.
 
-The losses of both are compared first, under the same noise; then the loop draws its own, as loops do.
-*networks alone* is the floor of both: the same passes through the networks and nothing else. The other rows
-are ours again with other settings of how the networks run (``engine.execution``), beside ours as it is.
+First the losses of both are compared with the same noise; then the loop draws its own. *networks alone* is
+the lower bound of both: the same passes through the networks and nothing else. The other rows are ours with
+other settings of ``engine.execution``.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from peers import OURS
 from places import Place
 from plain_iteration import PlainLoop, TorchNoise
 
-ITERATIONS = 1_000_000  # of the run that the timed iterations begin; rates hardly decay
+ITERATIONS = 1_000_000  # of the run whose first iterations are timed; learning rates hardly decay
 SEED = 0
 PLAIN, FUSED, FLOOR = "plain loop", "plain loop, fused Adam", "networks alone"
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -48,7 +48,7 @@ class Setup(NamedTuple):
 
 
 class TrainersNoise(TorchNoise):
-    """The noise and the choices that the trainer draws."""
+    """The noise and random steps that the trainer draws."""
 
     def __init__(self, settings: DxMISettings, device: torch.device) -> None:
         redraws = [f"redraw{i}" for i in range(settings.sampler_steps)]
@@ -73,7 +73,7 @@ class TrainersNoise(TorchNoise):
 
 
 def two_d(place: Place) -> Setup:
-    """The recipe 8gaussians as it stands."""
+    """The recipe 8gaussians, unchanged."""
     for library in ("safetensors", "tqdm"):
         pytest.importorskip(library, reason=f"the 2D recipe needs {library}")
     from dxmi_ext.two_d import densities as data
@@ -91,12 +91,12 @@ def two_d(place: Place) -> Setup:
 
 
 def is_small(place: Place, quick: bool) -> bool:
-    """Whether image networks are smaller than a sampler's; to a GPU the usual size is quick enough."""
+    """Whether image networks are smaller than usual, which a GPU does not need."""
     return quick and place.device.type == "cpu"
 
 
 def images(place: Place, quick: bool) -> Setup:
-    """Images of 3 x 32 x 32: on a GPU 128 in bfloat16 and channels_last, elsewhere what a CPU can bear."""
+    """Images of 3 x 32 x 32: 128 in bfloat16 and channels_last on a GPU, fewer on a CPU."""
     cuda, small = place.device.type == "cuda", is_small(place, quick)
     steps, batch = (10, 128) if cuda else (4, 1)
     torch.manual_seed(SEED)
@@ -111,7 +111,7 @@ def images(place: Place, quick: bool) -> Setup:
 
 
 def as_they_run(networks: Networks, settings: ExecutionSettings) -> Networks:
-    """Networks that run as the settings say by themselves, for a loop that does not know of settings."""
+    """Networks that apply the settings themselves, for a loop that has no settings."""
     networks = deepcopy(networks)
     if settings.precision == "bfloat16":
         networks.sampler.network = BFloat16(networks.sampler.network)
@@ -129,7 +129,7 @@ def test_iteration(measure: Any, place: Place, quick: bool, task: str, name: str
     if name in (PLAIN, FUSED):
         tolerance = 1e-3 if place.device.type == "cpu" else 5e-2
         assert_same_losses(networks, settings, execution, data, fused=name == FUSED, tolerance=tolerance)
-    # In a graph ours alone: a loop that asks for its numbers cannot be captured.
+    # Only ours in a graph: a loop that reads its numbers cannot be captured.
     trainer = make_trainer(networks, settings, execution, cuda_graph=place.graph)
     plain = as_they_run(networks, execution)
     loop = PlainLoop(plain, settings, iterations=ITERATIONS, fused=name == FUSED)
@@ -145,7 +145,7 @@ def test_iteration(measure: Any, place: Place, quick: bool, task: str, name: str
 @pytest.mark.parametrize("name", VARIANTS)
 @pytest.mark.parametrize("task", ["2D", "image"])
 def test_settings(measure: Any, place: Place, quick: bool, task: str, name: str) -> None:
-    """The settings' effect on ours; that they change no loss but by rounding is a test of the package."""
+    """The effect of the settings on ours. A test of the package checks that they only change rounding."""
     group = title(task, place, quick)
     networks, settings, execution, data = two_d(place) if task == "2D" else images(place, quick)
     changes = VARIANTS[name]
@@ -178,7 +178,7 @@ def make_trainer(
 
 
 def passes(networks: Networks, settings: DxMISettings, data: Tensor) -> None:
-    """What Alg. 1 asks of the networks in an iteration."""
+    """The calls of the networks in an iteration of Alg. 1."""
     network, value, steps = networks.sampler.network, networks.value, networks.sampler.steps
     every = [torch.full((len(data),), t, device=data.device) for t in range(steps + 1)]
     with torch.no_grad():
@@ -203,7 +203,7 @@ def assert_same_losses(
     fused: bool,
     tolerance: float,
 ) -> None:
-    """Two iterations, so that what the first has updated shows in the losses of the second."""
+    """Two iterations, so that the losses of the second depend on the updates of the first."""
     trainer = make_trainer(networks, settings, execution)
     its_noise = TrainersNoise(settings, data.device)
     loop = PlainLoop(

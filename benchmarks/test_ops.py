@@ -1,10 +1,10 @@
-"""Every op against eager torch, lean eager torch and torch.compile; each is proved right before it is timed.
+"""Every op against eager torch, lean eager torch and torch.compile; each is verified before it is timed.
 
     pytest benchmarks/ --benchmark-only [--quick] [--threads N] [--report FOLDER] [--benchmark-json FILE]
 
 On the CPU, set MALLOC_MMAP_THRESHOLD_=268435456 and MALLOC_TRIM_THRESHOLD_=536870912 first. Without them
-glibc gives every temporary of some MB back to the system and faults its pages in again; that costs eager
-torch more than its arithmetic, and depends on what the process did before.
+glibc returns every temporary of some MB to the system and faults its pages in again, which costs eager torch
+more than its arithmetic, and depends on the history of the process.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ ROWS: dict[str, Shape] = {
 
 
 def cases(quick: bool) -> Iterator[Any]:
-    """Place, op, shape, dtype, whether gradients are wanted, implementation."""
+    """Place, op, shape, dtype, whether with gradients, implementation."""
     for place, (op, entry) in product(places(), OPS.items()):
         for shape in [ROWS[op]] if op in ROWS else SAMPLES[place.device.type]:
             low = op == "sampler_step" and shape != (256, 2)
@@ -41,7 +41,7 @@ def cases(quick: bool) -> Iterator[Any]:
                     (False, True) if entry.leaves else (False,), entry.implementations
                 ):
                     if quick and name == COMPILED and (op, dtype) != ("sampler_step", torch.float32):
-                        continue  # compiling takes longer than all the rest
+                        continue  # compiling takes longer than everything else
                     group = title(op, shape, dtype, backward)
                     yield pytest.param(
                         place, op, shape, dtype, backward, name, id=f"{place.name}-{group}-{name}"
@@ -82,7 +82,7 @@ def test_op(
 
 @pytest.mark.parametrize("name", ["randn_like alone", "add alone"])
 def test_parts_of_sampler_step(measure: Any, place: Place, name: str) -> None:
-    """The honest roof of a CPU: drawing the noise by itself, and moving the samples by itself."""
+    """The roof of a CPU: drawing the noise alone, and moving the samples alone."""
     shape = SAMPLES[place.device.type][-1]
     problem = Problem(OPS["sampler_step"], shape, torch.float32, place.device, backward=False)
     x, out = (x.detach() for x in problem.arguments[:2])
@@ -97,7 +97,7 @@ def test_parts_of_sampler_step(measure: Any, place: Place, name: str) -> None:
 @pytest.mark.parametrize("place", places()[:1], ids=["cpu"])
 @pytest.mark.parametrize("name", [OURS, "1 thread", "eager", "lean eager"])
 def test_two_threads(measure: Any, place: Place, name: str) -> None:
-    """Two threads each, and ours on one thread against ours on two."""
+    """Two threads each, and ours on one thread against two."""
     shape = (128, 3, 32, 32)
     problem = Problem(OPS["sampler_step"], shape, torch.float32, place.device, backward=False)
     torch.set_num_threads(2)

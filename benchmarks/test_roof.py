@@ -1,6 +1,6 @@
-"""The roof of the machine, in the same run: what moving bytes costs at sizes well beyond the caches.
+"""The roof of the machine, in the same run: memory bandwidth at sizes well beyond the caches.
 
-May import torch alone. Bytes are those read and written, by the time of a call.
+Imports torch only. Bytes are those read and written.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ BYTES = {"cpu": 256 << 20, "cuda": 1 << 30}
 
 def test_copy(measure: Any, place: Place) -> None:
     x = torch.ones(BYTES[place.device.type] // 4, device=place.device)
-    y = torch.ones_like(x)  # written, so its pages are there
+    y = torch.ones_like(x)  # written, so that its pages are mapped
     call = place.prepare(lambda: y.copy_(x))
     measure(call, "roof", "copy", bytes=2 * x.nbytes, shape=list(x.shape), dtype="float32")
 

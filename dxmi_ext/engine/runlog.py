@@ -215,8 +215,8 @@ def _row(line: bytes) -> dict[str, Any] | None:
         or type(row.get("iteration")) is not int
     ):
         return None
-    told = (value for name, value in row.items() if name not in ("phase", "symptoms"))
-    return row if all(map(_is_metric, told)) else None
+    metrics = (value for name, value in row.items() if name not in ("phase", "symptoms"))
+    return row if all(map(_is_metric, metrics)) else None
 
 
 def _is_metric(value: Any) -> bool:

@@ -8,7 +8,7 @@ from typing import IO
 
 from dxmi_ext.engine.errors import UserError
 
-LFS_POINTER = "is a git-lfs pointer, not the file itself; run `git lfs pull` where it lies"
+LFS_POINTER = "is a git-lfs pointer, not the file itself; run `git lfs pull` in its repository"
 _BEGINNINGS = {
     b"version https://git-lfs.github.com/": LFS_POINTER,
     b"<!doctype html": "is a web page (html)",

@@ -64,8 +64,8 @@ def markdown(
             continue
         cells = [row.label]
         for key in experiment.columns:
-            told = [unit["numbers"].get(row.prefix + key) for unit in units]
-            cells.append(_mean([number for number in told if number is not None]))
+            values = [unit["numbers"].get(row.prefix + key) for unit in units]
+            cells.append(_mean([number for number in values if number is not None]))
             if key in published:
                 cells.append(_paper(row.paper.get(key)))
         rows.append([*cells, str(len(units))])

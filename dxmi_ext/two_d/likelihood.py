@@ -25,12 +25,12 @@ _REACH, _SIZE = 6.0, 600  # of the grid; within [-4, 4]^2 the 8 Gaussians' energ
 def evaluate(
     cfg: Config, networks: Networks, *, paths: int, seed: int, tau_factor: float = 1.0
 ) -> dict[str, Any]:
-    """Numbers of the density exp(-E / w) / Z, w the weight of the entropy.
+    """Numbers of the density exp(-E / w) / Z, where w is the weight of the entropy.
 
     Args:
-        paths: whose weights give log Z.
-        seed: of paths and test data.
-        tau_factor: of tau at the run's end, where it was not fixed.
+        paths: number of paths whose weights give log Z.
+        seed: seed of the paths and the test data.
+        tau_factor: factor of tau at the end of the run, if it was automatic.
 
     Returns:
         log_partition with its standard error log_partition_std, elbo, ess and the kernel by

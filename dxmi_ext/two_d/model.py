@@ -114,7 +114,7 @@ def chains(cfg: Config) -> Langevin:
 
 
 def schedule_of(cfg: Config, steps: int) -> schedules.Schedule:
-    """That of a chain of so many steps."""
+    """The schedule of a chain of ``steps`` steps."""
     chain = cfg.chain
     if chain.schedule == "ddpm":
         return schedules.ddpm(schedules.make_betas(steps=steps), min_std=chain.min_std)

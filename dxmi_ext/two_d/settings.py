@@ -159,7 +159,7 @@ class EvaluateSettings(EvaluateSettings_):
     """Settings of the command ``evaluate``."""
 
     samplings: int | None = setting(
-        None, "number of samplings that metrics are means over; null: as in training", minimum=1
+        None, "number of samplings over which metrics are averaged; null: as in training", minimum=1
     )
     log_partition: bool = setting(
         False, "also log Z of the learned density exp(-E / w) / Z, and the log-likelihood of test data"
