@@ -12,7 +12,7 @@ from dxmi_ext.engine.run_settings import EvaluateSettings as EvaluateSettings_
 from dxmi_ext.engine.run_settings import RunnableConfig, RunSettings
 from dxmi_ext.engine.settings import Rule, Settings, group, only_with, setting
 from dxmi_ext.method.langevin import LangevinSettings
-from dxmi_ext.method.settings import CHAIN_RULES, RULES, DxMISettings
+from dxmi_ext.method.settings import CHAIN_RULES, REMOVED, RULES, DxMISettings
 
 _BASE = "|".join(bases.BASES)
 
@@ -182,7 +182,7 @@ class Config(RunnableConfig):
     thresholds: ThresholdSettings = group(ThresholdSettings)
     comparison: ComparisonSettings = group(ComparisonSettings)
 
-    removed = {  # noqa: RUF012
+    removed = REMOVED | {
         "whiten": "preparation takes its place",
         "baseline_iterations": "iterations also sets those of baselines",
     }

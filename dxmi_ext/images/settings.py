@@ -14,6 +14,7 @@ from dxmi_ext.method.settings import (
     CHAIN_RULES,
     ENERGY_RULES,
     LENGTH_RULES,
+    REMOVED,
     RULES,
     DxMISettings,
     LengthSettings,
@@ -138,6 +139,7 @@ class Config(RunnableConfig):
     pretraining: PretrainingSettings = group(PretrainingSettings)
     evaluation: EvaluationSettings = group(EvaluationSettings)
 
+    removed = REMOVED
     rules = (
         Rule("task must be images, got {task}", lambda s: s.task == "images"),
         *RULES,

@@ -167,6 +167,9 @@ class DxMISettings(Settings):
         return self.negatives in ("sampler", "refined")
 
 
+REMOVED = {"tau_rises": "an automatic tau may always rise"}
+"""Settings of earlier versions; see `Config.removed`."""
+
 RULES = (
     Rule(
         "tau must not be given with both tau_entropy and tau_velocity, which replace it, got {tau}",

@@ -14,6 +14,7 @@ from dxmi_ext.method.settings import (
     ENERGY_RULES,
     LENGTH_RULES,
     LONGEST,
+    REMOVED,
     RULES,
     DxMISettings,
     LengthSettings,
@@ -121,6 +122,7 @@ class Config(RunnableConfig):
     pretraining: PretrainingSettings = group(PretrainingSettings)
     evaluation: EvaluationSettings = group(EvaluationSettings)
 
+    removed = REMOVED
     rules = (
         Rule("task must be two_d, got {task}", lambda s: s.task == "two_d"),
         *RULES,
