@@ -137,7 +137,7 @@ def evaluate(options: argparse.Namespace) -> None:
     print(table)
     if cfg.output:
         Path(cfg.output).parent.mkdir(parents=True, exist_ok=True)
-        write_json(cfg.output, numbers)
+        write_json(cfg.output, folders.NUMBERS_ENTRY | numbers)
 
 
 def score(options: argparse.Namespace) -> None:
