@@ -66,8 +66,8 @@ class Learner:
 
 
 class Average(Generic[M]):
-    """The exponential moving average of a module's weights, with its current persistent buffers. Other buffers
-    are constants, or tables that each module extends for itself.
+    """The exponential moving average of a module's weights, with its current persistent buffers. Other
+    buffers are constants, or tables that each module extends for itself.
 
     Args:
         module: module whose weights are averaged.

@@ -148,8 +148,8 @@ class Ranks:
     def wrap(self, module: nn.Module) -> nn.Module:
         """The module for training, whose gradients are averaged over all ranks.
 
-        For inference, call the module itself, frozen. Buffers are not exchanged: they have to be constants, or
-        to change alike on all ranks.
+        For inference, call the module itself, frozen. Buffers are not exchanged: they have to be constants,
+        or to change alike on all ranks.
 
         Raises:
             ConfigError: the module has running statistics, which would be those of each rank's own rows.
@@ -160,8 +160,8 @@ class Ranks:
             if _has_own_statistics(part):
                 kind = type(part).__name__
                 raise ConfigError(
-                    f"networks must have no {kind} with several ranks, whose statistics would differ, got one at "
-                    f"{name or 'the top'!r}; see torch.nn.SyncBatchNorm.convert_sync_batchnorm"
+                    f"networks must have no {kind} with several ranks, whose statistics would differ, got "
+                    f"one at {name or 'the top'!r}; see torch.nn.SyncBatchNorm.convert_sync_batchnorm"
                 )
         if not self.shard:
             options: dict[str, Any] = {_SYNC_BUFFERS: False, "gradient_as_bucket_view": True}

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from dxmi_ext.engine import checkpoint, config, device, health, steps
-from dxmi_ext.engine.identity import Fingerprints
+from dxmi_ext.engine.identity import Source
 from dxmi_ext.engine.ranks import Ranks, Votes
 from dxmi_ext.engine.rollback import Rollbacks
 from dxmi_ext.engine.run_folder import Found, RunFolder
@@ -37,8 +37,8 @@ class Run:
             folder first, a path resumes from that checkpoint. ``dry_run``: one iteration of each phase,
             nothing written.
         ranks: ranks of the run, whose process group exists.
-        data: path -> fingerprints of the data there, if ``data`` is a path; identifies the data wherever
-            they are.
+        data: fingerprints of the data, or path -> those of the data there if ``data`` is a path; identify
+            the data wherever they are.
 
     Raises:
         folders.FolderError: the folder does not belong to a run.
@@ -54,7 +54,7 @@ class Run:
         self,
         cfg: RunnableConfig,
         ranks: Ranks | None = None,
-        data: Callable[[str], Fingerprints] | None = None,
+        data: Source | None = None,
     ) -> None:
         self.cfg, self.settings = cfg, cfg.run
         self.ranks = dataclasses.replace(ranks or Ranks(), shard=cfg.run.shard)

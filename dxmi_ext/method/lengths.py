@@ -77,8 +77,8 @@ class AnyLengthSampler(MultiLengthSampler):
         schedule_of: T -> the schedule of a chain of so many steps.
         lengths: T of each chain to train; `use` adds others.
         levels: levels of these chains, shared with the networks.
-        train_last_std: whether the learned function also changes the sigma of last steps. It is part of how the
-            sampler is built, not of its weights.
+        train_last_std: whether the learned function also changes the sigma of last steps. It is part of how
+            the sampler is built, not of its weights.
     """
 
     def __init__(

@@ -78,7 +78,7 @@ def moved(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> se
 
 def test_statistics_of_each_rank_alone_are_refused() -> None:
     network = torch.nn.Sequential(torch.nn.BatchNorm1d(2))
-    with pytest.raises(ConfigError, match="no BatchNorm1d with several ranks, .* got one at '0'; see"):
+    with pytest.raises(ConfigError, match=r"no BatchNorm1d with several ranks, .* got one at '0'; see"):
         Ranks(0, 2).wrap(network)
 
 
