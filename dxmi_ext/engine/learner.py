@@ -36,6 +36,7 @@ class Learner:
         optimizer: the `Adam` optimizer.
         rates: the `LearningRates`.
         failures: number of consecutive steps skipped because they were not finite, a scalar for each loss.
+        tallies: numbers of skipped steps and of all steps so far, float64 [2] for each loss.
     """
 
     def __init__(
@@ -58,10 +59,15 @@ class Learner:
         self.network = ranks.wrap(network)
         device = next(network.parameters()).device
         self.failures = {name: torch.zeros((), device=device) for name in losses}
+        self.tallies = {name: torch.zeros(2, dtype=torch.float64, device=device) for name in losses}
+        self._counts = {name: tally.unbind() for name, tally in self.tallies.items()}  # views
 
     def descend(self, name: str, loss: Tensor) -> Tensor:
         """One step on a scalar loss; returns it detached."""
         self.optimizer.descend(loss, self.failures[name])
+        skipped, steps = self._counts[name]
+        skipped.add_(self.optimizer.found_inf)
+        steps.add_(1)
         return loss.detach()
 
 

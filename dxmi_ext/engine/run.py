@@ -26,6 +26,8 @@ from dxmi_ext.engine.settings import ConfigError
 from dxmi_ext.engine.signals import StopSignals
 from dxmi_ext.engine.steps import Stepper
 
+_MANY_SKIPPED = 0.01  # share of the steps of a loss above which a note says so
+
 
 class Run:
     """A run in ``cfg.output``; a context manager and the only writer of that folder. Of several ranks, only
@@ -68,6 +70,7 @@ class Run:
         self.signals, self._votes = StopSignals(), Votes(self.ranks)
         self.resumed_from: list[int] = []
         self.past: list[str] = []  # finished phases
+        self._skipped: dict[str, int] = {}  # number of their skipped steps, by PHASE/LOSS
         self._steps_past = 0  # number of their iterations
         self._rollbacks = Rollbacks(self._folder, self.settings, self.ranks)
         self._symptoms: set[str] = set()  # at the last log
@@ -121,6 +124,7 @@ class Run:
             self._earlier_seconds = state["wall_seconds"]
             self.resumed_from = [*state["resumed_from"], state["step"]]
             self.past, self._steps_past = state["past"], state["steps_past"]
+            self._skipped = state.get("skipped", {})  # older runs have none
             self._rollbacks.resume(state, here=self._folder.holds(source))
         if self.ranks.first:
             self._folder.take_over(found, self._rollbacks.done, self._rollbacks.good)
@@ -188,8 +192,21 @@ class Run:
                 bar.update(1, **losses)
                 if stops or (saved and self._stops(now)):  # a signal may come during the save
                     break
+        self._tally(name, stepper)
         self.past.append(name)
         self._steps_past += iterations
+
+    def _tally(self, phase: str, stepper: Stepper) -> None:
+        """Keeps the numbers of skipped steps of a finished phase, and notes those above a small share."""
+        tallies = {loss: tally.tolist() for loss, tally in stepper.tallies().items()}
+        self._skipped |= {f"{phase}/{loss}": int(skipped) for loss, (skipped, _) in tallies.items()}
+        many = [
+            f"{skipped:.0f} of {steps:.0f} of the {loss}"
+            for loss, (skipped, steps) in tallies.items()
+            if skipped > _MANY_SKIPPED * steps
+        ]
+        if many:
+            self.log.note(f"{phase}: skipped steps, which were not finite: {', '.join(many)}")
 
     def _restore(self, phase: str, stepper: Stepper) -> bool:
         """Loads the state to resume from, if it belongs to this phase."""
@@ -243,6 +260,7 @@ class Run:
             "phase": phase,
             "past": self.past,
             "steps_past": self._steps_past,
+            "skipped": self._skipped,
             "step": self._steps_past + stepper.iteration,
             "stepper": stepper.state_dict(),
             "log_position": self.log.position(),
@@ -267,6 +285,7 @@ class Run:
             "iterations": self.settings.iterations,
             "resumed_from": self.resumed_from,
             "rollbacks": self._rollbacks.done,
+            "skipped_steps": self._skipped,
             "wall_seconds": round(self.wall_seconds, 1),
             **numbers,
             "versions": device.versions(),
