@@ -29,6 +29,11 @@ def trainer(seed: int = 0, **settings: Any) -> DxMITrainer:
     return DxMITrainer(Networks(sampler(), Net(3, 1)), DxMISettings(**settings), iterations=3, seed=seed)
 
 
+def trainer_with(**options: Any) -> DxMITrainer:
+    networks = Networks(sampler(), Net(3, 1))
+    return DxMITrainer(networks, DxMISettings(), iterations=3, seed=0, **options)
+
+
 def pretrainer(levels: Any = None, **options: Any) -> Pretrainer:
     levels = dxmi_ext.uniform_levels(SCHEDULE.signal, SCHEDULE.noise) if levels is None else levels
     return Pretrainer(Net(3, 3), levels, **({"lr": 1e-2, "iterations": 3, "seed": 0} | options))
@@ -45,6 +50,10 @@ def fit(given: Any = None, **options: Any) -> Any:
         (lambda: DxMISettings(tau="0.1"), "tau must be float, got '0.1'"),
         (lambda: DxMISettings(td_redraw=1), "td_redraw must be bool, got 1"),
         (lambda: trainer(seed=-1), "seed must be an integer from 0 to"),
+        (lambda: trainer(seed=True), "seed must be an integer from 0 to .*, got True"),
+        (lambda: trainer_with(ranks=2), "ranks must be Ranks, got int"),
+        (lambda: trainer_with(langevin={"langevin_steps": 3}), "langevin must be LangevinSettings, got dict"),
+        (lambda: trainer_with(execution="compile"), "execution must be ExecutionSettings, got str"),
         (lambda: trainer(skip_last=5), "skip_last must be <= T = 4, got 5"),
         (lambda: pretrainer(iterations=2.5), "iterations must be an integer >= 0, got 2.5"),
         (lambda: pretrainer(prediction="noise"), "prediction must be one of eps, v, x, edm, got 'noise'"),

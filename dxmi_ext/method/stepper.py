@@ -78,7 +78,7 @@ class Stepper:
         uses: Sequence[str] = (),
         graphed: bool = False,
     ) -> None:
-        if not isinstance(seed, int) or not 0 <= seed <= LARGEST_SEED:
+        if type(seed) is not int or not 0 <= seed <= LARGEST_SEED:
             raise ConfigError(f"seed must be an integer from 0 to {LARGEST_SEED}, got {seed!r}")
         self.iteration, self.ranks, self.execution = 0, ranks, execution
         self._tried = execution.compile or ranks.shard  # a trial call would compile or gather once more

@@ -247,7 +247,13 @@ def _check(
     ranks: Ranks,
 ) -> None:
     """Raises a ConfigError for wrong types and unsupported combinations."""
-    for name, value, wanted in (("networks", networks, Networks), ("algorithm", algorithm, DxMISettings)):
+    for name, value, wanted in (
+        ("networks", networks, Networks),
+        ("algorithm", algorithm, DxMISettings),
+        ("langevin", langevin, LangevinSettings),
+        ("execution", execution, ExecutionSettings),
+        ("ranks", ranks, Ranks),
+    ):
         if not isinstance(value, wanted):
             raise ConfigError(f"{name} must be {wanted.__name__}, got {type(value).__name__}")
     settings.check((*RULES, *CHAIN_RULES), algorithm, langevin)
