@@ -41,11 +41,13 @@ def train(options: argparse.Namespace) -> None:
     if options.help:
         _show_help(options, config.describe(config.load(task.Config, path)))
         return
+    if not hasattr(task, options.command):
+        raise ConfigError(f"RECIPE must be one with a pretraining, got {options.target!r}; use dxmi train")
     cfg = config.load(task.Config, path, [*options.settings, *["dry_run=true"] * options.dry_run])
     ranks = Ranks.from_environment()
     try:
         with ranks.joined(choose_device(cfg.run.device, ranks.local_rank)):
-            (task.train if options.command == "train" else task.pretrain)(cfg, ranks)
+            getattr(task, options.command)(cfg, ranks)
     except Stopped:
         if not ranks.first:
             return
@@ -137,7 +139,7 @@ def evaluate(options: argparse.Namespace) -> None:
     print(table)
     if cfg.output:
         Path(cfg.output).parent.mkdir(parents=True, exist_ok=True)
-        write_json(cfg.output, numbers)
+        write_json(cfg.output, folders.NUMBERS_ENTRY | numbers)
 
 
 def score(options: argparse.Namespace) -> None:

@@ -4,15 +4,20 @@ A task is a package of ``dxmi_ext`` with a module ``recipe`` and a yaml of setti
 The module ``recipe`` has
 
     Config, EvaluateSettings: settings of its runs, and of the command evaluate
-    train(cfg, ranks), pretrain(cfg, ranks)
+    train(cfg, ranks)
     load(directory, device) -> cfg, networks
-    sample(directory, rows, seed, batch_size, device, *, guidance, labels) -> batches of samples
+    sample(directory, rows, seed, batch_size, device, *, guidance, labels, steps) -> batches of samples
     evaluate(directory, settings, device) -> numbers, their table
+
+and for some commands also
+
+    pretrain(cfg, ranks), if there is a pretraining
     read(cfg) -> an images.overview.Overview of the settings' data, if they are files
     load_scorer(directory, device) -> an anomaly.scoring.Scorer or VectorScorer, if it detects anomalies
 
-Row i of the samples depends on (seed, i) alone; guidance is the scale of value guidance, and labels the text
-that ``dxmi_ext.method.generate`` reads. Tasks are imported on demand. Instead of a task of this package, a
+Row i of the samples depends on (seed, i) alone; guidance is the scale of value guidance, labels the text that
+``dxmi_ext.method.generate`` reads, and steps T, or None for the run's own. Numbers are serializable as json.
+Tasks are imported on demand. Instead of a task of this package, a
 yaml may name a module of the user's own, with the same content as a module ``recipe``, by ``task:
 package.module``; it is looked up among the installed modules and in the current folder.
 """

@@ -74,14 +74,16 @@ def fit(
     with its own folder, can be stopped at any time and started again. Ctrl-C and SIGTERM finish the
     iteration and save a checkpoint.
 
-    A run is known by the trainer's settings, the seed and the batch size, which have to be the same when it
-    resumes; a higher number of iterations continues it. Data and networks are not compared, except that the
-    weights must fit: use a new folder for other data.
+    A run is known by the trainer's settings, the seed, the batch size and the fingerprint of data given by
+    `shuffled`, which have to be the same when it resumes; a higher number of iterations continues it. Batches
+    without a fingerprint, such as a DataLoader's, are not compared: use a new folder for other data. Nor are
+    networks, except that the weights must fit.
 
     Args:
         trainer: `Pretrainer`, `DxMITrainer` or another `Stepper`; its ``ranks`` share the batches.
         batches: iteration -> this rank's rows of the batch, data [B, *] or (data, labels [B]). Such a
-            function of the iteration, e.g. made by `shuffled`, is what makes resuming exact. Or an iterable
+            function of the iteration, e.g. made by `shuffled`, is what makes resuming exact. If it has a
+            method ``fingerprint``, () -> str, the run identifies its data by it. Or an iterable
             of batches, such as a DataLoader, which is iterated again after its end; a resumed run starts
             at its first batch. Batches are moved to the trainer's device.
         output: folder of the run: config.yaml, metrics.jsonl, summary.json, checkpoints/, pictures/, and
@@ -102,7 +104,7 @@ def fit(
     Raises:
         TypeError: an argument is of another type.
         ConfigError: a setting is invalid, a batch or a network does not fit, or the folder holds a run of
-            other settings.
+            other settings or data.
         FolderError: the folder holds files of others.
         CheckpointError: the checkpoint to resume from is missing, damaged or of other networks.
         Diverged: steps are still not finite after all rollbacks.
@@ -119,7 +121,7 @@ def fit(
     settings |= {"log_every": log_every, "tensorboard": tensorboard, "wandb": wandb}
     settings |= {"picture_every": picture_every if picture is not None else 0}
     settings |= {"batch_size": rows}
-    run = Run(_config(trainer, settings), trainer.ranks)
+    run = Run(_config(trainer, settings), trainer.ranks, _fingerprints(batches, trainer.ranks))
     if run.finished():
         return _restore(run, trainer)
 
@@ -144,7 +146,7 @@ def shuffled(
     labels: Tensor | None = None,
     seed: int = 0,
     ranks: Ranks | None = None,
-) -> Callable[[int], Data]:
+) -> Shuffled:
     """Batches of data in memory, in a new random order in every epoch; a batch may span two epochs.
 
     Args:
@@ -159,14 +161,17 @@ def shuffled(
 
     Raises:
         TypeError: ``data`` or ``labels`` is not a tensor, or the batch size not an integer.
-        ConfigError: ``data`` is empty, ``labels`` has another length, or the batch size is not a positive
-            multiple of the number of ranks.
+        ConfigError: ``data`` is empty or not finite, ``labels`` has another length, or the batch size is not
+            a positive multiple of the number of ranks.
     """
     of_type("data", data, Tensor, "a tensor")
     of_type("labels", labels, (Tensor, type(None)), "a tensor or None")
     n = len(data)
     if n == 0:
         raise ConfigError("data must have at least one row, got none")
+    if len(places := data.isfinite().logical_not().nonzero()):
+        first = places[0].tolist()
+        raise ConfigError(f"data must be finite, got {data[tuple(first)].item()} in row {first[0]}")
     if labels is not None and labels.shape != (n,):
         raise ConfigError(f"labels must have shape [{n}], got {[*labels.shape]}")
     try:
@@ -175,15 +180,35 @@ def shuffled(
     except ValueError as error:
         raise ConfigError(str(error)) from error
 
-    def batch(iteration: int) -> Data:
-        start = iteration * batch_size + offset
-        places = numpy.arange(start, start + count)
-        epochs = range(start // n, (start + count - 1) // n + 1)
-        rows = numpy.concatenate([_order(n, seed, e)[places[places // n == e] % n] for e in epochs])
-        chosen = torch.from_numpy(rows).to(data.device)
-        return data[chosen] if labels is None else (data[chosen], labels[chosen.to(labels.device)])
+    return Shuffled(data, labels, batch_size, count, offset, seed)
 
-    return batch
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Shuffled:
+    """What `shuffled` returns: iteration -> this rank's rows, with their labels if there are any."""
+
+    data: Tensor
+    labels: Tensor | None
+    batch_size: int
+    count: int
+    """Number of this rank's rows of a batch."""
+    offset: int
+    """The first of them."""
+    seed: int
+
+    def __call__(self, iteration: int) -> Data:
+        n, labels, start = len(self.data), self.labels, iteration * self.batch_size + self.offset
+        places = numpy.arange(start, start + self.count)
+        epochs = range(start // n, (start + self.count - 1) // n + 1)
+        rows = numpy.concatenate([_order(n, self.seed, e)[places[places // n == e] % n] for e in epochs])
+        chosen = torch.from_numpy(rows).to(self.data.device)
+        return self.data[chosen] if labels is None else (self.data[chosen], labels[chosen.to(labels.device)])
+
+    def fingerprint(self) -> str:
+        """A digest of the data and labels: their shapes, dtypes and content."""
+        parts = [part.detach().cpu() for part in (self.data, self.labels) if part is not None]
+        about = [f"{part.dtype} {[*part.shape]}" for part in parts]
+        return identity.fingerprint(about, *(part.flatten().view(torch.uint8).numpy() for part in parts))
 
 
 def save(path: str | os.PathLike[str], networks: nn.Module, **about: Any) -> None:
@@ -267,6 +292,13 @@ def _reader(batches: Callable[[int], Data] | Iterable[Data]) -> tuple[Data, Call
     first = next(stream)
     all_of_them = itertools.chain([first], stream)
     return first, lambda _: next(all_of_them)
+
+
+def _fingerprints(batches: Any, ranks: Ranks) -> identity.Fingerprints | None:
+    """Those of the data, on the first rank; None if the batches have none."""
+    if not hasattr(batches, "fingerprint"):
+        return None
+    return {"train": batches.fingerprint()} if ranks.first else {}
 
 
 def _repeated(batches: Iterable[Data]) -> Iterator[Data]:

@@ -29,6 +29,11 @@ def trainer(seed: int = 0, **settings: Any) -> DxMITrainer:
     return DxMITrainer(Networks(sampler(), Net(3, 1)), DxMISettings(**settings), iterations=3, seed=seed)
 
 
+def trainer_with(**options: Any) -> DxMITrainer:
+    networks = Networks(sampler(), Net(3, 1))
+    return DxMITrainer(networks, DxMISettings(), iterations=3, seed=0, **options)
+
+
 def pretrainer(levels: Any = None, **options: Any) -> Pretrainer:
     levels = dxmi_ext.uniform_levels(SCHEDULE.signal, SCHEDULE.noise) if levels is None else levels
     return Pretrainer(Net(3, 3), levels, **({"lr": 1e-2, "iterations": 3, "seed": 0} | options))
@@ -45,6 +50,10 @@ def fit(given: Any = None, **options: Any) -> Any:
         (lambda: DxMISettings(tau="0.1"), "tau must be float, got '0.1'"),
         (lambda: DxMISettings(td_redraw=1), "td_redraw must be bool, got 1"),
         (lambda: trainer(seed=-1), "seed must be an integer from 0 to"),
+        (lambda: trainer(seed=True), "seed must be an integer from 0 to .*, got True"),
+        (lambda: trainer_with(ranks=2), "ranks must be Ranks, got int"),
+        (lambda: trainer_with(langevin={"langevin_steps": 3}), "langevin must be LangevinSettings, got dict"),
+        (lambda: trainer_with(execution="compile"), "execution must be ExecutionSettings, got str"),
         (lambda: trainer(skip_last=5), "skip_last must be <= T = 4, got 5"),
         (lambda: pretrainer(iterations=2.5), "iterations must be an integer >= 0, got 2.5"),
         (lambda: pretrainer(prediction="noise"), "prediction must be one of eps, v, x, edm, got 'noise'"),
@@ -63,6 +72,7 @@ def fit(given: Any = None, **options: Any) -> Any:
         (lambda: Networks(sampler(), Net(3, 1), Net), r"energy must be .*, got the class Net"),
         (lambda: sampler().sample(2.0, KEY), "n must be an integer >= 0, got 2.0"),
         (lambda: sampler().sample(2, KEY, torch.zeros(3)), r"labels must have shape \[2\], got \[3\]"),
+        (lambda: sampler().sample(2, KEY, data=torch.zeros(4, 3)), r"data must have shape \[2, 3\], got"),
         (lambda: fit(Networks(sampler(), Net(3, 1))), "trainer must be .*, got Networks"),
         (lambda: fit(output=None), "output must be a str or PathLike, got NoneType"),
         (lambda: fit(picture="a.png"), "picture must be a function of a file, got str"),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dxmi_ext import tasks
+from dxmi_ext import cli, tasks
 from dxmi_ext.engine.config import ConfigError
 
 pytest.importorskip("yaml")
@@ -53,6 +53,17 @@ def test_a_module_in_the_current_folder_is_a_task(folder: Path) -> None:
 def test_modules_that_are_not_tasks_are_rejected(folder: Path, task: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         tasks.task_of(named(folder, task))
+
+
+def test_a_task_may_have_no_pretraining(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "plain_task.py").write_text(TASK)
+    recipe = str(named(folder, "plain_task"))
+    try:
+        assert cli.main(["pretrain", recipe]) == 2
+    finally:
+        sys.modules.pop("plain_task", None)
+    says = f"RECIPE must be one with a pretraining, got '{recipe}'; use dxmi train"
+    assert says in capsys.readouterr().err
 
 
 def test_a_missing_library_of_the_module_is_not_hidden(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -205,6 +206,35 @@ def test_shuffled_passes_every_row_once_an_epoch_on_any_number_of_ranks() -> Non
     ):
         with pytest.raises(dxmi_ext.ConfigError, match="must"):
             dxmi_ext.shuffled(**({"data": rows} | wrong))
+
+
+def test_fit_knows_the_data_of_shuffled(tmp_path: Path) -> None:
+    labels = torch.arange(len(DATA))
+    others = [(DATA.double(), None), (DATA, labels), (DATA, labels + 1), (DATA[1:], None)]
+    prints = [dxmi_ext.shuffled(rows, 4, labels=given).fingerprint() for rows, given in others]
+    assert len({*prints, batches().fingerprint()}) == 5
+    assert dxmi_ext.shuffled(DATA.clone(), 4, seed=1).fingerprint() == batches().fingerprint()
+
+    def fit(make: Any, iterations: int) -> None:
+        algorithm = dxmi_ext.DxMISettings()
+        learns = dxmi_ext.DxMITrainer(networks(), algorithm, iterations=iterations, seed=0)
+        dxmi_ext.fit(learns, make, output=tmp_path)
+
+    unknown = dxmi_ext.shuffled(DATA + 1, 8).__call__  # has no fingerprint
+    fit(unknown, 2)
+    fit(batches(), 3)
+    for iterations in (3, 4):  # finished, and to continue
+        with pytest.raises(dxmi_ext.ConfigError, match=r"data must be what .* got data with another finger"):
+            fit(dxmi_ext.shuffled(DATA + 1, 8), iterations)
+    fit(batches(), 4)
+    fit(unknown, 5)
+
+
+def test_data_that_are_not_finite_are_refused() -> None:
+    rows = torch.zeros(6, 3)
+    rows[4:, 1] = math.nan
+    with pytest.raises(dxmi_ext.ConfigError, match="data must be finite, got nan in row 4"):
+        dxmi_ext.shuffled(rows, 2)
 
 
 def test_state_dict_continues_the_same_run(tmp_path: Path) -> None:

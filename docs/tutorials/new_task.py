@@ -101,7 +101,8 @@ def build(cfg: Config) -> Networks:
 # ## Training
 #
 # A `Run` is the folder: it locks it, logs, saves checkpoints, resumes, and handles signals and ranks. A
-# `phase` runs a trainer to its last iteration. `summarize` marks the run as finished.
+# `phase` runs a trainer to its last iteration. `summarize` marks the run as finished. A task with a
+# pretraining also has a function `pretrain(cfg, ranks)`, for `dxmi pretrain`.
 
 
 # %%
@@ -130,14 +131,11 @@ def train(cfg: Config, ranks: Ranks | None = None) -> dict[str, Any]:
         return run.summarize(numbers)
 
 
-def pretrain(cfg: Config, ranks: Ranks | None = None) -> None:
-    raise ValueError("this task has no pretraining")
-
-
 # %% [markdown]
 # ## Sampling and evaluation
 #
-# `dxmi sample` and `dxmi evaluate` rebuild the networks from the run's config.yaml and load its model/.
+# `dxmi sample` and `dxmi evaluate` rebuild the networks from the run's config.yaml and load its model/. The
+# options of `sample` are `guidance`, `labels` and `steps`, as `generate.batches` takes them.
 
 
 # %%

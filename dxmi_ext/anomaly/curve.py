@@ -76,6 +76,9 @@ class _Measured(Stepper):
     def retry(self, attempt: int, lr_scale: float) -> None:
         self._stepper.retry(attempt, lr_scale)
 
+    def tallies(self) -> dict[str, Tensor]:
+        return self._stepper.tallies()
+
     def state_dict(self) -> dict[str, Any]:
         return self._stepper.state_dict()
 

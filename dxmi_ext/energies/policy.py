@@ -96,15 +96,13 @@ class PolicyTrainer(DxMITrainer):
         return {"energy_sample": energy, "sample_spread": spread(samples), **started}
 
     def _value_steps(self, path: Trajectory, batch: Batch) -> Tensor:
-        assert isinstance(self.value, Value) and isinstance(self.averaged.value, Value)
+        assert isinstance(self.value, Value)
         if self.iteration == 0:
             with torch.no_grad():
                 energy = self.networks.energy(path.samples[-1]).mean()
             self.value.centre.copy_(self.ranks.mean({"energy": energy})["energy"].nan_to_num())
         lack = advantages(Scene(self.networks, self.sampler, self.costs, path, batch)).mean(1)
         self.value.raise_level(self.ranks.mean({"lack": lack})["lack"], self.iteration)
-        for mine, averaged in zip(self.value.buffers(), self.averaged.value.buffers(), strict=True):
-            averaged.copy_(mine)
         return super()._value_steps(path, batch).mean()
 
     def _sampler_steps(self, path: Trajectory, batch: Batch) -> Tensor:

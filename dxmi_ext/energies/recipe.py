@@ -83,11 +83,6 @@ def load(directory: Path, device: torch.device) -> tuple[Config, Chain]:
     return cfg, chain
 
 
-def pretrain(cfg: Config, ranks: Ranks | None = None) -> None:
-    """Raises a ConfigError, since there are no data to pretrain on."""
-    raise ConfigError("pretrain: recipes of the task energies have no pretraining; use dxmi train")
-
-
 def sample(
     directory: Path,
     rows: range,

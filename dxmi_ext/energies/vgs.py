@@ -101,8 +101,8 @@ class GradientTrainer(Stepper):
     def _centre(self, ends: Tensor) -> None:
         """Centers the energy in values by its mean over the first paths' ends [N, D]."""
         mean = self.ranks.mean({"energy": self.chain.energy(ends).mean()})["energy"].nan_to_num()
-        for value in (self.online, self._target_value):
-            value.centre.copy_(mean)
+        self.online.centre.copy_(mean)
+        self.target.copy_buffers()
 
     @torch.no_grad()
     def _rollout(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -132,7 +132,7 @@ class GradientTrainer(Stepper):
         # TD errors add up along the path to the error of the whole return.
         lack = self.ranks.mean({"lack": lack.flip(0).cumsum(0).flip(0)})["lack"]
         self.online.raise_level(lack, self.iteration)
-        self._target_value.level.copy_(self.online.level)
+        self.target.copy_buffers()  # before the start's step
         return torch.stack(losses).mean()
 
     @torch.no_grad()

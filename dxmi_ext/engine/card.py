@@ -15,7 +15,8 @@ from dxmi_ext.engine import identity
 from dxmi_ext.engine.run_settings import RunnableConfig
 
 # Numbers of a summary that describe the execution, not the result.
-_NO_FIGURES = {"seed", "world_size", "batch_size_per_rank", "iterations", "rollbacks", "wall_seconds"}
+_NO_FIGURES = {"seed", "world_size", "batch_size_per_rank", "iterations", "wall_seconds"}
+_NO_FIGURES |= {"rollbacks", "skipped_steps"}
 # Settings of a machine, of logs and of checkpoints, which say nothing about the model.
 _LOCAL = {"recipe", "task", "seed", "device", "threads", "wandb", "tensorboard", "dry_run"}
 _LOCAL |= {"checkpoint_every", "keep_checkpoints", "log_every", "picture_every"}

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib.util
 import math
 from collections.abc import Callable, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from dxmi_ext.engine import runlog
 
@@ -30,12 +30,12 @@ def attempt(what: str, compute: Callable[[], T], say: Say = runlog.note) -> T | 
         return None
 
 
-def numbers(
-    what: str, compute: Callable[[], Mapping[str, float]], say: Say = runlog.note
-) -> dict[str, float]:
-    """The finite numbers that ``compute`` returns; none if it fails. A note names those skipped."""
+def numbers(what: str, compute: Callable[[], Mapping[str, Any]], say: Say = runlog.note) -> dict[str, Any]:
+    """The finite numbers and the texts that ``compute`` returns; none if it fails. A note names those
+    skipped."""
     found = attempt(what, compute, say) or {}
-    if odd := [name for name, value in found.items() if not math.isfinite(value)]:
+    values = {name: value for name, value in found.items() if not isinstance(value, str)}
+    if odd := [name for name, value in values.items() if not math.isfinite(value)]:
         say(f"{', '.join(odd)}: skipped, not finite")
     return {name: value for name, value in found.items() if name not in odd}
 

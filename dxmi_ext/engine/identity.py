@@ -29,6 +29,8 @@ _WAY_OUT = "choose another output, or resume=never to overwrite it"
 
 Fingerprints = dict[str, str]
 """Fingerprint of each split of a run's data."""
+Source = Fingerprints | Callable[[str], Fingerprints]
+"""Fingerprints of data in memory, or path -> those of files."""
 
 
 def fingerprint(*parts: Any) -> str:
@@ -98,12 +100,10 @@ class Earlier:
         directory: folder of the run.
         cfg: settings of the run to start.
         resume: whether it may resume the earlier one.
-        data: path -> fingerprints of the data there, if the run's data are files.
+        data: fingerprints of the run's data, or path -> those of the data there if they are files.
     """
 
-    def __init__(
-        self, directory: Path, cfg: Config, resume: bool, data: Callable[[str], Fingerprints] | None
-    ) -> None:
+    def __init__(self, directory: Path, cfg: Config, resume: bool, data: Source | None) -> None:
         self._directory, self._cfg, self._resume, self._fingerprints = directory, cfg, resume, data
 
     def settings(self) -> dict[str, Any] | None:
@@ -138,11 +138,15 @@ class Earlier:
 
     def had_its_data_here(self) -> bool:
         """Whether the earlier run, if any, had its data at the same path."""
+        if isinstance(self._fingerprints, dict):
+            return False
         earlier = self.settings()
         return earlier is None or _same_place(earlier.get("data"), self._cfg.flat().get("data"))
 
     def data(self) -> Fingerprints:
-        """The fingerprints of the data; empty if they are not files."""
+        """The fingerprints of the data; empty if there are none."""
+        if isinstance(self._fingerprints, dict):
+            return self._fingerprints
         path = self._cfg.flat().get("data")
         return {} if self._fingerprints is None or path is None else self._fingerprints(path)
 
@@ -158,7 +162,15 @@ class Earlier:
         earlier = self.settings()
         if earlier is None or not found:
             return
-        path, before, known = self._cfg.flat()["data"], earlier["data"], data_of(self._directory)
+        known = data_of(self._directory)
+        if isinstance(self._fingerprints, dict):  # of data in memory; a run of before has none
+            if changed(known, found):
+                raise ConfigError(
+                    f"data must be what {self._directory} was trained on, got data with another fingerprint; "
+                    f"{_WAY_OUT}"
+                )
+            return
+        path, before = self._cfg.flat()["data"], earlier["data"]
         if not known and self.had_its_data_here():
             return
         if not known and before is not None and Path(before).exists():

@@ -36,6 +36,7 @@ class Learner:
         optimizer: the `Adam` optimizer.
         rates: the `LearningRates`.
         failures: number of consecutive steps skipped because they were not finite, a scalar for each loss.
+        tallies: numbers of skipped steps and of all steps so far, float64 [2] for each loss.
     """
 
     def __init__(
@@ -58,15 +59,21 @@ class Learner:
         self.network = ranks.wrap(network)
         device = next(network.parameters()).device
         self.failures = {name: torch.zeros((), device=device) for name in losses}
+        self.tallies = {name: torch.zeros(2, dtype=torch.float64, device=device) for name in losses}
+        self._counts = {name: tally.unbind() for name, tally in self.tallies.items()}  # views
 
     def descend(self, name: str, loss: Tensor) -> Tensor:
         """One step on a scalar loss; returns it detached."""
         self.optimizer.descend(loss, self.failures[name])
+        skipped, steps = self._counts[name]
+        skipped.add_(self.optimizer.found_inf)
+        steps.add_(1)
         return loss.detach()
 
 
 class Average(Generic[M]):
-    """The exponential moving average of a module's weights.
+    """The exponential moving average of a module's weights, with its current persistent buffers. Other
+    buffers are constants, or tables that each module extends for itself.
 
     Args:
         module: module whose weights are averaged.
@@ -81,11 +88,41 @@ class Average(Generic[M]):
         self.module = sharding.deepcopy(module).requires_grad_(False).eval()
         self._update, self._source = get_ema_multi_avg_fn(decay), module
         self._weights = list(self.module.parameters()), list(module.parameters())
+        self._buffers = _buffers(self.module), _buffers(module)
 
     def update(self, child: str | None = None) -> None:
-        """Moves the average towards the current weights, of all submodules or one of them, by its name."""
-        weights = self._weights
+        """Moves the average towards the current weights and copies the buffers, of all submodules or one of
+        them, by its name."""
+        weights, buffers = self._weights, self._buffers
         if child is not None:
             mean, source = (each.get_submodule(child) for each in (self.module, self._source))
             weights = list(mean.parameters()), list(source.parameters())
+            buffers = _buffers(mean), _buffers(source)
         self._update(*map(sharding.local, weights), None)
+        _copy(*buffers)
+
+    def copy_buffers(self) -> None:
+        """Copies the buffers alone, before an `update`."""
+        _copy(*self._buffers)
+
+
+# Where a buffer is: a module's dict of buffers, and its name. The tensor there may be replaced.
+_Place = tuple[dict[str, Tensor | None], str]
+
+
+def _buffers(module: nn.Module) -> list[_Place]:
+    """The persistent buffers."""
+    return [
+        (part._buffers, name)
+        for part in module.modules()
+        for name in part._buffers
+        if name not in part._non_persistent_buffers_set
+    ]
+
+
+@torch.no_grad()
+def _copy(places: Sequence[_Place], sources: Sequence[_Place]) -> None:
+    mine, theirs = ([buffers[name] for buffers, name in each] for each in (places, sources))
+    pairs = [(a, b) for a, b in zip(mine, theirs, strict=True) if a is not None and b is not None]
+    if pairs:
+        torch._foreach_copy_(*map(list, zip(*pairs, strict=True)))

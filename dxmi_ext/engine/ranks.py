@@ -2,8 +2,8 @@
 
 The world size comes from the environment that torchrun sets, never from the number of devices. Data use one
 process group (nccl on CUDA devices, gloo elsewhere), and control messages another one, always gloo, which
-does not wait for a device and notices at once that a rank has died. Imports torch,
-``dxmi_ext.engine.errors`` and ``dxmi_ext.engine.sharding``.
+does not wait for a device and notices at once that a rank has died. Imports torch and the modules errors,
+settings and sharding of the engine.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dxmi_ext.engine import sharding
 from dxmi_ext.engine.errors import UserError
+from dxmi_ext.engine.settings import ConfigError
 
 _NEW_NAME = "forward_sync_buffers"  # of broadcast_buffers, which newer torch warns about
 _IS_NEW = _NEW_NAME in inspect.signature(DistributedDataParallel).parameters
@@ -147,12 +148,22 @@ class Ranks:
     def wrap(self, module: nn.Module) -> nn.Module:
         """The module for training, whose gradients are averaged over all ranks.
 
-        For inference, call the module itself, frozen.
+        For inference, call the module itself, frozen. Buffers are not exchanged: they have to be constants,
+        or to change alike on all ranks.
+
+        Raises:
+            ConfigError: the module has running statistics, which would be those of each rank's own rows.
         """
         if self.alone:
             return module
+        for name, part in module.named_modules():
+            if _has_own_statistics(part):
+                kind = type(part).__name__
+                raise ConfigError(
+                    f"networks must have no {kind} with several ranks, whose statistics would differ, got "
+                    f"one at {name or 'the top'!r}; see torch.nn.SyncBatchNorm.convert_sync_batchnorm"
+                )
         if not self.shard:
-            # Buffers are constants here, so they need no broadcast at every call.
             options: dict[str, Any] = {_SYNC_BUFFERS: False, "gradient_as_bucket_view": True}
             return DistributedDataParallel(module, **options)
         for p in module.parameters():
@@ -215,6 +226,11 @@ class Ranks:
     def any(self, flag: bool) -> bool:
         """Whether the flag is set on any rank."""
         return any(self.exchange(flag))
+
+
+def _has_own_statistics(module: nn.Module) -> bool:
+    kept = isinstance(module, nn.modules.batchnorm._NormBase) and not isinstance(module, nn.SyncBatchNorm)
+    return kept and module.training and module.track_running_stats
 
 
 def _number(name: str, default: int, minimum: int, below: int) -> int:

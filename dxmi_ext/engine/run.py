@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from dxmi_ext.engine import checkpoint, config, device, health, steps
-from dxmi_ext.engine.identity import Fingerprints
+from dxmi_ext.engine.identity import Source
 from dxmi_ext.engine.ranks import Ranks, Votes
 from dxmi_ext.engine.rollback import Rollbacks
 from dxmi_ext.engine.run_folder import Found, RunFolder
@@ -25,6 +25,8 @@ from dxmi_ext.engine.runlog import RunLog, write_json
 from dxmi_ext.engine.settings import ConfigError
 from dxmi_ext.engine.signals import StopSignals
 from dxmi_ext.engine.steps import Stepper
+
+_MANY_SKIPPED = 0.01  # share of the steps of a loss above which a note says so
 
 
 class Run:
@@ -37,8 +39,8 @@ class Run:
             folder first, a path resumes from that checkpoint. ``dry_run``: one iteration of each phase,
             nothing written.
         ranks: ranks of the run, whose process group exists.
-        data: path -> fingerprints of the data there, if ``data`` is a path; identifies the data wherever
-            they are.
+        data: fingerprints of the data, or path -> those of the data there if ``data`` is a path; identify
+            the data wherever they are.
 
     Raises:
         folders.FolderError: the folder does not belong to a run.
@@ -54,7 +56,7 @@ class Run:
         self,
         cfg: RunnableConfig,
         ranks: Ranks | None = None,
-        data: Callable[[str], Fingerprints] | None = None,
+        data: Source | None = None,
     ) -> None:
         self.cfg, self.settings = cfg, cfg.run
         self.ranks = dataclasses.replace(ranks or Ranks(), shard=cfg.run.shard)
@@ -68,6 +70,7 @@ class Run:
         self.signals, self._votes = StopSignals(), Votes(self.ranks)
         self.resumed_from: list[int] = []
         self.past: list[str] = []  # finished phases
+        self._skipped: dict[str, int] = {}  # number of their skipped steps, by PHASE/LOSS
         self._steps_past = 0  # number of their iterations
         self._rollbacks = Rollbacks(self._folder, self.settings, self.ranks)
         self._symptoms: set[str] = set()  # at the last log
@@ -121,6 +124,7 @@ class Run:
             self._earlier_seconds = state["wall_seconds"]
             self.resumed_from = [*state["resumed_from"], state["step"]]
             self.past, self._steps_past = state["past"], state["steps_past"]
+            self._skipped = state.get("skipped", {})  # older runs have none
             self._rollbacks.resume(state, here=self._folder.holds(source))
         if self.ranks.first:
             self._folder.take_over(found, self._rollbacks.done, self._rollbacks.good)
@@ -188,8 +192,21 @@ class Run:
                 bar.update(1, **losses)
                 if stops or (saved and self._stops(now)):  # a signal may come during the save
                     break
+        self._tally(name, stepper)
         self.past.append(name)
         self._steps_past += iterations
+
+    def _tally(self, phase: str, stepper: Stepper) -> None:
+        """Keeps the numbers of skipped steps of a finished phase, and notes those above a small share."""
+        tallies = {loss: tally.tolist() for loss, tally in stepper.tallies().items()}
+        self._skipped |= {f"{phase}/{loss}": int(skipped) for loss, (skipped, _) in tallies.items()}
+        many = [
+            f"{skipped:.0f} of {steps:.0f} of the {loss}"
+            for loss, (skipped, steps) in tallies.items()
+            if skipped > _MANY_SKIPPED * steps
+        ]
+        if many:
+            self.log.note(f"{phase}: skipped steps, which were not finite: {', '.join(many)}")
 
     def _restore(self, phase: str, stepper: Stepper) -> bool:
         """Loads the state to resume from, if it belongs to this phase."""
@@ -243,6 +260,7 @@ class Run:
             "phase": phase,
             "past": self.past,
             "steps_past": self._steps_past,
+            "skipped": self._skipped,
             "step": self._steps_past + stepper.iteration,
             "stepper": stepper.state_dict(),
             "log_position": self.log.position(),
@@ -267,6 +285,7 @@ class Run:
             "iterations": self.settings.iterations,
             "resumed_from": self.resumed_from,
             "rollbacks": self._rollbacks.done,
+            "skipped_steps": self._skipped,
             "wall_seconds": round(self.wall_seconds, 1),
             **numbers,
             "versions": device.versions(),

@@ -15,7 +15,7 @@ from typing import Any
 
 from dxmi_ext.engine import checkpoint, config, files, folders, identity
 from dxmi_ext.engine.errors import UserError
-from dxmi_ext.engine.identity import Earlier, Fingerprints
+from dxmi_ext.engine.identity import Earlier, Fingerprints, Source
 from dxmi_ext.engine.ranks import Ranks
 from dxmi_ext.engine.run_settings import RunnableConfig
 from dxmi_ext.engine.runlog import RunLog
@@ -31,14 +31,14 @@ class RunFolder:
     Args:
         cfg: settings of the run; a missing output is filled in.
         ranks: ranks of the run.
-        data: path -> fingerprints of the data there, if ``data`` is a path.
+        data: fingerprints of the data, or path -> those of the data there if ``data`` is a path.
 
     Raises:
         folders.FolderError, ConfigError: the folder holds something else, or a run of other settings.
         CheckpointError: ``resume`` names no checkpoint.
     """
 
-    def __init__(self, cfg: RunnableConfig, ranks: Ranks, data: Callable[[str], Fingerprints] | None) -> None:
+    def __init__(self, cfg: RunnableConfig, ranks: Ranks, data: Source | None) -> None:
         self._cfg, self._settings, self._ranks, self._data = cfg, cfg.run, ranks, data
         identity.make_paths_absolute(cfg, *["data"] * (data is not None))
         # Unused names of folders, if no output is given.

@@ -24,6 +24,9 @@ class Stepper(Protocol):
     def retry(self, attempt: int, lr_scale: float) -> None:
         """Continues with other noise and scaled learning rates; attempt 0 is the initial state."""
 
+    def tallies(self) -> dict[str, Tensor]:
+        """For each loss, the numbers of skipped steps and of all steps so far, [2]."""
+
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 

@@ -142,7 +142,8 @@ def _any_length(
     """A sampler of chains of several lengths, and any other."""
     assert isinstance(diffusion, EDM)
     timed, schedule = LevelTimed(see_steps_(network), levels, diffusion), partial(schedule_of, cfg, diffusion)
-    sampler = AnyLengthSampler(timed, schedule, shape, cfg.chain.all_steps, levels)
+    last = cfg.algorithm.train_last_std
+    sampler = AnyLengthSampler(timed, schedule, shape, cfg.chain.all_steps, levels, train_last_std=last)
     sampler.favors_short = cfg.chain.length_draw == "short"
     sampler.use(cfg.chain.steps)
     return sampler

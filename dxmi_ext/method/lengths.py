@@ -77,6 +77,8 @@ class AnyLengthSampler(MultiLengthSampler):
         schedule_of: T -> the schedule of a chain of so many steps.
         lengths: T of each chain to train; `use` adds others.
         levels: levels of these chains, shared with the networks.
+        train_last_std: whether the learned function also changes the sigma of last steps. It is part of how
+            the sampler is built, not of its weights.
     """
 
     def __init__(
@@ -86,6 +88,8 @@ class AnyLengthSampler(MultiLengthSampler):
         data_shape: Sequence[int],
         lengths: Sequence[int],
         levels: StepLevels,
+        *,
+        train_last_std: bool = True,
     ) -> None:
         schedule = joined([schedule_of(steps) for steps in lengths])
         super().__init__(network, schedule, data_shape, lengths)
@@ -94,7 +98,7 @@ class AnyLengthSampler(MultiLengthSampler):
         self._last_log_std: float | None = None
         for name in ("sample_coef", "output_coef"):
             self.register_buffer(name, getattr(self, name), persistent=False)
-        self._last_is_fixed = False
+        self._last_is_fixed = not train_last_std
 
     def _start_log_std(self, values: Tensor) -> None:
         self.schedule_log_std: Tensor

@@ -124,6 +124,7 @@ def log_partition(
 
     Raises:
         ValueError: the paths of the sampler have no density, or the temperature is not positive.
+        ArithmeticError: no kernel gives the paths finite weights.
     """
     sampler = networks.sampler
     if sampler.start is not None:
@@ -135,7 +136,10 @@ def log_partition(
     tried = {**kernels, **_fits(pilot)}
     weighed = _all_weights(networks, temperature, pilot, tried)
     found = {name: of_weights(log_w)["ess"] for name, log_w in weighed.items()}
-    best = max(found, key=lambda name: found[name])
+    finite = {name: ess for name, ess in found.items() if math.isfinite(ess)}
+    if not finite:
+        raise ArithmeticError(f"paths must have finite weights by one of {', '.join(found)}, got none")
+    best = max(finite, key=lambda name: finite[name])
     parts: list[Tensor] = []
     for first in range(0, n, _BATCH):
         path = sampler.rollout(min(_BATCH, n - first), keys["paths"], sample_offset=first).samples

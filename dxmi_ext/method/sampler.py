@@ -252,6 +252,8 @@ class GaussianSampler(nn.Module):
         at_least("batch_size", batch_size, 1)
         if labels is not None and labels.shape != (n,):
             raise ValueError(f"labels must have shape [{n}], got {[*labels.shape]}")
+        if data is not None and data.shape != (n, *self.data_shape):
+            raise ValueError(f"data must have shape {[n, *self.data_shape]}, got {[*data.shape]}")
         batches = []
         for first in range(0, n, batch_size):
             count, offset = min(batch_size, n - first), sample_offset + first

@@ -117,7 +117,7 @@ class SolverSampler(nn.Module):
             rows = None if labels is None else labels[first : first + count]
             noise = ops.normal((count, *self.data_shape), key, sample_offset=sample_offset + first)
             batches.append(self._solver(self._denoiser(rows), self._sigmas[0] * noise, self._sigmas))
-        return torch.cat(batches)
+        return torch.cat(batches) if batches else ops.normal((0, *self.data_shape), key)
 
     def _denoiser(self, labels: Tensor | None) -> Denoise:
         def denoise(x: Tensor, sigma: float) -> Tensor:

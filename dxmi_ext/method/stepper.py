@@ -78,7 +78,7 @@ class Stepper:
         uses: Sequence[str] = (),
         graphed: bool = False,
     ) -> None:
-        if not isinstance(seed, int) or not 0 <= seed <= LARGEST_SEED:
+        if type(seed) is not int or not 0 <= seed <= LARGEST_SEED:
             raise ConfigError(f"seed must be an integer from 0 to {LARGEST_SEED}, got {seed!r}")
         self.iteration, self.ranks, self.execution = 0, ranks, execution
         self._tried = execution.compile or ranks.shard  # a trial call would compile or gather once more
@@ -183,9 +183,12 @@ class Stepper:
         for learner in self.learners:
             learner.rates.scale = lr_scale
 
+    def tallies(self) -> dict[str, Tensor]:
+        return {name: tally for learner in self.learners for name, tally in learner.tallies.items()}
+
     def state_dict(self) -> dict[str, Any]:
         """The state required to resume; noise keys follow from the iteration."""
-        return {"iteration": self.iteration, **_saved(self.parts())}
+        return {"iteration": self.iteration, **_saved(self.parts()), "tallies": self.tallies()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues from a state of a trainer with the same networks and settings.
@@ -200,7 +203,9 @@ class Stepper:
                 f"the state of a {type(self).__name__} must have {', '.join(missing)}, got {', '.join(state)}"
             )
         _load(parts, state)
-        self.iteration = state["iteration"]
+        self.iteration, tallies = state["iteration"], self.tallies()
+        for name, tally in tallies.items():
+            tally.copy_(state.get("tallies", {}).get(name, torch.zeros(2)))  # older states have none
         if isinstance(self._iterate, Graphed):
             self._iterate.forget()  # the optimizers' moments are new tensors
 

@@ -69,11 +69,11 @@ class DxMITrainer(Stepper):
         self.memory_format = self.sampler.memory_format
         networks.shard_(ranks)
         self.costs = Costs(algorithm, self.sampler, ranks)
+        if not algorithm.train_last_std:
+            self.sampler.fix_last_std()  # before the average copies it
         self.average = Average(networks, algorithm.ema_decay)
         self.averaged = self.average.module
         self._initial_std = self.sampler.log_std.detach().exp().tolist()
-        if not algorithm.train_last_std:
-            self.sampler.fix_last_std()
         self._make_learners(ranks)
         self._langevin = Langevin.of(langevin, density_temperature(algorithm, self.sampler.dim))
         self._energy_loss = energy_loss(algorithm)
@@ -247,7 +247,13 @@ def _check(
     ranks: Ranks,
 ) -> None:
     """Raises a ConfigError for wrong types and unsupported combinations."""
-    for name, value, wanted in (("networks", networks, Networks), ("algorithm", algorithm, DxMISettings)):
+    for name, value, wanted in (
+        ("networks", networks, Networks),
+        ("algorithm", algorithm, DxMISettings),
+        ("langevin", langevin, LangevinSettings),
+        ("execution", execution, ExecutionSettings),
+        ("ranks", ranks, Ranks),
+    ):
         if not isinstance(value, wanted):
             raise ConfigError(f"{name} must be {wanted.__name__}, got {type(value).__name__}")
     settings.check((*RULES, *CHAIN_RULES), algorithm, langevin)

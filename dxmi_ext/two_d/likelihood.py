@@ -5,11 +5,13 @@ Imports torch, the engine and the method.
 
 from __future__ import annotations
 
+import collections
 import math
 from typing import Any
 
 import torch
 
+from dxmi_ext.engine import final
 from dxmi_ext.engine.settings import ConfigError
 from dxmi_ext.method import noise
 from dxmi_ext.method.networks import Networks
@@ -36,7 +38,7 @@ def evaluate(
         log_partition with its standard error log_partition_std, elbo, ess and the kernel by
         `path_weights.log_partition`; log_partition_grid: the same by a grid on [-6, 6]^2; log_likelihood:
         mean log density of test data in nats, and its standard error; log_likelihood_true: by the true
-        density.
+        density. Those that cannot be computed are skipped, with a note.
 
     Raises:
         ConfigError: the run has no sampler, or no entropy.
@@ -51,9 +53,12 @@ def evaluate(
         raise ConfigError(
             f"log_partition must be false for a run whose entropy has temperature {w:g}, got true"
         )
-    schedule = model.schedule_of(cfg, cfg.chain.steps)
     networks.sampler.use(cfg.chain.steps)
-    kernels = {"schedule": Kernel.noising(schedule)}
+    return final.numbers("log Z and log-likelihood", lambda: _numbers(cfg, networks, w, paths, seed))
+
+
+def _numbers(cfg: Config, networks: Networks, w: float, paths: int, seed: int) -> dict[str, Any]:
+    kernels = {"schedule": Kernel.noising(model.schedule_of(cfg, cfg.chain.steps))}
     numbers = log_partition(networks, w, kernels, n=paths, seed=seed)
     numbers["log_partition_grid"] = grid_log_partition(networks, w)
     key = noise.Draws(seed, "test data", ["data"], networks.sampler.log_std.device).at(0)["data"]
@@ -78,11 +83,11 @@ def grid_log_partition(networks: Networks, w: float) -> float:
 
 
 def table(numbers: dict[str, Any]) -> str:
-    """The numbers of `evaluate` in words."""
-    log_z = f"{numbers['log_partition']:.3f} ± {numbers['log_partition_std']:.3f}"
+    """The numbers of `evaluate` in words; nan for skipped ones."""
+    of = collections.defaultdict(lambda: math.nan, numbers)
     return (
-        f"log Z {log_z} (grid: {numbers['log_partition_grid']:.3f}), ESS {numbers['ess']:.3g} with the "
-        f"backward kernel {numbers['kernel']}\n"
-        f"test log-likelihood {numbers['log_likelihood']:.3f} ± {numbers['log_likelihood_std']:.3f} nats "
-        f"(true density: {numbers['log_likelihood_true']:.3f})"
+        f"log Z {of['log_partition']:.3f} ± {of['log_partition_std']:.3f} (grid: "
+        f"{of['log_partition_grid']:.3f}), ESS {of['ess']:.3g} with the backward kernel {of['kernel']}\n"
+        f"test log-likelihood {of['log_likelihood']:.3f} ± {of['log_likelihood_std']:.3f} nats "
+        f"(true density: {of['log_likelihood_true']:.3f})"
     )

@@ -54,8 +54,10 @@ def _of_levels(cfg: Config, chains: Sequence[schedules.Schedule]) -> Networks:
     levels, sizes = StepLevels(chains), cfg.networks
     network = LevelSamplerMLP(levels, 2, *_of_sampler(sizes))
     value, energy = _values(sizes, lambda: LevelValueMLP(levels, 2, *_of_value(sizes)))
-    schedule = functools.partial(schedule_of, cfg)
-    return Networks(AnyLengthSampler(network, schedule, (2,), cfg.chain.all_steps, levels), value, energy)
+    schedule, last = functools.partial(schedule_of, cfg), cfg.algorithm.train_last_std
+    lengths = cfg.chain.all_steps
+    sampler = AnyLengthSampler(network, schedule, (2,), lengths, levels, train_last_std=last)
+    return Networks(sampler, value, energy)
 
 
 def _values(sizes: NetworkSettings, of_steps: Callable[[], nn.Module]) -> tuple[nn.Module, nn.Module | None]:

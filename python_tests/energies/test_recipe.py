@@ -181,7 +181,7 @@ def test_settings_at_odds_are_named(
 
 def test_there_is_no_pretraining(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["pretrain", "gmm25", f"output={tmp_path / 'run'}"]) == 2
-    assert "no pretraining" in capsys.readouterr().err
+    assert "one with a pretraining" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("sampler", ["dxmi", "vgs"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import shutil
 import threading
 from collections.abc import Iterator
@@ -273,7 +275,9 @@ def test_files_that_may_be_overwritten(tmp_path: Path, finished: Path) -> None:
     (tmp_path / "ours.html").write_text(report.page("a", "b", "c"))
     (tmp_path / "old.html").write_text(report.page("a", "b", "c").replace(folders.GENERATOR, ""))
     (tmp_path / "theirs.html").write_text("<!doctype html>\n<title>a</title>")
-    (tmp_path / "ours.json").write_text('{"sliced_wasserstein": 0.1, "auroc": 0.9}')
+    odd = {"kernel": "fitted", "true": None, "w2": math.inf, "classes": {"a": 1}}
+    (tmp_path / "ours.json").write_text(json.dumps(folders.NUMBERS_ENTRY | odd))
+    (tmp_path / "old.json").write_text('{"sliced_wasserstein": 0.1, "auroc": 0.9}')
     shutil.copy(finished / "summary.json", tmp_path / "theirs.json")
     (tmp_path / "numbers.json").write_text('{"price": 0.1}')
     kinds = {".npz": folders.is_samples, ".png": folders.is_picture, ".html": folders.is_page}

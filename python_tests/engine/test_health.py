@@ -119,6 +119,24 @@ def test_without_rollbacks_a_run_continues(tmp_path: Path, monkeypatch: pytest.M
     assert read_metrics(tmp_path / "metrics.jsonl")[-1]["energy_failures"] == 3
 
 
+def test_skipped_steps_are_counted_over_a_whole_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also over a resume, and where the last step is finite."""
+    monkeypatch.setattr(DxMITrainer, "_run", bad_while(lambda trainer: trainer.iteration in (1, 4)))
+    runs.interrupt(monkeypatch, PRETRAIN + 3)
+    assert train(tmp_path) == 130
+    monkeypatch.setattr(runs.two_d.densities, "sample", runs.SAMPLE_DATA)
+    assert train(tmp_path) == 0
+    summary = read(tmp_path / "summary.json")
+    assert summary["resumed_from"] and read_metrics(tmp_path / "metrics.jsonl")[-1]["energy_failures"] == 0
+    names = ("pretrain/network", "dxmi/energy", "dxmi/value", "dxmi/sampler")
+    assert summary["skipped_steps"] == dict.fromkeys(names, 0) | {"dxmi/energy": 2}
+    said = capsys.readouterr().err
+    assert f"dxmi: skipped steps, which were not finite: 2 of {DXMI} of the energy\n" in said
+    assert "pretrain: skipped" not in said
+
+
 SOUND = {
     **{"energy_data": -0.1, "energy_sample": 0.1, "energy_spread": 0.3},
     **{"data_spread": 2.0, "sample_spread": 1.9, "std": [0.5, 0.2]},

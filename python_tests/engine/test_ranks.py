@@ -14,6 +14,7 @@ from dxmi_ext import ops
 from dxmi_ext.engine import checkpoint
 from dxmi_ext.engine.ranks import RankError, Ranks
 from dxmi_ext.engine.runlog import read_metrics
+from dxmi_ext.engine.settings import ConfigError
 from dxmi_ext.method import noise
 from rank_processes import B, T, spawn
 
@@ -73,6 +74,12 @@ def test_a_nan_on_one_rank_moves_no_weight_on_any() -> None:
 def moved(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> set[str]:
     """The networks whose weights differ."""
     return {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+
+
+def test_statistics_of_each_rank_alone_are_refused() -> None:
+    network = torch.nn.Sequential(torch.nn.BatchNorm1d(2))
+    with pytest.raises(ConfigError, match=r"no BatchNorm1d with several ranks, .* got one at '0'; see"):
+        Ranks(0, 2).wrap(network)
 
 
 @pytest.mark.parametrize("control", [False, True])

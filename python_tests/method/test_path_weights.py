@@ -14,6 +14,7 @@ from dxmi_ext.method.path_weights import Kernel, log_partition
 from dxmi_ext.method.sampler import GaussianSampler
 from dxmi_ext.method.schedules import Schedule
 from dxmi_ext.two_d import densities, likelihood
+from dxmi_ext.two_d.settings import Config
 
 STD = 0.5 / 1.414  # of each of the 8 Gaussians
 
@@ -68,6 +69,20 @@ def test_the_kernel_is_the_one_with_the_best_effective_sample_size() -> None:
     assert found["kernel"] in ("velocity", "fitted")
     best = log_partition(networks, 1.0, {"schedule": Kernel.noising(schedule)}, n=500, seed=0)
     assert best["ess"] >= 0.9 * found["ess"]
+
+
+def test_a_kernel_without_finite_weights_is_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    networks, _ = eight_gaussians(6, w=1.0, constant=0.0)
+    bad = Kernel(torch.zeros(6), torch.full((6,), math.nan))
+    found = log_partition(networks, 1.0, {"bad": bad}, n=500, seed=0)
+    assert found == log_partition(networks, 1.0, {}, n=500, seed=0)
+    networks.energy_network = Energy(w=math.nan, constant=0.0)
+    with pytest.raises(ArithmeticError, match="finite weights by one of velocity, fitted, got none"):
+        log_partition(networks, 1.0, {}, n=500, seed=0)
+    cfg = Config.of({"steps": 6})
+    assert likelihood.evaluate(cfg, networks, paths=500, seed=0) == {}
+    assert "log Z and log-likelihood: skipped" in capsys.readouterr().err
+    assert "log Z nan" in likelihood.table({})
 
 
 def test_noising_kernels_keep_the_levels_of_a_schedule() -> None:

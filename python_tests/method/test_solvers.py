@@ -53,6 +53,7 @@ def test_gaussian_data_follow_the_exact_flow(solver: str, kind: str, preserving:
             data_shape=(3,),
         )
         samples = sampler.sample(5, KEY, batch_size=2)
+        assert sampler.sample(0, KEY).shape == (0, 3)
         expected = largest * ops.normal((5, 3), KEY) * STD / math.hypot(STD, largest)
         errors.append((samples / expected - 1).abs().max().item())
     assert errors[1] < 0.01 and errors[1] < errors[0] / 3

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from dxmi_ext import ops
 from dxmi_ext.engine import health
+from dxmi_ext.engine.learner import Average
 from dxmi_ext.engine.settings import ConfigError
 from dxmi_ext.method import noise, schedules
 from dxmi_ext.method.denoising import Pretrainer, uniform_levels
@@ -471,6 +472,24 @@ def test_the_averaged_value_stays_as_it_was_while_tau_is_cooled() -> None:
     falling = trainer.costs.of("sampler", moved, timestep)
     trainer.costs.begin(0.0)
     torch.testing.assert_close(falling, 0.1**0.5 * trainer.costs.of("sampler", moved, timestep))
+
+
+def test_an_average_has_the_statistics_of_batch_normalization() -> None:
+    modules = nn.ModuleDict({"value": nn.BatchNorm1d(D), "sampler": nn.BatchNorm1d(D)})
+    average = Average(modules, 0.9)
+    for module in modules.values():
+        module(batch(0).float())
+
+    def same() -> dict[str, bool]:
+        averaged = dict(average.module.named_buffers())
+        return {name: torch.equal(buffer, averaged[name]) for name, buffer in modules.named_buffers()}
+
+    average.update("sampler")
+    assert [name for name, is_same in same().items() if not is_same] == [
+        f"value.{name}" for name in ("running_mean", "running_var", "num_batches_tracked")
+    ]
+    average.update()
+    assert all(same().values())
 
 
 # --- resuming ----------------------------------------------------------------------------------------

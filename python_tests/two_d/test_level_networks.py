@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from dxmi_ext.engine import config as config_file
 from dxmi_ext.method.lengths import StepLevels
 from dxmi_ext.method.trainer import DxMITrainer
 from dxmi_ext.two_d import model
@@ -55,3 +57,19 @@ def test_training_resumes_and_its_result_serves_any_length(kind: str) -> None:
     assert sampler.rollout(4, torch.tensor([0, 0])).samples.shape == (8, 4, 2)
     assert first.averaged.energy(data).isfinite().all() and first.sampler.lengths == (2, 3)
     assert first.averaged.guide(0.1)(data, sampler.timestep(0, 16), None).isfinite().all()
+
+
+def test_a_fixed_last_sigma_is_fixed_in_the_averaged_and_in_the_saved_sampler(tmp_path: Path) -> None:
+    cfg = config(train_last_std=False, log_std_lr=0.1)
+    networks, _ = model.build(cfg, torch.device("cpu"))
+    trainer = DxMITrainer(networks, cfg.algorithm, iterations=8, seed=0)
+    for _ in range(3):
+        trainer.step(torch.randn(16, 2, generator=torch.Generator().manual_seed(0)))
+    model.save(tmp_path / "model", trainer.averaged, cfg)
+    config_file.save(cfg, tmp_path / "config.yaml")
+    _, loaded = model.load(tmp_path, torch.device("cpu"))
+    for sampler in (trainer.sampler, trainer.averaged.sampler, loaded.sampler):
+        last = sampler.after(torch.arange(sampler.end)) == sampler.end
+        start = torch.cat([model.schedule_of(cfg, steps).log_std for steps in (2, 3)]).float()
+        assert torch.equal(sampler.log_std[last], start[last])
+        assert not torch.isclose(sampler.log_std, start)[~last].any()
