@@ -44,7 +44,7 @@ def train(options: argparse.Namespace) -> None:
     cfg = config.load(task.Config, path, [*options.settings, *["dry_run=true"] * options.dry_run])
     ranks = Ranks.from_environment()
     try:
-        with ranks.joined(choose_device(cfg.run.device, ranks.local_rank)):
+        with ranks.joined(choose_device(cfg.run.device, ranks)):
             (task.train if options.command == "train" else task.pretrain)(cfg, ranks)
     except Stopped:
         if not ranks.first:
@@ -101,7 +101,7 @@ def sample(options: argparse.Namespace) -> None:
     samples.check_output(output)
     n = cfg.n or (64 if output.endswith(".png") else 10_000)
     ranks = Ranks.from_environment()
-    device = choose_device(cfg.device, ranks.local_rank)
+    device = choose_device(cfg.device, ranks)
     rows = samples.rows_of(n, ranks)
     with ranks.joined(device):
         drawn = task.sample(

@@ -119,7 +119,7 @@ def fit(
     settings |= {"log_every": log_every, "tensorboard": tensorboard, "wandb": wandb}
     settings |= {"picture_every": picture_every if picture is not None else 0}
     settings |= {"batch_size": rows}
-    run = Run(_config(trainer, settings), trainer.ranks)
+    run = Run(_config(trainer, settings), trainer.ranks, device=trainer.device)
     if run.finished():
         return _restore(run, trainer)
 
