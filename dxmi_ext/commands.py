@@ -35,6 +35,7 @@ def train(options: argparse.Namespace) -> None:
         return
     from dxmi_ext.engine.device import choose as choose_device
     from dxmi_ext.engine.ranks import Ranks
+    from dxmi_ext.engine.runlog import note
 
     path = tasks.find(options.target)
     task = tasks.task_of(path)
@@ -43,6 +44,9 @@ def train(options: argparse.Namespace) -> None:
         return
     cfg = config.load(task.Config, path, [*options.settings, *["dry_run=true"] * options.dry_run])
     ranks = Ranks.from_environment()
+    typed = [text.partition("=")[0] for text in options.settings]
+    if ranks.first and (idle := cfg.without_effect(typed)):
+        note(f"note: {'; '.join(idle)}")
     try:
         with ranks.joined(choose_device(cfg.run.device, ranks)):
             (task.train if options.command == "train" else task.pretrain)(cfg, ranks)

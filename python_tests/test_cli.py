@@ -409,6 +409,15 @@ def test_a_closed_pipe_ends_a_command_quietly() -> None:
 # --- dry run, report ---------------------------------------------------------------------------------
 
 
+def test_typed_settings_without_effect_are_noted_once(capsys: pytest.CaptureFixture[str]) -> None:
+    """Not those of the recipe, whose tau_margin belongs to the tau_rate that is replaced."""
+    typed = ["tau_rate=0", "length_draw=short", "tau_hold=.2"]
+    assert cli.main(["train", "8gaussians-auto", *SETTINGS, *typed, "--dry-run"]) == 0
+    assert capsys.readouterr().err == (
+        "note: tau_hold has no effect without tau_rate > 0; length_draw has no effect without lengths\n"
+    )
+
+
 @pytest.mark.parametrize("command", ["train", "pretrain"])
 def test_dry_run_tries_each_phase_and_writes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str
