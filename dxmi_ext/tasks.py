@@ -63,8 +63,9 @@ def find(recipe: str) -> Path:
     """
     path = recipes().get(recipe) or Path(recipe)
     if path.suffix not in (".yaml", ".yml") or not path.is_file():
+        hint = config.did_you_mean(recipe, recipes())
         raise config.ConfigError(
-            f"recipe must be one of {', '.join(recipes())} or the path of a yaml file, got {recipe!r}"
+            f"recipe must be one of {', '.join(recipes())} or the path of a yaml file, got {recipe!r}{hint}"
         )
     return path
 
