@@ -102,7 +102,7 @@ def sample(options: argparse.Namespace) -> None:
         return
     folder, task = _run_of(options)
     output = cfg.output or str(_beside(options, folder, "samples.npz"))
-    samples.check_output(output)
+    samples.check_output(output, getattr(task, "SAMPLES", "images"))
     n = cfg.n or (64 if output.endswith(".png") else 10_000)
     ranks = Ranks.from_environment()
     device = choose_device(cfg.device, ranks)

@@ -8,6 +8,7 @@ The module ``recipe`` has
     load(directory, device) -> cfg, networks
     sample(directory, rows, seed, batch_size, device, *, guidance, labels) -> batches of samples
     evaluate(directory, settings, device) -> numbers, their table
+    SAMPLES: what samples are, such as points, if they are not images
     read(cfg) -> an images.overview.Overview of the settings' data, if they are files
     load_scorer(directory, device) -> an anomaly.scoring.Scorer or VectorScorer, if it detects anomalies
 

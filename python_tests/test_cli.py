@@ -124,8 +124,8 @@ def test_default_folder_and_a_users_yaml(tmp_path: Path, monkeypatch: pytest.Mon
     assert cli.main(["train", "mine.yaml", *SETTINGS]) == 0
     (folder,) = Path("runs").iterdir()
     assert folder.name.startswith("mine-") and read(folder / "summary.json")["recipe"] == "mine"
-    shape = read(folder / "model" / "config.json")
-    assert (shape["data"], shape["steps"]) == ("checkerboard", 3)
+    cfg, networks = two_d.load(folder, torch.device("cpu"))
+    assert (cfg.density.data, networks.sampler.steps) == ("checkerboard", 3)
     assert "pretrain" not in (folder / "metrics.jsonl").read_text()
 
 
@@ -642,6 +642,17 @@ def test_a_run_that_is_not_finished_is_one_line(
     assert cli.main([command, str(copy)]) == 2
     wanted = f"dxmi {command}: RUN must be a finished run, got {str(copy)!r}, which has no model/\n"
     assert capsys.readouterr().err == wanted
+
+
+def test_points_are_not_drawn_for_pictures(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delattr(two_d, "sample")
+    for output in ("a.png", "a/"):
+        assert cli.main(["sample", str(finished), f"output={output}"]) == 2
+        assert capsys.readouterr().err == (
+            f"dxmi sample: output must be FILE.npz: the run has points, not images, got '{output}'\n"
+        )
 
 
 def test_sample_rejects_another_format(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
