@@ -5,6 +5,7 @@ half the overhead of torch.library.register_autograd. Imports torch alone.
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,12 +13,24 @@ import torch
 from torch import Tensor
 
 _ops = torch.ops.dxmi_ext
+_WRONG_TYPE = (
+    r"dxmi_ext::.*Expected a value of type '(Tensor|float|int)' for argument '(\w+)' but instead found type "
+    r"'(\w+)'"
+)
 
 
 def call(gradients: Gradients, *args: Any) -> Any:
-    # Without grad mode, as in a rollout, apply's overhead would exceed the op's.
-    if not torch.is_grad_enabled():
-        return gradients.function.forward(*args)
+    try:
+        # Without grad mode, as in a rollout, apply's overhead would exceed the op's.
+        if not torch.is_grad_enabled():
+            return gradients.function.forward(*args)
+        return _apply(gradients, args)
+    except RuntimeError as error:
+        refuse_type(gradients.op, error)
+        raise
+
+
+def _apply(gradients: Gradients, args: tuple[Any, ...]) -> Any:
     gradients.refuse_others(args)
     if torch.compiler.is_compiling():
         if torch._C._are_functorch_transforms_active():  # Dynamo would return a zero gradient
@@ -41,6 +54,15 @@ def refuse_gradients(op: str, **constants: Any) -> None:
         for name, value in constants.items():
             if isinstance(value, Tensor) and value.requires_grad:
                 raise _no_gradient(op, name)
+
+
+def refuse_type(op: str, error: RuntimeError) -> None:
+    """Raises a TypeError in our words if torch has refused an argument's type in those of the operator."""
+    if found := re.search(_WRONG_TYPE, str(error)):
+        wanted, name, got = found.groups()
+        kind = {"Tensor": "a tensor", "float": "a number", "int": "an integer"}[wanted]
+        got = "None" if got == "NoneType" else got
+        raise TypeError(f"dxmi_ext.ops.{op}: {name} must be {kind}, got {got}") from None
 
 
 def _no_gradient(op: str, argument: str) -> NotImplementedError:

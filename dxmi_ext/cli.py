@@ -9,10 +9,20 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from dxmi_ext import commands
+from dxmi_ext import __version__, commands
 from dxmi_ext.engine import terminal
 from dxmi_ext.engine.errors import UserError
 from dxmi_ext.engine.settings import expand
+
+_EXTRAS = {
+    "train": ("matplotlib", "safetensors", "scipy", "sklearn", "tensorboard", "tqdm", "yaml"),
+    "images": ("PIL", "diffusers", "huggingface_hub", "efficientnet_lite_pytorch"),
+    "b4": ("timm",),
+    "anomalib": ("anomalib", "lightning", "torchvision"),
+    "onnx": ("onnx", "onnxscript"),
+    "wandb": ("wandb",),
+}
+"""The modules that each extra of the package installs."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -59,11 +69,15 @@ def _run(given: list[str]) -> int:
         )
         return 2
     except ModuleNotFoundError as error:
-        if error.name is None or error.name.startswith(("dxmi_ext", "torch")):
+        name = (error.name or "dxmi_ext").partition(".")[0]
+        if name in ("dxmi_ext", "torch"):
             raise
-        ours = error.name not in ("diffusers", "huggingface_hub")
-        what = "'dxmi_ext[train]'" if ours else error.name
-        print(f"dxmi {options.command} requires {error.name}: pip install {what}", file=sys.stderr)
+        extra = next((extra for extra, modules in _EXTRAS.items() if name in modules), None)
+        if extra is None:  # of a user's own module
+            text = f": module {name} is not installed"
+        else:
+            text = f" requires {name}: pip install 'dxmi_ext[{extra}]'"
+        print(f"dxmi {options.command}{text}", file=sys.stderr)
         return 2
     except (MemoryError, RuntimeError) as error:
         if not _is_lack_of_memory(error):
@@ -119,6 +133,7 @@ def _expanded(text: str) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="dxmi", description="Train few-step samplers and energies by DxMI.")
+    parser.add_argument("--version", action="version", version=f"dxmi_ext {__version__}")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(

@@ -35,6 +35,7 @@ def train(options: argparse.Namespace) -> None:
         return
     from dxmi_ext.engine.device import choose as choose_device
     from dxmi_ext.engine.ranks import Ranks
+    from dxmi_ext.engine.runlog import note
 
     path = tasks.find(options.target)
     task = tasks.task_of(path)
@@ -45,8 +46,11 @@ def train(options: argparse.Namespace) -> None:
         raise ConfigError(f"RECIPE must be one with a pretraining, got {options.target!r}; use dxmi train")
     cfg = config.load(task.Config, path, [*options.settings, *["dry_run=true"] * options.dry_run])
     ranks = Ranks.from_environment()
+    typed = [text.partition("=")[0] for text in options.settings]
+    if ranks.first and (idle := cfg.without_effect(typed)):
+        note(f"note: {'; '.join(idle)}")
     try:
-        with ranks.joined(choose_device(cfg.run.device, ranks.local_rank)):
+        with ranks.joined(choose_device(cfg.run.device, ranks)):
             getattr(task, options.command)(cfg, ranks)
     except Stopped:
         if not ranks.first:
@@ -100,10 +104,10 @@ def sample(options: argparse.Namespace) -> None:
         return
     folder, task = _run_of(options)
     output = cfg.output or str(_beside(options, folder, "samples.npz"))
-    samples.check_output(output)
+    samples.check_output(output, getattr(task, "SAMPLES", "images"))
     n = cfg.n or (64 if output.endswith(".png") else 10_000)
     ranks = Ranks.from_environment()
-    device = choose_device(cfg.device, ranks.local_rank)
+    device = choose_device(cfg.device, ranks)
     rows = samples.rows_of(n, ranks)
     with ranks.joined(device):
         drawn = task.sample(

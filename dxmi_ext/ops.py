@@ -13,9 +13,10 @@ replays it, so none is stored.
 Every op supports autograd, ``torch.compile(fullgraph=True)`` and ``torch.func.grad``, except torch.func
 inside torch.compile. Second derivatives raise an error, and so does an argument that requires grad if the op
 has no gradient for it: coefficients such as ``gamma`` are constants. Any two arguments may be the same
-tensor. Invalid input raises a RuntimeError that names the op and the argument. Values (``timestep`` in
-0..T-1, ``velocity_var`` > 0) are checked on the CPU; on CUDA, where that would require a synchronization,
-invalid ones give rows of NaN, and an invalid timestep gives a gradient of NaN for all of log_std.
+tensor. Invalid input raises a TypeError, ValueError or RuntimeError that names the op and the argument.
+Values (``timestep`` in 0..T-1, ``velocity_var`` > 0) are checked on the CPU; on CUDA, where that would
+require a synchronization, invalid ones give rows of NaN, and an invalid timestep gives a gradient of NaN for
+all of log_std.
 
 On CUDA, ops run on the current stream without synchronization, so they may be captured in a CUDA graph: after
 a warm-up, with a key that advances within the graph, ``key.copy_(next_key(key))`` after the backward pass.
@@ -23,6 +24,7 @@ a warm-up, with a key that advances within the graph, ``key.copy_(next_key(key))
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -82,8 +84,9 @@ def noise_key(
         return torch.stack((drawn, torch.zeros_like(drawn)))
     if generator is not None:
         raise ValueError("dxmi_ext.ops.noise_key: seed must be None with a generator, got both")
-    if not isinstance(seed, int) or isinstance(seed, bool):
+    if isinstance(seed, bool) or not hasattr(seed, "__index__"):
         raise TypeError(f"dxmi_ext.ops.noise_key: seed must be an int or None, got {type(seed).__name__}")
+    seed = operator.index(seed)  # also of numpy's integers
     if not -(2**63) <= seed < 2**64:
         raise ValueError(f"dxmi_ext.ops.noise_key: seed must be in [-2**63, 2**64), got {seed}")
     key = torch.zeros(2, dtype=torch.int64, device=device)
@@ -118,11 +121,16 @@ def normal(
     _check_key("normal", key)
     if dtype not in SAMPLE_DTYPES:
         raise TypeError(f"dxmi_ext.ops.normal: dtype must be one of {SAMPLE_DTYPES}, got {dtype}")
-    if not shape or any(isinstance(size, float) or size < 0 for size in shape):
-        raise ValueError(f"dxmi_ext.ops.normal: shape must be (N, *), of integers >= 0, got {tuple(shape)}")
+    sizes = _sizes(shape)
+    if not sizes or min(sizes) < 0:
+        raise ValueError(f"dxmi_ext.ops.normal: shape must be (N, *), of integers >= 0, got {shape}")
     _gradients.refuse_gradients("normal", timestep=timestep, sample_offset=sample_offset)
-    out = torch.empty(tuple(shape), dtype=dtype, device=key.device)
-    _ops.normal_(out, key, timestep, sample_offset)
+    out = torch.empty(sizes, dtype=dtype, device=key.device)
+    try:
+        _ops.normal_(out, key, timestep, sample_offset)
+    except RuntimeError as error:
+        _gradients.refuse_type("normal", error)
+        raise
     return out
 
 
@@ -263,18 +271,22 @@ def td_target(
     )
     if isinstance(sq_displacement, Tensor):
         next_value = _widened(next_value, sq_displacement.dtype)
-    with torch.no_grad():
-        return _ops.td_target(
-            next_value,
-            sq_displacement,
-            timestep,
-            log_std,
-            velocity_var,
-            time_cost,
-            tau_entropy,
-            tau_velocity,
-            skip_last,
-        )
+    try:
+        with torch.no_grad():
+            return _ops.td_target(
+                next_value,
+                sq_displacement,
+                timestep,
+                log_std,
+                velocity_var,
+                time_cost,
+                tau_entropy,
+                tau_velocity,
+                skip_last,
+            )
+    except RuntimeError as error:
+        _gradients.refuse_type("td_target", error)
+        raise
 
 
 def energy_loss(energy_data: Tensor, energy_sample: Tensor, gamma: float) -> Tensor:
@@ -302,8 +314,12 @@ def update_velocity_var_(velocity_var: Tensor, sq_displacement: Tensor, decay: f
         velocity_var.
     """
     _gradients.refuse_gradients("update_velocity_var_", velocity_var=velocity_var, decay=decay)
-    with torch.no_grad():
-        _ops.update_velocity_var_(velocity_var, sq_displacement, decay)
+    try:
+        with torch.no_grad():
+            _ops.update_velocity_var_(velocity_var, sq_displacement, decay)
+    except RuntimeError as error:
+        _gradients.refuse_type("update_velocity_var_", error)
+        raise
     if not torch.compiler.is_compiling():  # which counts the write by itself
         torch.autograd.graph.increment_version(velocity_var)
     return velocity_var
@@ -315,6 +331,16 @@ def update_velocity_var_(velocity_var: Tensor, sq_displacement: Tensor, decay: f
 def _widened(rows: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     low = isinstance(rows, Tensor) and rows.dtype in (torch.bfloat16, torch.float16)
     return rows.to(dtype) if low else rows
+
+
+def _sizes(shape: Sequence[int]) -> tuple[int, ...]:
+    """A shape as integers; empty if it is none."""
+    if torch.compiler.is_compiling():  # where sizes may be symbolic
+        return tuple(shape)
+    try:
+        return tuple(map(operator.index, shape))
+    except TypeError:
+        return ()
 
 
 def _check_key(op: str, key: Tensor) -> None:

@@ -12,6 +12,7 @@ The module ``recipe`` has
 and for some commands also
 
     pretrain(cfg, ranks), if there is a pretraining
+    SAMPLES: what samples are, such as points, if they are not images
     read(cfg) -> an images.overview.Overview of the settings' data, if they are files
     load_scorer(directory, device) -> an anomaly.scoring.Scorer or VectorScorer, if it detects anomalies
 
@@ -68,8 +69,9 @@ def find(recipe: str) -> Path:
     """
     path = recipes().get(recipe) or Path(recipe)
     if path.suffix not in (".yaml", ".yml") or not path.is_file():
+        hint = config.did_you_mean(recipe, recipes())
         raise config.ConfigError(
-            f"recipe must be one of {', '.join(recipes())} or the path of a yaml file, got {recipe!r}"
+            f"recipe must be one of {', '.join(recipes())} or the path of a yaml file, got {recipe!r}{hint}"
         )
     return path
 

@@ -121,7 +121,9 @@ def fit(
     settings |= {"log_every": log_every, "tensorboard": tensorboard, "wandb": wandb}
     settings |= {"picture_every": picture_every if picture is not None else 0}
     settings |= {"batch_size": rows}
-    run = Run(_config(trainer, settings), trainer.ranks, _fingerprints(batches, trainer.ranks))
+    run = Run(
+        _config(trainer, settings), trainer.ranks, _fingerprints(batches, trainer.ranks), trainer.device
+    )
     if run.finished():
         return _restore(run, trainer)
 

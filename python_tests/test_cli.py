@@ -24,7 +24,7 @@ import torch
 
 import image_samplers
 import runs
-from dxmi_ext import cli, ops, tasks
+from dxmi_ext import __version__, cli, ops, tasks
 from dxmi_ext.engine import config, files, plots, samples, steps, terminal
 from dxmi_ext.engine.runlog import TIMING_FIELDS, read_metrics
 from dxmi_ext.engine.settings import LARGEST_SEED, ConfigError
@@ -124,8 +124,8 @@ def test_default_folder_and_a_users_yaml(tmp_path: Path, monkeypatch: pytest.Mon
     assert cli.main(["train", "mine.yaml", *SETTINGS]) == 0
     (folder,) = Path("runs").iterdir()
     assert folder.name.startswith("mine-") and read(folder / "summary.json")["recipe"] == "mine"
-    shape = read(folder / "model" / "config.json")
-    assert (shape["data"], shape["steps"]) == ("checkerboard", 3)
+    cfg, networks = two_d.load(folder, torch.device("cpu"))
+    assert (cfg.density.data, networks.sampler.steps) == ("checkerboard", 3)
     assert "pretrain" not in (folder / "metrics.jsonl").read_text()
 
 
@@ -316,7 +316,7 @@ def test_rejected_in_the_folder_of_a_run(
     [
         (["train", "8gaussians", "iteration=3"], "iteration: unknown key; did you mean iterations?"),
         (["train", "8gaussians", "iterations=many"], "iterations must be int, got 'many'"),
-        (["train", "9gaussians"], "recipe must be one of 2spirals, 8gaussians"),
+        (["train", "elsewhere/mine.yaml"], "recipe must be one of 2spirals, 8gaussians"),
         (["train", "8gaussians", "tau=-1"], "tau must be >= 0, got -1.0"),
         (["sample", "nowhere"], "RUN must be the folder of a run, with config.yaml"),
         (["evaluate", "nowhere"], "RUN must be the folder of a run, with config.yaml"),
@@ -340,6 +340,27 @@ def test_mistake_is_one_line(
     out, err = capsys.readouterr()
     assert err.startswith(f"dxmi {arguments[0]}: {says}") and err.count("\n") == 1 and out == ""
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_recipes_nearest_name_is_suggested(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["train", "8gaussian"]) == 2
+    assert capsys.readouterr().err.endswith(", got '8gaussian'; did you mean 8gaussians?\n")
+
+
+def test_a_missing_module_of_a_users_task_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("task_that_is_broken.py").write_text("import no_such_library.part\n")
+    Path("mine.yaml").write_text("task: task_that_is_broken\n")
+    assert cli.main(["train", "mine.yaml"]) == 2
+    assert capsys.readouterr().err == "dxmi train: module no_such_library is not installed\n"
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit:
+        cli.main(["--version"])
+    assert (exit.value.code, capsys.readouterr().out) == (0, f"dxmi_ext {__version__}\n")
 
 
 @pytest.mark.parametrize(
@@ -407,6 +428,15 @@ def test_a_closed_pipe_ends_a_command_quietly() -> None:
 
 
 # --- dry run, report ---------------------------------------------------------------------------------
+
+
+def test_typed_settings_without_effect_are_noted_once(capsys: pytest.CaptureFixture[str]) -> None:
+    """Not those of the recipe, whose tau_margin belongs to the tau_rate that is replaced."""
+    typed = ["tau_rate=0", "length_draw=short", "tau_hold=.2"]
+    assert cli.main(["train", "8gaussians-auto", *SETTINGS, *typed, "--dry-run"]) == 0
+    assert capsys.readouterr().err == (
+        "note: tau_hold has no effect without tau_rate > 0 or tau_cooling < 1; length_draw has no effect without lengths\n"
+    )
 
 
 @pytest.mark.parametrize("command", ["train", "pretrain"])
@@ -614,6 +644,17 @@ def test_a_run_that_is_not_finished_is_one_line(
     assert capsys.readouterr().err == wanted
 
 
+def test_points_are_not_drawn_for_pictures(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delattr(two_d, "sample")
+    for output in ("a.png", "a/"):
+        assert cli.main(["sample", str(finished), f"output={output}"]) == 2
+        assert capsys.readouterr().err == (
+            f"dxmi sample: output must be FILE.npz: the run has points, not images, got '{output}'\n"
+        )
+
+
 def test_sample_rejects_another_format(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["sample", str(finished), "output=samples.csv", "device=cpu"]) == 2
     assert "output must be FILE.npz, FILE.png or FOLDER/, got 'samples.csv'" in capsys.readouterr().err
@@ -768,7 +809,7 @@ def test_export_says_what_is_missing(
     monkeypatch.delattr("dxmi_ext.pipeline", raising=False)
     monkeypatch.setitem(sys.modules, "diffusers", None)
     assert cli.main(["export", str(tmp_path), f"output={tmp_path}/a"]) == 2
-    assert capsys.readouterr().err == "dxmi export requires diffusers: pip install diffusers\n"
+    assert capsys.readouterr().err == "dxmi export requires diffusers: pip install 'dxmi_ext[images]'\n"
     assert not (tmp_path / "a").exists()
 
 

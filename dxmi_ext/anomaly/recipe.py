@@ -64,6 +64,8 @@ from dxmi_ext.images.overview import Overview
 from dxmi_ext.images.pixels import NOMINAL, Scale
 from dxmi_ext.method import generate, noise
 
+SAMPLES = "feature vectors"
+"""What samples are."""
 _TRIED = 8  # images per split of a dry run
 
 

@@ -10,9 +10,16 @@ from dxmi_ext.anomaly.preparation import PREPARATIONS
 from dxmi_ext.engine.execution import ExecutionSettings
 from dxmi_ext.engine.run_settings import EvaluateSettings as EvaluateSettings_
 from dxmi_ext.engine.run_settings import RunnableConfig, RunSettings
-from dxmi_ext.engine.settings import Rule, Settings, group, only_with, setting
+from dxmi_ext.engine.settings import Effect, Rule, Settings, group, only_with, setting
 from dxmi_ext.method.langevin import LangevinSettings
-from dxmi_ext.method.settings import CHAIN_RULES, REMOVED, RULES, DxMISettings
+from dxmi_ext.method.settings import (
+    BATCH_RULES,
+    CHAIN_RULES,
+    REMOVED,
+    RULES,
+    TAU_EFFECTS,
+    DxMISettings,
+)
 
 _BASE = "|".join(bases.BASES)
 
@@ -190,6 +197,7 @@ class Config(RunnableConfig):
         Rule("task must be anomaly, got {task}", lambda s: s.task == "anomaly"),
         *RULES,
         *CHAIN_RULES,
+        *BATCH_RULES,
         Rule(
             "negatives must be sampler or refined (baselines=all compares with Langevin negatives), got "
             "{negatives}",
@@ -229,6 +237,19 @@ class Config(RunnableConfig):
             "classes",
             "patch",
             "aligned",
+        ),
+    )
+    effects = (
+        *TAU_EFFECTS,
+        Effect(
+            "negatives=refined or baselines=all",
+            lambda s: s.negatives == "refined" or s.baselines == "all",
+            ("langevin_steps", "langevin_step_size", "langevin_noise", "langevin_clip"),
+        ),
+        Effect(
+            "pretrained=true",
+            lambda s: s.pretrained,
+            ("pretrain_iterations", *PretrainingSettings.keys()),
         ),
     )
 

@@ -45,7 +45,9 @@ def load(name: str, dim: int, particles: int | None, scale: float) -> tuple[Targ
     if function is None:
         raise ConfigError(f"target must name a function of {module.__file__}, got {name!r}: no {attribute}")
     if not callable(function):
-        raise ConfigError(f"target must name a function, got {name!r}, a {type(function).__name__}")
+        raise ConfigError(
+            f"target must name a function, got {name!r}, an object of type {type(function).__name__}"
+        )
     target = Target(name, dim, _called(name, function), particles)
     _try(target, scale)
     return target, hashlib.blake2b(source, digest_size=16).hexdigest()

@@ -38,7 +38,7 @@ def target_of(cfg: Config) -> tuple[Target, str | None]:
         assert s.dim is not None
         return custom.load(s.target, s.dim, s.particles, cfg.chain.scale)
     if s.energy is None:
-        raise ConfigError("target must be given, as package.module:function, or energy, got null")
+        raise ConfigError("target=MODULE:FUNCTION must be given")
     target = TARGETS[s.energy]()
     if s.dim not in (None, target.dim):
         raise ConfigError(f"dim must be {target.dim} with energy={s.energy}, got {s.dim}")
@@ -94,11 +94,9 @@ def _start_of(cfg: Config, energy: TargetEnergy, of: Levels, *, looks: bool) -> 
     return Start(std.sqrt(), shape.mean / energy.widths)
 
 
-def save(path: Path, chain: Chain, cfg: Config) -> None:
+def save(path: Path, chain: Chain) -> None:
     """Saves a final chain."""
-    keys = ("energy", "target", "target_source", "sampler", "steps", "temperature")
-    values = cfg.flat()
-    checkpoint.save_model(path, chain, {"task": "energies", **{key: values[key] for key in keys}})
+    checkpoint.save_model(path, chain, {"task": "energies"})
 
 
 def load(directory: Path, device: torch.device) -> tuple[Config, Target, Chain]:

@@ -28,6 +28,8 @@ from dxmi_ext.engine.samples import Batch
 from dxmi_ext.engine.settings import ConfigError
 from dxmi_ext.method import noise
 
+SAMPLES = "points"
+"""What samples are."""
 _NEEDS = {"scipy": "w2", "matplotlib": "pictures"}
 _BATCH = 4096  # samples at a time
 _ANNEALED = 2000  # particles
@@ -68,7 +70,7 @@ def _finish(
     if cfg.chain.fit_stds:
         chain.fit_stds_(_FITTED, noise.Draws(cfg.run.seed, "sigmas", ["paths", "back"], run.device).at(0))
     trainer.evaluations += chain.energy.count - before
-    model.save(run.directory / "model", chain, cfg)
+    model.save(run.directory / "model", chain)
     data = samples_of(cfg, target, cfg.run.seed, run.device)
     numbers = evaluate_chain(cfg, target, chain, data, seed=cfg.run.seed)
     shown = None if data is None else data[0]

@@ -7,7 +7,7 @@ import dataclasses
 from dxmi_ext.energies.targets import TARGETS
 from dxmi_ext.engine.run_settings import EvaluateSettings as EvaluateSettings_
 from dxmi_ext.engine.run_settings import RunnableConfig, RunSettings
-from dxmi_ext.engine.settings import Rule, Settings, group, setting
+from dxmi_ext.engine.settings import Effect, Rule, Settings, group, setting
 from dxmi_ext.method.settings import DxMISettings
 
 
@@ -217,6 +217,15 @@ class Config(RunnableConfig):
             "var_first and var_last must be < steps={steps} with schedule=vp, got {var_first} and {var_last}",
             lambda s: s.schedule == "ve" or max(s.var_first, s.var_last) < s.steps,
         ),
+    )
+    effects = (
+        Effect(
+            "sampler=dxmi",
+            lambda s: s.sampler == "dxmi",
+            ("sampler_width", "sampler_depth", *PolicySettings.keys()),
+        ),
+        Effect("sampler=vgs", lambda s: s.sampler == "vgs", ("damped_steps",)),
+        Effect("pretraining, which this task has none of", lambda s: False, ("pretrain_iterations",)),
     )
 
 

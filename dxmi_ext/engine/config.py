@@ -11,7 +11,7 @@ import functools
 import inspect
 import json
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import NoneType
 from typing import Any, TypeVar, cast
@@ -95,6 +95,12 @@ def describe(cfg: Settings | Config) -> str:
     )
 
 
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The end of an error about an unknown name, with the nearest known one; empty if none is near."""
+    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+    return f"; did you mean {nearest[0]}?" if nearest else ""
+
+
 @functools.cache  # once, although a command reads a run's config.yaml several times
 def _tell_removed(path: str, name: str, instead: str) -> None:
     from dxmi_ext.engine import runlog  # which needs tqdm
@@ -152,9 +158,8 @@ def _read_override(override: str) -> tuple[str, str | None]:
 def _read_value(name: str, text: str | None, keys: dict[str, settings.Key]) -> Any:
     """A value of a key's type: one of ``_READERS``, possibly optional."""
     if name not in keys:
-        nearest = difflib.get_close_matches(name, keys, n=1, cutoff=0.4)
-        hint = f"did you mean {nearest[0]}?" if nearest else f"the keys are {', '.join(keys)}"
-        raise ConfigError(f"{name if name.isprintable() else repr(name)}: unknown key; {hint}")
+        hint = did_you_mean(name, keys) or f"; the keys are {', '.join(keys)}"
+        raise ConfigError(f"{name if name.isprintable() else repr(name)}: unknown key{hint}")
     wanted = keys[name].type
     kind, *others = typing.get_args(wanted) or (wanted,)
     if text is None and NoneType in others:

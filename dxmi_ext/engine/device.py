@@ -1,4 +1,4 @@
-"""The device and the versions of a run, its speed and its memory. Imports torch and ``engine.settings``."""
+"""The device and the versions of a run, its speed and its memory. Imports torch and the engine."""
 
 from __future__ import annotations
 
@@ -10,22 +10,34 @@ import numpy
 import torch
 
 from dxmi_ext import __version__
+from dxmi_ext.engine.ranks import Ranks
 from dxmi_ext.engine.settings import ConfigError
 
 
-def choose(name: str, local_rank: int = 0) -> torch.device:
-    """The device that a setting names; each of several processes on a machine gets its own.
+def choose(name: str, ranks: Ranks | None = None) -> torch.device:
+    """The device that a setting names; on CUDA, each rank on a machine has its own.
 
     Raises:
-        ConfigError: the CUDA device does not exist.
+        ConfigError: the CUDA device does not exist, or several ranks would share it.
     """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
+    ranks, available = ranks or Ranks(), torch.cuda.is_available()
+    if name == "cpu" or (name == "auto" and not available):
+        return torch.device("cpu")
+    if not available:
         raise ConfigError(f"device must be cpu where torch sees no CUDA device, got {name!r}")
-    if name.startswith("cuda:") and int(name[5:]) >= torch.cuda.device_count():
-        raise ConfigError(f"device must be cuda:N with N < {torch.cuda.device_count()}, got {name!r}")
-    return torch.device(name, local_rank) if name == "cuda" and local_rank else torch.device(name)
+    count = torch.cuda.device_count()
+    if name.startswith("cuda:"):
+        if not ranks.alone:
+            raise ConfigError(f"device must be cuda with {ranks.world_size} ranks, got {name!r} for all")
+        if int(name[5:]) >= count:
+            raise ConfigError(f"device must be cuda:N with N < {count}, got {name!r}")
+        return torch.device(name)
+    if ranks.local_rank >= count:
+        raise ConfigError(
+            f"device must be cpu with more ranks on a machine than its {count} CUDA devices, got {name!r} "
+            f"for rank {ranks.local_rank}"
+        )
+    return torch.device("cuda") if ranks.alone else torch.device("cuda", ranks.local_rank)
 
 
 def versions() -> dict[str, str]:

@@ -15,7 +15,8 @@ from typing import IO, Any
 import torch
 from torch import Tensor, nn
 
-from dxmi_ext.engine import checkpoint, config, device, health, steps
+from dxmi_ext.engine import checkpoint, config, health, steps
+from dxmi_ext.engine.device import Clock, choose, peak_memory, versions
 from dxmi_ext.engine.identity import Source
 from dxmi_ext.engine.ranks import Ranks, Votes
 from dxmi_ext.engine.rollback import Rollbacks
@@ -41,6 +42,7 @@ class Run:
         ranks: ranks of the run, whose process group exists.
         data: fingerprints of the data, or path -> those of the data there if ``data`` is a path; identify
             the data wherever they are.
+        device: device of this rank; None: the one that ``cfg`` names.
 
     Raises:
         folders.FolderError: the folder does not belong to a run.
@@ -57,6 +59,7 @@ class Run:
         cfg: RunnableConfig,
         ranks: Ranks | None = None,
         data: Source | None = None,
+        device: torch.device | None = None,
     ) -> None:
         self.cfg, self.settings = cfg, cfg.run
         self.ranks = dataclasses.replace(ranks or Ranks(), shard=cfg.run.shard)
@@ -65,7 +68,7 @@ class Run:
             self.rows = self.ranks.rows(cfg.run.batch_size)
         except ValueError as error:
             raise ConfigError(str(error)) from error
-        self.device = device.choose(cfg.run.device, self.ranks.local_rank)
+        self.device = device or choose(cfg.run.device, self.ranks)
         self._folder = RunFolder(cfg, self.ranks, data)
         self.signals, self._votes = StopSignals(), Votes(self.ranks)
         self.resumed_from: list[int] = []
@@ -163,7 +166,7 @@ class Run:
         with self.log.progress(name, iterations, stepper.iteration) as bar, self.signals.held():
             if not resumed:
                 self._save(name, stepper)  # for a rollback
-            clock = device.Clock(self.device, self.settings.batch_size, stepper.iteration)
+            clock = Clock(self.device, self.settings.batch_size, stepper.iteration)
             while stepper.iteration < iterations:
                 metrics = stepper.step(batch(stepper.iteration))
                 now, last = stepper.iteration, stepper.iteration == iterations
@@ -179,7 +182,7 @@ class Run:
                     if (logs or saves) and 0 < self.settings.rollback_after <= failures:
                         self._rollbacks.roll_back(name, stepper, numbers)
                         bar.back_to(stepper.iteration)
-                        clock = device.Clock(self.device, self.settings.batch_size, stepper.iteration)
+                        clock = Clock(self.device, self.settings.batch_size, stepper.iteration)
                         continue
                     if logs:
                         self._log(name, stepper, numbers | clock.lap(now))
@@ -248,7 +251,7 @@ class Run:
         shown = ", ".join(f"{key} {value}" for key, value in losses.items())
         print(
             f"{name}: one iteration, {shown}; checkpoint (weights, optimizer, averages) "
-            f"{checkpoint.nbytes(stepper.state_dict()) / 2**20:.1f} MiB, {device.peak_memory(self.device)}"
+            f"{checkpoint.nbytes(stepper.state_dict()) / 2**20:.1f} MiB, {peak_memory(self.device)}"
         )
 
     def _save(self, phase: str, stepper: Stepper, *, good: bool = True) -> None:
@@ -288,7 +291,7 @@ class Run:
             "skipped_steps": self._skipped,
             "wall_seconds": round(self.wall_seconds, 1),
             **numbers,
-            "versions": device.versions(),
+            "versions": versions(),
         }
         write_json(self.directory / "summary.json", summary)
         return summary

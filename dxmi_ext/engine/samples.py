@@ -38,14 +38,19 @@ def rows_of(n: int, ranks: Ranks) -> range:
     return range(ranks.rank * count, (ranks.rank + 1) * count)
 
 
-def check_output(output: str) -> None:
+def check_output(output: str, kind: str = "images") -> None:
     """Checks that `write` can write the output, before anything is drawn.
 
+    Args:
+        kind: kind of the samples; only images may be written as pictures.
+
     Raises:
-        ConfigError: the name has none of the supported forms.
+        ConfigError: the name has none of the supported forms, or one for images of samples of another kind.
         FolderError: the path exists and was not written by `write`.
     """
     path = Path(output)
+    if kind != "images" and (output.endswith("/") or path.suffix == ".png"):
+        raise ConfigError(f"output must be FILE.npz: the run has {kind}, not images, got {output!r}")
     if output.endswith("/"):
         folders.check_new(path)
     elif path.suffix == ".npz":

@@ -168,6 +168,15 @@ def only_with(condition: str, applies: Callable[[View], bool], *keys: str) -> li
     return [rule(key) for key in keys]
 
 
+class Effect(NamedTuple):
+    """Keys that have an effect only with other settings."""
+
+    condition: str
+    """What they need, as text."""
+    applies: Callable[[View], bool]
+    keys: tuple[str, ...]
+
+
 class View:
     """The settings of several groups, by flat keys."""
 
@@ -210,6 +219,7 @@ class Config:
 
     Attributes:
         rules: rules between settings, checked by `of` and `replace`.
+        effects: keys that other settings leave without effect, which is allowed; see `without_effect`.
         removed: keys of earlier versions, with their replacements; see `config.load`.
 
     Raises:
@@ -217,6 +227,7 @@ class Config:
     """
 
     rules: ClassVar[Sequence[Rule]] = ()
+    effects: ClassVar[Sequence[Effect]] = ()
     removed: ClassVar[Mapping[str, str]] = {}
 
     @property
@@ -255,6 +266,16 @@ class Config:
     def flat(self) -> dict[str, Any]:
         """The values of all keys."""
         return {key: value for group in self.groups() for key, value in group.flat().items()}
+
+    def without_effect(self, keys: Collection[str]) -> list[str]:
+        """A sentence about those of the keys that have no effect with the other settings."""
+        told, view = [], View(self.groups())
+        for condition, applies, concerned in self.effects:
+            idle = [key for key in concerned if key in keys]
+            if idle and not applies(view):
+                verb = "has" if len(idle) == 1 else "have"
+                told.append(f"{', '.join(idle)} {verb} no effect without {condition}")
+        return told
 
     def put(self, key: str, value: Any) -> None:
         """Sets a value in place, by its flat key."""

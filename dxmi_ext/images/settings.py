@@ -7,11 +7,13 @@ import dataclasses
 from dxmi_ext.engine.execution import ExecutionSettings
 from dxmi_ext.engine.run_settings import EvaluateSettings as EvaluateSettings_
 from dxmi_ext.engine.run_settings import RunnableConfig, RunSettings
-from dxmi_ext.engine.settings import Rule, Settings, group, only_with, setting
+from dxmi_ext.engine.settings import Effect, Rule, Settings, group, only_with, setting
 from dxmi_ext.images.unet import ARCHITECTURES
 from dxmi_ext.method.langevin import LangevinSettings
 from dxmi_ext.method.settings import (
+    BATCH_RULES,
     CHAIN_RULES,
+    EFFECTS,
     ENERGY_RULES,
     LENGTH_RULES,
     REMOVED,
@@ -144,6 +146,7 @@ class Config(RunnableConfig):
         Rule("task must be images, got {task}", lambda s: s.task == "images"),
         *RULES,
         *CHAIN_RULES,
+        *BATCH_RULES,
         *ENERGY_RULES,
         *LENGTH_RULES,
         Rule(
@@ -170,6 +173,23 @@ class Config(RunnableConfig):
         Rule(
             "pretrained must be true with start={start}, which is a pretrained network, got {pretrained}",
             lambda s: s.start in (None, NO_START) or s.pretrained,
+        ),
+    )
+    effects = (
+        *EFFECTS,
+        Effect(
+            "schedule=edm",
+            lambda s: s.schedule == "edm",
+            (
+                *("rho", "sigma_min", "sigma_max", "sigma_data", "time_scale", "stochastic_last"),
+                *("level_mean", "level_std"),
+            ),
+        ),
+        Effect("schedule=fastdpm or ddim", lambda s: s.schedule != "edm", ("prediction",)),
+        Effect(
+            "pretrained=true",
+            lambda s: s.pretrained,
+            ("pretrain_iterations", *PretrainingSettings.keys()),
         ),
     )
 

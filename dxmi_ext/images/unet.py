@@ -1,6 +1,6 @@
 """U-Nets for images: diffusers' ``UNet2DModel`` as a network of this package.
 
-Imports torch and ``dxmi_ext.method.lengths``; diffusers where a network is built.
+Imports torch, the engine and ``dxmi_ext.method.lengths``; diffusers where a network is built.
 """
 
 from __future__ import annotations
@@ -8,12 +8,12 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dxmi_ext.engine.config import did_you_mean
 from dxmi_ext.method.lengths import StepLevels
 
 
@@ -182,9 +182,10 @@ def check_shape(data_shape: Sequence[int], levels: int) -> tuple[int, int, int]:
 
 def _named(name: str) -> Architecture:
     if name not in ARCHITECTURES:
-        near = get_close_matches(name, ARCHITECTURES, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise ValueError(f"architecture must be one of {', '.join(ARCHITECTURES)}, got {name!r}{hint}")
+        raise ValueError(
+            f"architecture must be one of {', '.join(ARCHITECTURES)}, got {name!r}"
+            f"{did_you_mean(name, ARCHITECTURES)}"
+        )
     return ARCHITECTURES[name]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 
-from dxmi_ext.engine.settings import Rule, Settings, only_with, setting
+from dxmi_ext.engine.settings import Effect, Rule, Settings, only_with, setting
 
 LONGEST = 1000
 """Largest T of a sampler with several lengths."""
@@ -256,7 +256,36 @@ CHAIN_RULES = (
 )
 """Rules between the algorithm and its Langevin chains."""
 
+BATCH_RULES = (
+    Rule(
+        "batch_size must be >= 2 with tau_rate={tau_rate}, got {batch_size}",
+        lambda s: not s.tau_rate or s.batch_size >= 2,
+    ),
+)
+"""Rules between the algorithm and its batches."""
+
 ENERGY_RULES = only_with(
     "value_kind=separate", lambda s: s.value_kind == "separate", "energy_lr", "energy_clip"
 )
 """Rules of tasks whose energy may be part of the value."""
+
+TAU_EFFECTS = (
+    Effect("tau_rate > 0", lambda s: s.tau_rate > 0, ("tau_margin",)),
+    Effect("tau_rate > 0 or tau_cooling < 1", lambda s: s.tau_rate > 0 or s.tau_cooling < 1, ("tau_hold",)),
+)
+EFFECTS = (
+    *TAU_EFFECTS,
+    Effect(
+        "Langevin chains (negatives)",
+        lambda s: s.negatives != "sampler",
+        ("langevin_steps", "langevin_step_size", "langevin_noise", "langevin_clip"),
+    ),
+    Effect(
+        "negatives=persistent",
+        lambda s: s.negatives == "persistent",
+        ("langevin_pool", "langevin_restart"),
+    ),
+    Effect("negatives=short_run or persistent", lambda s: not s.trains_sampler, ("langevin_sample_steps",)),
+    Effect("lengths", lambda s: s.lengths is not None, ("length_draw",)),
+)
+"""Effects of the algorithm, its Langevin chains and `LengthSettings`."""

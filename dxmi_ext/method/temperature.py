@@ -5,7 +5,7 @@ close to it for a range of tau. Below that range the sampler collapses to low en
 spread beyond the data; within it, a larger tau gives a more accurate energy. So tau is the multiplier, found
 by dual ascent, of the constraint that the samples' entropy exceeds the data's by a margin. Once the energy
 has learned, the margin decays, so that samples end close to the data.
-Imports torch and ``dxmi_ext.engine.ranks``.
+Imports torch and the engine.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from dxmi_ext.engine.ranks import Ranks
+from dxmi_ext.engine.settings import ConfigError
 
 _NEIGHBOR = 3
 _GROUP = 128
@@ -59,8 +60,14 @@ class Temperature:
 
         Returns:
             The metrics to log.
+
+        Raises:
+            ConfigError: all ranks together have one row, which has no neighbor.
         """
-        gap = entropy_gap(self.ranks.gather(data), self.ranks.gather(samples))
+        data, samples = self.ranks.gather(data), self.ranks.gather(samples)
+        if len(data) < 2:
+            raise ConfigError(f"a batch must have at least 2 rows with tau_rate, got {len(data)}")
+        gap = entropy_gap(data, samples)
         lack = (gap + self._wanted).nan_to_num(0.0, 0.0, 0.0)
         self.factor.mul_(torch.exp(self.rate * lack)).clamp_(1 / _LARGEST, _LARGEST)
         return {"entropy_gap": gap, "temperature": self.factor.clone()}

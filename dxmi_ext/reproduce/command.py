@@ -8,7 +8,6 @@ the units, and `table` writes the page and the figures. Imports ``dxmi_ext`` up 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -80,7 +79,8 @@ def find(name: str) -> Experiment:
         config.ConfigError: there is no such experiment.
     """
     if name not in EXPERIMENTS:
-        raise config.ConfigError(f"experiment must be one of {', '.join(EXPERIMENTS)}, got {name!r}")
+        hint = config.did_you_mean(name, EXPERIMENTS)
+        raise config.ConfigError(f"experiment must be one of {', '.join(EXPERIMENTS)}, got {name!r}{hint}")
     return EXPERIMENTS[name]
 
 
@@ -163,9 +163,8 @@ def _names(experiment: Experiment, given: str | None) -> list[str]:
     known += experiment.sweeps
     for name in names:
         if name not in known:
-            nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-            hint = f"did you mean {nearest[0]}?" if nearest else f"known: {', '.join(known)}"
-            raise config.ConfigError(f"rows must be names of rows or sweeps, got {name!r}; {hint}")
+            hint = config.did_you_mean(name, known) or f"; known: {', '.join(known)}"
+            raise config.ConfigError(f"rows must be names of rows or sweeps, got {name!r}{hint}")
     return names
 
 

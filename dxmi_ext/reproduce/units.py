@@ -144,7 +144,7 @@ def read(unit: Unit) -> dict[str, Any] | None:
             f"output must be another folder, got {str(unit.output)!r}, which holds units with "
             f"quick={json.dumps(found['quick'])}"
         )
-    if changed := _changes(found, unit):
+    if changed := _changes(found["settings"], unit):
         raise UnusableUnit(f"{unit.path}: made with {'; '.join(changed)}")
     return found
 
@@ -163,8 +163,8 @@ def adopt(unit: Unit, numbers: Collection[str]) -> Path | None:
             found = _load(path)
         except (UnusableUnit, FileNotFoundError):
             continue
-        same = (found["seed"], found["quick"]) == (unit.seed, unit.quick) and not _changes(found, unit)
-        if same and found["numbers"].keys() >= set(numbers):
+        same = (found["seed"], found["quick"]) == (unit.seed, unit.quick)
+        if same and not _changes(found["settings"], unit) and found["numbers"].keys() >= set(numbers):
             write_json(
                 unit.path, found | {"row": unit.row.name, "taken_from": f"{path.parent.name}/{path.name}"}
             )
@@ -185,11 +185,11 @@ def _load(path: Path) -> dict[str, Any]:
     return dict(found)
 
 
-def _changes(found: dict[str, Any], unit: Unit) -> list[str]:
-    """The settings of a json that differ from the current ones."""
+def _changes(settings: dict[str, Any], unit: Unit) -> list[str]:
+    """Those of the settings in a unit's json that differ from the current ones."""
     # A setting that is newer than the json had its default then.
     defaults, now = _named(unit.task.Config.of().flat()), unit.identity()
-    was = defaults | {f"start.{key}": value for key, value in defaults.items()} | _named(found["settings"])
+    was = defaults | {f"start.{key}": value for key, value in defaults.items()} | _named(settings)
     return [f"{key}={was.get(key)}, now {value}" for key, value in now.items() if was.get(key) != value]
 
 
@@ -212,9 +212,7 @@ def _settings(cfg: RunnableConfig, *, trains: bool = True) -> dict[str, Any]:
     if not trains:
         unused |= _OF_A_TRAINED_CHAIN
     if not settings.get("tau_rate"):
-        unused.add("tau_margin")
-        if settings.get("tau_cooling") == 1:
-            unused.add("tau_hold")
+        unused |= {"tau_margin"} | ({"tau_hold"} if settings.get("tau_cooling") == 1 else set())
     if settings.get("energy_loss") == "contrast":
         unused.add("noise_magnitude")
     return _named({key: value for key, value in settings.items() if key not in unused})
@@ -248,7 +246,7 @@ def are_results(folder: Path) -> bool:
 def holds_another(unit: Unit) -> bool:
     """Whether the unit's folder holds a run with other or unknown settings."""
     found = files.read_json(unit.folder / IDENTITY)
-    return unit.folder.is_dir() and _named(found) != unit.identity()
+    return unit.folder.is_dir() and (not found or bool(_changes(found, unit)))
 
 
 def _digest(path: Path) -> str:

@@ -76,16 +76,13 @@ def _of_value(sizes: NetworkSettings) -> tuple[int, int, int]:
     return sizes.value_width, sizes.value_depth, sizes.octaves
 
 
-def save(path: Path, networks: Networks, cfg: Config, tau_factor: float = 1.0) -> None:
+def save(path: Path, networks: Networks, tau_factor: float = 1.0) -> None:
     """Saves final networks.
 
     Args:
         tau_factor: factor of tau at the end of the run, if it was automatic.
     """
-    keys = ("data", "steps", "sampler_width", "sampler_depth", "value_width", "value_depth")
-    values = cfg.flat()
-    about = {"task": "two_d", **{key: values[key] for key in keys}, "tau_factor": tau_factor}
-    checkpoint.save_model(path, networks, about)
+    checkpoint.save_model(path, networks, {"task": "two_d", "tau_factor": tau_factor})
 
 
 def load(directory: Path, device: torch.device) -> tuple[Config, Networks]:

@@ -29,6 +29,8 @@ from dxmi_ext.two_d.evaluation import draw_pictures, evaluate_networks, samples_
 from dxmi_ext.two_d.model import SIGMA_DATA, build, draw, load
 from dxmi_ext.two_d.settings import Config, EvaluateSettings
 
+SAMPLES = "points"
+"""What samples are."""
 _NEEDS = {"sklearn": "entropy_excess and coverage", "matplotlib": "pictures"}
 
 
@@ -63,7 +65,7 @@ def pretrain(cfg: Config, ranks: Ranks | None = None) -> None:
         run.describe(networks)
         _pretrain(run, cfg, networks, schedule)
         whole = run.ranks.whole(networks)
-        return lambda: model.save(run.directory / "model", whole, cfg)
+        return lambda: model.save(run.directory / "model", whole)
 
     text = "pretrained; `dxmi train` with output={directory} continues from here"
     course.pretrain(run, learn, text, cfg.execution)
@@ -103,7 +105,7 @@ def _finish(
 ) -> tuple[dict[str, Any], str]:
     """Saves and evaluates the averaged networks."""
     tau_factor = trainer.costs.tau_factor if isinstance(trainer, DxMITrainer) else 1.0
-    model.save(run.directory / "model", averaged, cfg, tau_factor)
+    model.save(run.directory / "model", averaged, tau_factor)
     numbers = evaluate_networks(cfg, averaged, seed=cfg.run.seed, tau_factor=tau_factor)
     final.attempt("pictures", lambda: draw_pictures(run.directory, cfg, averaged))
     return {"samples": samples_of(cfg), **numbers}, table(cfg, numbers)

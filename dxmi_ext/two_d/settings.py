@@ -7,10 +7,12 @@ import dataclasses
 from dxmi_ext.engine.execution import ExecutionSettings
 from dxmi_ext.engine.run_settings import EvaluateSettings as EvaluateSettings_
 from dxmi_ext.engine.run_settings import RunnableConfig, RunSettings
-from dxmi_ext.engine.settings import Rule, Settings, group, setting
+from dxmi_ext.engine.settings import Effect, Rule, Settings, group, setting
 from dxmi_ext.method.langevin import LangevinSettings
 from dxmi_ext.method.settings import (
+    BATCH_RULES,
     CHAIN_RULES,
+    EFFECTS,
     ENERGY_RULES,
     LENGTH_RULES,
     LONGEST,
@@ -127,6 +129,7 @@ class Config(RunnableConfig):
         Rule("task must be two_d, got {task}", lambda s: s.task == "two_d"),
         *RULES,
         *CHAIN_RULES,
+        *BATCH_RULES,
         *ENERGY_RULES,
         Rule(
             "sigma_min must be > 0 and < sigma_max={sigma_max}, got {sigma_min}",
@@ -152,6 +155,19 @@ class Config(RunnableConfig):
         Rule(
             "cuda_graph must be false with device=cpu, got {cuda_graph}",
             lambda s: not (s.cuda_graph and s.device == "cpu"),
+        ),
+    )
+    effects = (
+        *EFFECTS,
+        Effect(
+            "schedule=variance_exploding or edm",
+            lambda s: s.schedule in ("variance_exploding", "edm"),
+            ("sigma_max", "sigma_min"),
+        ),
+        Effect(
+            "pretraining (pretrained=true and negatives=sampler or refined)",
+            lambda s: s.pretrained and s.trains_sampler,
+            ("pretrain_iterations", *PretrainingSettings.keys()),
         ),
     )
 

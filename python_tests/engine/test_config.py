@@ -10,13 +10,17 @@ import sys
 import typing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from dxmi_ext import tasks
+from dxmi_ext.anomaly import settings as anomaly
+from dxmi_ext.energies import settings as energies
 from dxmi_ext.engine import config
 from dxmi_ext.engine.run_settings import RunnableConfig, RunSettings
 from dxmi_ext.engine.settings import LARGEST_SEED, ConfigError, Rule, Settings, group, only_with, setting
+from dxmi_ext.images import settings as images
 from dxmi_ext.two_d import recipe as two_d
 
 pytest.importorskip("yaml")
@@ -153,6 +157,7 @@ def test_bad_override(recipe: Path, override: str, says: str) -> None:
         ("schedule=edm lengths=1,5", "lengths must be >= 2 with schedule=edm, got 1,5"),
         ("skip_last=6", "skip_last must be <= steps=5, got 6"),
         ("ema_decay=1", "ema_decay must be < 1, got 1.0"),
+        ("tau_rate=.1 batch_size=1", "batch_size must be >= 2 with tau_rate=0.1, got 1"),
         ("task=images", "task must be two_d, got images"),
         # A default that is typed is seen too.
         ("tau=.1 tau_entropy=.1 tau_velocity=.1", "tau must not be given with both"),
@@ -163,6 +168,33 @@ def test_settings_without_effect_are_rejected(overrides: str, says: str) -> None
     with pytest.raises(ConfigError) as error:
         config.load(two_d.Config, None, overrides.split())
     assert str(error.value).startswith(says)
+
+
+@pytest.mark.parametrize(
+    ("task", "overrides", "told"),
+    [
+        (two_d, "tau_hold=.2", "tau_hold has no effect without tau_rate > 0 or tau_cooling < 1"),
+        (two_d, "tau_hold=.2 tau_rate=.1", None),
+        (two_d, "length_draw=short", "length_draw has no effect without lengths"),
+        (two_d, "langevin_pool=9 negatives=short_run", "langevin_pool has no effect without negatives=persi"),
+        (two_d, "pretrain_iterations=9 pretrained=false", "pretrain_iterations has no effect without"),
+        (images, "rho=5", "rho has no effect without schedule=edm"),
+        (images, "prediction=v schedule=edm", "prediction has no effect without schedule=fastdpm or ddim"),
+        (anomaly, "langevin_steps=9 baselines=all", None),
+        (energies, "sampler_lr=1e-4 sampler=vgs", "sampler_lr has no effect without sampler=dxmi"),
+    ],
+)
+def test_settings_without_effect_are_told(task: Any, overrides: str, told: str | None) -> None:
+    typed = [text.partition("=")[0] for text in overrides.split()]
+    sentences = config.load(task.Config, None, overrides.split()).without_effect(typed)
+    assert sentences == [] if told is None else len(sentences) == 1 and sentences[0].startswith(told)
+
+
+@pytest.mark.parametrize("task", [two_d, images, anomaly, energies])
+def test_effects_are_of_settings_that_exist(task: Any) -> None:
+    cfg = config.load(task.Config, None, [])
+    assert cfg.keys().keys() >= {key for effect in cfg.effects for key in effect.keys}
+    cfg.without_effect(cfg.keys())
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from dxmi_ext import ops
+from dxmi_ext.engine.settings import ConfigError
 from dxmi_ext.method.temperature import Temperature, entropy_gap
 
 
@@ -22,6 +23,11 @@ def test_the_gap_is_that_of_the_entropies() -> None:
     # Of Gaussians, log of the standard deviations' ratio in each dimension.
     gap = entropy_gap(points(2000, 1), points(2000, 2, std=2.0))
     assert gap.item() == pytest.approx(-math.log(2), abs=0.06)
+
+
+def test_one_row_has_no_neighbor() -> None:
+    with pytest.raises(ConfigError, match="a batch must have at least 2 rows with tau_rate, got 1"):
+        Temperature(0.1, torch.tensor(1.0)).update(points(1, 1), points(1, 2))
 
 
 def test_neighbors_are_sought_in_groups_of_128() -> None:
