@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 
-
 _OTHERS = {";": "semicolons", "\t": "tabs"}
 
 

@@ -14,7 +14,7 @@ from dxmi_ext.engine.settings import ConfigError
 from dxmi_ext.method import noise
 from dxmi_ext.method.networks import Networks
 from dxmi_ext.method.path_weights import Kernel, log_partition
-from dxmi_ext.two_d import densities, model
+from dxmi_ext.two_d import densities, model, sources
 from dxmi_ext.two_d.evaluation import temperature_of
 from dxmi_ext.two_d.settings import Config
 
@@ -35,8 +35,8 @@ def evaluate(
     Returns:
         log_partition with its standard error log_partition_std, elbo, ess and the kernel by
         `path_weights.log_partition`; log_partition_grid: the same by a grid on [-6, 6]^2; log_likelihood:
-        mean log density of test data in nats, and its standard error; log_likelihood_true: by the true
-        density.
+        mean log density of test data in nats (of a file its held-out points, standardized), and its
+        standard error; log_likelihood_true: by the true density, if that is known.
 
     Raises:
         ConfigError: the run has no sampler, or no entropy.
@@ -57,15 +57,16 @@ def evaluate(
     numbers = log_partition(networks, w, kernels, n=paths, seed=seed)
     numbers["log_partition_grid"] = grid_log_partition(networks, w)
     key = noise.Draws(seed, "test data", ["data"], networks.sampler.log_std.device).at(0)["data"]
-    data = densities.sample(cfg.density.data, _TESTED, key)
+    source = sources.of(cfg.density.data, key.device)
+    data = source.tested(_TESTED, key)
     with torch.no_grad():
         log_density = -networks.energy(data).double() / w - numbers["log_partition"]
-    spread = float(log_density.std()) / math.sqrt(_TESTED)
-    return numbers | {
-        "log_likelihood": float(log_density.mean()),
-        "log_likelihood_std": math.hypot(spread, numbers["log_partition_std"]),
-        "log_likelihood_true": float(densities.log_density(cfg.density.data, data).mean()),
-    }
+    spread = float(log_density.std()) / math.sqrt(len(data))
+    numbers["log_likelihood"] = float(log_density.mean())
+    numbers["log_likelihood_std"] = math.hypot(spread, numbers["log_partition_std"])
+    if source.units is None:
+        numbers["log_likelihood_true"] = float(densities.log_density(source.name, data).mean())
+    return numbers
 
 
 @torch.no_grad()
@@ -80,9 +81,12 @@ def grid_log_partition(networks: Networks, w: float) -> float:
 def table(numbers: dict[str, Any]) -> str:
     """The numbers of `evaluate` in words."""
     log_z = f"{numbers['log_partition']:.3f} ± {numbers['log_partition_std']:.3f}"
+    true = ""
+    if "log_likelihood_true" in numbers:
+        true = f" (true density: {numbers['log_likelihood_true']:.3f})"
     return (
         f"log Z {log_z} (grid: {numbers['log_partition_grid']:.3f}), ESS {numbers['ess']:.3g} with the "
         f"backward kernel {numbers['kernel']}\n"
-        f"test log-likelihood {numbers['log_likelihood']:.3f} ± {numbers['log_likelihood_std']:.3f} nats "
-        f"(true density: {numbers['log_likelihood_true']:.3f})"
+        f"test log-likelihood {numbers['log_likelihood']:.3f} ± {numbers['log_likelihood_std']:.3f} nats"
+        f"{true}"
     )
