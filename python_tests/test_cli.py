@@ -435,7 +435,8 @@ def test_typed_settings_without_effect_are_noted_once(capsys: pytest.CaptureFixt
     typed = ["tau_rate=0", "length_draw=short", "tau_hold=.2"]
     assert cli.main(["train", "8gaussians-auto", *SETTINGS, *typed, "--dry-run"]) == 0
     assert capsys.readouterr().err == (
-        "note: tau_hold has no effect without tau_rate > 0 or tau_cooling < 1; length_draw has no effect without lengths\n"
+        "note: tau_hold has no effect without tau_rate > 0 or tau_cooling < 1; "
+        "length_draw has no effect without lengths\n"
     )
 
 

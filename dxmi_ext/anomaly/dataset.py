@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from dxmi_ext.anomaly.layouts import Item, Source
 from dxmi_ext.engine import files, runlog
 from dxmi_ext.images import pixels
 from dxmi_ext.images.contents import ImageDataError, printable
-from dxmi_ext.images.dataset import beyond, default_cache, key_of
+from dxmi_ext.images.dataset import beyond, default_cache, key_of, reject_unreadable
 from dxmi_ext.images.pixels import NOMINAL, Scale
 
 _CACHE_FORMAT = 3
@@ -138,7 +139,15 @@ def load(
     if not entry.is_dir():
         with files.locked(entry.with_suffix(".lock")):
             if not entry.is_dir():  # another process may have been first
-                _decode_to(entry, source, size, path, scale, trained)
+                try:
+                    _decode_to(entry, source, size, path, scale, trained)
+                except ImageDataError:
+                    splits = [source]
+                    with suppress(ImageDataError):  # there may be no other split
+                        other = "test" if split == "train" else "train"
+                        splits.append(anomaly_sources.find(path, other, classes, train_share))
+                    _reject_unreadable(splits, size, path, scale, trained)
+                    raise
     stored = json.loads((entry / "about.json").read_text())
     masks = None
     if (entry / "masks.npy").exists():
@@ -195,6 +204,23 @@ def _decode_to(
     except pixels.Unsettled:  # most collections have 8 bits and are read only once
         found = pixels.settled((item.image() for item in trained.items), printable(path))
         _write(entry, source, size, path, found)
+
+
+def _reject_unreadable(
+    splits: Sequence[Source], size: int | None, path: Path, scale: Scale | None, trained: Source
+) -> None:
+    """Raises an error that names all images of both splits that cannot be decoded, if there are any."""
+    items = [item for source in splits for item in source.items]
+    if scale is None:
+        with suppress(ImageDataError):  # rejected by the caller
+            scale = pixels.settled(_readable(trained.items), printable(path))
+    reject_unreadable(len(items), lambda i: _decode(items[i], size, scale))
+
+
+def _readable(items: Sequence[Item]) -> Iterator[np.ndarray]:
+    for item in items:
+        with suppress(ImageDataError):
+            yield item.image()
 
 
 def _write(entry: Path, source: Source, size: int | None, path: Path, scale: Scale | None) -> None:

@@ -41,14 +41,15 @@ def of_anomalies(
     Raises:
         ImageDataError: as in `layouts.find`.
     """
-    path, splits, masks, files = Path(path).expanduser().resolve(), {}, 0, list[str]()
+    path, splits, masks, files = Path(path).expanduser().resolve(), {}, 0, dict[str, tuple[str, str]]()
     arrays, skipped, layout = dict[tuple[int, ...], int](), list[Skipped](), ""
     for split in ("train", "test"):
         source = layouts.find(path, split, classes, train_share)
         labels = np.array([item.label for item in source.items], np.int64)
         splits[split] = by_label(labels, source.label_names, len(labels))
         masks += sum(item.mask is not None for item in source.items)
-        files += [item.file for item in source.items if item.file is not None]
+        names = source.label_names
+        files |= {item.file: (split, names[item.label]) for item in source.items if item.file is not None}
         if source.items and source.items[0].file is None:
             shape = np.asarray(source.items[0].image()).shape
             arrays[shape] = arrays.get(shape, 0) + len(labels)
@@ -67,4 +68,4 @@ def of_vectors(path: Path | str, train_share: float = 0.7, seed: int = 0) -> Ove
     splits = {"train": {"good": len(found.train)}}
     if len(found.test):
         splits["test"] = by_label(found.anomalous.astype(np.int64), ["good", "anomalous"], len(found.test))
-    return Overview(path, "vectors", splits, 0, [], [], {})
+    return Overview(path, "vectors", splits, 0, [], {}, {})

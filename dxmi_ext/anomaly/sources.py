@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from dxmi_ext.anomaly.vectors import Columns
 from dxmi_ext.engine import runlog
 from dxmi_ext.engine.identity import Fingerprints, changed, data_of, fingerprint
 from dxmi_ext.engine.settings import ConfigError
-from dxmi_ext.images.contents import ImageDataError
+from dxmi_ext.images.contents import ImageDataError, UnreadableImages
 from dxmi_ext.images.features import Extractor
 from dxmi_ext.images.pixels import Scale
 
@@ -110,8 +109,12 @@ def fingerprints(cfg: Config) -> Callable[[str], Fingerprints]:
         }
         options["classes"] = classes_of(cfg)
         found = {"train": dataset.load(path, split="train", **options)}
-        with suppress(ImageDataError):  # there may be no test data
+        try:
             found["test"] = dataset.load(path, split="test", scale=found["train"].scale, **options)
+        except UnreadableImages:
+            raise
+        except ImageDataError:  # there may be no test data
+            pass
         return {
             split: fingerprint(data.fingerprint, data.labels, data.classes, data.class_names)
             for split, data in found.items()

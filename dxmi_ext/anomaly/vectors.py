@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from dxmi_ext.engine import tables
 from dxmi_ext.engine.files import UNREADABLE
 from dxmi_ext.images import npz
 from dxmi_ext.images.contents import VectorDataError as VectorDataError
@@ -188,29 +188,13 @@ def _read(path: Path) -> npz.Arrays:
     if path.suffix.lower() != ".csv":
         return npz.Arrays(path, VectorDataError, formats=_FORMATS)
     try:
-        return npz.Arrays(path, VectorDataError, content={"x": _csv(path)})
+        return npz.Arrays(path, VectorDataError, content={"x": tables.read_csv(path)})
+    except tables.TableError as error:
+        raise VectorDataError(f"{printable(path)}: {error}") from error
     except UNREADABLE as error:
         what = what_it_is(path)
         why = error if what is None else f"it {what}"
         raise VectorDataError(f"{printable(path)}: cannot be read as {_FORMATS} ({why})") from error
-
-
-def _csv(path: Path) -> np.ndarray:
-    """A table of comma-separated numbers, with an optional header of names, or of the numbers 0, 1, 2, ..."""
-    with path.open(encoding="utf-8-sig") as file:
-        first = [cell.strip().strip('"') for cell in file.readline().split(",")]
-    named = not any(map(_is_number, first)) or first == [str(i) for i in range(len(first))]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about an empty file, which is rejected later
-        return np.loadtxt(path, delimiter=",", skiprows=int(named), ndmin=2, encoding="utf-8-sig")
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _rows(array: np.ndarray, name: str, path: Path, columns: int | None = None) -> np.ndarray:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
 from dxmi_ext.engine.errors import UserError
 
 LFS_POINTER = "is a git-lfs pointer, not the file itself; run `git lfs pull` in its repository"
+_LISTED = 10  # images in an error
 _BEGINNINGS = {
     b"version https://git-lfs.github.com/": LFS_POINTER,
     b"<!doctype html": "is a web page (html)",
@@ -36,6 +38,26 @@ class DataError(UserError, ValueError):
 
 class ImageDataError(DataError):
     """Images are missing, damaged or of an unknown layout."""
+
+
+class UnreadableImages(ImageDataError):
+    """Some images of a collection are damaged.
+
+    Args:
+        reasons: for each, its name and what is wrong with it.
+        n: number of images in the collection.
+    """
+
+    def __init__(self, reasons: Sequence[str], n: int) -> None:
+        count = len(reasons)
+        more = [f"and {count - _LISTED} more"] * (count > _LISTED)
+        if count > 1:
+            reasons = [
+                f"{count} of {n} images cannot be read; repair or remove them:",
+                *reasons[:_LISTED],
+                *more,
+            ]
+        super().__init__("\n  ".join(reasons))
 
 
 class VectorDataError(DataError):

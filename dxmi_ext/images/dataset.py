@@ -23,7 +23,7 @@ from torch import Tensor
 from dxmi_ext.engine import files, runlog
 from dxmi_ext.images import layouts as image_sources
 from dxmi_ext.images import pixels
-from dxmi_ext.images.contents import printable
+from dxmi_ext.images.contents import UnreadableImages, printable
 from dxmi_ext.images.layouts import ImageDataError, Pictures
 from dxmi_ext.images.pixels import NOMINAL, Scale
 
@@ -261,11 +261,51 @@ def _decode_to(entry: Path, pictures: Pictures, size: int | None, path: Path, sc
     if pictures.n == 0:
         raise ImageDataError(f"{printable(path)}: holds no images")
     try:
-        _write(entry, pictures, size, path, scale)
-    except pixels.Unsettled:  # most collections have 8 bits and are read once
-        with ThreadPoolExecutor(os.cpu_count()) as threads:
-            found = pixels.settled(_ahead(threads, pictures.get, pictures.n), printable(path))
-        _write(entry, pictures, size, path, found)
+        try:
+            _write(entry, pictures, size, path, scale)
+        except pixels.Unsettled:  # most collections have 8 bits and are read once
+            with ThreadPoolExecutor(os.cpu_count()) as threads:
+                found = pixels.settled(_ahead(threads, pictures.get, pictures.n), printable(path))
+            _write(entry, pictures, size, path, found)
+    except ImageDataError:
+        reject_unreadable(pictures.n, lambda i: _read(pictures, i, path, scale))
+        raise
+
+
+def reject_unreadable(n: int, read: Callable[[int], object]) -> None:
+    """Reads all images of a collection in which one is damaged, so that an error names them all.
+
+    Args:
+        read: reads the image of an index < n.
+
+    Raises:
+        UnreadableImages: some images cannot be read.
+    """
+    from tqdm import tqdm
+
+    def reason(i: int) -> str | None:
+        try:
+            read(i)
+        except ImageDataError as error:
+            return str(error)
+        except pixels.Unsettled:  # the image is whole
+            pass
+        return None
+
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        progress = tqdm(
+            threads.map(reason, range(n)), total=n, desc="finding damaged images", unit="image", disable=None
+        )
+        reasons = [each for each in progress if each is not None]
+    if reasons:
+        raise UnreadableImages(reasons, n)
+
+
+def _read(pictures: Pictures, i: int, path: Path, scale: Scale | None) -> tuple[np.ndarray, np.ndarray]:
+    """Image i as stored and as uint8, both [H, W, C]."""
+    stored = pictures.get(i)
+    name = pictures.files[i] if pictures.files else path
+    return stored, pixels.eight_bits(stored, scale, printable(name))
 
 
 def _ahead(threads: ThreadPoolExecutor, get: Callable[[int], np.ndarray], n: int) -> Iterator[np.ndarray]:
@@ -280,10 +320,9 @@ def _write(entry: Path, pictures: Pictures, size: int | None, path: Path, scale:
     clipped: list[int] = []
 
     def fitted(i: int) -> np.ndarray:
-        picture = pictures.get(i)
+        picture, image = _read(pictures, i, path, scale)
         if scale is not None and pixels.exceeds(picture, scale):
             clipped.append(i)
-        image = pixels.eight_bits(picture, scale, printable(path))
         return np.ascontiguousarray(_fit(image, size).transpose(2, 0, 1))
 
     shape, name = fitted(0).shape, printable(path.name)

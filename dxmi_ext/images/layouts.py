@@ -49,6 +49,8 @@ class Pictures(NamedTuple):
     """int64 [n]"""
     class_names: list[str]
     """Empty if the collection has no names."""
+    files: Sequence[str] = ()
+    """The file of each image; empty if the collection has no files of single images."""
 
 
 class Source(NamedTuple):
@@ -261,7 +263,7 @@ def _find_folder(path: Path, split: str) -> Source | None:
         return pixels.read(files[i], files[i])
 
     def opened() -> Pictures:
-        return Pictures(len(files), get, np.array(labels, np.int64) if found else None, names)
+        return Pictures(len(files), get, np.array(labels, np.int64) if found else None, names, files)
 
     return Source(files, opened, "folders of classes" if found else "a folder of images", skipped)
 

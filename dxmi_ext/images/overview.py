@@ -16,9 +16,12 @@ from typing import Any
 import numpy as np
 
 from dxmi_ext.images import layouts, listing
+from dxmi_ext.images.contents import what_it_is
 from dxmi_ext.images.layouts import SplitMissing
 from dxmi_ext.images.listing import Skipped
 
+IMAGES = "images"
+"""The label of images without classes."""
 _SHOWN = 6  # number of labels in a line
 _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 
@@ -30,13 +33,13 @@ class Overview:
     path: Path
     layout: str
     splits: dict[str, dict[str, int]]
-    """Number of images of each class or kind of defect; "images" without classes."""
+    """Number of images of each class or kind of defect; IMAGES without classes."""
     masks: int
     """Number of images of defects with a mask."""
     skipped: list[Skipped]
     """What is skipped, with paths relative to ``path``."""
-    files: list[str]
-    """Image files, whose headers have their sizes."""
+    files: dict[str, tuple[str, str]]
+    """The split and the label of each image file, whose header has its size."""
     arrays: dict[tuple[int, ...], int]
     """Number of images in arrays, by shape [H, W, C]."""
 
@@ -48,28 +51,37 @@ class Overview:
         return f"{self.path} ({self.layout}): {listing.printable(splits)}{masks}\nskipped: {left_out}"
 
     def details(self) -> dict[str, Any]:
-        """The overview as JSON, with sizes ("width x height") and modes from the headers of files."""
+        """The overview as JSON, with sizes ("width x height") and modes from the headers of files.
+
+        Files whose header cannot be read are not counted.
+        """
         sizes, modes, unreadable = self._headers()
         skipped = [each._asdict() for each in self.skipped]
-        about: dict[str, Any] = {"path": str(self.path), "layout": self.layout, "splits": self.splits}
+        splits = {name: dict(counts) for name, counts in self.splits.items()}
+        for file in unreadable:
+            split, label = self.files[file]
+            splits[split][label] -= 1
+        about: dict[str, Any] = {"path": str(self.path), "layout": self.layout, "splits": splits}
         about |= {"masks": self.masks, "skipped": skipped, "sizes": sizes, "modes": modes}
-        return about | {"unreadable": [each._asdict() for each in unreadable]}
+        told = [{"path": os.path.relpath(f, self.path), "reason": why} for f, why in unreadable.items()]
+        return about | {"unreadable": told, "files": len(self.files)}
 
     def _skipped_paths(self) -> list[Skipped]:
         return [Skipped(os.path.join(self.path, path), reason) for path, reason in self.skipped]
 
-    def _headers(self) -> tuple[dict[str, int], dict[str, int], list[Skipped]]:
+    def _headers(self) -> tuple[dict[str, int], dict[str, int], dict[str, str]]:
+        """Counts of sizes and modes, and the reasons why files cannot be read."""
         sizes, modes = collections.Counter[str](), collections.Counter[str]()
         for shape, count in self.arrays.items():
             sizes[f"{shape[1]}x{shape[0]}"] += count
             modes[_MODES.get(shape[-1], "L")] += count
-        unreadable = []
-        for file, (size, mode) in zip(self.files, _read_headers(self.files), strict=True):
+        unreadable = dict[str, str]()
+        for file, (size, mode) in zip(self.files, _read_headers([*self.files]), strict=True):
             if size:
                 sizes[size] += 1
                 modes[mode] += 1
             else:
-                unreadable.append(Skipped(os.path.relpath(file, self.path), mode))
+                unreadable[file] = mode
         return dict(sizes.most_common()), dict(modes.most_common()), unreadable
 
 
@@ -92,6 +104,10 @@ def text_of(details: dict[str, Any]) -> str:
     for key, title in (("unreadable", "cannot be read"), ("skipped", "skipped")):
         named = [f"    {each['path']}: {each['reason']}" for each in details[key]]
         lines += [f"  {title}:" if named else f"  {title}: nothing", *named]
+    if details["unreadable"]:
+        lines.append("  Training stops at files that cannot be read, which are not counted here.")
+    if details["files"]:
+        lines.append("  Only headers were read; training decodes whole files and names all damaged ones.")
     return listing.printable("\n".join(lines))
 
 
@@ -112,11 +128,13 @@ def of_images(path: Path | str) -> Overview:
         del found["test"]  # it is val, used for test
     if missing and not found:
         raise missing
-    splits, arrays, files = {}, dict[tuple[int, ...], int](), list[str]()
-    for split, (source, pictures) in found.items():
+    splits, arrays, files = {}, dict[tuple[int, ...], int](), dict[str, tuple[str, str]]()
+    for split, (_, pictures) in found.items():
         splits[split] = by_label(pictures.labels, pictures.class_names, pictures.n)
-        if source.layout in ("folders of classes", "a folder of images"):
-            files += map(str, source.files)
+        if pictures.files:
+            names = pictures.class_names
+            labels = [IMAGES] * pictures.n if pictures.labels is None else [names[i] for i in pictures.labels]
+            files |= {file: (split, label) for file, label in zip(pictures.files, labels, strict=True)}
         elif pictures.n and isinstance(first := pictures.get(0), np.ndarray):
             arrays[first.shape] = arrays.get(first.shape, 0) + pictures.n
     first_source = next(iter(found.values()))[0]
@@ -126,7 +144,7 @@ def of_images(path: Path | str) -> Overview:
 
 def by_label(labels: np.ndarray | None, names: Sequence[str], n: int) -> dict[str, int]:
     if labels is None:
-        return {"images": n}
+        return {IMAGES: n}
     counts = np.bincount(labels, minlength=len(names)).tolist()
     names = [*names, *map(str, range(len(names), len(counts)))]
     return {name: count for name, count in zip(names, counts, strict=True) if count}
@@ -153,13 +171,15 @@ def _read_headers(files: Sequence[str]) -> list[tuple[str, str]]:
     """Size and mode of each image file; "" and the reason if it cannot be read."""
     if not files:
         return []
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
     from tqdm import tqdm
 
     def header(file: str) -> tuple[str, str]:
         try:
             with Image.open(file) as image:
                 return f"{image.width}x{image.height}", image.mode
+        except UnidentifiedImageError:
+            return "", what_it_is(file) or "no known image format"
         except Exception as error:  # Pillow raises many kinds of errors for damaged files
             return "", str(error)
 

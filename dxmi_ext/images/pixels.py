@@ -126,7 +126,10 @@ def _scaled(image: np.ndarray, scale: Scale, name: str) -> np.ndarray:
         values = np.clip(image, 0, scale.white).astype(np.uint32)
         return ((values * 255 + scale.white // 2) // scale.white).astype(np.uint8)
     if scale.floats is None:
-        raise ImageDataError(f"{name}: has float pixel values, whose range is unknown: no training image has")
+        raise ImageDataError(
+            f"{name} has float pixels, but the training images have integers, so its range is unknown; "
+            "convert it or remove it"
+        )
     if not np.isfinite(image).all():
         raise ImageDataError(f"{name}: pixel values must be finite, some are not")
     black, white = scale.floats

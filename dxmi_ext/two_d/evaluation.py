@@ -14,7 +14,7 @@ from dxmi_ext.engine.plots import curves
 from dxmi_ext.method import noise
 from dxmi_ext.method.costs import density_temperature
 from dxmi_ext.method.networks import Networks
-from dxmi_ext.two_d import densities, metrics, plots
+from dxmi_ext.two_d import densities, metrics, plots, sources
 from dxmi_ext.two_d.model import draw
 from dxmi_ext.two_d.settings import Config
 
@@ -38,6 +38,7 @@ def evaluate_networks(
     """
     device = networks.sampler.log_std.device
     draws = noise.Draws(seed, "evaluate", ["sample", "data"], device)
+    data = sources.of(cfg.density.data, device)
     own, of_lengths = dict[str, float](), dict[str, float]()
     lengths = [*cfg.chain.all_steps, *cfg.evaluation.all_untrained]
     others = [steps for steps in lengths if steps != cfg.chain.steps]
@@ -47,16 +48,17 @@ def evaluate_networks(
             f"numbers at T = {steps}",
             lambda: metrics.evaluate(
                 lambda n, i: draw(cfg, networks, n, draws.at(i)["sample"]),
-                lambda n, i: densities.sample(cfg.density.data, n, draws.at(i)["data"]),
+                lambda n, i: data.tested(n, draws.at(i)["data"], trained=i % 2 == 1),
                 torch.no_grad()(networks.energy),
                 repeats=cfg.evaluation.samplings,
                 seed=seed,
+                **data.sampling,
             ),
         )
         if (cfg.chain.lengths or others) and "sliced_wasserstein" in own:
             of_lengths[f"sliced_wasserstein_t{steps}"] = own["sliced_wasserstein"]
     numbers = own | of_lengths
-    if temperature := tau_factor * temperature_of(cfg):
+    if data.units is None and (temperature := tau_factor * temperature_of(cfg)):
         kl = final.number(
             "energy_kl",
             lambda: metrics.energy_kl(
@@ -79,7 +81,7 @@ def draw_pictures(directory: Path, cfg: Config, networks: Networks) -> None:
     """Draws samples.png, energy.png, curves.png, and paths.png if there is a sampler."""
     device = networks.sampler.log_std.device
     keys = noise.Draws(cfg.run.seed, "pictures", ["sample", "data"], device).at(0)
-    data = densities.sample(cfg.density.data, 5000, keys["data"])
+    data = sources.of(cfg.density.data, device).sample(5000, keys["data"])
     energies = torch.no_grad()(networks.energy)(plots.grid().to(device))
     plots.samples(directory / "samples.png", data, draw(cfg, networks, 5000, keys["sample"]))
     plots.energy(directory / "energy.png", energies, data[:300])

@@ -16,7 +16,7 @@ from dxmi_ext.engine.settings import ConfigError
 from dxmi_ext.method import noise
 from dxmi_ext.method.networks import Networks
 from dxmi_ext.method.path_weights import Kernel, log_partition
-from dxmi_ext.two_d import densities, model
+from dxmi_ext.two_d import densities, model, sources
 from dxmi_ext.two_d.evaluation import temperature_of
 from dxmi_ext.two_d.settings import Config
 
@@ -37,8 +37,9 @@ def evaluate(
     Returns:
         log_partition with its standard error log_partition_std, elbo, ess and the kernel by
         `path_weights.log_partition`; log_partition_grid: the same by a grid on [-6, 6]^2; log_likelihood:
-        mean log density of test data in nats, and its standard error; log_likelihood_true: by the true
-        density. Those that cannot be computed are skipped, with a note.
+        mean log density of test data in nats (of a file its held-out points, standardized), and its
+        standard error; log_likelihood_true: by the true density, if that is known. Those that cannot be
+        computed are skipped, with a note.
 
     Raises:
         ConfigError: the run has no sampler, or no entropy.
@@ -62,15 +63,16 @@ def _numbers(cfg: Config, networks: Networks, w: float, paths: int, seed: int) -
     numbers = log_partition(networks, w, kernels, n=paths, seed=seed)
     numbers["log_partition_grid"] = grid_log_partition(networks, w)
     key = noise.Draws(seed, "test data", ["data"], networks.sampler.log_std.device).at(0)["data"]
-    data = densities.sample(cfg.density.data, _TESTED, key)
+    source = sources.of(cfg.density.data, key.device)
+    data = source.tested(_TESTED, key)
     with torch.no_grad():
         log_density = -networks.energy(data).double() / w - numbers["log_partition"]
-    spread = float(log_density.std()) / math.sqrt(_TESTED)
-    return numbers | {
-        "log_likelihood": float(log_density.mean()),
-        "log_likelihood_std": math.hypot(spread, numbers["log_partition_std"]),
-        "log_likelihood_true": float(densities.log_density(cfg.density.data, data).mean()),
-    }
+    spread = float(log_density.std()) / math.sqrt(len(data))
+    numbers["log_likelihood"] = float(log_density.mean())
+    numbers["log_likelihood_std"] = math.hypot(spread, numbers["log_partition_std"])
+    if source.units is None:
+        numbers["log_likelihood_true"] = float(densities.log_density(source.name, data).mean())
+    return numbers
 
 
 @torch.no_grad()
@@ -85,9 +87,11 @@ def grid_log_partition(networks: Networks, w: float) -> float:
 def table(numbers: dict[str, Any]) -> str:
     """The numbers of `evaluate` in words; nan for skipped ones."""
     of = collections.defaultdict(lambda: math.nan, numbers)
+    true = ""
+    if "log_likelihood_true" in numbers:
+        true = f" (true density: {of['log_likelihood_true']:.3f})"
     return (
         f"log Z {of['log_partition']:.3f} ± {of['log_partition_std']:.3f} (grid: "
         f"{of['log_partition_grid']:.3f}), ESS {of['ess']:.3g} with the backward kernel {of['kernel']}\n"
-        f"test log-likelihood {of['log_likelihood']:.3f} ± {of['log_likelihood_std']:.3f} nats "
-        f"(true density: {of['log_likelihood_true']:.3f})"
+        f"test log-likelihood {of['log_likelihood']:.3f} ± {of['log_likelihood_std']:.3f} nats{true}"
     )

@@ -9,12 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from dxmi_ext.engine import final
+
+_TINY = float(np.finfo(np.float32).tiny)
 
 Draws = Callable[[int, int], Tensor]
 """(n, draw) -> [n, 2]; draws 0, 1, 2, ... are independent."""
@@ -63,7 +66,9 @@ def entropy_excess(samples: Tensor, data: Tensor) -> float:
     """
     if samples.shape != data.shape:
         raise ValueError(f"samples must have the shape of data, {[*data.shape]}, got {[*samples.shape]}")
-    logs = [np.log(_neighbor_distances(_numpy(points))).mean() for points in (samples, data)]
+    if not (distances := _neighbor_distances(_numpy(data), 0)).all():
+        raise ValueError("data must not have more than five equal points")
+    logs = [np.log(each).mean() for each in (_neighbor_distances(_numpy(samples)), distances)]
     return float(samples.shape[1] * (logs[0] - logs[1]))
 
 
@@ -114,6 +119,7 @@ def evaluate(
     energy_fn: Callable[[Tensor], Tensor],
     *,
     n: int = 10_000,
+    box: tuple[Any, Any] = (-4, 4),
     repeats: int = 5,
     projections: int = 1000,
     seed: int = 0,
@@ -122,12 +128,15 @@ def evaluate(
     samplings.
 
     Args:
-        sample_fn, data_fn: draw fresh samples and fresh data.
+        sample_fn, data_fn: draw fresh samples and fresh data. Of a file's points, even draws are held out
+            and odd ones are training points, so that the floor is that of the training points.
         energy_fn: [n, 2] -> [n].
+        n: number of points of a sampling.
+        box: lower and upper corners of the box of uniform points, numbers or [2].
 
     Returns:
         sliced_wasserstein(_std): samples against data. sliced_wasserstein_floor: data against other data, the
-        score of a perfect sampler. auroc(_std): energies of data against uniform points on [-4, 4]^2.
+        score of a perfect sampler. auroc(_std): energies of data against uniform points on the box.
         entropy_excess, coverage: samples against data. Metrics that cannot be computed are skipped, with a
         note.
     """
@@ -136,7 +145,7 @@ def evaluate(
     for repeat in range(repeats):
         data, other = data_fn(n, 2 * repeat), data_fn(n, 2 * repeat + 1)
         random = np.random.default_rng([seed, repeat])
-        uniform = torch.from_numpy(random.uniform(-4, 4, size=(n, 2))).to(data)
+        uniform = torch.from_numpy(random.uniform(*box, size=(n, 2))).to(data)
         slices = {"projections": projections, "seed": seed + repeat}
         samples = sample_fn(n, repeat)
         measures = {
@@ -163,12 +172,12 @@ def _auroc(energy_fn: Callable[[Tensor], Tensor], data: Tensor, uniform: Tensor)
     return energy_auroc(energy_fn(data), energy_fn(uniform))
 
 
-def _neighbor_distances(points: np.ndarray) -> np.ndarray:
-    """Distances [n] of points [n, D] to their fifth nearest neighbor, with a tiny minimum."""
+def _neighbor_distances(points: np.ndarray, minimum: float = _TINY) -> np.ndarray:
+    """Distances [n] of points [n, D] to their fifth nearest neighbor, with a minimum."""
     from sklearn.neighbors import NearestNeighbors
 
     distances, _ = NearestNeighbors(n_neighbors=6).fit(points).kneighbors(points)  # the first is itself
-    return distances[:, 5].clip(min=np.finfo(np.float32).tiny)
+    return distances[:, 5].clip(min=minimum)
 
 
 def _numpy(x: Tensor) -> np.ndarray:

@@ -21,6 +21,7 @@ from dxmi_ext.method.sampler import GaussianSampler
 from dxmi_ext.two_d.level_networks import LevelSamplerMLP, LevelValueMLP
 from dxmi_ext.two_d.networks import EnergyMLP, SamplerMLP, ValueMLP
 from dxmi_ext.two_d.settings import Config, NetworkSettings
+from dxmi_ext.two_d.sources import Units
 
 SIGMA_DATA = 2.0
 """Standard deviation of the data for EDM, about that of the 8 Gaussians; checkerboard 2.3, spirals 1.6."""
@@ -76,17 +77,21 @@ def _of_value(sizes: NetworkSettings) -> tuple[int, int, int]:
     return sizes.value_width, sizes.value_depth, sizes.octaves
 
 
-def save(path: Path, networks: Networks, tau_factor: float = 1.0) -> None:
+def save(path: Path, networks: Networks, units: Units | None = None, tau_factor: float = 1.0) -> None:
     """Saves final networks.
 
     Args:
+        units: of the points of a file, which the networks see standardized.
         tau_factor: factor of tau at the end of the run, if it was automatic.
     """
-    checkpoint.save_model(path, networks, {"task": "two_d", "tau_factor": tau_factor})
+    about: dict[str, Any] = {"task": "two_d", "tau_factor": tau_factor}
+    if units is not None:
+        about["units"] = units._asdict()
+    checkpoint.save_model(path, networks, about)
 
 
 def load(directory: Path, device: torch.device) -> tuple[Config, Networks]:
-    """A run's settings and final networks.
+    """A run's settings and final networks, which see points of a file standardized (`units_of`).
 
     Raises:
         checkpoint.CheckpointError: they are missing or damaged.
@@ -97,6 +102,12 @@ def load(directory: Path, device: torch.device) -> tuple[Config, Networks]:
         networks, _ = build(cfg, device)
         networks.load_state_dict(tensors)
     return cfg, networks.eval()
+
+
+def units_of(directory: Path) -> Units | None:
+    """The units of the points of a file that a run was trained on; None for a density."""
+    _, about = checkpoint.load_model_state(directory / "model")
+    return Units(**about["units"]) if "units" in about else None
 
 
 def draw(cfg: Config, networks: Networks, n: int, key: Tensor, batch_size: int = 4096) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dxmi_ext.engine import checkpoint, course, execution, final
 from dxmi_ext.engine.course import Finish
+from dxmi_ext.engine.identity import Fingerprints, changed, data_of
 from dxmi_ext.engine.ranks import Ranks
 from dxmi_ext.engine.run import Run
 from dxmi_ext.engine.samples import Batch
@@ -24,10 +25,11 @@ from dxmi_ext.method.denoising import Pretrainer, uniform_levels
 from dxmi_ext.method.networks import Networks
 from dxmi_ext.method.schedules import Schedule
 from dxmi_ext.method.trainer import DxMITrainer
-from dxmi_ext.two_d import densities, likelihood, model, plots
+from dxmi_ext.two_d import likelihood, model, plots, sources
 from dxmi_ext.two_d.evaluation import draw_pictures, evaluate_networks, samples_of, table
 from dxmi_ext.two_d.model import SIGMA_DATA, build, draw, load
 from dxmi_ext.two_d.settings import Config, EvaluateSettings
+from dxmi_ext.two_d.sources import Source
 
 SAMPLES = "points"
 """What samples are."""
@@ -36,20 +38,21 @@ _NEEDS = {"sklearn": "entropy_excess and coverage", "matplotlib": "pictures"}
 
 def train(cfg: Config, ranks: Ranks | None = None) -> dict[str, Any]:
     """Runs the recipe and returns the summary, on the first rank."""
-    run = Run(cfg, ranks)
+    run = Run(cfg, ranks, _fingerprints(cfg))
 
     def learn() -> Finish:
+        data = _data(run, cfg)
         networks, schedule = build(cfg, run.device)
         run.describe(networks)
         if run.ranks.first:
             final.announce_missing(_NEEDS)
         if cfg.run.pretrained and cfg.algorithm.trains_sampler:
-            _pretrain(run, cfg, networks, schedule)
+            _pretrain(run, cfg, data, networks, schedule)
         phase, trainer = _trainer(run, cfg, networks)
-        picture = _picture(cfg, trainer.averaged, trained=True)
-        run.phase(phase, trainer, cfg.run.iterations, _batches(cfg, "dxmi", run), picture)
+        picture = _picture(cfg, data, trainer.averaged, trained=True)
+        run.phase(phase, trainer, cfg.run.iterations, _batches(cfg, data, "dxmi", run), picture)
         averaged = run.ranks.whole(trainer.averaged)
-        return lambda: _finish(run, cfg, trainer, averaged)
+        return lambda: _finish(run, cfg, data, trainer, averaged)
 
     return course.train(run, learn, "pictures", cfg.execution)
 
@@ -58,14 +61,15 @@ def pretrain(cfg: Config, ranks: Ranks | None = None) -> None:
     """Runs the pretraining alone; training with the same output continues from it."""
     if not cfg.run.pretrained:
         raise ConfigError("pretrained must be true for pretraining alone, got false")
-    run = Run(cfg, ranks)
+    run = Run(cfg, ranks, _fingerprints(cfg))
 
     def learn() -> Callable[[], None]:
+        data = _data(run, cfg)
         networks, schedule = build(cfg, run.device)
         run.describe(networks)
-        _pretrain(run, cfg, networks, schedule)
+        _pretrain(run, cfg, data, networks, schedule)
         whole = run.ranks.whole(networks)
-        return lambda: model.save(run.directory / "model", whole)
+        return lambda: model.save(run.directory / "model", whole, data.units)
 
     text = "pretrained; `dxmi train` with output={directory} continues from here"
     course.pretrain(run, learn, text, cfg.execution)
@@ -80,15 +84,27 @@ def sample(
     **options: Any,
 ) -> Iterator[Batch]:
     """Samples [m, 2] of a run's final sampler, or of Langevin chains if it trained none; see
-    `generate.batches`."""
+    `generate.batches`. Those of a run on a file's points are in its units."""
     cfg, networks = load(directory, device)
     chains = None if cfg.algorithm.trains_sampler else model.chains(cfg)
-    return generate.batches(networks, rows, seed, batch_size=batch_size, chains=chains, **options)
+    drawn = generate.batches(networks, rows, seed, batch_size=batch_size, chains=chains, **options)
+    if (units := model.units_of(directory)) is None:
+        return drawn
+    return (Batch(units.restore(batch.samples), batch.labels) for batch in drawn)
 
 
 def evaluate(directory: Path, settings: EvaluateSettings, device: torch.device) -> tuple[dict[str, Any], str]:
-    """The metrics of a run's final networks and their table, for a given seed of noise and data."""
+    """The metrics of a run's final networks and their table, for a given seed of noise and data.
+
+    Raises:
+        ConfigError: the points at the run's path are not those that it was trained on.
+    """
     cfg, networks = load(directory, device)
+    if changed(data_of(directory), sources.of(cfg.density.data).fingerprints):
+        raise ConfigError(
+            f"data: {cfg.density.data} must hold the points that {directory} was trained on, but has another "
+            "fingerprint"
+        )
     _, about = checkpoint.load_model_state(directory / "model")
     cfg.evaluation.samplings = settings.samplings or cfg.evaluation.samplings
     options = {"seed": settings.seed, "tau_factor": about.get("tau_factor", 1.0)}
@@ -101,17 +117,29 @@ def evaluate(directory: Path, settings: EvaluateSettings, device: torch.device) 
 
 
 def _finish(
-    run: Run, cfg: Config, trainer: DxMITrainer | LangevinTrainer, averaged: Networks
+    run: Run, cfg: Config, data: Source, trainer: DxMITrainer | LangevinTrainer, averaged: Networks
 ) -> tuple[dict[str, Any], str]:
     """Saves and evaluates the averaged networks."""
     tau_factor = trainer.costs.tau_factor if isinstance(trainer, DxMITrainer) else 1.0
-    model.save(run.directory / "model", averaged, tau_factor)
+    model.save(run.directory / "model", averaged, data.units, tau_factor)
     numbers = evaluate_networks(cfg, averaged, seed=cfg.run.seed, tau_factor=tau_factor)
     final.attempt("pictures", lambda: draw_pictures(run.directory, cfg, averaged))
     return {"samples": samples_of(cfg), **numbers}, table(cfg, numbers)
 
 
-def _pretrain(run: Run, cfg: Config, networks: Networks, schedule: Schedule) -> None:
+def _fingerprints(cfg: Config) -> Callable[[str], Fingerprints] | None:
+    """path -> fingerprints of the points there, if the data are a file."""
+    return (lambda path: sources.of(path).fingerprints) if sources.is_file(cfg.density.data) else None
+
+
+def _data(run: Run, cfg: Config) -> Source:
+    data = sources.of(cfg.density.data, run.device)
+    if data.units is not None and run.ranks.first:
+        print(data.described())
+    return data
+
+
+def _pretrain(run: Run, cfg: Config, data: Source, networks: Networks, schedule: Schedule) -> None:
     execution.prepare(cfg.execution, networks.sampler.network, data_shape=(2,))
     pretrainer = Pretrainer(
         networks.sampler.network,
@@ -124,7 +152,7 @@ def _pretrain(run: Run, cfg: Config, networks: Networks, schedule: Schedule) -> 
         ranks=run.ranks,
         execution=cfg.execution,
     )
-    batch, picture = _batches(cfg, "pretrain", run), _picture(cfg, networks)
+    batch, picture = _batches(cfg, data, "pretrain", run), _picture(cfg, data, networks)
     run.phase("pretrain", pretrainer, cfg.run.pretrain_iterations, batch, picture)
 
 
@@ -137,7 +165,9 @@ def _trainer(run: Run, cfg: Config, networks: Networks) -> tuple[str, DxMITraine
     return "langevin", LangevinTrainer(networks, cfg.algorithm, **options)
 
 
-def _picture(cfg: Config, networks: Networks, *, trained: bool = False) -> Callable[[IO[bytes]], None] | None:
+def _picture(
+    cfg: Config, data: Source, networks: Networks, *, trained: bool = False
+) -> Callable[[IO[bytes]], None] | None:
     """Draws samples of fixed noise: over the energy, or beside data before it is trained."""
     if cfg.run.shard:  # the first rank has only its shard
         return None
@@ -150,16 +180,14 @@ def _picture(cfg: Config, networks: Networks, *, trained: bool = False) -> Calla
             energies = torch.no_grad()(networks.energy)(plots.grid().to(device))
             plots.energy(file, energies, samples, title="samples over the energy")
         else:
-            data = densities.sample(cfg.density.data, 2000, keys["data"])
-            plots.samples(file, data, networks.sampler.sample(2000, keys["sample"]))
+            points = data.sample(2000, keys["data"])
+            plots.samples(file, points, networks.sampler.sample(2000, keys["sample"]))
 
     return picture
 
 
-def _batches(cfg: Config, phase: str, run: Run) -> Callable[[int], Tensor]:
+def _batches(cfg: Config, data: Source, phase: str, run: Run) -> Callable[[int], Tensor]:
     """iteration -> this rank's rows of the data."""
     draws = noise.Draws(cfg.run.seed, f"data of {phase}", ["data"], run.device)
     count, offset = run.rows
-    return lambda iteration: densities.sample(
-        cfg.density.data, count, draws.at(iteration)["data"], sample_offset=offset
-    )
+    return lambda iteration: data.sample(count, draws.at(iteration)["data"], sample_offset=offset)

@@ -28,7 +28,12 @@ from dxmi_ext.two_d import densities
 @dataclasses.dataclass
 class DensitySettings(Settings):
     heading = "data"
-    data: str = setting("8gaussians", "density", choices=tuple(densities.DENSITIES))
+    data: str = setting(
+        "8gaussians",
+        f"{', '.join(densities.DENSITIES)}, or FILE.npy or FILE.csv with points [N, 2]",
+        pattern="|".join((*densities.DENSITIES, r".*\.(npy|csv)")),
+        path=True,
+    )
 
 
 @dataclasses.dataclass

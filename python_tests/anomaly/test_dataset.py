@@ -274,6 +274,22 @@ def test_bad_data_is_rejected(spoil: Callable[[Path], Path], split: str, message
     assert not list((root.parent / "cache").glob("anomaly-*[!k]"))  # but locks
 
 
+def test_one_error_names_the_damaged_images_of_both_splits(root: Path) -> None:
+    write_folders(root)
+    content = (root / "good/1.png").read_bytes()
+    damaged = {"good/2.png": content[:40], "good/9.png": b"", "dent/a.png": b"text"}
+    for name, spoiled in damaged.items():
+        (root / name).write_bytes(spoiled)
+    Image.fromarray(np.ones((8, 8), np.float32)).save(root / "good/10.tif")
+    for split in ("train", "test"):
+        with pytest.raises(
+            ImageDataError, match="4 of 13 images cannot be read; repair or remove them:"
+        ) as told:
+            load(root, split)
+        assert all(name in str(told.value) for name in damaged)
+        assert "good/10.tif has float pixels, but the training images have integers" in str(told.value)
+
+
 def test_arrays_are_checked() -> None:
     images = np.zeros((2, 3, 4, 4), np.uint8)
     with pytest.raises(ImageDataError, match=r"masks must be bool \[2, 4, 4\] for .*got bool \[2, 4\]"):

@@ -382,6 +382,19 @@ def test_bad_data_is_rejected(spoil: Callable[[Path], Path], message: str, tmp_p
         images.load(spoil(tmp_path / "data"), cache=tmp_path / "cache")
 
 
+def test_one_error_names_all_damaged_images(tmp_path: Path) -> None:
+    pytest.importorskip("PIL")
+    (tmp_path / "data").mkdir()
+    for i in range(14):
+        content = encoded(pixels(1, 8, 3)[0])
+        (tmp_path / f"data/{i:02}.png").write_bytes(content[:70] if i % 2 else content if i < 12 else b"")
+    with pytest.raises(ImageDataError) as told:
+        images.load(tmp_path / "data", cache=tmp_path / "cache")
+    lines = str(told.value).splitlines()
+    assert lines[0] == "8 of 14 images cannot be read; repair or remove them:"
+    assert "01.png: cannot be decoded" in lines[1] and "12.png: is empty" in lines[7]
+
+
 def test_a_split_that_is_not_there_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "train").mkdir()
     (tmp_path / "train/1.png").touch()

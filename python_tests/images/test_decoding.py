@@ -182,7 +182,9 @@ def test_float_tiff_and_16_bit_tiff(tmp_path: Path) -> None:
     assert load(tmp_path / "f").images[0, 0].ravel()[[0, 32, 63]].tolist() == [0, 130, 255]
     save(tmp_path / "i/a.tiff", np.resize(TWELVE, (1, 8)))
     assert np.array_equal(load(tmp_path / "i").images[0, 2, 0], AS_BYTES)
-    with pytest.raises(ImageDataError, match=r"a\.tiff: has float pixel values, whose range is unknown"):
+    with pytest.raises(
+        ImageDataError, match=r"a\.tiff has float pixels, but the training images .* remove it"
+    ):
         pixels.decode(str(tmp_path / "f/a.tiff"), "a.tiff")
 
 
@@ -361,7 +363,7 @@ def test_ambiguous_arrays_are_rejected(content: dict[str, np.ndarray], message: 
     np.savez(tmp_path / "a.npz", **content)
     with pytest.raises(ImageDataError, match=message) as error:
         load(tmp_path / "a.npz")
-    assert "\n" not in str(error.value) and "0x" not in str(error.value)
+    assert "0x" not in str(error.value)
 
 
 @pytest.mark.parametrize(

@@ -310,10 +310,12 @@ def test_text_and_the_two_lines_of_training(tmp_path: Path, capsys: pytest.Captu
     assert cli.main(["data", str(root)]) == 0
     text = capsys.readouterr().out.splitlines()
     assert text[0] == f"{root}: good and defects, as recipe=anomaly reads it"
-    assert text[1:5] == ["          train  test", "    good      7     3", "    dent      0     2",
-                         "    all       7     5"]  # fmt: skip
+    assert text[1:5] == ["          train  test", "    good      7     3", "    dent      0     1",
+                         "    all       7     4"]  # fmt: skip
     assert "  masks: 2" in text and "  sizes: 4x4: 11" in text and "    p.png: beside good/" in text
-    assert text[text.index("  cannot be read:") + 1].startswith("    dent/1.png: cannot identify")
+    assert text[text.index("  cannot be read:") + 1].startswith("    dent/1.png: is a git-lfs")
+    assert "  Training stops at files that cannot be read, which are not counted here." in text
+    assert "  Only headers were read; training decodes whole files and names all damaged ones." in text
     assert overview.of_anomalies(root).lines().splitlines() == [
         f"{root} (good and defects): train good: 7; test 5 (good: 3, dent: 2); 2 masks",
         "skipped: runs (results of dxmi); p.png and 1 more (beside good/)",

@@ -1,0 +1,67 @@
+"""Tables of numbers in csv files, with errors that name the line. Imports numpy and the standard library."""
+
+from __future__ import annotations
+
+import csv
+import warnings
+from pathlib import Path
+
+import numpy as np
+
+_OTHERS = {";": "semicolons", "\t": "tabs"}
+
+
+class TableError(ValueError):
+    """A csv file is no table of numbers; the message names the line and the column, both from 1."""
+
+
+def read_csv(path: Path) -> np.ndarray:
+    """A table of comma-separated numbers, float64 [n, d], with an optional header of names, or of the numbers
+    0, 1, 2, ...
+
+    Raises:
+        TableError: a cell is empty or no number, or rows differ in length.
+        OSError, UnicodeDecodeError: the file cannot be read.
+    """
+    with path.open(encoding="utf-8-sig") as file:
+        first = [cell.strip().strip('"') for cell in file.readline().split(",")]
+    named = not any(map(_is_number, first)) or first == [str(i) for i in range(len(first))]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about an empty file, whose table has no rows
+            return np.loadtxt(path, delimiter=",", skiprows=int(named), ndmin=2, encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise
+    except ValueError as error:
+        raise TableError(_fault(path, first if named else []) or str(error)) from error
+
+
+def _fault(path: Path, names: list[str]) -> str | None:
+    """What is wrong with a file that numpy rejects; None if it is something else."""
+    columns = len(names)
+    with path.open(encoding="utf-8-sig") as file:
+        for number, line in enumerate(file, 1):
+            text = line.partition("#")[0].strip("\r\n")  # numpy's comments
+            if not text.strip() or (names and number == 1):
+                continue
+            cells = [cell.strip() for cell in next(csv.reader([text]))]
+            columns = columns or len(cells)
+            bad = next((i for i, cell in enumerate(cells) if not _is_number(cell)), None)
+            if bad is not None and (other := [what for mark, what in _OTHERS.items() if mark in cells[bad]]):
+                return f"line {number} must be separated by commas, got {other[0]}"
+            if len(cells) != columns:
+                return f"line {number} must have {columns} columns, as the first line, got {len(cells)}"
+            if bad is not None:
+                where = f"line {number}, column {bad + 1}" + (f" ({names[bad]})" if names else "")
+                if not cells[bad]:
+                    return f"{where} is empty; missing values are not supported"
+                return f"{where} must be a number, got {cells[bad]!r}"
+    return None
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
