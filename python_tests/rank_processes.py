@@ -29,6 +29,7 @@ from dxmi_ext.method.denoising import Pretrainer, uniform_levels
 from dxmi_ext.method.networks import Networks
 from dxmi_ext.method.sampler import GaussianSampler
 from dxmi_ext.method.trainer import DxMITrainer
+from dxmi_ext.two_d import densities
 from dxmi_ext.two_d import recipe as two_d
 from dxmi_ext.two_d.networks import EnergyMLP, SamplerMLP, ValueMLP
 from groups import groups
@@ -199,7 +200,7 @@ def vote(ranks: Ranks) -> list[int]:
 
 def stopped_run(ranks: Ranks, folder: Path, settings: list[str]) -> bool:
     """A run of which rank 1 alone gets a signal, within its eighth iteration."""
-    sample, calls = two_d.densities.sample, iter(range(10**9))
+    sample, calls = densities.sample, iter(range(10**9))
 
     def sampled(*args: Any, **kwargs: Any) -> Tensor:
         if next(calls) == 7 and ranks.rank == 1:
@@ -207,7 +208,7 @@ def stopped_run(ranks: Ranks, folder: Path, settings: list[str]) -> bool:
         return sample(*args, **kwargs)
 
     with runs.quick(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(two_d.densities, "sample", sampled)
+        patch.setattr(densities, "sample", sampled)
         cfg = runs.config_of(folder, *settings)
         with ranks.joined(torch.device("cpu")):
             try:

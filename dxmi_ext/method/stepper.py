@@ -203,9 +203,9 @@ class Stepper:
                 f"the state of a {type(self).__name__} must have {', '.join(missing)}, got {', '.join(state)}"
             )
         _load(parts, state)
-        self.iteration, tallies = state["iteration"], self.tallies()
-        for name, tally in tallies.items():
-            tally.copy_(state.get("tallies", {}).get(name, torch.zeros(2)))  # older states have none
+        self.iteration = state["iteration"]
+        if "tallies" in state:  # older states have none
+            _load(self.tallies(), state["tallies"])
         if isinstance(self._iterate, Graphed):
             self._iterate.forget()  # the optimizers' moments are new tensors
 

@@ -16,6 +16,7 @@ from dxmi_ext import cli
 from dxmi_ext.engine.runlog import read_metrics
 from dxmi_ext.method import symptoms
 from dxmi_ext.method.trainer import DxMITrainer
+from dxmi_ext.two_d import densities
 from runs import DXMI, PRETRAIN, assert_same_run, read, train
 
 for library in ("yaml", "sklearn"):
@@ -72,7 +73,7 @@ def test_a_run_stopped_around_a_rollback_resumes_as_if_it_was_not(
     monkeypatch.setattr(DxMITrainer, "_run", bad_while(first_attempt_after(3)))
     assert train(tmp_path / "whole", *STEPS) == 0
     with monkeypatch.context() as patch:
-        sample = runs.two_d.densities.sample
+        sample = densities.sample
         calls = iter(range(10**9))
 
         def spy(*args: Any, **kwargs: Any) -> torch.Tensor:
@@ -80,7 +81,7 @@ def test_a_run_stopped_around_a_rollback_resumes_as_if_it_was_not(
                 signal.raise_signal(signal.SIGTERM)
             return sample(*args, **kwargs)
 
-        patch.setattr(runs.two_d.densities, "sample", spy)
+        patch.setattr(densities, "sample", spy)
         assert train(tmp_path / "run", *STEPS) == 0
     assert not (tmp_path / "run" / "summary.json").exists()
     assert train(tmp_path / "run", *STEPS) == 0
@@ -126,7 +127,7 @@ def test_skipped_steps_are_counted_over_a_whole_run(
     monkeypatch.setattr(DxMITrainer, "_run", bad_while(lambda trainer: trainer.iteration in (1, 4)))
     runs.interrupt(monkeypatch, PRETRAIN + 3)
     assert train(tmp_path) == 130
-    monkeypatch.setattr(runs.two_d.densities, "sample", runs.SAMPLE_DATA)
+    monkeypatch.setattr(densities, "sample", runs.SAMPLE_DATA)
     assert train(tmp_path) == 0
     summary = read(tmp_path / "summary.json")
     assert summary["resumed_from"] and read_metrics(tmp_path / "metrics.jsonl")[-1]["energy_failures"] == 0
