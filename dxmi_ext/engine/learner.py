@@ -125,4 +125,4 @@ def _copy(places: Sequence[_Place], sources: Sequence[_Place]) -> None:
     mine, theirs = ([buffers[name] for buffers, name in each] for each in (places, sources))
     pairs = [(a, b) for a, b in zip(mine, theirs, strict=True) if a is not None and b is not None]
     if pairs:
-        torch._foreach_copy_(*map(list, zip(*pairs, strict=True)))
+        torch._foreach_copy_([mean for mean, _ in pairs], [now for _, now in pairs])

@@ -230,7 +230,7 @@ class Ranks:
 
 def _has_own_statistics(module: nn.Module) -> bool:
     kept = isinstance(module, nn.modules.batchnorm._NormBase) and not isinstance(module, nn.SyncBatchNorm)
-    return kept and module.training and module.track_running_stats
+    return kept and module.training and bool(module.track_running_stats)
 
 
 def _number(name: str, default: int, minimum: int, below: int) -> int:
