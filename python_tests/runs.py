@@ -24,7 +24,7 @@ SETTINGS = [
     *("checkpoint_every=2", "log_every=1", "tensorboard=false"),
 ]
 SCORES = ("sliced_wasserstein", "sliced_wasserstein_std", "sliced_wasserstein_floor")
-SCORES += ("auroc", "auroc_std", "entropy_excess", "coverage", "energy_kl")
+SCORES += ("sliced_wasserstein_floor_std", "auroc", "auroc_std", "entropy_excess", "coverage", "energy_kl")
 SAMPLE_DATA = data.sample
 FEW_POINTS = functools.partial(metrics.evaluate, n=100, projections=10)
 

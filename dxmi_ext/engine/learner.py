@@ -125,4 +125,4 @@ def _copy(places: Sequence[_Place], sources: Sequence[_Place]) -> None:
     mine, theirs = ([buffers[name] for buffers, name in each] for each in (places, sources))
     pairs = [(a, b) for a, b in zip(mine, theirs, strict=True) if a is not None and b is not None]
     if pairs:
-        torch._foreach_copy_([a for a, _ in pairs], [b for _, b in pairs])
+        torch._foreach_copy_([mean for mean, _ in pairs], [now for _, now in pairs])

@@ -229,9 +229,8 @@ class Ranks:
 
 
 def _has_own_statistics(module: nn.Module) -> bool:
-    if not isinstance(module, nn.modules.batchnorm._NormBase) or isinstance(module, nn.SyncBatchNorm):
-        return False
-    return module.training and bool(module.track_running_stats)
+    kept = isinstance(module, nn.modules.batchnorm._NormBase) and not isinstance(module, nn.SyncBatchNorm)
+    return kept and module.training and bool(module.track_running_stats)
 
 
 def _number(name: str, default: int, minimum: int, below: int) -> int:

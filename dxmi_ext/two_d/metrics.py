@@ -135,10 +135,10 @@ def evaluate(
         box: lower and upper corners of the box of uniform points, numbers or [2].
 
     Returns:
-        sliced_wasserstein(_std): samples against data. sliced_wasserstein_floor: data against other data, the
-        score of a perfect sampler. auroc(_std): energies of data against uniform points on the box.
-        entropy_excess, coverage: samples against data. Metrics that cannot be computed are skipped, with a
-        note.
+        sliced_wasserstein(_std): samples against data. sliced_wasserstein_floor(_std): data against other
+        data, the score of a perfect sampler. auroc(_std): energies of data against uniform points on
+        the box. entropy_excess, coverage: samples against data. Metrics that cannot be computed are
+        skipped, with a note.
     """
     found: dict[str, list[float]] = {}
     left_out: set[str] = set()
@@ -163,7 +163,7 @@ def evaluate(
     numbers: dict[str, float] = {}
     for name in [name for name in found if name not in left_out]:
         numbers[name] = float(np.mean(found[name]))
-        if name in ("sliced_wasserstein", "auroc"):
+        if name in ("sliced_wasserstein", "sliced_wasserstein_floor", "auroc"):
             numbers[f"{name}_std"] = float(np.std(found[name]))
     return numbers
 
