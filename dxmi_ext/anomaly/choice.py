@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -109,10 +109,19 @@ def choose_preparations(cfg: Config, good: Good, backbone: Extractor | None, dev
     given, patch = cfg.features.preparation, cfg.features.patch
     if given != "auto" and patch is not None:
         return _all(cfg, given) | {"patch": patch}
-    trials = Trials(cfg, good, Validation.of(good, backbone, cfg.run.seed, device), device)
+    validation, methods = Validation.of(good, backbone, cfg.run.seed, device), fitted(cfg)
+    tries_patches = patch is None and good.train.shape[1:3] != (1, 1)
+    total = len(PREPARATIONS) * len(methods) if given == "auto" else 0
+    total += len(PATCHES) * len(_LEADING) if tries_patches else 0
+    with runlog.Progress("choice of features", total, 0, enabled=True) as bar:
+        trials = Trials(cfg, good, validation, device, bar)
+        return _chosen(cfg, trials, methods, tries_patches)
+
+
+def _chosen(cfg: Config, trials: Trials, methods: tuple[str, ...], tries_patches: bool) -> Choice:
+    given, patch = cfg.features.preparation, cfg.features.patch
     choice = _all(cfg, given) | {"patch": patch or _USUAL}
     if given == "auto":
-        methods = fitted(cfg)
         verdicts = {name: trials.of(name, choice["patch"], methods) for name in PREPARATIONS}
         chosen = choice["preparations"]
         for method in methods:
@@ -120,7 +129,7 @@ def choose_preparations(cfg: Config, good: Good, backbone: Extractor | None, dev
             chosen[method] = _best(found) if found else PREPARATIONS[0]
             choice["validation"][method] = {name: round(v.auroc, 4) for name, v in found.items()}
         chosen["autoencoder"] = chosen[_leads(cfg)]
-    if patch is None and good.train.shape[1:3] != (1, 1):
+    if tries_patches:
         choice |= _choose_patch(trials, choice["preparations"])
     return choice
 
@@ -144,13 +153,16 @@ class Trials:
 
     Args:
         validation: good data and synthetic defects.
+        bar: is advanced by one for each verdict that is asked for.
     """
 
-    def __init__(self, cfg: Config, good: Good, validation: Validation, device: torch.device) -> None:
-        self.cfg, self.good, self.validation, self.device = cfg, good, validation, device
+    def __init__(
+        self, cfg: Config, good: Good, validation: Validation, device: torch.device, bar: runlog.Progress
+    ) -> None:
+        self.cfg, self.good, self.validation, self.device, self.bar = cfg, good, validation, device, bar
         self._known: dict[tuple[str, str, int], Verdict | None] = {}
 
-    def of(self, preparation: str, patch: int, methods: Iterable[str]) -> dict[str, Verdict]:
+    def of(self, preparation: str, patch: int, methods: Sequence[str]) -> dict[str, Verdict]:
         """The verdicts on methods by name, without those that cannot be fitted."""
         missing = [name for name in methods if (name, preparation, patch) not in self._known]
         if missing:
@@ -162,6 +174,7 @@ class Trials:
                 what = f"{name} of {preparation} features with patch={patch}"
                 judged = functools.partial(self._judged, name, prepares, maps)
                 self._known[name, preparation, patch] = final.attempt(what, judged)
+        self.bar.update(len(methods))
         found = {name: self._known[name, preparation, patch] for name in methods}
         return {name: verdict for name, verdict in found.items() if verdict is not None}
 

@@ -222,7 +222,8 @@ def table(
     first: str = "dxmi",
     published: Mapping[str, Mapping[str, float]] | None = None,
 ) -> str:
-    """A table with one row per method and, for several classes, one row per class for the first method.
+    """A table with one row per method and, for several classes, one row per class for the first method;
+    without metrics, only the false alarms to expect.
 
     Args:
         numbers: metrics from `compare` and thresholds from `calibrate`.
@@ -230,7 +231,7 @@ def table(
         published: rows of published results, by title.
     """
     columns = [name for name in _COLUMNS if name in numbers]
-    lines = [f"{'':22}" + "".join(f"{_COLUMNS[name]:>12}" for name in columns)]
+    lines = [f"{'':22}" + "".join(f"{_COLUMNS[name]:>12}" for name in columns)] if columns else []
 
     def row(title: str, values: Mapping[str, float], prefix: str = "", suffix: str = "") -> None:
         cells = [values.get(f"{prefix}{name}{suffix}") for name in columns]
@@ -242,7 +243,7 @@ def table(
         prefix = "" if name == first else f"{name}_"
         if any(f"{prefix}{column}" in numbers for column in columns):
             row(title, numbers, prefix)
-    for title, values in (published or {}).items():
+    for title, values in (published or {}).items() if columns else ():
         row(title, values)
     classes = [key.partition("/")[2] for key in numbers if key.startswith("image_auroc/")]
     if classes:

@@ -52,8 +52,9 @@ _SHOWN = 8  # defective images in heatmaps.png
 
 def table(cfg: Config, numbers: Mapping[str, Any], detector: str) -> str:
     """A table of the run's methods, with the paper's results for MVTec-AD."""
-    title = f"{cfg.run.recipe}, {cfg.features.backbone or 'vectors'}, T = {cfg.networks.steps}, "
-    title += f"tau = {cfg.algorithm.tau:g}"
+    title = f"{cfg.run.recipe}, {cfg.features.backbone or 'vectors'}"
+    if "dxmi" in choice.trained(cfg):
+        title += f", T = {cfg.networks.steps}, tau = {cfg.algorithm.tau:g}"
     published = PAPER if cfg.run.recipe == "mvtec-ad" else None
     return f"{title}\n{comparison.table(numbers, detector, published)}"
 

@@ -1,6 +1,6 @@
 """Feature maps of a collection, computed once and then memory-mapped; DxMI is trained on their positions.
 
-Imports torch, numpy and ``dxmi_ext``; tqdm while maps are computed.
+Imports torch, numpy and ``dxmi_ext``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from dxmi_ext.anomaly.dataset import AnomalyData
-from dxmi_ext.engine import files
+from dxmi_ext.engine import files, runlog
 from dxmi_ext.images.dataset import default_cache, rows_of_batch, sequence, to_device
 from dxmi_ext.images.features import Extractor, FeatureError
 
@@ -108,6 +108,7 @@ def load(
     batch_size: int = 32,
     device: torch.device | str = "cpu",
     cache: Path | str | None = None,
+    what: str = "features",
 ) -> FeatureMaps:
     """The maps of a collection's images, from the cache if they were computed before.
 
@@ -117,6 +118,7 @@ def load(
         batch_size: number of images per forward pass of the backbone, on ``device``.
         cache: folder, by default that of decoded images. An entry depends on the images, the name, sizes and
             weights of the backbone, and dtype; it may be deleted.
+        what: title of the progress.
 
     Raises:
         FeatureError: dtype is unknown, features are not finite, or the network does not return maps.
@@ -131,16 +133,18 @@ def load(
         with files.locked(entry.with_suffix(".lock")):
             if not entry.is_dir():  # another process may have been first
                 with files.folder(entry) as folder:
-                    _compute(folder / "maps.npy", data, backbone.to(device), dtype, batch_size, device)
+                    _compute(folder / "maps.npy", data, backbone.to(device), dtype, batch_size, device, what)
                     (folder / "about.json").write_text(json.dumps(belongs))
     # a plain array over the map, because indexing np.memmap is slower
     return FeatureMaps(np.asarray(np.load(entry / "maps.npy", mmap_mode="r")), fingerprint=digest)
 
 
-def computed(data: AnomalyData, backbone: Extractor, device: torch.device | str = "cpu") -> np.ndarray:
+def computed(
+    data: AnomalyData, backbone: Extractor, device: torch.device | str = "cpu", what: str = "features"
+) -> np.ndarray:
     """The maps [n, h, w, C] of `load`, computed without the cache."""
     with tempfile.TemporaryDirectory() as scratch:
-        return load(data, backbone, device=device, cache=scratch).maps.copy()
+        return load(data, backbone, device=device, cache=scratch, what=what).maps.copy()
 
 
 def _compute(
@@ -150,11 +154,10 @@ def _compute(
     dtype: str,
     batch_size: int,
     device: torch.device | str,
+    what: str,
 ) -> None:
-    from tqdm import tqdm
-
     shape: tuple[int, ...] | None = None
-    with path.open("wb") as file, tqdm(total=len(data), desc="features", unit="image", disable=None) as bar:
+    with path.open("wb") as file, runlog.Progress(what, len(data), 0, enabled=True) as bar:
         for start in range(0, len(data), batch_size):
             images = torch.from_numpy(np.array(data.images[start : start + batch_size])).to(device)
             features = backbone(images).permute(0, 2, 3, 1).cpu().numpy()

@@ -62,7 +62,7 @@ def split_arguments(given: Sequence[str]) -> tuple[list[str], list[str]]:
             settings.append(text)  # the error names the nearest key
         else:
             raise ConfigError(
-                f"IMAGES must be an existing image, folder or file of vectors, or key=value, got {text!r}"
+                f"IMAGE, FOLDER or FILE must exist, or an argument must be key=value, got {text!r}"
             )
     return paths, settings
 
@@ -85,11 +85,11 @@ def find_pictures(given: Iterable[str], output: Path) -> list[str]:
             if unread := listing.summary((s for s in skipped if Path(s.path).resolve() != own), path):
                 runlog.note(f"skipped in {path}: {unread}")
             if not below:
-                raise ConfigError(f"IMAGES: a folder must have images ({', '.join(PICTURES)}), got {path!r}")
+                raise ConfigError(f"FOLDER must have images ({', '.join(PICTURES)}), got {path!r}")
         for name in below:
             found.setdefault(os.path.abspath(name), name)
     if not found:
-        raise ConfigError("IMAGES must be images or folders of images, got none")
+        raise ConfigError("IMAGE or FOLDER must be given, got none")
     return list(found.values())
 
 

@@ -52,7 +52,7 @@ from dxmi_ext.anomaly.sources import (
     source_of,
 )
 from dxmi_ext.anomaly.validation import Validation, Verdict
-from dxmi_ext.engine import course, final
+from dxmi_ext.engine import course, final, runlog
 from dxmi_ext.engine.course import Finish
 from dxmi_ext.engine.plots import curves
 from dxmi_ext.engine.ranks import Ranks
@@ -67,6 +67,7 @@ from dxmi_ext.method import generate, noise
 SAMPLES = "feature vectors"
 """What samples are."""
 _TRIED = 8  # images per split of a dry run
+_ENOUGH = 20  # good rows
 
 
 def train(cfg: Config, ranks: Ranks | None = None) -> dict[str, Any]:
@@ -327,6 +328,10 @@ def _prepare(run: Run, cfg: Config) -> tuple[Extractor | None, Good, Examined, A
     if run.ranks.first:
         print(f"{len(good.train)} good for training, {len(good.held_out)} good held out for thresholds; "
               f"{len(tested.maps)} for testing, {int(tested.anomalous.sum())} of them defective")  # fmt: skip
+        if backbone is None and (rows := len(good.train) + len(good.held_out)) < _ENOUGH:
+            runlog.note(
+                f"{rows} good rows are few: below {_ENOUGH}, detectors, thresholds and AUROCs are unreliable"
+            )
         if good.columns is not None and good.columns.constants:
             print(
                 f"dropped: {good.columns.described()}, constant in the good training rows; a row that "

@@ -162,7 +162,7 @@ def rank_of(n: int, quantile: float) -> int:
     rank = math.ceil((n + 1) * quantile - 1e-9)  # 20 * .95 may be slightly above 19
     if rank > n:
         least = math.ceil(max(1, quantile / (1 - quantile) - 1e-9)) if quantile < 1 else "infinitely many"
-        raise TooFew(f"quantile={quantile} requires at least {least} good images, got {n}")
+        raise TooFew(f"quantile={quantile} requires at least {least} held-out scores, got {n}")
     return max(rank, 1)
 
 

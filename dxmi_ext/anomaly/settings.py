@@ -96,14 +96,14 @@ class NetworkSettings(Settings):
     std: float = setting(0.03, "initial sigma of the sampler's first step, per dimension", minimum=1e-6)
     last_std: float = setting(0.01, "initial sigma of the sampler's last step, per dimension", minimum=1e-6)
     residual: bool = setting(
-        True, "prediction of a step from x by the sampler's network; false: of the next x"
+        True, "the sampler's network predicts the step from x; false: it predicts the next x"
     )
     scaled_steps: bool = setting(
         False,
-        "division of the sampler's steps by sqrt(C), the scale of coordinates of unit vectors, which suits "
-        "the learning rates of other networks",
+        "divide the sampler's steps by sqrt(C), the scale of coordinates of unit vectors, which suits the "
+        "learning rates of other networks",
     )
-    project: bool = setting(True, "projection of x onto the sphere before the energy")
+    project: bool = setting(True, "project x onto the sphere before computing its energy")
 
 
 @dataclasses.dataclass

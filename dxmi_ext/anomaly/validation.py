@@ -47,7 +47,11 @@ class Validation(NamedTuple):
         made = synthetic.defective(good.held_out_images[rows], seed=seed)
         images, masks = (each.reshape(-1, *each.shape[2:]) for each in made)
         data = AnomalyData(images, np.ones(len(images), np.int64))
-        return cls(good.held_out[rows], features.computed(data, backbone, device), masks)
+        return cls(
+            good.held_out[rows],
+            features.computed(data, backbone, device, "features of synthetic defects"),
+            masks,
+        )
 
 
 class Verdict(NamedTuple):

@@ -21,7 +21,7 @@ def train(
         run: the run, which is opened here.
         learn: builds and trains the networks; on all ranks. What it returns is called on the first rank
             only, and not in a dry run.
-        made: names of what the run's folder gets beside summary.json and model/.
+        made: name of the pictures that the run's folder may get beside summary.json and model/.
         execution: settings that are checked first, if the task has them.
 
     Returns:
@@ -41,7 +41,8 @@ def train(
         numbers, text = finish()
         summary = run.summarize(numbers)
     print(text)
-    print(f"{run.directory}: summary.json, model/, {made}; {summary['wall_seconds']} s")
+    made = f", {made}" if any(run.directory.glob("*.png")) else ""
+    print(f"{run.directory}: summary.json, model/{made}; {summary['wall_seconds']} s")
     return summary
 
 

@@ -421,7 +421,7 @@ def test_the_threshold_is_the_score_of_a_rank(
         **{"threshold": rank, "pixel_threshold": 10, "held_out": 19},
         **{"false_alarms_low": low, "false_alarms_high": high},
     }
-    assert ("requires at least 99 good images, got 19" in capsys.readouterr().err) == (quantile == 0.99)
+    assert ("requires at least 99 held-out scores, got 19" in capsys.readouterr().err) == (quantile == 0.99)
 
 
 def test_classes_of_one_kind_are_left_out_and_named() -> None:

@@ -119,10 +119,10 @@ def test_the_interval_covers_the_share_of_good_scores_above_the_threshold() -> N
 
 def test_too_few_good_images_have_no_threshold() -> None:
     for n, quantile, least in ((18, 0.95, 19), (98, 0.99, 99), (0, 0.5, 1)):
-        with pytest.raises(TooFew, match=f"requires at least {least} good images, got {n}"):
+        with pytest.raises(TooFew, match=f"requires at least {least} held-out scores, got {n}"):
             threshold_of(torch.arange(n), quantile)
         assert threshold_of(np.arange(least), quantile) == least - 1
-    with pytest.raises(TooFew, match="quantile=1 requires at least infinitely many good images, got 5"):
+    with pytest.raises(TooFew, match="quantile=1 requires at least infinitely many held-out scores, got 5"):
         threshold_of(torch.arange(5), 1)
     with pytest.raises(ScoreError, match=r"quantile must be from 0 to 1, got 1\.5"):
         threshold_of(torch.arange(5), 1.5)
@@ -368,12 +368,12 @@ def test_a_score_that_is_not_finite_is_an_error_of_its_image(
     [
         (
             ["none.png"],
-            "IMAGES must be an existing image, folder or file of vectors, or key=value, got 'none.png'",
+            "IMAGE, FOLDER or FILE must exist, or an argument must be key=value, got 'none.png'",
         ),
         (["treshold=3"], "treshold: unknown key; did you mean threshold?"),
         (["threshold=high"], "threshold must be float | None, got 'high'"),
-        ([], "IMAGES must be images or folders of images, got none"),
-        (["empty"], "IMAGES: a folder must have images (.bmp"),
+        ([], "IMAGE or FOLDER must be given, got none"),
+        (["empty"], "FOLDER must have images (.bmp"),
         (
             ["pictures/x.webp", "output=pictures"],
             "output must be a new folder, an empty one or that of an earlier scoring",

@@ -261,6 +261,16 @@ def test_a_run_beats_chance(run: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert "there are no test data: no metrics are computed" in capsys.readouterr().out
 
 
+def test_a_run_on_few_rows_without_test_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("yaml")
+    given = [f"data={write(tmp_path / 'few.npz', X=rows(8), y=None)}", f"output={tmp_path / 'run'}"]
+    assert cli.main(["train", "anomaly-vectors", *given, "detector=gaussian", "device=cpu"]) == 0
+    out, err = capsys.readouterr()
+    assert "8 good rows are few" in err and "requires at least 99 held-out scores, got 1" in err
+    assert "\nanomaly-vectors, vectors\n2.5 % to " in out and "T = " not in out
+    assert f"{tmp_path / 'run'}: summary.json, model/; " in out
+
+
 def test_a_file_of_vectors_becomes_a_table(
     run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
