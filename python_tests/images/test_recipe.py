@@ -391,6 +391,10 @@ def test_a_sampler_of_several_lengths_is_scored_and_samples_with_any(
         score(steps=5, chain="edm-4")
     drawn = images.sample(tmp_path, range(2), 0, None, torch.device("cpu"), steps=7)
     assert next(iter(drawn)).samples.shape == (2, 3, 8, 8)
+    sampler = images.load(tmp_path, torch.device("cpu"))[1].sampler
+    torch.nn.init.ones_(sampler.std_offset.last.bias)
+    last = sampler.after(torch.arange(sampler.end)) == sampler.end
+    assert torch.equal(sampler.log_std == sampler.schedule_log_std, last)  # of train_last_std=false
 
 
 @pytest.mark.parametrize(
