@@ -102,7 +102,7 @@ def costs(name: str) -> tuple[Config, int, list[int]]:
 
 def main() -> None:
     heads = ["recipe", "batch", "TFLOP an iteration", "EFLOP a run"]
-    heads += [f"GiB on {'each of ' * (ranks > 1)}{ranks} GPU{'s' * (ranks > 1)}" for ranks in RANKS]
+    heads += ["GiB on 1 GPU" if ranks == 1 else f"GiB on each of {ranks} GPUs" for ranks in RANKS]
     print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
     for name in sys.argv[1:] or DATA:
         cfg, flops, peaks = costs(name)

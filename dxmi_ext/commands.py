@@ -6,7 +6,6 @@ Imports what a command requires when it runs.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import shlex
 import sys
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import TypeVar
 
 from dxmi_ext.engine import config
 from dxmi_ext.engine.errors import UserError
-from dxmi_ext.engine.settings import ConfigError, Settings, setting
+from dxmi_ext.engine.settings import ConfigError, Settings
 from dxmi_ext.engine.signals import Stopped
 
 S = TypeVar("S", bound=Settings)
@@ -44,7 +43,8 @@ def train(options: argparse.Namespace) -> None:
         return
     if not hasattr(task, options.command):
         raise ConfigError(f"RECIPE must be one with a pretraining, got {options.target!r}; use dxmi train")
-    cfg = config.load(task.Config, path, [*options.settings, *["dry_run=true"] * options.dry_run])
+    given = [*options.settings, "dry_run=true"] if options.dry_run else options.settings
+    cfg = config.load(task.Config, path, given)
     ranks = Ranks.from_environment()
     typed = [text.partition("=")[0] for text in options.settings]
     if ranks.first and (idle := cfg.without_effect(typed)):
@@ -111,8 +111,14 @@ def sample(options: argparse.Namespace) -> None:
     rows = samples.rows_of(n, ranks)
     with ranks.joined(device):
         drawn = task.sample(
-            *(folder, rows, cfg.seed, cfg.batch_size, device),
-            **{"guidance": cfg.guidance, "labels": cfg.labels, "steps": cfg.steps},
+            folder,
+            rows,
+            cfg.seed,
+            cfg.batch_size,
+            device,
+            guidance=cfg.guidance,
+            labels=cfg.labels,
+            steps=cfg.steps,
         )
         written = samples.write(output, n, drawn, ranks)
     if ranks.first:
@@ -171,14 +177,10 @@ def score(options: argparse.Namespace) -> None:
 
 
 def report(options: argparse.Namespace) -> None:
-    @dataclasses.dataclass
-    class ReportSettings(Settings):
-        output: str | None = setting(None, "file to write; null: RUN/report.html", path=True)
-
-    if (cfg := _settings(options, ReportSettings)) is None:
-        return
     from dxmi_ext.engine import files, folders, report
 
+    if (cfg := _settings(options, report.ReportSettings)) is None:
+        return
     folder = _folder_of(options)
     output = Path(cfg.output or _beside(options, folder, "report.html"))
     folders.check_file(output, folders.is_page, "the page of a run")
@@ -194,7 +196,7 @@ def reproduce(options: argparse.Namespace) -> None:
         _show_help(options, reproduce.describe(options.target))
         return
     experiment = reproduce.find(options.target)
-    given = [*options.settings, *["quick=true"] * options.quick]
+    given = [*options.settings, "quick=true"] if options.quick else options.settings
     try:
         reproduce.run(experiment, config.load(reproduce.ReproduceSettings, None, given))
     except Stopped:

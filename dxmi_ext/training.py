@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from dxmi_ext.engine import checkpoint, config, files, folders, identity
 from dxmi_ext.engine.arguments import at_least, of_type
+from dxmi_ext.engine.errors import first_few
 from dxmi_ext.engine.execution import ExecutionSettings
 from dxmi_ext.engine.ranks import Ranks
 from dxmi_ext.engine.run import Run
@@ -37,7 +38,7 @@ M = TypeVar("M", bound=nn.Module)
 Data = Tensor | Sequence[Tensor]
 """This rank's rows of a batch: data [B, *], or data and labels [B]."""
 
-_SHOWN = 4  # names in an error
+_SHOWN = 4  # tensors of other shapes in an error
 
 
 @dataclasses.dataclass
@@ -238,7 +239,7 @@ def save(path: str | os.PathLike[str], networks: nn.Module, **about: Any) -> Non
         raise folders.FolderError(f"{message}, which is a file")
     others = folders.content(folder) if folder.is_dir() else []
     if others := [name for name in others if not files.named(Path(name), folders.MODEL)]:
-        raise folders.FolderError(f"{message}, which holds {_some(others)}")
+        raise folders.FolderError(f"{message}, which holds {first_few(others)}")
     checkpoint.save_model(folder, networks, about)
 
 
@@ -267,9 +268,9 @@ def load(path: str | os.PathLike[str], networks: M) -> M:
     wanted = networks.state_dict()
     faults = []
     if missing := [name for name in wanted if name not in tensors]:
-        faults.append(f"it lacks {_some(missing)}")
+        faults.append(f"it lacks {first_few(missing)}")
     if unexpected := [name for name in tensors if name not in wanted]:
-        faults.append(f"it has {_some(unexpected)}, which the networks lack")
+        faults.append(f"it has {first_few(unexpected)}, which the networks lack")
     shapes = [
         f"{name} has shape {[*tensors[name].shape]}, that of the networks {[*wanted[name].shape]}"
         for name in wanted
@@ -385,8 +386,3 @@ def _order(n: int, seed: int, epoch: int) -> numpy.ndarray:
 def _check(path: Any, networks: Any) -> None:
     of_type("path", path, (str, os.PathLike), "a str or PathLike")
     of_type("networks", networks, nn.Module, "a torch.nn.Module")
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from dxmi_ext import cli, tasks
@@ -81,3 +82,17 @@ def assert_same_run(folder: Path, other: Path) -> None:
     assert [read(folder / "summary.json")[key] for key in SCORES] == [
         read(other / "summary.json")[key] for key in SCORES
     ]
+
+
+def contents(folder: Path) -> dict[str, tuple[int, bytes]]:
+    """Modification time and bytes of every file."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    return {str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
+
+
+def draw(folder: Path, output: Path, *settings: str) -> np.ndarray:
+    assert cli.main(["sample", str(folder), f"output={output}", "device=cpu", *settings]) == 0
+    with np.load(output) as file:
+        assert file.files == ["samples"]
+        samples: np.ndarray = file["samples"]
+    return samples

@@ -84,8 +84,11 @@ def calibrate(
     pixel_threshold = max(float(np.quantile(pixels.numpy(), pixel_quantile)), 1e-12)  # equal images give 0
     low, high = false_alarm_interval(len(pictures), rank)
     return {
-        **{"threshold": threshold, "pixel_threshold": pixel_threshold, "held_out": float(len(pictures))},
-        **{"false_alarms_low": low, "false_alarms_high": high},
+        "threshold": threshold,
+        "pixel_threshold": pixel_threshold,
+        "held_out": float(len(pictures)),
+        "false_alarms_low": low,
+        "false_alarms_high": high,
     }
 
 

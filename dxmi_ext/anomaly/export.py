@@ -147,10 +147,11 @@ def _usage(plan: _Plan, folder: Path, with_onnx: bool) -> str:
         f"{', '.join(names)} = torch.export.load({str(folder / 'detector.pt2')!r}).module()({name})",
     ]
     if with_onnx:
+        outputs = ", ".join(names) if len(names) > 1 else f"{names[0]},"
         usage += [
             "import onnxruntime",
             f"session = onnxruntime.InferenceSession({str(folder / 'detector.onnx')!r})",
-            f'{", ".join(names)}{"," * (len(names) == 1)} = session.run(None, {{"{name}": {name}.numpy()}})',
+            f'{outputs} = session.run(None, {{"{name}": {name}.numpy()}})',
         ]
     return "\n".join(usage)
 

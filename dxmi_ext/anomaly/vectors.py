@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dxmi_ext.engine import tables
+from dxmi_ext.engine.errors import first_few
 from dxmi_ext.engine.files import UNREADABLE
 from dxmi_ext.images import npz
 from dxmi_ext.images.contents import VectorDataError as VectorDataError
@@ -89,8 +90,8 @@ class Columns(NamedTuple):
     def described(self) -> str:
         """A description of the constant columns with at most ten indices."""
         names = [str(i) for i in self.constants]
-        more = f" and {len(names) - 10} more" if len(names) > 10 else ""
-        return f"column{'s' * (len(names) > 1)} {', '.join(names[:10])}{more} of {self.total} (from 0)"
+        plural = "columns" if len(names) > 1 else "column"
+        return f"{plural} {first_few(names, 10)} of {self.total} (from 0)"
 
     def to_json(self) -> dict[str, Any]:
         return {"total": self.total, "constants": {str(k): v for k, v in self.constants.items()}}

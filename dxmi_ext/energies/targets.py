@@ -107,7 +107,13 @@ def mixture(name: str, means: Tensor, variance: float) -> Target:
         return means.to(z)[which] + math.sqrt(variance) * z
 
     return Target(
-        *(name, dim, energy), log_partition=0.0, draw=draw, modes=means, mode_std=math.sqrt(variance)
+        name,
+        dim,
+        energy,
+        log_partition=0.0,
+        draw=draw,
+        modes=means,
+        mode_std=math.sqrt(variance),
     )
 
 

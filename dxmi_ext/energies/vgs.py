@@ -89,7 +89,7 @@ class GradientTrainer(Stepper):
             self._centre(path[-1])
         metrics = {"value_loss": self._value_steps(path, outputs, batch)}
         metrics |= starts.descend(
-            *(self.start_learner, self.chain, self.chain.value, self.chain.value_at, batch)
+            self.start_learner, self.chain, self.chain.value, self.chain.value_at, batch
         )
         self.target.update()
         with torch.no_grad():

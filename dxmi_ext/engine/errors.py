@@ -1,4 +1,6 @@
-"""Errors that the command line shows as one line. Imports nothing."""
+"""Errors that the command line shows as one line. Imports nothing of the package."""
+
+from collections.abc import Iterable
 
 
 class UserError(Exception):
@@ -7,3 +9,10 @@ class UserError(Exception):
 
 class CheckpointError(UserError, RuntimeError):
     """A checkpoint or model is missing, damaged or of an unknown format."""
+
+
+def first_few(names: Iterable[str], most: int = 4) -> str:
+    """Names as text, with the number of those beyond the first few."""
+    names = list(names)
+    shown = ", ".join(names[:most])
+    return f"{shown} and {len(names) - most} more" if len(names) > most else shown

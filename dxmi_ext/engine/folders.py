@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from dxmi_ext.engine import files
-from dxmi_ext.engine.errors import UserError
+from dxmi_ext.engine.errors import UserError, first_few
 from dxmi_ext.engine.files import Tree
 
 MARKER = "dxmi.json"
@@ -44,7 +44,6 @@ RUN: Tree = {
 _KINDS = {"run": "that of a run", "scores": "that of an earlier scoring"}
 _KINDS |= {"work": "that of an experiment's runs", "results": "that of an experiment's results"}
 _CONFIG_KEYS = {"recipe", "task", "output", "seed", "iterations", "batch_size"}
-_SHOWN = 4  # names in an error
 
 
 class FolderError(UserError):
@@ -112,8 +111,7 @@ def check(
         return
     names = content(folder)
     if names and not is_older(folder):
-        more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-        raise FolderError(f"{message}, which holds {', '.join(names[:_SHOWN])}{more}")
+        raise FolderError(f"{message}, which holds {first_few(names)}")
 
 
 def content(folder: Path) -> list[str]:

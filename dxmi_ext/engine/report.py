@@ -6,12 +6,14 @@ Imports the standard library and ``dxmi_ext``; PyYAML and matplotlib where they 
 from __future__ import annotations
 
 import base64
+import dataclasses
 import io
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from dxmi_ext.engine import config, files, folders, identity, plots, runlog
+from dxmi_ext.engine.settings import Settings, setting
 
 _LAST = 4  # number of pictures shown of those drawn during training
 _PAGE = """<!doctype html>
@@ -35,6 +37,13 @@ pre {{ background: #f5f7fa; padding: 1rem; overflow: auto }}
 {body}
 </html>
 """
+
+
+@dataclasses.dataclass
+class ReportSettings(Settings):
+    """Settings of the command ``report``."""
+
+    output: str | None = setting(None, "file to write; null: RUN/report.html", path=True)
 
 
 def page(title: str, lead: str, body: str, style: str = "") -> str:

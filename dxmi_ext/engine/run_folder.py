@@ -40,7 +40,10 @@ class RunFolder:
 
     def __init__(self, cfg: RunnableConfig, ranks: Ranks, data: Source | None) -> None:
         self._cfg, self._settings, self._ranks, self._data = cfg, cfg.run, ranks, data
-        identity.make_paths_absolute(cfg, *["data"] * (data is not None))
+        if data is None:
+            identity.make_paths_absolute(cfg)
+        else:
+            identity.make_paths_absolute(cfg, "data")
         # Unused names of folders, if no output is given.
         self._names = None if cfg.run.output else _new_names(f"runs/{cfg.run.recipe}")
         self._place(cfg.run.output or next(self._names or iter(())))

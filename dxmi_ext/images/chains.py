@@ -30,7 +30,9 @@ def named(text: str, sampler: GaussianSampler, cfg: Config, diffusion: DDPM | ED
     if isinstance(diffusion, EDM):
         kinds, longest = ["edm", "edm-ancestral"], 1000
     else:
-        kinds, longest = ["ddim", "ddpm", *["fastdpm"] * are_linear(diffusion.betas)], len(diffusion.betas)
+        kinds, longest = ["ddim", "ddpm"], len(diffusion.betas)
+        if are_linear(diffusion.betas):
+            kinds.append("fastdpm")
     kinds += SOLVERS
     if name not in kinds or not length.isdecimal() or not 1 < int(length) <= longest:
         wanted = " or ".join(f"{kind}-STEPS" for kind in kinds)

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dxmi_ext.engine import folders
+from dxmi_ext.engine.errors import first_few
 from dxmi_ext.images.contents import ImageDataError as ImageDataError
 from dxmi_ext.images.contents import printable as printable
 
@@ -267,8 +268,7 @@ def strays(folder: Folder, kept: Iterable[Folder]) -> list[Skipped]:
 
 def ambiguous(folder: Folder, names: Iterable[str]) -> ImageDataError:
     """The error for images beside folders of images."""
-    first, more = os.path.basename(folder.images[0]), len(folder.images) - 1
-    images = f"{first} and {more} more" if more else first
+    images = first_few(map(os.path.basename, folder.images), 1)
     return ImageDataError(
         f"data: {folder.path}: expected either images or folders of images, got both: {images} beside "
         f"{listed(names)}"
@@ -285,12 +285,10 @@ def summary(skipped: Iterable[Skipped], root: str) -> str:
     of_reason = dict[str, list[str]]()
     for path, reason in skipped:
         of_reason.setdefault(reason, []).append(os.path.relpath(path, root))
-    shown = [
-        f"{paths[0]}{f' and {len(paths) - 1} more' * (len(paths) > 1)} ({reason})"
-        for reason, paths in of_reason.items()
-    ]
-    more = [f"{len(shown) - _REASONS} more reasons"] * (len(shown) > _REASONS)
-    return printable("; ".join(shown[:_REASONS] + more))
+    shown = [f"{first_few(paths, 1)} ({reason})" for reason, paths in of_reason.items()]
+    if len(shown) > _REASONS:
+        shown = [*shown[:_REASONS], f"{len(shown) - _REASONS} more reasons"]
+    return printable("; ".join(shown))
 
 
 def stem_of(path: str, start: str) -> str:
@@ -306,9 +304,7 @@ def without_mask(stem: str) -> str:
 
 def listed(names: Iterable[str], most: int = 5) -> str:
     """Names of folders as text, at most the first few."""
-    shown = [f"{name}/" for name in names]
-    more = f" and {len(shown) - most} more" if len(shown) > most else ""
-    return ", ".join(shown[:most]) + more
+    return first_few([f"{name}/" for name in names], most)
 
 
 def _stem(name: str) -> str:

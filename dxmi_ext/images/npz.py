@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from dxmi_ext.engine.errors import first_few
 from dxmi_ext.images import pixels
 from dxmi_ext.images.contents import DataError, ImageDataError, printable, what_it_is
 
@@ -59,8 +60,7 @@ class Arrays:
     @property
     def keys(self) -> str:
         """Its keys, for errors."""
-        names = [*map(printable, self._content)]
-        return (", ".join(names[:_SHOWN]) + ", ..." * (len(names) > _SHOWN)) or "none"
+        return first_few(map(printable, self._content), _SHOWN) or "none"
 
     def get(self, *names: str, split: str | None = None) -> np.ndarray | None:
         """The first of some arrays that exists, or None.

@@ -90,12 +90,22 @@ class LangevinTrainer(Stepper):
         if energy is not None:
             network, lr, clip = energy, s.energy_lr, s.energy_clip
         self.learner = Learner(
-            *(network, lr, s.lr_decay, iterations, ranks), clip=clip, betas=s.adam_betas, losses=("energy",)
+            network,
+            lr,
+            s.lr_decay,
+            iterations,
+            ranks,
+            clip=clip,
+            betas=s.adam_betas,
+            losses=("energy",),
         )
         self.learners = [self.learner]
         # As the energy is called where it learns.
         learning = self.learner.network
-        self._learning = Networks(sampler, *((learning, None) if energy is None else (value, learning)))
+        if energy is None:
+            self._learning = Networks(sampler, learning)
+        else:
+            self._learning = Networks(sampler, value, learning)
 
     def iterate(self, batch: Batch) -> Metrics:
         """Chains, then an energy step.

@@ -275,6 +275,12 @@ def _check(
 def _uses(s: DxMISettings) -> list[str]:
     """The noise keys of an iteration."""
     uses = ["rollout", "choice", *(f"redraw{i}" for i in range(s.sampler_steps))]
-    uses += ["td_choice"] * (s.td_order == "shuffled") + ["td_redraw"] * s.td_redraw
-    uses += ["refine"] * (s.negatives == "refined")
-    return uses + ["data_noise"] * (s.data_noise > 0)
+    if s.td_order == "shuffled":
+        uses.append("td_choice")
+    if s.td_redraw:
+        uses.append("td_redraw")
+    if s.negatives == "refined":
+        uses.append("refine")
+    if s.data_noise:
+        uses.append("data_noise")
+    return uses

@@ -34,10 +34,24 @@ _BATCH = 100
 _ABOUT = {"format": 1, "each": EACH, "directions": DIRECTIONS}
 
 _SETTINGS: dict[str, Any] = {
-    **{"preparation": "unit", "detector": "dxmi", "tau": 0.01, "cost_reduction": "sum"},
-    **{"batch_size": 128, "pretrain_iterations": 2000, "iterations": 80, "latent_dim": 64},
-    **{"energy_width": 256, "sampler_width": 128, "std": 0.02, "last_std": 0.012, "latent_std": 0.05},
-    **{"sampler_lr": 2e-6, "energy_lr": 2e-3, "gamma": 0.05, "ema_decay": 0.95, "lr_decay": "constant"},
+    "preparation": "unit",
+    "detector": "dxmi",
+    "tau": 0.01,
+    "cost_reduction": "sum",
+    "batch_size": 128,
+    "pretrain_iterations": 2000,
+    "iterations": 80,
+    "latent_dim": 64,
+    "energy_width": 256,
+    "sampler_width": 128,
+    "std": 0.02,
+    "last_std": 0.012,
+    "latent_std": 0.05,
+    "sampler_lr": 2e-6,
+    "energy_lr": 2e-3,
+    "gamma": 0.05,
+    "ema_decay": 0.95,
+    "lr_decay": "constant",
 }
 CANDIDATES: dict[str, dict[str, Any]] = {
     "knn": {"base": "knn"},
@@ -58,8 +72,16 @@ CURVE = "curve"
 """Row of a longer run of split TRIED without a base, with all trained baselines, for a curve."""
 _PICTURE = "anomaly-curve.png"
 _LONGER: dict[str, Any] = {
-    **{"baselines": "all", "curve_every": 100, "iterations": 1200, "tau": 0.1, "gamma": 0.1},
-    **{"scaled_steps": True, "std": 0.0125, "last_std": 0.0045, "sampler_lr": 5e-4, "energy_lr": 1e-4},
+    "baselines": "all",
+    "curve_every": 100,
+    "iterations": 1200,
+    "tau": 0.1,
+    "gamma": 0.1,
+    "scaled_steps": True,
+    "std": 0.0125,
+    "last_std": 0.0045,
+    "sampler_lr": 5e-4,
+    "energy_lr": 1e-4,
     "ema_decay": 0.99,
 }
 _BASES = {"knn": TITLES["knn"], "density": "kernel density", "knn+gaussian": "nearest neighbors and Gaussian"}
@@ -245,8 +267,10 @@ def _title(run: str) -> str:
     """Title of a method, or of DxMI from a base: ``dxmi-BASE``."""
     method, _, base = run.partition("-")
     method = "dxmi" if method == CURVE else method
-    name, _, change = base.partition(",")
-    return TITLES[method] + (f" from {_BASES[name]}{',' * bool(change)}{change}" if base else "")
+    name, comma, change = base.partition(",")
+    if not base:
+        return TITLES[method]
+    return f"{TITLES[method]} from {_BASES[name]}{comma}{change}"
 
 
 ANOMALY = Experiment(

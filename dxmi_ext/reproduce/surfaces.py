@@ -27,8 +27,16 @@ _DEFECTIVE = 0.5  # probability of a defect from which a solar cell counts as de
 _ABOUT = {"format": 1, "train_share": _TRAIN_SHARE, "defective": _DEFECTIVE}
 _SETTINGS: dict[str, Any] = {"data": _COLLECTION, "size": 192, "patch": 5, "detector": "dxmi"}
 _BASE: dict[str, Any] = {
-    **{"base": "knn", "energy_lr": 2e-3, "gamma": 0.05, "iterations": 80, "pretrain_iterations": 2000},
-    **{"ema_decay": 0.95, "lr_decay": "constant", "sampler_lr": 2e-6, "latent_dim": 64, "energy_width": 256},
+    "base": "knn",
+    "energy_lr": 2e-3,
+    "gamma": 0.05,
+    "iterations": 80,
+    "pretrain_iterations": 2000,
+    "ema_decay": 0.95,
+    "lr_decay": "constant",
+    "sampler_lr": 2e-6,
+    "latent_dim": 64,
+    "energy_width": 256,
 }
 
 

@@ -199,7 +199,8 @@ def _machines(units: Sequence[Mapping[str, Any]]) -> str:
     kinds: dict[str, list[float]] = {}
     for unit in units:
         threads = unit["machine"]["threads"]
-        kind = f"{unit['machine']['processor']}, {threads} thread{'s' * (threads != 1)} per run"
+        plural = "thread" if threads == 1 else "threads"
+        kind = f"{unit['machine']['processor']}, {threads} {plural} per run"
         kind += "".join(f", {name} {unit['versions'].get(name)}" for name in ("torch", "dxmi_ext"))
         kinds.setdefault(kind, []).append(unit["seconds"])
     return "\n".join(

@@ -73,7 +73,7 @@ class Unit:
 
     @property
     def folder(self) -> Path:
-        return self.work / f"{self.name}{'-quick' * self.quick}"
+        return self.work / (f"{self.name}-quick" if self.quick else self.name)
 
     @property
     def start(self) -> Unit | None:

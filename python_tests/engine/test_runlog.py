@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from deaths import limited_file_size
-from dxmi_ext.engine import files, plots, runlog
+from dxmi_ext.engine import files, plots, runlog, steps
 from dxmi_ext.engine.errors import UserError
 from dxmi_ext.engine.runlog import RunLog
 
@@ -275,3 +275,8 @@ def test_write_json_replaces_at_once(tmp_path: Path) -> None:
         runlog.write_json(path, {"seed": object()})
     assert json.loads(path.read_text()) == {"seed": 0}
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_vectors_are_logged_as_lists() -> None:
+    metrics = {"std": torch.tensor([1.0, 2.0]), "failures": torch.zeros(()), "one": torch.tensor([3.0])}
+    assert steps.to_host(metrics) == {"std": [1.0, 2.0], "failures": 0.0, "one": [3.0]}

@@ -17,6 +17,7 @@ from dxmi_ext.engine.errors import UserError
 from dxmi_ext.engine.plots import to_uint8
 from dxmi_ext.engine.ranks import Ranks
 from dxmi_ext.engine.samples import Batch
+from dxmi_ext.engine.settings import ConfigError
 from dxmi_ext.method import generate, noise
 from image_samplers import SEED, SHAPE, Network, make_networks, write
 from rank_processes import spawn
@@ -169,3 +170,18 @@ def test_ranks_write_what_one_would(tmp_path: Path) -> None:
         np.testing.assert_allclose(together["samples"].astype(int), alone["samples"].astype(int), atol=1)
         np.testing.assert_array_equal(pictures(two / "b"), together["samples"])
         np.testing.assert_array_equal(pictures(two / "c"), together["samples"][:1])
+
+
+def test_labels_are_one_some_in_turn_or_random() -> None:
+    key = noise.Draws(0, "test", ["labels"]).at(0)["labels"]
+
+    def read(text: str, n: int = 7) -> list[int]:
+        labels: list[int] = generate.read_labels(text, n, 10, key).tolist()
+        return labels
+
+    assert read("3") == [3] * 7 and read("1,4-6") == [1, 4, 5, 6, 1, 4, 5]
+    many = read("uniform", 1000)
+    assert read("uniform") == many[:7] and set(many) == set(range(10))
+    for bad in ("10", "4-3", "a", "", "-1", "1;2"):
+        with pytest.raises(ConfigError, match=r"labels must be uniform or classes"):
+            read(bad)

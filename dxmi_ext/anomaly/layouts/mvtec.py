@@ -62,7 +62,7 @@ def _mvtec_class(folder: Folder, split: str) -> _Class:
     kinds = listing.parts(train).others
     good = good_of(train, kinds)
     if split == "train" and (good is None or len(kinds) > 1):
-        found = ", ".join(kinds) or "images" * bool(train.images) or "nothing"
+        found = ", ".join(kinds) or ("images" if train.images else "nothing")
         raise unknown(folder, f"train must contain good images only (train/good), got {found}")
     skipped = folder.skipped + train.skipped
     skipped += [Skipped(image, "in no train/good/ or test/KIND/") for image in folder.images + train.images]

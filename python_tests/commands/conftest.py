@@ -1,0 +1,37 @@
+"""A finished run, and quick evaluation, for the tests of the commands."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import runs
+from dxmi_ext.two_d import recipe as two_d
+from runs import train
+
+DRAW_PICTURES = two_d.draw_pictures
+
+
+@pytest.fixture(autouse=True)
+def quick() -> Iterator[None]:
+    with runs.quick():
+        yield
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An uninterrupted run, drawn; not to be changed."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    with runs.quick(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(two_d, "draw_pictures", DRAW_PICTURES)
+        assert train(folder, "tensorboard=true") == 0
+    return folder
+
+
+@pytest.fixture
+def copy(finished: Path, tmp_path: Path) -> Path:
+    """The same run, free to be changed."""
+    return shutil.copytree(finished, tmp_path / "copy")
