@@ -17,7 +17,7 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
-from dxmi_ext.engine.steps import Stepper
+from dxmi_ext.engine.steps import Trainable
 from dxmi_ext.method import noise
 from dxmi_ext.method.denoising import Pretrainer, uniform_levels
 from dxmi_ext.method.networks import Networks
@@ -91,7 +91,7 @@ def train(settings: recipe.Config) -> tuple[Networks, dict[str, float]]:
 
 
 def repeat(
-    phase: str, stepper: Stepper, iterations: int, settings: recipe.Config, device: torch.device
+    phase: str, stepper: Trainable, iterations: int, settings: recipe.Config, device: torch.device
 ) -> float:
     """Runs a phase on the recipe's data; returns its seconds."""
     draws = noise.Draws(settings.run.seed, f"data of {phase}", ["data"], device)

@@ -40,7 +40,7 @@ from dxmi_ext.anomaly.scoring import Scorer
 from dxmi_ext.engine import config, health
 from dxmi_ext.engine.ranks import Ranks
 from dxmi_ext.engine.settings import ConfigError
-from dxmi_ext.engine.steps import Stepper
+from dxmi_ext.engine.steps import Trainable
 
 _ELSEWHERE = {"recipe", "task", "output", "device", "threads", "shard", "resume", "dry_run"}
 _ELSEWHERE |= {"checkpoint_every", "keep_checkpoints", "rollbacks", "rollback_lr"}
@@ -228,7 +228,7 @@ class _Phases:
     def phase(
         self,
         name: str,
-        stepper: Stepper,
+        stepper: Trainable,
         iterations: int,
         batch: Callable[[int], Tensor],
         picture: Callable[[IO[bytes]], None] | None = None,

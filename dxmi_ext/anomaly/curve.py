@@ -13,7 +13,7 @@ from dxmi_ext.anomaly.collection import Examined
 from dxmi_ext.anomaly.detectors import EnergyDetector, detect
 from dxmi_ext.anomaly.features import FeatureMaps
 from dxmi_ext.engine import files, runlog
-from dxmi_ext.engine.steps import Stepper
+from dxmi_ext.engine.steps import Trainable
 
 Measure = Callable[[nn.Module], float]
 """energy -> AUROC on the test data."""
@@ -32,7 +32,7 @@ class Curve:
     def __init__(self, path: Path, every: int, measure: Measure) -> None:
         self.path, self.every, self.measure = path, every, measure
 
-    def of(self, name: str, stepper: Stepper, energy: nn.Module, iterations: int) -> Stepper:
+    def of(self, name: str, stepper: Trainable, energy: nn.Module, iterations: int) -> Trainable:
         """The stepper of a phase that measures an energy as it trains.
 
         Args:
@@ -49,11 +49,11 @@ class Curve:
         runlog.write_json(self.path, found)
 
 
-class _Measured(Stepper):
+class _Measured(Trainable):
     """A stepper that delegates to another and adds its energy's AUROC to a curve."""
 
     def __init__(
-        self, curve: Curve, phase: str, stepper: Stepper, energy: nn.Module, iterations: int
+        self, curve: Curve, phase: str, stepper: Trainable, energy: nn.Module, iterations: int
     ) -> None:
         self._curve, self._phase, self._stepper = curve, phase, stepper
         self._energy, self._iterations = energy, iterations

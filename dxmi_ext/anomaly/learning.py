@@ -20,7 +20,7 @@ from dxmi_ext.anomaly.settings import Config
 from dxmi_ext.engine import execution
 from dxmi_ext.engine.prefetch import Prefetcher
 from dxmi_ext.engine.ranks import Ranks
-from dxmi_ext.engine.steps import Stepper
+from dxmi_ext.engine.steps import Trainable
 from dxmi_ext.method.contrastive import LangevinTrainer
 from dxmi_ext.method.trainer import DxMITrainer
 
@@ -39,7 +39,7 @@ class Phases(Protocol):
     def phase(
         self,
         name: str,
-        stepper: Stepper,
+        stepper: Trainable,
         iterations: int,
         batch: Callable[[int], Tensor],
         picture: Callable[[IO[bytes]], None] | None = None,
@@ -119,7 +119,7 @@ def _train_baseline(
 
 def _measured(
     curve: Curve | None, name: str, trainer: DxMITrainer | LangevinTrainer, iterations: int
-) -> Stepper:
+) -> Trainable:
     energy = trainer.averaged.energy_network
     return trainer if curve is None or energy is None else curve.of(name, trainer, energy, iterations)
 

@@ -12,7 +12,7 @@ from dxmi_ext.engine.ranks import Ranks
 from dxmi_ext.engine.run_folder import RunFolder
 from dxmi_ext.engine.run_settings import RunSettings
 from dxmi_ext.engine.runlog import write_json
-from dxmi_ext.engine.steps import Stepper
+from dxmi_ext.engine.steps import Trainable
 
 
 class Rollbacks:
@@ -30,12 +30,12 @@ class Rollbacks:
         if here:
             self.done, self.good = state["rollbacks"], state["good"]
 
-    def retry(self, phase: str, stepper: Stepper) -> None:
+    def retry(self, phase: str, stepper: Trainable) -> None:
         """Continues a phase as after its last rollback."""
         attempt = sum(rollback["phase"] == phase for rollback in self.done)
         stepper.retry(attempt, self._settings.rollback_lr**attempt)
 
-    def roll_back(self, phase: str, stepper: Stepper, numbers: dict[str, Any]) -> None:
+    def roll_back(self, phase: str, stepper: Trainable, numbers: dict[str, Any]) -> None:
         """Goes back to the last good checkpoint, with other noise and lower learning rates.
 
         Raises:

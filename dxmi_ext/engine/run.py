@@ -25,7 +25,7 @@ from dxmi_ext.engine.run_settings import RunnableConfig
 from dxmi_ext.engine.runlog import RunLog, write_json
 from dxmi_ext.engine.settings import ConfigError
 from dxmi_ext.engine.signals import StopSignals
-from dxmi_ext.engine.steps import Stepper
+from dxmi_ext.engine.steps import Trainable
 
 _MANY_SKIPPED = 0.01  # share of the steps of a loss above which a note says so
 
@@ -141,7 +141,7 @@ class Run:
     def phase(
         self,
         name: str,
-        stepper: Stepper,
+        stepper: Trainable,
         iterations: int,
         batch: Callable[[int], Tensor],
         picture: Callable[[IO[bytes]], None] | None = None,
@@ -199,7 +199,7 @@ class Run:
         self.past.append(name)
         self._steps_past += iterations
 
-    def _tally(self, phase: str, stepper: Stepper) -> None:
+    def _tally(self, phase: str, stepper: Trainable) -> None:
         """Keeps the numbers of skipped steps of a finished phase, and notes those above a small share."""
         tallies = {loss: tally.tolist() for loss, tally in stepper.tallies().items()}
         self._skipped |= {f"{phase}/{loss}": int(skipped) for loss, (skipped, _) in tallies.items()}
@@ -211,7 +211,7 @@ class Run:
         if many:
             self.log.note(f"{phase}: skipped steps, which were not finite: {', '.join(many)}")
 
-    def _restore(self, phase: str, stepper: Stepper) -> bool:
+    def _restore(self, phase: str, stepper: Trainable) -> bool:
         """Loads the state to resume from, if it belongs to this phase."""
         if self._state is None or self._state["phase"] != phase:
             return False
@@ -223,7 +223,7 @@ class Run:
         self._rollbacks.retry(phase, stepper)
         return True
 
-    def _log(self, phase: str, stepper: Stepper, numbers: dict[str, Any]) -> None:
+    def _log(self, phase: str, stepper: Trainable, numbers: dict[str, Any]) -> None:
         """Logs an iteration; a symptom is noted when it appears and when it disappears."""
         symptoms = stepper.symptoms(numbers)
         for name in symptoms.keys() - self._symptoms:
@@ -241,7 +241,7 @@ class Run:
             return True
         return False
 
-    def _try(self, name: str, stepper: Stepper, iterations: int, batch: Callable[[int], Tensor]) -> None:
+    def _try(self, name: str, stepper: Trainable, iterations: int, batch: Callable[[int], Tensor]) -> None:
         if iterations == 0:
             print(f"{name}: no iterations")
             return
@@ -254,7 +254,7 @@ class Run:
             f"{checkpoint.nbytes(stepper.state_dict()) / 2**20:.1f} MiB, {peak_memory(self.device)}"
         )
 
-    def _save(self, phase: str, stepper: Stepper, *, good: bool = True) -> None:
+    def _save(self, phase: str, stepper: Trainable, *, good: bool = True) -> None:
         """Saves a checkpoint, ``good`` if a rollback may use it. One saved on a signal is not, so that the
         run equals an uninterrupted one."""
         if good:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 
-class Stepper(Protocol):
+class Trainable(Protocol):
     """Trains on one batch per iteration, with a state that resumes exactly."""
 
     iteration: int

@@ -42,7 +42,7 @@ class Batch(NamedTuple):
 
 
 class Stepper:
-    """Trains networks iteration by iteration; an `engine.steps.Stepper`.
+    """Trains networks iteration by iteration; an `engine.steps.Trainable`.
 
     A subclass creates its learners and defines the iteration (`iterate`) and its state (`parts`).
 
