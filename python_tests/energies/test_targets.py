@@ -142,7 +142,7 @@ def test_own_target_of_a_package_in_the_current_folder(module: Path) -> None:
         ("own_energies", r"target must be package\.module:function, got 'own_energies'"),
         ("own_missing:energy", r"got 'own_missing:energy': no module 'own_missing'"),
         ("own_energies:nothing", r"own_energies\.py, got 'own_energies:nothing': no nothing"),
-        ("own_energies:number", r"a function, got 'own_energies:number', a int"),
+        ("own_energies:number", r"a function, got 'own_energies:number', an object of type int"),
         ("own_energies:wide", r"must map \[16, 3\] to \[16\] energies, got \[16, 3\]"),
         ("own_energies:odd", r"finite energies, got nan"),
         ("own_energies:flat", r"differentiable by torch, got energies without a gradient"),

@@ -65,7 +65,7 @@ def test_a_fixed_last_sigma_is_fixed_in_the_averaged_and_in_the_saved_sampler(tm
     trainer = DxMITrainer(networks, cfg.algorithm, iterations=8, seed=0)
     for _ in range(3):
         trainer.step(torch.randn(16, 2, generator=torch.Generator().manual_seed(0)))
-    model.save(tmp_path / "model", trainer.averaged, cfg)
+    model.save(tmp_path / "model", trainer.averaged)
     config_file.save(cfg, tmp_path / "config.yaml")
     _, loaded = model.load(tmp_path, torch.device("cpu"))
     for sampler in (trainer.sampler, trainer.averaged.sampler, loaded.sampler):
