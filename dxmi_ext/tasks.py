@@ -18,9 +18,9 @@ and for some commands also
 
 Row i of the samples depends on (seed, i) alone; guidance is the scale of value guidance, labels the text that
 ``dxmi_ext.method.generate`` reads, and steps T, or None for the run's own. Numbers are serializable as json.
-Tasks are imported on demand. Instead of a task of this package, a
-yaml may name a module of the user's own, with the same content as a module ``recipe``, by ``task:
-package.module``; it is looked up among the installed modules and in the current folder.
+Tasks are imported on demand. Instead of a task of this package, a yaml may name a module of the user's own,
+with the same content as a module ``recipe``, by ``task: package.module``; it is looked up among the installed
+modules and in the current folder.
 """
 
 from __future__ import annotations

@@ -96,14 +96,14 @@ class NetworkSettings(Settings):
     std: float = setting(0.03, "initial sigma of the sampler's first step, per dimension", minimum=1e-6)
     last_std: float = setting(0.01, "initial sigma of the sampler's last step, per dimension", minimum=1e-6)
     residual: bool = setting(
-        True, "the sampler's network predicts the step from x; false: it predicts the next x"
+        True, "prediction of the step from x by the sampler's network; false: prediction of the next x"
     )
     scaled_steps: bool = setting(
         False,
-        "divide the sampler's steps by sqrt(C), the scale of coordinates of unit vectors, which suits the "
-        "learning rates of other networks",
+        "division of the sampler's steps by sqrt(C), the scale of coordinates of unit vectors, which suits "
+        "the learning rates of other networks",
     )
-    project: bool = setting(True, "project x onto the sphere before computing its energy")
+    project: bool = setting(True, "projection of x onto the sphere before its energy is computed")
 
 
 @dataclasses.dataclass

@@ -269,13 +269,13 @@ class Config:
 
     def without_effect(self, keys: Collection[str]) -> list[str]:
         """A sentence about those of the keys that have no effect with the other settings."""
-        told, view = [], View(self.groups())
+        sentences, view = [], View(self.groups())
         for condition, applies, concerned in self.effects:
             idle = [key for key in concerned if key in keys]
             if idle and not applies(view):
                 verb = "has" if len(idle) == 1 else "have"
-                told.append(f"{', '.join(idle)} {verb} no effect without {condition}")
-        return told
+                sentences.append(f"{', '.join(idle)} {verb} no effect without {condition}")
+        return sentences
 
     def put(self, key: str, value: Any) -> None:
         """Sets a value in place, by its flat key."""

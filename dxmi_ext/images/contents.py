@@ -49,15 +49,12 @@ class UnreadableImages(ImageDataError):
     """
 
     def __init__(self, reasons: Sequence[str], n: int) -> None:
-        count = len(reasons)
-        more = [f"and {count - _LISTED} more"] * (count > _LISTED)
+        count, lines = len(reasons), list(reasons[:_LISTED])
         if count > 1:
-            reasons = [
-                f"{count} of {n} images cannot be read; repair or remove them:",
-                *reasons[:_LISTED],
-                *more,
-            ]
-        super().__init__("\n  ".join(reasons))
+            lines.insert(0, f"{count} of {n} images cannot be read; repair or remove them:")
+        if count > _LISTED:
+            lines.append(f"and {count - _LISTED} more")
+        super().__init__("\n  ".join(lines))
 
 
 class VectorDataError(DataError):

@@ -63,8 +63,8 @@ class Overview:
             splits[split][label] -= 1
         about: dict[str, Any] = {"path": str(self.path), "layout": self.layout, "splits": splits}
         about |= {"masks": self.masks, "skipped": skipped, "sizes": sizes, "modes": modes}
-        told = [{"path": os.path.relpath(f, self.path), "reason": why} for f, why in unreadable.items()]
-        return about | {"unreadable": told, "files": len(self.files)}
+        listed = [{"path": os.path.relpath(f, self.path), "reason": why} for f, why in unreadable.items()]
+        return about | {"unreadable": listed, "files": len(self.files)}
 
     def _skipped_paths(self) -> list[Skipped]:
         return [Skipped(os.path.join(self.path, path), reason) for path, reason in self.skipped]

@@ -139,7 +139,7 @@ def test_export_says_what_is_missing(
 def test_convert_makes_a_folder_of_a_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What a network becomes is told by test_convert.py."""
+    """The conversion of networks is tested in test_convert.py."""
     given: list[Any] = []
     monkeypatch.setattr(convert, "_read", lambda path: {"read": path})
     monkeypatch.setattr(convert, "from_consistency", lambda state, **options: given.append((state, options)))
