@@ -38,6 +38,7 @@ FASHION_MNIST = Experiment(
         _fashion("start-t10", "the start of DxMI", 10, seeds=1, iterations=0),
         _fashion("dxmi-t10", "DxMI", 10),
         _fashion("dxmi-t10-tau0", "DxMI, tau = 0", 10, **_NO_TAU),
+        _fashion("dxmi-t10-tau.1", "DxMI, tau = 0.1", 10, seeds=1, **_MORE_TAU),
         _chain("dpmpp-4", "DPM-Solver++ 2M, 4 evaluations"),
         _chain("heun-2", "Heun, 3 evaluations"),
         _fashion("start-t4", "the start of DxMI", 4, seeds=1, iterations=0),
