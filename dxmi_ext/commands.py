@@ -63,12 +63,12 @@ def data(options: argparse.Namespace) -> None:
     import json
 
     from dxmi_ext import tasks
-    from dxmi_ext.anomaly import layouts as anomaly_sources
-    from dxmi_ext.anomaly import vectors
-    from dxmi_ext.anomaly.overview import recipe_for
-    from dxmi_ext.images import layouts as image_sources
-    from dxmi_ext.images import overview
+    from dxmi_ext.anomaly.data import layouts as anomaly_sources
+    from dxmi_ext.anomaly.data import vectors
+    from dxmi_ext.anomaly.data.overview import recipe_for
     from dxmi_ext.images import recipe as images
+    from dxmi_ext.images.data import layouts as image_sources
+    from dxmi_ext.images.data import overview
 
     if options.help or options.target is None:
         layouts = (
@@ -153,8 +153,8 @@ def evaluate(options: argparse.Namespace) -> None:
 
 
 def score(options: argparse.Namespace) -> None:
-    from dxmi_ext.anomaly import inspection, score_files
-    from dxmi_ext.anomaly.scoring import VectorScorer
+    from dxmi_ext.anomaly.scores import inspection, score_files
+    from dxmi_ext.anomaly.scores.scoring import VectorScorer
     from dxmi_ext.engine.device import choose as choose_device
 
     given, options.settings = inspection.split_arguments(options.settings)
@@ -223,7 +223,7 @@ def push(options: argparse.Namespace) -> None:
 
 
 def convert(options: argparse.Namespace) -> None:
-    from dxmi_ext.images import exchange
+    from dxmi_ext.images.networks import exchange
 
     if (cfg := _settings(options, exchange.ConvertSettings)) is not None:
         output = exchange.convert_checkpoint(Path(options.target), cfg)

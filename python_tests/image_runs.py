@@ -10,8 +10,8 @@ import pytest
 
 import image_samplers
 from dxmi_ext import tasks
+from dxmi_ext.images.networks.unet import Architecture, unet
 from dxmi_ext.images.settings import Config
-from dxmi_ext.images.unet import Architecture, unet
 from dxmi_ext.method import generate
 from dxmi_ext.method.sampler import GaussianSampler
 

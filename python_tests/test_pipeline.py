@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from dxmi_ext import ops
-from dxmi_ext.images.unet import UNet
+from dxmi_ext.images.networks.unet import UNet
 from dxmi_ext.method import schedules
 from dxmi_ext.method.lengths import MultiLengthSampler
 from dxmi_ext.method.sampler import Clipped, GaussianSampler, Timed

@@ -30,13 +30,14 @@ from torch import Tensor, nn
 from tqdm import trange
 
 from dxmi_ext import tasks
-from dxmi_ext.anomaly import collection, detectors, features
-from dxmi_ext.anomaly import dataset as anomaly
-from dxmi_ext.anomaly import layouts as anomaly_sources
 from dxmi_ext.anomaly import recipe as recipe_anomaly
 from dxmi_ext.anomaly.anomalib_parts import OwnThresholds, Visualizer, WholeImages, resized_images, to_uint8
-from dxmi_ext.anomaly.dataset import AnomalyData
-from dxmi_ext.anomaly.scoring import Scorer
+from dxmi_ext.anomaly.data import dataset as anomaly
+from dxmi_ext.anomaly.data import layouts as anomaly_sources
+from dxmi_ext.anomaly.data.dataset import AnomalyData
+from dxmi_ext.anomaly.detectors import common
+from dxmi_ext.anomaly.features import collection, feature_maps
+from dxmi_ext.anomaly.scores.scoring import Scorer
 from dxmi_ext.engine import config, health
 from dxmi_ext.engine.ranks import Ranks
 from dxmi_ext.engine.settings import ConfigError
@@ -152,7 +153,7 @@ class DxMI(MemoryBankMixin, AnomalibModule):
         with torch.inference_mode(False), torch.enable_grad():
             backbone, device = self.model.scorer.backbone, self.device
             data = AnomalyData(images, np.zeros(count, np.int64), split="train")
-            maps, holdout = features.computed(data, backbone, device), self.cfg.source.holdout
+            maps, holdout = feature_maps.computed(data, backbone, device), self.cfg.source.holdout
             good = collection.divided(maps, holdout, images=images)
             self._take(recipe_anomaly.fit(_Phases(self.cfg, device), self.cfg, good, backbone))
         self._images, self._paths = [], []
@@ -251,10 +252,10 @@ class _Detector(nn.Module):
     def forward(self, images: Tensor) -> InferenceBatch:
         if torch.compiler.is_compiling():  # the checks of an Extractor cannot be exported
             given = self.scorer.backbone.network(to_uint8(images))
-            maps = detectors.maps_of(self.scorer.preparation(given), self.scorer.energy)
+            maps = common.maps_of(self.scorer.preparation(given), self.scorer.energy)
         else:
             maps = self.scorer.maps(resized_images(to_uint8(images), self.scorer.size))
-        pixels = detectors.localize(maps, (images.shape[2], images.shape[3]))
+        pixels = common.localize(maps, (images.shape[2], images.shape[3]))
         return InferenceBatch(pred_score=self.scorer.scores(maps), anomaly_map=pixels[:, None])
 
 

@@ -17,8 +17,8 @@ from torch.nn import functional as F
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import InterpolationMode, Resize
 
-from dxmi_ext.anomaly.dataset import resized
-from dxmi_ext.anomaly.scoring import ScoreError
+from dxmi_ext.anomaly.data.dataset import resized
+from dxmi_ext.anomaly.scores.scoring import ScoreError
 
 
 class WholeImages(PreProcessor):

@@ -16,18 +16,19 @@ import numpy as np
 import torch
 from torch import nn
 
-from dxmi_ext.anomaly import bases
-from dxmi_ext.anomaly.collection import Good
-from dxmi_ext.anomaly.detectors import Detector, GaussianPositions, NearestNeighbors
-from dxmi_ext.anomaly.features import FeatureMaps
-from dxmi_ext.anomaly.gaussians import Gaussians
-from dxmi_ext.anomaly.preparation import PREPARATIONS, make, prepared
+from dxmi_ext.anomaly.detectors import bases
+from dxmi_ext.anomaly.detectors.common import Detector
+from dxmi_ext.anomaly.detectors.gaussians import Gaussians
+from dxmi_ext.anomaly.detectors.plain import GaussianPositions, NearestNeighbors
+from dxmi_ext.anomaly.features.collection import Good
+from dxmi_ext.anomaly.features.feature_maps import FeatureMaps
+from dxmi_ext.anomaly.features.preparation import PREPARATIONS, make, prepared
 from dxmi_ext.anomaly.settings import Config
 from dxmi_ext.anomaly.validation import Validation, Verdict, judge
 from dxmi_ext.engine import files, final, runlog
 from dxmi_ext.engine.run import Run
 from dxmi_ext.engine.runlog import write_json
-from dxmi_ext.images.features import Extractor
+from dxmi_ext.images.metrics.features import Extractor
 
 METHODS = ("gaussian", "knn", "gaussians", "autoencoder", "dxmi")
 """Detectors to choose from, simplest first."""

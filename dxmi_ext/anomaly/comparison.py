@@ -14,15 +14,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dxmi_ext.anomaly import metrics, scoring
-from dxmi_ext.anomaly.collection import Examined
-from dxmi_ext.anomaly.detectors import Detector, detect, localize
-from dxmi_ext.anomaly.features import FeatureMaps
-from dxmi_ext.anomaly.patchcore import image_scores
-from dxmi_ext.anomaly.preparation import prepared
-from dxmi_ext.anomaly.scoring import TooFew, false_alarm_interval, rank_of, threshold_of
+from dxmi_ext.anomaly import metrics
+from dxmi_ext.anomaly.detectors.common import Detector, detect, localize
+from dxmi_ext.anomaly.detectors.patchcore import image_scores
+from dxmi_ext.anomaly.features.collection import Examined
+from dxmi_ext.anomaly.features.feature_maps import FeatureMaps
+from dxmi_ext.anomaly.features.preparation import prepared
+from dxmi_ext.anomaly.scores import scoring
+from dxmi_ext.anomaly.scores.scoring import TooFew, false_alarm_interval, rank_of, threshold_of
 from dxmi_ext.engine import final, runlog
-from dxmi_ext.images.features import Extractor
+from dxmi_ext.images.metrics.features import Extractor
 
 TITLES = {
     "dxmi": "DxMI",

@@ -9,9 +9,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from dxmi_ext.anomaly import metrics
-from dxmi_ext.anomaly.collection import Examined
-from dxmi_ext.anomaly.detectors import EnergyDetector, detect
-from dxmi_ext.anomaly.features import FeatureMaps
+from dxmi_ext.anomaly.detectors.common import EnergyDetector, detect
+from dxmi_ext.anomaly.features.collection import Examined
+from dxmi_ext.anomaly.features.feature_maps import FeatureMaps
 from dxmi_ext.engine import files, runlog
 from dxmi_ext.engine.steps import Trainable
 

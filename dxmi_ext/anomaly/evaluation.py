@@ -14,25 +14,21 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dxmi_ext.anomaly import choice, comparison, metrics, plots
-from dxmi_ext.anomaly.bases import BasedEnergy
-from dxmi_ext.anomaly.collection import Examined, Good
+from dxmi_ext.anomaly import choice, comparison, metrics
 from dxmi_ext.anomaly.comparison import Method
-from dxmi_ext.anomaly.detectors import (
-    Detector,
-    EnergyDetector,
-    GaussianPositions,
-    NearestNeighbors,
-    localize,
-)
-from dxmi_ext.anomaly.gaussians import Gaussians
+from dxmi_ext.anomaly.detectors.bases import BasedEnergy
+from dxmi_ext.anomaly.detectors.common import Detector, EnergyDetector, localize
+from dxmi_ext.anomaly.detectors.gaussians import Gaussians
+from dxmi_ext.anomaly.detectors.patchcore import PatchCore
+from dxmi_ext.anomaly.detectors.plain import GaussianPositions, NearestNeighbors
+from dxmi_ext.anomaly.features.collection import Examined, Good
+from dxmi_ext.anomaly.features.preparation import prepared
 from dxmi_ext.anomaly.model import AnomalyNetworks
-from dxmi_ext.anomaly.patchcore import PatchCore
-from dxmi_ext.anomaly.preparation import prepared
+from dxmi_ext.anomaly.scores import plots
 from dxmi_ext.anomaly.settings import Config
 from dxmi_ext.anomaly.validation import Validation, Verdict, judge
 from dxmi_ext.engine import files, final, runlog
-from dxmi_ext.images.features import Extractor
+from dxmi_ext.images.metrics.features import Extractor
 from dxmi_ext.method.networks import Networks
 
 TRAINED = ("tau0", "langevin")

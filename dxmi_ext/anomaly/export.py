@@ -19,9 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from dxmi_ext import __version__
-from dxmi_ext.anomaly import detectors, vectors
-from dxmi_ext.anomaly.preparation import Preparation
-from dxmi_ext.anomaly.scoring import ScoreError, Scorer, VectorScorer
+from dxmi_ext.anomaly.data import vectors
+from dxmi_ext.anomaly.detectors import common
+from dxmi_ext.anomaly.features.preparation import Preparation
+from dxmi_ext.anomaly.scores.scoring import ScoreError, Scorer, VectorScorer
 from dxmi_ext.engine import files, folders
 from dxmi_ext.engine.runlog import write_json
 
@@ -40,8 +41,8 @@ class Detector(nn.Module):
         self.requires_grad_(False).eval()
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        maps = detectors.maps_of(self.preparation(self.backbone(images)), self.energy)
-        return maps, detectors.detect(maps, top_share=self.top_share)
+        maps = common.maps_of(self.preparation(self.backbone(images)), self.energy)
+        return maps, common.detect(maps, top_share=self.top_share)
 
 
 class VectorDetector(nn.Module):
@@ -66,7 +67,7 @@ class VectorDetector(nn.Module):
 
     def forward(self, rows: Tensor) -> Tensor:
         maps = self.preparation(rows.index_select(1, self.varying)[:, :, None, None])
-        scores = detectors.maps_of(maps, self.energy)[:, 0, 0]
+        scores = common.maps_of(maps, self.energy)[:, 0, 0]
         if not self.has_constants:
             return scores
         apart = vectors.differs(rows.index_select(1, self.constant), self.value, self.rounded)

@@ -10,10 +10,10 @@ from typing import IO, Any, Protocol
 import torch
 from torch import Tensor
 
-from dxmi_ext.anomaly.collection import Examined
 from dxmi_ext.anomaly.curve import Curve
 from dxmi_ext.anomaly.evaluation import picture_of
-from dxmi_ext.anomaly.features import FeatureMaps
+from dxmi_ext.anomaly.features.collection import Examined
+from dxmi_ext.anomaly.features.feature_maps import FeatureMaps
 from dxmi_ext.anomaly.model import AnomalyNetworks
 from dxmi_ext.anomaly.reconstruction import ReconstructionPretrainer
 from dxmi_ext.anomaly.settings import Config

@@ -11,20 +11,22 @@ from typing import Any
 import torch
 from torch import nn
 
-from dxmi_ext.anomaly import bases, choice, preparation
-from dxmi_ext.anomaly import networks as sphere
-from dxmi_ext.anomaly.bases import BaseAlone, BasedEnergy
-from dxmi_ext.anomaly.collection import Examined, Good
-from dxmi_ext.anomaly.density import KernelDensity
-from dxmi_ext.anomaly.detectors import MapDetector
-from dxmi_ext.anomaly.features import FeatureMaps
-from dxmi_ext.anomaly.gaussians import Gaussians
-from dxmi_ext.anomaly.networks import AutoencoderEnergy, LatentStart, SphereAutoencoder
-from dxmi_ext.anomaly.preparation import Preparation, prepared
+from dxmi_ext.anomaly import choice
+from dxmi_ext.anomaly.detectors import bases
+from dxmi_ext.anomaly.detectors import networks as sphere
+from dxmi_ext.anomaly.detectors.bases import BaseAlone, BasedEnergy
+from dxmi_ext.anomaly.detectors.common import MapDetector
+from dxmi_ext.anomaly.detectors.density import KernelDensity
+from dxmi_ext.anomaly.detectors.gaussians import Gaussians
+from dxmi_ext.anomaly.detectors.networks import AutoencoderEnergy, LatentStart, SphereAutoencoder
+from dxmi_ext.anomaly.features import preparation
+from dxmi_ext.anomaly.features.collection import Examined, Good
+from dxmi_ext.anomaly.features.feature_maps import FeatureMaps
+from dxmi_ext.anomaly.features.preparation import Preparation, prepared
 from dxmi_ext.anomaly.settings import Config
 from dxmi_ext.engine import checkpoint
 from dxmi_ext.engine.identity import settings_of
-from dxmi_ext.images.features import Extractor
+from dxmi_ext.images.metrics.features import Extractor
 from dxmi_ext.method.costs import density_temperature
 from dxmi_ext.method.networks import Networks
 
@@ -38,7 +40,7 @@ class AnomalyNetworks(Networks):
     """The networks of DxMI, preparations of features, baseline energies, and a fitted detector if chosen.
 
     Args:
-        parts: networks from `anomaly.networks.build`.
+        parts: networks from `anomaly.detectors.networks.build`.
         preparation: features -> points on the sphere, for the autoencoder and the methods based on it.
         others: further preparations.
         preparations: names of preparations by method: "autoencoder" and the fitted methods.

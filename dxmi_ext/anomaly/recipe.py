@@ -15,12 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dxmi_ext.anomaly import bases, choice, overview, scoring
+from dxmi_ext.anomaly import choice
 from dxmi_ext.anomaly.choice import Choice
-from dxmi_ext.anomaly.collection import Examined, Good
 from dxmi_ext.anomaly.comparison import Method
 from dxmi_ext.anomaly.curve import Curve, measure_of
-from dxmi_ext.anomaly.detectors import MapDetector
+from dxmi_ext.anomaly.data import overview
+from dxmi_ext.anomaly.detectors import bases
+from dxmi_ext.anomaly.detectors.common import MapDetector
 from dxmi_ext.anomaly.evaluation import (
     BASELINES,
     TRAINED,
@@ -37,10 +38,12 @@ from dxmi_ext.anomaly.evaluation import (
     save_scores,
     table,
 )
+from dxmi_ext.anomaly.features.collection import Examined, Good
+from dxmi_ext.anomaly.features.preparation import PREPARATIONS, prepared
 from dxmi_ext.anomaly.learning import Phases, learn, pretrain_autoencoder
 from dxmi_ext.anomaly.model import AnomalyNetworks, build, fitted, load_model, save
-from dxmi_ext.anomaly.preparation import PREPARATIONS, prepared
-from dxmi_ext.anomaly.scoring import Scorer, VectorScorer
+from dxmi_ext.anomaly.scores import scoring
+from dxmi_ext.anomaly.scores.scoring import Scorer, VectorScorer
 from dxmi_ext.anomaly.settings import Config, EvaluateSettings
 from dxmi_ext.anomaly.sources import (
     backbone_of,
@@ -59,9 +62,9 @@ from dxmi_ext.engine.ranks import Ranks
 from dxmi_ext.engine.run import Run
 from dxmi_ext.engine.samples import Batch
 from dxmi_ext.engine.settings import ConfigError
-from dxmi_ext.images.features import Extractor
-from dxmi_ext.images.overview import Overview
-from dxmi_ext.images.pixels import NOMINAL, Scale
+from dxmi_ext.images.data.overview import Overview
+from dxmi_ext.images.data.pixels import NOMINAL, Scale
+from dxmi_ext.images.metrics.features import Extractor
 from dxmi_ext.method import generate, noise
 
 SAMPLES = "feature vectors"
@@ -241,7 +244,7 @@ def fit(phases: Phases, cfg: Config, good: Good, backbone: Extractor) -> Scorer:
     Args:
         phases: device, ranks and loop of the training.
         cfg: settings for images.
-        good: features from the backbone, as in ``anomaly.collection.Pictures``.
+        good: features from the backbone, as in ``anomaly.features.collection.Pictures``.
     """
     found = choice.choose_preparations(cfg, good, backbone, phases.device)
     names = {"autoencoder": found["preparations"]["autoencoder"]}

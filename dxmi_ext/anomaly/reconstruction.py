@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dxmi_ext.anomaly.networks import SphereAutoencoder
+from dxmi_ext.anomaly.detectors.networks import SphereAutoencoder
 from dxmi_ext.engine.calls import call
 from dxmi_ext.engine.execution import ExecutionSettings
 from dxmi_ext.engine.learner import Learner

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from dxmi_ext.anomaly import backbones, bases
-from dxmi_ext.anomaly.preparation import PREPARATIONS
+from dxmi_ext.anomaly.detectors import bases
+from dxmi_ext.anomaly.features import backbones
+from dxmi_ext.anomaly.features.preparation import PREPARATIONS
 from dxmi_ext.engine.execution import ExecutionSettings
 from dxmi_ext.engine.run_settings import EvaluateSettings as EvaluateSettings_
 from dxmi_ext.engine.run_settings import RunnableConfig, RunSettings

@@ -8,16 +8,17 @@ from typing import Any
 
 import torch
 
-from dxmi_ext.anomaly import backbones, dataset, vectors
-from dxmi_ext.anomaly.collection import Pictures, Source, Vectors
+from dxmi_ext.anomaly.data import dataset, vectors
+from dxmi_ext.anomaly.data.vectors import Columns
+from dxmi_ext.anomaly.features import backbones
+from dxmi_ext.anomaly.features.collection import Pictures, Source, Vectors
 from dxmi_ext.anomaly.settings import Config
-from dxmi_ext.anomaly.vectors import Columns
 from dxmi_ext.engine import runlog
 from dxmi_ext.engine.identity import Fingerprints, changed, data_of, fingerprint
 from dxmi_ext.engine.settings import ConfigError
-from dxmi_ext.images.contents import ImageDataError, UnreadableImages
-from dxmi_ext.images.features import Extractor
-from dxmi_ext.images.pixels import Scale
+from dxmi_ext.images.data.contents import ImageDataError, UnreadableImages
+from dxmi_ext.images.data.pixels import Scale
+from dxmi_ext.images.metrics.features import Extractor
 
 
 def backbone_of(cfg: Config, device: torch.device, about: dict[str, Any] | None = None) -> Extractor | None:

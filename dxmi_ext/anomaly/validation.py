@@ -12,13 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dxmi_ext.anomaly import features, metrics, synthetic
-from dxmi_ext.anomaly.collection import Good
-from dxmi_ext.anomaly.dataset import AnomalyData
-from dxmi_ext.anomaly.detectors import Detector, localize
-from dxmi_ext.anomaly.patchcore import image_scores
-from dxmi_ext.anomaly.preparation import prepared
-from dxmi_ext.images.features import Extractor
+from dxmi_ext.anomaly import metrics
+from dxmi_ext.anomaly.data import synthetic
+from dxmi_ext.anomaly.data.dataset import AnomalyData
+from dxmi_ext.anomaly.detectors.common import Detector, localize
+from dxmi_ext.anomaly.detectors.patchcore import image_scores
+from dxmi_ext.anomaly.features import feature_maps
+from dxmi_ext.anomaly.features.collection import Good
+from dxmi_ext.anomaly.features.preparation import prepared
+from dxmi_ext.images.metrics.features import Extractor
 
 _ENOUGH = 200  # held-out images or rows, which are used again with each kind of defect
 _PIXELS = 64  # height and width, about, at which heat maps are compared with the masks of defects
@@ -49,7 +51,7 @@ class Validation(NamedTuple):
         data = AnomalyData(images, np.ones(len(images), np.int64))
         return cls(
             good.held_out[rows],
-            features.computed(data, backbone, device, "features of synthetic defects"),
+            feature_maps.computed(data, backbone, device, "features of synthetic defects"),
             masks,
         )
 

@@ -10,9 +10,9 @@ from torch import nn
 
 from dxmi_ext.engine.settings import ConfigError
 from dxmi_ext.images.model import PREDICTIONS, Sampler, are_linear, prediction_of
-from dxmi_ext.images.pretrained import DDPM, EDM
+from dxmi_ext.images.networks.pretrained import DDPM, EDM
+from dxmi_ext.images.networks.unet import UNet
 from dxmi_ext.images.settings import Config
-from dxmi_ext.images.unet import UNet
 from dxmi_ext.method import schedules
 from dxmi_ext.method.sampler import Clipped, GaussianSampler, Timed
 from dxmi_ext.method.schedules import Schedule

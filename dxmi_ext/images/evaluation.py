@@ -15,11 +15,12 @@ from torch import Tensor
 from dxmi_ext.engine import final, plots, runlog
 from dxmi_ext.engine.run import Run
 from dxmi_ext.engine.settings import ConfigError
-from dxmi_ext.images import classifier, dataset, features, metrics
-from dxmi_ext.images.dataset import ImageData
-from dxmi_ext.images.features import Extractor
+from dxmi_ext.images.data import dataset
+from dxmi_ext.images.data.dataset import ImageData
+from dxmi_ext.images.data.pixels import Scale
+from dxmi_ext.images.metrics import classifier, distances, features
+from dxmi_ext.images.metrics.features import Extractor
 from dxmi_ext.images.model import Sampler, classes_of
-from dxmi_ext.images.pixels import Scale
 from dxmi_ext.images.settings import Config
 from dxmi_ext.method import noise
 from dxmi_ext.method.networks import Networks
@@ -42,7 +43,7 @@ def announce(cfg: Config, data: ImageData) -> None:
     """Notes before a run which metrics it will skip."""
     final.announce_missing({"matplotlib": "curves.png"})
     if cfg.evaluation.features is not None:
-        if lacks := metrics.unmeasurable(compared(cfg, data)):
+        if lacks := distances.unmeasurable(compared(cfg, data)):
             runlog.note(lacks)
         test_images(cfg, data)
 
@@ -79,16 +80,16 @@ def scores(
 
     def of_samples() -> dict[str, float]:
         found: dict[str, float] = {}
-        drawn = metrics.statistics(_samples(cfg, sampler, n, seed), *networks, keep=options["keep"])
+        drawn = distances.statistics(_samples(cfg, sampler, n, seed), *networks, keep=options["keep"])
         for samples, network in zip(drawn, networks, strict=True):
-            found |= metrics.compare(samples, metrics.reference(data, network, n, **options), network)
+            found |= distances.compare(samples, distances.reference(data, network, n, **options), network)
             if test is not None:
-                true = metrics.reference(test, network, n, **options)
-                found |= metrics.distance_to_test(samples, true, network)
+                true = distances.reference(test, network, n, **options)
+                found |= distances.distance_to_test(samples, true, network)
         return found
 
     def of_images(test: ImageData) -> dict[str, float]:
-        return {k: v for each in networks for k, v in metrics.floor(data, test, each, n, **options).items()}
+        return {k: v for each in networks for k, v in distances.floor(data, test, each, n, **options).items()}
 
     numbers = final.numbers("metrics of samples", of_samples)
     if test is not None and of_test_images:
@@ -135,7 +136,7 @@ def _samples(cfg: Config, sampler: Sampler, n: int, seed: int) -> Iterator[Tenso
         part = None if labels is None else labels[first : first + count]
         samples = sampler.sample(count, draws["sample"], part, sample_offset=first)
         if not samples.isfinite().all():
-            raise metrics.ImageMetricError(
+            raise distances.ImageMetricError(
                 f"samples: some of rows {first} to {first + count - 1} are not finite"
             )
         yield plots.to_uint8(samples)
@@ -150,7 +151,7 @@ def draw_samples(file: IO[bytes] | Path, cfg: Config, sampler: Sampler, classes:
 def draw_neighbors(file: Path, cfg: Config, sampler: Sampler, data: ImageData) -> None:
     """Draws samples with their nearest training images, to reveal copies."""
     samples = next(_samples(cfg, sampler, _COMPARED, cfg.run.seed)).cpu()
-    nearest = torch.from_numpy(data.images[metrics.nearest(samples, data.images, _NEIGHBORS).flatten()])
+    nearest = torch.from_numpy(data.images[distances.nearest(samples, data.images, _NEIGHBORS).flatten()])
     rows = torch.cat((samples[:, None], nearest.view(len(samples), _NEIGHBORS, *data.shape)), dim=1)
     plots.images(file, rows.flatten(0, 1), columns=1 + _NEIGHBORS)
 

@@ -18,14 +18,14 @@ from dxmi_ext import tasks
 from dxmi_ext.engine import checkpoint, runlog
 from dxmi_ext.engine.identity import settings_of
 from dxmi_ext.engine.settings import ConfigError
-from dxmi_ext.images import pretrained
-from dxmi_ext.images.dataset import ImageData
-from dxmi_ext.images.encoder import EncoderEnergy, EncoderValue, load_encoders
-from dxmi_ext.images.energy import ResNetEnergy, ResNetValue
-from dxmi_ext.images.level_networks import LevelEncoderValue, LevelTimed, see_steps_
-from dxmi_ext.images.pretrained import DDPM, EDM
+from dxmi_ext.images.data.dataset import ImageData
+from dxmi_ext.images.networks import pretrained
+from dxmi_ext.images.networks.encoder import EncoderEnergy, EncoderValue, load_encoders
+from dxmi_ext.images.networks.energy import ResNetEnergy, ResNetValue
+from dxmi_ext.images.networks.level_networks import LevelEncoderValue, LevelTimed, see_steps_
+from dxmi_ext.images.networks.pretrained import DDPM, EDM
+from dxmi_ext.images.networks.unet import UNet, unet
 from dxmi_ext.images.settings import NO_START, Config, PretrainingSettings
-from dxmi_ext.images.unet import UNet, unet
 from dxmi_ext.method import schedules
 from dxmi_ext.method.lengths import AnyLengthSampler, StepLevels
 from dxmi_ext.method.networks import Networks, TimeIndependent

@@ -21,9 +21,11 @@ from dxmi_ext.engine.ranks import Ranks
 from dxmi_ext.engine.run import Run
 from dxmi_ext.engine.samples import Batch
 from dxmi_ext.engine.settings import ConfigError
-from dxmi_ext.images import chains, model, overview
-from dxmi_ext.images.dataset import ImageData
-from dxmi_ext.images.encoder import load_encoders
+from dxmi_ext.images import chains, model
+from dxmi_ext.images.data import overview
+from dxmi_ext.images.data.dataset import ImageData
+from dxmi_ext.images.data.overview import Overview
+from dxmi_ext.images.data.pixels import Scale
 from dxmi_ext.images.evaluation import (
     announce,
     draw_neighbors,
@@ -37,12 +39,11 @@ from dxmi_ext.images.evaluation import (
     test_images,
 )
 from dxmi_ext.images.model import PREDICTIONS, Sampler, classes_of, networks_of, schedule_of
-from dxmi_ext.images.overview import Overview
-from dxmi_ext.images.pixels import Scale
-from dxmi_ext.images.pretrained import DDPM, EDM
+from dxmi_ext.images.networks.encoder import load_encoders
+from dxmi_ext.images.networks.pretrained import DDPM, EDM
+from dxmi_ext.images.networks.unet import UNet
 from dxmi_ext.images.separation import separation
 from dxmi_ext.images.settings import NO_START, Config, EvaluateSettings
-from dxmi_ext.images.unet import UNet
 from dxmi_ext.method import generate
 from dxmi_ext.method.denoising import Pretrainer, lognormal_levels, uniform_levels
 from dxmi_ext.method.networks import Networks

@@ -13,8 +13,8 @@ from torch.nn import functional as F
 
 from dxmi_ext import ops
 from dxmi_ext.engine.settings import ConfigError
-from dxmi_ext.images import dataset
-from dxmi_ext.images.dataset import ImageData
+from dxmi_ext.images.data import dataset
+from dxmi_ext.images.data.dataset import ImageData
 from dxmi_ext.images.model import classes_of
 from dxmi_ext.method import noise
 from dxmi_ext.method.networks import Networks

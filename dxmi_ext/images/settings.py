@@ -8,7 +8,7 @@ from dxmi_ext.engine.execution import ExecutionSettings
 from dxmi_ext.engine.run_settings import EvaluateSettings as EvaluateSettings_
 from dxmi_ext.engine.run_settings import RunnableConfig, RunSettings
 from dxmi_ext.engine.settings import Effect, Rule, Settings, group, only_with, setting
-from dxmi_ext.images.unet import ARCHITECTURES
+from dxmi_ext.images.networks.unet import ARCHITECTURES
 from dxmi_ext.method.langevin import LangevinSettings
 from dxmi_ext.method.settings import (
     BATCH_RULES,

@@ -19,7 +19,8 @@ import torch
 from dxmi_ext.anomaly.comparison import TITLES
 from dxmi_ext.engine import files, runlog
 from dxmi_ext.engine.config import ConfigError
-from dxmi_ext.images import dataset, features
+from dxmi_ext.images.data import dataset
+from dxmi_ext.images.metrics import features
 from dxmi_ext.reproduce import gains, plots
 from dxmi_ext.reproduce.experiments import Experiment, Row
 
@@ -135,7 +136,7 @@ def prepare(data: str | None, folder: Path) -> None:
     """Writes the features of every split, SPLIT.npz, unless they exist.
 
     Args:
-        data: images of ten classes or more in train and test, as `images.dataset.load` reads them.
+        data: images of ten classes or more in train and test, as `images.data.dataset.load` reads them.
         folder: folder of the features.
 
     Raises:
@@ -284,8 +285,8 @@ versus many, as in UniAD). {EACH} images of each class are for training, a tenth
 for testing. Features: those of EfficientNet-lite0 at 96 pixels, pooled, of length 1, in the {DIRECTIONS}
 directions in which good images have the largest squares. All methods of a run see the same features; tau = 0
 has the same base, autoencoder and settings as DxMI. In brackets: 95 % intervals of a paired bootstrap over
-test images. Synthetic defects are made from held-out good rows (`dxmi_ext/anomaly/synthetic.py`); settings
-were chosen by them as far as docs/anomaly.md describes.
+test images. Synthetic defects are made from held-out good rows; settings were chosen by them as far as
+docs/anomaly.md describes.
 `data`: CIFAR-10's images, as folders or an npz.""",
     seeds=3,
     prepare=prepare,

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from dxmi_ext.anomaly import layouts
 from dxmi_ext.anomaly.comparison import TITLES
+from dxmi_ext.anomaly.data import layouts
 from dxmi_ext.engine import files, runlog
 from dxmi_ext.engine.config import ConfigError
-from dxmi_ext.images import pixels
+from dxmi_ext.images.data import pixels
 from dxmi_ext.reproduce.experiments import Experiment, Row
 
 CLASSES = ("tiles", "monocrystalline", "polycrystalline")

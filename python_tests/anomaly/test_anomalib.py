@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from dxmi_ext import cli
-from dxmi_ext.anomaly import backbones
+from dxmi_ext.anomaly.features import backbones
 from dxmi_ext.engine import plots
 from dxmi_ext.engine.settings import ConfigError
 
@@ -165,7 +165,7 @@ def test_the_engine_learns_what_the_recipe_does(run: Path, data: Path, tmp_path:
 
 def test_inputs_that_do_not_fit_are_rejected() -> None:
     from dxmi_ext.anomaly.anomalib import DxMI
-    from dxmi_ext.anomaly.scoring import ScoreError
+    from dxmi_ext.anomaly.scores.scoring import ScoreError
 
     for settings, message in (
         ({"iteration": 3}, "iteration: unknown key; did you mean iterations"),
@@ -184,7 +184,7 @@ def test_inputs_that_do_not_fit_are_rejected() -> None:
 
 def test_pictures_of_samples_can_be_read_as_data(data: Path) -> None:
     from dxmi_ext.anomaly.anomalib import data_of
-    from dxmi_ext.anomaly.layouts import ImageDataError
+    from dxmi_ext.anomaly.data.layouts import ImageDataError
 
     train, test = (data_of(datamodule(data), split=split, size=None) for split in ("train", "test"))
     assert train.images.shape == (12, 3, 40, 50) and not train.anomalous.any() and train.masks is None

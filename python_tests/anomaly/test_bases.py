@@ -12,10 +12,11 @@ import pytest
 import torch
 
 from dxmi_ext import cli
-from dxmi_ext.anomaly import bases, choice, model, networks
+from dxmi_ext.anomaly import choice, model
 from dxmi_ext.anomaly import recipe as anomaly
-from dxmi_ext.anomaly.density import KernelDensity
-from dxmi_ext.anomaly.features import FeatureMaps
+from dxmi_ext.anomaly.detectors import bases, networks
+from dxmi_ext.anomaly.detectors.density import KernelDensity
+from dxmi_ext.anomaly.features.feature_maps import FeatureMaps
 from dxmi_ext.engine import plots
 from dxmi_ext.method.trainer import DxMITrainer
 

@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from dxmi_ext import cli
-from dxmi_ext.anomaly import choice, synthetic, validation
+from dxmi_ext.anomaly import choice, validation
 from dxmi_ext.anomaly import recipe as anomaly
-from dxmi_ext.anomaly.detectors import GaussianPositions, NearestNeighbors
+from dxmi_ext.anomaly.data import synthetic
+from dxmi_ext.anomaly.detectors.plain import GaussianPositions, NearestNeighbors
 from dxmi_ext.engine import config, plots
 
 for library in ("yaml", "matplotlib"):

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dxmi_ext.anomaly import dataset as anomaly
-from dxmi_ext.anomaly import layouts as anomaly_sources
-from dxmi_ext.anomaly.dataset import AnomalyData
-from dxmi_ext.anomaly.layouts import ImageDataError
+from dxmi_ext.anomaly.data import dataset as anomaly
+from dxmi_ext.anomaly.data import layouts as anomaly_sources
+from dxmi_ext.anomaly.data.dataset import AnomalyData
+from dxmi_ext.anomaly.data.layouts import ImageDataError
 
 Image = pytest.importorskip("PIL.Image")
 

@@ -14,15 +14,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dxmi_ext import ops
-from dxmi_ext.anomaly import backbones, detectors, features, networks
-from dxmi_ext.anomaly.dataset import AnomalyData
-from dxmi_ext.anomaly.detectors import GaussianPositions, NearestNeighbors
-from dxmi_ext.anomaly.features import FeatureMaps
-from dxmi_ext.anomaly.gaussians import Gaussians
-from dxmi_ext.anomaly.networks import AutoencoderEnergy, LatentStart, SphereAutoencoder
-from dxmi_ext.anomaly.patchcore import PatchCore, image_scores
+from dxmi_ext.anomaly.data.dataset import AnomalyData
+from dxmi_ext.anomaly.detectors import common, networks
+from dxmi_ext.anomaly.detectors.gaussians import Gaussians
+from dxmi_ext.anomaly.detectors.networks import AutoencoderEnergy, LatentStart, SphereAutoencoder
+from dxmi_ext.anomaly.detectors.patchcore import PatchCore, image_scores
+from dxmi_ext.anomaly.detectors.plain import GaussianPositions, NearestNeighbors
+from dxmi_ext.anomaly.features import backbones, feature_maps
+from dxmi_ext.anomaly.features.feature_maps import FeatureMaps
 from dxmi_ext.anomaly.reconstruction import ReconstructionPretrainer
-from dxmi_ext.images.features import Extractor, FeatureError
+from dxmi_ext.images.metrics.features import Extractor, FeatureError
 from dxmi_ext.method.contrastive import LangevinTrainer
 from dxmi_ext.method.networks import Networks
 from dxmi_ext.method.settings import DxMISettings
@@ -86,19 +87,19 @@ def test_stages_are_brought_to_the_grid_joined_and_normalized() -> None:
 
 def test_maps_are_computed_once_for_each_backbone_and_dtype(tmp_path: Path) -> None:
     data, (backbone, network) = pictures(), stages()
-    maps = features.load(data, backbone, dtype="float32", batch_size=2, cache=tmp_path)
+    maps = feature_maps.load(data, backbone, dtype="float32", batch_size=2, cache=tmp_path)
     assert network.calls == 3 and maps.shape == (4, 4, 6) and maps.rows.shape == (80, 6)
     expected = backbone(torch.from_numpy(data.images)).permute(0, 2, 3, 1)
     assert np.array_equal(maps.maps, expected.numpy())
     assert not maps.maps.flags.writeable  # a map of the file
-    again = features.load(data, stages()[0], dtype="float32", cache=tmp_path)
+    again = feature_maps.load(data, stages()[0], dtype="float32", cache=tmp_path)
     assert again.fingerprint == maps.fingerprint and network.calls == 4
-    half = features.load(data, backbone, cache=tmp_path)
+    half = feature_maps.load(data, backbone, cache=tmp_path)
     assert half.maps.dtype == np.float16 and np.abs(half.maps - maps.maps).max() < 1e-3
     for other in (stages(2.0)[0], stages(normalize=False)[0]):
-        assert features.load(data, other, dtype="float32", cache=tmp_path).fingerprint != maps.fingerprint
+        assert feature_maps.load(data, other, dtype="float32", cache=tmp_path).fingerprint != maps.fingerprint
     flipped = AnomalyData(data.images[..., ::-1].copy(), data.labels)
-    assert not np.array_equal(features.load(flipped, backbone, cache=tmp_path).maps, half.maps)
+    assert not np.array_equal(feature_maps.load(flipped, backbone, cache=tmp_path).maps, half.maps)
 
 
 def test_batches_see_every_position_once_an_epoch() -> None:
@@ -129,7 +130,7 @@ def test_batches_see_every_position_once_an_epoch() -> None:
             lambda: backbones.backbone(nn.Flatten(), "flat", size=8)(torch.from_numpy(pictures(2).images)),
             r"must return maps \[n, C, h, w\], got \[2, 192\]",
         ),
-        (lambda: features.load(pictures(), stages()[0], dtype="int8"), "dtype must be .*, got 'int8'"),
+        (lambda: feature_maps.load(pictures(), stages()[0], dtype="int8"), "dtype must be .*, got 'int8'"),
         (lambda: FeatureMaps(np.zeros((2, 3, 4))), r"maps must be float16 .* got float64 \[2, 3, 4\]"),
     ],
 )  # fmt: skip
@@ -141,7 +142,7 @@ def test_bad_backbones_and_maps_are_rejected(call: object, message: str) -> None
 def test_features_that_overflow_leave_no_cache(tmp_path: Path) -> None:
     backbone, _ = stages(1e6, normalize=False)
     with pytest.raises(FeatureError, match="not finite in float16"):
-        features.load(pictures(), backbone, cache=tmp_path)
+        feature_maps.load(pictures(), backbone, cache=tmp_path)
     assert [entry.suffix for entry in tmp_path.iterdir()] == [".lock"]
 
 
@@ -362,7 +363,7 @@ def test_patchcore_weights_the_highest_distance_by_its_neighborhood() -> None:
     found = image_scores(method, test, scores, top_share=0.5)
     torch.testing.assert_close(found.double(), torch.stack(expected), atol=1e-5, rtol=1e-4)
     plain = image_scores(method.neighbors, test, scores, top_share=0.5)
-    assert torch.equal(plain, detectors.detect(scores, top_share=0.5))
+    assert torch.equal(plain, common.detect(scores, top_share=0.5))
 
 
 def test_summed_gaussians_are_distances_in_units_of_their_deviation() -> None:
@@ -403,15 +404,15 @@ def test_a_greedy_coreset_covers_what_a_random_one_misses() -> None:
     generator = torch.Generator().manual_seed(0)
     crowd, lone = 0.01 * torch.randn(500, 3, generator=generator), 10 * torch.eye(3)
     points = torch.cat((crowd, lone))
-    chosen = detectors.farthest_points(points, 4)
+    chosen = common.farthest_points(points, 4)
     assert sorted(chosen.tolist())[1:] == [500, 501, 502] and chosen[0] == 0
-    assert len(set(detectors.farthest_points(torch.zeros(5, 2), 5).tolist())) == 5  # none twice
+    assert len(set(common.farthest_points(torch.zeros(5, 2), 5).tolist())) == 5  # none twice
     distance = torch.cdist(points.double(), points.double())
     expected, nearest = [3], distance[3].clone()
     for _ in range(9):
         expected.append(int(nearest.argmax()))
         nearest = torch.minimum(nearest, distance[expected[-1]])
-    assert detectors.farthest_points(points.double(), 10, first=3).tolist() == expected
+    assert common.farthest_points(points.double(), 10, first=3).tolist() == expected
 
 
 def test_mahalanobis_distances_by_numpys_covariance() -> None:
@@ -440,13 +441,13 @@ def test_detectors_find_an_anomalous_position() -> None:
     for iteration in range(60):
         pretrainer.step(train.batch(iteration, 60))
     energy = AutoencoderEnergy(pretrainer.autoencoder)
-    autoencoder = detectors.EnergyDetector(energy)
+    autoencoder = common.EnergyDetector(energy)
     for detector in (autoencoder, NearestNeighbors(share=0.2), GaussianPositions(dims=None)):
         detector.fit(train)
         scores = detector.score(test)
         assert scores.shape == (6, 2, 3) and scores.dtype == torch.float32
-        assert int(detectors.detect(scores).argmax()) == 2, type(detector).__name__
-    in_chunks = detectors.EnergyDetector(energy)
+        assert int(common.detect(scores).argmax()) == 2, type(detector).__name__
+    in_chunks = common.EnergyDetector(energy)
     in_chunks.chunk = 5
     torch.testing.assert_close(in_chunks.score(test), autoencoder.score(test), atol=1e-5, rtol=1e-4)
 
@@ -454,5 +455,5 @@ def test_detectors_find_an_anomalous_position() -> None:
 def test_localization_upsamples() -> None:
     scores = torch.zeros(1, 5, 5)
     scores[0, 2, 2] = 1
-    plain = detectors.localize(scores, (20, 20))
+    plain = common.localize(scores, (20, 20))
     assert plain.shape == (1, 20, 20) and plain[0, 9:11, 9:11].min() > 0.7 and plain[0, :6].max() == 0

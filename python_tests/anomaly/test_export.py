@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from dxmi_ext import cli, tasks
-from dxmi_ext.anomaly import backbones, export
-from dxmi_ext.anomaly.networks import AutoencoderEnergy, SphereAutoencoder
-from dxmi_ext.anomaly.scoring import Scorer
+from dxmi_ext.anomaly import export
+from dxmi_ext.anomaly.detectors.networks import AutoencoderEnergy, SphereAutoencoder
+from dxmi_ext.anomaly.features import backbones
+from dxmi_ext.anomaly.scores.scoring import Scorer
 from dxmi_ext.anomaly.settings import Config
 
 pytest.importorskip("yaml")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dxmi_ext.anomaly.preparation import Whitened, make, prepared
+from dxmi_ext.anomaly.features.preparation import Whitened, make, prepared
 
 
 def _maps(n: int = 80, seed: int = 0) -> np.ndarray:

@@ -18,17 +18,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dxmi_ext import cli
-from dxmi_ext.anomaly import backbones, choice, comparison, model, sources
+from dxmi_ext.anomaly import choice, comparison, model, sources
 from dxmi_ext.anomaly import recipe as anomaly
-from dxmi_ext.anomaly.collection import Examined, Pictures
-from dxmi_ext.anomaly.features import FeatureMaps
+from dxmi_ext.anomaly.features import backbones
+from dxmi_ext.anomaly.features.collection import Examined, Pictures
+from dxmi_ext.anomaly.features.feature_maps import FeatureMaps
 from dxmi_ext.anomaly.reconstruction import ReconstructionPretrainer
-from dxmi_ext.anomaly.scoring import false_alarm_interval
+from dxmi_ext.anomaly.scores.scoring import false_alarm_interval
 from dxmi_ext.engine import config, plots
 from dxmi_ext.engine.ranks import Ranks
 from dxmi_ext.engine.runlog import read_metrics
 from dxmi_ext.engine.settings import ConfigError
-from dxmi_ext.images.features import Extractor
+from dxmi_ext.images.metrics.features import Extractor
 from dxmi_ext.method.contrastive import LangevinTrainer
 from dxmi_ext.method.trainer import DxMITrainer
 from dxmi_ext.reproduce import many_classes

@@ -16,11 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from dxmi_ext import cli, tasks
-from dxmi_ext.anomaly import backbones, inspected, page, plots, score_files, scoring
-from dxmi_ext.anomaly import dataset as anomaly
-from dxmi_ext.anomaly.page import Place, Shown, Worst
-from dxmi_ext.anomaly.scoring import ScoreError, Scorer, TooFew, threshold_of
-from dxmi_ext.images.features import Extractor, FeatureError
+from dxmi_ext.anomaly.data import dataset as anomaly
+from dxmi_ext.anomaly.features import backbones
+from dxmi_ext.anomaly.scores import inspected, page, plots, score_files, scoring
+from dxmi_ext.anomaly.scores.page import Place, Shown, Worst
+from dxmi_ext.anomaly.scores.scoring import ScoreError, Scorer, TooFew, threshold_of
+from dxmi_ext.images.metrics.features import Extractor, FeatureError
 
 pytest.importorskip("yaml")
 pytest.importorskip("matplotlib")

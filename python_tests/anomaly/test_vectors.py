@@ -12,11 +12,12 @@ import pytest
 import torch
 
 from dxmi_ext import cli
-from dxmi_ext.anomaly import metrics, vectors
+from dxmi_ext.anomaly import metrics
 from dxmi_ext.anomaly import recipe as anomaly
-from dxmi_ext.anomaly.collection import Vectors
-from dxmi_ext.anomaly.preparation import Whitened, prepared
-from dxmi_ext.anomaly.vectors import Columns, VectorDataError
+from dxmi_ext.anomaly.data import vectors
+from dxmi_ext.anomaly.data.vectors import Columns, VectorDataError
+from dxmi_ext.anomaly.features.collection import Vectors
+from dxmi_ext.anomaly.features.preparation import Whitened, prepared
 from dxmi_ext.engine import plots
 
 N, D = 200, 4

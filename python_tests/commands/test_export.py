@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from dxmi_ext import cli, ops
-from dxmi_ext.images import convert, pretrained
+from dxmi_ext.images.networks import convert, pretrained
 from image_runs import run_of_images
 from runs import contents
 

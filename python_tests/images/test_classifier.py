@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from dxmi_ext.images import classifier, metrics
-from dxmi_ext.images.dataset import ImageData
-from dxmi_ext.images.features import FeatureError
+from dxmi_ext.images.data.dataset import ImageData
+from dxmi_ext.images.metrics import classifier, distances
+from dxmi_ext.images.metrics.features import FeatureError
 
 pytest.importorskip("safetensors")
 pytest.importorskip("tqdm")
@@ -53,8 +53,8 @@ def test_features_distinguish_kinds(tmp_path: Path) -> None:
     extractor = classifier.extractor(data, cache=tmp_path)
     bright, dark = (torch.from_numpy(data.images[data.labels == kind]) for kind in (1, 0))
     sets = bright[:80:2], bright[1:80:2], dark[:40]
-    found = [metrics.statistics([images], extractor, keep=40)[0] for images in sets]
-    near, far = (metrics.compare(other, found[0], extractor) for other in found[1:])
+    found = [distances.statistics([images], extractor, keep=40)[0] for images in sets]
+    near, far = (distances.compare(other, found[0], extractor) for other in found[1:])
     assert far["fd_classifier_40"] > 20 * near["fd_classifier_40"]
     assert far["recall_classifier_40"] == 0 < near["recall_classifier_40"]
 

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dxmi_ext.engine.errors import UserError
-from dxmi_ext.images import convert, pretrained
-from dxmi_ext.images.pretrained import EDM
-from dxmi_ext.images.unet import ARCHITECTURES, unet_config
+from dxmi_ext.images.networks import convert, pretrained
+from dxmi_ext.images.networks.pretrained import EDM
+from dxmi_ext.images.networks.unet import ARCHITECTURES, unet_config
 
 pytest.importorskip("diffusers")
 State = dict[str, Tensor]

@@ -18,9 +18,9 @@ import pytest
 import torch
 
 from dxmi_ext.engine.plots import to_uint8
-from dxmi_ext.images import dataset as images
-from dxmi_ext.images import layouts as image_sources
-from dxmi_ext.images.dataset import ImageData, ImageDataError
+from dxmi_ext.images.data import dataset as images
+from dxmi_ext.images.data import layouts as image_sources
+from dxmi_ext.images.data.dataset import ImageData, ImageDataError
 
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # of the Debian package dataset-fashion-mnist
 

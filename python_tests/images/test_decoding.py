@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dxmi_ext.anomaly import dataset as anomaly
-from dxmi_ext.anomaly import layouts as anomaly_sources
-from dxmi_ext.anomaly import vectors
-from dxmi_ext.images import dataset as images
-from dxmi_ext.images import pixels
-from dxmi_ext.images.contents import DataError, ImageDataError
-from dxmi_ext.images.pixels import Scale
+from dxmi_ext.anomaly.data import dataset as anomaly
+from dxmi_ext.anomaly.data import layouts as anomaly_sources
+from dxmi_ext.anomaly.data import vectors
+from dxmi_ext.images.data import dataset as images
+from dxmi_ext.images.data import pixels
+from dxmi_ext.images.data.contents import DataError, ImageDataError
+from dxmi_ext.images.data.pixels import Scale
 
 Image = pytest.importorskip("PIL.Image")
 

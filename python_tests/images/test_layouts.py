@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 
 from dxmi_ext import cli
-from dxmi_ext.anomaly import dataset as anomaly
-from dxmi_ext.anomaly import inspection, overview
-from dxmi_ext.images import dataset as images
-from dxmi_ext.images import layouts as image_sources
-from dxmi_ext.images import listing
-from dxmi_ext.images.listing import ImageDataError
+from dxmi_ext.anomaly.data import dataset as anomaly
+from dxmi_ext.anomaly.data import overview
+from dxmi_ext.anomaly.scores import inspection
+from dxmi_ext.images.data import dataset as images
+from dxmi_ext.images.data import layouts as image_sources
+from dxmi_ext.images.data import listing
+from dxmi_ext.images.data.listing import ImageDataError
 
 Image = pytest.importorskip("PIL.Image")
 pytest.importorskip("yaml")

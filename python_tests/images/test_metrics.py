@@ -16,13 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from dxmi_ext.engine.plots import to_uint8
-from dxmi_ext.images import dataset as image_data
-from dxmi_ext.images import features
-from dxmi_ext.images import metrics as images
-from dxmi_ext.images.dataset import ImageData
-from dxmi_ext.images.features import Extractor, FeatureError
-from dxmi_ext.images.inception import Inception, resize
-from dxmi_ext.images.metrics import FeatureStatistics, ImageMetricError
+from dxmi_ext.images.data import dataset as image_data
+from dxmi_ext.images.data.dataset import ImageData
+from dxmi_ext.images.metrics import distances as images
+from dxmi_ext.images.metrics import features
+from dxmi_ext.images.metrics.distances import FeatureStatistics, ImageMetricError
+from dxmi_ext.images.metrics.features import Extractor, FeatureError
+from dxmi_ext.images.metrics.inception import Inception, resize
 
 
 def normal(n: int, d: int, seed: int = 0) -> Tensor:

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from dxmi_ext.engine.errors import UserError
-from dxmi_ext.images import pretrained
-from dxmi_ext.images.encoder import EncoderEnergy, EncoderValue, load_encoders
-from dxmi_ext.images.energy import ResNetEnergy, ResNetValue
-from dxmi_ext.images.pretrained import EDM
-from dxmi_ext.images.unet import ARCHITECTURES, Architecture, UNet, unet
+from dxmi_ext.images.networks import pretrained
+from dxmi_ext.images.networks.encoder import EncoderEnergy, EncoderValue, load_encoders
+from dxmi_ext.images.networks.energy import ResNetEnergy, ResNetValue
+from dxmi_ext.images.networks.pretrained import EDM
+from dxmi_ext.images.networks.unet import ARCHITECTURES, Architecture, UNet, unet
 from dxmi_ext.method.networks import TimeIndependent
 
 pytest.importorskip("diffusers")

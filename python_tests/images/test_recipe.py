@@ -17,9 +17,11 @@ from dxmi_ext.engine import checkpoint, config, identity
 from dxmi_ext.engine.ranks import Ranks
 from dxmi_ext.engine.runlog import read_metrics
 from dxmi_ext.engine.settings import ConfigError
-from dxmi_ext.images import chains, evaluation, features, model, pretrained, unet
+from dxmi_ext.images import chains, evaluation, model
 from dxmi_ext.images import recipe as images
-from dxmi_ext.images.pretrained import DDPM, EDM
+from dxmi_ext.images.metrics import features
+from dxmi_ext.images.networks import pretrained, unet
+from dxmi_ext.images.networks.pretrained import DDPM, EDM
 from dxmi_ext.method import schedules
 from dxmi_ext.method.sampler import Clipped, GaussianSampler, Timed
 

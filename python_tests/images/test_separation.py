@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from dxmi_ext.engine.settings import ConfigError
-from dxmi_ext.images.dataset import ImageData
+from dxmi_ext.images.data.dataset import ImageData
+from dxmi_ext.images.networks.unet import Architecture, unet
 from dxmi_ext.images.separation import separation
-from dxmi_ext.images.unet import Architecture, unet
 from dxmi_ext.method import schedules
 from dxmi_ext.method.networks import Networks, TimeIndependent
 from dxmi_ext.method.sampler import GaussianSampler, Timed

@@ -9,7 +9,7 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import pytest
 
-from dxmi_ext.anomaly import layouts
+from dxmi_ext.anomaly.data import layouts
 from dxmi_ext.engine.settings import ConfigError
 from dxmi_ext.reproduce import surfaces
 
