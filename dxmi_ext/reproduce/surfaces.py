@@ -44,10 +44,12 @@ def _rows() -> list[Row]:
     runs = {
         "dxmi": ("DxMI", "all", {}),
         "dxmi-knn": (f"DxMI from {TITLES['knn']}", "tau0", _BASE),
+        "dxmi-gaussian": ("DxMI from one Gaussian", "tau0", _BASE | {"base": "gaussian"}),
     }
     parts = {
         "dxmi": ("tau0", "langevin", "autoencoder", "knn", "patchcore", "gaussian"),
         "dxmi-knn": ("tau0", "autoencoder"),
+        "dxmi-gaussian": ("tau0", "base"),
     }
     rows = []
     for run, (label, baselines, settings) in runs.items():

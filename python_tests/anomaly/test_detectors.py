@@ -19,7 +19,7 @@ from dxmi_ext.anomaly.detectors import common, networks
 from dxmi_ext.anomaly.detectors.gaussians import Gaussians
 from dxmi_ext.anomaly.detectors.networks import AutoencoderEnergy, LatentStart, SphereAutoencoder
 from dxmi_ext.anomaly.detectors.patchcore import PatchCore, image_scores
-from dxmi_ext.anomaly.detectors.plain import GaussianPositions, NearestNeighbors
+from dxmi_ext.anomaly.detectors.plain import GaussianPositions, NearestNeighbors, farthest_points
 from dxmi_ext.anomaly.features import backbones, feature_maps
 from dxmi_ext.anomaly.features.feature_maps import FeatureMaps
 from dxmi_ext.anomaly.reconstruction import ReconstructionPretrainer
@@ -404,15 +404,15 @@ def test_a_greedy_coreset_covers_what_a_random_one_misses() -> None:
     generator = torch.Generator().manual_seed(0)
     crowd, lone = 0.01 * torch.randn(500, 3, generator=generator), 10 * torch.eye(3)
     points = torch.cat((crowd, lone))
-    chosen = common.farthest_points(points, 4)
+    chosen = farthest_points(points, 4)
     assert sorted(chosen.tolist())[1:] == [500, 501, 502] and chosen[0] == 0
-    assert len(set(common.farthest_points(torch.zeros(5, 2), 5).tolist())) == 5  # none twice
+    assert len(set(farthest_points(torch.zeros(5, 2), 5).tolist())) == 5  # none twice
     distance = torch.cdist(points.double(), points.double())
     expected, nearest = [3], distance[3].clone()
     for _ in range(9):
         expected.append(int(nearest.argmax()))
         nearest = torch.minimum(nearest, distance[expected[-1]])
-    assert common.farthest_points(points.double(), 10, first=3).tolist() == expected
+    assert farthest_points(points.double(), 10, first=3).tolist() == expected
 
 
 def test_mahalanobis_distances_by_numpys_covariance() -> None:
