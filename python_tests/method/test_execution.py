@@ -214,6 +214,13 @@ def test_channels_last_reaches_every_op(monkeypatch: pytest.MonkeyPatch) -> None
             torch.testing.assert_close(metrics, plain.step(batch(iteration)), rtol=1e-4, atol=1e-5)
 
 
+def test_pretraining_prepares_its_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = make_pretrainer(ExecutionSettings(channels_last=True))
+    assert made.network.first.weight.is_contiguous(memory_format=LAST) and made.memory_format == LAST
+    monkeypatch.setattr(execution, "BACKEND", "eager")
+    assert make_pretrainer(ExecutionSettings(compile=True)).network._compiled_call_impl is not None
+
+
 def test_channels_last_is_for_images() -> None:
     sampler = GaussianSampler(SamplerMLP(2, T, 8, 2), SCHEDULE, (2,))
     with pytest.raises(ConfigError, match=r"channels_last must be false unless data are images .* \[2\]"):
