@@ -136,7 +136,8 @@ class GaussianSampler(nn.Module):
     def fix_last_std(self) -> None:
         """Freezes the sigma of the last step."""
         trained = ~self._is_last()
-        self.log_std.register_hook(lambda grad: grad * trained)
+        if self.log_std.requires_grad:  # else all are frozen
+            self.log_std.register_hook(lambda grad: grad * trained)
 
     @torch.no_grad()
     def set_last_std(self, std: float) -> None:

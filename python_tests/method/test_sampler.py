@@ -147,6 +147,24 @@ def test_no_samples() -> None:
     assert sampler.rollout(0, KEY).samples.shape == (6, 0, *SHAPE)
 
 
+def test_a_frozen_sigma_stays_so() -> None:
+    sampler = make_sampler(EXAMPLES["ddpm"]())
+    sampler.log_std.requires_grad_(False)
+    sampler.fix_last_std()
+    assert not sampler.log_std.requires_grad
+
+
+def test_a_step_compiles_as_one_graph() -> None:
+    sampler, x, timestep = make_mlp_sampler(), torch.ones(5, 2), torch.arange(5)
+
+    def step(x: Tensor) -> Tensor:
+        return sampler(x, timestep, KEY).next_sample
+
+    torch.compiler.reset()
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(x), step(x))
+
+
 def test_gradients_reach_network_and_sigma_but_not_the_schedule() -> None:
     sampler = make_mlp_sampler()
     sampler(torch.ones(5, 2), torch.arange(5), KEY).next_sample.square().sum().backward()
