@@ -76,6 +76,7 @@ def fit(given: Any = None, **options: Any) -> Any:
         (lambda: Networks(sampler(), lambda x, t: x), r"value must be .*Module, got function"),
         (lambda: Networks(sampler(), Net(3, 1), Net), r"energy must be .*, got the class Net"),
         (lambda: sampler().sample(2.0, KEY), "n must be an integer >= 0, got 2.0"),
+        (lambda: sampler().sample(2, KEY, [0, 1]), "labels must be a tensor or None, got list"),
         (lambda: sampler().sample(2, KEY, torch.zeros(3)), r"labels must have shape \[2\], got \[3\]"),
         (lambda: sampler().sample(2, KEY, data=torch.zeros(4, 3)), r"data must have shape \[2, 3\], got"),
         (lambda: fit(Networks(sampler(), Net(3, 1))), "trainer must be .*, got Networks"),

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from types import SimpleNamespace
 
+import numpy
 import pytest
 import torch
 from torch import Tensor, nn
@@ -143,7 +144,7 @@ def test_batch_size_changes_no_sample(batch_size: int) -> None:
 
 def test_no_samples() -> None:
     sampler = make_sampler(EXAMPLES["ddpm"]())
-    assert sampler.sample(0, KEY).shape == (0, *SHAPE)
+    assert sampler.sample(numpy.int64(0), KEY).shape == (0, *SHAPE)
     assert sampler.rollout(0, KEY).samples.shape == (6, 0, *SHAPE)
 
 
