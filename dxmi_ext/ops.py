@@ -85,7 +85,10 @@ def noise_key(
     if seed is None:
         if device is None and generator is not None:
             device = generator.device
-        drawn = torch.empty((), dtype=torch.int64, device=device).random_(generator=generator)
+        if torch.compiler.is_compiling() and generator is None:  # Dynamo does not trace random_
+            drawn = torch.randint(2**63 - 1, (), device=device)
+        else:
+            drawn = torch.empty((), dtype=torch.int64, device=device).random_(generator=generator)
         return torch.stack((drawn, torch.zeros_like(drawn)))
     if generator is not None:
         raise ValueError("dxmi_ext.ops.noise_key: seed must be None with a generator, got both")
