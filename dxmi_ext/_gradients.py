@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 _ops = torch.ops.dxmi_ext
 _WRONG_TYPE = (
@@ -21,12 +22,17 @@ _WRONG_TYPE = (
 
 def call(gradients: Gradients, *args: Any) -> Any:
     try:
-        # Without grad mode, as in a rollout, apply's overhead would exceed the op's.
-        if not torch.is_grad_enabled():
+        # Without grad mode, as in a rollout, apply's overhead would exceed the op's; but apply refuses
+        # forward-mode derivatives, which do not depend on grad mode.
+        if not torch.is_grad_enabled() and forward_ad._current_level < 0:
             return gradients.function.forward(*args)
         return _apply(gradients, args)
     except RuntimeError as error:
         refuse_type(gradients.op, error)
+        if "implement the jvp function" in str(error):  # torch's advice to the author of the op
+            raise NotImplementedError(
+                f"dxmi_ext.ops.{gradients.op}: forward-mode derivatives are not supported"
+            ) from None
         raise
 
 

@@ -11,9 +11,10 @@ Noise comes from a key, not from torch's generators: element i of row n at step 
 replays it, so none is stored.
 
 Every op supports autograd, ``torch.compile(fullgraph=True)`` and ``torch.func.grad``, except torch.func
-inside torch.compile. Second derivatives raise an error, and so does an argument that requires grad if the op
-has no gradient for it: coefficients such as ``gamma`` are constants. Any two arguments may be the same
-tensor. Invalid input raises a TypeError, ValueError or RuntimeError that names the op and the argument.
+inside torch.compile. Second and forward-mode derivatives raise an error, and so does an argument that
+requires grad if the op has no gradient for it: coefficients such as ``gamma`` are constants. Any two
+arguments may be the same tensor. Invalid input raises a TypeError, ValueError or RuntimeError that names the
+op and the argument.
 Values (``timestep`` in 0..T-1, ``velocity_var`` > 0) are checked on the CPU; on CUDA, where that would
 require a synchronization, invalid ones give rows of NaN, and an invalid timestep gives a gradient of NaN for
 all of log_std.
@@ -75,12 +76,19 @@ def noise_key(
         int64 [2].
 
     Raises:
-        TypeError, ValueError: ``seed`` is not an integer or out of range, or given with a generator.
+        TypeError, ValueError: ``seed`` is not an integer or out of range, or given with a generator, or
+            ``generator`` is none.
     """
+    if not isinstance(generator, torch.Generator | None):
+        got = type(generator).__name__
+        raise TypeError(f"dxmi_ext.ops.noise_key: generator must be a torch.Generator or None, got {got}")
     if seed is None:
         if device is None and generator is not None:
             device = generator.device
-        drawn = torch.empty((), dtype=torch.int64, device=device).random_(generator=generator)
+        if torch.compiler.is_compiling() and generator is None:  # Dynamo does not trace random_
+            drawn = torch.randint(2**63 - 1, (), device=device)
+        else:
+            drawn = torch.empty((), dtype=torch.int64, device=device).random_(generator=generator)
         return torch.stack((drawn, torch.zeros_like(drawn)))
     if generator is not None:
         raise ValueError("dxmi_ext.ops.noise_key: seed must be None with a generator, got both")

@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dxmi_ext import ops
+from dxmi_ext.engine.arguments import at_least
 from dxmi_ext.engine.calls import call
 from dxmi_ext.method.sampler import GaussianSampler, Timed, per_row
 from dxmi_ext.method.schedules import Schedule
@@ -251,6 +252,7 @@ class DxMIPipeline(DiffusionPipeline):
             key: int64 [2], from `ops.noise_key`.
             sample_offset: global index of the first image; image i depends on (key, sample_offset + i) alone.
         """
+        at_least("batch_size", batch_size, 1)
         if output_type not in ("pil", "np", "pt", "raw"):
             raise ValueError(f"output_type must be pil, np, pt or raw, got {output_type!r}")
         device, scheduler, network = self._execution_device, self.scheduler, self.unet

@@ -112,8 +112,11 @@ def load(task: str) -> ModuleType:
 def _current_folder_last() -> Iterator[None]:
     """Within, modules in the current folder are found unless installed ones have the same name."""
     folder = str(Path.cwd())
-    sys.path.append(folder)
     importlib.invalidate_caches()
+    if folder in sys.path:
+        yield
+        return
+    sys.path.append(folder)
     try:
         yield
     finally:

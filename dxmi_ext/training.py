@@ -30,6 +30,7 @@ from dxmi_ext.engine.run_settings import PYTHON, RunnableConfig, RunSettings
 from dxmi_ext.engine.runlog import TIMING_FIELDS, note, read_metrics
 from dxmi_ext.engine.settings import ConfigError, group
 from dxmi_ext.engine.signals import Stopped
+from dxmi_ext.method.langevin import LangevinSettings
 from dxmi_ext.method.settings import DxMISettings
 from dxmi_ext.method.stepper import Stepper
 from dxmi_ext.method.trainer import DxMITrainer
@@ -52,6 +53,7 @@ class _FitConfig(RunnableConfig):
 @dataclasses.dataclass
 class _FitDxMIConfig(_FitConfig):
     algorithm: DxMISettings = group(DxMISettings)
+    langevin: LangevinSettings = group(LangevinSettings)
 
 
 def fit(
@@ -59,7 +61,7 @@ def fit(
     batches: Callable[[int], Data] | Iterable[Data],
     *,
     output: str | os.PathLike[str],
-    resume: str = "auto",
+    resume: str | os.PathLike[str] = "auto",
     checkpoint_every: int = 1000,
     keep_checkpoints: int = 2,
     log_every: int = 50,
@@ -75,10 +77,11 @@ def fit(
     with its own folder, can be stopped at any time and started again. Ctrl-C and SIGTERM finish the
     iteration and save a checkpoint.
 
-    A run is known by the trainer's settings, the seed, the batch size and the fingerprint of data given by
-    `shuffled`, which have to be the same when it resumes; a higher number of iterations continues it. Batches
-    without a fingerprint, such as a DataLoader's, are not compared: use a new folder for other data. Nor are
-    networks, except that the weights must fit.
+    A run is known by the trainer's settings objects, such as `DxMISettings`, the seed, the batch size and the
+    fingerprint of data given by `shuffled`, which have to be the same when it resumes; a higher number of
+    iterations continues it. Batches without a fingerprint, such as a DataLoader's, are not compared: use a
+    new folder for other data. Nor are the arguments of a `Pretrainer`, nor networks, except that the weights
+    must fit.
 
     Args:
         trainer: `Pretrainer`, `DxMITrainer` or another `Stepper`; its ``ranks`` share the batches.
@@ -112,12 +115,14 @@ def fit(
         Stopped: a KeyboardInterrupt, after Ctrl-C or SIGTERM; the state is saved.
     """
     of_type("trainer", trainer, Stepper, "a trainer such as DxMITrainer")
-    of_type("output", output, (str, os.PathLike), "a str or PathLike")
+    for name, path in (("output", output), ("resume", resume)):
+        of_type(name, path, (str, os.PathLike), "a str or PathLike")
     if not (picture is None or callable(picture)):
         raise TypeError(f"picture must be a function of a file, got {type(picture).__name__}")
     first, source = _reader(batches)
     rows = len(_parts(first, trainer)[0]) * trainer.ranks.world_size
-    settings: dict[str, Any] = {"output": os.fspath(output), "resume": resume, "seed": trainer.seed}
+    settings: dict[str, Any] = {"output": os.fspath(output), "resume": os.fspath(resume)}
+    settings |= {"seed": trainer.seed}
     settings |= {"checkpoint_every": checkpoint_every, "keep_checkpoints": keep_checkpoints}
     settings |= {"log_every": log_every, "tensorboard": tensorboard, "wandb": wandb}
     settings |= {"picture_every": picture_every if picture is not None else 0}
@@ -138,7 +143,8 @@ def fit(
             return _finish(run, trainer)
     except Stopped:
         if trainer.ranks.first:
-            note(f"stopped at iteration {trainer.iteration}; the same call resumes from {run.directory}")
+            call = "the same call" if resume == "auto" else "this call with resume='auto'"
+            note(f"stopped at iteration {trainer.iteration}; {call} resumes from {run.directory}")
         raise
 
 
@@ -169,9 +175,9 @@ def shuffled(
     """
     of_type("data", data, Tensor, "a tensor")
     of_type("labels", labels, (Tensor, type(None)), "a tensor or None")
+    if not data.ndim or not len(data):
+        raise ConfigError(f"data must have shape [N, *], N >= 1, got {[*data.shape]}")
     n = len(data)
-    if n == 0:
-        raise ConfigError("data must have at least one row, got none")
     if len(places := data.isfinite().logical_not().nonzero()):
         first = places[0].tolist()
         raise ConfigError(f"data must be finite, got {data[tuple(first)].item()} in row {first[0]}")
@@ -211,7 +217,8 @@ class Shuffled:
         """A digest of the data and labels: their shapes, dtypes and content."""
         parts = [part.detach().cpu() for part in (self.data, self.labels) if part is not None]
         about = [f"{part.dtype} {[*part.shape]}" for part in parts]
-        return identity.fingerprint(about, *(part.flatten().view(torch.uint8).numpy() for part in parts))
+        contents = (part.flatten().contiguous().view(torch.uint8).numpy() for part in parts)
+        return identity.fingerprint(about, *contents)
 
 
 def save(path: str | os.PathLike[str], networks: nn.Module, **about: Any) -> None:
@@ -231,7 +238,7 @@ def save(path: str | os.PathLike[str], networks: nn.Module, **about: Any) -> Non
     _check(path, networks)
     try:
         json.dumps(about)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:  # ValueError: it contains itself
         raise TypeError(f"about must be serializable as json, got {about}: {error}") from error
     folder = Path(path)
     message = f"path must be a new folder, an empty one or one of saved networks, got {str(folder)!r}"
@@ -342,7 +349,7 @@ def _config(trainer: Stepper, run: dict[str, Any]) -> _FitConfig:
             f"which holds a run of {earlier!r}"
         )
     if isinstance(trainer, DxMITrainer):
-        return _FitDxMIConfig(**groups, algorithm=trainer.algorithm)
+        return _FitDxMIConfig(**groups, algorithm=trainer.algorithm, langevin=trainer.langevin)
     return _FitConfig(**groups)
 
 

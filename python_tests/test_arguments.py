@@ -59,9 +59,14 @@ def fit(given: Any = None, **options: Any) -> Any:
         (lambda: pretrainer(prediction="noise"), "prediction must be one of eps, v, x, edm, got 'noise'"),
         (lambda: pretrainer(lr=-1.0), "lr must be >= 0 and < inf, got -1.0"),
         (lambda: pretrainer(ema_decay=1.5), "ema_decay must be >= 0 and < 1.0, got 1.5"),
+        (lambda: pretrainer(clip=-1.0), "clip must be >= 0 and < inf, got -1.0"),
+        (lambda: pretrainer(warmup=-1), "warmup must be >= 0 and < inf, got -1"),
+        (lambda: pretrainer(sigma_data=0.0), "sigma_data must be > 0 and < inf, got 0.0"),
         (lambda: pretrainer(SCHEDULE), r"draw_levels must be a function, .* got Schedule"),
         (lambda: dxmi_ext.uniform_levels(torch.ones(3), torch.ones(4)), r"got \[3\], \[4\]"),
+        (lambda: dxmi_ext.uniform_levels([1.0], [0.5]), "signal must be a tensor, got list"),
         (lambda: dxmi_ext.shuffled([1.0], 8), "data must be a tensor, got list"),
+        (lambda: dxmi_ext.shuffled(torch.tensor(1.0), 8), r"data must have shape \[N, \*\], .* got \[\]"),
         (lambda: dxmi_ext.shuffled(DATA, 8.0), "batch_size must be an integer >= 1, got 8.0"),
         (lambda: GaussianSampler(Net(3, 3), SCHEDULE, 3), "data_shape must be a sequence"),
         (lambda: GaussianSampler(Net(3, 3), SCHEDULE, (0,)), "of data_shape must be >= 1, got 0"),
@@ -71,10 +76,12 @@ def fit(given: Any = None, **options: Any) -> Any:
         (lambda: Networks(sampler(), lambda x, t: x), r"value must be .*Module, got function"),
         (lambda: Networks(sampler(), Net(3, 1), Net), r"energy must be .*, got the class Net"),
         (lambda: sampler().sample(2.0, KEY), "n must be an integer >= 0, got 2.0"),
+        (lambda: sampler().sample(2, KEY, [0, 1]), "labels must be a tensor or None, got list"),
         (lambda: sampler().sample(2, KEY, torch.zeros(3)), r"labels must have shape \[2\], got \[3\]"),
         (lambda: sampler().sample(2, KEY, data=torch.zeros(4, 3)), r"data must have shape \[2, 3\], got"),
         (lambda: fit(Networks(sampler(), Net(3, 1))), "trainer must be .*, got Networks"),
         (lambda: fit(output=None), "output must be a str or PathLike, got NoneType"),
+        (lambda: fit(resume=None), "resume must be a str or PathLike, got NoneType"),
         (lambda: fit(picture="a.png"), "picture must be a function of a file, got str"),
         (lambda: dxmi_ext.save("saved", Net(3, 1).state_dict()), r"networks must .*, got OrderedDict"),
         (lambda: dxmi_ext.save("saved", Net(3, 1), when=object()), "about must be serializable as json"),
@@ -88,5 +95,13 @@ def test_a_wrong_argument_is_named(make: Any, message: str) -> None:
 
 
 def test_a_value_without_weights() -> None:
-    with pytest.raises(dxmi_ext.ConfigError, match="value must have weights to train, got Identity without"):
-        DxMITrainer(Networks(sampler(), nn.Identity()), DxMISettings(), iterations=3, seed=0)
+    for value in (nn.Identity(), Net(3, 1).requires_grad_(False)):
+        message = f"value must have weights to train, got {type(value).__name__} without any"
+        with pytest.raises(dxmi_ext.ConfigError, match=message):
+            DxMITrainer(Networks(sampler(), value), DxMISettings(), iterations=3, seed=0)
+
+
+def test_weights_of_low_precision() -> None:
+    networks = Networks(sampler(), Net(3, 1)).bfloat16()
+    with pytest.raises(dxmi_ext.ConfigError, match=r"float32 or float64 weights, got torch\.bfloat16"):
+        DxMITrainer(networks, DxMISettings(), iterations=3, seed=0)

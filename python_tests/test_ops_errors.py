@@ -217,6 +217,10 @@ def test_bad_seed(seed: Any) -> None:
     refuses("noise_key", "seed", lambda: ops.noise_key(seed))
 
 
+def test_bad_generator() -> None:
+    refuses("noise_key", "generator", lambda: ops.noise_key(generator=3))  # type: ignore[arg-type]
+
+
 def test_row_longer_than_the_noise_format(device: torch.device) -> None:
     args = arguments("sampler_step", (1, 1), device=device)
     long = {name: args[name].expand(1, 2**34 + 1) for name in ("sample", "model_output")}

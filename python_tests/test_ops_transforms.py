@@ -1,4 +1,5 @@
-"""Ops under gradcheck, opcheck, torch.compile and torch.func; second derivatives are refused."""
+"""Ops under gradcheck, opcheck, torch.compile and torch.func; second and forward-mode
+derivatives are refused."""
 
 from __future__ import annotations
 
@@ -193,3 +194,13 @@ def test_second_derivatives_are_rejected_by_func(
     first = torch.func.grad(lambda x: loss(call(op, args | {name: x})))
     second = torch.func.grad(lambda x: first(x).sum())
     assert_refused(lambda: second(args[name]), may_be_zero=op == "running_cost" and loss is linear)
+
+
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize("op", DIFFERENTIABLE)
+def test_forward_mode_derivatives_are_rejected(op: str, grad: bool, device: torch.device) -> None:
+    """Without grad mode too, where they would be lost silently."""
+    args = arguments(op, device=device)
+    name = DIFFERENTIABLE[op][0]
+    with torch.set_grad_enabled(grad), pytest.raises(NotImplementedError, match=f"ops.{op}: forward-mode"):
+        torch.func.jvp(lambda x: call(op, args | {name: x}), (args[name],), (args[name],))

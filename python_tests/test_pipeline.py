@@ -218,6 +218,8 @@ def test_bad_input() -> None:
         scheduler.step(x, time, x, [torch.Generator()])
     with pytest.raises(ValueError, match="output_type must be pil, np, pt or raw, got 'jpg'"):
         make_pipeline(sampler)(output_type="jpg")
+    with pytest.raises(ValueError, match="batch_size must be >= 1, got 0"):
+        make_pipeline(sampler)(0)
     tables = {name: [0.0, 1.0] for name in pipeline_module.TABLES}
     with pytest.raises(ValueError, match="output_coef must have 2 values, one for each step, got 1"):
         DxMIScheduler(**{**tables, "output_coef": [1.0]})

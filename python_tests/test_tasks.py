@@ -41,6 +41,19 @@ def test_a_module_in_the_current_folder_is_a_task(folder: Path) -> None:
     assert sys.path == before
 
 
+def test_the_current_folder_keeps_its_place_on_the_path(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = [str(Path.cwd()), *sys.path]
+    monkeypatch.setattr(sys, "path", list(before))
+    (folder / "first_task.py").write_text(TASK)
+    try:
+        tasks.task_of(named(folder, "first_task"))
+    finally:
+        sys.modules.pop("first_task", None)
+    assert sys.path == before
+
+
 @pytest.mark.parametrize(
     ("task", "message"),
     [

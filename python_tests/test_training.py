@@ -53,6 +53,11 @@ def trainer(seed: int = 0, **settings: Any) -> dxmi_ext.DxMITrainer:
     return dxmi_ext.DxMITrainer(networks(), algorithm, iterations=ITERATIONS, seed=seed)
 
 
+def pretrainer() -> dxmi_ext.Pretrainer:
+    levels = dxmi_ext.uniform_levels(SCHEDULE.signal, SCHEDULE.noise)
+    return dxmi_ext.Pretrainer(networks().sampler.network, levels, lr=1e-2, iterations=3, seed=0)
+
+
 def batches(batch_size: int = 8) -> Any:
     return dxmi_ext.shuffled(DATA, batch_size)
 
@@ -93,8 +98,8 @@ def test_a_stopped_fit_resumes_and_a_finished_one_restores(
         return batches()(iteration)
 
     with pytest.raises(KeyboardInterrupt):
-        dxmi_ext.fit(stopped, stopping, output=tmp_path / "run", checkpoint_every=2)
-    assert "stopped at iteration 4" in capsys.readouterr().err
+        dxmi_ext.fit(stopped, stopping, output=tmp_path / "run", resume="never", checkpoint_every=2)
+    assert "stopped at iteration 4; this call with resume='auto' resumes" in capsys.readouterr().err
     seen = []
     summary = dxmi_ext.fit(resumed, lambda i: (seen.append(i), batches()(i))[1], output=tmp_path / "run")
     assert seen == [0, 4, 5] and summary["resumed_from"] == [4]  # the first determines the batch size
@@ -105,13 +110,11 @@ def test_a_stopped_fit_resumes_and_a_finished_one_restores(
 
 
 def test_pretraining_then_dxmi(tmp_path: Path) -> None:
-    made = networks()
-    levels = dxmi_ext.uniform_levels(SCHEDULE.signal, SCHEDULE.noise)
-    first = dxmi_ext.Pretrainer(made.sampler.network, levels, lr=1e-2, iterations=3, seed=0)
+    first = pretrainer()
     dxmi_ext.fit(first, batches(), output=tmp_path / "pretrain")
     with pytest.raises(dxmi_ext.ConfigError, match=r"output must be .* 'dxmi', got .* 'pretrain'"):
         dxmi_ext.fit(trainer(), batches(), output=tmp_path / "pretrain")
-    assert same(dxmi_ext.load(tmp_path / "pretrain", Field(3)), made.sampler.network)
+    assert same(dxmi_ext.load(tmp_path / "pretrain", Field(3)), first.network)
 
 
 def test_commands_on_a_folder_of_fit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -164,7 +167,12 @@ def test_bad_batches(tmp_path: Path, given: Any, message: str) -> None:
 
 def test_a_folder_of_another_run_or_of_others_is_rejected(tmp_path: Path) -> None:
     dxmi_ext.fit(trainer(), batches(), output=tmp_path / "run")
+    chains = dxmi_ext.LangevinSettings(langevin_steps=3)
+    refined = dxmi_ext.DxMITrainer(
+        networks(), dxmi_ext.DxMISettings(), iterations=ITERATIONS, seed=0, langevin=chains
+    )
     for other, rows, what in (
+        (refined, batches(), "langevin_steps must be 10"),
         (trainer(seed=1), batches(), "seed must be 0"),
         (trainer(tau=0.2), batches(), "tau must be 0.1"),
         (trainer(), batches(4), "batch_size must be 8"),
@@ -191,6 +199,13 @@ def test_resume_names_no_checkpoint(tmp_path: Path) -> None:
         assert not (tmp_path / "new").exists()
 
 
+def test_resume_from_a_checkpoint_of_another_phase(tmp_path: Path) -> None:
+    dxmi_ext.fit(pretrainer(), batches(), output=tmp_path / "pretrain")
+    source = tmp_path / "pretrain" / "checkpoints" / "step_00000003"
+    with pytest.raises(dxmi_ext.CheckpointError, match="must be of the phase 'dxmi', got one of 'pretrain'"):
+        dxmi_ext.fit(trainer(), batches(), output=tmp_path / "dxmi", resume=source)
+
+
 def test_shuffled_passes_every_row_once_an_epoch_on_any_number_of_ranks() -> None:
     rows = torch.arange(10.0)[:, None]
     drawn = torch.cat([dxmi_ext.shuffled(rows, 4, seed=3)(i) for i in range(5)])[:, 0]
@@ -214,6 +229,8 @@ def test_fit_knows_the_data_of_shuffled(tmp_path: Path) -> None:
     prints = [dxmi_ext.shuffled(rows, 4, labels=given).fingerprint() for rows, given in others]
     assert len({*prints, batches().fingerprint()}) == 5
     assert dxmi_ext.shuffled(DATA.clone(), 4, seed=1).fingerprint() == batches().fingerprint()
+    column = dxmi_ext.shuffled(DATA, 4, labels=torch.stack((labels, -labels), dim=1)[:, 0])
+    assert column.fingerprint() == prints[1]
 
     def fit(make: Any, iterations: int) -> None:
         algorithm = dxmi_ext.DxMISettings()

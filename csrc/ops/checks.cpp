@@ -32,7 +32,12 @@ std::string to_text(ScalarType type) {
     case ScalarType::Half: return "float16";
     case ScalarType::Long: return "int64";
     case ScalarType::Int: return "int32";
+    case ScalarType::Short: return "int16";
+    case ScalarType::Char: return "int8";
+    case ScalarType::Byte: return "uint8";
     case ScalarType::Bool: return "bool";
+    case ScalarType::ComplexFloat: return "complex64";
+    case ScalarType::ComplexDouble: return "complex128";
     default: return "torch dtype number " + std::to_string(static_cast<int>(type));
   }
 }

@@ -1,7 +1,8 @@
-"""Checks of the arguments of public functions. Imports nothing."""
+"""Checks of the arguments of public functions. Imports the standard library."""
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import Any
 
 
@@ -23,13 +24,13 @@ def of_type(name: str, value: Any, kind: type | tuple[type, ...], wanted: str) -
 
 
 def at_least(name: str, value: Any, minimum: int) -> None:
-    """Checks that an argument is an integer and not too small.
+    """Checks that an argument is an integer, of numpy's too, and not too small.
 
     Raises:
         TypeError: it is not an integer.
         ValueError: it is smaller than ``minimum``.
     """
-    if not isinstance(value, int) or isinstance(value, bool):
+    if not isinstance(value, Integral) or isinstance(value, bool):
         raise TypeError(f"{name} must be an integer >= {minimum}, got {value!r}")
     if value < minimum:
         raise ValueError(f"{name} must be >= {minimum}, got {value}")

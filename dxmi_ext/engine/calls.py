@@ -4,23 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 
 import torch
 from torch import Tensor, nn
 
-_AUTOCAST: ContextVar[torch.dtype | None] = ContextVar("autocast", default=None)
+_autocast: torch.dtype | None = None  # not a ContextVar, which torch.compile cannot trace
 
 
 @contextmanager
 def networks_in(dtype: torch.dtype | None) -> Iterator[None]:
     """Within, networks run under torch.autocast to dtype, or without it if dtype is None. Backward passes and
     optimizers are not affected."""
-    token = _AUTOCAST.set(dtype)
+    global _autocast
+    before, _autocast = _autocast, dtype
     try:
         yield
     finally:
-        _AUTOCAST.reset(token)
+        _autocast = before
 
 
 def call(network: nn.Module, x: Tensor, *conditions: Tensor | None) -> Tensor:
@@ -28,10 +28,9 @@ def call(network: nn.Module, x: Tensor, *conditions: Tensor | None) -> Tensor:
     of a network goes through here.
     """
     given = [condition for condition in conditions if condition is not None]
-    dtype = _AUTOCAST.get()
-    if dtype is None:
+    if _autocast is None:
         return output_of(network, x, *given).to(x.dtype)
-    with torch.autocast(x.device.type, dtype):
+    with torch.autocast(x.device.type, _autocast):
         return output_of(network, x, *given).to(x.dtype)
 
 

@@ -46,14 +46,14 @@ class ExecutionSettings(Settings):
 
 
 def prepare(
-    settings: ExecutionSettings, *networks: nn.Module | None, data_shape: Sequence[int]
+    settings: ExecutionSettings, *networks: nn.Module | None, data_shape: Sequence[int] | None = None
 ) -> torch.memory_format:
     """Applies memory format and compilation to networks, in place, before they are wrapped. Names of weights,
     and so checkpoints, do not change. May be called again on the same networks.
 
     Args:
         networks: networks to prepare.
-        data_shape: shape of a sample.
+        data_shape: shape of a sample; None: not known yet.
 
     Returns:
         The memory format for their data.
@@ -64,7 +64,7 @@ def prepare(
     """
     found = [network for network in networks if network is not None]
     if settings.channels_last:
-        if len(data_shape) != 3:
+        if data_shape is not None and len(data_shape) != 3:
             raise ConfigError(
                 f"channels_last must be false unless data are images [C, H, W], got true and {[*data_shape]}"
             )

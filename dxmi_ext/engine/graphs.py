@@ -1,12 +1,17 @@
-"""CUDA graphs of whole functions: one launch instead of hundreds. Imports torch alone."""
+"""CUDA graphs of whole functions: one launch instead of hundreds.
+
+Imports torch and the engine's settings.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from dxmi_ext.engine.settings import ConfigError
 
 WARM_UP = 3
 """Number of calls before the capture, which create lazy state such as an optimizer's."""
@@ -34,6 +39,10 @@ class Graphed:
         self._outputs: Any = None
 
     def __call__(self, *inputs: Tensor | None) -> Any:
+        """
+        Raises:
+            ConfigError: the inputs have other shapes than those of the graph, or other ones are None.
+        """
         self._calls += 1
         if self._calls <= WARM_UP:
             return self._warm_up(*inputs)
@@ -42,6 +51,8 @@ class Graphed:
             # Only records. Other threads, such as the prefetcher's, may run meanwhile.
             with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
                 self._outputs = self._function(*self._inputs)
+        if (now := _shapes(inputs)) != (captured := _shapes(self._inputs)):  # a copy could broadcast
+            raise ConfigError(f"inputs of a CUDA graph must keep their shapes, {captured}, got {now}")
         for mine, given in zip(self._inputs, inputs, strict=True):
             if mine is not None and given is not None:
                 mine.copy_(given)
@@ -56,3 +67,7 @@ class Graphed:
             outputs = self._function(*inputs)
         torch.cuda.current_stream().wait_stream(side)
         return outputs
+
+
+def _shapes(inputs: Sequence[Tensor | None]) -> list[list[int] | None]:
+    return [None if i is None else [*i.shape] for i in inputs]

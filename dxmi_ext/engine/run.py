@@ -212,9 +212,14 @@ class Run:
             self.log.note(f"{phase}: skipped steps, which were not finite: {', '.join(many)}")
 
     def _restore(self, phase: str, stepper: Trainable) -> bool:
-        """Loads the state to resume from, if it belongs to this phase."""
-        if self._state is None or self._state["phase"] != phase:
+        """Loads the state to resume from, if there is one."""
+        if self._state is None:
             return False
+        if (saved := self._state["phase"]) != phase:  # phases before it are in `past`
+            raise checkpoint.CheckpointError(
+                f"the checkpoint to resume from must be of the phase {phase!r}, got one of {saved!r}; "
+                "resume=never starts afresh"
+            )
         try:
             stepper.load_state_dict(self._state["stepper"])
         except (KeyError, RuntimeError, ValueError) as error:

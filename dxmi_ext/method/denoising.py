@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dxmi_ext import ops
 from dxmi_ext.engine.arguments import of_type
 from dxmi_ext.engine.calls import call
-from dxmi_ext.engine.execution import ExecutionSettings
+from dxmi_ext.engine.execution import ExecutionSettings, prepare
 from dxmi_ext.engine.learner import Average, Learner
 from dxmi_ext.engine.ranks import Ranks
 from dxmi_ext.engine.settings import ConfigError
@@ -46,11 +46,14 @@ def uniform_levels(signal: Tensor, noise_: Tensor) -> DrawLevels:
         signal, noise_: [L].
 
     Raises:
+        TypeError: one is not a tensor.
         ValueError: their lengths differ.
     """
+    for name, table in (("signal", signal), ("noise_", noise_)):
+        of_type(name, table, Tensor, "a tensor")
     if signal.ndim != 1 or signal.shape != noise_.shape or not len(signal):
         got = f"{[*signal.shape]}, {[*noise_.shape]}"
-        raise ValueError(f"signal, noise must have the same shape [L], L >= 1, got {got}")
+        raise ValueError(f"signal, noise_ must have the same shape [L], L >= 1, got {got}")
     signal, noise_ = signal.float(), noise_.float()
 
     def draw(n: int, key: Tensor, sample_offset: int) -> Levels:
@@ -89,8 +92,8 @@ class Pretrainer(Stepper):
         ema_decay: decay of `averaged`; 0: no averaging.
         clip: maximum gradient norm; 0: no clipping.
         ranks: ranks that share the rows of a batch.
-        execution: precision and compilation of the network, on which `execution.prepare` has been called.
-        memory_format: memory format of the data.
+        execution: precision, memory format and compilation of the network.
+        memory_format: memory format of the data; None: that of ``execution``.
 
     Attributes:
         averaged: the network with averaged weights.
@@ -117,7 +120,7 @@ class Pretrainer(Stepper):
         clip: float = 0.0,
         ranks: Ranks | None = None,
         execution: ExecutionSettings | None = None,
-        memory_format: torch.memory_format = torch.contiguous_format,
+        memory_format: torch.memory_format | None = None,
     ) -> None:
         of_type("network", network, nn.Module, "a torch.nn.Module")
         if not callable(draw_levels):
@@ -127,13 +130,23 @@ class Pretrainer(Stepper):
             wanted = ", ".join(PREDICTIONS)
             raise ConfigError(f"prediction must be one of {wanted}, got {prediction!r}")
         if not any(p.requires_grad for p in network.parameters()):
-            raise ConfigError(f"network must have weights to train, got {type(network).__name__} without any")
-        for name, value, below in (("lr", lr, math.inf), ("ema_decay", ema_decay, 1.0)):
+            kind = type(network).__name__
+            raise ConfigError(f"network must have weights to train, got {kind} without any that require grad")
+        for name, value, below in (
+            ("lr", lr, math.inf),
+            ("warmup", warmup, math.inf),
+            ("ema_decay", ema_decay, 1.0),
+            ("clip", clip, math.inf),
+        ):
             if not isinstance(value, int | float) or not 0 <= value < below:
                 raise ConfigError(f"{name} must be >= 0 and < {below}, got {value!r}")
+        if not isinstance(sigma_data, int | float) or not 0 < sigma_data < math.inf:
+            raise ConfigError(f"sigma_data must be > 0 and < inf, got {sigma_data!r}")
         self._draw_levels, self._prediction, self._sigma_data = draw_levels, prediction, sigma_data
-        self.network, self.memory_format, ranks = network, memory_format, ranks or Ranks()
-        self.iterations = iterations
+        self.network, self.iterations = network, iterations
+        ranks, execution = ranks or Ranks(), execution or ExecutionSettings()
+        prepared = prepare(execution, network)
+        self.memory_format = prepared if memory_format is None else memory_format
         ranks.shard_(network)
         self.average = Average(network, ema_decay) if ema_decay else None
         self.averaged = network if self.average is None else self.average.module
@@ -143,7 +156,7 @@ class Pretrainer(Stepper):
             seed=seed,
             device=next(network.parameters()).device,
             ranks=ranks,
-            execution=execution or ExecutionSettings(),
+            execution=execution,
             uses=("timestep", "noise"),
         )
 

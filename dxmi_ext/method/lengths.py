@@ -25,7 +25,7 @@ class MultiLengthSampler(GaussianSampler):
 
     Args:
         network, schedule, data_shape: see `GaussianSampler`; the schedule is of `schedules.joined`.
-        lengths: T of each chain, in the schedule's order.
+        lengths: T of each chain, in the schedule's order; distinct.
 
     Attributes:
         steps: T of the current chain.
@@ -41,9 +41,11 @@ class MultiLengthSampler(GaussianSampler):
         data_shape: Sequence[int],
         lengths: Sequence[int],
     ) -> None:
-        if sum(lengths) != len(schedule.log_std):
+        distinct = len({*lengths}) == len(lengths) and min(lengths, default=0) >= 1
+        if not distinct or sum(lengths) != len(schedule.log_std):
             raise ValueError(
-                f"lengths must sum to the schedule's {len(schedule.log_std)} steps, got {tuple(lengths)}"
+                f"lengths must be distinct, >= 1 and sum to the schedule's {len(schedule.log_std)} steps, "
+                f"got {tuple(lengths)}"
             )
         super().__init__(network, schedule, data_shape)
         self.lengths = tuple(lengths)

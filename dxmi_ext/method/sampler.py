@@ -136,7 +136,8 @@ class GaussianSampler(nn.Module):
     def fix_last_std(self) -> None:
         """Freezes the sigma of the last step."""
         trained = ~self._is_last()
-        self.log_std.register_hook(lambda grad: grad * trained)
+        if self.log_std.requires_grad:  # else all are frozen
+            self.log_std.register_hook(lambda grad: grad * trained)
 
     @torch.no_grad()
     def set_last_std(self, std: float) -> None:
@@ -250,6 +251,8 @@ class GaussianSampler(nn.Module):
         """
         at_least("n", n, 0)
         at_least("batch_size", batch_size, 1)
+        for name, rows in (("labels", labels), ("data", data)):
+            of_type(name, rows, (Tensor, type(None)), "a tensor or None")
         if labels is not None and labels.shape != (n,):
             raise ValueError(f"labels must have shape [{n}], got {[*labels.shape]}")
         if data is not None and data.shape != (n, *self.data_shape):
@@ -258,8 +261,8 @@ class GaussianSampler(nn.Module):
         for first in range(0, n, batch_size):
             count, offset = min(batch_size, n - first), sample_offset + first
             classes = None if labels is None else labels[first : first + count]
-            rows = None if data is None else data[first : first + count]
-            x = self.initial(count, key, data=rows, sample_offset=offset)
+            given = None if data is None else data[first : first + count]
+            x = self.initial(count, key, data=given, sample_offset=offset)
             for t in range(self.steps):
                 timestep = self.timestep(t, count)
                 x = self(x, timestep, key, classes, sample_offset=offset).next_sample

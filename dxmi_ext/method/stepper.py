@@ -55,7 +55,7 @@ class Stepper:
         graphed: whether an iteration runs as one CUDA graph.
 
     Raises:
-        ConfigError: the seed is out of range.
+        ConfigError: the seed is out of range, or the weights are of a dtype other than float32 and float64.
     """
 
     stream: ClassVar[str]
@@ -80,6 +80,11 @@ class Stepper:
     ) -> None:
         if type(seed) is not int or not 0 <= seed <= LARGEST_SEED:
             raise ConfigError(f"seed must be an integer from 0 to {LARGEST_SEED}, got {seed!r}")
+        if self._dtype not in (torch.float32, torch.float64):
+            raise ConfigError(
+                f"networks must have float32 or float64 weights, got {self._dtype}; "
+                "ExecutionSettings(precision='bfloat16') runs them in bfloat16"
+            )
         self.iteration, self.ranks, self.execution = 0, ranks, execution
         self._tried = execution.compile or ranks.shard  # a trial call would compile or gather once more
         self._seed, self._uses, self._device = seed, uses, device

@@ -62,7 +62,8 @@ class DxMITrainer(Stepper):
     ) -> None:
         langevin, execution = langevin or LangevinSettings(), execution or ExecutionSettings()
         _check(networks, algorithm, langevin, execution, ranks := ranks or Ranks())
-        self.networks, self.algorithm, self.iterations = networks, algorithm, iterations
+        self.networks, self.algorithm, self.langevin = networks, algorithm, langevin
+        self.iterations = iterations
         self.sampler, self.value = networks.sampler, networks.value
         self.data_shape = self.sampler.data_shape
         prepare(execution, networks)
@@ -106,7 +107,7 @@ class DxMITrainer(Stepper):
         shared = ("energy", "value") if energy is None else ("value",)
         self.value_learner = learner(self.value, s.value_lr, clip=s.value_clip, losses=shared)
         self.energy_learner, self.learners = self.value_learner, [self.value_learner, self.sampler_learner]
-        if energy is not None and next(energy.parameters(), None) is not None:
+        if energy is not None and _is_trainable(energy):
             self.energy_learner = learner(energy, s.energy_lr, clip=s.energy_clip, losses=("energy",))
             self.learners = [self.energy_learner, *self.learners]
         # As value and energy are called where they learn.
@@ -161,6 +162,12 @@ class DxMITrainer(Stepper):
     def _energy_step(self, path: Trajectory, batch: Batch) -> Metrics:
         """Lowers the energy of data and raises the energy of the sampler's samples, refined by Langevin
         chains if so set."""
+        if "energy" not in self.energy_learner.failures:
+            kind = type(self.networks.energy_network).__name__
+            raise ConfigError(
+                f"energy must have weights to train, got {kind} without any that require grad; "
+                "`dxmi train energy` samples a given energy"
+            )
         samples = path.samples[-1]
         if self.algorithm.negatives == "refined":
             key, offset = batch.keys["refine"], batch.offset
@@ -258,10 +265,9 @@ def _check(
             raise ConfigError(f"{name} must be {wanted.__name__}, got {type(value).__name__}")
     settings.check((*RULES, *CHAIN_RULES), algorithm, langevin)
     check_graph(execution, networks.sampler.log_std.device, ranks)
-    if next(networks.value.parameters(), None) is None:
-        raise ConfigError(
-            f"value must have weights to train, got {type(networks.value).__name__} without any"
-        )
+    if not _is_trainable(networks.value):
+        kind = type(networks.value).__name__
+        raise ConfigError(f"value must have weights to train, got {kind} without any that require grad")
     if algorithm.skip_last > networks.sampler.end:
         raise ConfigError(f"skip_last must be <= T = {networks.sampler.end}, got {algorithm.skip_last}")
     if execution.cuda_graph and algorithm.tau_cooling < 1:
@@ -270,6 +276,10 @@ def _check(
         raise ConfigError(f"negatives must be sampler or refined, got {algorithm.negatives}")
     if len(lengths_of(networks.sampler)) > 1 and (execution.cuda_graph or algorithm.skip_last):
         raise ConfigError("cuda_graph and skip_last must be off with chains of several lengths")
+
+
+def _is_trainable(network: nn.Module) -> bool:
+    return any(p.requires_grad for p in network.parameters())
 
 
 def _uses(s: DxMISettings) -> list[str]:

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from dxmi_ext import ops
 from dxmi_ext.engine import checkpoint, execution
 from dxmi_ext.engine.execution import ExecutionSettings
+from dxmi_ext.engine.graphs import WARM_UP, Graphed
 from dxmi_ext.engine.settings import ConfigError
 from dxmi_ext.method import schedules
 from dxmi_ext.method.denoising import Pretrainer, uniform_levels
@@ -214,6 +216,13 @@ def test_channels_last_reaches_every_op(monkeypatch: pytest.MonkeyPatch) -> None
             torch.testing.assert_close(metrics, plain.step(batch(iteration)), rtol=1e-4, atol=1e-5)
 
 
+def test_pretraining_prepares_its_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = make_pretrainer(ExecutionSettings(channels_last=True))
+    assert made.network.first.weight.is_contiguous(memory_format=LAST) and made.memory_format == LAST
+    monkeypatch.setattr(execution, "BACKEND", "eager")
+    assert make_pretrainer(ExecutionSettings(compile=True)).network._compiled_call_impl is not None
+
+
 def test_channels_last_is_for_images() -> None:
     sampler = GaussianSampler(SamplerMLP(2, T, 8, 2), SCHEDULE, (2,))
     with pytest.raises(ConfigError, match=r"channels_last must be false unless data are images .* \[2\]"):
@@ -292,6 +301,17 @@ def test_a_resumed_trainer_continues_bit_for_bit(changes: dict[str, Any], tmp_pa
     for iteration in range(2, ITERATIONS):
         resumed.step(batch(iteration))
     torch.testing.assert_close(resumed.state_dict(), straight.state_dict(), rtol=0, atol=0)
+
+
+def test_a_graph_refuses_batches_of_another_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even of one row, which a copy would repeat."""
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Mock)
+    graphed = Graphed(Mock())
+    graphed._calls, graphed._inputs = WARM_UP + 1, (torch.zeros(B, 2), None)
+    graphed(torch.ones(B, 2), None)
+    for inputs in ((torch.ones(1, 2), None), (torch.ones(B, 2), torch.ones(B))):
+        with pytest.raises(ConfigError, match=r"CUDA graph must keep their shapes, \[\[4, 2\], None\], got"):
+            graphed(*inputs)
 
 
 # --- on a GPU ----------------------------------------------------------------------------------------

@@ -67,8 +67,9 @@ def test_chains_of_several_lengths() -> None:
         assert torch.equal(sampler.sample(4, KEY), path.samples[-1])
     with pytest.raises(ValueError, match=r"steps must be one of 1, 3, 2, got 4"):
         sampler.use(4)
-    with pytest.raises(ValueError, match=r"lengths must sum to the schedule's 6 steps, got \(1, 3\)"):
-        MultiLengthSampler(network, schedules.joined(chains), SHAPE, (1, 3))
+    for lengths in ((1, 3), (3, 3), (0, 6)):
+        with pytest.raises(ValueError, match=r"lengths must be distinct, >= 1 and sum to .* 6 steps, got \("):
+            MultiLengthSampler(network, schedules.joined(chains), SHAPE, lengths)
     with pytest.raises(ValueError, match=r"chains must have the same initial_std, got"):
         schedules.joined([chains[0], schedules.ddim(2)])
 

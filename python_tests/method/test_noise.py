@@ -155,6 +155,13 @@ def test_noise_key_without_seed_comes_from_the_generator(device: torch.device) -
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_noise_key_without_seed_compiles(device: torch.device) -> None:
+    torch.compiler.reset()
+    compiled = torch.compile(lambda: ops.noise_key(device=device), fullgraph=True, backend="aot_eager")
+    first, second = (compiled().tolist() for _ in range(2))
+    assert first != second and first[1] == second[1] == 0
+
+
 def test_next_key_is_a_new_tensor_with_the_next_draw(device: torch.device) -> None:
     key = int64_key(-5, 41, device)
     following = ops.next_key(key)

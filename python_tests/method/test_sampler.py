@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from types import SimpleNamespace
 
+import numpy
 import pytest
 import torch
 from torch import Tensor, nn
@@ -143,8 +144,26 @@ def test_batch_size_changes_no_sample(batch_size: int) -> None:
 
 def test_no_samples() -> None:
     sampler = make_sampler(EXAMPLES["ddpm"]())
-    assert sampler.sample(0, KEY).shape == (0, *SHAPE)
+    assert sampler.sample(numpy.int64(0), KEY).shape == (0, *SHAPE)
     assert sampler.rollout(0, KEY).samples.shape == (6, 0, *SHAPE)
+
+
+def test_a_frozen_sigma_stays_so() -> None:
+    sampler = make_sampler(EXAMPLES["ddpm"]())
+    sampler.log_std.requires_grad_(False)
+    sampler.fix_last_std()
+    assert not sampler.log_std.requires_grad
+
+
+def test_a_step_compiles_as_one_graph() -> None:
+    sampler, x, timestep = make_mlp_sampler(), torch.ones(5, 2), torch.arange(5)
+
+    def step(x: Tensor) -> Tensor:
+        return sampler(x, timestep, KEY).next_sample
+
+    torch.compiler.reset()
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(x), step(x))
 
 
 def test_gradients_reach_network_and_sigma_but_not_the_schedule() -> None:

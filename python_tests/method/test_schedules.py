@@ -302,6 +302,7 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "timesteps": (lambda: schedules.ddim([1, 2]), "steps must descend within 999..0, got [1, 2]"),
     "far timestep": (lambda: schedules.ddim([1000, 2]), "steps must descend within 999..0, got [1000, 2]"),
     "too many": (lambda: schedules.ddim(1001), "steps must be <= 1000, the number of betas, got 1001"),
+    "fractional": (lambda: schedules.ddim([999, 0.5]), "steps must be integers, got [999.0, 0.5]"),
     "betas": (lambda: schedules.ddpm(torch.tensor([0.5, 1.0])), "betas must be a vector within (0, 1), got"),
     "kind": (
         lambda: schedules.make_betas("sqrt"),

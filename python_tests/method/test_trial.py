@@ -58,6 +58,13 @@ class Energy(nn.Linear):
         return super().forward(x)[:, 0]
 
 
+class Quadratic(nn.Module):
+    """A given energy: (x [N, 3]) -> [N]"""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.square().sum(1)
+
+
 def trainer(
     network: nn.Module | None = None, value: nn.Module | None = None, energy: nn.Module | None = None
 ) -> DxMITrainer:
@@ -92,6 +99,12 @@ def test_a_misfit_is_named_before_anything_is_trained(networks: dict[str, Any], 
     with pytest.raises(ConfigError, match=message):
         made.step(DATA)
     assert made.iteration == 0
+
+
+@pytest.mark.parametrize("energy", [Quadratic(), Energy().requires_grad_(False)])
+def test_an_energy_that_cannot_learn_is_named(energy: nn.Module) -> None:
+    with pytest.raises(ConfigError, match=r"energy must have weights to train, got .* `dxmi train energy`"):
+        trainer(energy=energy).step(DATA)
 
 
 def test_labels_are_part_of_the_trial() -> None:

@@ -83,7 +83,10 @@ def ddim(
     if isinstance(steps, int):
         timesteps = _spaced(steps, len(betas), spacing, offset)
     else:
-        timesteps = torch.tensor([*steps], dtype=torch.int64)
+        given = torch.tensor([*steps])
+        timesteps = given.long()
+        if (timesteps != given).any():
+            raise ValueError(f"steps must be integers, got {given.tolist()}")
     inside = len(timesteps) > 0 and timesteps[-1] >= 0 and timesteps[0] < len(betas)
     if not inside or (timesteps.diff() >= 0).any():
         raise ValueError(f"steps must descend within {len(betas) - 1}..0, got {timesteps.tolist()}")
