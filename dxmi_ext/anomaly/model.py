@@ -20,7 +20,7 @@ from dxmi_ext.anomaly.detectors import MapDetector
 from dxmi_ext.anomaly.features import FeatureMaps
 from dxmi_ext.anomaly.gaussians import Gaussians
 from dxmi_ext.anomaly.networks import AutoencoderEnergy, LatentStart, SphereAutoencoder
-from dxmi_ext.anomaly.preparation import Preparation, prepared
+from dxmi_ext.anomaly.preparation import Preparation, prepared, rename_former
 from dxmi_ext.anomaly.settings import Config
 from dxmi_ext.engine import checkpoint
 from dxmi_ext.engine.identity import settings_of
@@ -64,6 +64,7 @@ class AnomalyNetworks(Networks):
         super().__init__(parts.sampler, parts.value, parts.energy_network)
         self.preparation, self.preparations = preparation, dict(preparations)
         self.others = nn.ModuleDict({other.name: other for other in others})
+        self.others.register_load_state_dict_pre_hook(rename_former)
         self.shipped, self.trained = None, choice.NETWORKS
         self.baselines = nn.ModuleDict(dict.fromkeys(baselines, nn.Identity()))
         self.renew_baselines()
@@ -128,6 +129,7 @@ def build(
     """
     own: nn.Module = nn.Identity()
     dim, others = shape[2], list[Preparation]()
+    preparations = {method: preparation.present(name) for method, name in preparations.items()}
     if preparations:
         main = preparations["autoencoder"]
         own = made = preparation.make(main, shape, **cfg.features.neighborhood)
