@@ -192,14 +192,14 @@ def _read(path: Path) -> npz.Arrays:
         return npz.Arrays(path, VectorDataError, formats=_FORMATS)
     try:
         content = {"x": tables.read_csv(path)}
-        _check_header(path)
-        return npz.Arrays(path, VectorDataError, content=content)
     except tables.TableError as error:
         raise VectorDataError(f"{printable(path)}: {error}") from error
     except UNREADABLE as error:
         what = what_it_is(path)
         why = error if what is None else f"it {what}"
         raise VectorDataError(f"{printable(path)}: cannot be read as {_FORMATS} ({why})") from error
+    _check_header(path)
+    return npz.Arrays(path, VectorDataError, content=content)
 
 
 def _check_header(path: Path) -> None:

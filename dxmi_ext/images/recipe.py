@@ -130,6 +130,8 @@ def evaluate(
     cfg = cfg.replace(
         evaluate_n=settings.n or cfg.evaluation.evaluate_n, data=settings.data or cfg.source.data
     )
+    if not Path(path_of(cfg)).exists():
+        raise ConfigError(f"data: {path_of(cfg)} does not exist; data=PATH names another place")
     sampler: Sampler = networks.sampler
     if settings.steps is not None and settings.chain is not None:
         raise ConfigError(f"steps must be null with chain={settings.chain}, got {settings.steps}")

@@ -116,13 +116,13 @@ def test_files_that_are_no_npz(tmp_path: Path) -> None:
         ("a;b\n1;2\n", "line 2 must be separated by commas, got semicolons"),
         ("1,5;2,5\n", "line 1 must be separated by commas, got semicolons"),
         ("1\t2\n3\t4\n", "line 2 must be separated by commas, got tabs"),
-        ("a,b,Label\n1,2,0\n", r"columns must be features, got one named 'Label'; .*\)"),
-        (",a,b\n0,1,2\n", r"columns must be features, got one named ''; .*\)"),
+        ("a,b,Label\n1,2,0\n", "columns must be features, got one named 'Label'; .* beside X\\)"),
+        (",a,b\n0,1,2\n", "columns must be features, got one named ''; .* beside X\\)"),
     ],
 )
 def test_bad_tables_name_the_line(tmp_path: Path, content: str, message: str) -> None:
     (tmp_path / "a.csv").write_text(content)
-    with pytest.raises(VectorDataError, match=f"a.csv: {message}$"):
+    with pytest.raises(VectorDataError, match=f"^[^ ]*a.csv: {message}$"):
         vectors.load(tmp_path / "a.csv")
 
 

@@ -459,6 +459,8 @@ def test_data_are_known_by_their_content_wherever_they_lie(
     assert run("train", name, moved, Path("there.npz"), *settings, "iterations=3") == 0
     assert f"data: {elsewhere}/there.npz" in (moved / "config.yaml").read_text()
     Path("there.npz").rename("again.npz")
+    assert cli.main(["evaluate", "moved", "data=gone.npz", "device=cpu", "n=4"]) == 2
+    assert "gone.npz does not exist; data=PATH names another place" in capsys.readouterr().err
     assert cli.main(["evaluate", "moved", "data=again.npz", "device=cpu", "n=4"]) == 0
     given["train_y"] = given["train_y"][::-1]  # the same pictures in other classes
     np.savez("other.npz", **given)
