@@ -22,7 +22,7 @@ from dxmi_ext.anomaly.detectors.networks import AutoencoderEnergy, LatentStart, 
 from dxmi_ext.anomaly.features import preparation
 from dxmi_ext.anomaly.features.collection import Examined, Good
 from dxmi_ext.anomaly.features.feature_maps import FeatureMaps
-from dxmi_ext.anomaly.features.preparation import Preparation, prepared
+from dxmi_ext.anomaly.features.preparation import Preparation, prepared, rename_former
 from dxmi_ext.anomaly.settings import Config
 from dxmi_ext.engine import checkpoint
 from dxmi_ext.engine.identity import settings_of
@@ -66,6 +66,7 @@ class AnomalyNetworks(Networks):
         super().__init__(parts.sampler, parts.value, parts.energy_network)
         self.preparation, self.preparations = preparation, dict(preparations)
         self.others = nn.ModuleDict({other.name: other for other in others})
+        self.others.register_load_state_dict_pre_hook(rename_former)
         self.shipped, self.trained = None, choice.NETWORKS
         self.baselines = nn.ModuleDict(dict.fromkeys(baselines, nn.Identity()))
         self.renew_baselines()
@@ -130,6 +131,7 @@ def build(
     """
     own: nn.Module = nn.Identity()
     dim, others = shape[2], list[Preparation]()
+    preparations = {method: preparation.present(name) for method, name in preparations.items()}
     if preparations:
         main = preparations["autoencoder"]
         own = made = preparation.make(main, shape, **cfg.features.neighborhood)

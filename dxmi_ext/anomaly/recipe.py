@@ -167,12 +167,18 @@ def sample(
 
 
 def evaluate(directory: Path, settings: EvaluateSettings, device: torch.device) -> tuple[dict[str, Any], str]:
-    """Metrics of a run's final networks and their table, on its own or other test data."""
+    """Metrics of a run's final networks and their table, on its own or other test data.
+
+    Raises:
+        ConfigError: the run's data no longer exist, or its good data are needed and these are others.
+    """
     cfg, networks, model = load_model(directory, device)
     backbone, which = backbone_of(cfg, device, model), settings.baselines or cfg.comparison.baselines
     detector, good, others = model["detector"], None, settings.data
     if others is not None and has_moved(cfg, directory, others, needed=which != "none"):
         cfg, others = cfg.replace(data=others), None
+    if others is None and not Path(path_of(cfg)).exists():
+        raise ConfigError(f"data: {path_of(cfg)} does not exist; data=PATH names another place")
     if which != "none":
         good = source_of(cfg, backbone, device, about=model).good(cfg.source.holdout).train
     tested = source_of(cfg, backbone, device, data=others, about=model).tested()

@@ -7,7 +7,7 @@ from typing import Any
 
 from dxmi_ext.anomaly.detectors import bases
 from dxmi_ext.anomaly.features import backbones
-from dxmi_ext.anomaly.features.preparation import PREPARATIONS
+from dxmi_ext.anomaly.features.preparation import PREPARATIONS, present
 from dxmi_ext.engine.execution import ExecutionSettings
 from dxmi_ext.engine.run_settings import EvaluateSettings as EvaluateSettings_
 from dxmi_ext.engine.run_settings import RunnableConfig, RunSettings
@@ -56,7 +56,7 @@ class FeatureSettings(Settings):
     grid: int = setting(14, "height and width of the feature maps", minimum=1, maximum=1024)
     preparation: str = setting(
         "auto",
-        "preparation of features: unit: scaled to length 1; centred: the mean subtracted first; whitened: "
+        "preparation of features: unit: scaled to length 1; centered: the mean subtracted first; whitened: "
         "by the covariance; auto: for each method, what detects synthetic defects in held-out data best",
         choices=("auto", *PREPARATIONS),
     )
@@ -71,6 +71,10 @@ class FeatureSettings(Settings):
         False, "separate means for each position, for objects at the same place in all images"
     )
     whole_pictures: bool = setting(False, "batches of whole images; false: of positions of all images")
+
+    def __post_init__(self) -> None:
+        self.preparation = present(self.preparation)
+        super().__post_init__()
 
     @property
     def neighborhood(self) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from dxmi_ext import ops
 from dxmi_ext.engine.settings import ConfigError
 from dxmi_ext.images.data import dataset
 from dxmi_ext.images.data.dataset import ImageData
+from dxmi_ext.images.data.layouts import SplitMissing
 from dxmi_ext.images.model import classes_of
 from dxmi_ext.method import noise
 from dxmi_ext.method.networks import Networks
@@ -31,7 +32,8 @@ def separation(
 
     Args:
         others: kinds of images, separated by commas: noise, uniform pixels; blurred, the test images blurred
-            by a Gaussian of one pixel; or the path of other images of the same shape.
+            by a Gaussian of one pixel; or the path of other images of the same shape, of which the test split
+            is used if there is one.
         n: at most; all there are if fewer.
         seed: of the noise.
 
@@ -86,7 +88,10 @@ def _blurred(images: Tensor) -> Tensor:
 
 
 def _load(path: str, shape: tuple[int, ...]) -> ImageData:
-    data = dataset.load(path, split="test")
+    try:
+        data = dataset.load(path, split="test")
+    except SplitMissing:  # a collection without splits
+        data = dataset.load(path)
     if data.shape != shape:
         raise ConfigError(f"against must be images of shape {[*shape]}, got {path} of {[*data.shape]}")
     return data

@@ -15,6 +15,8 @@ from torch import Tensor
 from dxmi_ext import ops
 from dxmi_ext.method import noise
 
+BOX = torch.tensor([[-4.0, -4.0], [4.0, 4.0]])
+"""Lower and upper corner of the square in which densities are drawn and AUROC's uniform points lie."""
 # The two uses of the key: noise of a point, and uniforms that choose its center.
 _NORMAL, _UNIFORM = 0, 1
 

@@ -78,15 +78,18 @@ def temperature_of(cfg: Config) -> float:
 
 
 def draw_pictures(directory: Path, cfg: Config, networks: Networks) -> None:
-    """Draws samples.png, energy.png, curves.png, and paths.png if there is a sampler."""
+    """Draws samples.png, energy.png, curves.png, and paths.png if there is a sampler, in the data's units."""
     device = networks.sampler.log_std.device
     keys = noise.Draws(cfg.run.seed, "pictures", ["sample", "data"], device).at(0)
-    data = sources.of(cfg.density.data, device).sample(5000, keys["data"])
-    energies = torch.no_grad()(networks.energy)(plots.grid().to(device))
-    plots.samples(directory / "samples.png", data, draw(cfg, networks, 5000, keys["sample"]))
-    plots.energy(directory / "energy.png", energies, data[:300])
+    source = sources.of(cfg.density.data, device)
+    box, data = source.restored(source.box), source.restored(source.sample(5000, keys["data"]))
+    energies = torch.no_grad()(networks.energy)(plots.grid(box=source.box).to(device))
+    samples = source.restored(draw(cfg, networks, 5000, keys["sample"]))
+    plots.samples(directory / "samples.png", data, samples, box=box)
+    plots.energy(directory / "energy.png", energies, data[:300], box=box)
     if cfg.algorithm.trains_sampler:
-        plots.paths(directory / "paths.png", networks.sampler.rollout(1000, keys["sample"]).samples)
+        paths = source.restored(networks.sampler.rollout(1000, keys["sample"]).samples)
+        plots.paths(directory / "paths.png", paths, box=box)
     curves(directory / "curves.png", directory / "metrics.jsonl")
 
 

@@ -12,7 +12,7 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-from dxmi_ext.engine import checkpoint, course, execution, final
+from dxmi_ext.engine import checkpoint, course, execution, final, runlog
 from dxmi_ext.engine.course import Finish
 from dxmi_ext.engine.identity import Fingerprints, changed, data_of
 from dxmi_ext.engine.ranks import Ranks
@@ -97,13 +97,20 @@ def evaluate(directory: Path, settings: EvaluateSettings, device: torch.device) 
     """The metrics of a run's final networks and their table, for a given seed of noise and data.
 
     Raises:
-        ConfigError: the points at the run's path are not those that it was trained on.
+        ConfigError: the data are not those of the run.
     """
     cfg, networks = load(directory, device)
-    if changed(data_of(directory), sources.of(cfg.density.data).fingerprints):
+    if settings.data is not None:
+        cfg = _with_file(cfg, settings.data, directory)
+    path, known = cfg.density.data, data_of(directory)
+    if sources.is_file(path) and not Path(path).exists():
+        raise ConfigError(f"data: {path} does not exist; data=FILE names another place")
+    if settings.data is not None and not known:
+        runlog.note(f"{directory} has no fingerprint of its data; {path} is assumed to hold them")
+    if changed(known, sources.of(path).fingerprints):
         raise ConfigError(
-            f"data: {cfg.density.data} must hold the points that {directory} was trained on, but has another "
-            "fingerprint"
+            f"data: {path} must hold the points that {directory} was trained on, but has another "
+            "fingerprint; data=FILE names another place"
         )
     _, about = checkpoint.load_model_state(directory / "model")
     cfg.evaluation.samplings = settings.samplings or cfg.evaluation.samplings
@@ -114,6 +121,20 @@ def evaluate(directory: Path, settings: EvaluateSettings, device: torch.device) 
     numbers = evaluate_networks(cfg, networks, **options)
     lines = [table(cfg, numbers), *([likelihood.table(density)] if density else [])]
     return numbers | density, "\n".join(lines)
+
+
+def _with_file(cfg: Config, file: str, directory: Path) -> Config:
+    """The settings of a run on points of a file, with another place for it.
+
+    Raises:
+        ConfigError: the run has a density instead, or this is no name of a file.
+    """
+    if not sources.is_file(cfg.density.data):
+        raise ConfigError(f"data must be null, as {directory} was trained on {cfg.density.data}, got {file}")
+    moved = cfg.replace(data=file)
+    if not sources.is_file(moved.density.data):
+        raise ConfigError(f"data must be the file that {directory} was trained on, got {file}")
+    return moved
 
 
 def _finish(
@@ -168,20 +189,22 @@ def _trainer(run: Run, cfg: Config, networks: Networks) -> tuple[str, DxMITraine
 def _picture(
     cfg: Config, data: Source, networks: Networks, *, trained: bool = False
 ) -> Callable[[IO[bytes]], None] | None:
-    """Draws samples of fixed noise: over the energy, or beside data before it is trained."""
+    """Draws samples of fixed noise, in the data's units: over the energy, or beside data before it is
+    trained."""
     if cfg.run.shard:  # the first rank has only its shard
         return None
     device = networks.sampler.log_std.device
     keys = noise.Draws(cfg.run.seed, "pictures", ["sample", "data"], device).at(0)
+    box = data.restored(data.box)
 
     def picture(file: IO[bytes]) -> None:
         if trained:
-            samples = draw(cfg, networks, 2000, keys["sample"])
-            energies = torch.no_grad()(networks.energy)(plots.grid().to(device))
-            plots.energy(file, energies, samples, title="samples over the energy")
+            samples = data.restored(draw(cfg, networks, 2000, keys["sample"]))
+            energies = torch.no_grad()(networks.energy)(plots.grid(box=data.box).to(device))
+            plots.energy(file, energies, samples, title="samples over the energy", box=box)
         else:
-            points = data.sample(2000, keys["data"])
-            plots.samples(file, points, networks.sampler.sample(2000, keys["sample"]))
+            samples = data.restored(networks.sampler.sample(2000, keys["sample"]))
+            plots.samples(file, data.restored(data.sample(2000, keys["data"])), samples, box=box)
 
     return picture
 

@@ -31,7 +31,7 @@ class DensitySettings(Settings):
     data: str = setting(
         "8gaussians",
         f"{', '.join(densities.DENSITIES)}, or FILE.npy or FILE.csv with points [N, 2]",
-        pattern="|".join((*densities.DENSITIES, r".*\.(npy|csv)")),
+        pattern="|".join((*densities.DENSITIES, r".*\.(?i:npy|csv)")),
         path=True,
     )
 
@@ -181,6 +181,9 @@ class Config(RunnableConfig):
 class EvaluateSettings(EvaluateSettings_):
     """Settings of the command ``evaluate``."""
 
+    data: str | None = setting(
+        None, "FILE.npy or FILE.csv that holds the run's points now; null: unchanged", path=True
+    )
     samplings: int | None = setting(
         None, "number of samplings over which metrics are averaged; null: as in training", minimum=1
     )

@@ -1,7 +1,7 @@
 """The data of a 2D run: a known density, or the points of a file.
 
 Points of a file are standardized to the standard deviation of the 8 Gaussians, for which the recipes' noise
-levels and pictures are made. Every tenth point is held out for the metrics. Imports torch, numpy and
+levels are made. Every tenth point is held out for the metrics. Imports torch, numpy and
 ``two_d.densities``.
 """
 
@@ -26,6 +26,7 @@ _STD = 2.0  # of standardized coordinates
 _SAMPLED = 10_000  # points per sampling of the metrics
 _HELD_OUT = 10  # every tenth point
 _FEWEST = 100  # points of a file
+_LEAST = 1e-12  # standard deviation, relative to the mean, that float64 resolves
 
 
 class Units(NamedTuple):
@@ -35,7 +36,7 @@ class Units(NamedTuple):
     scale: list[float]
 
     def restore(self, z: Tensor) -> Tensor:
-        """Standardized points [n, 2] in the units of the file, float64."""
+        """Standardized points [*, 2] in the units of the file, float64."""
         center, scale = torch.tensor([self.center, self.scale], dtype=torch.float64, device=z.device)
         return center + scale * z
 
@@ -51,6 +52,8 @@ class Source:
     held_out: Tensor | None = None
     """float32 [m, 2]"""
     units: Units | None = None
+    box: Tensor = densities.BOX
+    """Lower and upper corner of the data, float32 [2, 2]."""
     fingerprints: Fingerprints = dataclasses.field(default_factory=dict)
 
     def sample(self, n: int, key: Tensor, *, sample_offset: int = 0) -> Tensor:
@@ -76,9 +79,11 @@ class Source:
         """Arguments of `metrics.evaluate` for a file: as many points as are held out, and the box of all."""
         if self.train is None or self.held_out is None:
             return {}
-        every = torch.cat((self.train, self.held_out))
-        box = every.amin(0).tolist(), every.amax(0).tolist()
-        return {"n": min(_SAMPLED, len(self.held_out)), "box": box}
+        return {"n": min(_SAMPLED, len(self.held_out)), "box": self.box.tolist()}
+
+    def restored(self, z: Tensor) -> Tensor:
+        """Points [*, 2] in the units of the data."""
+        return z if self.units is None else self.units.restore(z)
 
     def described(self) -> str:
         """A line about the points of a file."""
@@ -86,7 +91,7 @@ class Source:
         center, scale = (", ".join(f"{x:.4g}" for x in each) for each in self.units)
         return (
             f"{self.name}: {len(self.train):,} points for training, {len(self.held_out):,} held out; "
-            f"standardized to z = (x - [{center}]) / [{scale}], which networks, metrics and pictures see"
+            f"standardized to z = (x - [{center}]) / [{scale}], which networks and metrics see"
         )
 
 
@@ -105,31 +110,32 @@ def of(name: str, device: torch.device | str = "cpu") -> Source:
     x = _read(Path(name))
     held = np.arange(len(x)) % _HELD_OUT == 0
     center, spread = x[~held].mean(axis=0), x[~held].std(axis=0)
-    if not (np.isfinite(spread) & (spread > 1e-9 * np.abs(center))).all():
+    if not (np.isfinite(spread) & (spread > _LEAST * np.abs(center))).all():
         raise ConfigError(
-            f"data: {name}: columns must vary, and be of magnitude < 1e150, got standard deviations {spread}"
+            f"data: {name}: columns must vary by > {_LEAST:g} of their mean and be of magnitude < 1e150, got "
+            f"standard deviations {spread} and means {center}"
         )
     scale = spread / _STD
     z = torch.from_numpy(((x - center) / scale).astype(np.float32)).to(device)
     prints = {"train": fingerprint(x[~held]), "test": fingerprint(x[held])}
     mask = torch.from_numpy(held)
-    return Source(name, z[~mask], z[mask], Units(center.tolist(), scale.tolist()), prints)
+    units, box = Units(center.tolist(), scale.tolist()), torch.stack((z.amin(0), z.amax(0)))
+    return Source(name, z[~mask], z[mask], units, box, prints)
 
 
 def _read(path: Path) -> np.ndarray:
     """float64 [N, 2]"""
     try:
-        x = tables.read_csv(path) if path.suffix == ".csv" else np.load(path, allow_pickle=False)
+        x = tables.read_csv(path) if path.suffix.lower() == ".csv" else _read_npy(path)
     except tables.TableError as error:
         raise ConfigError(f"data: {path}: {error}") from error
     except UNREADABLE as error:
         why = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
         raise ConfigError(f"data: {path} {why}") from error
-    if not isinstance(x, np.ndarray) or x.dtype.kind not in "fiu" or x.ndim != 2 or x.shape[1] != 2:
-        got = f"{x.dtype} {list(x.shape)}" if isinstance(x, np.ndarray) else "several arrays"
+    if x.dtype.kind not in "fiu" or x.ndim != 2 or x.shape[1] != 2:
         raise ConfigError(
-            f"data: {path} must hold numbers [N, 2], got {got}; for data of other shapes see "
-            "docs/tutorials/own_data.py"
+            f"data: {path} must hold numbers [N, 2], got {x.dtype} {list(x.shape)}; for data of other shapes "
+            "see docs/tutorials/own_data.py"
         )
     if len(x) < _FEWEST:
         raise ConfigError(f"data: {path} must have >= {_FEWEST} points, got {len(x)}")
@@ -140,3 +146,8 @@ def _read(path: Path) -> np.ndarray:
             f"data: {path} must be finite, got {x[row, column]} in row {row}, column {column} (from 0)"
         )
     return x
+
+
+def _read_npy(path: Path) -> np.ndarray:
+    with path.open("rb") as file:  # unlike numpy.load, this takes no other format for a pickle
+        return np.lib.format.read_array(file, allow_pickle=False)

@@ -15,6 +15,7 @@ from dxmi_ext.anomaly import choice, validation
 from dxmi_ext.anomaly import recipe as anomaly
 from dxmi_ext.anomaly.data import synthetic
 from dxmi_ext.anomaly.detectors.plain import GaussianPositions, NearestNeighbors
+from dxmi_ext.anomaly.features import preparation
 from dxmi_ext.engine import config, plots
 
 for library in ("yaml", "matplotlib"):
@@ -162,7 +163,7 @@ def test_a_run_chooses_says_what_and_scores_by_it(
     assert found["preparation"] == found["preparations"][found["detector"]] == "whitened"
     assert found["baselines"].keys() == {"gaussian", "knn", "autoencoder", "dxmi"}
     assert found["image_auroc"] == found["baselines"][found["detector"]] > 0.9
-    assert found["validation"]["knn"].keys() == {"unit", "centred", "whitened", "final"}
+    assert found["validation"]["knn"].keys() == {"unit", "centered", "whitened", "final"}
     shown = capsys.readouterr()
     assert "whitened features for knn, and for the autoencoder and DxMI; AUROC on synth" in shown.err
     assert "detector: " in shown.out and ", whitened features; AUROC on synthetic defects" in shown.out
@@ -179,9 +180,9 @@ def test_a_run_chooses_says_what_and_scores_by_it(
 
 @pytest.mark.parametrize("detector", ["dxmi", "autoencoder", "knn", "gaussian"])
 def test_a_detector_and_a_preparation_can_be_forced(detector: str, rows: Path, tmp_path: Path) -> None:
-    settings = [f"detector={detector}", "preparation=centred", "baselines=none"]
+    settings = [f"detector={detector}", "preparation=centered", "baselines=none"]
     found = train(tmp_path / "run", rows, *settings)
-    assert (found["detector"], found["preparation"]) == (detector, "centred")
+    assert (found["detector"], found["preparation"]) == (detector, "centered")
     assert detector in found["baselines"]
     assert found["validation"][detector] == {"final": found["synthetic_auroc"]}
     scorer = anomaly.load_scorer(tmp_path / "run", CPU)
@@ -211,7 +212,7 @@ def test_only_what_is_needed_is_trained(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     folder = tmp_path / "run"
-    found = train(folder, rows, f"detector={detector}", f"baselines={baselines}", "preparation=centred")
+    found = train(folder, rows, f"detector={detector}", f"baselines={baselines}", "preparation=centered")
     assert found["trained"] == trained
     assert found["baselines"].keys() == {"gaussian", "knn", *trained}
     log = folder / "metrics.jsonl"
@@ -242,6 +243,28 @@ def test_a_run_that_resumes_keeps_its_choice(
     train(whole, rows)
     model = "model/model.safetensors"
     assert (whole / model).read_bytes() == (tmp_path / "run" / model).read_bytes()
+
+
+def test_the_former_name_of_centered_is_read(
+    rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In settings, and in the choice, checkpoints and model of runs."""
+    assert config.load(anomaly.Config, None, ["preparation=centred"]).features.preparation == "centered"
+    names = {"gaussian": "centred", "knn": "unit", "autoencoder": "unit"}
+    chosen = {"preparations": names, "patch": 5, "validation": {}}
+    monkeypatch.setattr(choice, "choose_preparations", lambda *_: chosen)
+    given = ["anomaly-vectors", f"data={rows}", *TINY, "detector=gaussian", "baselines=tau0"]
+    with monkeypatch.context() as earlier:
+        earlier.setattr(preparation.Centered, "name", "centred")
+        earlier.setattr(preparation, "_FORMER", {})
+        assert cli.main(["train", *given, f"output={tmp_path / 'whole'}"]) == 0
+        assert cli.main(["pretrain", *given, f"output={tmp_path / 'run'}"]) == 0
+    assert "centred" in (tmp_path / "whole/model/config.json").read_text()
+    found, _ = anomaly.evaluate(tmp_path / "whole", anomaly.EvaluateSettings(), CPU)
+    assert found["preparation"] == "centered"
+    assert cli.main(["train", *given, f"output={tmp_path / 'run'}"]) == 0
+    again = json.loads((tmp_path / "run/summary.json").read_text())
+    assert again["preparation"] == "centered" and again["baselines"] == found["baselines"]
 
 
 def test_a_run_from_before_there_was_a_choice_scores_as_it_did(

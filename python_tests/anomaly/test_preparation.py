@@ -70,11 +70,11 @@ def test_bad_arguments_are_named() -> None:
 
 
 @pytest.mark.parametrize("aligned", [False, True])
-def test_unit_and_centred_features_are_directions_of_neighborhood_means(aligned: bool) -> None:
+def test_unit_and_centered_features_are_directions_of_neighborhood_means(aligned: bool) -> None:
     train, test = _maps(), _maps(70, seed=2)
     pooled = _pooled(train.astype(np.float64))
     mean = pooled.mean(0 if aligned else (0, 1, 2))
-    for name, offset in (("unit", 0 * mean), ("centred", mean)):
+    for name, offset in (("unit", 0 * mean), ("centered", mean)):
         preparation = make(name, (3, 4, 5), patch=3, aligned=aligned)
         preparation.fit(train)
         x = _pooled(test.astype(np.float64)) - offset

@@ -160,6 +160,8 @@ def test_a_run_is_evaluated_on_its_data_wherever_they_are(
     save(other / "bottle/train/good/000.png", np.zeros((16, 16, 3), np.uint8))
     path = folder / "config.yaml"
     path.write_text(path.read_text().replace(f"data: {data}", f"data: {tmp_path}/gone"))
+    with pytest.raises(ConfigError, match="gone does not exist; data=PATH names another place"):
+        anomaly.evaluate(folder, anomaly.EvaluateSettings(), CPU)
     numbers, _ = anomaly.evaluate(folder, anomaly.EvaluateSettings(data=str(moved)), CPU)
     exact = {k: v for k, v in numbers.items() if "latency" not in k}
     assert exact == {key: summary(finished)[key] for key in exact} and "knn_image_auroc" in exact

@@ -55,6 +55,16 @@ def load(path: Path, **options: Any) -> images.ImageData:
     return images.load(path, cache=folder.parent / f"{folder.name}-cache", **options)
 
 
+def test_photos_are_turned_upright(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise
+    stored = np.zeros((4, 6, 3), np.uint8)
+    stored[:, :3] = 255
+    save(tmp_path / "photos/a.png", stored, exif=exif)
+    (found,) = images.load(tmp_path / "photos", cache=tmp_path / "cache").images
+    assert found.shape == (3, 6, 4) and found[0, :3].all() and not found[0, 3:].any()
+
+
 # --- depths ------------------------------------------------------------------------------------------
 
 

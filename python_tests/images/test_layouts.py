@@ -281,6 +281,10 @@ def test_files_are_told_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert about["recipe"] == "anomaly-vectors" and about["layout"] == "vectors"
     assert about["splits"] == {"train": {"good": 7}, "test": {"good": 3, "anomalous": 2}}
 
+    (tmp_path / "d.csv").write_text("a,b\n1,2\n3,4\n5,6\n")
+    about = told(tmp_path / "d.csv", capsys)
+    assert about["recipe"] == "anomaly-vectors" and about["splits"] == {"train": {"good": 3}}
+
 
 @pytest.mark.parametrize(
     ("settings", "message"),

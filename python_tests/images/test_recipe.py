@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 
 from dxmi_ext import cli, ops, tasks
-from dxmi_ext.engine import checkpoint, config, identity
+from dxmi_ext.engine import checkpoint, config, folders, identity
 from dxmi_ext.engine.ranks import Ranks
 from dxmi_ext.engine.runlog import read_metrics
 from dxmi_ext.engine.settings import ConfigError
@@ -247,6 +247,10 @@ def test_a_run_starts_from_another_and_is_scored(
     settings = images.EvaluateSettings(
         chain="ddim-6", n=12, picture=str(picture), neighbors=str(neighbors), against="noise"
     )
+    neighbors.write_text("not ours")
+    with pytest.raises(folders.FolderError, match="neighbors must be a new file or a grid of samples"):
+        images.evaluate(first, settings, torch.device("cpu"))
+    neighbors.unlink()
     numbers, table = images.evaluate(first, settings, torch.device("cpu"))
     assert numbers["fd_means_12"] > 0 and "test images" in table and picture.stat().st_size > 100
     assert 0 <= numbers.pop("auroc_noise") <= 1 and "auroc_noise" in table
@@ -457,6 +461,8 @@ def test_data_are_known_by_their_content_wherever_they_lie(
     assert run("train", name, moved, Path("there.npz"), *settings, "iterations=3") == 0
     assert f"data: {elsewhere}/there.npz" in (moved / "config.yaml").read_text()
     Path("there.npz").rename("again.npz")
+    assert cli.main(["evaluate", "moved", "data=gone.npz", "device=cpu", "n=4"]) == 2
+    assert "gone.npz does not exist; data=PATH names another place" in capsys.readouterr().err
     assert cli.main(["evaluate", "moved", "data=again.npz", "device=cpu", "n=4"]) == 0
     given["train_y"] = given["train_y"][::-1]  # the same pictures in other classes
     np.savez("other.npz", **given)

@@ -45,8 +45,10 @@ def test_noise_blurred_and_other_images_are_ranked(tmp_path: Path) -> None:
     """Stripes are rougher than noise, so noise has more energy; the same images cannot be separated."""
     same = tmp_path / "same.npz"
     np.savez(same, test_x=stripes(300).images[:, 0], train_x=stripes(4).images[:, 0])
-    found = separation(networks(), stripes(300), f"noise,blurred,{same}", 300, seed=0, device=CPU)
-    assert found == {"auroc_noise": 1.0, "auroc_blurred": 1.0, "auroc_same": 0.5}
+    whole = tmp_path / "whole.npy"  # without splits
+    np.save(whole, stripes(300).images[:, 0])
+    found = separation(networks(), stripes(300), f"noise,blurred,{same},{whole}", 300, seed=0, device=CPU)
+    assert found == {"auroc_noise": 1.0, "auroc_blurred": 1.0, "auroc_same": 0.5, "auroc_whole": 0.5}
 
 
 def test_what_cannot_be_compared(tmp_path: Path) -> None:

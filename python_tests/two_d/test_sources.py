@@ -10,7 +10,7 @@ import torch
 
 from dxmi_ext import cli, ops
 from dxmi_ext.engine.settings import ConfigError
-from dxmi_ext.two_d import sources
+from dxmi_ext.two_d import plots, sources
 
 SHORT = ["iterations=2", "pretrain_iterations=2", "batch_size=16", "samplings=1", "device=cpu"]
 
@@ -70,7 +70,13 @@ def test_a_run_on_points_of_a_file(
     monkeypatch.chdir(tmp_path)
     write(Path("p.npy"))
     train = ["train", "8gaussians", "output=run", *SHORT]
+    drawn: list[torch.Tensor] = []
+    scatter = plots.scatter
+    monkeypatch.setattr(
+        plots, "scatter", lambda axis, x, *a, **b: (drawn.append(x), scatter(axis, x, *a, **b))
+    )
     assert cli.main([*train, "data=p.npy"]) == 0
+    assert len(drawn) > 5 and all(9000 < x[:, 1].mean() < 11_000 for x in drawn)  # in the units of the file
     assert "270 points for training, 30 held out; standardized" in capsys.readouterr().out
     assert cli.main(["sample", "run", "n=50"]) == 0
     samples = np.load("run/samples.npz")["samples"]
@@ -81,6 +87,32 @@ def test_a_run_on_points_of_a_file(
     write(Path("other.npy"), seed=1)
     assert cli.main([*train, "data=other.npy", "iterations=3"]) == 2
     assert "whose train split has another fingerprint" in capsys.readouterr().err
-    write(Path("p.npy"), seed=1)
+    Path("p.npy").rename("moved.npy")
     assert cli.main(["evaluate", "run"]) == 2
-    assert "must hold the points that run was trained on" in capsys.readouterr().err
+    assert "p.npy does not exist; data=FILE names another place" in capsys.readouterr().err
+    assert cli.main(["evaluate", "run", "samplings=1", "data=moved.npy"]) == 0
+    for data, message in (
+        ("other.npy", "other.npy must hold the points that run was trained on"),
+        ("2spirals", "data must be the file that run was trained on, got 2spirals"),
+    ):
+        assert cli.main(["evaluate", "run", f"data={data}"]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_a_run_on_a_density_is_not_evaluated_on_a_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, file = str(tmp_path / "run"), write(tmp_path / "p.npy")
+    assert cli.main(["train", "8gaussians", f"output={run}", *SHORT]) == 0
+    assert cli.main(["evaluate", run, f"data={file}"]) == 2
+    assert "data must be null, as" in capsys.readouterr().err
+
+
+def test_columns_that_vary_little_or_are_large_keep_their_digits(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).normal(size=(100, 2))
+    np.save(tmp_path / "p.npy", x * [1e-3, 1e149] + [1e6, 0])
+    data = sources.of(str(tmp_path / "p.npy"))
+    assert data.train is not None
+    shown = data.restored(data.train)
+    np.testing.assert_allclose((shown[:, 0] - 1e6) * 1e3, x[np.arange(100) % 10 > 0, 0], atol=1e-6)
+    np.testing.assert_allclose(shown[:, 1] / 1e149, x[np.arange(100) % 10 > 0, 1], atol=1e-6)

@@ -23,6 +23,8 @@ def recipe_for(path: Path) -> str:
     """
     if path.is_dir():
         return "anomaly" if layouts.recognizes(path) else "images"
+    if path.suffix.lower() == ".csv":
+        return "anomaly-vectors"
     try:
         with zipfile.ZipFile(path) as file:
             keys = {name.removesuffix(".npy") for name in file.namelist()}

@@ -18,11 +18,13 @@ from dxmi_ext.images.data.contents import printable, what_it_is
 LAYOUTS = """\
   X [n, d] (or samples, data, arr_0); y [n] (or labels, label, arr_1), 0 is good, all else anomalous; good
   rows are split at random, and anomalous rows are for testing
-  X [n, d] alone (an .npz, an .npy or a .csv): all rows are for training, without test data
+  X [n, d] alone (an .npz, an .npy or a .csv of features): all rows are for training, without test data
   X_train [n, d], X_test [m, d], y_test [m]; optionally y_train [n], whose anomalous rows are not used"""
 
 _ROWS = ("x", "samples", "data", "arr_0")
 _FORMATS = ".npz, .npy or .csv"
+_LABELS = ("label", "labels", "target", "class")
+_INDICES = ("", "index", "unnamed: 0")  # of a first column, as pandas writes it
 _EXTREME = 1e100  # squares of larger numbers, or of differences below 1 / this, leave float64
 _SAME = 2e-12  # relative difference up to which two numbers count as equal
 
@@ -189,13 +191,27 @@ def _read(path: Path) -> npz.Arrays:
     if path.suffix.lower() != ".csv":
         return npz.Arrays(path, VectorDataError, formats=_FORMATS)
     try:
-        return npz.Arrays(path, VectorDataError, content={"x": tables.read_csv(path)})
+        content = {"x": tables.read_csv(path)}
     except tables.TableError as error:
         raise VectorDataError(f"{printable(path)}: {error}") from error
     except UNREADABLE as error:
         what = what_it_is(path)
         why = error if what is None else f"it {what}"
         raise VectorDataError(f"{printable(path)}: cannot be read as {_FORMATS} ({why})") from error
+    _check_header(path)
+    return npz.Arrays(path, VectorDataError, content=content)
+
+
+def _check_header(path: Path) -> None:
+    """Rejects a csv file whose header names a column of labels or of row numbers, which would be learned."""
+    with path.open(encoding="utf-8-sig") as file:
+        names = [name.strip().strip('"') for name in file.readline().split(",")]
+    for i, name in enumerate(names):
+        if name.lower() in (_LABELS if i else _LABELS + _INDICES):
+            raise VectorDataError(
+                f"{printable(path)}: columns must be features, got one named {name!r}; remove or rename it "
+                "(labels may be y in an .npz, beside X)"
+            )
 
 
 def _rows(array: np.ndarray, name: str, path: Path, columns: int | None = None) -> np.ndarray:

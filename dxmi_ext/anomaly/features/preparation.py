@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +19,9 @@ from torch.nn import functional as F
 
 from dxmi_ext.anomaly.features.feature_maps import FeatureMaps
 
-PREPARATIONS = ("unit", "centred", "whitened")
+PREPARATIONS = ("unit", "centered", "whitened")
+_FORMER = {"centred": "centered"}
+"""Names in earlier versions -> present names."""
 _CHUNK = 64  # maps at a time
 _FAR = 1e12  # standard deviations; much larger squares would overflow float32
 
@@ -80,10 +83,10 @@ class Unit(Preparation):
         return _unit(self._pooled(maps).double())
 
 
-class Centred(Preparation):
+class Centered(Preparation):
     """Features minus the mean of good ones, scaled to length 1: their direction from the mean."""
 
-    name = "centred"
+    name = "centered"
 
     def forward(self, maps: Tensor) -> Tensor:
         return _unit(self._pooled(maps) - self.mean)
@@ -143,11 +146,23 @@ class Whitened(Preparation):
         return vectors * values.rsqrt()[:, None] @ vectors.mT
 
 
+def present(name: str) -> str:
+    """The present name of a preparation that may have had another in an earlier version."""
+    return _FORMER.get(name, name)
+
+
+def rename_former(_: nn.Module, tensors: dict[str, Tensor], prefix: str, *__: Any) -> None:
+    """A hook of a `ModuleDict` of preparations, which loads tensors saved under former names."""
+    for former, name in _FORMER.items():
+        for key in [key for key in tensors if key.startswith(f"{prefix}{former}.")]:
+            tensors[key.replace(f"{prefix}{former}.", f"{prefix}{name}.", 1)] = tensors.pop(key)
+
+
 def make(
     name: str, shape: tuple[int, int, int], *, patch: int = 5, aligned: bool = False
-) -> Unit | Centred | Whitened:
+) -> Unit | Centered | Whitened:
     """The unfitted preparation with a name in PREPARATIONS; for the arguments see `Preparation`."""
-    kinds = {kind.name: kind for kind in (Unit, Centred, Whitened)}
+    kinds = {kind.name: kind for kind in (Unit, Centered, Whitened)}
     return kinds[name](shape, patch=patch, aligned=aligned)
 
 

@@ -40,7 +40,7 @@ class Picture(NamedTuple):
 def read(path: str, size: int, shows: bool, scale: Scale = NOMINAL) -> Picture:
     """Decodes and resizes an image; one that cannot be decoded has an error instead."""
     try:
-        picture = pixels.decode(path, path, scale, upright=True)
+        picture = pixels.decode(path, path, scale)
     except ImageDataError as error:
         return Picture(path, None, None, str(error).removeprefix(f"{printable(path)}: "))
     image = np.ascontiguousarray(resized(picture, size).transpose(2, 0, 1))

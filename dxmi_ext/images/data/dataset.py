@@ -27,7 +27,7 @@ from dxmi_ext.images.data.contents import UnreadableImages, printable
 from dxmi_ext.images.data.layouts import ImageDataError, Pictures
 from dxmi_ext.images.data.pixels import NOMINAL, Scale
 
-_CACHE_FORMAT = 2
+_CACHE_FORMAT = 3
 _DECODE_BLOCK = 512
 
 
@@ -341,7 +341,9 @@ def _write(entry: Path, pictures: Pictures, size: int | None, path: Path, scale:
         for image in _ahead(threads, fitted, pictures.n):
             if image.shape != shape:
                 sizes = f"{list(shape)} and {list(image.shape)}"
-                raise ImageDataError(f"{printable(path)}: images have sizes {sizes}; give a size")
+                raise ImageDataError(
+                    f"{printable(path)}: images have sizes {sizes}; give a size (image_size=N)"
+                )
             file.write(image.tobytes())
             digest.update(image)
             progress.update()

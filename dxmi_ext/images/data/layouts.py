@@ -246,6 +246,8 @@ def _find_folder(path: Path, split: str) -> Source | None:
         folder, more = _unwrapped(parts.splits[name])
         skipped += more
     elif split != "train":
+        if folder.images or folder.folders:
+            raise SplitMissing(f"data: {path} has no split {split!r}, whose images would be in {split}/")
         return None
     found, more = _classes(folder, within_split=bool(parts.splits))
     skipped += more

@@ -49,8 +49,7 @@ class Arrays:
         try:
             content = np.load(file, allow_pickle=False) if content is None else content
         except Exception as error:  # numpy raises many kinds of errors for damaged files
-            what = what_it_is(file)
-            raise self._unreadable("", error if what is None or "zip" in what else f"it {what}") from error
+            raise self._unreadable("", _reason(file, error)) from error
         self._content = {"arr_0": content} if isinstance(content, np.ndarray) else content
         self._names = {name.lower(): name for name in reversed([*self._content])}
 
@@ -101,6 +100,14 @@ class Arrays:
         """The error for an invalid array."""
         got = f"{array.dtype} {list(array.shape)}"
         return self.kind(f"{printable(self.file)}: {what} must be {wanted}, got {got}")
+
+
+def _reason(file: Path, error: Exception) -> Exception | str:
+    """Why numpy cannot read a file; it takes any unknown file for a pickle."""
+    what = what_it_is(file)
+    if isinstance(error, OSError) or (what is not None and ("zip" in what or "numpy" in what)):
+        return error
+    return "it is no file of numpy" if what is None else f"it {what}"
 
 
 def column(array: np.ndarray, n: int) -> np.ndarray | None:

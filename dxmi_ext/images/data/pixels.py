@@ -154,24 +154,22 @@ def _colors(image: np.ndarray) -> np.ndarray:
     return image[..., :-1] if image.shape[-1] in (2, 4) else image
 
 
-def read(file: str | IO[bytes], name: str, *, upright: bool = False) -> np.ndarray:
-    """The pixels of an image file, for `eight_bits`: [H, W, C] with C = 3, or 4 with alpha.
+def read(file: str | IO[bytes], name: str) -> np.ndarray:
+    """The pixels of an image file, turned upright as its EXIF data say, for `eight_bits`: [H, W, C] with
+    C = 3, or 4 with alpha.
 
     Args:
         name: name for errors.
-        upright: whether to apply the EXIF orientation.
 
     Raises:
         ImageDataError: the file is damaged, or not an image.
     """
     try:
-        values, raw = _pixels(file, upright)
+        values, raw = _pixels(file)
         if raw.startswith(("RGB;16", "RGBA;16")):  # Pillow reads the upper bytes; these are the lower
-            return values.astype(np.uint16) << 8 | _pixels(file, upright, _swapped(raw))[0]
+            return values.astype(np.uint16) << 8 | _pixels(file, _swapped(raw))[0]
         if raw == "LA;16B":  # gray and alpha, two bytes each
-            upper, lower = np.split(
-                _pixels(file, upright, "RGBA")[0].astype(np.uint16)[..., [0, 2, 1, 3]], 2, 2
-            )
+            upper, lower = np.split(_pixels(file, "RGBA")[0].astype(np.uint16)[..., [0, 2, 1, 3]], 2, 2)
             return (upper << 8 | lower)[..., [0, 0, 0, 1]]
         return values
     except Exception as error:  # Pillow raises many kinds of errors for damaged files
@@ -182,15 +180,15 @@ def read(file: str | IO[bytes], name: str, *, upright: bool = False) -> np.ndarr
         raise ImageDataError(f"{printable(name)}: {what}") from error
 
 
-def decode(file: str | IO[bytes], name: str, scale: Scale = NOMINAL, *, upright: bool = False) -> np.ndarray:
+def decode(file: str | IO[bytes], name: str, scale: Scale = NOMINAL) -> np.ndarray:
     """An image file as uint8 [H, W, 3]. See `read` and `eight_bits` for arguments and errors."""
-    return eight_bits(read(file, name, upright=upright), scale, printable(name))
+    return eight_bits(read(file, name), scale, printable(name))
 
 
-def marked(file: str, name: str, *, upright: bool = False) -> np.ndarray:
+def marked(file: str, name: str) -> np.ndarray:
     """The marked pixels of a mask file, bool [H, W]: pixels that are neither black nor transparent; if there
     are none and alpha varies, pixels that are not transparent."""
-    values = read(file, name, upright=upright)
+    values = read(file, name)
     colors, visible = _colors(values).any(axis=2), np.ones(values.shape[:2], bool)
     if values.shape[2] == 4 and (values[..., 3] > 0).any():  # alpha of 0 everywhere has no information
         visible = values[..., 3] > 0
@@ -198,7 +196,7 @@ def marked(file: str, name: str, *, upright: bool = False) -> np.ndarray:
     return visible if not found.any() and not visible.all() else found
 
 
-def _pixels(file: str | IO[bytes], upright: bool, raw: str | None = None) -> tuple[np.ndarray, str]:
+def _pixels(file: str | IO[bytes], raw: str | None = None) -> tuple[np.ndarray, str]:
     """Pixels [H, W, 3 or 4] as decoded by Pillow, and their raw mode in the file, such as RGB;16B.
 
     Args:
@@ -212,7 +210,7 @@ def _pixels(file: str | IO[bytes], upright: bool, raw: str | None = None) -> tup
         found = _raw_mode(image)
         if raw is not None:
             image.tile = [_with_raw_mode(tile, raw) for tile in image.tile]
-        whole = ImageOps.exif_transpose(image) if upright else image
+        whole = ImageOps.exif_transpose(image)
         if whole.mode.startswith(("I", "F")):  # Pillow's conversion would clip at 255
             return np.repeat(np.asarray(whole)[..., None], 3, axis=2), found
         alpha = whole.mode in ("RGBA", "RGBa", "LA", "La", "PA")

@@ -55,7 +55,7 @@ def convert(
         path: file of a state dict, in safetensors or written by torch.save; only tensors are unpickled.
         kind: "edm": an EDM network of the ADM architecture; "consistency": a consistency model;
             "consistency-teacher": an EDM network published with them.
-        out_folder: folder to write, replaced if it exists.
+        out_folder: a new or empty folder.
         image_size: size in pixels for kinds other than "edm", whose checkpoints lack it. By default such that
             the lowest level has 8 x 8 pixels, as in the published 64 and 256.
         head_channels: channels of an attention head; 64 in published checkpoints.

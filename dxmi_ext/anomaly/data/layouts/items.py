@@ -54,8 +54,8 @@ def picture_item(name: str, object_class: int, label: int, image: str, mask: Pat
         name,
         object_class,
         label,
-        lambda: pixels.read(image, image, upright=True),
-        None if mask is None else lambda: pixels.marked(str(mask), str(mask), upright=True),
+        lambda: pixels.read(image, image),
+        None if mask is None else lambda: pixels.marked(str(mask), str(mask)),
         image,
     )
 
