@@ -28,8 +28,8 @@ def train(options: argparse.Namespace) -> None:
         common = config.describe(RunSettings(recipe="RECIPE"))
         _show_help(
             options,
-            f"recipes: {', '.join(tasks.recipes())}; for the settings of one: dxmi train RECIPE --help"
-            f"\n\n{common}",
+            f"recipes: {', '.join(tasks.recipes())}; for the settings of one: "
+            f"dxmi {options.command} RECIPE --help\n\n{common}",
         )
         return
     from dxmi_ext.engine.device import choose as choose_device
@@ -142,9 +142,10 @@ def evaluate(options: argparse.Namespace) -> None:
         return
     if cfg.output:
         folders.check_file(Path(cfg.output), folders.is_numbers, "one of a run's numbers")
-    if picture := getattr(cfg, "picture", None):
-        folders.check_file(Path(picture), folders.is_picture, "a grid of samples", key="picture")
-        Path(picture).parent.mkdir(parents=True, exist_ok=True)
+    for key in ("picture", "neighbors"):
+        if picture := getattr(cfg, key, None):
+            folders.check_file(Path(picture), folders.is_picture, "a grid of samples", key=key)
+            Path(picture).parent.mkdir(parents=True, exist_ok=True)
     numbers, table = task.evaluate(folder, cfg, choose_device(cfg.device))
     print(table)
     if cfg.output:

@@ -87,10 +87,10 @@ def find(name: str) -> Experiment:
 def describe(name: str | None = None) -> str:
     """The experiments, or the rows of one, and the settings."""
     if name is None:
-        lines = [(e.name, f"{e.title}; {len(e.rows)} rows") for e in EXPERIMENTS.values()]
+        lines = [(e.name, f"{e.title}; {len(_run_rows(e))} rows") for e in EXPERIMENTS.values()]
         heading = "experiments"
     else:
-        lines = [(row.name, row.label) for row in find(name).rows if row.of is None]
+        lines = [(row.name, row.label) for row in _run_rows(find(name))]
         lines += [(sweep, f"sweep of {', '.join(rows)}") for sweep, rows in find(name).sweeps.items()]
         heading = f"rows of {name}"
     width = max(len(left) for left, _ in lines)
@@ -133,6 +133,7 @@ def run(experiment: Experiment, cfg: ReproduceSettings) -> None:
     with files.lock(work / ".lock"):
         folders.mark(work, "work")
         files.tidy(output, _RESULTS)
+        _finished(unit_of, experiment, output)  # units of the wrong kind are an error before the runs
         # Seed by seed, so that a table that is stopped early has units of every row.
         rows = [row for row in experiment.rows if row.name in names]
         chosen = [
@@ -149,14 +150,19 @@ def run(experiment: Experiment, cfg: ReproduceSettings) -> None:
         try:
             failures = workers.run(missing, cfg.workers or workers.cores())
         finally:
-            there = _there(unit_of, experiment, output)
-            _publish(experiment, there, output, quick=cfg.quick, draws=bool(missing))
+            finished = _finished(unit_of, experiment, output)
+            _publish(experiment, finished, output, quick=cfg.quick, draws=bool(missing))
     if failures:
         raise Incomplete(f"{len(failures)} of {len(missing)} runs failed:\n" + "\n".join(failures))
 
 
+def _run_rows(experiment: Experiment) -> list[Row]:
+    """The rows with runs of their own, without those whose numbers are in the runs of another."""
+    return [row for row in experiment.rows if row.of is None]
+
+
 def _names(experiment: Experiment, given: str | None) -> list[str]:
-    known = [row.name for row in experiment.rows if row.of is None]
+    known = [row.name for row in _run_rows(experiment)]
     if given is None:
         return known
     names = [row for name in given.split(",") for row in experiment.sweeps.get(name, (name,))]
@@ -198,28 +204,41 @@ def _with_starts(missing: Sequence[Unit]) -> list[Unit]:
     return list(ordered.values())
 
 
-def _there(unit_of: Callable[[Row, int], Unit], experiment: Experiment, output: Path) -> list[Unit]:
-    """The units that have a json in a folder, row by row, with any seed."""
+def _finished(
+    unit_of: Callable[[Row, int], Unit], experiment: Experiment, output: Path
+) -> list[tuple[Unit, dict[str, Any]]]:
+    """The units that have a usable json in a folder, and the json, row by row, with any seed.
+
+    Raises:
+        UserError: the folder holds quick units and these are not, or the reverse.
+    """
     found = []
     for row in experiment.rows:
         matches = [re.fullmatch(rf"{re.escape(row.name)}-seed(\d+)\.json", p.name) for p in output.iterdir()]
-        found += [unit_of(row, seed) for seed in sorted(int(match[1]) for match in matches if match)]
+        for seed in sorted(int(match[1]) for match in matches if match):
+            unit = unit_of(row, seed)
+            try:
+                numbers = units.read(unit)
+            except units.UnusableUnit:  # reported where the unit is requested
+                continue
+            if numbers is not None:
+                found.append((unit, numbers))
     return found
 
 
 def _publish(
-    experiment: Experiment, there: Sequence[Unit], output: Path, *, quick: bool, draws: bool
+    experiment: Experiment,
+    finished: Sequence[tuple[Unit, dict[str, Any]]],
+    output: Path,
+    *,
+    quick: bool,
+    draws: bool,
 ) -> None:
     """Writes README.md; draws the figures if requested or missing."""
+    done = [unit for unit, _ in finished]
     found: dict[str, list[Any]] = {}
-    done = []
-    for unit in there:
-        try:
-            numbers = units.read(unit)
-        except units.UnusableUnit:  # of a row that was not requested
-            continue
+    for unit, numbers in finished:
         found.setdefault(unit.row.name, []).append(numbers)
-        done.append(unit)
     try:
         pictures = _draw(experiment, found, done, output, draws=draws)
     except ModuleNotFoundError as error:

@@ -39,6 +39,18 @@ def test_evaluate_gives_the_runs_own_numbers(
     assert "backward kernel" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("key", ["picture", "neighbors"])
+def test_a_picture_replaces_no_other_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], key: str
+) -> None:
+    pytest.importorskip("diffusers")
+    mine = tmp_path / "mine.png"
+    mine.write_text("mine")
+    assert cli.main(["evaluate", "fashion-mnist-t4", f"{key}={mine}"]) == 2
+    assert f"{key} must be a new file or a grid of samples" in capsys.readouterr().err
+    assert mine.read_text() == "mine"
+
+
 def test_kl_with_an_automatic_tau_uses_its_last_value(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
