@@ -14,10 +14,9 @@ Every op supports autograd, ``torch.compile(fullgraph=True)`` and ``torch.func.g
 inside torch.compile. Second and forward-mode derivatives raise an error, and so does an argument that
 requires grad if the op has no gradient for it: coefficients such as ``gamma`` are constants. Any two
 arguments may be the same tensor. Invalid input raises a TypeError, ValueError or RuntimeError that names the
-op and the argument.
-Values (``timestep`` in 0..T-1, ``velocity_var`` > 0) are checked on the CPU; on CUDA, where that would
-require a synchronization, invalid ones give rows of NaN, and an invalid timestep gives a gradient of NaN for
-all of log_std.
+op and the argument. Values (``timestep`` in 0..T-1, ``velocity_var`` > 0) are checked on the CPU; on CUDA,
+where that would require a synchronization, invalid ones give rows of NaN, and an invalid timestep gives a
+gradient of NaN for all of log_std.
 
 On CUDA, ops run on the current stream without synchronization, so they may be captured in a CUDA graph: after
 a warm-up, with a key that advances within the graph, ``key.copy_(next_key(key))`` after the backward pass.
@@ -76,8 +75,8 @@ def noise_key(
         int64 [2].
 
     Raises:
-        TypeError, ValueError: ``seed`` is not an integer or out of range, or given with a generator, or
-            ``generator`` is none.
+        TypeError, ValueError: an argument is of another type, or ``seed`` out of range or given with a
+            generator.
     """
     if not isinstance(generator, torch.Generator | None):
         got = type(generator).__name__

@@ -289,10 +289,12 @@ def _fault(path: Path, ranks: Ranks) -> str | None:
     number = manifest.get("format") if isinstance(manifest, dict) else manifest
     if number != FORMAT or not isinstance(manifest, dict):
         return f"{path / _MANIFEST}: format must be {FORMAT}, got {number!r}"
-    for name in sorted({_STATE, *(manifest.get("files") or ())})[ranks.rank :: ranks.world_size]:
+    entries = manifest.get("files")
+    entries = entries if isinstance(entries, dict) else {}
+    for name in sorted({_STATE, *entries})[ranks.rank :: ranks.world_size]:
         file = path / name
         try:
-            found, wanted = _facts(file), manifest["files"][name]
+            found, wanted = _facts(file), entries[name]
             if found["bytes"] != wanted["bytes"]:
                 return f"{file}: expected {wanted['bytes']} bytes, got {found['bytes']}"
             if found["sha256"] != wanted["sha256"]:

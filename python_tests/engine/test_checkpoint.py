@@ -170,7 +170,11 @@ def garble(file: Path) -> None:
     file.write_text("[3]")
 
 
-@pytest.mark.parametrize("damage", [Path.unlink, cut, flip, garble])
+def forget_files(file: Path) -> None:
+    file.write_text('{"format": 2, "files": 3}')  # of the manifest
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, cut, flip, garble, forget_files])
 @pytest.mark.parametrize("file", ["tensors.safetensors", "state.json", "manifest.json"])
 def test_damage_is_named_and_skipped(tmp_path: Path, file: str, damage: Callable[[Path], None]) -> None:
     good, bad = (checkpoint.save(tmp_path, i, {"x": torch.ones(100), "i": i}, keep=2) for i in (1, 2))
