@@ -47,7 +47,8 @@ class ReproduceSettings(Settings):
 
     seeds: int | None = setting(
         None,
-        "number of runs of each row, with seeds 0, 1, ...; null: the experiment's, or 1 with quick",
+        "number of runs of each row, with seeds 0, 1, ..., at most 1 of a row that the experiment runs once; "
+        "null: the experiment's, or 1 with quick",
         minimum=1,
         maximum=1000,
     )
