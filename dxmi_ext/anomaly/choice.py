@@ -136,15 +136,18 @@ def _chosen(cfg: Config, trials: Trials, methods: tuple[str, ...], tries_patches
 
 
 def _choose_patch(trials: Trials, preparations: Mapping[str, str]) -> Choice:
-    """The patch with the highest sum of the AUROCs of images and pixels, of the plain detectors together."""
+    """The patch with the highest sum of the AUROCs of images and pixels, of the plain detectors together; the
+    usual patch if none has all of these."""
     found: dict[str, dict[str, list[float]]] = {method: {} for method in _LEADING}
     totals = dict.fromkeys(PATCHES, 0.0)
     for patch in PATCHES:
         for method in _LEADING:
             verdict = trials.of(preparations[method], patch, (method,)).get(method)
-            numbers = (math.nan,) * 2 if verdict is None else (verdict.auroc, verdict.pixel_auroc)
-            totals[patch] += -math.inf if any(map(math.isnan, numbers)) else sum(numbers)
-            found[method][str(patch)] = [round(number, 4) for number in numbers]
+            if verdict is None or math.isnan(verdict.auroc + verdict.pixel_auroc):
+                totals[patch] = -math.inf
+                continue
+            totals[patch] += verdict.auroc + verdict.pixel_auroc
+            found[method][str(patch)] = [round(verdict.auroc, 4), round(verdict.pixel_auroc, 4)]
     best = max(PATCHES, key=lambda patch: totals[patch])
     return {"patch": best if totals[best] > -math.inf else _USUAL, "patches": found}
 
@@ -214,13 +217,17 @@ def gaussian(seed: int, device: torch.device) -> GaussianPositions:
 
 
 def announce(cfg: Config, choice: Choice) -> None:
-    """Notes which preparations were chosen, with the AUROC of each candidate."""
+    """Notes which preparations were chosen, with the AUROC of each candidate, for methods that have any."""
     for method, found in choice["validation"].items():
+        if not found:
+            continue
         also = ", and for the autoencoder and DxMI" if trained(cfg) and method == _leads(cfg) else ""
         shown = ", ".join(f"{name} {auroc:.3f}" for name, auroc in found.items())
         name = choice["preparations"][method]
         runlog.note(f"{name} features for {method}{also}; AUROC on synthetic defects: {shown}")
     for method, tried in choice.get("patches", {}).items():
+        if not tried:
+            continue
         shown = ", ".join(f"{patch}: {image:.3f} / {pixel:.3f}" for patch, (image, pixel) in tried.items())
         what = f"AUROC of images / pixels with synthetic defects by patch, {method}"
         runlog.note(f"patch={choice['patch']}; {what}: {shown}")

@@ -151,9 +151,10 @@ def draw_samples(file: IO[bytes] | Path, cfg: Config, sampler: Sampler, classes:
 def draw_neighbors(file: Path, cfg: Config, sampler: Sampler, data: ImageData) -> None:
     """Draws samples with their nearest training images, to reveal copies."""
     samples = next(_samples(cfg, sampler, _COMPARED, cfg.run.seed)).cpu()
-    nearest = torch.from_numpy(data.images[distances.nearest(samples, data.images, _NEIGHBORS).flatten()])
-    rows = torch.cat((samples[:, None], nearest.view(len(samples), _NEIGHBORS, *data.shape)), dim=1)
-    plots.images(file, rows.flatten(0, 1), columns=1 + _NEIGHBORS)
+    count = min(_NEIGHBORS, len(data))
+    nearest = torch.from_numpy(data.images[distances.nearest(samples, data.images, count).flatten()])
+    rows = torch.cat((samples[:, None], nearest.view(len(samples), count, *data.shape)), dim=1)
+    plots.images(file, rows.flatten(0, 1), columns=1 + count)
 
 
 def load_data(cfg: Config, split: str = "train", scale: Scale | None = None) -> ImageData:

@@ -85,7 +85,7 @@ def scatter(axis: Any, points: Tensor, color: str, *, size: float = 2.0, alpha: 
     axis.scatter(*_numpy(points).T, s=size, c=color, alpha=alpha, linewidths=0)
 
 
-def plane(axis: Any, title: str, *, extent: float = 4.6, ticks: bool = True) -> None:
+def plane(axis: Any, title: str, *, extent: float = EXTENT * (1 + 2 * _MARGIN), ticks: bool = True) -> None:
     """The axes of a density, on [-extent, extent]^2."""
     _frame(axis, title, BOX * (extent / EXTENT), ticks=ticks)
 

@@ -84,7 +84,7 @@ def test_pictures_while_training_change_nothing_and_are_the_same_after_an_interr
         file.write(points.numpy().tobytes())  # drawing takes long
 
     monkeypatch.setattr(point_plots, "energy", energy)
-    monkeypatch.setattr(point_plots, "samples", lambda file, data, points: energy(file, data, points))
+    monkeypatch.setattr(point_plots, "samples", lambda file, data, points, **_: energy(file, data, points))
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert train(whole, "picture_every=3") == 0
     interrupt(monkeypatch, 10)  # sees data of the picture in pretraining too

@@ -19,11 +19,12 @@ from dxmi_ext.anomaly.data import dataset as anomaly
 from dxmi_ext.anomaly.data import layouts as anomaly_sources
 from dxmi_ext.anomaly.data import vectors
 from dxmi_ext.images.data import dataset as images
-from dxmi_ext.images.data import pixels
+from dxmi_ext.images.data import overview, pixels
 from dxmi_ext.images.data.contents import DataError, ImageDataError
 from dxmi_ext.images.data.pixels import Scale
 
 Image = pytest.importorskip("PIL.Image")
+ImageOps = pytest.importorskip("PIL.ImageOps")
 
 TWELVE = np.array([0, 1, 8, 16, 2047, 2048, 4094, 4095], np.uint16)  # of 12 bits
 AS_BYTES = np.array([0, 0, 0, 1, 127, 128, 255, 255], np.uint8)
@@ -55,6 +56,23 @@ def load(path: Path, **options: Any) -> images.ImageData:
     return images.load(path, cache=folder.parent / f"{folder.name}-cache", **options)
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_photos_are_turned_as_pillow_turns_them(orientation: int) -> None:
+    exif, file = Image.Exif(), io.BytesIO()
+    exif[0x0112] = orientation
+    Image.fromarray(np.arange(24, dtype=np.uint8).reshape(4, 6)).save(file, "PNG", exif=exif)
+    with Image.open(file) as image:
+        expected = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    np.testing.assert_array_equal(pixels.read(file, "a"), expected)
+
+
+@pytest.mark.parametrize("exif", [b"Exif\0\0garbage", b"Exif\0\0II*\0"])
+def test_damaged_exif_data_turn_nothing(exif: bytes) -> None:
+    file = io.BytesIO()
+    Image.new("L", (6, 4)).save(file, "PNG", exif=exif)
+    assert pixels.read(file, "a").shape == (4, 6, 3)
+
+
 def test_photos_are_turned_upright(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned clockwise
@@ -63,6 +81,7 @@ def test_photos_are_turned_upright(tmp_path: Path) -> None:
     save(tmp_path / "photos/a.png", stored, exif=exif)
     (found,) = images.load(tmp_path / "photos", cache=tmp_path / "cache").images
     assert found.shape == (3, 6, 4) and found[0, :3].all() and not found[0, 3:].any()
+    assert overview.of_images(tmp_path / "photos").details()["sizes"] == {"4x6": 1}
 
 
 # --- depths ------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from dxmi_ext.images.data import layouts, listing
+from dxmi_ext.images.data import layouts, listing, pixels
 from dxmi_ext.images.data.contents import what_it_is
 from dxmi_ext.images.data.layouts import SplitMissing
 from dxmi_ext.images.data.listing import Skipped
@@ -168,7 +168,7 @@ def _listed(counts: dict[str, int]) -> str:
 
 
 def _read_headers(files: Sequence[str]) -> list[tuple[str, str]]:
-    """Size and mode of each image file; "" and the reason if it cannot be read."""
+    """Size, once upright, and mode of each image file; "" and the reason if it cannot be read."""
     if not files:
         return []
     from PIL import Image, UnidentifiedImageError
@@ -177,7 +177,11 @@ def _read_headers(files: Sequence[str]) -> list[tuple[str, str]]:
     def header(file: str) -> tuple[str, str]:
         try:
             with Image.open(file) as image:
-                return f"{image.width}x{image.height}", image.mode
+                # Of other files, EXIF data would be found only by decoding them.
+                has_exif = "exif" in image.info or image.format == "TIFF"
+                lies = has_exif and pixels.orientation(image) >= 5
+                width, height = image.size[::-1] if lies else image.size
+                return f"{width}x{height}", image.mode
         except UnidentifiedImageError:
             return "", what_it_is(file) or "no known image format"
         except Exception as error:  # Pillow raises many kinds of errors for damaged files

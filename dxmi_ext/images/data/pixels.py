@@ -6,6 +6,7 @@ Pillow where a file is decoded.
 
 from __future__ import annotations
 
+import struct
 import sys
 from collections.abc import Iterable
 from typing import IO, Any, NamedTuple
@@ -18,6 +19,10 @@ BACKGROUND = 255
 """Background of transparent pixels, white, in place of their hidden color."""
 _DEPTHS = (8, 10, 12, 14, 16)
 """Depths of cameras and scanners in bits, so that a dark training set is not taken for a smaller depth."""
+_ORIENTATION = 0x0112  # tag of EXIF
+_TURNS = {2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE"}
+_TURNS |= {6: "ROTATE_270", 7: "TRANSVERSE", 8: "ROTATE_90"}
+"""What turns an image of an orientation upright."""
 _SLACK = 0.01  # tolerance as share of a range
 _RANGES = ((0.0, 1.0), (-1.0, 1.0), (0.0, 255.0))  # ranges of floats, besides those of integers
 
@@ -202,7 +207,7 @@ def _pixels(file: str | IO[bytes], raw: str | None = None) -> tuple[np.ndarray, 
     Args:
         raw: raw mode to decode with instead.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     if not isinstance(file, str):
         file.seek(0)
@@ -210,12 +215,23 @@ def _pixels(file: str | IO[bytes], raw: str | None = None) -> tuple[np.ndarray, 
         found = _raw_mode(image)
         if raw is not None:
             image.tile = [_with_raw_mode(tile, raw) for tile in image.tile]
-        whole = ImageOps.exif_transpose(image)
+        image.load()  # so that `orientation` fails for the EXIF data alone
+        turn = _TURNS.get(orientation(image))
+        whole = image if turn is None else image.transpose(Image.Transpose[turn])
         if whole.mode.startswith(("I", "F")):  # Pillow's conversion would clip at 255
             return np.repeat(np.asarray(whole)[..., None], 3, axis=2), found
         alpha = whole.mode in ("RGBA", "RGBa", "LA", "La", "PA")
         alpha |= "transparency" in whole.info and ";16" not in found
         return np.asarray(whole.convert("RGBA" if alpha else "RGB")), found
+
+
+def orientation(image: Any) -> int:
+    """The orientation in the EXIF data of an image, 1 to 8; 1 if these are missing or damaged."""
+    try:
+        found = image.getexif().get(_ORIENTATION, 1)
+    except (SyntaxError, struct.error):
+        return 1
+    return int(found) if found in range(1, 9) else 1
 
 
 def _raw_mode(image: Any) -> str:

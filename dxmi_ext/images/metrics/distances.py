@@ -310,7 +310,7 @@ def nearest(samples: Tensor, images: np.ndarray, k: int, *, chunk: int = 4096) -
 
     Args:
         samples: uint8 [m, C, H, W].
-        images: uint8 [n, C, H, W].
+        images: uint8 [n, C, H, W], n >= k.
         chunk: number of images to compare at a time.
     """
     x, best = samples.flatten(1).float(), torch.full((len(samples), k), math.inf)
