@@ -29,7 +29,9 @@ def read_csv(path: Path) -> np.ndarray:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about an empty file, whose table has no rows
-            return np.loadtxt(path, delimiter=",", skiprows=int(named), ndmin=2, encoding="utf-8-sig")
+            return np.loadtxt(
+                path, delimiter=",", quotechar='"', skiprows=int(named), ndmin=2, encoding="utf-8-sig"
+            )
     except UnicodeDecodeError:
         raise
     except ValueError as error:

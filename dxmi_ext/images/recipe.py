@@ -12,7 +12,7 @@ from typing import IO, Any
 import torch
 from torch import Tensor, nn
 
-from dxmi_ext.engine import checkpoint, course, execution, folders, runlog, sharding
+from dxmi_ext.engine import checkpoint, course, execution, runlog, sharding
 from dxmi_ext.engine.course import Finish
 from dxmi_ext.engine.errors import UserError
 from dxmi_ext.engine.identity import Fingerprints, changed, data_of, fingerprint
@@ -121,12 +121,7 @@ def evaluate(
     Raises:
         ConfigError: the data are not those of the run, the chain is unknown, or the sampler has no chain of
             this number of steps.
-        FolderError: neighbors is a file of another kind.
     """
-    if settings.neighbors is not None:
-        neighbors = Path(settings.neighbors)
-        folders.check_file(neighbors, folders.is_picture, "a grid of samples", key="neighbors")
-        neighbors.parent.mkdir(parents=True, exist_ok=True)
     cfg, networks, diffusion = model.load(directory, device)
     cfg = cfg.replace(
         evaluate_n=settings.n or cfg.evaluation.evaluate_n, data=settings.data or cfg.source.data

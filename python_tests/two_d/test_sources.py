@@ -59,6 +59,8 @@ def test_bad_points(points: np.ndarray, message: str, tmp_path: Path) -> None:
         sources.of(str(tmp_path / "p.npy"))
     with pytest.raises(ConfigError, match=r"none\.csv does not exist"):
         sources.of(str(tmp_path / "none.csv"))
+    (tmp_path / "q.csv").write_text('"x","y"\n' + "".join(f'"{i}.5","{i % 7}"\n' for i in range(100)))
+    assert sources.of(str(tmp_path / "q.csv")).units is not None  # quoted numbers, as R writes them
     (tmp_path / "t.csv").write_text("x,y\n1,\n")
     with pytest.raises(ConfigError, match=r"t\.csv: line 2, column 2 \(y\) is empty"):
         sources.of(str(tmp_path / "t.csv"))
