@@ -280,7 +280,12 @@ def test_names_that_are_not_utf8_are_kept(tmp_path: Path) -> None:
 def test_every_number_of_every_command_has_a_largest_value() -> None:
     """Nothing waits until the end of a run, or takes the machine down, to find a number too large."""
     pending, seen = [Settings], set[type[Settings]]()
-    for module in ("images.exchange", "method.generate", "reproduce.command", "anomaly.inspection"):
+    for module in (
+        "images.networks.exchange",
+        "method.generate",
+        "reproduce.command",
+        "anomaly.scores.inspection",
+    ):
         importlib.import_module(f"dxmi_ext.{module}")
     for task in tasks.tasks():
         tasks.load(task)
