@@ -49,7 +49,7 @@ def _rows() -> list[Row]:
     parts = {
         "dxmi": ("tau0", "langevin", "autoencoder", "knn", "patchcore", "gaussian"),
         "dxmi-knn": ("tau0", "autoencoder"),
-        "dxmi-gaussian": ("tau0", "base"),
+        "dxmi-gaussian": ("tau0", "base", "gaussians"),
     }
     rows = []
     for run, (label, baselines, settings) in runs.items():
