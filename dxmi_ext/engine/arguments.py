@@ -24,7 +24,7 @@ def of_type(name: str, value: Any, kind: type | tuple[type, ...], wanted: str) -
 
 
 def at_least(name: str, value: Any, minimum: int) -> None:
-    """Checks that an argument is an integer, of numpy's too, and not too small.
+    """Checks that an argument is an integer (of Python or numpy) and not too small.
 
     Raises:
         TypeError: it is not an integer.

@@ -39,7 +39,8 @@ class Graphed:
         self._outputs: Any = None
 
     def __call__(self, *inputs: Tensor | None) -> Any:
-        """
+        """Calls the function, or replays its graph.
+
         Raises:
             ConfigError: the inputs have other shapes than those of the graph, or other ones are None.
         """

@@ -23,8 +23,7 @@ def read_csv(path: Path) -> np.ndarray:
         TableError: a cell is empty or no number, or rows differ in length.
         OSError, UnicodeDecodeError: the file cannot be read.
     """
-    with path.open(encoding="utf-8-sig") as file:
-        first = [cell.strip().strip('"') for cell in file.readline().split(",")]
+    first = first_line(path)
     named = not any(map(_is_number, first)) or first == [str(i) for i in range(len(first))]
     try:
         with warnings.catch_warnings():
@@ -36,6 +35,16 @@ def read_csv(path: Path) -> np.ndarray:
         raise
     except ValueError as error:
         raise TableError(_fault(path, first if named else []) or str(error)) from error
+
+
+def first_line(path: Path) -> list[str]:
+    """The cells of the first line of a csv file, without quotes.
+
+    Raises:
+        OSError, UnicodeDecodeError: the file cannot be read.
+    """
+    with path.open(encoding="utf-8-sig") as file:
+        return [cell.strip().strip('"') for cell in file.readline().split(",")]
 
 
 def _fault(path: Path, names: list[str]) -> str | None:

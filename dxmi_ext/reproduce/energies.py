@@ -72,8 +72,9 @@ ENERGIES = Experiment(
     columns=_COLUMNS,
     notes=f"""\
 Iterations, of 256 paths (lj13: 128): {_ITERATIONS["dxmi"]} of DxMI with T policy steps each (at least 10),
-{_ITERATIONS["vgs"]} of VGS, dw4 twice as many: a fraction of the recipes' length. DxMI at the main T has
-three seeds, and VGS on gmm25 too; other rows and lj13 have one.
+{_ITERATIONS["vgs"]} of VGS, dw4 twice as many: a fraction of the recipes' length. The complete table has
+three seeds of DxMI at the main T (lj13: one) and of VGS on gmm25 at T = 20, and one of all other rows; the
+last column counts those that have been run.
 ELBO gap: log Z - mean log w over 10,000 paths. log Z error: |log mean w - log Z|, which may be small by
 chance; it is reliable only if ESS is not small and the EUBO gap (mean log w over paths drawn backwards from
 exact samples, minus log Z) is close to the ELBO gap. evaluations: of the energy, in training. W2 is raw, over

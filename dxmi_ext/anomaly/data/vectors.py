@@ -204,9 +204,7 @@ def _read(path: Path) -> npz.Arrays:
 
 def _check_header(path: Path) -> None:
     """Rejects a csv file whose header names a column of labels or of row numbers, which would be learned."""
-    with path.open(encoding="utf-8-sig") as file:
-        names = [name.strip().strip('"') for name in file.readline().split(",")]
-    for i, name in enumerate(names):
+    for i, name in enumerate(tables.first_line(path)):
         if name.lower() in (_LABELS if i else _LABELS + _INDICES):
             raise VectorDataError(
                 f"{printable(path)}: columns must be features, got one named {name!r}; remove or rename it "

@@ -1,0 +1,1 @@
+"""Reading images and rows of numbers with and without defects, and synthetic defects."""

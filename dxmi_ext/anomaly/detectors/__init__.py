@@ -1,0 +1,1 @@
+"""Detectors on feature maps: plain ones, and the networks of DxMI."""

@@ -1,0 +1,1 @@
+"""Features of frozen backbones, and their preparation for detectors."""

@@ -1,0 +1,1 @@
+"""Reading images: layouts on disk, decoding, and data sets."""

@@ -1,0 +1,1 @@
+"""Networks of images: samplers, energies, and exchange with diffusers and published checkpoints."""
