@@ -110,13 +110,16 @@ class Chain(nn.Module):
         return self.energy.lift(y)
 
     @torch.no_grad()
-    def backward_rollout(self, x: Tensor, key: Tensor) -> Tensor:
-        """Paths [T + 1, n, D] drawn from q backwards from given ends x_T [n, D]."""
+    def backward_rollout(self, x: Tensor, key: Tensor, *, sample_offset: int = 0) -> Tensor:
+        """Paths [T + 1, n, D] drawn from q backwards from given ends x_T [n, D]; the noise of row i depends
+        on (key, sample_offset + i) alone."""
         tables, path = self.tables(), [x]
         for t in reversed(range(self.steps)):
             timestep, nothing = torch.full((len(x),), t, device=x.device), torch.zeros_like(x)
             coefs = tables.back_coef, torch.zeros_like(tables.back_coef), tables.back_log_std
-            path.append(ops.sampler_step(path[-1], nothing, timestep, *coefs, key)[0])
+            path.append(
+                ops.sampler_step(path[-1], nothing, timestep, *coefs, key, sample_offset=sample_offset)[0]
+            )
         return torch.stack(path[::-1])
 
     @torch.no_grad()

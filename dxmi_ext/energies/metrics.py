@@ -1,6 +1,7 @@
-"""Metrics of samples: Wasserstein distance, total variation, and modes.
+"""Metrics of samples: Wasserstein distances, total variation, and modes.
 
-Imports torch and numpy; scipy (which scikit-learn of the extra ``train`` brings) where it is used.
+Imports torch, numpy and ``dxmi_ext.ops``; scipy (which scikit-learn of the extra ``train`` brings) where it
+is used.
 """
 
 from __future__ import annotations
@@ -11,11 +12,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dxmi_ext import ops
 from dxmi_ext.energies.targets import Target, distances
 
 _BINS = 200  # of histograms
 _WITHIN = 4.0  # distance within which a sample belongs to a mode, in standard deviations
 _SHARE = 0.1  # smallest share of its expected samples with which a mode counts as covered
+_DIRECTIONS = 500  # of slices
+_ALIGNED = 200  # samples that are compared after alignment; the time grows with the square
+_ALIGNMENTS = 8  # random orientations from which an alignment starts
+_ROUNDS = 3  # of permutation and rotation
 
 
 def wasserstein(x: Tensor, y: Tensor) -> float:
@@ -30,6 +36,44 @@ def wasserstein(x: Tensor, y: Tensor) -> float:
     if x.shape != y.shape:
         raise ValueError(f"y must have the shape of x, {[*x.shape]}, got {[*y.shape]}")
     costs = torch.cdist(x.double(), y.double()).square().cpu().numpy()
+    return math.sqrt(costs[linear_sum_assignment(costs)].mean())
+
+
+def sliced_wasserstein(x: Tensor, y: Tensor) -> float:
+    """Sliced W2 (not squared) between two sets of points [n, D]: the root mean square, over fixed random
+    directions, of the W2 between their projections."""
+    directions = ops.normal((_DIRECTIONS, x.shape[1]), ops.noise_key(0), dtype=torch.float64).to(x.device)
+    directions /= directions.norm(dim=1, keepdim=True)
+    projected = [(points.double() @ directions.T).sort(0).values for points in (x, y)]
+    return float((projected[0] - projected[1]).square().mean().sqrt())
+
+
+def aligned_wasserstein(x: Tensor, y: Tensor, particles: int) -> float:
+    """W2 (not squared) between two sets of configurations [n, D] of identical particles, where the distance
+    of two configurations is the smallest over rotations, reflections and permutations.
+
+    Each alignment is a local minimum, found by permutations and rotations in turn from a few random
+    orientations, so that the result is an upper bound.
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    n, pairs = len(x), len(x) * len(y)
+    first, second = (points.double().cpu().view(len(points), particles, -1) for points in (x, y))
+    first, second = (points - points.mean(1, keepdim=True) for points in (first, second))
+    a, b = first.repeat_interleave(len(y), 0), second.repeat(n, 1, 1)  # all pairs, [n * n, particles, d]
+    sizes = a.square().sum((1, 2)) + b.square().sum((1, 2))
+    dim, best = a.shape[2], torch.full((pairs,), math.inf, dtype=torch.float64)
+    for start in range(_ALIGNMENTS):
+        noise = ops.normal((pairs, dim, dim), ops.noise_key(0), timestep=start, dtype=torch.float64)
+        rotation = torch.linalg.qr(noise).Q
+        for _ in range(_ROUNDS):
+            products = a @ (b @ rotation).transpose(1, 2)
+            order = np.stack([linear_sum_assignment(each, maximize=True)[1] for each in products.numpy()])
+            permuted = b.gather(1, torch.from_numpy(order)[:, :, None].expand_as(b))
+            u, scale, v = torch.linalg.svd(permuted.transpose(1, 2) @ a)
+            rotation = u @ v
+            best = torch.minimum(best, sizes - 2 * scale.sum(1))
+    costs = best.view(n, -1).clamp(min=0).numpy()
     return math.sqrt(costs[linear_sum_assignment(costs)].mean())
 
 
@@ -68,10 +112,13 @@ def compare(samples: Tensor, data: Tensor, other: Tensor, target: Target) -> dic
     others of the target.
 
     Returns:
-        w2; energy_tvd, over 200 bins up to the .999 quantile of the data's energies, or in [-100, 100] for
-        particles; for particles distance_tvd, over their distances; for mixtures the metrics of `of_modes`.
+        w2; sliced_w2; energy_tvd, over 200 bins up to the .999 quantile of the data's energies, or in
+        [-100, 100] for particles; for particles distance_tvd, over their distances, and aligned_w2, of the
+        first 200 samples; for mixtures the metrics of `of_modes`.
     """
     numbers = {"w2": wasserstein(samples, data), "w2_floor": wasserstein(other, data)}
+    numbers |= {"sliced_w2": sliced_wasserstein(samples, data)}
+    numbers |= {"sliced_w2_floor": sliced_wasserstein(other, data)}
     energies = [target.energy(x) for x in (samples, data, other)]
     if target.particles is None:
         low, high = np.quantile(energies[1].double().cpu().numpy(), [0.0, 0.999])
@@ -81,6 +128,9 @@ def compare(samples: Tensor, data: Tensor, other: Tensor, target: Target) -> dic
     if target.particles is not None:
         lengths = [distances(x, target.particles) for x in (samples, data, other)]
         numbers |= _variations("distance", lengths, 0.0, 1.2 * float(lengths[1].max()))
+        few, reference, others = (x[:_ALIGNED] for x in (samples, data, other))
+        numbers["aligned_w2"] = aligned_wasserstein(few, reference, target.particles)
+        numbers["aligned_w2_floor"] = aligned_wasserstein(others, reference, target.particles)
     return numbers | ({} if target.modes is None else of_modes(samples, target))
 
 

@@ -159,7 +159,7 @@ def _compare(
 def _trainer(cfg: Config, chain: Chain, run: Run) -> PolicyTrainer | GradientTrainer:
     options: dict[str, Any] = {"iterations": cfg.run.iterations, "seed": cfg.run.seed, "ranks": run.ranks}
     if isinstance(chain, GradientChain):
-        return GradientTrainer(chain, cfg.learning, **options)
+        return GradientTrainer(chain, cfg.learning, gradient=cfg.gradient, **options)
     assert isinstance(chain, PolicyChain)
     levels, temperature = model.levels_of(cfg), cfg.target.temperature
     settings = cfg.learning, cfg.policy

@@ -108,6 +108,19 @@ class LearningSettings(Settings):
 
 
 @dataclasses.dataclass
+class GradientSettings(Settings):
+    """Settings of the Value Gradient Sampler alone."""
+
+    heading = "learning, of sampler=vgs"
+    replay: float = setting(
+        0.0,
+        "share of iterations on paths drawn backwards from the last 10,000 ends of paths; 0: none",
+        minimum=0,
+        below=1,
+    )
+
+
+@dataclasses.dataclass
 class PolicySettings(Settings):
     """Settings of Algorithm 1 with its energy fixed."""
 
@@ -184,6 +197,7 @@ class Config(RunnableConfig):
     chain: ChainSettings = group(ChainSettings)
     networks: NetworkSettings = group(NetworkSettings)
     learning: LearningSettings = group(LearningSettings)
+    gradient: GradientSettings = group(GradientSettings)
     policy: PolicySettings = group(PolicySettings)
     evaluation: EvaluationSettings = group(EvaluationSettings)
 
@@ -224,7 +238,7 @@ class Config(RunnableConfig):
             lambda s: s.sampler == "dxmi",
             ("sampler_width", "sampler_depth", *PolicySettings.keys()),
         ),
-        Effect("sampler=vgs", lambda s: s.sampler == "vgs", ("damped_steps",)),
+        Effect("sampler=vgs", lambda s: s.sampler == "vgs", ("damped_steps", *GradientSettings.keys())),
         Effect("pretraining, which this task has none of", lambda s: False, ("pretrain_iterations",)),
     )
 

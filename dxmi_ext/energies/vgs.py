@@ -13,7 +13,8 @@ from dxmi_ext import ops
 from dxmi_ext.energies import starts
 from dxmi_ext.energies.chains import GradientChain
 from dxmi_ext.energies.networks import Value
-from dxmi_ext.energies.settings import LearningSettings
+from dxmi_ext.energies.replay import Replay
+from dxmi_ext.energies.settings import GradientSettings, LearningSettings
 from dxmi_ext.engine import sharding
 from dxmi_ext.engine.execution import ExecutionSettings
 from dxmi_ext.engine.learner import Average, Learner
@@ -24,6 +25,7 @@ from dxmi_ext.method.stepper import Batch, Metrics, Stepper
 
 _PATH_NOISE = 1.1  # factor of the noise of training paths
 _TARGET_DECAY = 0.9  # of the target network
+_REPLAYED = 10_000  # ends of paths that replay chooses from
 
 
 class GradientTrainer(Stepper):
@@ -38,6 +40,7 @@ class GradientTrainer(Stepper):
         iterations: length of the run, over which learning rates decay.
         seed: seed of every random choice.
         ranks: ranks that share the rows of a batch.
+        gradient: settings of this sampler alone.
 
     Attributes:
         evaluations: number of evaluations of the energy so far, on all ranks; int64 scalar.
@@ -53,6 +56,7 @@ class GradientTrainer(Stepper):
         iterations: int,
         seed: int,
         ranks: Ranks | None = None,
+        gradient: GradientSettings | None = None,
     ) -> None:
         ranks = ranks or Ranks()
         assert isinstance(chain.value, Value)
@@ -70,12 +74,14 @@ class GradientTrainer(Stepper):
         self.start_learner = Learner(chain.start, learning.start_lr, *over, losses=("start",))
         self.learners = [self.value_learner, self.start_learner]
         self.evaluations = torch.tensor(chain.energy.count)
+        device, self._replay_share = chain.start.log_std.device, (gradient or GradientSettings()).replay
+        self.replay = Replay(_REPLAYED, chain.dim).to(device) if self._replay_share else None
         super().__init__(
             seed=seed,
-            device=chain.start.log_std.device,
+            device=device,
             ranks=ranks,
             execution=ExecutionSettings(),
-            uses=["rollout", "order0", "redraw0"],
+            uses=["rollout", "order0", "redraw0", *(["replay", "ends", "back"] if self.replay else [])],
         )
         # KL(N(mu, sigma^2) || N(0, kernel_var)) without its term in mu, and the change of volume.
         ratio = (2 * chain.log_std).exp() / chain.kernel_var
@@ -84,7 +90,7 @@ class GradientTrainer(Stepper):
 
     def iterate(self, batch: Batch) -> Metrics:
         before = self.chain.energy.count
-        path, outputs = self._rollout(batch)
+        path, outputs = self._replayed(batch) if self._replays(batch) else self._rollout(batch)
         if self.iteration == 0:
             self._centre(path[-1])
         metrics = {"value_loss": self._value_steps(path, outputs, batch)}
@@ -115,7 +121,30 @@ class GradientTrainer(Stepper):
                 x, output = chain.step(path[-1], timestep, key, noise=_PATH_NOISE, sample_offset=offset)
                 path.append(x)
                 outputs.append(output)
+        if self.replay is not None:
+            self.replay.keep(self.ranks.gather(path[-1]))
         return torch.stack(path), torch.stack(outputs)
+
+    def _replays(self, batch: Batch) -> bool:
+        """Whether this iteration trains on replayed paths, the same on all ranks."""
+        if self.replay is None or self.iteration == 0:
+            return False
+        return float(noise.uniform((1,), batch.keys["replay"])) < self._replay_share
+
+    @torch.no_grad()
+    def _replayed(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Paths drawn backwards from ends of earlier ones, and outputs; as `_rollout`.
+
+        They go on visiting modes that the sampler has found once and would lose.
+        """
+        assert self.replay is not None
+        chain, offset = self.chain, batch.offset
+        ends = self.replay.draw(batch.n, batch.keys["ends"], sample_offset=offset)
+        path = chain.backward_rollout(ends, batch.keys["back"], sample_offset=offset)
+        with frozen(chain.value):
+            steps = enumerate(path[:-1])
+            outputs = [chain.output(x, torch.full((batch.n,), t, device=x.device)) for t, x in steps]
+        return path, torch.stack(outputs)
 
     def _value_steps(self, path: Tensor, outputs: Tensor, batch: Batch) -> Tensor:
         """A pass over all steps of all paths; each row starts at a random step, so that a batch has all."""
@@ -160,6 +189,7 @@ class GradientTrainer(Stepper):
             "value_optimizer": self.value_learner.optimizer,
             "start_optimizer": self.start_learner.optimizer,
             "evaluations": self.evaluations,
+            **({} if self.replay is None else {"replay": self.replay}),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

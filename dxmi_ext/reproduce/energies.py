@@ -49,6 +49,8 @@ _COLUMNS = {
     "modes": "modes",
     "w2": "W2",
     "w2_floor": "W2 of data",
+    "sliced_w2": "sliced W2",
+    "aligned_w2": "aligned W2",
     "energy_tvd": "TVD of energies",
     "distance_tvd": "TVD of distances",
 }

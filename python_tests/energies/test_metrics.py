@@ -43,6 +43,28 @@ def test_wasserstein_known_values() -> None:
         metrics.wasserstein(x, x[1:])
 
 
+def test_sliced_wasserstein_known_values() -> None:
+    x = ops.normal((50, 3), ops.noise_key(0))
+    assert metrics.sliced_wasserstein(x, x.flip(0)) == pytest.approx(0, abs=1e-6)
+    moved = metrics.sliced_wasserstein(x, x + torch.tensor([3.0, 4.0, 0.0]))
+    assert moved == pytest.approx(5 / math.sqrt(3), rel=0.05)  # the mean square of a unit vector's part
+
+
+def test_aligned_wasserstein_ignores_rotation_reflection_and_permutation(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(metrics, "_ALIGNMENTS", 40)  # enough for the global minimum of every pair
+    x = ops.normal((6, 9), ops.noise_key(0), dtype=torch.float64)
+    turn = torch.linalg.qr(ops.normal((3, 3), ops.noise_key(1), dtype=torch.float64)).Q
+    turn[:, 0] *= -turn.det().sign()  # a reflection
+    moved = (x.view(6, 3, 3)[:, [2, 0, 1]] @ turn).flatten(1).flip(0)
+    assert metrics.wasserstein(x, moved) > 1
+    assert metrics.aligned_wasserstein(x, moved, 3) == pytest.approx(0, abs=1e-6)
+    centered = x.view(6, 3, 3) - x.view(6, 3, 3).mean(1, keepdim=True)
+    size = float(centered.square().sum((1, 2)).mean().sqrt())
+    assert metrics.aligned_wasserstein(x, 0 * x, 3) == pytest.approx(size, rel=1e-6)
+
+
 def test_total_variation_known_values() -> None:
     x = torch.arange(100.0)
     assert metrics.total_variation(x, x.flip(0), 0, 100) == 0

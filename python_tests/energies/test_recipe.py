@@ -83,12 +83,12 @@ def test_a_run_has_its_numbers_and_can_be_sampled_and_evaluated(
     assert cli.main(["export", str(run)]) == 2
 
 
-@pytest.mark.parametrize("sampler", ["dxmi", "vgs"])
+@pytest.mark.parametrize("settings", [["sampler=dxmi"], ["sampler=vgs"], ["sampler=vgs", "replay=0.7"]])
 def test_an_interrupted_run_ends_at_the_same_bytes(
-    sampler: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    settings: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    assert train("gmm9", whole, f"sampler={sampler}") == 0
+    assert train("gmm9", whole, *settings) == 0
     step = Stepper.step
 
     def failing(self: Stepper, batch: Any) -> Any:
@@ -98,8 +98,8 @@ def test_an_interrupted_run_ends_at_the_same_bytes(
 
     with monkeypatch.context() as patch:
         patch.setattr(Stepper, "step", failing)
-        assert train("gmm9", parts, f"sampler={sampler}") == 130
-    assert train("gmm9", parts, f"sampler={sampler}") == 0
+        assert train("gmm9", parts, *settings) == 130
+    assert train("gmm9", parts, *settings) == 0
     assert summary(parts)["resumed_from"] == [2]
     assert model(parts) == model(whole)
     rows = [
