@@ -87,7 +87,7 @@ def sweep(path: plots.File, labels: Sequence[str], panels: Mapping[str, Sequence
 
 
 def grids(path: plots.File, models: Sequence[tuple[str, Path]]) -> None:
-    """Images side by side, four in a row.
+    """Images side by side, four in a row; one at least twice as wide as high has two or four places.
 
     Args:
         models: title and path of each image.
@@ -95,14 +95,35 @@ def grids(path: plots.File, models: Sequence[tuple[str, Path]]) -> None:
     from matplotlib.image import imread
     from PIL import Image
 
-    drawn = io.BytesIO()
-    columns = min(4, len(models))
+    pictures = [(title, imread(picture)) for title, picture in models]
+    spans = [_span(*pixels.shape[:2]) for _, pixels in pictures]
+    columns, row, column, places = min(4, sum(spans)), 0, 0, list[tuple[int, slice]]()
+    for span in spans:
+        if column + span > columns:
+            row, column = row + 1, 0
+        places.append((row, slice(column, column + span)))
+        column += span
+    heights = [2.3] * (row + 1)
+    for (row, _), span in zip(places, spans, strict=True):
+        heights[row] = 3.6 if span == 4 else 2.3
+    drawn, rows = io.BytesIO(), len(heights)
     # 130 pixels an inch: about a pixel for each of theirs.
-    with plots.figure(drawn, -(-len(models) // columns), columns, width=2.0, height=2.3, dpi=130) as axes:
+    with plots.figure(drawn, rows, columns, width=2.0, height=sum(heights) / rows, dpi=130) as axes:
+        cells, page = axes[0].get_gridspec(), axes[0].figure
+        cells.set_height_ratios(heights)
         for axis in axes:
+            axis.remove()
+        for place, span, (title, pixels) in zip(places, spans, pictures, strict=True):
+            axis = page.add_subplot(cells[place])
+            axis.imshow(pixels, interpolation="none" if span == 1 else "antialiased")
             axis.set_axis_off()
-        for axis, (title, picture) in zip(axes, models, strict=False):
-            axis.imshow(imread(picture), interpolation="none")
             axis.set_title(title)
     # 256 colors are a third of the bytes: noise does not compress.
     Image.open(drawn).convert("RGB").quantize().save(path, format="PNG")
+
+
+def _span(height: int, width: int) -> int:
+    """The number of places that an image of so many pixels has in a row of four."""
+    if width < 2 * height:
+        return 1
+    return 2 if width <= 1200 else 4
