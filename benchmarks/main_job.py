@@ -17,7 +17,7 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
-from dxmi_ext.engine.steps import Trainable
+from dxmi_ext.engine.learning.steps import Trainable
 from dxmi_ext.method import noise
 from dxmi_ext.method.denoising import Pretrainer, uniform_levels
 from dxmi_ext.method.networks import Networks

@@ -12,7 +12,7 @@ import torch
 from torch.distributions import Distribution
 
 from dxmi_ext import __version__, _native
-from dxmi_ext.engine.graphs import WARM_UP, Graphed
+from dxmi_ext.engine.compute.graphs import WARM_UP, Graphed
 
 R = TypeVar("R")
 

@@ -22,7 +22,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop, sdpa_flop
 
 from dxmi_ext import tasks
-from dxmi_ext.engine import checkpoint, config
+from dxmi_ext.engine.runs import config
+from dxmi_ext.engine.storage import checkpoint
 from dxmi_ext.images import model
 from dxmi_ext.images.settings import Config
 from dxmi_ext.method.trainer import DxMITrainer

@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from dxmi_ext.engine import config, folders
-from dxmi_ext.engine.identity import settings_of, summary_of
+from dxmi_ext.engine.runs import config
+from dxmi_ext.engine.runs.identity import settings_of, summary_of
+from dxmi_ext.engine.storage import folders
 from dxmi_ext.images import evaluation, model, recipe
 from dxmi_ext.images.settings import Config
 

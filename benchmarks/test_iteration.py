@@ -2,7 +2,7 @@
 
 First the losses of both are compared with the same noise; then the loop draws its own. *networks alone* is
 the lower bound of both: the same passes through the networks and nothing else. The other rows are ours with
-other settings of ``engine.execution``.
+other settings of ``engine.compute.execution``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from dxmi_ext import ops
-from dxmi_ext.engine.execution import ExecutionSettings
+from dxmi_ext.engine.compute.execution import ExecutionSettings
 from dxmi_ext.method import noise, schedules
 from dxmi_ext.method.networks import Networks, frozen
 from dxmi_ext.method.sampler import GaussianSampler

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # for type checkers, which do not see __getattr__
     from dxmi_ext import ops as ops
+    from dxmi_ext.engine.compute.execution import ExecutionSettings as ExecutionSettings
+    from dxmi_ext.engine.compute.ranks import Ranks as Ranks
     from dxmi_ext.engine.errors import CheckpointError as CheckpointError
-    from dxmi_ext.engine.execution import ExecutionSettings as ExecutionSettings
-    from dxmi_ext.engine.ranks import Ranks as Ranks
     from dxmi_ext.engine.settings import ConfigError as ConfigError
     from dxmi_ext.method import noise as noise
     from dxmi_ext.method import schedules as schedules
@@ -48,12 +48,12 @@ _HOMES = {
     "ConfigError": "engine.settings",
     "DxMISettings": "method.settings",
     "DxMITrainer": "method.trainer",
-    "ExecutionSettings": "engine.execution",
+    "ExecutionSettings": "engine.compute.execution",
     "GaussianSampler": "method.sampler",
     "LangevinSettings": "method.langevin",
     "Networks": "method.networks",
     "Pretrainer": "method.denoising",
-    "Ranks": "engine.ranks",
+    "Ranks": "engine.compute.ranks",
     "TimeIndependent": "method.networks",
     "Timed": "method.sampler",
     "fit": "training",

@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from dxmi_ext import __version__, commands
-from dxmi_ext.engine import terminal
 from dxmi_ext.engine.errors import UserError
+from dxmi_ext.engine.output import terminal
 from dxmi_ext.engine.settings import expand
 
 _EXTRAS = {

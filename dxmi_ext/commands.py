@@ -12,10 +12,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import TypeVar
 
-from dxmi_ext.engine import config
 from dxmi_ext.engine.errors import UserError
+from dxmi_ext.engine.runs import config
+from dxmi_ext.engine.runs.signals import Stopped
 from dxmi_ext.engine.settings import ConfigError, Settings
-from dxmi_ext.engine.signals import Stopped
 
 S = TypeVar("S", bound=Settings)
 
@@ -32,9 +32,9 @@ def train(options: argparse.Namespace) -> None:
             f"dxmi {options.command} RECIPE --help\n\n{common}",
         )
         return
-    from dxmi_ext.engine.device import choose as choose_device
-    from dxmi_ext.engine.ranks import Ranks
-    from dxmi_ext.engine.runlog import note
+    from dxmi_ext.engine.compute.device import choose as choose_device
+    from dxmi_ext.engine.compute.ranks import Ranks
+    from dxmi_ext.engine.output.runlog import note
 
     path = tasks.find(options.target)
     task = tasks.task_of(path)
@@ -95,9 +95,9 @@ def data(options: argparse.Namespace) -> None:
 
 
 def sample(options: argparse.Namespace) -> None:
-    from dxmi_ext.engine import samples
-    from dxmi_ext.engine.device import choose as choose_device
-    from dxmi_ext.engine.ranks import Ranks
+    from dxmi_ext.engine.compute.device import choose as choose_device
+    from dxmi_ext.engine.compute.ranks import Ranks
+    from dxmi_ext.engine.output import samples
     from dxmi_ext.method import generate
 
     if (cfg := _settings(options, generate.SampleSettings)) is None:
@@ -127,9 +127,9 @@ def sample(options: argparse.Namespace) -> None:
 
 def evaluate(options: argparse.Namespace) -> None:
     from dxmi_ext import tasks
-    from dxmi_ext.engine import folders
-    from dxmi_ext.engine.device import choose as choose_device
-    from dxmi_ext.engine.runlog import write_json
+    from dxmi_ext.engine.compute.device import choose as choose_device
+    from dxmi_ext.engine.output.runlog import write_json
+    from dxmi_ext.engine.storage import folders
 
     if options.target is None:
         shown = (
@@ -156,7 +156,7 @@ def evaluate(options: argparse.Namespace) -> None:
 def score(options: argparse.Namespace) -> None:
     from dxmi_ext.anomaly.scores import inspection, score_files
     from dxmi_ext.anomaly.scores.scoring import VectorScorer
-    from dxmi_ext.engine.device import choose as choose_device
+    from dxmi_ext.engine.compute.device import choose as choose_device
 
     given, options.settings = inspection.split_arguments(options.settings)
     if (cfg := _settings(options, inspection.ScoreSettings)) is None:
@@ -178,7 +178,8 @@ def score(options: argparse.Namespace) -> None:
 
 
 def report(options: argparse.Namespace) -> None:
-    from dxmi_ext.engine import files, folders, report
+    from dxmi_ext.engine.runs import report
+    from dxmi_ext.engine.storage import files, folders
 
     if (cfg := _settings(options, report.ReportSettings)) is None:
         return
@@ -282,7 +283,7 @@ def _run_of(options: argparse.Namespace) -> tuple[Path, ModuleType]:
 def _folder_of(options: argparse.Namespace) -> Path:
     """The folder of a run, finished or not, of any task or of `dxmi_ext.fit`."""
     from dxmi_ext import tasks
-    from dxmi_ext.engine import folders
+    from dxmi_ext.engine.storage import folders
 
     folder = Path(options.target)
     if not folder.is_dir():

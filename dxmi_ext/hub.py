@@ -16,10 +16,10 @@ import torch
 from dxmi_ext import tasks
 from dxmi_ext.anomaly import export as detectors
 from dxmi_ext.anomaly.scores.scoring import Scorer, VectorScorer
-from dxmi_ext.engine import card, identity
-from dxmi_ext.engine.card import Card
 from dxmi_ext.engine.errors import UserError
-from dxmi_ext.engine.identity import settings_of
+from dxmi_ext.engine.runs import card, identity
+from dxmi_ext.engine.runs.card import Card
+from dxmi_ext.engine.runs.identity import settings_of
 from dxmi_ext.engine.settings import ConfigError, Settings, setting
 from dxmi_ext.images.model import classes_of
 from dxmi_ext.images.networks import exchange

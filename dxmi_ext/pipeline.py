@@ -25,7 +25,7 @@ from torch.nn import functional as F
 
 from dxmi_ext import ops
 from dxmi_ext.engine.arguments import at_least
-from dxmi_ext.engine.calls import call
+from dxmi_ext.engine.compute.calls import call
 from dxmi_ext.method.sampler import GaussianSampler, Timed, per_row
 from dxmi_ext.method.schedules import Schedule
 

@@ -32,8 +32,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
-from dxmi_ext.engine import config
 from dxmi_ext.engine.run_settings import PYTHON
+from dxmi_ext.engine.runs import config
 
 _ROOT = Path(__file__).parent
 _REQUIRED = ("Config", "EvaluateSettings", "train", "load", "sample", "evaluate")

@@ -20,16 +20,17 @@ import numpy
 import torch
 from torch import Tensor, nn
 
-from dxmi_ext.engine import checkpoint, config, files, folders, identity
 from dxmi_ext.engine.arguments import at_least, of_type
+from dxmi_ext.engine.compute.execution import ExecutionSettings
+from dxmi_ext.engine.compute.ranks import Ranks
 from dxmi_ext.engine.errors import first_few
-from dxmi_ext.engine.execution import ExecutionSettings
-from dxmi_ext.engine.ranks import Ranks
+from dxmi_ext.engine.output.runlog import TIMING_FIELDS, note, read_metrics
 from dxmi_ext.engine.run import Run
 from dxmi_ext.engine.run_settings import PYTHON, RunnableConfig, RunSettings
-from dxmi_ext.engine.runlog import TIMING_FIELDS, note, read_metrics
+from dxmi_ext.engine.runs import config, identity
+from dxmi_ext.engine.runs.signals import Stopped
 from dxmi_ext.engine.settings import ConfigError, group
-from dxmi_ext.engine.signals import Stopped
+from dxmi_ext.engine.storage import checkpoint, files, folders
 from dxmi_ext.method.langevin import LangevinSettings
 from dxmi_ext.method.settings import DxMISettings
 from dxmi_ext.method.stepper import Stepper

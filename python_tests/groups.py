@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dxmi_ext.engine.execution import ExecutionSettings
+from dxmi_ext.engine.compute.execution import ExecutionSettings
 from dxmi_ext.method.langevin import LangevinSettings
 from dxmi_ext.method.settings import DxMISettings
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dxmi_ext.engine import samples
-from dxmi_ext.engine.ranks import Ranks
+from dxmi_ext.engine.compute.ranks import Ranks
+from dxmi_ext.engine.output import samples
 from dxmi_ext.method import generate, schedules
 from dxmi_ext.method.networks import Networks
 from dxmi_ext.method.sampler import GaussianSampler, Timed

@@ -25,7 +25,7 @@ from tqdm import tqdm
 import runs
 from deaths import leftovers
 from dxmi_ext import cli
-from dxmi_ext.engine import checkpoint
+from dxmi_ext.engine.storage import checkpoint
 
 _SETTINGS = [
     "pretrain_iterations=100",

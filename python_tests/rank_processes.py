@@ -18,11 +18,12 @@ from torch import Tensor, multiprocessing
 
 import runs
 from dxmi_ext import ops
-from dxmi_ext.engine import checkpoint, execution, sharding, tensor_files
+from dxmi_ext.engine.compute import execution, sharding
+from dxmi_ext.engine.compute.ranks import RankError, Ranks, Votes
 from dxmi_ext.engine.errors import UserError
-from dxmi_ext.engine.health import Diverged
-from dxmi_ext.engine.ranks import RankError, Ranks, Votes
-from dxmi_ext.engine.signals import Stopped
+from dxmi_ext.engine.learning.health import Diverged
+from dxmi_ext.engine.runs.signals import Stopped
+from dxmi_ext.engine.storage import checkpoint, tensor_files
 from dxmi_ext.method import schedules
 from dxmi_ext.method.contrastive import LangevinTrainer
 from dxmi_ext.method.denoising import Pretrainer, uniform_levels

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from dxmi_ext import cli, tasks
-from dxmi_ext.engine import config
-from dxmi_ext.engine.runlog import TIMING_FIELDS, read_metrics
+from dxmi_ext.engine.output.runlog import TIMING_FIELDS, read_metrics
+from dxmi_ext.engine.runs import config
 from dxmi_ext.two_d import densities as data
 from dxmi_ext.two_d import metrics
 from dxmi_ext.two_d import recipe as two_d

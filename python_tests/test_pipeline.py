@@ -167,7 +167,7 @@ for name, pipeline in loaded.items():
     numpy.save(f"{folder}/{name}.npy", images.numpy())
 ours = {name[9:] for name in sys.modules if name.startswith("dxmi_ext.")}
 tables = {name for name in ours if name.startswith("method.schedules")}
-rooms = {"engine", "engine.arguments", "engine.calls", "method", "method.sampler"}
+rooms = {"engine", "engine.arguments", "engine.compute", "engine.compute.calls", "method", "method.sampler"}
 assert ours - tables == {"_native", "_C", "_gradients", "_shapes", "ops", "pipeline", *rooms}, ours
 """
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dxmi_ext import cli, tasks
-from dxmi_ext.engine.config import ConfigError
+from dxmi_ext.engine.runs.config import ConfigError
 
 pytest.importorskip("yaml")
 

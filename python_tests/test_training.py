@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 import dxmi_ext
 from dxmi_ext import cli
-from dxmi_ext.engine import folders
-from dxmi_ext.engine.signals import Stopped
+from dxmi_ext.engine.runs.signals import Stopped
+from dxmi_ext.engine.storage import folders
 
 DATA = torch.arange(60.0).view(20, 3) / 30 - 1
 STEPS, ITERATIONS = 4, 6

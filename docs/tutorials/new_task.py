@@ -35,12 +35,12 @@ from dxmi_ext import (
     schedules,
 )
 from dxmi_ext import load as load_networks
-from dxmi_ext.engine import checkpoint
-from dxmi_ext.engine.identity import settings_of
+from dxmi_ext.engine.output.samples import Batch
 from dxmi_ext.engine.run import Run
 from dxmi_ext.engine.run_settings import EvaluateSettings, RunnableConfig, RunSettings
-from dxmi_ext.engine.samples import Batch
+from dxmi_ext.engine.runs.identity import settings_of
 from dxmi_ext.engine.settings import Rule, Settings, group, setting
+from dxmi_ext.engine.storage import checkpoint
 from dxmi_ext.method import generate
 from dxmi_ext.method.settings import RULES
 from dxmi_ext.two_d.networks import SamplerMLP, ValueMLP

@@ -38,10 +38,11 @@ from dxmi_ext.anomaly.data.dataset import AnomalyData
 from dxmi_ext.anomaly.detectors import common
 from dxmi_ext.anomaly.features import collection, feature_maps
 from dxmi_ext.anomaly.scores.scoring import Scorer
-from dxmi_ext.engine import config, health
-from dxmi_ext.engine.ranks import Ranks
+from dxmi_ext.engine.compute.ranks import Ranks
+from dxmi_ext.engine.learning import health
+from dxmi_ext.engine.learning.steps import Trainable
+from dxmi_ext.engine.runs import config
 from dxmi_ext.engine.settings import ConfigError
-from dxmi_ext.engine.steps import Trainable
 
 _ELSEWHERE = {"recipe", "task", "output", "device", "threads", "shard", "resume", "dry_run"}
 _ELSEWHERE |= {"checkpoint_every", "keep_checkpoints", "rollbacks", "rollback_lr"}

@@ -25,9 +25,11 @@ from dxmi_ext.anomaly.features.feature_maps import FeatureMaps
 from dxmi_ext.anomaly.features.preparation import PREPARATIONS, make, prepared
 from dxmi_ext.anomaly.settings import Config
 from dxmi_ext.anomaly.validation import Validation, Verdict, judge
-from dxmi_ext.engine import files, final, runlog
+from dxmi_ext.engine.output import runlog
+from dxmi_ext.engine.output.runlog import write_json
 from dxmi_ext.engine.run import Run
-from dxmi_ext.engine.runlog import write_json
+from dxmi_ext.engine.runs import final
+from dxmi_ext.engine.storage import files
 from dxmi_ext.images.metrics.features import Extractor
 
 METHODS = ("gaussian", "knn", "gaussians", "autoencoder", "dxmi")

@@ -22,7 +22,8 @@ from dxmi_ext.anomaly.features.feature_maps import FeatureMaps
 from dxmi_ext.anomaly.features.preparation import prepared
 from dxmi_ext.anomaly.scores import scoring
 from dxmi_ext.anomaly.scores.scoring import TooFew, false_alarm_interval, rank_of, threshold_of
-from dxmi_ext.engine import final, runlog
+from dxmi_ext.engine.output import runlog
+from dxmi_ext.engine.runs import final
 from dxmi_ext.images.metrics.features import Extractor
 
 TITLES = {

@@ -12,8 +12,9 @@ from dxmi_ext.anomaly import metrics
 from dxmi_ext.anomaly.detectors.common import EnergyDetector, detect
 from dxmi_ext.anomaly.features.collection import Examined
 from dxmi_ext.anomaly.features.feature_maps import FeatureMaps
-from dxmi_ext.engine import files, runlog
-from dxmi_ext.engine.steps import Trainable
+from dxmi_ext.engine.learning.steps import Trainable
+from dxmi_ext.engine.output import runlog
+from dxmi_ext.engine.storage import files
 
 Measure = Callable[[nn.Module], float]
 """energy -> AUROC on the test data."""

@@ -27,7 +27,9 @@ from dxmi_ext.anomaly.model import AnomalyNetworks
 from dxmi_ext.anomaly.scores import plots
 from dxmi_ext.anomaly.settings import Config
 from dxmi_ext.anomaly.validation import Validation, Verdict, judge
-from dxmi_ext.engine import files, final, runlog
+from dxmi_ext.engine.output import runlog
+from dxmi_ext.engine.runs import final
+from dxmi_ext.engine.storage import files
 from dxmi_ext.images.metrics.features import Extractor
 from dxmi_ext.method.networks import Networks
 

@@ -23,8 +23,8 @@ from dxmi_ext.anomaly.data import vectors
 from dxmi_ext.anomaly.detectors import common
 from dxmi_ext.anomaly.features.preparation import Preparation
 from dxmi_ext.anomaly.scores.scoring import ScoreError, Scorer, VectorScorer
-from dxmi_ext.engine import files, folders
-from dxmi_ext.engine.runlog import write_json
+from dxmi_ext.engine.output.runlog import write_json
+from dxmi_ext.engine.storage import files, folders
 
 
 class Detector(nn.Module):

@@ -17,10 +17,10 @@ from dxmi_ext.anomaly.features.feature_maps import FeatureMaps
 from dxmi_ext.anomaly.model import AnomalyNetworks
 from dxmi_ext.anomaly.reconstruction import ReconstructionPretrainer
 from dxmi_ext.anomaly.settings import Config
-from dxmi_ext.engine import execution
-from dxmi_ext.engine.prefetch import Prefetcher
-from dxmi_ext.engine.ranks import Ranks
-from dxmi_ext.engine.steps import Trainable
+from dxmi_ext.engine.compute import execution
+from dxmi_ext.engine.compute.prefetch import Prefetcher
+from dxmi_ext.engine.compute.ranks import Ranks
+from dxmi_ext.engine.learning.steps import Trainable
 from dxmi_ext.method.contrastive import LangevinTrainer
 from dxmi_ext.method.trainer import DxMITrainer
 

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dxmi_ext.engine import final, runlog
 from dxmi_ext.engine.errors import UserError
+from dxmi_ext.engine.output import runlog
+from dxmi_ext.engine.runs import final
 
 
 class AnomalyMetricError(UserError, ValueError):

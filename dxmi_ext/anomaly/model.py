@@ -24,8 +24,8 @@ from dxmi_ext.anomaly.features.collection import Examined, Good
 from dxmi_ext.anomaly.features.feature_maps import FeatureMaps
 from dxmi_ext.anomaly.features.preparation import Preparation, prepared, rename_former
 from dxmi_ext.anomaly.settings import Config
-from dxmi_ext.engine import checkpoint
-from dxmi_ext.engine.identity import settings_of
+from dxmi_ext.engine.runs.identity import settings_of
+from dxmi_ext.engine.storage import checkpoint
 from dxmi_ext.images.metrics.features import Extractor
 from dxmi_ext.method.costs import density_temperature
 from dxmi_ext.method.networks import Networks

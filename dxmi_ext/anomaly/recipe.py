@@ -55,12 +55,14 @@ from dxmi_ext.anomaly.sources import (
     source_of,
 )
 from dxmi_ext.anomaly.validation import Validation, Verdict
-from dxmi_ext.engine import course, final, runlog
+from dxmi_ext.engine import course
+from dxmi_ext.engine.compute.ranks import Ranks
 from dxmi_ext.engine.course import Finish
-from dxmi_ext.engine.plots import curves
-from dxmi_ext.engine.ranks import Ranks
+from dxmi_ext.engine.output import runlog
+from dxmi_ext.engine.output.plots import curves
+from dxmi_ext.engine.output.samples import Batch
 from dxmi_ext.engine.run import Run
-from dxmi_ext.engine.samples import Batch
+from dxmi_ext.engine.runs import final
 from dxmi_ext.engine.settings import ConfigError
 from dxmi_ext.images.data.overview import Overview
 from dxmi_ext.images.data.pixels import NOMINAL, Scale

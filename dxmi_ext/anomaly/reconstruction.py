@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from dxmi_ext.anomaly.detectors.networks import SphereAutoencoder
-from dxmi_ext.engine.calls import call
-from dxmi_ext.engine.execution import ExecutionSettings
-from dxmi_ext.engine.learner import Learner
-from dxmi_ext.engine.ranks import Ranks
+from dxmi_ext.engine.compute.calls import call
+from dxmi_ext.engine.compute.execution import ExecutionSettings
+from dxmi_ext.engine.compute.ranks import Ranks
+from dxmi_ext.engine.learning.learner import Learner
 from dxmi_ext.method.stepper import Batch, Metrics, Stepper
 
 

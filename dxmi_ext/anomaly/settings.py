@@ -8,7 +8,7 @@ from typing import Any
 from dxmi_ext.anomaly.detectors import bases
 from dxmi_ext.anomaly.features import backbones
 from dxmi_ext.anomaly.features.preparation import PREPARATIONS, present
-from dxmi_ext.engine.execution import ExecutionSettings
+from dxmi_ext.engine.compute.execution import ExecutionSettings
 from dxmi_ext.engine.run_settings import EvaluateSettings as EvaluateSettings_
 from dxmi_ext.engine.run_settings import RunnableConfig, RunSettings
 from dxmi_ext.engine.settings import Effect, Rule, Settings, group, only_with, setting

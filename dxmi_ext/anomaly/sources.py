@@ -13,8 +13,8 @@ from dxmi_ext.anomaly.data.vectors import Columns
 from dxmi_ext.anomaly.features import backbones
 from dxmi_ext.anomaly.features.collection import Pictures, Source, Vectors
 from dxmi_ext.anomaly.settings import Config
-from dxmi_ext.engine import runlog
-from dxmi_ext.engine.identity import Fingerprints, changed, data_of, fingerprint
+from dxmi_ext.engine.output import runlog
+from dxmi_ext.engine.runs.identity import Fingerprints, changed, data_of, fingerprint
 from dxmi_ext.engine.settings import ConfigError
 from dxmi_ext.images.data.contents import ImageDataError, UnreadableImages
 from dxmi_ext.images.data.pixels import Scale

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from dxmi_ext import ops
 from dxmi_ext.energies.networks import Start, TargetEnergy, slope
 from dxmi_ext.energies.schedule import Levels
-from dxmi_ext.engine.calls import call
+from dxmi_ext.engine.compute.calls import call
 from dxmi_ext.method.networks import Networks
 from dxmi_ext.method.path_weights import Forward, Kernel, log_ratio
 

@@ -13,7 +13,7 @@ from dxmi_ext.energies.chains import Chain
 from dxmi_ext.energies.networks import TargetEnergy
 from dxmi_ext.energies.settings import Config
 from dxmi_ext.energies.targets import Target
-from dxmi_ext.engine import final
+from dxmi_ext.engine.runs import final
 from dxmi_ext.method import noise
 from dxmi_ext.method.path_weights import of_reverse_weights, of_weights
 

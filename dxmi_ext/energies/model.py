@@ -19,9 +19,9 @@ from dxmi_ext.energies.policy import raise_stds_
 from dxmi_ext.energies.schedule import Levels, levels, policy_schedule
 from dxmi_ext.energies.settings import Config
 from dxmi_ext.energies.targets import TARGETS, Target
-from dxmi_ext.engine import checkpoint
-from dxmi_ext.engine.identity import settings_of
+from dxmi_ext.engine.runs.identity import settings_of
 from dxmi_ext.engine.settings import ConfigError
+from dxmi_ext.engine.storage import checkpoint
 from dxmi_ext.method import noise
 from dxmi_ext.method.networks import Networks
 from dxmi_ext.method.sampler import GaussianSampler

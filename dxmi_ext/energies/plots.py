@@ -1,6 +1,6 @@
 """Pictures of samples: over the energy in the plane, else histograms of coordinates, distances and energies.
 
-Imports ``engine.plots`` and the task's chains.
+Imports ``engine.output.plots`` and the task's chains.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 from dxmi_ext.energies.chains import Chain
 from dxmi_ext.energies.settings import Config
 from dxmi_ext.energies.targets import Target, distances
-from dxmi_ext.engine import plots
+from dxmi_ext.engine.output import plots
 from dxmi_ext.method import noise
 
 _GRID = 200

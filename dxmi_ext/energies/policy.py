@@ -15,8 +15,8 @@ from dxmi_ext.energies.chains import PolicyChain
 from dxmi_ext.energies.networks import Start, TargetEnergy, Value
 from dxmi_ext.energies.schedule import Levels
 from dxmi_ext.energies.settings import LearningSettings, PolicySettings
-from dxmi_ext.engine.learner import Learner
-from dxmi_ext.engine.ranks import Ranks
+from dxmi_ext.engine.compute.ranks import Ranks
+from dxmi_ext.engine.learning.learner import Learner
 from dxmi_ext.method import symptoms
 from dxmi_ext.method.energy_step import spread
 from dxmi_ext.method.losses import Scene, advantages

@@ -20,11 +20,12 @@ from dxmi_ext.energies.policy import PolicyTrainer
 from dxmi_ext.energies.settings import Config, EvaluateSettings
 from dxmi_ext.energies.targets import Target
 from dxmi_ext.energies.vgs import GradientTrainer
-from dxmi_ext.engine import course, final
+from dxmi_ext.engine import course
+from dxmi_ext.engine.compute.ranks import Ranks
 from dxmi_ext.engine.course import Finish
-from dxmi_ext.engine.ranks import Ranks
+from dxmi_ext.engine.output.samples import Batch
 from dxmi_ext.engine.run import Run
-from dxmi_ext.engine.samples import Batch
+from dxmi_ext.engine.runs import final
 from dxmi_ext.engine.settings import ConfigError
 from dxmi_ext.method import noise
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dxmi_ext.energies.chains import Chain
-from dxmi_ext.engine.learner import Learner
+from dxmi_ext.engine.learning.learner import Learner
 from dxmi_ext.method.networks import frozen
 from dxmi_ext.method.stepper import Batch, Metrics
 

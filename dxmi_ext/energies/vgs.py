@@ -15,10 +15,10 @@ from dxmi_ext.energies.chains import GradientChain
 from dxmi_ext.energies.networks import Value
 from dxmi_ext.energies.replay import Replay
 from dxmi_ext.energies.settings import GradientSettings, LearningSettings
-from dxmi_ext.engine import sharding
-from dxmi_ext.engine.execution import ExecutionSettings
-from dxmi_ext.engine.learner import Average, Learner
-from dxmi_ext.engine.ranks import Ranks
+from dxmi_ext.engine.compute import sharding
+from dxmi_ext.engine.compute.execution import ExecutionSettings
+from dxmi_ext.engine.compute.ranks import Ranks
+from dxmi_ext.engine.learning.learner import Average, Learner
 from dxmi_ext.method import noise
 from dxmi_ext.method.networks import frozen
 from dxmi_ext.method.stepper import Batch, Metrics, Stepper

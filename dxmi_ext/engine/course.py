@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from dxmi_ext.engine.execution import ExecutionSettings, check_graph
+from dxmi_ext.engine.compute.execution import ExecutionSettings, check_graph
 from dxmi_ext.engine.run import Run
 
 Finish = Callable[[], tuple[dict[str, Any], str]]

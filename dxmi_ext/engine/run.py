@@ -15,17 +15,19 @@ from typing import IO, Any
 import torch
 from torch import Tensor, nn
 
-from dxmi_ext.engine import checkpoint, config, health, steps
-from dxmi_ext.engine.device import Clock, choose, peak_memory, versions
-from dxmi_ext.engine.identity import Source
-from dxmi_ext.engine.ranks import Ranks, Votes
-from dxmi_ext.engine.rollback import Rollbacks
-from dxmi_ext.engine.run_folder import Found, RunFolder
+from dxmi_ext.engine.compute.device import Clock, choose, peak_memory, versions
+from dxmi_ext.engine.compute.ranks import Ranks, Votes
+from dxmi_ext.engine.learning import health, steps
+from dxmi_ext.engine.learning.steps import Trainable
+from dxmi_ext.engine.output.runlog import RunLog, write_json
 from dxmi_ext.engine.run_settings import RunnableConfig
-from dxmi_ext.engine.runlog import RunLog, write_json
+from dxmi_ext.engine.runs import config
+from dxmi_ext.engine.runs.identity import Source
+from dxmi_ext.engine.runs.rollback import Rollbacks
+from dxmi_ext.engine.runs.run_folder import Found, RunFolder
+from dxmi_ext.engine.runs.signals import StopSignals
 from dxmi_ext.engine.settings import ConfigError
-from dxmi_ext.engine.signals import StopSignals
-from dxmi_ext.engine.steps import Trainable
+from dxmi_ext.engine.storage import checkpoint
 
 _MANY_SKIPPED = 0.01  # share of the steps of a loss above which a note says so
 

@@ -12,8 +12,9 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-from dxmi_ext.engine import final, plots, runlog
+from dxmi_ext.engine.output import plots, runlog
 from dxmi_ext.engine.run import Run
+from dxmi_ext.engine.runs import final
 from dxmi_ext.engine.settings import ConfigError
 from dxmi_ext.images.data import dataset
 from dxmi_ext.images.data.dataset import ImageData

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from dxmi_ext import tasks
-from dxmi_ext.engine import checkpoint, runlog
-from dxmi_ext.engine.identity import settings_of
+from dxmi_ext.engine.output import runlog
+from dxmi_ext.engine.runs.identity import settings_of
 from dxmi_ext.engine.settings import ConfigError
+from dxmi_ext.engine.storage import checkpoint
 from dxmi_ext.images.data.dataset import ImageData
 from dxmi_ext.images.networks import pretrained
 from dxmi_ext.images.networks.encoder import EncoderEnergy, EncoderValue, load_encoders

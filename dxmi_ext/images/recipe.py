@@ -12,15 +12,18 @@ from typing import IO, Any
 import torch
 from torch import Tensor, nn
 
-from dxmi_ext.engine import checkpoint, course, execution, runlog, sharding
+from dxmi_ext.engine import course
+from dxmi_ext.engine.compute import execution, sharding
+from dxmi_ext.engine.compute.prefetch import Prefetcher
+from dxmi_ext.engine.compute.ranks import Ranks
 from dxmi_ext.engine.course import Finish
 from dxmi_ext.engine.errors import UserError
-from dxmi_ext.engine.identity import Fingerprints, changed, data_of, fingerprint
-from dxmi_ext.engine.prefetch import Prefetcher
-from dxmi_ext.engine.ranks import Ranks
+from dxmi_ext.engine.output import runlog
+from dxmi_ext.engine.output.samples import Batch
 from dxmi_ext.engine.run import Run
-from dxmi_ext.engine.samples import Batch
+from dxmi_ext.engine.runs.identity import Fingerprints, changed, data_of, fingerprint
 from dxmi_ext.engine.settings import ConfigError
+from dxmi_ext.engine.storage import checkpoint
 from dxmi_ext.images import chains, model
 from dxmi_ext.images.data import overview
 from dxmi_ext.images.data.dataset import ImageData

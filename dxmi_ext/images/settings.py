@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from dxmi_ext.engine.execution import ExecutionSettings
+from dxmi_ext.engine.compute.execution import ExecutionSettings
 from dxmi_ext.engine.run_settings import EvaluateSettings as EvaluateSettings_
 from dxmi_ext.engine.run_settings import RunnableConfig, RunSettings
 from dxmi_ext.engine.settings import Effect, Rule, Settings, group, only_with, setting

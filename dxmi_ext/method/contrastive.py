@@ -11,9 +11,9 @@ from typing import Any
 from torch import Tensor
 
 from dxmi_ext.engine import settings
-from dxmi_ext.engine.execution import ExecutionSettings, check_graph
-from dxmi_ext.engine.learner import Average, Learner
-from dxmi_ext.engine.ranks import Ranks
+from dxmi_ext.engine.compute.execution import ExecutionSettings, check_graph
+from dxmi_ext.engine.compute.ranks import Ranks
+from dxmi_ext.engine.learning.learner import Average, Learner
 from dxmi_ext.engine.settings import ConfigError
 from dxmi_ext.method import noise, symptoms
 from dxmi_ext.method.energy_step import energy_step

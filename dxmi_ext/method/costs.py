@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dxmi_ext import ops
-from dxmi_ext.engine.ranks import Ranks
+from dxmi_ext.engine.compute.ranks import Ranks
 from dxmi_ext.method.lengths import lengths_of
 from dxmi_ext.method.sampler import GaussianSampler
 from dxmi_ext.method.settings import DxMISettings

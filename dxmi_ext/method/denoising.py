@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from dxmi_ext import ops
 from dxmi_ext.engine.arguments import of_type
-from dxmi_ext.engine.calls import call
-from dxmi_ext.engine.execution import ExecutionSettings, prepare
-from dxmi_ext.engine.learner import Average, Learner
-from dxmi_ext.engine.ranks import Ranks
+from dxmi_ext.engine.compute.calls import call
+from dxmi_ext.engine.compute.execution import ExecutionSettings, prepare
+from dxmi_ext.engine.compute.ranks import Ranks
+from dxmi_ext.engine.learning.learner import Average, Learner
 from dxmi_ext.engine.settings import ConfigError
 from dxmi_ext.method import noise, schedules, trial
 from dxmi_ext.method.sampler import per_row

@@ -7,7 +7,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dxmi_ext.engine.learner import Learner
+from dxmi_ext.engine.learning.learner import Learner
 from dxmi_ext.method.losses import EnergyLoss
 from dxmi_ext.method.networks import Networks
 from dxmi_ext.method.stepper import Batch, Metrics

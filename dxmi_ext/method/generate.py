@@ -1,4 +1,4 @@
-"""Draws samples of trained networks in batches; ``engine.samples`` writes them.
+"""Draws samples of trained networks in batches; ``engine.output.samples`` writes them.
 
 Imports torch, the engine and the method.
 """
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from dxmi_ext import ops
-from dxmi_ext.engine.samples import Batch
+from dxmi_ext.engine.output.samples import Batch
 from dxmi_ext.engine.settings import ConfigError, Settings, device_setting, seed_setting, setting
 from dxmi_ext.method import noise
 from dxmi_ext.method.langevin import Langevin

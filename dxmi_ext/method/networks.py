@@ -8,11 +8,11 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from dxmi_ext.engine import execution
 from dxmi_ext.engine.arguments import of_type
-from dxmi_ext.engine.calls import call
-from dxmi_ext.engine.execution import ExecutionSettings
-from dxmi_ext.engine.ranks import Ranks
+from dxmi_ext.engine.compute import execution
+from dxmi_ext.engine.compute.calls import call
+from dxmi_ext.engine.compute.execution import ExecutionSettings
+from dxmi_ext.engine.compute.ranks import Ranks
 from dxmi_ext.method.sampler import GaussianSampler, Guide, per_row
 
 

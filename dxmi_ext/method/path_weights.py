@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from dxmi_ext import ops
-from dxmi_ext.engine.calls import call
+from dxmi_ext.engine.compute.calls import call
 from dxmi_ext.method import noise
 from dxmi_ext.method.networks import Networks
 from dxmi_ext.method.schedules import Schedule

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from dxmi_ext import ops
 from dxmi_ext.engine.arguments import at_least, of_type
-from dxmi_ext.engine.calls import call, output_of
+from dxmi_ext.engine.compute.calls import call, output_of
 from dxmi_ext.method.schedules import Schedule, reading
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from dxmi_ext import ops
-from dxmi_ext.engine.calls import call
+from dxmi_ext.engine.compute.calls import call
 from dxmi_ext.method.schedules import reading
 
 _RHO = 7.0

@@ -11,13 +11,13 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dxmi_ext.engine import execution, sharding
-from dxmi_ext.engine.checkpoint import CheckpointError
-from dxmi_ext.engine.execution import ExecutionSettings
-from dxmi_ext.engine.graphs import Graphed
-from dxmi_ext.engine.learner import Learner
-from dxmi_ext.engine.ranks import Ranks
+from dxmi_ext.engine.compute import execution, sharding
+from dxmi_ext.engine.compute.execution import ExecutionSettings
+from dxmi_ext.engine.compute.graphs import Graphed
+from dxmi_ext.engine.compute.ranks import Ranks
+from dxmi_ext.engine.learning.learner import Learner
 from dxmi_ext.engine.settings import LARGEST_SEED, ConfigError
+from dxmi_ext.engine.storage.checkpoint import CheckpointError
 from dxmi_ext.method import noise
 
 Metrics = dict[str, Tensor]
@@ -42,7 +42,7 @@ class Batch(NamedTuple):
 
 
 class Stepper:
-    """Trains networks iteration by iteration; an `engine.steps.Trainable`.
+    """Trains networks iteration by iteration; an `engine.learning.steps.Trainable`.
 
     A subclass creates its learners and defines the iteration (`iterate`) and its state (`parts`).
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dxmi_ext.engine.ranks import Ranks
+from dxmi_ext.engine.compute.ranks import Ranks
 from dxmi_ext.engine.settings import ConfigError
 
 _NEIGHBOR = 3

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from dxmi_ext import ops
 from dxmi_ext.engine import settings
-from dxmi_ext.engine.calls import call
-from dxmi_ext.engine.execution import ExecutionSettings, check_graph
-from dxmi_ext.engine.learner import Average, Learner
-from dxmi_ext.engine.ranks import Ranks
+from dxmi_ext.engine.compute.calls import call
+from dxmi_ext.engine.compute.execution import ExecutionSettings, check_graph
+from dxmi_ext.engine.compute.ranks import Ranks
+from dxmi_ext.engine.learning.learner import Average, Learner
 from dxmi_ext.engine.settings import ConfigError
 from dxmi_ext.method import noise, symptoms, trial
 from dxmi_ext.method.costs import Costs, density_temperature

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dxmi_ext.engine.calls import call
+from dxmi_ext.engine.compute.calls import call
 from dxmi_ext.engine.settings import ConfigError
 
 

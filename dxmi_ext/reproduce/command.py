@@ -13,9 +13,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from dxmi_ext.engine import config, files, folders, runlog
 from dxmi_ext.engine.errors import UserError
+from dxmi_ext.engine.output import runlog
+from dxmi_ext.engine.runs import config
 from dxmi_ext.engine.settings import Settings, setting
+from dxmi_ext.engine.storage import files, folders
 from dxmi_ext.reproduce import table, units, workers
 from dxmi_ext.reproduce.ablations import ABLATIONS, MCMC
 from dxmi_ext.reproduce.energies import ENERGIES

@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 
-from dxmi_ext.engine import folders, health
-from dxmi_ext.engine.device import choose, versions
-from dxmi_ext.engine.identity import data_of, summary_of
-from dxmi_ext.engine.runlog import write_json
+from dxmi_ext.engine.compute.device import choose, versions
+from dxmi_ext.engine.learning import health
+from dxmi_ext.engine.output.runlog import write_json
+from dxmi_ext.engine.runs.identity import data_of, summary_of
+from dxmi_ext.engine.storage import folders
 from dxmi_ext.reproduce.units import IDENTITY, Unit, holds_another, is_folder_of_unit
 
 _OF_ENERGIES = ("auroc", "auroc_std", "energy_kl")

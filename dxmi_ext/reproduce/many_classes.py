@@ -17,8 +17,9 @@ import numpy as np
 import torch
 
 from dxmi_ext.anomaly.comparison import TITLES
-from dxmi_ext.engine import files, runlog
-from dxmi_ext.engine.config import ConfigError
+from dxmi_ext.engine.output import runlog
+from dxmi_ext.engine.runs.config import ConfigError
+from dxmi_ext.engine.storage import files
 from dxmi_ext.images.data import dataset
 from dxmi_ext.images.metrics import features
 from dxmi_ext.reproduce import gains, plots

@@ -1,6 +1,6 @@
 """Figures of an experiment: galleries of samplers, sweeps of a setting, grids of images.
 
-Imports ``engine.plots`` and ``two_d.plots``; matplotlib and PIL where they are used.
+Imports ``engine.output.plots`` and ``two_d.plots``; matplotlib and PIL where they are used.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from dxmi_ext.engine import plots
+from dxmi_ext.engine.output import plots
 from dxmi_ext.two_d.plots import EXTENT, plane, scatter
 
 _COLUMNS = 9  # in a gallery

@@ -15,8 +15,9 @@ import numpy as np
 
 from dxmi_ext.anomaly.comparison import TITLES
 from dxmi_ext.anomaly.data import layouts
-from dxmi_ext.engine import files, runlog
-from dxmi_ext.engine.config import ConfigError
+from dxmi_ext.engine.output import runlog
+from dxmi_ext.engine.runs.config import ConfigError
+from dxmi_ext.engine.storage import files
 from dxmi_ext.images.data import pixels
 from dxmi_ext.reproduce.experiments import Experiment, Row
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dxmi_ext.anomaly import recipe as anomaly
 from dxmi_ext.energies import recipe as energies
-from dxmi_ext.engine import files
+from dxmi_ext.engine.storage import files
 from dxmi_ext.images import recipe as images
 from dxmi_ext.reproduce import plots
 from dxmi_ext.reproduce.experiments import Experiment

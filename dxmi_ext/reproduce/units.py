@@ -15,10 +15,11 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from dxmi_ext import tasks
-from dxmi_ext.engine import config, files, folders
 from dxmi_ext.engine.errors import UserError
+from dxmi_ext.engine.output.runlog import write_json
 from dxmi_ext.engine.run_settings import RunnableConfig
-from dxmi_ext.engine.runlog import write_json
+from dxmi_ext.engine.runs import config
+from dxmi_ext.engine.storage import files, folders
 from dxmi_ext.method.langevin import LangevinSettings
 from dxmi_ext.method.settings import DxMISettings
 from dxmi_ext.reproduce.experiments import Row

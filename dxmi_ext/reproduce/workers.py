@@ -13,9 +13,9 @@ from multiprocessing import connection
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
-from dxmi_ext.engine import runlog, terminal
 from dxmi_ext.engine.errors import UserError
-from dxmi_ext.engine.signals import StopSignals
+from dxmi_ext.engine.output import runlog, terminal
+from dxmi_ext.engine.runs.signals import StopSignals
 from dxmi_ext.reproduce import computing
 from dxmi_ext.reproduce.units import Unit
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
-from dxmi_ext.engine import final
-from dxmi_ext.engine.plots import curves
+from dxmi_ext.engine.output.plots import curves
+from dxmi_ext.engine.runs import final
 from dxmi_ext.method import noise
 from dxmi_ext.method.costs import density_temperature
 from dxmi_ext.method.networks import Networks

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from dxmi_ext.engine import final
+from dxmi_ext.engine.runs import final
 from dxmi_ext.engine.settings import ConfigError
 from dxmi_ext.method import noise
 from dxmi_ext.method.networks import Networks

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dxmi_ext.engine import final
+from dxmi_ext.engine.runs import final
 
 _TINY = float(np.finfo(np.float32).tiny)
 

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dxmi_ext.engine import checkpoint
-from dxmi_ext.engine.identity import settings_of
+from dxmi_ext.engine.runs.identity import settings_of
+from dxmi_ext.engine.storage import checkpoint
 from dxmi_ext.method import schedules
 from dxmi_ext.method.langevin import Langevin
 from dxmi_ext.method.lengths import AnyLengthSampler, MultiLengthSampler, StepLevels

@@ -1,4 +1,4 @@
-"""Plots of points and energies in the plane. Imports ``engine.plots`` and ``two_d.densities``."""
+"""Plots of points and energies in the plane. Imports ``engine.output.plots`` and ``two_d.densities``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dxmi_ext.engine import plots
+from dxmi_ext.engine.output import plots
 from dxmi_ext.two_d.densities import BOX
 
 EXTENT = float(BOX[1, 0])

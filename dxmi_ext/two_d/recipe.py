@@ -12,13 +12,17 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-from dxmi_ext.engine import checkpoint, course, execution, final, runlog
+from dxmi_ext.engine import course
+from dxmi_ext.engine.compute import execution
+from dxmi_ext.engine.compute.ranks import Ranks
 from dxmi_ext.engine.course import Finish
-from dxmi_ext.engine.identity import Fingerprints, changed, data_of
-from dxmi_ext.engine.ranks import Ranks
+from dxmi_ext.engine.output import runlog
+from dxmi_ext.engine.output.samples import Batch
 from dxmi_ext.engine.run import Run
-from dxmi_ext.engine.samples import Batch
+from dxmi_ext.engine.runs import final
+from dxmi_ext.engine.runs.identity import Fingerprints, changed, data_of
 from dxmi_ext.engine.settings import ConfigError
+from dxmi_ext.engine.storage import checkpoint
 from dxmi_ext.method import generate, noise
 from dxmi_ext.method.contrastive import LangevinTrainer
 from dxmi_ext.method.denoising import Pretrainer, uniform_levels

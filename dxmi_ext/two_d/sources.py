@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dxmi_ext.engine import tables
-from dxmi_ext.engine.files import UNREADABLE
-from dxmi_ext.engine.identity import Fingerprints, fingerprint
+from dxmi_ext.engine.runs.identity import Fingerprints, fingerprint
 from dxmi_ext.engine.settings import ConfigError
+from dxmi_ext.engine.storage import tables
+from dxmi_ext.engine.storage.files import UNREADABLE
 from dxmi_ext.method import noise
 from dxmi_ext.two_d import densities
 

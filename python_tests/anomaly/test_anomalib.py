@@ -18,7 +18,7 @@ from torch import nn
 
 from dxmi_ext import cli
 from dxmi_ext.anomaly.features import backbones
-from dxmi_ext.engine import plots
+from dxmi_ext.engine.output import plots
 from dxmi_ext.engine.settings import ConfigError
 
 pytest.importorskip("anomalib", reason="no anomalib", exc_type=ImportError)

@@ -17,7 +17,7 @@ from dxmi_ext.anomaly import recipe as anomaly
 from dxmi_ext.anomaly.detectors import bases, networks
 from dxmi_ext.anomaly.detectors.density import KernelDensity
 from dxmi_ext.anomaly.features.feature_maps import FeatureMaps
-from dxmi_ext.engine import plots
+from dxmi_ext.engine.output import plots
 from dxmi_ext.method.trainer import DxMITrainer
 
 for library in ("yaml", "matplotlib"):

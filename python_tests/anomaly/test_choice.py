@@ -16,7 +16,8 @@ from dxmi_ext.anomaly import recipe as anomaly
 from dxmi_ext.anomaly.data import synthetic
 from dxmi_ext.anomaly.detectors.plain import GaussianPositions, NearestNeighbors
 from dxmi_ext.anomaly.features import preparation
-from dxmi_ext.engine import config, plots
+from dxmi_ext.engine.output import plots
+from dxmi_ext.engine.runs import config
 
 for library in ("yaml", "matplotlib"):
     pytest.importorskip(library)

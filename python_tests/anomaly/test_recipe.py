@@ -25,9 +25,10 @@ from dxmi_ext.anomaly.features.collection import Examined, Pictures
 from dxmi_ext.anomaly.features.feature_maps import FeatureMaps
 from dxmi_ext.anomaly.reconstruction import ReconstructionPretrainer
 from dxmi_ext.anomaly.scores.scoring import false_alarm_interval
-from dxmi_ext.engine import config, plots
-from dxmi_ext.engine.ranks import Ranks
-from dxmi_ext.engine.runlog import read_metrics
+from dxmi_ext.engine.compute.ranks import Ranks
+from dxmi_ext.engine.output import plots
+from dxmi_ext.engine.output.runlog import read_metrics
+from dxmi_ext.engine.runs import config
 from dxmi_ext.engine.settings import ConfigError
 from dxmi_ext.images.metrics.features import Extractor
 from dxmi_ext.method.contrastive import LangevinTrainer

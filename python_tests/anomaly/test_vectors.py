@@ -18,7 +18,7 @@ from dxmi_ext.anomaly.data import vectors
 from dxmi_ext.anomaly.data.vectors import Columns, VectorDataError
 from dxmi_ext.anomaly.features.collection import Vectors
 from dxmi_ext.anomaly.features.preparation import Whitened, prepared
-from dxmi_ext.engine import plots
+from dxmi_ext.engine.output import plots
 
 N, D = 200, 4
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from dxmi_ext import __version__, cli
-from dxmi_ext.engine import terminal
+from dxmi_ext.engine.output import terminal
 from dxmi_ext.two_d import densities as data
 from dxmi_ext.two_d import recipe as two_d
 from report_page import Page

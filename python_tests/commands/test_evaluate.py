@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from dxmi_ext import cli
-from dxmi_ext.engine import config
-from dxmi_ext.engine.runlog import read_metrics
+from dxmi_ext.engine.output.runlog import read_metrics
+from dxmi_ext.engine.runs import config
 from dxmi_ext.two_d import recipe as two_d
 from runs import SCORES, read, train
 

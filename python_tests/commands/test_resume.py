@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from dxmi_ext.engine import files
-from dxmi_ext.engine.runlog import read_metrics
+from dxmi_ext.engine.output.runlog import read_metrics
+from dxmi_ext.engine.storage import files
 from dxmi_ext.two_d import densities as data
 from runs import DXMI, PRETRAIN, SAMPLE_DATA, assert_same_run, contents, interrupt, model, read, train
 

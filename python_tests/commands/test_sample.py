@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from dxmi_ext import cli, ops, tasks
-from dxmi_ext.engine import samples
+from dxmi_ext.engine.output import samples
 from dxmi_ext.two_d import recipe as two_d
 from image_runs import run_of_images
 from runs import draw, read, train

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from dxmi_ext import cli
-from dxmi_ext.engine.runlog import TIMING_FIELDS
+from dxmi_ext.engine.output.runlog import TIMING_FIELDS
 from dxmi_ext.engine.settings import LARGEST_SEED
 from dxmi_ext.two_d import densities as data
 from dxmi_ext.two_d import plots as point_plots

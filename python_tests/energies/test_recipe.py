@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from dxmi_ext import cli
-from dxmi_ext.engine import runlog
+from dxmi_ext.engine.output import runlog
 from dxmi_ext.method.stepper import Stepper
 
 SMALL = [

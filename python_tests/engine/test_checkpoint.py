@@ -18,9 +18,9 @@ from safetensors.torch import load_file
 import deaths
 import rank_processes
 from deaths import limited_file_size
-from dxmi_ext.engine import checkpoint, files
-from dxmi_ext.engine.checkpoint import CheckpointError, load
-from dxmi_ext.engine.ranks import Ranks
+from dxmi_ext.engine.compute.ranks import Ranks
+from dxmi_ext.engine.storage import checkpoint, files
+from dxmi_ext.engine.storage.checkpoint import CheckpointError, load
 from rank_processes import spawn
 
 

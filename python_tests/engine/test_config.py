@@ -17,8 +17,8 @@ import pytest
 from dxmi_ext import tasks
 from dxmi_ext.anomaly import settings as anomaly
 from dxmi_ext.energies import settings as energies
-from dxmi_ext.engine import config
 from dxmi_ext.engine.run_settings import RunnableConfig, RunSettings
+from dxmi_ext.engine.runs import config
 from dxmi_ext.engine.settings import LARGEST_SEED, ConfigError, Rule, Settings, group, only_with, setting
 from dxmi_ext.images import settings as images
 from dxmi_ext.two_d import recipe as two_d
@@ -356,7 +356,7 @@ def test_describe_lists_every_key_aligned(recipe: Path) -> None:
 def test_without_pyyaml_the_error_says_what_to_install() -> None:
     code = (
         "import sys; sys.modules['yaml'] = None\n"
-        "from dxmi_ext.engine import config\n"
+        "from dxmi_ext.engine.runs import config\n"
         "from dxmi_ext.engine.run_settings import RunSettings\n"
         "try: config.load(RunSettings, 'x.yaml')\n"
         "except ValueError as error: print(error)"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dxmi_ext.engine.device import choose
-from dxmi_ext.engine.ranks import Ranks
+from dxmi_ext.engine.compute.device import choose
+from dxmi_ext.engine.compute.ranks import Ranks
 from dxmi_ext.engine.settings import ConfigError
 
 FIRST, SECOND = Ranks(rank=0, world_size=2), Ranks(rank=1, world_size=2, local_rank=1)

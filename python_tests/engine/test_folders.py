@@ -16,9 +16,12 @@ import torch
 import rank_processes
 import runs
 from dxmi_ext import cli
-from dxmi_ext.engine import checkpoint, files, folders, identity, plots, report, run, run_folder
-from dxmi_ext.engine.folders import FolderError
+from dxmi_ext.engine import run
+from dxmi_ext.engine.output import plots
+from dxmi_ext.engine.runs import identity, report, run_folder
 from dxmi_ext.engine.settings import ConfigError
+from dxmi_ext.engine.storage import checkpoint, files, folders
+from dxmi_ext.engine.storage.folders import FolderError
 from dxmi_ext.images import recipe as images
 from dxmi_ext.two_d import plots as point_plots
 from dxmi_ext.two_d import recipe as two_d

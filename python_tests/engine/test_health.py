@@ -13,7 +13,7 @@ import torch
 
 import runs
 from dxmi_ext import cli
-from dxmi_ext.engine.runlog import read_metrics
+from dxmi_ext.engine.output.runlog import read_metrics
 from dxmi_ext.method import symptoms
 from dxmi_ext.method.trainer import DxMITrainer
 from dxmi_ext.two_d import densities

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from dxmi_ext.engine import plots
+from dxmi_ext.engine.output import plots
 
 Image = pytest.importorskip("PIL.Image")
 

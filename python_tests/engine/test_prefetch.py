@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dxmi_ext.engine.prefetch import Prefetcher
+from dxmi_ext.engine.compute.prefetch import Prefetcher
 
 CPU = torch.device("cpu")
 ITERATIONS = 12

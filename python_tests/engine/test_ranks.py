@@ -11,10 +11,10 @@ import torch
 import rank_processes
 import runs
 from dxmi_ext import ops
-from dxmi_ext.engine import checkpoint
-from dxmi_ext.engine.ranks import RankError, Ranks
-from dxmi_ext.engine.runlog import read_metrics
+from dxmi_ext.engine.compute.ranks import RankError, Ranks
+from dxmi_ext.engine.output.runlog import read_metrics
 from dxmi_ext.engine.settings import ConfigError
+from dxmi_ext.engine.storage import checkpoint
 from dxmi_ext.method import noise
 from rank_processes import B, T, spawn
 

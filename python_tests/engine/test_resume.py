@@ -18,7 +18,9 @@ import deaths
 import runs
 from deaths import leftovers, limited_file_size
 from dxmi_ext import cli
-from dxmi_ext.engine import files, runlog, signals
+from dxmi_ext.engine.output import runlog
+from dxmi_ext.engine.runs import signals
+from dxmi_ext.engine.storage import files
 from dxmi_ext.two_d import densities as data
 from dxmi_ext.two_d import metrics
 from kill_experiment import Experiment

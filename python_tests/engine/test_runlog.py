@@ -14,9 +14,11 @@ import pytest
 import torch
 
 from deaths import limited_file_size
-from dxmi_ext.engine import files, plots, runlog, steps
 from dxmi_ext.engine.errors import UserError
-from dxmi_ext.engine.runlog import RunLog
+from dxmi_ext.engine.learning import steps
+from dxmi_ext.engine.output import plots, runlog
+from dxmi_ext.engine.output.runlog import RunLog
+from dxmi_ext.engine.storage import files
 
 
 def rows(directory: Path) -> list[dict[str, Any]]:

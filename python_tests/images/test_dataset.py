@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 
-from dxmi_ext.engine.plots import to_uint8
+from dxmi_ext.engine.output.plots import to_uint8
 from dxmi_ext.images.data import dataset as images
 from dxmi_ext.images.data import layouts as image_sources
 from dxmi_ext.images.data.dataset import ImageData, ImageDataError

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dxmi_ext.engine.plots import to_uint8
+from dxmi_ext.engine.output.plots import to_uint8
 from dxmi_ext.images.data import dataset as image_data
 from dxmi_ext.images.data.dataset import ImageData
 from dxmi_ext.images.metrics import distances as images

@@ -13,10 +13,11 @@ import safetensors.torch
 import torch
 
 from dxmi_ext import cli, ops, tasks
-from dxmi_ext.engine import checkpoint, config, identity
-from dxmi_ext.engine.ranks import Ranks
-from dxmi_ext.engine.runlog import read_metrics
+from dxmi_ext.engine.compute.ranks import Ranks
+from dxmi_ext.engine.output.runlog import read_metrics
+from dxmi_ext.engine.runs import config, identity
 from dxmi_ext.engine.settings import ConfigError
+from dxmi_ext.engine.storage import checkpoint
 from dxmi_ext.images import chains, evaluation, model
 from dxmi_ext.images import recipe as images
 from dxmi_ext.images.metrics import features

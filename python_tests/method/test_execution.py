@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from dxmi_ext import ops
-from dxmi_ext.engine import checkpoint, execution
-from dxmi_ext.engine.execution import ExecutionSettings
-from dxmi_ext.engine.graphs import WARM_UP, Graphed
+from dxmi_ext.engine.compute import execution
+from dxmi_ext.engine.compute.execution import ExecutionSettings
+from dxmi_ext.engine.compute.graphs import WARM_UP, Graphed
 from dxmi_ext.engine.settings import ConfigError
+from dxmi_ext.engine.storage import checkpoint
 from dxmi_ext.method import schedules
 from dxmi_ext.method.denoising import Pretrainer, uniform_levels
 from dxmi_ext.method.networks import Networks

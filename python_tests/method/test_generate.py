@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from dxmi_ext import ops
-from dxmi_ext.engine import plots, samples
+from dxmi_ext.engine.compute.ranks import Ranks
 from dxmi_ext.engine.errors import UserError
-from dxmi_ext.engine.plots import to_uint8
-from dxmi_ext.engine.ranks import Ranks
-from dxmi_ext.engine.samples import Batch
+from dxmi_ext.engine.output import plots, samples
+from dxmi_ext.engine.output.plots import to_uint8
+from dxmi_ext.engine.output.samples import Batch
 from dxmi_ext.engine.settings import ConfigError
 from dxmi_ext.method import generate, noise
 from image_samplers import SEED, SHAPE, Network, make_networks, write

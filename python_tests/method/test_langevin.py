@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import runs
 from dxmi_ext import cli, ops
-from dxmi_ext.engine import config
+from dxmi_ext.engine.runs import config
 from dxmi_ext.engine.settings import ConfigError
 from dxmi_ext.method import noise, schedules
 from dxmi_ext.method.contrastive import LangevinTrainer

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from dxmi_ext import ops
-from dxmi_ext.engine import health
-from dxmi_ext.engine.learner import Average
+from dxmi_ext.engine.learning import health
+from dxmi_ext.engine.learning.learner import Average
 from dxmi_ext.engine.settings import ConfigError
 from dxmi_ext.method import noise, schedules
 from dxmi_ext.method.denoising import Pretrainer, uniform_levels

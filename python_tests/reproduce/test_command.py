@@ -18,7 +18,7 @@ import torch
 import reproduce_command
 import runs
 from dxmi_ext import cli, tasks
-from dxmi_ext.engine import folders
+from dxmi_ext.engine.storage import folders
 from dxmi_ext.images import recipe as images
 from dxmi_ext.reproduce import command as reproduce_module
 from dxmi_ext.reproduce import computing, plots, table, units, workers

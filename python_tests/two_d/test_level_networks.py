@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from dxmi_ext.engine import config as config_file
+from dxmi_ext.engine.runs import config as config_file
 from dxmi_ext.method.lengths import StepLevels
 from dxmi_ext.method.trainer import DxMITrainer
 from dxmi_ext.two_d import model

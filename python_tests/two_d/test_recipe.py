@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from dxmi_ext import ops
-from dxmi_ext.engine.plots import curves
+from dxmi_ext.engine.output.plots import curves
 from dxmi_ext.two_d import densities as data
 from dxmi_ext.two_d import metrics, plots, recipe
 from dxmi_ext.two_d.networks import EnergyMLP

@@ -17,7 +17,8 @@ import numpy as np
 
 from dxmi_ext.anomaly.data import layouts as anomaly_sources
 from dxmi_ext.anomaly.data.layouts import Item, Source
-from dxmi_ext.engine import files, runlog
+from dxmi_ext.engine.output import runlog
+from dxmi_ext.engine.storage import files
 from dxmi_ext.images.data import pixels
 from dxmi_ext.images.data.contents import ImageDataError, printable
 from dxmi_ext.images.data.dataset import beyond, default_cache, key_of, reject_unreadable

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dxmi_ext.engine import tables
 from dxmi_ext.engine.errors import first_few
-from dxmi_ext.engine.files import UNREADABLE
+from dxmi_ext.engine.storage import tables
+from dxmi_ext.engine.storage.files import UNREADABLE
 from dxmi_ext.images.data import npz
 from dxmi_ext.images.data.contents import VectorDataError as VectorDataError
 from dxmi_ext.images.data.contents import printable, what_it_is

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from dxmi_ext.anomaly.data.dataset import AnomalyData
-from dxmi_ext.engine import files, runlog
+from dxmi_ext.engine.output import runlog
+from dxmi_ext.engine.storage import files
 from dxmi_ext.images.data.dataset import default_cache, rows_of_batch, sequence, to_device
 from dxmi_ext.images.metrics.features import Extractor, FeatureError
 

@@ -24,8 +24,9 @@ from dxmi_ext.anomaly.scores import inspected, page, score_files
 from dxmi_ext.anomaly.scores.inspected import Picture
 from dxmi_ext.anomaly.scores.page import Place, Shown, Worst
 from dxmi_ext.anomaly.scores.scoring import ScoreError, Scorer, VectorScorer
-from dxmi_ext.engine import files, runlog
+from dxmi_ext.engine.output import runlog
 from dxmi_ext.engine.settings import ConfigError, Settings, device_setting, setting
+from dxmi_ext.engine.storage import files
 from dxmi_ext.images.data import listing
 from dxmi_ext.images.data.listing import PICTURES
 

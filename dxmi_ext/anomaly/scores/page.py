@@ -16,7 +16,7 @@ from typing import NamedTuple
 from urllib.parse import quote
 
 from dxmi_ext.anomaly.scores import plots
-from dxmi_ext.engine import report
+from dxmi_ext.engine.runs import report
 
 THUMBNAIL = 200  # pixels of the longer side of images on the page
 _LISTED = 100  # images without a score

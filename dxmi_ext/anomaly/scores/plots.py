@@ -1,4 +1,4 @@
-"""Heat maps of scores on images. Imports ``engine.plots``; matplotlib for the colors."""
+"""Heat maps of scores on images. Imports ``engine.output.plots``; matplotlib for the colors."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dxmi_ext.engine import plots
+from dxmi_ext.engine.output import plots
 
 _CONTOUR = (64, 224, 255)  # a color that inferno does not contain
 

@@ -9,7 +9,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from dxmi_ext.engine import files, folders, runlog
+from dxmi_ext.engine.output import runlog
+from dxmi_ext.engine.storage import files, folders
 
 COLUMNS = ("path", "score", "anomalous", "threshold", "heatmap", "error")
 VECTOR_COLUMNS = ("row", "score", "anomalous", "threshold")

@@ -20,7 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dxmi_ext.engine import files, runlog
+from dxmi_ext.engine.output import runlog
+from dxmi_ext.engine.storage import files
 from dxmi_ext.images.data import layouts as image_sources
 from dxmi_ext.images.data import pixels
 from dxmi_ext.images.data.contents import UnreadableImages, printable

@@ -16,7 +16,7 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 
-from dxmi_ext.engine.files import UNREADABLE
+from dxmi_ext.engine.storage.files import UNREADABLE
 from dxmi_ext.images.data import listing, npz, pixels
 from dxmi_ext.images.data.contents import ImageDataError as ImageDataError
 from dxmi_ext.images.data.contents import printable, refuse_pointer, what_it_is

@@ -19,8 +19,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from dxmi_ext.engine import folders
 from dxmi_ext.engine.errors import first_few
+from dxmi_ext.engine.storage import folders
 from dxmi_ext.images.data.contents import ImageDataError as ImageDataError
 from dxmi_ext.images.data.contents import printable as printable
 

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dxmi_ext.engine import files, runlog
+from dxmi_ext.engine.output import runlog
+from dxmi_ext.engine.storage import files
 from dxmi_ext.images.data.dataset import ImageData, default_cache, to_dtype
 from dxmi_ext.images.metrics.features import Extractor, FeatureError
 

@@ -19,8 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dxmi_ext.engine import files, final
 from dxmi_ext.engine.errors import UserError
+from dxmi_ext.engine.runs import final
+from dxmi_ext.engine.storage import files
 from dxmi_ext.images.data.dataset import ImageData, default_cache
 from dxmi_ext.images.metrics.features import Extractor
 

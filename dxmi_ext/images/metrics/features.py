@@ -55,7 +55,8 @@ class Extractor(nn.Module):
         """
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
             raise FeatureError(
-                "images must be uint8 [n, C, H, W] with C 1 or 3 (see dxmi_ext.engine.plots.to_uint8), "
+                "images must be uint8 [n, C, H, W] with C 1 or 3 "
+                "(see dxmi_ext.engine.output.plots.to_uint8), "
                 f"got {images.dtype} {list(images.shape)}"
             )
         # in full float32, also within autocast: half precision and TF32 would change the distances

@@ -8,8 +8,8 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from dxmi_ext.engine import files, folders
 from dxmi_ext.engine.settings import ConfigError, Settings, setting
+from dxmi_ext.engine.storage import files, folders
 from dxmi_ext.images.networks import convert
 from dxmi_ext.images.networks.unet import UNet
 from dxmi_ext.method.sampler import GaussianSampler, Timed

@@ -13,8 +13,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from dxmi_ext.engine import files
 from dxmi_ext.engine.errors import UserError
+from dxmi_ext.engine.storage import files
 from dxmi_ext.images.networks.unet import UNet, check_shape
 from dxmi_ext.method import schedules
 

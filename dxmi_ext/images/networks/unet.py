@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dxmi_ext.engine.config import did_you_mean
+from dxmi_ext.engine.runs.config import did_you_mean
 from dxmi_ext.method.lengths import StepLevels
 
 

@@ -16,9 +16,9 @@ from typing import IO, Any
 
 from tqdm import tqdm
 
-from dxmi_ext.engine import files, folders
 from dxmi_ext.engine.errors import UserError
-from dxmi_ext.engine.sinks import Place, Sink, TensorBoard, WeightsAndBiases
+from dxmi_ext.engine.output.sinks import Place, Sink, TensorBoard, WeightsAndBiases
+from dxmi_ext.engine.storage import files, folders
 
 TIMING_FIELDS = ("iterations_per_second", "samples_per_second", "peak_memory_mib")
 """Fields of metrics.jsonl that depend on the machine; all others are the same after an interruption."""

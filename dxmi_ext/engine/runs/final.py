@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from dxmi_ext.engine import runlog
+from dxmi_ext.engine.output import runlog
 
 T = TypeVar("T")
 Say = Callable[[str], None]

@@ -1,7 +1,7 @@
 """Settings as text: reading yaml and ``key=value`` of the command line, writing, and listing.
 
 The type of a key parses its value, the same way for both sources. Imports ``engine.settings`` and
-``engine.files``, and PyYAML (extra ``train``) where yaml is read or written.
+``engine.storage.files``, and PyYAML (extra ``train``) where yaml is read or written.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, TypeVar, cast
 
-from dxmi_ext.engine import files, settings
+from dxmi_ext.engine import settings
 from dxmi_ext.engine.settings import Config, ConfigError, Settings
+from dxmi_ext.engine.storage import files
 
 C = TypeVar("C", bound=Settings | Config)
 
@@ -103,7 +104,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 @functools.cache  # once, although a command reads a run's config.yaml several times
 def _tell_removed(path: str, name: str, instead: str) -> None:
-    from dxmi_ext.engine import runlog  # which needs tqdm
+    from dxmi_ext.engine.output import runlog  # which needs tqdm
 
     runlog.note(f"{path}: {name} is no longer a setting and is ignored; {instead}")
 

@@ -2,7 +2,7 @@
 
 A folder that a command fills over time, such as a run's, holds `MARKER` with its kind and format. Folders of
 versions without marks are recognized by their content, and marked when they are next written to.
-Imports the standard library, ``dxmi_ext.engine.errors`` and ``dxmi_ext.engine.files``.
+Imports the standard library, ``dxmi_ext.engine.errors`` and ``dxmi_ext.engine.storage.files``.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dxmi_ext.engine import files
 from dxmi_ext.engine.errors import UserError, first_few
-from dxmi_ext.engine.files import Tree
+from dxmi_ext.engine.storage import files
+from dxmi_ext.engine.storage.files import Tree
 
 MARKER = "dxmi.json"
 """File that marks a folder: JSON with its kind (run, scores, ...) and the version of its format."""

@@ -20,9 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dxmi_ext.engine import files, folders, sharding, tensor_files
+from dxmi_ext.engine.compute import sharding
+from dxmi_ext.engine.compute.ranks import Ranks
 from dxmi_ext.engine.errors import CheckpointError, UserError
-from dxmi_ext.engine.ranks import Ranks
+from dxmi_ext.engine.storage import files, folders, tensor_files
 
 FORMAT = 2
 _CHECKPOINT = _, _STATE = ("tensors.safetensors", "state.json")

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from dxmi_ext.engine import checkpoint, health
-from dxmi_ext.engine.ranks import Ranks
-from dxmi_ext.engine.run_folder import RunFolder
+from dxmi_ext.engine.compute.ranks import Ranks
+from dxmi_ext.engine.learning import health
+from dxmi_ext.engine.learning.steps import Trainable
+from dxmi_ext.engine.output.runlog import write_json
 from dxmi_ext.engine.run_settings import RunSettings
-from dxmi_ext.engine.runlog import write_json
-from dxmi_ext.engine.steps import Trainable
+from dxmi_ext.engine.runs.run_folder import RunFolder
+from dxmi_ext.engine.storage import checkpoint
 
 
 class Rollbacks:

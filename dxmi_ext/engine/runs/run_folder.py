@@ -13,13 +13,14 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
-from dxmi_ext.engine import checkpoint, config, files, folders, identity
+from dxmi_ext.engine.compute.ranks import Ranks
 from dxmi_ext.engine.errors import UserError
-from dxmi_ext.engine.identity import Earlier, Fingerprints, Source
-from dxmi_ext.engine.ranks import Ranks
+from dxmi_ext.engine.output.runlog import RunLog
 from dxmi_ext.engine.run_settings import RunnableConfig
-from dxmi_ext.engine.runlog import RunLog
+from dxmi_ext.engine.runs import config, identity
+from dxmi_ext.engine.runs.identity import Earlier, Fingerprints, Source
 from dxmi_ext.engine.settings import ConfigError
+from dxmi_ext.engine.storage import checkpoint, files, folders
 
 Found = tuple[Path, Any]
 """The path of a checkpoint, and its state."""

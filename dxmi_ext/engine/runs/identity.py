@@ -13,8 +13,9 @@ from typing import Any, TypeVar
 
 import numpy
 
-from dxmi_ext.engine import config, files, folders
+from dxmi_ext.engine.runs import config
 from dxmi_ext.engine.settings import Config, ConfigError
+from dxmi_ext.engine.storage import files, folders
 
 C = TypeVar("C", bound=Config)
 

@@ -15,8 +15,8 @@ from io import FileIO
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from dxmi_ext.engine import files, folders
 from dxmi_ext.engine.errors import UserError
+from dxmi_ext.engine.storage import files, folders
 
 
 class Place(NamedTuple):

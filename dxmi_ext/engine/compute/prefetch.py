@@ -48,7 +48,9 @@ class Prefetcher:
     ) -> None:
         for name, value in (("ahead", ahead), ("workers", workers)):
             if value < 1:
-                raise ValueError(f"dxmi_ext.engine.prefetch.Prefetcher: {name} must be >= 1, got {value}")
+                raise ValueError(
+                    f"dxmi_ext.engine.compute.prefetch.Prefetcher: {name} must be >= 1, got {value}"
+                )
         self._batch, self._device, self._iterations, self._ahead = batch, device, iterations, ahead
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="prefetch")
         self._waiting: deque[tuple[int, Future[_Loaded]]] = deque()

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from dxmi_ext.engine.calls import networks_in
-from dxmi_ext.engine.ranks import Ranks
+from dxmi_ext.engine.compute.calls import networks_in
+from dxmi_ext.engine.compute.ranks import Ranks
 from dxmi_ext.engine.settings import ConfigError, Settings, setting
 
 BACKEND = "inductor"

@@ -12,8 +12,10 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from dxmi_ext.engine import config, files, folders, identity, plots, runlog
+from dxmi_ext.engine.output import plots, runlog
+from dxmi_ext.engine.runs import config, identity
 from dxmi_ext.engine.settings import Settings, setting
+from dxmi_ext.engine.storage import files, folders
 
 _LAST = 4  # number of pictures shown of those drawn during training
 _PAGE = """<!doctype html>

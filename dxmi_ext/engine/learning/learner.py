@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from dxmi_ext.engine import sharding
-from dxmi_ext.engine.optim import Adam, LearningRates
-from dxmi_ext.engine.ranks import Ranks
+from dxmi_ext.engine.compute import sharding
+from dxmi_ext.engine.compute.ranks import Ranks
+from dxmi_ext.engine.learning.optim import Adam, LearningRates
 
 M = TypeVar("M", bound=nn.Module)
 

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dxmi_ext.engine import folders, runlog
+from dxmi_ext.engine.output import runlog
+from dxmi_ext.engine.storage import folders
 
 File = str | Path | IO[bytes]
 INK, DATA, SAMPLES, ACCENT = "#1f2933", "#52606d", "#1673b8", "#d1571f"

@@ -23,7 +23,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from dxmi_ext.engine import sharding
+from dxmi_ext.engine.compute import sharding
 from dxmi_ext.engine.errors import UserError
 from dxmi_ext.engine.settings import ConfigError
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dxmi_ext import __version__
-from dxmi_ext.engine import identity
 from dxmi_ext.engine.run_settings import RunnableConfig
+from dxmi_ext.engine.runs import identity
 
 # Numbers of a summary that describe the execution, not the result.
 _NO_FIGURES = {"seed", "world_size", "batch_size_per_rank", "iterations", "wall_seconds"}

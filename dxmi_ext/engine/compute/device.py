@@ -10,7 +10,7 @@ import numpy
 import torch
 
 from dxmi_ext import __version__
-from dxmi_ext.engine.ranks import Ranks
+from dxmi_ext.engine.compute.ranks import Ranks
 from dxmi_ext.engine.settings import ConfigError
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dxmi_ext.engine import sharding
+from dxmi_ext.engine.compute import sharding
 from dxmi_ext.engine.settings import ConfigError
 
 

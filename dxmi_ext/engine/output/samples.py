@@ -17,10 +17,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from dxmi_ext.engine import files, folders, plots, runlog
-from dxmi_ext.engine.plots import to_uint8
-from dxmi_ext.engine.ranks import Ranks
+from dxmi_ext.engine.compute.ranks import Ranks
+from dxmi_ext.engine.output import plots, runlog
+from dxmi_ext.engine.output.plots import to_uint8
 from dxmi_ext.engine.settings import ConfigError
+from dxmi_ext.engine.storage import files, folders
 
 
 class Batch(NamedTuple):

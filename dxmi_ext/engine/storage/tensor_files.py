@@ -17,8 +17,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from dxmi_ext.engine import files, sharding
+from dxmi_ext.engine.compute import sharding
 from dxmi_ext.engine.errors import CheckpointError
+from dxmi_ext.engine.storage import files
 
 
 @dataclass

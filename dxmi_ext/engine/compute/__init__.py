@@ -1,0 +1,1 @@
+"""Where and how networks run: devices, ranks, sharding, precision and CUDA graphs."""

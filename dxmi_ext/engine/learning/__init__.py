@@ -1,0 +1,1 @@
+"""What trains networks: optimizers, learning rates, moving averages and iterations."""

@@ -1,0 +1,1 @@
+"""Parts of a run: its settings as text, identity, folder, rollbacks, stopping, report and model card."""
