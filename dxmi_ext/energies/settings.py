@@ -129,6 +129,12 @@ class PolicySettings(Settings):
     log_std_lr: float = setting(1e-3, "learning rate of log sigma", minimum=0)
     sampler_clip: float = setting(1.0, "maximum gradient norm of the policy; 0: no clipping", minimum=0)
     sampler_steps: int = setting(10, "number of policy steps in an iteration", minimum=1, maximum=1000)
+    td_lambda: float = setting(
+        0.95,
+        "weight lambda of longer returns in the value's target; 0: one step, as in the paper; 1: whole paths",
+        minimum=0,
+        maximum=1,
+    )
     velocity_decay: float = setting(
         1.0,
         "decay alpha of adaptive velocity regularization of s_t^2, which starts at the variance of the step; "
@@ -152,6 +158,7 @@ class PolicySettings(Settings):
             tau=temperature,
             cost_reduction="sum",
             td_order="shuffled",
+            td_lambda=self.td_lambda,
             velocity_decay=self.velocity_decay,
             sampler_steps=self.sampler_steps,
             sampler_lr=self.sampler_lr,

@@ -92,6 +92,21 @@ class Costs:
         costs = self.of("value", sq_displacement, timestep) + self.time_cost[timestep]
         return (next_value + costs).detach()
 
+    def entropy_noise(self, log_prob: Tensor, timestep: Tensor) -> Tensor:
+        """What the log probabilities of steps taken add to the entropy bound in a value's target, [N]: 0 on
+        average, but it cancels most of the noise of running cost and next value. With a sampler at its
+        optimum, nothing of the noise is left.
+
+        Args:
+            log_prob: [N], mean over D.
+            timestep: int64 [N].
+        """
+        mean = -self._sampler.log_std[timestep] - (1 + math.log(2 * math.pi)) / 2
+        added = self._now("value").entropy * (log_prob - mean)
+        if self.temperature is not None:
+            added = added * self.temperature.factor
+        return added * (timestep < self._sampler.end - self._settings.skip_last)
+
     def begin(self, done: float) -> None:
         """Updates what depends on the progress of the run, from 0 at its start to 1 at its end."""
         if self.temperature is not None:

@@ -33,6 +33,8 @@ class Transition(NamedTuple):
     """x_{t+1} [N, *]"""
     sq_displacement: Tensor
     """[N]"""
+    place: int | tuple[Tensor, Tensor]
+    """Index of the N entries in tensors [T, B]."""
 
 
 class Trajectory(NamedTuple):
@@ -51,12 +53,13 @@ class Trajectory(NamedTuple):
 
     def step(self, t: int) -> Transition:
         """Every particle's step t; views."""
-        return Transition(self.samples[t], self.samples[t + 1], self.sq_displacement[t])
+        return Transition(self.samples[t], self.samples[t + 1], self.sq_displacement[t], t)
 
     def at(self, t: Tensor) -> Transition:
         """Each particle's own step t, int64 [B]; gathered."""
         rows = torch.arange(len(t), device=t.device)
-        return Transition(self.samples[t, rows], self.samples[t + 1, rows], self.sq_displacement[t, rows])
+        place = t, rows
+        return Transition(self.samples[place], self.samples[t + 1, rows], self.sq_displacement[place], place)
 
 
 class GaussianSampler(nn.Module):

@@ -95,6 +95,13 @@ class DxMISettings(Settings):
         choices=("backward", "shuffled"),
     )
     td_redraw: bool = setting(False, "x_{t+1} redrawn from the current sampler, for the value's target")
+    td_lambda: float = setting(
+        0.0,
+        "weight lambda of longer returns in the value's target, which use the log probabilities of the steps "
+        "taken instead of the entropy bound; 0: one step, as in the paper; 1: whole paths",
+        minimum=0,
+        maximum=1,
+    )
     td_weight: float = setting(
         1.0,
         "weight of the value's squared errors; below 1, an energy that shares the value's weights counts "
@@ -179,6 +186,10 @@ RULES = (
         "costs_in must be both or sampler with sampler_update={sampler_update}, which does not train the "
         "sampler on the value, got {costs_in}",
         lambda s: s.sampler_update == "dxdp" or s.costs_in != "value" or not s.entropy_tau + s.velocity_tau,
+    ),
+    Rule(
+        "td_redraw must be false with td_lambda={td_lambda}, whose returns are of the path, got {td_redraw}",
+        lambda s: not (s.td_lambda and s.td_redraw),
     ),
     *only_with(
         "energy_loss=noise_contrastive", lambda s: s.energy_loss == "noise_contrastive", "noise_magnitude"

@@ -175,23 +175,46 @@ class DxMITrainer(Stepper):
         return energy_step(self.energy_learner, self._learning, self._energy_loss, batch, samples)
 
     def _value_steps(self, path: Trajectory, batch: Batch) -> Tensor:
-        """Temporal-difference learning: each step uses the value updated by the one before."""
-        losses = []
+        """Temporal-difference learning: each step uses the value updated by the one before, unless targets
+        are the returns of whole paths."""
+        losses, returns = [], self._returns(path, batch) if self.algorithm.td_lambda else None
         for timestep, step in self._td_steps(path, batch):
-            _, following, sq_displacement = step
-            with torch.no_grad():
-                if self.algorithm.td_redraw:
-                    key, offset = batch.keys["td_redraw"], batch.offset
-                    redrawn = self.sampler(step.sample, timestep, key, batch.labels, sample_offset=offset)
-                    following, _, sq_displacement = redrawn
-                after = self.sampler.after(timestep)
-                next_value = self.networks.value_at(following, after, batch.labels)
-                target = self.costs.td_target(next_value, sq_displacement, timestep)
+            target = self._target(step, timestep, batch) if returns is None else returns[step.place]
             value = call(self.value_learner.network, step.sample, timestep, batch.labels)
             loss = nn.functional.mse_loss(value, target)
             self.value_learner.descend("value", self.algorithm.td_weight * loss)
             losses.append(loss.detach())
         return torch.stack(losses[::-1])  # computed from the last step to the first
+
+    @torch.no_grad()
+    def _target(self, step: Transition, timestep: Tensor, batch: Batch) -> Tensor:
+        """The target of V^t(x_t) from the next value, [B] (DxMI, eq. 9)."""
+        following, sq_displacement = step.next_sample, step.sq_displacement
+        if self.algorithm.td_redraw:
+            key, offset = batch.keys["td_redraw"], batch.offset
+            redrawn = self.sampler(step.sample, timestep, key, batch.labels, sample_offset=offset)
+            following, _, sq_displacement = redrawn
+        next_value = self.networks.value_at(following, self.sampler.after(timestep), batch.labels)
+        return self.costs.td_target(next_value, sq_displacement, timestep)
+
+    @torch.no_grad()
+    def _returns(self, path: Trajectory, batch: Batch) -> Tensor:
+        """The targets of all values of a path by TD(lambda), [T, B] (Sutton & Barto 2018, ch. 12).
+
+        With one-step targets, V^t learns from an error of V^{t+1}, and errors add up towards the start of a
+        long chain. Longer returns depend on the energy at its end; they are not noisier, since the noise of
+        the steps taken cancels (`Costs.entropy_noise`).
+        """
+        weight, returns = self.algorithm.td_lambda, list[Tensor]()
+        for t in reversed(range(self.sampler.steps)):
+            timestep = self.sampler.timestep(t, batch.n)
+            after = self.sampler.after(timestep)
+            following = self.networks.value_at(path.samples[t + 1], after, batch.labels)
+            if returns:
+                following = following.lerp(returns[-1], weight)
+            target = self.costs.td_target(following, path.sq_displacement[t], timestep)
+            returns.append(target + self.costs.entropy_noise(path.log_prob[t], timestep))
+        return torch.stack(returns[::-1])
 
     def _td_steps(self, path: Trajectory, batch: Batch) -> Iterator[tuple[Tensor, Transition]]:
         """The timesteps [B] and transitions that the value learns from, each transition of the path once."""

@@ -21,6 +21,7 @@ from dxmi_ext.method.lengths import MultiLengthSampler
 from dxmi_ext.method.networks import Networks, TimeIndependent
 from dxmi_ext.method.sampler import GaussianSampler
 from dxmi_ext.method.settings import DxMISettings
+from dxmi_ext.method.stepper import Batch
 from dxmi_ext.method.trainer import DxMITrainer
 from dxmi_ext.two_d import densities as two_d
 from dxmi_ext.two_d.networks import EnergyMLP, SamplerMLP, ValueMLP
@@ -417,6 +418,44 @@ def test_value_targets_build_no_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ops, "td_target", spy)
     make_trainer(make_settings()).step(batch(0))
     assert had_graphs == [False] * T
+
+
+class Bowl(nn.Module):
+    """|x|^2 / (2 variance_t)."""
+
+    def __init__(self, variance: Tensor) -> None:
+        super().__init__()
+        self.variance = nn.Parameter(variance)
+
+    def forward(self, x: Tensor, timestep: Tensor | None = None) -> Tensor:
+        return x.square().sum(1) / (2 * self.variance[0 if timestep is None else timestep])
+
+
+class Still(nn.Module):
+    def forward(self, x: Tensor, timestep: Tensor) -> Tensor:
+        return 0 * x
+
+
+@pytest.mark.parametrize("weight", [0.5, 1.0])
+def test_returns_of_an_optimal_sampler_have_no_noise(weight: float) -> None:
+    """The sampler of N(0, c) by its exact reverse steps, with its exact values up to constants."""
+    c, kernel = 0.5, torch.tensor([2.0, 1.0, 0.3, 0.1], dtype=torch.float64)  # variances of steps
+    variance = c + kernel.flip(0).cumsum(0).flip(0)
+    after = torch.cat((variance[1:], variance.new_tensor([c])))
+    schedule = SCHEDULE._replace(
+        sample_coef=after / variance, log_std=(after * kernel / variance).log() / 2, initial_std=1.7
+    )
+    sampler = GaussianSampler(Still(), schedule, (D,))
+    networks = Networks(sampler, Bowl(variance), Bowl(variance.new_tensor([c]))).double()
+    settings = make_settings(tau=1.0, td_lambda=weight)
+    trainer = DxMITrainer(networks, settings, iterations=1, seed=SEED)
+    trainer.costs.velocity_var.copy_(kernel)
+    path = sampler.rollout(50, ops.noise_key(1))
+    rows, timesteps = Batch(path.samples[0], None, 0, {}), [sampler.timestep(t, 50) for t in range(T)]
+    values = torch.stack([networks.value_at(path.samples[t], timesteps[t]) for t in range(T)])
+    assert (trainer._returns(path, rows) - values).std(1).max() < 1e-6
+    one_step = torch.stack([trainer._target(path.step(t), timesteps[t], rows) for t in range(T)])
+    assert (one_step - values).std(1).min() > 0.5
 
 
 # --- numbers going wrong -----------------------------------------------------------------------------
