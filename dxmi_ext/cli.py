@@ -13,6 +13,7 @@ from dxmi_ext import __version__, commands
 from dxmi_ext.engine import terminal
 from dxmi_ext.engine.errors import UserError
 from dxmi_ext.engine.settings import expand
+from dxmi_ext.engine.signals import Stopped
 
 _EXTRAS = {
     "train": ("matplotlib", "safetensors", "scipy", "sklearn", "tensorboard", "tqdm", "yaml"),
@@ -88,6 +89,8 @@ def _run(given: list[str]) -> int:
             file=sys.stderr,
         )
         return 2
+    except Stopped as stop:  # the command has said so
+        return stop.status
     except KeyboardInterrupt:
         print(f"dxmi {options.command}: interrupted", file=sys.stderr)
         return 130

@@ -275,7 +275,7 @@ def test_processes_run_side_by_side_and_stop_by_a_signal(tmp_path: Path) -> None
             time.sleep(0.05)
         process.send_signal(signal.SIGTERM)
         told += process.communicate()[1]
-    assert process.returncode == 0 and "stopped; to resume: dxmi reproduce tiny" in told
+    assert process.returncode == 143 and "stopped; to resume: dxmi reproduce tiny" in told
     assert stamps(tmp_path).keys() == {"a-seed0.json"}
     assert "| DxMI |" in (tmp_path / "results" / "README.md").read_text()
     assert "bad-seed0: dxmi" in (tmp_path / "work" / "bad-seed0.log").read_text()
