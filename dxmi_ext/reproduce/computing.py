@@ -13,7 +13,7 @@ from dxmi_ext.engine import folders, health
 from dxmi_ext.engine.device import choose, versions
 from dxmi_ext.engine.identity import data_of, summary_of
 from dxmi_ext.engine.runlog import write_json
-from dxmi_ext.reproduce.units import IDENTITY, Unit, holds_another, is_folder_of_unit
+from dxmi_ext.reproduce.units import Unit, holds_another, is_folder_of_unit, write_identity
 
 _OF_ENERGIES = ("auroc", "auroc_std", "energy_kl")
 
@@ -31,7 +31,7 @@ def compute(unit: Unit) -> dict[str, Any]:
     folders.mark(unit.folder, "run")
     if holds_another(unit):
         folders.clear(unit.folder)
-    write_json(unit.folder / IDENTITY, unit.identity())
+    write_identity(unit)
     found = {
         "row": unit.row.name,
         "seed": unit.seed,
@@ -40,7 +40,8 @@ def compute(unit: Unit) -> dict[str, Any]:
         **(_evaluated(unit, cfg) if unit.row.chain else _trained(unit, cfg)),
     }
     if prints := data_of(unit.evaluated if unit.row.chain else unit.folder):
-        found["data"] = {"name": PurePath(cfg.flat()["data"]).name, "fingerprints": prints}
+        source = {} if unit.source is None else {"source": unit.source}
+        found["data"] = {"name": PurePath(cfg.flat()["data"]).name, "fingerprints": prints, **source}
     if unit.row.may_diverge:
         found["numbers"] = {"diverged": 0.0} | found["numbers"]
     unit.output.mkdir(parents=True, exist_ok=True)

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -391,6 +392,46 @@ def test_a_unit_has_the_fingerprint_of_its_data(tmp_path: Path, monkeypatch: pyt
     computing.compute(unit)
     assert read(unit.path)["data"] == {"name": "clothes", "fingerprints": {"train": "abc"}}
     assert "/mnt" not in unit.path.read_text() and units.read(unit) is not None
+
+
+def test_figures_are_of_the_data_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Other data are prepared and trained on anew, but not beside the units of the first."""
+    prepared: list[str] = []
+
+    def prepare(data: str | None, folder: Path) -> None:
+        assert data is not None and not any(folder.iterdir())
+        prepared.append(Path(data).name)
+        rng = np.random.default_rng(len(prepared))
+        good, test = rng.normal(size=(60, 4)), rng.normal(size=(20, 4)) + np.arange(20)[:, None] % 2
+        np.savez(folder / "v.npz", X_train=good, X_test=test, y_test=np.arange(20) % 2)
+
+    settings = {"data": "v.npz", "detector": "knn", "baselines": "none", "preparation": "unit"}
+    row = Row("row", "Row", settings, recipe="anomaly-vectors")
+    columns = {"image_auroc": "AUROC"}
+    tiny = Experiment("tiny", "Tiny", [row], columns, prepare=prepare, summary=lambda *_: "")
+    monkeypatch.setitem(EXPERIMENTS, "tiny", tiny)
+    for name in ("first", "second"):
+        (tmp_path / name / "a").mkdir(parents=True)
+        (tmp_path / name / "a" / "file").write_text(name)
+
+    def auroc(output: str, *settings: str) -> float:
+        places = f"output={tmp_path / output}", f"work={tmp_path / 'work'}"
+        assert cli.main(["reproduce", "tiny", *places, "seeds=1", "workers=1", *settings]) == 0
+        number: float = read(tmp_path / output / "row-seed0.json")["numbers"]["image_auroc"]
+        return number
+
+    of_first = auroc("results", f"data={tmp_path / 'first'}")
+    (tmp_path / "first").rename(tmp_path / "moved")
+    assert auroc("results", f"data={tmp_path / 'moved'}") == auroc("again") == of_first
+    assert prepared == ["first"]
+    capsys.readouterr()
+    given = [f"output={tmp_path / 'results'}", f"work={tmp_path / 'work'}", f"data={tmp_path / 'second'}"]
+    assert cli.main(["reproduce", "tiny", *given]) == 2
+    assert "output must be another folder, got" in (told := capsys.readouterr().err)
+    assert told.endswith("whose row-seed0.json was made from other data\n") and prepared == ["first"]
+    assert auroc("others", f"data={tmp_path / 'second'}") != of_first and prepared == ["first", "second"]
 
 
 def test_a_units_run_replaces_nothing_of_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
