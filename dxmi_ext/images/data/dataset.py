@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from dxmi_ext.engine import files, runlog
+from dxmi_ext.engine.errors import first_few
 from dxmi_ext.images.data import layouts as image_sources
 from dxmi_ext.images.data import pixels
 from dxmi_ext.images.data.contents import UnreadableImages, printable
@@ -318,9 +319,12 @@ def _write(entry: Path, pictures: Pictures, size: int | None, path: Path, scale:
     from tqdm import tqdm
 
     clipped: list[int] = []
+    paged: set[str] = set()
 
     def fitted(i: int) -> np.ndarray:
         picture, image = _read(pictures, i, path, scale)
+        if pictures.files and pixels.has_pages(pictures.files[i]):
+            paged.add(pictures.files[i])
         if scale is not None and pixels.exceeds(picture, scale):
             clipped.append(i)
         return np.ascontiguousarray(_fit(image, size).transpose(2, 0, 1))
@@ -353,6 +357,14 @@ def _write(entry: Path, pictures: Pictures, size: int | None, path: Path, scale:
         (folder / "about.json").write_text(json.dumps(about | {"fingerprint": digest.hexdigest()}))
     if scale is not None and clipped:
         runlog.note(f"{printable(path)}: {beyond(len(clipped), scale)}")
+    note_pages(paged)
+
+
+def note_pages(paged: Collection[str]) -> None:
+    """Notes which image files have several pages or frames, if any."""
+    if paged:
+        names = printable(first_few(sorted(paged), 1))
+        runlog.note(f"{len(paged)} image(s) have several pages, of which the first is used: {names}")
 
 
 def beyond(count: int, scale: Scale) -> str:
