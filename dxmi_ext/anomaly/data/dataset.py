@@ -20,7 +20,7 @@ from dxmi_ext.anomaly.data.layouts import Item, Source
 from dxmi_ext.engine import files, runlog
 from dxmi_ext.images.data import pixels
 from dxmi_ext.images.data.contents import ImageDataError, printable
-from dxmi_ext.images.data.dataset import beyond, default_cache, key_of, note_pages, reject_unreadable
+from dxmi_ext.images.data.dataset import beyond, default_cache, key_of, making, note_pages, reject_unreadable
 from dxmi_ext.images.data.pixels import NOMINAL, Scale
 
 _CACHE_FORMAT = 3
@@ -137,7 +137,7 @@ def load(
     about += "".join(f"\n{item.name} {item.label} {item.mask is not None}" for item in source.items)
     entry = cache / f"anomaly-{key_of(about, [*source.files, *trained.files])}"
     if not entry.is_dir():
-        with files.locked(entry.with_suffix(".lock")):
+        with making(entry):
             if not entry.is_dir():  # another process may have been first
                 try:
                     _decode_to(entry, source, size, path, scale, trained)

@@ -13,6 +13,7 @@ import os
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from dxmi_ext.engine import files, runlog
 from dxmi_ext.engine.errors import first_few
+from dxmi_ext.engine.settings import ConfigError
 from dxmi_ext.images.data import layouts as image_sources
 from dxmi_ext.images.data import pixels
 from dxmi_ext.images.data.contents import UnreadableImages, printable
@@ -165,7 +167,7 @@ def load(
     cache = Path(cache).expanduser() if cache is not None else default_cache()
     entry = cache / f"images-{_key(path, split, size, scale, source.files)}"
     if not entry.is_dir():
-        with files.locked(entry.with_suffix(".lock")):
+        with making(entry):
             if not entry.is_dir():  # another process may have been first
                 _decode_to(entry, source.open(), size, path, scale)
     about = json.loads((entry / "about.json").read_text())
@@ -182,6 +184,27 @@ def default_cache() -> Path:
     if folder.startswith("~"):  # no home folder, as for an unknown user in a container
         folder = f"{tempfile.gettempdir()}/cache-of-{os.getuid()}"
     return Path(folder) / "dxmi_ext"
+
+
+@contextmanager
+def making(entry: Path) -> Iterator[None]:
+    """Within, this process alone makes an entry of a cache; others wait.
+
+    Raises:
+        ConfigError: the cache cannot be written to.
+    """
+    cache = entry.parent
+    try:
+        with files.locked(entry.with_suffix(".lock")):
+            yield
+    except OSError as error:
+        place = Path(os.fsdecode(error.filename or ""))
+        if error.filename is None or not (cache.is_relative_to(place) or place.is_relative_to(cache)):
+            raise  # of something else, such as the images
+        raise ConfigError(
+            f"cache must be a folder that can be written to, got {str(cache)!r} ({error.strerror}); "
+            "cache=DIR or the environment variable XDG_CACHE_HOME chooses another"
+        ) from error
 
 
 @functools.lru_cache(maxsize=4)  # two streams, each at the end of an epoch

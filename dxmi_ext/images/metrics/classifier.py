@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dxmi_ext.engine import files, runlog
-from dxmi_ext.images.data.dataset import ImageData, default_cache, to_dtype
+from dxmi_ext.images.data.dataset import ImageData, default_cache, making, to_dtype
 from dxmi_ext.images.metrics.features import Extractor, FeatureError
 
 NAME = "classifier"
@@ -63,7 +63,7 @@ def extractor(data: ImageData, *, cache: Path | str | None = None) -> Extractor:
     belongs = {"format": _FORMAT, "images": data.fingerprint, "labels": labels}
     digest = hashlib.blake2b(json.dumps(belongs).encode(), digest_size=16).hexdigest()
     entry = (Path(cache).expanduser() if cache is not None else default_cache()) / f"classifier-{digest}"
-    with files.locked(entry.with_suffix(".lock")):
+    with making(entry):
         if (weights := _read(entry, belongs)) is not None:
             network = Features()
             network.load_state_dict(weights)
