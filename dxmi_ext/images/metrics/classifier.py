@@ -57,8 +57,8 @@ def extractor(data: ImageData, *, cache: Path | str | None = None) -> Extractor:
     Raises:
         FeatureError: the images have no labels, or only one class.
     """
-    if data.labels is None or data.classes < 2:
-        raise FeatureError(f"features=classifier requires labels of >= 2 classes, got {data.classes}")
+    check(data)
+    assert data.labels is not None
     labels = hashlib.blake2b(data.labels.tobytes(), digest_size=16).hexdigest()
     belongs = {"format": _FORMAT, "images": data.fingerprint, "labels": labels}
     digest = hashlib.blake2b(json.dumps(belongs).encode(), digest_size=16).hexdigest()
@@ -72,6 +72,16 @@ def extractor(data: ImageData, *, cache: Path | str | None = None) -> Extractor:
             runlog.note(f"features=classifier: accuracy {accuracy:.1%} on held-out images")
             _write(entry, network, belongs | {"accuracy": accuracy})
     return Extractor(network, NAME)
+
+
+def check(data: ImageData) -> None:
+    """Checks that the images have labels of two or more classes.
+
+    Raises:
+        FeatureError: they do not.
+    """
+    if data.labels is None or data.classes < 2:
+        raise FeatureError(f"features=classifier requires labels of >= 2 classes, got {data.classes}")
 
 
 def _trained(data: ImageData) -> tuple[Features, float]:
