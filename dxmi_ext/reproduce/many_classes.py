@@ -150,8 +150,8 @@ def prepare(data: str | None, folder: Path) -> None:
         _, vectors = np.linalg.eigh(train.T.astype(np.float64) @ train)
         directions = vectors[:, : -DIRECTIONS - 1 : -1].astype(np.float32)
         anomalous = ~np.isin(y_test, good)
-        arrays = {"X_train": train @ directions, "X_test": x_test @ directions, "y_test": anomalous}
-        np.savez(folder / f"{name}.npz", **arrays)
+        test = x_test @ directions
+        np.savez(folder / f"{name}.npz", X_train=train @ directions, X_test=test, y_test=anomalous)
 
 
 def _features(data: str, split: str) -> tuple[np.ndarray, np.ndarray]:

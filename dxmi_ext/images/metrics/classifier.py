@@ -81,7 +81,10 @@ def check(data: ImageData) -> None:
         FeatureError: they do not.
     """
     if data.labels is None or data.classes < 2:
-        raise FeatureError(f"features=classifier requires labels of >= 2 classes, got {data.classes}")
+        raise FeatureError(
+            f"features=classifier requires labels of >= 2 classes, got {data.classes}; features=efflite0 "
+            "requires none"
+        )
 
 
 def _trained(data: ImageData) -> tuple[Features, float]:
