@@ -114,8 +114,8 @@ def run(experiment: Experiment, cfg: ReproduceSettings) -> None:
     work = Path(cfg.work or f"runs/reproduce/{experiment.name}")
     seeds = cfg.seeds or (1 if cfg.quick else experiment.seeds)
     names = _names(experiment, cfg.rows)
-    in_2d = any(tasks.task_of(tasks.find(row.recipe)) is two_d for row in experiment.rows)
-    if cfg.data is not None and in_2d:
+    kinds = [tasks.task_of(tasks.find(row.recipe)) for row in experiment.rows]
+    if cfg.data is not None and any(kind is two_d or "data" not in kind.Config.of().flat() for kind in kinds):
         raise config.ConfigError(
             f"data must not be given for {experiment.name}, whose rows define their densities, "
             f"got {cfg.data!r}"

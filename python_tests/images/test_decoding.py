@@ -247,7 +247,7 @@ def test_files_of_several_pages_are_noted(tmp_path: Path, capsys: pytest.Capture
         *(False, False, True, True)
     ]
     found = overview.of_images(folders[0]).details()
-    assert found["paged"] == ["2.png", "3.tif"]
+    assert found["multipage"] == ["2.png", "3.tif"]
     text = overview.text_of(found | {"recipe": "images"})
     assert "several pages, of which the first is used: 2.png, 3.tif" in text
 

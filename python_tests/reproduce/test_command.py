@@ -494,11 +494,11 @@ def test_help_and_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert "; 2 rows" in next(line for line in out.splitlines() if "  magnetic-tiles" in line)
     assert cli.main(["reproduce", "table1", "--help"]) == 0
     assert "ddpm-t1000" in capsys.readouterr().out
+    given = ["data=x", f"work={tmp_path}", f"output={tmp_path}"]
     for arguments, says in (
-        (
-            ["densities", "data=x", f"work={tmp_path}", f"output={tmp_path}"],
-            "data must not be given for dens",
-        ),
+        (["densities", *given], "data must not be given for densities"),
+        (["energies", *given], "data must not be given for energies"),
+        (["surfaces", *given], "data must be a file or folder, got 'x', which does not exist"),
         (["table2"], "experiment must be one of table1, "),
         (["tiny", "seed=1"], "seed: unknown key; did you mean seeds?"),
         (["tiny", f"work={tmp_path}", f"output={tmp_path}", "rows=a,bd"], "rows must be names of"),

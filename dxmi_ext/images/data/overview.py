@@ -65,7 +65,7 @@ class Overview:
         about: dict[str, Any] = {"path": str(self.path), "layout": self.layout, "splits": splits}
         about |= {"masks": self.masks, "skipped": skipped, "sizes": sizes, "modes": modes}
         listed = [{"path": os.path.relpath(f, self.path), "reason": why} for f, why in unreadable.items()]
-        about |= {"unreadable": listed, "paged": [os.path.relpath(file, self.path) for file in paged]}
+        about |= {"unreadable": listed, "multipage": [os.path.relpath(file, self.path) for file in paged]}
         return about | {"files": len(self.files)}
 
     def _skipped_paths(self) -> list[Skipped]:
@@ -108,8 +108,8 @@ def text_of(details: dict[str, Any]) -> str:
     for key, title in (("unreadable", "cannot be read"), ("skipped", "skipped")):
         named = [f"    {each['path']}: {each['reason']}" for each in details[key]]
         lines += [f"  {title}:" if named else f"  {title}: nothing", *named]
-    if details["paged"]:
-        lines.append(f"  several pages, of which the first is used: {first_few(details['paged'])}")
+    if details["multipage"]:
+        lines.append(f"  several pages, of which the first is used: {first_few(details['multipage'])}")
     if details["unreadable"]:
         lines.append("  Training stops at files that cannot be read, which are not counted here.")
     if details["files"]:
