@@ -12,6 +12,7 @@ from typing import NoReturn
 from dxmi_ext import __version__, commands
 from dxmi_ext.engine.errors import UserError
 from dxmi_ext.engine.output import terminal
+from dxmi_ext.engine.runs.signals import Stopped
 from dxmi_ext.engine.settings import expand
 
 _EXTRAS = {
@@ -88,6 +89,8 @@ def _run(given: list[str]) -> int:
             file=sys.stderr,
         )
         return 2
+    except Stopped as stop:  # the command has said so
+        return stop.status
     except KeyboardInterrupt:
         print(f"dxmi {options.command}: interrupted", file=sys.stderr)
         return 130
@@ -142,13 +145,15 @@ def _parser() -> argparse.ArgumentParser:
         help: str,
         target: str = "",
         rest: str = "key=value",
+        about: str = "settings, listed below",
     ) -> argparse.ArgumentParser:
         # argparse's own help lacks the settings.
         sub = subparsers.add_parser(name, help=help, description=help, add_help=False, allow_abbrev=False)
-        sub.add_argument("-h", "--help", action="store_true", help="show this help and every setting")
+        shown = "show this help and every setting" if target else "show this help"
+        sub.add_argument("-h", "--help", action="store_true", help=shown)
         if target:
             sub.add_argument("target", metavar=target.split(":")[0], nargs="?", help=target.split(": ")[1])
-            sub.add_argument("settings", nargs="*", metavar=rest)
+            sub.add_argument("settings", nargs="*", metavar=rest, help=about)
         sub.set_defaults(run=run, parser=sub, target_name=target.split(":")[0])
         return sub
 
@@ -169,6 +174,7 @@ def _parser() -> argparse.ArgumentParser:
         "Show what would be read from a path: splits, classes, masks, sizes, and what is skipped.",
         "PATH: folder or file of images, or file of vectors",
         rest="recipe=NAME or key=value",
+        about="settings, explained below",
     )
     sub.add_argument("--json", action="store_true", help="print JSON")
     run = "RUN: folder of a finished run, or name of one that ships with the package"
@@ -186,6 +192,7 @@ def _parser() -> argparse.ArgumentParser:
         "of vectors with a run of vectors: a table.",
         run,
         rest="IMAGE, FOLDER, FILE or key=value",
+        about="what to score, or settings, listed below",
     )
     command(
         "report", commands.report, "Write metrics, curves and pictures as one page.", "RUN: folder of a run"

@@ -53,10 +53,10 @@ def train(options: argparse.Namespace) -> None:
         with ranks.joined(choose_device(cfg.run.device, ranks)):
             getattr(task, options.command)(cfg, ranks)
     except Stopped:
-        if not ranks.first:
-            return
-        settings = [s for s in options.settings if s.partition("=")[0] not in ("output", "resume")]
-        _tell_how_to_go_on(options, f"output={cfg.run.output}", *settings)
+        if ranks.first:
+            settings = [s for s in options.settings if s.partition("=")[0] not in ("output", "resume")]
+            _tell_how_to_go_on(options, f"output={cfg.run.output}", *settings)
+        raise
 
 
 def data(options: argparse.Namespace) -> None:
@@ -203,6 +203,7 @@ def reproduce(options: argparse.Namespace) -> None:
         reproduce.run(experiment, config.load(reproduce.ReproduceSettings, None, given))
     except Stopped:
         _tell_how_to_go_on(options, *given)
+        raise
 
 
 def export(options: argparse.Namespace) -> None:

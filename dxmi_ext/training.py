@@ -31,6 +31,7 @@ from dxmi_ext.engine.runs import config, identity
 from dxmi_ext.engine.runs.signals import Stopped
 from dxmi_ext.engine.settings import ConfigError, group
 from dxmi_ext.engine.storage import checkpoint, files, folders
+from dxmi_ext.method.denoising import Pretrainer, PretrainerSettings
 from dxmi_ext.method.langevin import LangevinSettings
 from dxmi_ext.method.settings import DxMISettings
 from dxmi_ext.method.stepper import Stepper
@@ -49,6 +50,11 @@ class _FitConfig(RunnableConfig):
 
     run: RunSettings = group(RunSettings, task=PYTHON)
     execution: ExecutionSettings = group(ExecutionSettings)
+
+
+@dataclasses.dataclass
+class _FitPretrainerConfig(_FitConfig):
+    pretraining: PretrainerSettings = group(PretrainerSettings)
 
 
 @dataclasses.dataclass
@@ -78,11 +84,11 @@ def fit(
     with its own folder, can be stopped at any time and started again. Ctrl-C and SIGTERM finish the
     iteration and save a checkpoint.
 
-    A run is known by the trainer's settings objects, such as `DxMISettings`, the seed, the batch size and the
-    fingerprint of data given by `shuffled`, which have to be the same when it resumes; a higher number of
-    iterations continues it. Batches without a fingerprint, such as a DataLoader's, are not compared: use a
-    new folder for other data. Nor are the arguments of a `Pretrainer`, nor networks, except that the weights
-    must fit.
+    A run is known by the trainer's settings, such as `DxMISettings` or the numbers given to a `Pretrainer`,
+    the seed, the batch size and the fingerprint of data given by `shuffled`, which have to be the same when
+    it resumes; a higher number of iterations continues it. Batches without a fingerprint, such as a
+    DataLoader's, are not compared: use a new folder for other data. Nor are functions such as
+    ``draw_levels``, nor networks, except that the weights must fit.
 
     Args:
         trainer: `Pretrainer`, `DxMITrainer` or another `Stepper`; its ``ranks`` share the batches.
@@ -351,6 +357,9 @@ def _config(trainer: Stepper, run: dict[str, Any]) -> _FitConfig:
         )
     if isinstance(trainer, DxMITrainer):
         return _FitDxMIConfig(**groups, algorithm=trainer.algorithm, langevin=trainer.langevin)
+    # Runs of earlier versions have no settings of a pretrainer to compare with.
+    if isinstance(trainer, Pretrainer) and (earlier is None or config.peek(path, "lr") is not None):
+        return _FitPretrainerConfig(**groups, pretraining=trainer.settings)
     return _FitConfig(**groups)
 
 

@@ -53,9 +53,10 @@ def trainer(seed: int = 0, **settings: Any) -> dxmi_ext.DxMITrainer:
     return dxmi_ext.DxMITrainer(networks(), algorithm, iterations=ITERATIONS, seed=seed)
 
 
-def pretrainer() -> dxmi_ext.Pretrainer:
+def pretrainer(**options: Any) -> dxmi_ext.Pretrainer:
     levels = dxmi_ext.uniform_levels(SCHEDULE.signal, SCHEDULE.noise)
-    return dxmi_ext.Pretrainer(networks().sampler.network, levels, lr=1e-2, iterations=3, seed=0)
+    options = {"lr": 1e-2, "iterations": 3, "seed": 0} | options
+    return dxmi_ext.Pretrainer(networks().sampler.network, levels, **options)
 
 
 def batches(batch_size: int = 8) -> Any:
@@ -115,6 +116,18 @@ def test_pretraining_then_dxmi(tmp_path: Path) -> None:
     with pytest.raises(dxmi_ext.ConfigError, match=r"output must be .* 'dxmi', got .* 'pretrain'"):
         dxmi_ext.fit(trainer(), batches(), output=tmp_path / "pretrain")
     assert same(dxmi_ext.load(tmp_path / "pretrain", Field(3)), first.network)
+
+
+def test_a_pretraining_resumes_with_the_same_arguments_only(tmp_path: Path) -> None:
+    dxmi_ext.fit(pretrainer(sigma_data=DATA.double().numpy().std()), batches(), output=tmp_path / "run")
+    with pytest.raises(dxmi_ext.ConfigError, match=r"sigma_data must be 0\.57\d+ as in the run"):
+        dxmi_ext.fit(pretrainer(iterations=4), batches(), output=tmp_path / "run")
+    dxmi_ext.fit(pretrainer(), batches(), output=tmp_path / "other")
+    for argument in ({"lr": 0.02}, {"warmup": 1}, {"ema_decay": 0.5}, {"clip": 1.0}, {"prediction": "v"}):
+        with pytest.raises(dxmi_ext.ConfigError, match=f"{next(iter(argument))} must be .* as in the run"):
+            dxmi_ext.fit(pretrainer(iterations=4, **argument), batches(), output=tmp_path / "other")
+    dxmi_ext.fit(longer := pretrainer(iterations=4), batches(), output=tmp_path / "other")
+    assert longer.iteration == 4
 
 
 def test_commands_on_a_folder_of_fit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

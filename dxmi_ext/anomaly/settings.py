@@ -30,7 +30,8 @@ class SourceSettings(Settings):
     heading = "data"
     data: str | None = setting(
         None,
-        "images as in MVTec-AD or VisA, good/ beside DEFECT/, or an npz; for vectors a file with X and y",
+        "path of images: as in MVTec-AD or VisA, good/ beside DEFECT/, or an npz; for vectors, of a file "
+        "with X and y",
         path=True,
     )
     classes: str | None = setting(None, "names of the classes to use, such as bottle,cable; null: all")
@@ -41,7 +42,9 @@ class SourceSettings(Settings):
         0.1, "share of the good training data that is held out for thresholds", minimum=0.001, below=1
     )
     cache: str | None = setting(
-        None, "folder for decoded images and features; null: the user's cache", path=True
+        None,
+        "folder for decoded images and features; null: dxmi_ext in $XDG_CACHE_HOME or ~/.cache",
+        path=True,
     )
 
 

@@ -116,10 +116,15 @@ def fingerprints(cfg: Config) -> Callable[[str], Fingerprints]:
             raise
         except ImageDataError:  # there may be no test data
             pass
-        return {
-            split: fingerprint(data.fingerprint, data.labels, data.classes, data.class_names)
-            for split, data in found.items()
-        }
+        known = {} if cfg.run.output is None else data_of(Path(cfg.run.output))
+        prints = {}
+        for split, data in found.items():
+            # A single class has the name of its folder or file, which may be renamed; runs of before have it.
+            names = data.class_names if len(data.class_names) > 1 else []
+            parts = data.fingerprint, data.labels, data.classes
+            older = fingerprint(*parts, data.class_names)
+            prints[split] = older if known.get(split) == older else fingerprint(*parts, names)
+        return prints
 
     return of_vectors if cfg.features.backbone is None else of_pictures
 

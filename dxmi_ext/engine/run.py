@@ -138,7 +138,8 @@ class Run:
         """Prints the size of each network in a dry run."""
         if self.settings.dry_run and self.ranks.first:
             for name, network in networks.named_children():
-                print(f"{name}: {sum(p.numel() for p in network.parameters()):,} parameters")
+                if count := sum(p.numel() for p in network.parameters()):
+                    print(f"{name}: {count:,} parameters")
 
     def phase(
         self,

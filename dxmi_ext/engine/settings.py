@@ -112,6 +112,8 @@ class Settings:
             _check_type(name, value, types[name])
             if value is None:
                 continue
+            if isinstance(value, float):  # numpy's float64 too, which yaml cannot write
+                setattr(self, name, float(value))
             if choices is not None and value not in choices:
                 raise ConfigError(f"{name} must be one of {', '.join(map(str, choices))}, got {value!r}")
             if isinstance(value, int | float) and not isinstance(value, bool):

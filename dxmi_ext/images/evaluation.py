@@ -104,12 +104,21 @@ def extractors(cfg: Config, data: ImageData) -> list[Extractor]:
     Raises:
         FeatureError: an extractor is missing, or the data have no classes for the classifier.
     """
-    names = [] if cfg.evaluation.features is None else cfg.evaluation.features.split(",")
     cache = cfg.source.cache
     return [
         classifier.extractor(data, cache=cache) if name == classifier.NAME else features.load(name)
-        for name in names
+        for name in _features(cfg)
     ]
+
+
+def check_extractors(cfg: Config, data: ImageData) -> None:
+    """Checks what `extractors` requires, without training a classifier, for a dry run."""
+    for name in _features(cfg):
+        classifier.check(data) if name == classifier.NAME else features.load(name)
+
+
+def _features(cfg: Config) -> list[str]:
+    return [] if cfg.evaluation.features is None else cfg.evaluation.features.split(",")
 
 
 def compared(cfg: Config, data: ImageData) -> int:

@@ -55,9 +55,10 @@ def with_start(cfg: Config, shape: tuple[int, int, int], classes: int | None) ->
     known, wanted = settings_of(Config, folder).flat(), cfg.flat()
     keys = ["pretrain_iterations", *PretrainingSettings.keys(), *_OF_PRETRAINED]
     differ = [f"{key}={wanted[key]}" for key in keys if wanted[key] != known[key]]
-    trained = tuple(about["data_shape"]), about["classes"]
-    if trained != (tuple(shape), classes):
-        differ = [f"images of shape {[*shape]} and {classes or 'no'} classes"]
+    if tuple(about["data_shape"]) != tuple(shape):
+        differ = [f"images of shape {[*shape]}"]
+    elif about["classes"] != classes:
+        differ = [f"{classes or 'no'} classes"]
     if not differ:
         return cfg.replace(start=str(folder))
     runlog.note(f"{start} does not fit {', '.join(differ)}: this run pretrains a network of its own")

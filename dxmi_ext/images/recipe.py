@@ -31,6 +31,7 @@ from dxmi_ext.images.data.overview import Overview
 from dxmi_ext.images.data.pixels import Scale
 from dxmi_ext.images.evaluation import (
     announce,
+    check_extractors,
     draw_neighbors,
     draw_samples,
     extractors,
@@ -203,7 +204,7 @@ def _prepare(run: Run, cfg: Config) -> tuple[Config, ImageData, Networks, DDPM |
             "start must be a network with pretrain_iterations=0 unless pretrained=false, got null"
         )
     if run.ranks.first:
-        extractors(cfg, data)
+        check_extractors(cfg, data) if cfg.run.dry_run else extractors(cfg, data)
     try:
         network, diffusion = model.network_of(cfg, data.shape, classes)
         with torch.random.fork_rng(devices=[]):

@@ -33,7 +33,7 @@ class SourceSettings(Settings):
         None, "path of images: CIFAR-10, MNIST's idx files, npz, or folders of images", path=True
     )
     cache: str | None = setting(
-        None, "folder of decoded images; null: dxmi_ext in the user's cache", path=True
+        None, "folder for decoded images; null: dxmi_ext in $XDG_CACHE_HOME or ~/.cache", path=True
     )
     image_size: int | None = setting(None, "height and width; null: unchanged", minimum=1, maximum=4096)
     flip: bool = setting(True, "random horizontal flips of the images")

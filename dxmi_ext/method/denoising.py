@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ from dxmi_ext.engine.compute.calls import call
 from dxmi_ext.engine.compute.execution import ExecutionSettings, prepare
 from dxmi_ext.engine.compute.ranks import Ranks
 from dxmi_ext.engine.learning.learner import Average, Learner
-from dxmi_ext.engine.settings import ConfigError
+from dxmi_ext.engine.settings import ConfigError, Settings, setting
 from dxmi_ext.method import noise, schedules, trial
 from dxmi_ext.method.sampler import per_row
 from dxmi_ext.method.schedules.tables import PREDICTIONS
@@ -77,6 +77,19 @@ def lognormal_levels(
     return draw
 
 
+@dataclasses.dataclass
+class PretrainerSettings(Settings):
+    """The arguments of a `Pretrainer` that have to be the same when a run of `fit` resumes."""
+
+    heading = "pretraining"
+    prediction: str = setting("eps", "what the network predicts", choices=PREDICTIONS)
+    sigma_data: float = setting(0.5, "standard deviation of the data, for edm")
+    lr: float = setting(0.0, "learning rate, decayed to 0", minimum=0)
+    warmup: float = setting(0, "iterations in which the learning rate rises from 0", minimum=0)
+    ema_decay: float = setting(0.0, "decay of the averaged weights; 0: none", minimum=0, below=1)
+    clip: float = setting(0.0, "maximum gradient norm; 0: no clipping", minimum=0)
+
+
 class Pretrainer(Stepper):
     """Trains a network by denoising: least squares on noisy data.
 
@@ -126,23 +139,13 @@ class Pretrainer(Stepper):
         if not callable(draw_levels):
             got = type(draw_levels).__name__
             raise TypeError(f"draw_levels must be a function, such as uniform_levels(...), got {got}")
-        if prediction not in PREDICTIONS:
-            wanted = ", ".join(PREDICTIONS)
-            raise ConfigError(f"prediction must be one of {wanted}, got {prediction!r}")
         if not any(p.requires_grad for p in network.parameters()):
             kind = type(network).__name__
             raise ConfigError(f"network must have weights to train, got {kind} without any that require grad")
-        for name, value, below in (
-            ("lr", lr, math.inf),
-            ("warmup", warmup, math.inf),
-            ("ema_decay", ema_decay, 1.0),
-            ("clip", clip, math.inf),
-        ):
-            if not isinstance(value, int | float) or not 0 <= value < below:
-                raise ConfigError(f"{name} must be >= 0 and < {below}, got {value!r}")
-        if not isinstance(sigma_data, int | float) or not 0 < sigma_data < math.inf:
-            raise ConfigError(f"sigma_data must be > 0 and < inf, got {sigma_data!r}")
-        self._draw_levels, self._prediction, self._sigma_data = draw_levels, prediction, sigma_data
+        self.settings = PretrainerSettings(prediction, sigma_data, lr, warmup, ema_decay, clip)
+        if sigma_data <= 0:
+            raise ConfigError(f"sigma_data must be > 0, got {sigma_data!r}")
+        self._draw_levels = draw_levels
         self.network, self.iterations = network, iterations
         ranks, execution = ranks or Ranks(), execution or ExecutionSettings()
         prepared = prepare(execution, network)
@@ -172,7 +175,8 @@ class Pretrainer(Stepper):
         eps = eps.contiguous(memory_format=self.memory_format)
         signal, noise_ = per_row(levels.signal, data), per_row(levels.noise, data)
         noisy = signal * data + noise_ * eps
-        target = schedules.target(self._prediction, data, eps, signal, noise_, self._sigma_data)
+        prediction, sigma_data = self.settings.prediction, self.settings.sigma_data
+        target = schedules.target(prediction, data, eps, signal, noise_, sigma_data)
         if levels.input_scale is not None:
             noisy = per_row(levels.input_scale, data) * noisy
         output = call(self.learner.network, noisy, levels.time, batch.labels)

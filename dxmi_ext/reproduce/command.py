@@ -13,12 +13,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from dxmi_ext import tasks
 from dxmi_ext.engine.errors import UserError
 from dxmi_ext.engine.output import runlog
 from dxmi_ext.engine.runs import config
 from dxmi_ext.engine.settings import Settings, setting
 from dxmi_ext.engine.storage import files, folders
-from dxmi_ext.reproduce import table, units, workers
+from dxmi_ext.reproduce import preparation, table, units, workers
 from dxmi_ext.reproduce.ablations import ABLATIONS, MCMC
 from dxmi_ext.reproduce.energies import ENERGIES
 from dxmi_ext.reproduce.experiments import Experiment, Row
@@ -114,17 +115,19 @@ def run(experiment: Experiment, cfg: ReproduceSettings) -> None:
     output = Path(cfg.output or f"{'runs/quick' if cfg.quick else 'docs/results'}/{experiment.name}")
     work = Path(cfg.work or f"runs/reproduce/{experiment.name}")
     seeds = cfg.seeds or (1 if cfg.quick else experiment.seeds)
-
-    def unit_of(row: Row, seed: int) -> Unit:
-        made = experiment.prepare is not None and str(work / _DATA / str(row.settings["data"]))
-        return Unit(row, seed, cfg.quick, output, work, cfg.device, made or cfg.data)
-
     names = _names(experiment, cfg.rows)
-    if cfg.data is not None and any(unit_of(row, 0).task is two_d for row in experiment.rows):
+    kinds = [tasks.task_of(tasks.find(row.recipe)) for row in experiment.rows]
+    if cfg.data is not None and any(kind is two_d or "data" not in kind.Config.of().flat() for kind in kinds):
         raise config.ConfigError(
             f"data must not be given for {experiment.name}, whose rows define their densities, "
             f"got {cfg.data!r}"
         )
+    source = preparation.source_of(cfg.data, work / _DATA)
+
+    def unit_of(row: Row, seed: int) -> Unit:
+        made = experiment.prepare is not None and str(work / _DATA / str(row.settings["data"]))
+        return Unit(row, seed, cfg.quick, output, work, cfg.device, made or cfg.data, source)
+
     folders.check(work, "work", units.is_work, key="work")
     if output.resolve() != work.resolve():
         folders.check(
@@ -136,7 +139,9 @@ def run(experiment: Experiment, cfg: ReproduceSettings) -> None:
     with files.lock(work / ".lock"):
         folders.mark(work, "work")
         files.tidy(output, _RESULTS)
-        _finished(unit_of, experiment, output)  # units of the wrong kind are an error before the runs
+        before = _finished(unit_of, experiment, output)  # units of the wrong kind are an error
+        if cfg.data is not None and any(units.source_of(found) is None for _, found in before):
+            runlog.note(f"{output} has units without a digest of their data, assumed to be of {cfg.data}")
         # Seed by seed, so that a table that is stopped early has units of every row.
         rows = [row for row in experiment.rows if row.name in names]
         chosen = [
@@ -148,8 +153,8 @@ def run(experiment: Experiment, cfg: ReproduceSettings) -> None:
         missing = [unit for unit in chosen if not (_is_done(unit) or _is_elsewhere(unit, experiment))]
         print(f"{experiment.name}: {len(chosen)} units, {len(chosen) - len(missing)} done")
         missing = _with_starts(missing)
-        if missing and experiment.prepare is not None:
-            experiment.prepare(cfg.data, work / _DATA)
+        if missing:
+            preparation.prepare(experiment, cfg.data, source, work / _DATA)
         try:
             failures = workers.run(missing, cfg.workers or workers.cores())
         finally:

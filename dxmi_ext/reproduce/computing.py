@@ -14,7 +14,7 @@ from dxmi_ext.engine.learning import health
 from dxmi_ext.engine.output.runlog import write_json
 from dxmi_ext.engine.runs.identity import data_of, summary_of
 from dxmi_ext.engine.storage import folders
-from dxmi_ext.reproduce.units import IDENTITY, Unit, holds_another, is_folder_of_unit
+from dxmi_ext.reproduce.units import Unit, holds_another, is_folder_of_unit, write_identity
 
 _OF_ENERGIES = ("auroc", "auroc_std", "energy_kl")
 
@@ -32,7 +32,7 @@ def compute(unit: Unit) -> dict[str, Any]:
     folders.mark(unit.folder, "run")
     if holds_another(unit):
         folders.clear(unit.folder)
-    write_json(unit.folder / IDENTITY, unit.identity())
+    write_identity(unit)
     found = {
         "row": unit.row.name,
         "seed": unit.seed,
@@ -41,7 +41,8 @@ def compute(unit: Unit) -> dict[str, Any]:
         **(_evaluated(unit, cfg) if unit.row.chain else _trained(unit, cfg)),
     }
     if prints := data_of(unit.evaluated if unit.row.chain else unit.folder):
-        found["data"] = {"name": PurePath(cfg.flat()["data"]).name, "fingerprints": prints}
+        source = {} if unit.source is None else {"source": unit.source}
+        found["data"] = {"name": PurePath(cfg.flat()["data"]).name, "fingerprints": prints, **source}
     if unit.row.may_diverge:
         found["numbers"] = {"diverged": 0.0} | found["numbers"]
     unit.output.mkdir(parents=True, exist_ok=True)

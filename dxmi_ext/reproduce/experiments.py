@@ -62,6 +62,8 @@ class Experiment:
     shown: Sequence[str] = ()
     """Rows whose runs are shown in a figure; by default all if there are no sweeps."""
     prepare: Callable[[str | None, Path], None] | None = None
-    """Writes the data of the rows to a folder, from the setting ``data``."""
+    """Writes the data of the rows to an empty folder, from the setting ``data``."""
+    prepared: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """What the prepared data depend on besides ``data``; data prepared with other values are replaced."""
     summary: Callable[[Sequence[Any], Path], str] | None = None
     """Text about all units, from the finished ones and the folder of the page."""

@@ -33,7 +33,6 @@ GAINS = "gains.json"
 DIRECTIONS = 256
 """Number of directions of the 1,280 features: those in which good images have the largest squares."""
 _BATCH = 100
-_ABOUT = {"format": 1, "each": EACH, "directions": DIRECTIONS}
 
 _SETTINGS: dict[str, Any] = {
     "preparation": "unit",
@@ -134,30 +133,26 @@ def choice_of(units: Sequence[Any]) -> dict[str, float]:
 
 
 def prepare(data: str | None, folder: Path) -> None:
-    """Writes the features of every split, SPLIT.npz, unless they exist.
+    """Writes the features of every split, SPLIT.npz.
 
     Args:
         data: images of ten classes or more in train and test, as `images.data.dataset.load` reads them.
-        folder: folder of the features.
+        folder: existing folder of the features.
 
     Raises:
         ConfigError: there are no images, or too few.
         FeatureError: the weights of the feature network are missing.
     """
-    if files.read_json(folder / "about.json") == _ABOUT:
-        return
     if data is None:
         raise ConfigError("data must be CIFAR-10's images, as an npz or a folder, got null")
     (x, y), (x_test, y_test) = (_features(data, split) for split in ("train", "test"))
-    folder.mkdir(parents=True, exist_ok=True)
     for name, good in SPLITS.items():
         train = x[np.isin(y, good)]
         _, vectors = np.linalg.eigh(train.T.astype(np.float64) @ train)
         directions = vectors[:, : -DIRECTIONS - 1 : -1].astype(np.float32)
         anomalous = ~np.isin(y_test, good)
-        with files.file(folder / f"{name}.npz") as file:
-            np.savez(file, X_train=train @ directions, X_test=x_test @ directions, y_test=anomalous)
-    runlog.write_json(folder / "about.json", _ABOUT)
+        test = x_test @ directions
+        np.savez(folder / f"{name}.npz", X_train=train @ directions, X_test=test, y_test=anomalous)
 
 
 def _features(data: str, split: str) -> tuple[np.ndarray, np.ndarray]:
@@ -291,5 +286,6 @@ docs/anomaly.md describes.
 `data`: CIFAR-10's images, as folders or an npz.""",
     seeds=3,
     prepare=prepare,
+    prepared={"format": 1, "each": EACH, "directions": DIRECTIONS},
     summary=summary,
 )

@@ -15,9 +15,7 @@ import numpy as np
 
 from dxmi_ext.anomaly.comparison import TITLES
 from dxmi_ext.anomaly.data import layouts
-from dxmi_ext.engine.output import runlog
 from dxmi_ext.engine.runs.config import ConfigError
-from dxmi_ext.engine.storage import files
 from dxmi_ext.images.data import pixels
 from dxmi_ext.reproduce.experiments import Experiment, Row
 
@@ -25,7 +23,6 @@ CLASSES = ("tiles", "monocrystalline", "polycrystalline")
 _COLLECTION = "classes"  # folder of the three classes, in the layout of MVTec-AD
 _TRAIN_SHARE = 0.7
 _DEFECTIVE = 0.5  # probability of a defect from which a solar cell counts as defective
-_ABOUT = {"format": 1, "train_share": _TRAIN_SHARE, "defective": _DEFECTIVE}
 _SETTINGS: dict[str, Any] = {"data": _COLLECTION, "size": 192, "patch": 5, "detector": "dxmi"}
 _BASE: dict[str, Any] = {
     "base": "knn",
@@ -65,7 +62,7 @@ def _rows() -> list[Row]:
 
 
 def prepare(data: str | None, folder: Path) -> None:
-    """Writes the three classes as folders of MVTec-AD's layout, unless they exist.
+    """Writes the three classes as folders of MVTec-AD's layout.
 
     The first 70 % of the good images of each class are for training, in the order of their numbers: cells of
     one solar module have consecutive numbers. Solar cells have no masks, so their masks are empty, and pixel
@@ -79,8 +76,6 @@ def prepare(data: str | None, folder: Path) -> None:
         ConfigError: there are no tiles, or elpv-dataset is not installed.
         ImageDataError: the tiles cannot be read.
     """
-    if files.read_json(folder / "about.json") == _ABOUT:
-        return
     if data is None:
         raise ConfigError("data must be the magnetic tiles, as an npz or a folder, got null")
     cells = _solar_cells()
@@ -90,7 +85,6 @@ def prepare(data: str | None, folder: Path) -> None:
         _write(folder / _COLLECTION / CLASSES[0], split, ((bool(i.label), i.image, i.mask) for i in items))
         for name, (images, defective) in cells.items():
             _write(folder / _COLLECTION / name, split, _of_split(images, defective, split))
-    runlog.write_json(folder / "about.json", _ABOUT)
 
 
 _Image = tuple[bool, Callable[[], np.ndarray], Callable[[], np.ndarray] | None]
@@ -157,4 +151,5 @@ synthetic defects best, networks that of nearest neighbors.
 `data`: the tiles, as in `magnetic-tiles`.""",
     seeds=3,
     prepare=prepare,
+    prepared={"format": 1, "train_share": _TRAIN_SHARE, "defective": _DEFECTIVE},
 )

@@ -54,6 +54,7 @@ class Unit:
         work: parent of the run's folder.
         device: device of the run.
         data: path of the data; None: the recipe's.
+        source: digest of what the setting ``data`` of the command names; None: unknown.
     """
 
     row: Row
@@ -63,6 +64,7 @@ class Unit:
     work: Path
     device: str = "cpu"
     data: str | None = None
+    source: str | None = None
 
     @property
     def name(self) -> str:
@@ -132,7 +134,7 @@ def read(unit: Unit) -> dict[str, Any] | None:
 
     Raises:
         UnusableUnit: the json does not match the unit as it would be run now.
-        UserError: the folder holds quick units and this one is not, or the reverse.
+        UserError: the folder holds quick units and this one is not, or the reverse; or units of other data.
     """
     try:
         found = _load(unit.path)
@@ -144,6 +146,11 @@ def read(unit: Unit) -> dict[str, Any] | None:
         raise UserError(
             f"output must be another folder, got {str(unit.output)!r}, which holds units with "
             f"quick={json.dumps(found['quick'])}"
+        )
+    if _differ(source_of(found), unit.source):
+        raise UserError(
+            f"output must be another folder, got {str(unit.output)!r}, whose {unit.path.name} was made from "
+            "other data"
         )
     if changed := _changes(found["settings"], unit):
         raise UnusableUnit(f"{unit.path}: made with {'; '.join(changed)}")
@@ -171,6 +178,16 @@ def adopt(unit: Unit, numbers: Collection[str]) -> Path | None:
             )
             return path
     return None
+
+
+def source_of(found: Mapping[str, Any]) -> str | None:
+    """The digest of the data that a unit's json was made from; None if unknown."""
+    source = found.get("data", {}).get("source")
+    return source if isinstance(source, str) else None
+
+
+def _differ(source: str | None, other: str | None) -> bool:
+    return None not in (source, other) and source != other
 
 
 def _load(path: Path) -> dict[str, Any]:
@@ -245,9 +262,16 @@ def are_results(folder: Path) -> bool:
 
 
 def holds_another(unit: Unit) -> bool:
-    """Whether the unit's folder holds a run with other or unknown settings."""
+    """Whether the unit's folder holds a run with other or unknown settings, or of other data."""
     found = files.read_json(unit.folder / IDENTITY)
-    return unit.folder.is_dir() and (not found or bool(_changes(found, unit)))
+    others = _differ(found.get("source"), unit.source)
+    return unit.folder.is_dir() and (not found or others or bool(_changes(found, unit)))
+
+
+def write_identity(unit: Unit) -> None:
+    """Writes what `holds_another` compares to the unit's folder."""
+    source = {} if unit.source is None else {"source": unit.source}
+    write_json(unit.folder / IDENTITY, unit.identity() | source)
 
 
 def _digest(path: Path) -> str:

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dxmi_ext import cli
+from dxmi_ext import cli, tasks
 from dxmi_ext.anomaly import choice, comparison, model, sources
 from dxmi_ext.anomaly import recipe as anomaly
+from dxmi_ext.anomaly.data import dataset
 from dxmi_ext.anomaly.features import backbones
 from dxmi_ext.anomaly.features.collection import Examined, Pictures
 from dxmi_ext.anomaly.features.feature_maps import FeatureMaps
@@ -29,7 +30,9 @@ from dxmi_ext.engine.compute.ranks import Ranks
 from dxmi_ext.engine.output import plots
 from dxmi_ext.engine.output.runlog import read_metrics
 from dxmi_ext.engine.runs import config
+from dxmi_ext.engine.runs.identity import fingerprint
 from dxmi_ext.engine.settings import ConfigError
+from dxmi_ext.engine.storage import folders
 from dxmi_ext.images.metrics.features import Extractor
 from dxmi_ext.method.contrastive import LangevinTrainer
 from dxmi_ext.method.trainer import DxMITrainer
@@ -173,6 +176,22 @@ def test_a_run_is_evaluated_on_its_data_wherever_they_are(
     assert "fingerprint" in capsys.readouterr().err and path.read_bytes() == before
     assert run(folder, moved, "curve_every=2") == 0
     assert "finished; nothing to do" in capsys.readouterr().out
+
+
+def test_data_of_one_class_may_be_renamed(tmp_path: Path) -> None:
+    """Their only class is called like the folder. A run of before has this name in its fingerprint."""
+    for i in range(3):
+        save(tmp_path / f"parts/good/{i}.png", np.full((8, 8, 3), i, np.uint8))
+    shutil.copytree(tmp_path / "parts", tmp_path / "renamed")
+    settings = ["size=8", f"cache={tmp_path}/cache", f"output={tmp_path}/run"]
+    prints = sources.fingerprints(config.load(anomaly.Config, tasks.find("anomaly"), settings))
+    parts = prints(str(tmp_path / "parts"))
+    assert prints(str(tmp_path / "renamed")) == parts
+    train = dataset.load(tmp_path / "parts", size=8, cache=tmp_path / "cache")
+    before = fingerprint(train.fingerprint, train.labels, train.classes, ["parts"])
+    (tmp_path / "run").mkdir()
+    folders.mark(tmp_path / "run", "run", data={"train": before})
+    assert prints(str(tmp_path / "parts")) == parts | {"train": before}
 
 
 def test_a_run_stopped_in_every_phase_ends_in_the_same_bytes(

@@ -82,7 +82,7 @@ def test_a_run_stopped_around_a_rollback_resumes_as_if_it_was_not(
             return sample(*args, **kwargs)
 
         patch.setattr(densities, "sample", spy)
-        assert train(tmp_path / "run", *STEPS) == 0
+        assert train(tmp_path / "run", *STEPS) == 143
     assert not (tmp_path / "run" / "summary.json").exists()
     assert train(tmp_path / "run", *STEPS) == 0
     assert_same_run(tmp_path / "run", tmp_path / "whole")

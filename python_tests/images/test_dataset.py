@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from dxmi_ext.engine.output.plots import to_uint8
+from dxmi_ext.engine.settings import ConfigError
 from dxmi_ext.images.data import dataset as images
 from dxmi_ext.images.data import layouts as image_sources
 from dxmi_ext.images.data.dataset import ImageData, ImageDataError
@@ -409,6 +410,18 @@ def test_cache_says_what_it_holds(tmp_path: Path) -> None:
     images.load(path, cache=tmp_path / "cache")
     (about,) = (tmp_path / "cache").glob("*/about.json")
     assert json.loads(about.read_text())["source"] == str(path)
+
+
+def test_a_cache_that_cannot_be_written_to_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file in place of a folder, since root has every permission."""
+    (tmp_path / "file").touch()
+    np.savez(tmp_path / "x.npz", x=np.zeros((4, 8, 8, 3), np.uint8))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    for cache in (None, tmp_path / "file"):
+        where = cache or tmp_path / "file/dxmi_ext"
+        message = rf"cache must be .*'{where}' \(.*exists|Not a directory\); cache=DIR .* chooses another"
+        with pytest.raises(ConfigError, match=message):
+            images.load(tmp_path / "x.npz", cache=cache)
 
 
 @pytest.mark.skipif(not FASHION_MNIST.is_dir(), reason="no Debian package dataset-fashion-mnist")

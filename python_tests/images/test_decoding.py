@@ -18,6 +18,7 @@ import pytest
 from dxmi_ext.anomaly.data import dataset as anomaly
 from dxmi_ext.anomaly.data import layouts as anomaly_sources
 from dxmi_ext.anomaly.data import vectors
+from dxmi_ext.anomaly.scores import inspected
 from dxmi_ext.images.data import dataset as images
 from dxmi_ext.images.data import overview, pixels
 from dxmi_ext.images.data.contents import DataError, ImageDataError
@@ -223,6 +224,32 @@ HIDDEN = np.zeros((2, 3, 4), np.uint8)
 HIDDEN[..., :3] = 40, 80, 120  # of opaque pixels, of half, and hidden in transparent ones
 HIDDEN[:, :, 3] = 255, 128, 0
 SEEN = [[40, 80, 120], [147, 167, 187], [255, 255, 255]]
+
+
+def test_files_of_several_pages_are_noted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """TIFF and APNG, read for samplers, for anomaly detection and for scoring; not the preview of a photo."""
+    first, second = (Image.new("RGB", (6, 6), color) for color in ("red", "blue"))
+    folders = [tmp_path / name for name in ("parts/train/good", "parts/test/good", "parts/test/dent")]
+    for folder in folders:
+        folder.mkdir(parents=True)
+        first.copy().save(folder / "0.jpg", "MPO", save_all=True, append_images=[second.copy()])
+        first.save(folder / "1.png")
+    first.save(folders[0] / "2.png", save_all=True, append_images=[second])
+    first.save(folders[0] / "3.tif", save_all=True, append_images=[second])
+    noted = "2 image(s) have several pages, of which the first is used: "
+
+    data = images.load(folders[0], cache=tmp_path / "cache")
+    assert (data.images[:, 0] > 200).all() and (data.images[:, 2] < 50).all()
+    assert capsys.readouterr().err.splitlines()[-1] == f"{noted}{folders[0]}/2.png and 1 more"
+    anomaly.load(tmp_path / "parts", cache=tmp_path / "cache")
+    assert f"{noted}{folders[0]}/2.png and 1 more" in capsys.readouterr().err
+    assert [inspected.read(str(path), 6, False).has_pages for path in sorted(folders[0].iterdir())] == [
+        *(False, False, True, True)
+    ]
+    found = overview.of_images(folders[0]).details()
+    assert found["multipage"] == ["2.png", "3.tif"]
+    text = overview.text_of(found | {"recipe": "images"})
+    assert "several pages, of which the first is used: 2.png, 3.tif" in text
 
 
 def test_transparent_pixels_are_white_whatever_lies_in_them(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from dxmi_ext.engine.settings import ConfigError
 from dxmi_ext.engine.storage import checkpoint
 from dxmi_ext.images import chains, evaluation, model
 from dxmi_ext.images import recipe as images
-from dxmi_ext.images.metrics import features
+from dxmi_ext.images.metrics import classifier, features
 from dxmi_ext.images.networks import pretrained, unet
 from dxmi_ext.images.networks.pretrained import DDPM, EDM
 from dxmi_ext.method import schedules
@@ -64,9 +64,14 @@ def run(command: str, recipe: str, output: Path, data: Path, *settings: str) -> 
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_recipe_tries_an_iteration(
-    recipe: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    recipe: str,
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    settings = ["dry_run=true", "unet=small", "image_size=8", "steps=3", "skip_last=0"]
+    settings = ["dry_run=true", "unet=small", "image_size=8", "steps=3", "skip_last=0", "features=classifier"]
+    monkeypatch.delattr(classifier, "_trained")  # takes 1,500 iterations
     assert run("train", recipe, tmp_path / "run", data, *settings) == 0
     assert cli.main(["train", recipe, "--help"]) == 0
     shown = capsys.readouterr().out

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -275,7 +276,7 @@ def test_processes_run_side_by_side_and_stop_by_a_signal(tmp_path: Path) -> None
             time.sleep(0.05)
         process.send_signal(signal.SIGTERM)
         told += process.communicate()[1]
-    assert process.returncode == 0 and "stopped; to resume: dxmi reproduce tiny" in told
+    assert process.returncode == 143 and "stopped; to resume: dxmi reproduce tiny" in told
     assert stamps(tmp_path).keys() == {"a-seed0.json"}
     assert "| DxMI |" in (tmp_path / "results" / "README.md").read_text()
     assert "bad-seed0: dxmi" in (tmp_path / "work" / "bad-seed0.log").read_text()
@@ -393,6 +394,46 @@ def test_a_unit_has_the_fingerprint_of_its_data(tmp_path: Path, monkeypatch: pyt
     assert "/mnt" not in unit.path.read_text() and units.read(unit) is not None
 
 
+def test_figures_are_of_the_data_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Other data are prepared and trained on anew, but not beside the units of the first."""
+    prepared: list[str] = []
+
+    def prepare(data: str | None, folder: Path) -> None:
+        assert data is not None and not any(folder.iterdir())
+        prepared.append(Path(data).name)
+        rng = np.random.default_rng(len(prepared))
+        good, test = rng.normal(size=(60, 4)), rng.normal(size=(20, 4)) + np.arange(20)[:, None] % 2
+        np.savez(folder / "v.npz", X_train=good, X_test=test, y_test=np.arange(20) % 2)
+
+    settings = {"data": "v.npz", "detector": "knn", "baselines": "none", "preparation": "unit"}
+    row = Row("row", "Row", settings, recipe="anomaly-vectors")
+    columns = {"image_auroc": "AUROC"}
+    tiny = Experiment("tiny", "Tiny", [row], columns, prepare=prepare, summary=lambda *_: "")
+    monkeypatch.setitem(EXPERIMENTS, "tiny", tiny)
+    for name in ("first", "second"):
+        (tmp_path / name / "a").mkdir(parents=True)
+        (tmp_path / name / "a" / "file").write_text(name)
+
+    def auroc(output: str, *settings: str) -> float:
+        places = f"output={tmp_path / output}", f"work={tmp_path / 'work'}"
+        assert cli.main(["reproduce", "tiny", *places, "seeds=1", "workers=1", *settings]) == 0
+        number: float = read(tmp_path / output / "row-seed0.json")["numbers"]["image_auroc"]
+        return number
+
+    of_first = auroc("results", f"data={tmp_path / 'first'}")
+    (tmp_path / "first").rename(tmp_path / "moved")
+    assert auroc("results", f"data={tmp_path / 'moved'}") == auroc("again") == of_first
+    assert prepared == ["first"]
+    capsys.readouterr()
+    given = [f"output={tmp_path / 'results'}", f"work={tmp_path / 'work'}", f"data={tmp_path / 'second'}"]
+    assert cli.main(["reproduce", "tiny", *given]) == 2
+    assert "output must be another folder, got" in (told := capsys.readouterr().err)
+    assert told.endswith("whose row-seed0.json was made from other data\n") and prepared == ["first"]
+    assert auroc("others", f"data={tmp_path / 'second'}") != of_first and prepared == ["first", "second"]
+
+
 def test_a_units_run_replaces_nothing_of_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The folder of the work is ours, and has one of a unit's name in it that is not."""
     assert reproduce(tmp_path, rows="b") == 0
@@ -453,11 +494,11 @@ def test_help_and_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert "; 2 rows" in next(line for line in out.splitlines() if "  magnetic-tiles" in line)
     assert cli.main(["reproduce", "table1", "--help"]) == 0
     assert "ddpm-t1000" in capsys.readouterr().out
+    given = ["data=x", f"work={tmp_path}", f"output={tmp_path}"]
     for arguments, says in (
-        (
-            ["densities", "data=x", f"work={tmp_path}", f"output={tmp_path}"],
-            "data must not be given for dens",
-        ),
+        (["densities", *given], "data must not be given for densities"),
+        (["energies", *given], "data must not be given for energies"),
+        (["surfaces", *given], "data must be a file or folder, got 'x', which does not exist"),
         (["table2"], "experiment must be one of table1, "),
         (["tiny", "seed=1"], "seed: unknown key; did you mean seeds?"),
         (["tiny", f"work={tmp_path}", f"output={tmp_path}", "rows=a,bd"], "rows must be names of"),

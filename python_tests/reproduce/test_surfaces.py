@@ -52,7 +52,6 @@ def test_three_classes_have_good_images_to_train_on_and_masks_where_there_are_an
     assert marked == {"tiles": True, "monocrystalline": False, "polycrystalline": False}
     first = next(item for item in train.items if train.class_names[item.object_class] == "monocrystalline")
     np.testing.assert_array_equal(first.image()[:, :, 0], cells[0])
-    surfaces.prepare(None, tmp_path / "data")  # they are there
 
 
 def test_what_is_missing_is_named(tiles: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ from dxmi_ext.engine.output import runlog
 from dxmi_ext.engine.storage import files
 from dxmi_ext.images.data import pixels
 from dxmi_ext.images.data.contents import ImageDataError, printable
-from dxmi_ext.images.data.dataset import beyond, default_cache, key_of, reject_unreadable
+from dxmi_ext.images.data.dataset import beyond, default_cache, key_of, making, note_pages, reject_unreadable
 from dxmi_ext.images.data.pixels import NOMINAL, Scale
 
 _CACHE_FORMAT = 3
@@ -138,7 +138,7 @@ def load(
     about += "".join(f"\n{item.name} {item.label} {item.mask is not None}" for item in source.items)
     entry = cache / f"anomaly-{key_of(about, [*source.files, *trained.files])}"
     if not entry.is_dir():
-        with files.locked(entry.with_suffix(".lock")):
+        with making(entry):
             if not entry.is_dir():  # another process may have been first
                 try:
                     _decode_to(entry, source, size, path, scale, trained)
@@ -227,7 +227,7 @@ def _readable(items: Sequence[Item]) -> Iterator[np.ndarray]:
 def _write(entry: Path, source: Source, size: int | None, path: Path, scale: Scale | None) -> None:
     from tqdm import tqdm
 
-    items, clipped = source.items, 0
+    items, clipped, paged = source.items, 0, list[str]()
     shape = _decode(items[0], size, scale)[0].shape
     digest = _digest(shape)
     with files.folder(entry) as folder:
@@ -243,12 +243,15 @@ def _write(entry: Path, source: Source, size: int | None, path: Path, scale: Sca
                 masks.write(mask.tobytes())
                 digest.update(image.data)
                 clipped += is_beyond
+                if item.file is not None and pixels.has_pages(item.file):
+                    paged.append(item.file)
         if not source.has_masks:
             (folder / "masks.npy").unlink()
         about = {"source": str(path), "size": size, "scale": scale, "fingerprint": digest.hexdigest()}
         (folder / "about.json").write_text(json.dumps(about))
     if scale is not None and clipped:
         runlog.note(f"{printable(path)}: {beyond(clipped, scale)}")
+    note_pages(paged)
 
 
 def _header(file: Any, dtype: str, shape: tuple[int, ...]) -> None:

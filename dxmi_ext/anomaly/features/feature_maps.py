@@ -18,7 +18,7 @@ from torch import Tensor
 from dxmi_ext.anomaly.data.dataset import AnomalyData
 from dxmi_ext.engine.output import runlog
 from dxmi_ext.engine.storage import files
-from dxmi_ext.images.data.dataset import default_cache, rows_of_batch, sequence, to_device
+from dxmi_ext.images.data.dataset import default_cache, making, rows_of_batch, sequence, to_device
 from dxmi_ext.images.metrics.features import Extractor, FeatureError
 
 _CACHE_FORMAT = 1
@@ -131,7 +131,7 @@ def load(
     digest = hashlib.blake2b(json.dumps(belongs).encode(), digest_size=16).hexdigest()
     entry = (Path(cache).expanduser() if cache is not None else default_cache()) / f"maps-{digest}"
     if not entry.is_dir():
-        with files.locked(entry.with_suffix(".lock")):
+        with making(entry):
             if not entry.is_dir():  # another process may have been first
                 with files.folder(entry) as folder:
                     _compute(folder / "maps.npy", data, backbone.to(device), dtype, batch_size, device, what)

@@ -35,6 +35,8 @@ class Picture(NamedTuple):
     shown: np.ndarray | None
     """uint8 [H, W, 3], for the heat map and the page; None if neither shows it."""
     error: str = ""
+    has_pages: bool = False
+    """Whether the file has several pages, of which this is the first."""
 
 
 def read(path: str, size: int, shows: bool, scale: Scale = NOMINAL) -> Picture:
@@ -44,7 +46,8 @@ def read(path: str, size: int, shows: bool, scale: Scale = NOMINAL) -> Picture:
     except ImageDataError as error:
         return Picture(path, None, None, str(error).removeprefix(f"{printable(path)}: "))
     image = np.ascontiguousarray(resized(picture, size).transpose(2, 0, 1))
-    return Picture(path, image, _thumbnail(picture, _LONGEST) if shows else None)
+    shown = _thumbnail(picture, _LONGEST) if shows else None
+    return Picture(path, image, shown, has_pages=pixels.has_pages(path))
 
 
 def _thumbnail(picture: np.ndarray, longest: int) -> np.ndarray:

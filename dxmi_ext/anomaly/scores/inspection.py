@@ -28,6 +28,7 @@ from dxmi_ext.engine.output import runlog
 from dxmi_ext.engine.settings import ConfigError, Settings, device_setting, setting
 from dxmi_ext.engine.storage import files
 from dxmi_ext.images.data import listing
+from dxmi_ext.images.data.dataset import note_pages
 from dxmi_ext.images.data.listing import PICTURES
 
 
@@ -134,6 +135,7 @@ def score(scorer: Scorer, paths: Sequence[str], output: Path, cfg: ScoreSettings
             table.writerows(findings.row(i, *each) for i, each in enumerate(scored, first))
             bar.update(len(batch))
         findings.drawn()
+        note_pages(findings.paged)
         worst, failures = findings.worst.sorted(), findings.failures
         lead = f"{findings.anomalous} of {len(paths)} images are anomalous (score above {threshold:.4g})."
         lead += f" {scorer.about_threshold}" if cfg.threshold is None and scorer.about_threshold else ""
@@ -195,6 +197,7 @@ class _Findings:
     ) -> None:
         self.threshold, self.pixel_threshold, self.folder = threshold, pixel_threshold, folder
         self.worst, self.failures, self.anomalous = worst, dict[str, str](), 0
+        self.paged = list[str]()
         self._threads, self._drawing = threads, list[Future[Shown | None]]()
 
     def row(self, i: int, picture: Picture, value: float, scores: Tensor, error: str) -> dict[str, object]:
@@ -202,6 +205,8 @@ class _Findings:
         if error:
             self.failures[picture.path] = error
             return {"path": picture.path, "error": error}
+        if picture.has_pages:
+            self.paged.append(picture.path)
         anomalous, png, place = value > self.threshold, None, None
         self.anomalous += anomalous
         if self.folder is not None:  # the index makes names unique

@@ -16,7 +16,15 @@ _ECHO_SECONDS = 0.1  # timeout(1), for example, signals both the process and its
 
 
 class Stopped(KeyboardInterrupt):
-    """The run was asked to stop; its state is saved."""
+    """The run was asked to stop; its state is saved.
+
+    Args:
+        number: the signal.
+    """
+
+    def __init__(self, number: int = signal.SIGTERM) -> None:
+        super().__init__()
+        self.status = 128 + number  # exit status, as of a shell
 
 
 class StopSignals:
@@ -28,6 +36,7 @@ class StopSignals:
 
     def __init__(self) -> None:
         self._asked: float | None = None  # when
+        self._number: int = signal.SIGTERM  # which, if this process received one
         self._held = False
         self._before: dict[signal.Signals, Any] = {}
 
@@ -60,13 +69,13 @@ class StopSignals:
         finally:
             self._held = False
         if self.pending:
-            raise Stopped
+            raise Stopped(self._number)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
         if self._asked is None:
-            self._asked = now
+            self._asked, self._number = now, number
             if not self._held:
-                raise Stopped
+                raise Stopped(number)
         elif now - self._asked > _ECHO_SECONDS:
             os._exit(128 + number)  # like SIGKILL: every file is complete or absent

@@ -11,8 +11,9 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dxmi_ext.engine.errors import first_few
 from dxmi_ext.engine.output import runlog
+from dxmi_ext.engine.settings import ConfigError
 from dxmi_ext.engine.storage import files
 from dxmi_ext.images.data import layouts as image_sources
 from dxmi_ext.images.data import pixels
@@ -165,7 +168,7 @@ def load(
     cache = Path(cache).expanduser() if cache is not None else default_cache()
     entry = cache / f"images-{_key(path, split, size, scale, source.files)}"
     if not entry.is_dir():
-        with files.locked(entry.with_suffix(".lock")):
+        with making(entry):
             if not entry.is_dir():  # another process may have been first
                 _decode_to(entry, source.open(), size, path, scale)
     about = json.loads((entry / "about.json").read_text())
@@ -182,6 +185,27 @@ def default_cache() -> Path:
     if folder.startswith("~"):  # no home folder, as for an unknown user in a container
         folder = f"{tempfile.gettempdir()}/cache-of-{os.getuid()}"
     return Path(folder) / "dxmi_ext"
+
+
+@contextmanager
+def making(entry: Path) -> Iterator[None]:
+    """Within, this process alone makes an entry of a cache; others wait.
+
+    Raises:
+        ConfigError: the cache cannot be written to.
+    """
+    cache = entry.parent
+    try:
+        with files.locked(entry.with_suffix(".lock")):
+            yield
+    except OSError as error:
+        place = Path(os.fsdecode(error.filename or ""))
+        if error.filename is None or not (cache.is_relative_to(place) or place.is_relative_to(cache)):
+            raise  # of something else, such as the images
+        raise ConfigError(
+            f"cache must be a folder that can be written to, got {str(cache)!r} ({error.strerror}); "
+            "cache=DIR or the environment variable XDG_CACHE_HOME chooses another"
+        ) from error
 
 
 @functools.lru_cache(maxsize=4)  # two streams, each at the end of an epoch
@@ -319,9 +343,12 @@ def _write(entry: Path, pictures: Pictures, size: int | None, path: Path, scale:
     from tqdm import tqdm
 
     clipped: list[int] = []
+    paged: set[str] = set()
 
     def fitted(i: int) -> np.ndarray:
         picture, image = _read(pictures, i, path, scale)
+        if pictures.files and pixels.has_pages(pictures.files[i]):
+            paged.add(pictures.files[i])
         if scale is not None and pixels.exceeds(picture, scale):
             clipped.append(i)
         return np.ascontiguousarray(_fit(image, size).transpose(2, 0, 1))
@@ -354,6 +381,14 @@ def _write(entry: Path, pictures: Pictures, size: int | None, path: Path, scale:
         (folder / "about.json").write_text(json.dumps(about | {"fingerprint": digest.hexdigest()}))
     if scale is not None and clipped:
         runlog.note(f"{printable(path)}: {beyond(len(clipped), scale)}")
+    note_pages(paged)
+
+
+def note_pages(paged: Collection[str]) -> None:
+    """Notes which image files have several pages or frames, if any."""
+    if paged:
+        names = printable(first_few(sorted(paged), 1))
+        runlog.note(f"{len(paged)} image(s) have several pages, of which the first is used: {names}")
 
 
 def beyond(count: int, scale: Scale) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from dxmi_ext.engine.errors import first_few
 from dxmi_ext.images.data import layouts, listing, pixels
 from dxmi_ext.images.data.contents import what_it_is
 from dxmi_ext.images.data.layouts import SplitMissing
@@ -55,7 +56,7 @@ class Overview:
 
         Files whose header cannot be read are not counted.
         """
-        sizes, modes, unreadable = self._headers()
+        sizes, modes, unreadable, paged = self._headers()
         skipped = [each._asdict() for each in self.skipped]
         splits = {name: dict(counts) for name, counts in self.splits.items()}
         for file in unreadable:
@@ -64,25 +65,28 @@ class Overview:
         about: dict[str, Any] = {"path": str(self.path), "layout": self.layout, "splits": splits}
         about |= {"masks": self.masks, "skipped": skipped, "sizes": sizes, "modes": modes}
         listed = [{"path": os.path.relpath(f, self.path), "reason": why} for f, why in unreadable.items()]
-        return about | {"unreadable": listed, "files": len(self.files)}
+        about |= {"unreadable": listed, "multipage": [os.path.relpath(file, self.path) for file in paged]}
+        return about | {"files": len(self.files)}
 
     def _skipped_paths(self) -> list[Skipped]:
         return [Skipped(os.path.join(self.path, path), reason) for path, reason in self.skipped]
 
-    def _headers(self) -> tuple[dict[str, int], dict[str, int], dict[str, str]]:
-        """Counts of sizes and modes, and the reasons why files cannot be read."""
+    def _headers(self) -> tuple[dict[str, int], dict[str, int], dict[str, str], list[str]]:
+        """Counts of sizes and modes, the reasons why files cannot be read, and files with several pages."""
         sizes, modes = collections.Counter[str](), collections.Counter[str]()
         for shape, count in self.arrays.items():
             sizes[f"{shape[1]}x{shape[0]}"] += count
             modes[_MODES.get(shape[-1], "L")] += count
-        unreadable = dict[str, str]()
-        for file, (size, mode) in zip(self.files, _read_headers([*self.files]), strict=True):
+        unreadable, paged = dict[str, str](), list[str]()
+        for file, (size, mode, has_pages) in zip(self.files, _read_headers([*self.files]), strict=True):
+            if has_pages:
+                paged.append(file)
             if size:
                 sizes[size] += 1
                 modes[mode] += 1
             else:
                 unreadable[file] = mode
-        return dict(sizes.most_common()), dict(modes.most_common()), unreadable
+        return dict(sizes.most_common()), dict(modes.most_common()), unreadable, paged
 
 
 def text_of(details: dict[str, Any]) -> str:
@@ -104,6 +108,8 @@ def text_of(details: dict[str, Any]) -> str:
     for key, title in (("unreadable", "cannot be read"), ("skipped", "skipped")):
         named = [f"    {each['path']}: {each['reason']}" for each in details[key]]
         lines += [f"  {title}:" if named else f"  {title}: nothing", *named]
+    if details["multipage"]:
+        lines.append(f"  several pages, of which the first is used: {first_few(details['multipage'])}")
     if details["unreadable"]:
         lines.append("  Training stops at files that cannot be read, which are not counted here.")
     if details["files"]:
@@ -167,25 +173,26 @@ def _listed(counts: dict[str, int]) -> str:
     return ", ".join(shown)
 
 
-def _read_headers(files: Sequence[str]) -> list[tuple[str, str]]:
-    """Size, once upright, and mode of each image file; "" and the reason if it cannot be read."""
+def _read_headers(files: Sequence[str]) -> list[tuple[str, str, bool]]:
+    """Size, once upright, mode, and whether there are several pages, of each image file; "" and the reason
+    if it cannot be read."""
     if not files:
         return []
     from PIL import Image, UnidentifiedImageError
     from tqdm import tqdm
 
-    def header(file: str) -> tuple[str, str]:
+    def header(file: str) -> tuple[str, str, bool]:
         try:
             with Image.open(file) as image:
                 # Of other files, EXIF data would be found only by decoding them.
                 has_exif = "exif" in image.info or image.format == "TIFF"
                 lies = has_exif and pixels.orientation(image) >= 5
                 width, height = image.size[::-1] if lies else image.size
-                return f"{width}x{height}", image.mode
+                return f"{width}x{height}", image.mode, pixels.is_first_page(image)
         except UnidentifiedImageError:
-            return "", what_it_is(file) or "no known image format"
+            return "", what_it_is(file) or "no known image format", False
         except Exception as error:  # Pillow raises many kinds of errors for damaged files
-            return "", str(error)
+            return "", str(error), False
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
         progress = tqdm(total=len(files), desc="reading headers", unit="image", disable=None)

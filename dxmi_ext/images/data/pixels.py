@@ -185,6 +185,20 @@ def read(file: str | IO[bytes], name: str) -> np.ndarray:
         raise ImageDataError(f"{printable(name)}: {what}") from error
 
 
+def has_pages(file: str) -> bool:
+    """Whether an image file has several pages or frames, of which `read` returns the first. Only its header
+    is read."""
+    from PIL import Image
+
+    with Image.open(file) as image:
+        return is_first_page(image)
+
+
+def is_first_page(image: Any) -> bool:
+    """Whether a file opened by Pillow has more pages or frames; previews in photos (MPO) do not count."""
+    return getattr(image, "is_animated", False) and image.format != "MPO"
+
+
 def decode(file: str | IO[bytes], name: str, scale: Scale = NOMINAL) -> np.ndarray:
     """An image file as uint8 [H, W, 3]. See `read` and `eight_bits` for arguments and errors."""
     return eight_bits(read(file, name), scale, printable(name))

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from dxmi_ext.engine.output import runlog
 from dxmi_ext.engine.storage import files
-from dxmi_ext.images.data.dataset import ImageData, default_cache, to_dtype
+from dxmi_ext.images.data.dataset import ImageData, default_cache, making, to_dtype
 from dxmi_ext.images.metrics.features import Extractor, FeatureError
 
 NAME = "classifier"
@@ -58,13 +58,13 @@ def extractor(data: ImageData, *, cache: Path | str | None = None) -> Extractor:
     Raises:
         FeatureError: the images have no labels, or only one class.
     """
-    if data.labels is None or data.classes < 2:
-        raise FeatureError(f"features=classifier requires labels of >= 2 classes, got {data.classes}")
+    check(data)
+    assert data.labels is not None
     labels = hashlib.blake2b(data.labels.tobytes(), digest_size=16).hexdigest()
     belongs = {"format": _FORMAT, "images": data.fingerprint, "labels": labels}
     digest = hashlib.blake2b(json.dumps(belongs).encode(), digest_size=16).hexdigest()
     entry = (Path(cache).expanduser() if cache is not None else default_cache()) / f"classifier-{digest}"
-    with files.locked(entry.with_suffix(".lock")):
+    with making(entry):
         if (weights := _read(entry, belongs)) is not None:
             network = Features()
             network.load_state_dict(weights)
@@ -73,6 +73,19 @@ def extractor(data: ImageData, *, cache: Path | str | None = None) -> Extractor:
             runlog.note(f"features=classifier: accuracy {accuracy:.1%} on held-out images")
             _write(entry, network, belongs | {"accuracy": accuracy})
     return Extractor(network, NAME)
+
+
+def check(data: ImageData) -> None:
+    """Checks that the images have labels of two or more classes.
+
+    Raises:
+        FeatureError: they do not.
+    """
+    if data.labels is None or data.classes < 2:
+        raise FeatureError(
+            f"features=classifier requires labels of >= 2 classes, got {data.classes}; features=efflite0 "
+            "requires none"
+        )
 
 
 def _trained(data: ImageData) -> tuple[Features, float]:

@@ -22,7 +22,7 @@ from torch import Tensor
 from dxmi_ext.engine.errors import UserError
 from dxmi_ext.engine.runs import final
 from dxmi_ext.engine.storage import files
-from dxmi_ext.images.data.dataset import ImageData, default_cache
+from dxmi_ext.images.data.dataset import ImageData, default_cache, making
 from dxmi_ext.images.metrics.features import Extractor
 
 _CACHE_FORMAT = 1
@@ -130,7 +130,7 @@ def reference(
     belongs |= {"extractor": extractor.identity}
     digest = hashlib.blake2b(json.dumps(belongs).encode(), digest_size=16).hexdigest()
     entry = (Path(cache).expanduser() if cache is not None else default_cache()) / f"features-{digest}"
-    with files.locked(entry.with_suffix(".lock")):
+    with making(entry):
         if (found := _read(entry, belongs)) is not None:
             return found
         batches = _batches(data, n, batch_size, device)
