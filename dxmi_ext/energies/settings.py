@@ -135,6 +135,11 @@ class PolicySettings(Settings):
         minimum=0,
         maximum=1,
     )
+    expected_cost: bool = setting(
+        True,
+        "mean of the running cost over the noise of the step in the policy's loss; false: of the step taken, "
+        "as in the paper, whose gradient is noisier",
+    )
     velocity_decay: float = setting(
         1.0,
         "decay alpha of adaptive velocity regularization of s_t^2, which starts at the variance of the step; "
@@ -159,6 +164,7 @@ class PolicySettings(Settings):
             cost_reduction="sum",
             td_order="shuffled",
             td_lambda=self.td_lambda,
+            expected_cost=self.expected_cost,
             velocity_decay=self.velocity_decay,
             sampler_steps=self.sampler_steps,
             sampler_lr=self.sampler_lr,

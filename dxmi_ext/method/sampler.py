@@ -291,6 +291,37 @@ class LogProb(nn.Module):
         return ops.transition_log_prob(next_sample, sample, output, timestep, *tables)
 
 
+class ExpectedStep(nn.Module):
+    """A sampler's reparametrized step, whose squared displacement is the mean over the step's noise given
+    x_t: the gradient of a running cost is the same on average, without the noise.
+
+    Called as the sampler.
+    """
+
+    def __init__(self, sampler: GaussianSampler) -> None:
+        super().__init__()
+        self.sampler = sampler
+        ignored = getattr(sampler, "_ddp_params_and_buffers_to_ignore", ())
+        self._ddp_params_and_buffers_to_ignore = [f"sampler.{name}" for name in ignored]
+
+    def forward(
+        self,
+        sample: Tensor,
+        timestep: Tensor,
+        key: Tensor,
+        labels: Tensor | None = None,
+        *,
+        sample_offset: int = 0,
+    ) -> ops.StepOutput:
+        of, output = self.sampler, call(self.sampler.network, sample, timestep, labels)
+        tables = of.sample_coef, of.output_coef, of.log_std
+        step = ops.sampler_step(sample, output, timestep, *tables, key, sample_offset=sample_offset)
+        scale, gain = (per_row(table[timestep].to(sample.dtype), sample) for table in tables[:2])
+        drift = (scale - 1) * sample + gain * output
+        spread = (2 * of.log_std[timestep]).exp()
+        return step._replace(sq_displacement=drift.square().flatten(1).mean(1) + spread)
+
+
 class Timed(nn.Module):
     """A network conditioned on the schedule's time instead of the generation step, with scaled input.
 

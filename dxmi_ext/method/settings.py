@@ -117,6 +117,11 @@ class DxMISettings(Settings):
         "whole paths, which does not use the value",
         choices=("dxdp", "policy_gradient", "backprop"),
     )
+    expected_cost: bool = setting(
+        False,
+        "mean of the running cost over the noise of the step in the sampler's loss; false: of the step "
+        "taken, as in the paper, whose gradient is noisier",
+    )
     sampler_steps: int = setting(
         2, "number of sampler steps per iteration; T uses the whole path", minimum=1, maximum=1000
     )
@@ -186,6 +191,10 @@ RULES = (
         "costs_in must be both or sampler with sampler_update={sampler_update}, which does not train the "
         "sampler on the value, got {costs_in}",
         lambda s: s.sampler_update == "dxdp" or s.costs_in != "value" or not s.entropy_tau + s.velocity_tau,
+    ),
+    Rule(
+        "expected_cost must be false with sampler_update={sampler_update}, got {expected_cost}",
+        lambda s: s.sampler_update == "dxdp" or not s.expected_cost,
     ),
     Rule(
         "td_redraw must be false with td_lambda={td_lambda}, whose returns are of the path, got {td_redraw}",

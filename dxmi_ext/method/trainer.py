@@ -23,7 +23,7 @@ from dxmi_ext.method.langevin import Langevin, LangevinSettings
 from dxmi_ext.method.lengths import draw_length, lengths_of
 from dxmi_ext.method.losses import SAMPLER_LOSSES, Scene, energy_loss
 from dxmi_ext.method.networks import Networks, frozen, prepare
-from dxmi_ext.method.sampler import LogProb, Trajectory, Transition
+from dxmi_ext.method.sampler import ExpectedStep, LogProb, Trajectory, Transition
 from dxmi_ext.method.settings import CHAIN_RULES, RULES, DxMISettings
 from dxmi_ext.method.stepper import Batch, Metrics, Stepper
 
@@ -96,8 +96,9 @@ class DxMITrainer(Stepper):
             {"params": list(sampler.network.parameters())},
             {"params": sampler.std_weights(), "lr": s.log_std_lr},
         ]
+        steps: nn.Module = ExpectedStep(sampler) if s.expected_cost else sampler
         self.sampler_learner = learner(
-            LogProb(sampler) if s.sampler_update == "policy_gradient" else sampler,
+            LogProb(sampler) if s.sampler_update == "policy_gradient" else steps,
             s.sampler_lr,
             weights=weights,
             clip=s.sampler_clip,

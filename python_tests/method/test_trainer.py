@@ -19,7 +19,7 @@ from dxmi_ext.method import noise, schedules
 from dxmi_ext.method.denoising import Pretrainer, uniform_levels
 from dxmi_ext.method.lengths import MultiLengthSampler
 from dxmi_ext.method.networks import Networks, TimeIndependent
-from dxmi_ext.method.sampler import GaussianSampler
+from dxmi_ext.method.sampler import ExpectedStep, GaussianSampler
 from dxmi_ext.method.settings import DxMISettings
 from dxmi_ext.method.stepper import Batch
 from dxmi_ext.method.trainer import DxMITrainer
@@ -456,6 +456,24 @@ def test_returns_of_an_optimal_sampler_have_no_noise(weight: float) -> None:
     assert (trainer._returns(path, rows) - values).std(1).max() < 1e-6
     one_step = torch.stack([trainer._target(path.step(t), timesteps[t], rows) for t in range(T)])
     assert (one_step - values).std(1).min() > 0.5
+
+
+def test_expected_cost_has_the_same_mean_gradient_and_less_noise() -> None:
+    networks = make_networks()
+    sampler, n = networks.sampler, 4000
+    x = torch.tensor([0.4, -1.0, 0.2], dtype=torch.float64).expand(n, D)
+    gradients = []
+    for step in (sampler, ExpectedStep(sampler)):
+        log_std, last = sampler.log_std, list(sampler.network.parameters())[-1]
+        moved = step(x, sampler.timestep(1, n), ops.noise_key(0)).sq_displacement
+        every = [
+            torch.autograd.grad(part.mean(), (log_std, last), retain_graph=True) for part in moved.split(100)
+        ]
+        gradients.append([torch.stack(part) for part in zip(*every, strict=True)])
+    for taken, expected in zip(*gradients, strict=True):
+        assert expected.std(0).max() < 1e-6 < taken.std(0).max()
+        close = 4 * taken.std(0) / math.sqrt(len(taken)) + 1e-9
+        assert bool(((taken.mean(0) - expected.mean(0)).abs() <= close).all())
 
 
 # --- numbers going wrong -----------------------------------------------------------------------------
