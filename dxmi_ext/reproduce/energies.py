@@ -80,8 +80,10 @@ last column counts those that have been run.
 ELBO gap: log Z - mean log w over 10,000 paths. log Z error: |log mean w - log Z|, which may be small by
 chance; it is reliable only if ESS is not small and the EUBO gap (mean log w over paths drawn backwards from
 exact samples, minus log Z) is close to the ELBO gap. evaluations: of the energy, in training. W2 is raw, over
-2,000 samples with an exact assignment; `W2 of data` compares fresh samples of the target. log Z of dw4 and
-lj13 is unknown, and their reference samples are the ends of long Hamiltonian chains.
+2,000 samples with an exact assignment; `W2 of data` compares fresh samples of the target. Sliced W2 is over
+500 directions; aligned W2, over the first 200 samples, is the smallest over rotations, reflections and
+permutations of the particles, up to local minima. log Z of dw4 and lj13 is unknown, and their reference
+samples are the ends of long Hamiltonian chains.
 
 {_published()}
 
@@ -92,5 +94,5 @@ Published gaps and errors: Sendera et al. 2024, Table 1; W2: VGS, arXiv 2502.132
         for target in _SWEEP_TARGETS
         for sampler in _SAMPLERS
     },
-    shown=[f"{target}-dxmi-t{_MAIN[target]}" for target in ("gmm9", "gmm25", "gmm40")],  # of two dimensions
+    shown=[f"{target}-dxmi-t{steps}" for target, steps in _MAIN.items()],
 )
