@@ -135,7 +135,7 @@ class GradientTrainer(Stepper):
     def _replayed(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Paths drawn backwards from ends of earlier ones, and outputs; as `_rollout`.
 
-        They go on visiting modes that the sampler has found once and would lose.
+        They keep visiting modes that the sampler has found once and might lose.
         """
         assert self.replay is not None
         chain, offset = self.chain, batch.offset

@@ -15,6 +15,7 @@ from dxmi_ext.energies import metrics, targets
 from dxmi_ext.energies.chains import GradientChain, PolicyChain
 from dxmi_ext.energies.networks import Policy, Start, TargetEnergy, Value
 from dxmi_ext.energies.policy import PolicyTrainer, raise_stds_
+from dxmi_ext.energies.replay import Replay
 from dxmi_ext.energies.schedule import Levels, levels, policy_schedule
 from dxmi_ext.energies.settings import LearningSettings, PolicySettings
 from dxmi_ext.energies.targets import Target
@@ -373,3 +374,15 @@ def test_levels_add_up() -> None:
     assert v == pytest.approx(49.0)
     with pytest.raises(ValueError, match=r"variances > 0, and < 1 with vp"):
         levels("vp", "linear", 2, 2.0, 1.0)
+
+
+def test_replay_keeps_the_latest_ends() -> None:
+    replay = Replay(5, 1)
+    replay.keep(torch.tensor([[0.0], [1.0], [2.0]]))
+    assert {*replay.draw(200, ops.noise_key(0)).flatten().tolist()} == {0.0, 1.0, 2.0}
+    replay.keep(torch.tensor([[3.0], [4.0], [5.0], [6.0]]))
+    drawn = replay.draw(200, ops.noise_key(0))
+    assert {*drawn.flatten().tolist()} == {2.0, 3.0, 4.0, 5.0, 6.0}
+    torch.testing.assert_close(replay.draw(9, ops.noise_key(0), sample_offset=7), drawn[7:16])
+    replay.keep(torch.arange(10.0, 17.0)[:, None])  # more than it holds
+    assert {*replay.draw(200, ops.noise_key(0)).flatten().tolist()} == {12.0, 13.0, 14.0, 15.0, 16.0}

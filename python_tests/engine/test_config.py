@@ -147,6 +147,11 @@ def test_bad_override(recipe: Path, override: str, says: str) -> None:
             "noise_magnitude=100",
             "noise_magnitude needs energy_loss=noise_contrastive, got noise_",
         ),
+        ("td_lambda=.5 td_redraw=true", "td_redraw must be false with td_lambda=0.5, whose returns are of"),
+        (
+            "expected_cost=true sampler_update=backprop",
+            "expected_cost must be false with sampler_update=backprop, got true",
+        ),
         ("tau_rate=.1 tau_entropy=0", "tau_rate must be 0 if the temperature of the entropy is 0"),
         ("tau_rate=.1 negatives=refined", "tau_rate must be 0 with Langevin chains"),
         ("tau_rate=.1 negatives=short_run", "tau_rate must be 0 with Langevin chains"),
@@ -181,6 +186,7 @@ def test_settings_without_effect_are_rejected(overrides: str, says: str) -> None
         (images, "rho=5", "rho has no effect without schedule=edm"),
         (images, "prediction=v schedule=edm", "prediction has no effect without schedule=fastdpm or ddim"),
         (anomaly, "langevin_steps=9 baselines=all", None),
+        (energies, "replay=.5", "replay has no effect without sampler=vgs"),
         (energies, "sampler_lr=1e-4 sampler=vgs", "sampler_lr has no effect without sampler=dxmi"),
     ],
 )
