@@ -248,15 +248,18 @@ class GradientChain(Chain):
     def tables(self) -> Tables:
         return Tables(*(getattr(self, name) for name in Tables._fields))
 
-    def value_at(self, x: Tensor, timestep: Tensor) -> Tensor:
-        """V^t(x), [N], for t = 0..T."""
+    def value_at(self, x: Tensor, timestep: Tensor, *, mixed: bool = False) -> Tensor:
+        """V^t(x), [N], for t = 0..T.
+
+        Args:
+            mixed: whether each row has a t of its own. The energy is then always evaluated, also if no row is
+                at T, so that the number of evaluations does not depend on how ranks split a batch.
+        """
         ends = timestep == self.steps
-        if ends.all():
+        if ends.all() and not mixed:
             return self.energy(x)
         values = call(self.value, x, timestep.clamp(max=self.steps - 1))
-        if not ends.any():
-            return values
-        return torch.where(ends, self.energy(x), values)
+        return torch.where(ends, self.energy(x), values) if mixed or ends.any() else values
 
     def output(self, x: Tensor, timestep: Tensor) -> Tensor:
         tables = self.tables()

@@ -177,7 +177,7 @@ class GradientTrainer(Stepper):
         move = tables.output_coef[t, None] * output
         added = following - tables.sample_coef[t, None] * x - move
         drift = move.square().sum(1)
-        next_value = chain.value_at(following, t + 1) - (added * output).sum(1)
+        next_value = chain.value_at(following, t + 1, mixed=True) - (added * output).sum(1)
         costs = tables.log_std, chain.kernel_var, self._time_cost
         return ops.td_target(next_value, drift, t, *costs, 0.0, chain.temperature)
 

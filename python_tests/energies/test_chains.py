@@ -156,6 +156,16 @@ def test_targets_of_values_vary_less_than_the_next_values_at_the_same_mean() -> 
     assert torch.allclose(found, torch.full((n,), wanted), atol=1e-4)
 
 
+def test_evaluations_do_not_depend_on_the_rows_of_a_rank() -> None:
+    """One row takes 4 T + 3: T of its path, 2 T of targets, T of values, and 3 of the start and the ends."""
+    for n in (1, 2, 64):
+        chain, _ = small("vgs", dim=2, steps=10)
+        assert isinstance(chain, GradientChain)
+        trainer = GradientTrainer(chain, LearningSettings(), iterations=1, seed=0)
+        trainer.step(torch.zeros(n, 2))
+        assert int(trainer.evaluations) == n * (4 * 10 + 3)
+
+
 @pytest.mark.parametrize("name", ["gmm25", "dw4"])
 def test_drifts_are_bounded_by_the_score_of_a_narrow_mode(name: str) -> None:
     """A value that is far too steep has the gradient of a narrow mode 4 standard deviations from it."""
