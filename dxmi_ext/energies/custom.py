@@ -87,7 +87,7 @@ def _execute(module_name: str, file: Path) -> tuple[ModuleType, bytes]:
     before = sys.modules.get(module_name)
     sys.modules[module_name] = module  # dataclasses look their module up
     try:
-        exec(compile(source, str(file), "exec"), module.__dict__)
+        exec(compile(source, str(file), "exec", dont_inherit=True), module.__dict__)
     finally:
         del sys.modules[module_name]  # another start may find another source, or none
         if before is not None:

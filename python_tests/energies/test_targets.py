@@ -127,6 +127,12 @@ def test_own_target(module: Path) -> None:
     assert changed != source and target.energy(torch.ones(1, 3)).item() == pytest.approx(1)
 
 
+def test_annotations_of_an_own_target_are_types(module: Path) -> None:
+    """As in Python itself, without the __future__ imports of this package."""
+    module.write_text(f"{SOURCE}\ndef typed(x: int): pass\nassert typed.__annotations__['x'] is int")
+    custom.load("own_energies:good", 3, None, 1.0)
+
+
 def test_own_target_of_a_package_in_the_current_folder(module: Path) -> None:
     package = module.parent / "own_package"
     package.mkdir()
