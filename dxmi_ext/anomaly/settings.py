@@ -211,6 +211,7 @@ class Config(RunnableConfig):
             "{negatives}",
             lambda s: s.trains_sampler,
         ),
+        Rule("patch must be odd, got {patch}", lambda s: s.patch is None or s.patch % 2 == 1),
         Rule("last_std must be <= std={std}, got {last_std}", lambda s: s.last_std <= s.std),
         Rule("skip_last must be <= steps={steps}, got {skip_last}", lambda s: s.skip_last <= s.steps),
         Rule(

@@ -156,6 +156,10 @@ class Config(RunnableConfig):
             "untrained_lengths must be null with step_input={step_input}, got {untrained_lengths}",
             lambda s: s.untrained_lengths is None or s.step_input == "levels",
         ),
+        Rule(
+            "untrained_lengths must be >= 2 with schedule=edm, got {untrained_lengths}",
+            lambda s: s.untrained_lengths is None or s.schedule != "edm" or min(s.all_untrained) >= 2,
+        ),
         Rule("skip_last must be <= steps={steps}, got {skip_last}", lambda s: s.skip_last <= s.steps),
         Rule(
             "cuda_graph must be false with device=cpu, got {cuda_graph}",

@@ -403,6 +403,8 @@ def test_bad_data_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         (["data=null"], "data must be the path of images or of a file of vectors, got null"),
         (["classes=bottle,nut"], "got nut; it has "),
         (["negatives=short_run"], "negatives must be sampler or refined (baselines=all"),
+        (["classes=bottle,bottle"], "classes must be distinct, got bottle, bottle"),
+        (["patch=4"], "patch must be odd, got 4"),
         (["last_std=1"], "last_std must be <= std=0.03, got 1.0"),
         (["shard=true"], "shard must be false: these networks are small, got true"),
         (

@@ -160,6 +160,10 @@ def test_bad_override(recipe: Path, override: str, says: str) -> None:
         ("cuda_graph=true device=cpu", "cuda_graph must be false with device=cpu, got true"),
         ("schedule=edm steps=1", "steps must be >= 2 with schedule=edm, got 1"),
         ("schedule=edm lengths=1,5", "lengths must be >= 2 with schedule=edm, got 1,5"),
+        (
+            "schedule=edm step_input=levels untrained_lengths=1,7",
+            "untrained_lengths must be >= 2 with schedule=edm, got 1,7",
+        ),
         ("skip_last=6", "skip_last must be <= steps=5, got 6"),
         ("ema_decay=1", "ema_decay must be < 1, got 1.0"),
         ("tau_rate=.1 batch_size=1", "batch_size must be >= 2 with tau_rate=0.1, got 1"),

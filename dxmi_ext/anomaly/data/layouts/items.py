@@ -82,13 +82,15 @@ def chosen_classes(names: list[str], wanted: Sequence[str] | None, path: Path) -
     """The wanted classes, by default all.
 
     Raises:
-        ImageDataError: a class does not exist.
+        ImageDataError: a class does not exist, or is named twice.
     """
     if wanted is None:
         return names
     if not wanted or (missing := [name for name in wanted if name not in names]):
         got = ", ".join(missing) if wanted else "none"
         raise ImageDataError(f"classes must be in {path}, got {got}; it has {', '.join(names)}")
+    if len({*wanted}) < len(wanted):
+        raise ImageDataError(f"classes must be distinct, got {', '.join(wanted)}")
     return list(wanted)
 
 
