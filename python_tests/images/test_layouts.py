@@ -18,6 +18,7 @@ from dxmi_ext.anomaly.scores import inspection
 from dxmi_ext.images.data import dataset as images
 from dxmi_ext.images.data import layouts as image_sources
 from dxmi_ext.images.data import listing
+from dxmi_ext.images.data import overview as images_overview
 from dxmi_ext.images.data.listing import ImageDataError
 
 Image = pytest.importorskip("PIL.Image")
@@ -129,6 +130,8 @@ SPLIT_ANOMALIES = [
     ("MVTec-AD", "train/good/7, test/good/3, test/dent/2, ground_truth/dent/2, license.txt",
      {"good": 3, "dent": 2}, 2, ["license.txt"]),
     ("MVTec-AD, other names", "Train/good/7, Testing/Good/3, Testing/dent/2, GroundTruth/dent/2",
+     {"good": 3, "dent": 2}, 2, []),
+    ("MVTec-AD, capitals", "train/Good/7, test/Good/3, test/dent/2, ground_truth/dent/2",
      {"good": 3, "dent": 2}, 2, []),
     ("MVTec-AD with more",
      "train/good/7, test/good/3, test/dent/2, gt/dent/2, validation/good/2, dent/1, runs/a/dxmi.json",
@@ -325,6 +328,16 @@ def test_text_and_the_two_lines_of_training(tmp_path: Path, capsys: pytest.Captu
         f"{root} (good and defects): train good: 7; test 5 (good: 3, dent: 2); 2 masks",
         "skipped: runs (results of dxmi); p.png and 1 more (beside good/)",
     ]
+
+
+@pytest.mark.parametrize("splits", [("train", "val", "test"), ("train", "val"), ("train", "test")])
+def test_every_split_of_an_npz_is_listed(splits: tuple[str, ...], tmp_path: Path) -> None:
+    """Also a test split beside val, which takes its place where it is missing."""
+    file = tmp_path / "images.npz"
+    counts = {name: 2 + i for i, name in enumerate(splits)}
+    np.savez(file, **{f"{name}_x": np.zeros((n, 4, 4), np.uint8) for name, n in counts.items()})
+    found = images_overview.of_images(file).splits
+    assert found == {name: {"images": n} for name, n in counts.items()}
 
 
 def test_a_missing_split_and_a_missing_file_are_different(tmp_path: Path) -> None:

@@ -51,6 +51,8 @@ class Pictures(NamedTuple):
     """Empty if the collection has no names."""
     files: Sequence[str] = ()
     """The file of each image; empty if the collection has no files of single images."""
+    split: str | None = None
+    """The split that was read, such as "val" in place of a missing "test"; None if splits have no names."""
 
 
 class Source(NamedTuple):
@@ -215,11 +217,11 @@ def _open_npz(file: Path, split: str) -> Pictures:
             f"and {prefix}off, got {arrays.keys}"
         )
     if labels is None:
-        return Pictures(count, get, None, [])
+        return Pictures(count, get, None, [], split=own)
     labels = npz.labels(labels, count, arrays)
     of_splits = (arrays.get(*npz.LABELS, split=name) for name in splits or (None,))
     every = [npz.labels(each, each.size, arrays) for each in of_splits if each is not None]
-    return Pictures(count, get, *npz.classes(labels, every))
+    return Pictures(count, get, *npz.classes(labels, every), split=own)
 
 
 def _find_folder(path: Path, split: str) -> Source | None:
@@ -227,6 +229,7 @@ def _find_folder(path: Path, split: str) -> Source | None:
     if split == "train" and not (folder.images or folder.folders):
         left_out = listing.summary(folder.skipped, str(path))
         raise SplitMissing(f"data: {path} has no images{left_out and f'; skipped: {left_out}'}")
+    own: str | None = None
     parts = listing.parts(folder)
     if parts.splits:
         if parts.others:
@@ -236,14 +239,14 @@ def _find_folder(path: Path, split: str) -> Source | None:
                 f"data: {folder.path}: {unclear} may be a split or a class, beside {classes}; rename the "
                 "class, or put all classes into train/"
             )
-        name = "val" if split == "test" and "test" not in parts.splits else split
-        if name not in parts.splits:
+        own = "val" if split == "test" and "test" not in parts.splits else split
+        if own not in parts.splits:
             raise SplitMissing(
                 f"data: {path}: expected split {split!r}, got the splits {', '.join(parts.splits)}"
             )
         skipped += listing.strays(folder, parts.splits.values()) + folder.skipped
         skipped += listing.left_out(parts.masks, "masks, by its name")
-        folder, more = _unwrapped(parts.splits[name])
+        folder, more = _unwrapped(parts.splits[own])
         skipped += more
     elif split != "train":
         if folder.images or folder.folders:
@@ -265,7 +268,7 @@ def _find_folder(path: Path, split: str) -> Source | None:
         return pixels.read(files[i], files[i])
 
     def opened() -> Pictures:
-        return Pictures(len(files), get, np.array(labels, np.int64) if found else None, names, files)
+        return Pictures(len(files), get, np.array(labels, np.int64) if found else None, names, files, own)
 
     return Source(files, opened, "folders of classes" if found else "a folder of images", skipped)
 

@@ -130,8 +130,8 @@ def of_images(path: Path | str) -> Overview:
             found[split] = source, source.open()
         except SplitMissing as error:
             missing = missing or error
-    if "val" in found and "test" in found and found["val"][0].files == found["test"][0].files:
-        del found["test"]  # it is val, used for test
+    if "test" in found and found["test"][1].split == "val":  # used for test, and listed as val
+        del found["test"]
     if missing and not found:
         raise missing
     splits, arrays, files = {}, dict[tuple[int, ...], int](), dict[str, tuple[str, str]]()

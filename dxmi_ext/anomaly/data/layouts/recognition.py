@@ -70,6 +70,7 @@ def recognizes(path: Path) -> bool:
         return True
     root = listing.scan(path)
     return good_of(root, root.folders) is not None or any(
-        (train := listing.parts(inner).splits.get("train")) is not None and [*train.folders] == [GOOD]
+        (train := listing.parts(inner).splits.get("train")) is not None
+        and [name.lower() for name in listing.parts(train).others] == [GOOD]
         for inner in (root, *root.folders.values())
     )
