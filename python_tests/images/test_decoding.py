@@ -303,6 +303,14 @@ def test_masks_mark_what_is_painted(mask: np.ndarray, expected: list[int], tmp_p
     assert found.dtype == bool and found.astype(int).tolist() == [expected]
 
 
+@pytest.mark.parametrize("quality", [30, 75, 95])
+def test_traces_of_compression_are_no_marks(quality: int, tmp_path: Path) -> None:
+    mask = np.zeros((40, 40), np.uint8)
+    mask[11:30, 7:21] = 255
+    Image.fromarray(mask).save(tmp_path / "m.jpg", quality=quality)
+    assert np.array_equal(pixels.marked(str(tmp_path / "m.jpg"), "m"), mask > 0)
+
+
 def test_a_defect_of_one_pixel_survives_shrinking() -> None:
     mask = np.zeros((30, 20), bool)
     mask[7, 13] = True

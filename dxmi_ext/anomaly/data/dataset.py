@@ -24,7 +24,7 @@ from dxmi_ext.images.data.contents import ImageDataError, printable
 from dxmi_ext.images.data.dataset import beyond, default_cache, key_of, making, note_pages, reject_unreadable
 from dxmi_ext.images.data.pixels import NOMINAL, Scale
 
-_CACHE_FORMAT = 3
+_CACHE_FORMAT = 4
 
 
 class AnomalyData:

@@ -206,13 +206,21 @@ def decode(file: str | IO[bytes], name: str, scale: Scale = NOMINAL) -> np.ndarr
 
 def marked(file: str, name: str) -> np.ndarray:
     """The marked pixels of a mask file, bool [H, W]: pixels that are neither black nor transparent; if there
-    are none and alpha varies, pixels that are not transparent."""
+    are none and alpha varies, pixels that are not transparent. In a JPEG they have at least half the highest
+    value, since its compression leaves dark traces beside a mask."""
     values = read(file, name)
     colors, visible = _colors(values).any(axis=2), np.ones(values.shape[:2], bool)
+    if _is_jpeg(file):
+        colors &= values.max(axis=2) >= values.max() / 2
     if values.shape[2] == 4 and (values[..., 3] > 0).any():  # alpha of 0 everywhere has no information
         visible = values[..., 3] > 0
     found: np.ndarray = colors & visible
     return visible if not found.any() and not visible.all() else found
+
+
+def _is_jpeg(file: str) -> bool:
+    with open(file, "rb") as stream:
+        return stream.read(2) == b"\xff\xd8"
 
 
 def _pixels(file: str | IO[bytes], raw: str | None = None) -> tuple[np.ndarray, str]:
