@@ -166,8 +166,16 @@ def _separation(
     if test is None:
         raise ConfigError(f"against must be null where data={cfg.source.data} have no test images")
     assert settings.against is not None
-    n = cfg.evaluation.evaluate_n
-    return separation(networks, test, settings.against, n, seed=settings.seed, device=device)
+    return separation(
+        networks,
+        test,
+        settings.against,
+        cfg.evaluation.evaluate_n,
+        seed=settings.seed,
+        device=device,
+        size=cfg.source.image_size,
+        cache=cfg.source.cache,
+    )
 
 
 def load(directory: Path, device: torch.device) -> tuple[Config, Networks]:

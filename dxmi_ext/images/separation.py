@@ -26,7 +26,15 @@ _BATCH = 250
 
 
 def separation(
-    networks: Networks, test: ImageData, others: str, n: int, *, seed: int, device: torch.device
+    networks: Networks,
+    test: ImageData,
+    others: str,
+    n: int,
+    *,
+    seed: int,
+    device: torch.device,
+    size: int | None = None,
+    cache: str | None = None,
 ) -> dict[str, float]:
     """The AUROC of the energy, n test images against as many others; 1 where all of these have more energy.
 
@@ -36,25 +44,29 @@ def separation(
             is used if there is one.
         n: at most; all there are if fewer.
         seed: of the noise.
+        size, cache: of images at a path; see `dataset.load`.
 
     Returns:
         auroc_noise, auroc_blurred, and auroc_NAME of a path's last part.
 
     Raises:
-        ConfigError: the energy is conditional on classes, or images at a path have another shape.
+        ConfigError: the energy is conditional on classes, images at a path have another shape, or two kinds
+            have the same name.
     """
     if classes_of(networks.sampler) is not None:
         raise ConfigError("against must be null for a run that is conditional on classes")
     energies = _energies(networks, _images(test, n, device))
     found = {}
     for kind in others.split(","):
+        if (name := f"auroc_{Path(kind).stem}") in found:
+            raise ConfigError(f"against must be images of different names, got {others}")
         if kind == "noise":
             images = _noise(len(energies), test.shape, seed, device)
         elif kind == "blurred":
             images = map(_blurred, _images(test, n, device))
         else:
-            images = _images(_load(kind, test.shape), n, device)
-        found[f"auroc_{Path(kind).stem}"] = energy_auroc(energies, _energies(networks, images))
+            images = _images(_load(kind, test.shape, size, cache), n, device)
+        found[name] = energy_auroc(energies, _energies(networks, images))
     return found
 
 
@@ -87,11 +99,11 @@ def _blurred(images: Tensor) -> Tensor:
     return F.conv2d(across, kernel.transpose(2, 3), groups=images.shape[1])
 
 
-def _load(path: str, shape: tuple[int, ...]) -> ImageData:
+def _load(path: str, shape: tuple[int, ...], size: int | None, cache: str | None) -> ImageData:
     try:
-        data = dataset.load(path, split="test")
+        data = dataset.load(path, split="test", size=size, cache=cache)
     except SplitMissing:  # a collection without splits
-        data = dataset.load(path)
+        data = dataset.load(path, size=size, cache=cache)
     if data.shape != shape:
         raise ConfigError(f"against must be images of shape {[*shape]}, got {path} of {[*data.shape]}")
     return data

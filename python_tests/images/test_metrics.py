@@ -225,7 +225,7 @@ def test_extractor_is_frozen_and_takes_gray_images_as_color() -> None:
 def test_other_weights_files_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(
         FeatureError,
-        match=r"features must be efflite0 or the weights file inception.*none, which does not exist",
+        match=r"efflite0, classifier or the weights file inception.*none, which does not exist",
     ):
         features.load(tmp_path / "none")
     (tmp_path / "w.pth").write_bytes(b"other")

@@ -51,10 +51,21 @@ def test_noise_blurred_and_other_images_are_ranked(tmp_path: Path) -> None:
     assert found == {"auroc_noise": 1.0, "auroc_blurred": 1.0, "auroc_same": 0.5, "auroc_whole": 0.5}
 
 
+def test_other_images_are_read_as_those_of_the_run(tmp_path: Path) -> None:
+    """At its size, through its cache."""
+    larger, cache = tmp_path / "larger.npy", tmp_path / "cache"
+    np.save(larger, stripes(5).images[:, 0].repeat(2, 1).repeat(2, 2))
+    options = {"seed": 0, "device": CPU, "size": 8, "cache": str(cache)}
+    found = separation(networks(), stripes(5), str(larger), 5, **options)  # type: ignore[arg-type]
+    assert found == {"auroc_larger": 0.5} and any(cache.iterdir())
+
+
 def test_what_cannot_be_compared(tmp_path: Path) -> None:
     other = tmp_path / "other.npz"
     np.savez(other, test_x=np.zeros((5, 4, 4), np.uint8), train_x=np.zeros((5, 4, 4), np.uint8))
     with pytest.raises(ConfigError, match=r"against must be images of shape \[1, 8, 8\], got"):
         separation(networks(), stripes(5), str(other), 5, seed=0, device=CPU)
+    with pytest.raises(ConfigError, match="against must be images of different names, got noise,noise"):
+        separation(networks(), stripes(5), "noise,noise", 5, seed=0, device=CPU)
     with pytest.raises(ConfigError, match="against must be null for a run that is conditional on classes"):
         separation(networks(classes=3), stripes(5), "noise", 5, seed=0, device=CPU)

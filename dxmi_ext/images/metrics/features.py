@@ -134,7 +134,8 @@ def _weights(path: Path | str, name: str) -> dict[str, Tensor]:
     if not path.is_file():
         wanted = f"{name}-{_SHA256[name]}.pth"
         raise FeatureError(
-            f"features must be efflite0 or the weights file {wanted}, got {path}, which does not exist"
+            f"features must be efflite0, classifier or the weights file {wanted}, got {path}, which does not "
+            "exist"
         )
     refuse_pointer(path, FeatureError)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
