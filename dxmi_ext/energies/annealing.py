@@ -5,6 +5,7 @@ Imports torch, ``dxmi_ext.ops`` and the task's networks and targets.
 
 from __future__ import annotations
 
+import collections
 import itertools
 import math
 from typing import NamedTuple
@@ -50,7 +51,7 @@ def annealed(
     """
     energy = TargetEnergy(target)
     log_w, _ = _anneal(energy, temperature, std, key, n=n, levels=levels)
-    found = of_weights(log_w.nan_to_num(nan=-1e30))
+    found = of_weights(log_w.masked_fill(log_w.isnan(), -math.inf))
     return {f"ais_{name}": value for name, value in found.items()} | {"ais_evaluations": float(energy.count)}
 
 
@@ -161,7 +162,8 @@ class Walk:
 
 
 def line(found: dict[str, float], levels: int) -> str:
-    """The numbers of `annealed` as a line of text."""
-    log_z = f"{found['ais_log_partition']:.3f} ± {found['ais_log_partition_std']:.3f}"
+    """The numbers of `annealed` as a line of text; nan for skipped ones."""
+    of = collections.defaultdict(lambda: math.nan, found)
+    log_z = f"{of['ais_log_partition']:.3f} ± {of['ais_log_partition_std']:.3f}"
     title = f"annealed importance sampling, {levels} levels: log Z {log_z}"
-    return f"{title}, ELBO {found['ais_elbo']:.3f}, ESS {found['ais_ess']:.3g}"
+    return f"{title}, ELBO {of['ais_elbo']:.3f}, ESS {of['ais_ess']:.3g}"

@@ -144,17 +144,31 @@ def _compare(
     """A line for each method without a trained sampler that the settings ask for; adds to the numbers."""
     keys = noise.Draws(settings.seed, "annealing", ["all", "tempering"], device).at(0)
     which = target, cfg.target.temperature, float(model.levels_of(cfg).spread[0])
-    if settings.annealing:
-        found = annealing.annealed(*which, keys["all"], n=_ANNEALED, levels=settings.annealing)
+    levels, sweeps = settings.annealing, settings.tempering
+
+    def compared(samples: Tensor) -> dict[str, float]:
+        if data is None:
+            return {}
+        if len(samples) < (n := len(data[0])):
+            raise ValueError(f"{sweeps} sweeps give {len(samples)} samples, fewer than compared={n}")
+        found = metrics.compare(samples[:n], *data, target)
+        return {f"tempering_{name}": value for name, value in found.items()}
+
+    def tempered() -> dict[str, float]:
+        found, samples = tempering.tempered(*which, keys["tempering"], sweeps=sweeps)
+        return found | final.numbers("tempering_w2 and other distances", lambda: compared(samples))
+
+    if levels is not None:
+        found = final.numbers(
+            "annealed importance sampling",
+            lambda: annealing.annealed(*which, keys["all"], n=_ANNEALED, levels=levels),
+        )
         numbers |= found
-        yield annealing.line(found, settings.annealing)
-    if settings.tempering:
-        found, samples = tempering.tempered(*which, keys["tempering"], sweeps=settings.tempering)
-        if data is not None and len(samples) >= len(data[0]):
-            compared = metrics.compare(samples[: len(data[0])], *data, target)
-            found |= {f"tempering_{name}": value for name, value in compared.items()}
+        yield annealing.line(found, levels)
+    if sweeps is not None:
+        found = final.numbers("parallel tempering", tempered)
         numbers |= found
-        yield tempering.line(found, settings.tempering)
+        yield tempering.line(found, sweeps)
 
 
 def _trainer(cfg: Config, chain: Chain, run: Run) -> PolicyTrainer | GradientTrainer:

@@ -5,6 +5,7 @@ Imports torch and the task's networks, targets and ``annealing``.
 
 from __future__ import annotations
 
+import collections
 import math
 
 import torch
@@ -94,8 +95,9 @@ def _exchanged(at: Particles, betas: Tensor, advance: Tensor, log_u: Tensor, fir
 
 
 def line(found: dict[str, float], sweeps: int) -> str:
-    """The numbers of `tempered` as a line of text."""
-    log_z = f"{found['tempering_log_partition']:.3f} ± {found['tempering_log_partition_std']:.3f}"
+    """The numbers of `tempered` as a line of text; nan for skipped ones."""
+    of = collections.defaultdict(lambda: math.nan, found)
+    log_z = f"{of['tempering_log_partition']:.3f} ± {of['tempering_log_partition_std']:.3f}"
     shown = {"W2": "tempering_w2", "modes": "tempering_modes"}
     rest = "".join(f", {title} {found[key]:.3f}" for title, key in shown.items() if key in found)
     return f"parallel tempering, {sweeps} sweeps: log Z {log_z}{rest}"

@@ -10,8 +10,8 @@ import torch
 
 from dxmi_ext import ops
 from dxmi_ext.energies import metrics
-from dxmi_ext.energies.annealing import annealed
-from dxmi_ext.energies.targets import TARGETS, mixture
+from dxmi_ext.energies.annealing import annealed, line
+from dxmi_ext.energies.targets import TARGETS, Target, mixture
 from dxmi_ext.energies.tempering import tempered
 from dxmi_ext.method.path_weights import of_reverse_weights, of_weights
 
@@ -89,6 +89,18 @@ def test_annealed_importance_sampling_finds_a_known_log_partition() -> None:
     found = annealed(moved, 2.0, 3.0, ops.noise_key(0), n=500, levels=200)
     assert found["ais_log_partition"] == pytest.approx(-3, abs=4 * found["ais_log_partition_std"])
     assert found["ais_ess"] > 0.3 and found["ais_evaluations"] == 100_500
+
+
+@pytest.mark.parametrize("wall", [math.inf, math.nan])
+def test_particles_behind_a_wall_have_no_weight(wall: float) -> None:
+    """Of a normal density, one half is left. The ELBO is then -inf, which the line of text tells as nan."""
+    half = Target("half", 2, lambda x: x.square().sum(1) / 2 + torch.where(x[:, 0] > 0, wall, 0.0))
+    found = annealed(half, 1.0, 1.5, ops.noise_key(0), n=500, levels=50)
+    assert found["ais_log_partition"] == pytest.approx(
+        math.log(math.pi), abs=4 * found["ais_log_partition_std"]
+    )
+    assert found.pop("ais_elbo") == -math.inf
+    assert "ELBO nan, ESS 0." in line(found, 50)
 
 
 def test_parallel_tempering_finds_a_known_log_partition_and_modes() -> None:
