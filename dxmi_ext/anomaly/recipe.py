@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dxmi_ext.anomaly import choice
 from dxmi_ext.anomaly.choice import Choice
-from dxmi_ext.anomaly.comparison import Method
+from dxmi_ext.anomaly.comparison import TITLES, Method
 from dxmi_ext.anomaly.curve import Curve, measure_of
 from dxmi_ext.anomaly.data import overview
 from dxmi_ext.anomaly.detectors import bases
@@ -177,6 +177,8 @@ def evaluate(directory: Path, settings: EvaluateSettings, device: torch.device) 
     cfg, networks, model = load_model(directory, device)
     backbone, which = backbone_of(cfg, device, model), settings.baselines or cfg.comparison.baselines
     detector, good, others = model["detector"], None, settings.data
+    if untrained := [TITLES[name] for name in TRAINED if name in {*BASELINES[which]} - {*networks.baselines}]:
+        runlog.note(f"baselines={which}: {directory} has not trained {' and '.join(untrained)}")
     if others is not None and has_moved(cfg, directory, others, needed=which != "none"):
         cfg, others = cfg.replace(data=others), None
     if others is None and not Path(path_of(cfg)).exists():

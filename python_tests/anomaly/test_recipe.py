@@ -354,6 +354,9 @@ def test_metrics_that_the_data_do_not_allow_are_left_out_with_a_note(
     settings = anomaly.EvaluateSettings(data=str(write_mvtec(tmp_path / "other")), baselines="none")
     numbers, _ = anomaly.evaluate(tmp_path / "some", settings, CPU)
     assert "pixel_auroc" in numbers and "knn_image_auroc" not in numbers
+    untrained = anomaly.EvaluateSettings(baselines="all")
+    assert "tau0_image_auroc" not in anomaly.evaluate(tmp_path / "some", untrained, CPU)[0]
+    assert "has not trained DxMI, tau = 0 and Langevin negatives" in capsys.readouterr().err
 
 
 def test_runs_are_not_read_as_data(

@@ -205,7 +205,10 @@ def about(thresholds: Mapping[str, float]) -> str:
     if "held_out" not in thresholds:
         return ""
     low, high = (100 * thresholds[f"false_alarms_{end}"] for end in ("low", "high"))
+    scores = (
+        "1 held-out score" if thresholds["held_out"] == 1 else f"{thresholds['held_out']:.0f} held-out scores"
+    )
     return (
         f"{low:.1f} % to {high:.1f} % of new good data will score above the threshold (95 % confidence "
-        f"interval from {thresholds['held_out']:.0f} held-out scores)."
+        f"interval from {scores})."
     )
