@@ -65,6 +65,10 @@ def pretrain(cfg: Config, ranks: Ranks | None = None) -> None:
     """Runs the pretraining alone; training with the same output continues from it."""
     if not cfg.run.pretrained:
         raise ConfigError("pretrained must be true for pretraining alone, got false")
+    if not cfg.algorithm.trains_sampler:
+        raise ConfigError(
+            f"negatives must be sampler or refined for pretraining alone, got {cfg.algorithm.negatives}"
+        )
     run = Run(cfg, ranks, _fingerprints(cfg))
 
     def learn() -> Callable[[], None]:

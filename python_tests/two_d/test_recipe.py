@@ -11,6 +11,7 @@ import torch
 
 from dxmi_ext import ops
 from dxmi_ext.engine.output.plots import curves
+from dxmi_ext.engine.settings import ConfigError
 from dxmi_ext.two_d import densities as data
 from dxmi_ext.two_d import metrics, plots, recipe
 from dxmi_ext.two_d.networks import EnergyMLP
@@ -193,6 +194,11 @@ def test_pretraining_teaches_what_edm_reads(tmp_path: Path) -> None:
     cfg = recipe.Config().replace(schedule="edm", steps=10, output=str(tmp_path / "run"), tensorboard=False)
     cfg = cfg.replace(iterations=0, pretrain_iterations=150, batch_size=64, samplings=1)
     assert recipe.train(cfg)["sliced_wasserstein"] < 0.5
+
+
+def test_pretraining_is_of_a_sampler_that_is_trained() -> None:
+    with pytest.raises(ConfigError, match="negatives must be sampler or refined for pretraining alone, got"):
+        recipe.pretrain(recipe.Config().replace(negatives="short_run"))
 
 
 def test_networks_with_octaves_see_sinusoids() -> None:
