@@ -144,31 +144,42 @@ def _compare(
     """A line for each method without a trained sampler that the settings ask for; adds to the numbers."""
     keys = noise.Draws(settings.seed, "annealing", ["all", "tempering"], device).at(0)
     which = target, cfg.target.temperature, float(model.levels_of(cfg).spread[0])
-    levels, sweeps = settings.annealing, settings.tempering
-
-    def compared(samples: Tensor) -> dict[str, float]:
-        if data is None:
-            return {}
-        if len(samples) < (n := len(data[0])):
-            raise ValueError(f"{sweeps} sweeps give {len(samples)} samples, fewer than compared={n}")
-        found = metrics.compare(samples[:n], *data, target)
-        return {f"tempering_{name}": value for name, value in found.items()}
-
-    def tempered() -> dict[str, float]:
-        found, samples = tempering.tempered(*which, keys["tempering"], sweeps=sweeps)
-        return found | final.numbers("tempering_w2 and other distances", lambda: compared(samples))
-
-    if levels is not None:
+    if (levels := settings.annealing) is not None:
         found = final.numbers(
             "annealed importance sampling",
             lambda: annealing.annealed(*which, keys["all"], n=_ANNEALED, levels=levels),
         )
         numbers |= found
         yield annealing.line(found, levels)
-    if sweeps is not None:
-        found = final.numbers("parallel tempering", tempered)
+    if (sweeps := settings.tempering) is not None:
+        found = final.numbers(
+            "parallel tempering", lambda: _tempered(*which, keys["tempering"], sweeps, data)
+        )
         numbers |= found
         yield tempering.line(found, sweeps)
+
+
+def _tempered(
+    target: Target,
+    temperature: float,
+    std: float,
+    key: Tensor,
+    sweeps: int,
+    data: tuple[Tensor, Tensor] | None,
+) -> dict[str, float]:
+    """The numbers of `tempering.tempered`, and of `metrics.compare` with samples of the target if there are
+    any."""
+    found, samples = tempering.tempered(target, temperature, std, key, sweeps=sweeps)
+    if data is None:
+        return found
+
+    def compared() -> dict[str, float]:
+        if len(samples) < (n := len(data[0])):
+            raise ValueError(f"{sweeps} sweeps give {len(samples)} samples, fewer than compared={n}")
+        numbers = metrics.compare(samples[:n], *data, target)
+        return {f"tempering_{name}": value for name, value in numbers.items()}
+
+    return found | final.numbers("tempering_w2 and other distances", compared)
 
 
 def _trainer(cfg: Config, chain: Chain, run: Run) -> PolicyTrainer | GradientTrainer:
