@@ -30,7 +30,7 @@ def draw(directory: Path, cfg: Config, target: Target, chain: Chain, data: Tenso
 
 
 def samples(path: plots.File, target: Target, samples: Tensor, data: Tensor | None) -> None:
-    """Samples [n, D], and of the target where there are some."""
+    """Samples [n, D], and of the target where there are some; without numbers that are not finite."""
     if target.dim == 2 and target.particles is None:
         _over_energy(path, target, samples)
         return
@@ -44,23 +44,34 @@ def samples(path: plots.File, target: Target, samples: Tensor, data: Tensor | No
     with torch.no_grad(), plots.figure(path, rows, min(len(panels), 4), width=2.5, height=2.0) as axes:
         for axis, (name, values) in zip(axes, panels.items(), strict=False):
             sets = {"target": data, "samples": samples}
-            shown = {k: plots.to_numpy(values(x)) for k, x in sets.items() if x is not None}
+            shown = {kind: _finite(values(x)) for kind, x in sets.items() if x is not None}
+            axis.set(title=name, yticks=[])
+            if not all(map(len, shown.values())):
+                continue
             low, high = np.quantile(shown.get("target", shown["samples"]), [0.001, 0.999])
             for (kind, numbers), color in zip(
                 shown.items(), (plots.DATA, plots.SAMPLES)[-len(shown) :], strict=True
             ):
-                clipped = np.clip(np.nan_to_num(numbers, nan=high), low, high)
+                clipped = np.clip(numbers, low, high)
                 axis.hist(
                     clipped, 60, range=(low, high), density=True, histtype="step", color=color, label=kind
                 )
-            axis.set(title=name, yticks=[])
         for axis in axes[len(panels) :]:
             axis.set_visible(False)
-        axes[0].legend(fontsize=7)
+        for axis in [axis for axis in axes if axis.has_data()][:1]:
+            axis.legend(fontsize=7)
+
+
+def _finite(values: Tensor) -> np.ndarray:
+    numbers = plots.to_numpy(values)
+    return numbers[np.isfinite(numbers)]
 
 
 def _over_energy(path: plots.File, target: Target, samples: Tensor) -> None:
     """Samples [n, 2] over contours of the energy."""
+    samples = samples[samples.isfinite().all(1)]
+    if not len(samples):
+        samples = torch.zeros(1, 2)
     center = samples.median(0).values
     reach = 1.2 * float((samples - center).abs().quantile(0.995).clamp(min=1e-3))
     lines = [torch.linspace(float(c) - reach, float(c) + reach, _GRID) for c in center]

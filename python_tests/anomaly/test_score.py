@@ -150,6 +150,14 @@ def test_heat_maps_show_scores_and_outline_those_above_the_threshold() -> None:
     assert line.sum() == 21 and line[29, 29:].all() and line[29:, 29].all()
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_heat_maps_of_a_diverging_energy_are_drawn(value: float, tmp_path: Path) -> None:
+    heat = torch.ones(2, 8, 8)
+    heat[0, :4], heat[1] = value, value
+    plots.heatmaps(tmp_path / "heat.png", torch.zeros(2, 3, 8, 8, dtype=torch.uint8), heat, None)
+    assert (tmp_path / "heat.png").is_file()
+
+
 # --- the command -------------------------------------------------------------------------------------
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from dxmi_ext import cli
+from dxmi_ext.energies import plots
+from dxmi_ext.energies.targets import TARGETS
 from dxmi_ext.engine.output import runlog
 from dxmi_ext.method.stepper import Stepper
 
@@ -81,6 +85,17 @@ def test_a_run_has_its_numbers_and_can_be_sampled_and_evaluated(
     np.testing.assert_allclose(drawn[0], drawn[1], rtol=1e-4, atol=1e-4)
     assert cli.main(["sample", str(run), "guidance=1"]) == 2
     assert cli.main(["export", str(run)]) == 2
+
+
+@pytest.mark.parametrize("name", ["gmm9", "manywell32", "dw4"])
+@pytest.mark.parametrize("odd", [1, 100], ids=["some", "all"])
+def test_samples_that_are_not_finite_are_no_reason_to_stop(name: str, odd: int) -> None:
+    pytest.importorskip("matplotlib")
+    target = TARGETS[name]()
+    drawn, file = torch.randn(100, target.dim), io.BytesIO()
+    drawn[:odd] = torch.inf
+    plots.samples(file, target, drawn, None)
+    assert len(file.getvalue()) > 1000
 
 
 @pytest.mark.parametrize("settings", [["sampler=dxmi"], ["sampler=vgs"], ["sampler=vgs", "replay=0.7"]])

@@ -19,10 +19,11 @@ def heatmaps(
 
     Args:
         pictures: uint8 [n, 3, H, W].
-        heat: scores of pixels [n, H, W].
+        heat: scores of pixels [n, H, W]; those that are not finite, as of a diverging energy, get no color.
         masks: bool [n, H, W]; None: no row of masks.
         threshold: see `heat_map`; None: half the highest score.
     """
+    heat = heat.nan_to_num(0.0, 0.0, 0.0)
     level = max(float(heat.max()) / 2, 1e-12) if threshold is None else threshold
     pairs = zip(pictures.permute(0, 2, 3, 1).numpy(), plots.to_numpy(heat), strict=True)
     overlays = np.stack([heat_map(picture, scores, level) for picture, scores in pairs])
