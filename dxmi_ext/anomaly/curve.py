@@ -16,8 +16,8 @@ from dxmi_ext.engine.learning.steps import Trainable
 from dxmi_ext.engine.output import runlog
 from dxmi_ext.engine.storage import files
 
-Measure = Callable[[nn.Module], float]
-"""energy -> AUROC on the test data."""
+Measure = Callable[[nn.Module], float | None]
+"""energy -> AUROC on the test data; None if the energies cannot be ranked."""
 
 
 class Curve:
@@ -46,8 +46,8 @@ class Curve:
         return dict(files.read_json(self.path) or {})
 
     def add(self, phase: str, iteration: int, energy: nn.Module) -> None:
-        found = self.numbers() | {f"curve/{phase}/{iteration}": self.measure(energy)}
-        runlog.write_json(self.path, found)
+        if (auroc := self.measure(energy)) is not None:
+            runlog.write_json(self.path, self.numbers() | {f"curve/{phase}/{iteration}": auroc})
 
 
 class _Measured(Trainable):
@@ -100,7 +100,7 @@ def measure_of(maps: FeatureMaps, tested: Examined, top_share: float) -> Measure
     if not any((i, True) in kinds and (i, False) in kinds for i, _ in kinds):
         return None
 
-    def measure(energy: nn.Module) -> float:
+    def measure(energy: nn.Module) -> float | None:
         scores = EnergyDetector(energy, device=next(energy.parameters()).device).score(maps)
         pictures = detect(scores, top_share=top_share)
         found = metrics.evaluate(
@@ -110,6 +110,6 @@ def measure_of(maps: FeatureMaps, tested: Examined, top_share: float) -> Measure
             class_names=tested.class_names,
             say=lambda _: None,
         )
-        return found["mean"]["image_auroc"]
+        return found["mean"].get("image_auroc")
 
     return measure

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import math
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from dxmi_ext.anomaly import metrics as anomaly
+from dxmi_ext.anomaly.curve import Curve, measure_of
+from dxmi_ext.anomaly.features.collection import Examined
+from dxmi_ext.anomaly.features.feature_maps import FeatureMaps
 from dxmi_ext.anomaly.metrics import AnomalyMetricError
 
 pytest.importorskip("scipy")
@@ -122,3 +129,19 @@ def test_metrics_that_cannot_be_computed_are_left_out_of_the_mean() -> None:
     assert lines[-1].endswith("scores must be numbers or inf, got NaN or -inf")
     unmarked = anomaly.unmeasurable(np.array([False, True]), np.zeros((2, 3, 3), bool), classes[:2], ["nut"])
     assert unmarked[1] == "nut: pixel metrics will be skipped: all 1 tested are good"
+
+
+def test_a_curve_leaves_out_energies_that_cannot_be_ranked(tmp_path: Path) -> None:
+    class Scaled(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.weight[0, 0] * x[:, 0]
+
+    maps, anomalous = np.arange(4, dtype=np.float32).reshape(4, 1, 1, 1), np.array([False, False, True, True])
+    tested = Examined(maps, anomalous, np.zeros(4, np.int64), ["all"])
+    measure = measure_of(FeatureMaps(maps), tested, 0.0)
+    assert measure is not None
+    curve, energy = Curve(tmp_path / "curve.json", 1, measure), Scaled(1, 1)
+    for iteration, weight in enumerate((1.0, math.nan, -1.0)):
+        nn.init.constant_(energy.weight, weight)
+        curve.add("dxmi", iteration, energy)
+    assert curve.numbers() == {"curve/dxmi/0": 1.0, "curve/dxmi/2": 0.0}

@@ -175,7 +175,10 @@ def check_shape(data_shape: Sequence[int], levels: int) -> tuple[int, int, int]:
     """
     shape, factor = tuple(data_shape), 2 ** (levels - 1)
     if len(shape) != 3 or min(shape) < 1 or shape[1] % factor or shape[2] % factor:
-        raise ValueError(f"data_shape must be (C, H, W) with H and W multiples of {factor}, got {shape}")
+        raise ValueError(
+            f"data_shape must be (C, H, W) with H and W multiples of {factor}, got {shape}; recipes set "
+            "H and W by image_size"
+        )
     channels, height, width = shape
     return channels, height, width
 
