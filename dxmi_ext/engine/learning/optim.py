@@ -114,11 +114,12 @@ class Adam(torch.optim.Adam):
         super().load_state_dict(state)
         for group, mine in zip(self.param_groups, kept, strict=True):
             group |= mine
-        # Fused kernels require the same strides for a weight and its moments.
+        # Copies, since the state may be that of an optimizer in use. Fused kernels require the same strides
+        # for a weight and its moments.
         for weight, moments in self.state.items():
             for name, moment in moments.items():
-                if moment.shape == weight.shape:
-                    moments[name] = torch.empty_like(weight).copy_(moment)
+                same = moment.shape == weight.shape
+                moments[name] = torch.empty_like(weight).copy_(moment) if same else moment.clone()
 
     def _weights(self) -> list[Tensor]:
         return [p for group in self.param_groups for p in group["params"]]
