@@ -110,7 +110,7 @@ class GaussianSampler(nn.Module):
         self.sample_coef: Tensor
         self.output_coef: Tensor
         self.timesteps: Tensor
-        self._start_log_std(schedule.log_std.float())
+        self._start_log_std(schedule.log_std.float().clone())
         self.register_buffer("sample_coef", schedule.sample_coef.float())
         self.register_buffer("output_coef", schedule.output_coef.float())
         self.register_buffer("timesteps", torch.arange(self.steps), persistent=False)
