@@ -584,6 +584,17 @@ def test_samples_may_be_scalars(settings: DxMISettings) -> None:
     torch.testing.assert_close(*metrics)
 
 
+def test_the_default_dtype_of_torch_does_not_matter() -> None:
+    settings, networks = make_settings(), make_networks()
+    wanted = make_trainer(settings).step(batch(0))
+    torch.set_default_dtype(torch.float64)
+    try:
+        metrics = DxMITrainer(networks, settings, iterations=ITERATIONS, seed=SEED).step(batch(0))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    torch.testing.assert_close(metrics, wanted, rtol=0, atol=0)
+
+
 # --- resuming ----------------------------------------------------------------------------------------
 
 

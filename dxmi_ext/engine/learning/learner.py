@@ -64,7 +64,7 @@ class Learner:
         self.rates = LearningRates(self.optimizer, decay, iterations, wait=wait, warmup=warmup)
         self.network = ranks.wrap(network)
         device = next(network.parameters()).device
-        self.failures = {name: torch.zeros((), device=device) for name in losses}
+        self.failures = {name: torch.zeros((), dtype=torch.float32, device=device) for name in losses}
         self.tallies = {name: torch.zeros(2, dtype=torch.float64, device=device) for name in losses}
         self._counts = {name: tally.unbind() for name, tally in self.tallies.items()}  # views
 

@@ -57,7 +57,7 @@ class Adam(torch.optim.Adam):
         if self.clip:
             for kind in sharding.alike(weights):
                 nn.utils.clip_grads_with_norm_(kind, self.clip, norm)
-        self.found_inf = torch.where(norm < math.inf, 0.0, 1.0)  # also of NaN
+        self.found_inf = (norm < math.inf).logical_not().float()  # also of NaN
         failures.add_(1).mul_(self.found_inf)
         if any(map(sharding.is_sharded, weights)):
             self.step()
@@ -97,7 +97,7 @@ class Adam(torch.optim.Adam):
 
     def _new_state(self, weight: Tensor) -> dict[str, Tensor]:
         state = self.state[weight]
-        state["step"] = torch.zeros((), device=weight.device)
+        state["step"] = torch.zeros((), dtype=torch.float32, device=weight.device)
         state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(weight), torch.zeros_like(weight)
         return state
 
