@@ -584,6 +584,12 @@ def test_samples_may_be_scalars(settings: DxMISettings) -> None:
     torch.testing.assert_close(*metrics)
 
 
+def test_adam_without_momentum_may_be_an_integer() -> None:
+    wanted = make_trainer(make_settings(adam_beta1=0.0)).step(batch(0))
+    metrics = make_trainer(make_settings(adam_beta1=0)).step(batch(0))
+    torch.testing.assert_close(metrics, wanted, rtol=0, atol=0)
+
+
 def test_the_default_dtype_of_torch_does_not_matter() -> None:
     settings, networks = make_settings(), make_networks()
     wanted = make_trainer(settings).step(batch(0))
