@@ -132,14 +132,23 @@ class Stepper:
             skipped steps.
 
         Raises:
-            ConfigError: the batch does not fit the networks, or the run is at its end.
+            ConfigError: the batch does not fit the networks, the run is at its end, or one of several ranks'
+                networks has weights that a call does not use.
         """
         data, labels = self.checked(batch)
         for learner in self.learners:
             learner.rates.at(self.iteration)
         self.begin()
         with execution.running(self.execution, data.device):
-            metrics = self._iterate(self._draws.keys(self.iteration), data, labels)
+            try:
+                metrics = self._iterate(self._draws.keys(self.iteration), data, labels)
+            except RuntimeError as error:
+                if "not used in producing loss" not in str(error):  # of DistributedDataParallel
+                    raise
+                raise ConfigError(
+                    "with several ranks, networks must use all their weights in every call, got some without "
+                    "a gradient; freeze or remove them"
+                ) from error
         self.iteration += 1
         return metrics
 
