@@ -67,7 +67,7 @@ def refuse_type(op: str, error: RuntimeError) -> None:
     if found := re.search(_WRONG_TYPE, str(error)):
         wanted, name, got = found.groups()
         kind = {"Tensor": "a tensor", "float": "a number", "int": "an integer"}[wanted]
-        got = "None" if got == "NoneType" else got
+        got = {"NoneType": "None", "int": "one beyond 64 bits" if wanted == "int" else "int"}.get(got, got)
         raise TypeError(f"dxmi_ext.ops.{op}: {name} must be {kind}, got {got}") from None
 
 
@@ -79,6 +79,8 @@ def _no_gradient(op: str, argument: str) -> NotImplementedError:
 
 class _Function(torch.autograd.Function):
     """Caches the signature of forward, which `apply` inspects on every call at half the cost of an op."""
+
+    generate_vmap_rule = True
 
     def __init_subclass__(cls) -> None:
         cls.forward.__signature__ = inspect.signature(cls.forward)  # type: ignore[attr-defined]
@@ -128,6 +130,8 @@ class Gradients(NamedTuple):
 
 class _FirstOrderOnly(torch.autograd.Function):
     """Runs a backward op so that differentiating it again raises an error instead of giving zero."""
+
+    generate_vmap_rule = True
 
     @staticmethod
     def forward(op: Callable[..., Any], name: str, *args: Any) -> Any:

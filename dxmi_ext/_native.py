@@ -16,6 +16,8 @@ except ModuleNotFoundError as error:
         "`pip install -e .` to work on it"
     ) from error
 except ImportError as error:
+    if "DXMI_CPU_VARIANT" in str(error):  # it says what is wrong
+        raise
     raise ImportError(
         f"dxmi_ext's compiled module does not load with torch {torch.__version__}: {error}. It requires "
         "torch >= 2.10 and the C++ runtime libraries it was built with"

@@ -118,7 +118,7 @@ def _read(given: list[str]) -> argparse.Namespace:
 
 def _hint(unknown: str, given: list[str]) -> str:
     """The error for an unknown argument, such as ``--seed 3`` or ``--seed=3``, with the right syntax."""
-    if not unknown.startswith("-"):
+    if not unknown.startswith("-") or given[0] == "info":  # which has no settings
         return f"unexpected argument {unknown!r}"
     name, equals, value = unknown.partition("=")
     example = "seed=3"

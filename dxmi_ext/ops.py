@@ -11,12 +11,13 @@ Noise comes from a key, not from torch's generators: element i of row n at step 
 replays it, so none is stored.
 
 Every op supports autograd, ``torch.compile(fullgraph=True)`` and ``torch.func.grad``, except torch.func
-inside torch.compile. Second and forward-mode derivatives raise an error, and so does an argument that
-requires grad if the op has no gradient for it: coefficients such as ``gamma`` are constants. Any two
-arguments may be the same tensor. Invalid input raises a TypeError, ValueError or RuntimeError that names the
-op and the argument. Values (``timestep`` in 0..T-1, ``velocity_var`` > 0) are checked on the CPU; on CUDA,
-where that would require a synchronization, invalid ones give rows of NaN, and an invalid timestep gives a
-gradient of NaN for all of log_std.
+inside torch.compile. All but `normal` and `update_velocity_var_` support ``torch.func.vmap`` and ``jacrev``,
+which call them element by element. Second and forward-mode derivatives raise an error, and so does an
+argument that requires grad if the op has no gradient for it: coefficients such as ``gamma`` are constants.
+Any two arguments may be the same tensor. Invalid input raises a TypeError, ValueError or RuntimeError that
+names the op and the argument. Values (``timestep`` in 0..T-1, ``velocity_var`` > 0) are checked on the CPU;
+on CUDA, where that would require a synchronization, invalid ones give rows of NaN, and an invalid timestep
+gives a gradient of NaN for all of log_std.
 
 On CUDA, ops run on the current stream without synchronization, so they may be captured in a CUDA graph: after
 a warm-up, with a key that advances within the graph, ``key.copy_(next_key(key))`` after the backward pass.

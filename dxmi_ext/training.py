@@ -124,6 +124,8 @@ def fit(
     of_type("trainer", trainer, Stepper, "a trainer such as DxMITrainer")
     for name, path in (("output", output), ("resume", resume)):
         of_type(name, path, (str, os.PathLike), "a str or PathLike")
+        if not os.fspath(path):
+            raise ConfigError(f"{name} must be a path, got ''")
     if not (picture is None or callable(picture)):
         raise TypeError(f"picture must be a function of a file, got {type(picture).__name__}")
     first, source = _reader(batches)
@@ -239,7 +241,7 @@ def save(path: str | os.PathLike[str], networks: nn.Module, **about: Any) -> Non
         about: entries of config.json, which have to be serializable as json.
 
     Raises:
-        TypeError: an argument is of another type.
+        TypeError: an argument is of another type, or the module has extra state that is no tensor.
         FolderError: the path is a file, or a folder with other content.
     """
     _check(path, networks)

@@ -127,6 +127,19 @@ def train(ranks: Ranks, cases: list[dict[str, Any]], kind: str = "cpu") -> list[
     return results
 
 
+def train_unused_weights(ranks: Ranks) -> str:
+    """The error about a network of which a part is not called."""
+    with ranks.joined(torch.device("cpu")):
+        network = SamplerMLP(D, T, width=8, depth=2)
+        network.idle = torch.nn.Linear(1, 1)
+        levels = uniform_levels(SCHEDULE.signal, SCHEDULE.noise)
+        pretrainer = Pretrainer(network, levels, lr=1e-2, iterations=ITERATIONS, seed=1, ranks=ranks)
+        with pytest.raises(UserError) as caught:
+            for i in range(ITERATIONS):
+                pretrainer.step(batch(ranks, i).float())
+        return str(caught.value)
+
+
 def train_past_nans(ranks: Ranks, cases: list[tuple[str, bool]]) -> dict[tuple[str, bool], Any]:
     """Three iterations for each (place, shard); there rank 1 meets a NaN in the second of them. After each
     iteration: the weights, the failures and the velocity variance."""

@@ -94,7 +94,10 @@ def test_a_wrong_argument_is_named(make: Any, message: str) -> None:
         make()
 
 
-def test_a_value_without_weights() -> None:
+def test_a_sampler_or_value_without_weights() -> None:
+    frozen = sampler().requires_grad_(False)
+    with pytest.raises(dxmi_ext.ConfigError, match="sampler must have weights to train, got GaussianSampler"):
+        DxMITrainer(Networks(frozen, Net(3, 1)), DxMISettings(), iterations=3, seed=0)
     for value in (nn.Identity(), Net(3, 1).requires_grad_(False)):
         message = f"value must have weights to train, got {type(value).__name__} without any"
         with pytest.raises(dxmi_ext.ConfigError, match=message):

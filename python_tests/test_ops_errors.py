@@ -199,6 +199,7 @@ def test_numpy_integers_are_integers() -> None:
     [
         ("sampler_step", "sample", 1, "sample must be a tensor, got int"),
         ("sampler_step", "sample_offset", 1.5, "sample_offset must be an integer, got float"),
+        ("sampler_step", "sample_offset", 2**70, "sample_offset must be an integer, got one beyond 64 bits"),
         ("running_cost", "tau_entropy", "a", "tau_entropy must be a number, got str"),
         ("energy_loss", "gamma", None, "gamma must be a number, got None"),
         ("td_target", "time_cost", [1.0], "time_cost must be a tensor, got list"),

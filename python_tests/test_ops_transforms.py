@@ -145,6 +145,20 @@ def test_func_grad_equals_autograd(op: str, device: torch.device) -> None:
     assert all(torch.equal(g, w) for g, w in zip(gradients.values(), wanted, strict=True))
 
 
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.parametrize(("op", "name"), ARGUMENTS)
+def test_vmap_equals_a_loop(op: str, name: str, device: torch.device) -> None:
+    args = arguments(op, device=device)
+
+    def outputs_and_gradient(value: Tensor) -> tuple[Tensor, ...]:
+        gradient = torch.func.grad(lambda x: square(call(op, args | {name: x})))(value)
+        return (*call(op, args | {name: value}), gradient)
+
+    values = torch.stack([args[name], 2 * args[name]])
+    looped = [torch.stack(each) for each in zip(*map(outputs_and_gradient, values), strict=True)]
+    torch.testing.assert_close([*torch.func.vmap(outputs_and_gradient)(values)], looped)
+
+
 def test_compiled_func_grad_is_right_or_rejected() -> None:
     """Dynamo looks inside an autograd.Function under torch.func and could find a gradient of zero there."""
     args = arguments("energy_loss")

@@ -192,6 +192,8 @@ def test_a_folder_of_another_run_or_of_others_is_rejected(tmp_path: Path) -> Non
     ):
         with pytest.raises(dxmi_ext.ConfigError, match=f"{what} as in the run"):
             dxmi_ext.fit(other, rows, output=tmp_path / "run")
+    with pytest.raises(dxmi_ext.ConfigError, match="output must be a path, got ''"):
+        dxmi_ext.fit(trainer(), batches(), output="")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").touch()
     with pytest.raises(folders.FolderError, match=r"thesis\.tex"):
@@ -307,6 +309,20 @@ def test_load_says_what_does_not_fit(tmp_path: Path) -> None:
     for wrong, what in ((path, "missing or corrupt"), (tmp_path / "absent", "a folder of saved networks")):
         with pytest.raises(dxmi_ext.CheckpointError, match=what):
             dxmi_ext.load(wrong, made)
+
+
+class WithState(nn.Linear):
+    def get_extra_state(self) -> dict[str, int]:
+        return {"calls": 1}
+
+
+def test_state_that_is_no_tensor_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="networks must have no state but tensors, got _extra_state, a dict"):
+        dxmi_ext.save(tmp_path / "saved", WithState(2, 2))
+    levels = dxmi_ext.uniform_levels(SCHEDULE.signal, SCHEDULE.noise)
+    with pytest.raises(dxmi_ext.ConfigError, match="no state but tensors, got _extra_state"):
+        dxmi_ext.Pretrainer(WithState(2, 2), levels, lr=1e-3, iterations=1, seed=0)
+    assert not [*tmp_path.iterdir()]
 
 
 def test_save_replaces_nothing_of_others(tmp_path: Path) -> None:

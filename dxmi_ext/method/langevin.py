@@ -16,7 +16,7 @@ from dxmi_ext import ops
 from dxmi_ext.engine.settings import ConfigError, Settings, setting
 from dxmi_ext.method import noise
 from dxmi_ext.method.networks import Networks, frozen
-from dxmi_ext.method.sampler import per_row
+from dxmi_ext.method.sampler import flat, per_row
 
 
 @dataclasses.dataclass
@@ -112,7 +112,7 @@ class Langevin:
             for step in range(self.steps):
                 x = x.requires_grad_()
                 (gradient,) = torch.autograd.grad(networks.energy(x, labels).sum(), x)
-                squares = gradient.flatten(1).square()
+                squares = flat(gradient).square()
                 sq_gradient += squares.mean(1) / self.steps
                 if self.clip:
                     gradient = gradient * per_row((self.clip / squares.sum(1).sqrt()).clamp(max=1), x)
@@ -120,7 +120,7 @@ class Langevin:
                 if self.noise:
                     z = ops.normal(x.shape, key, timestep=step, sample_offset=sample_offset, dtype=x.dtype)
                     x = torch.add(x, z, alpha=self.noise)
-        diverged = ~x.flatten(1).isfinite().all(1)
+        diverged = ~flat(x).isfinite().all(1)
         x = torch.where(per_row(diverged, x), start.detach() if restart is None else restart, x)
         return Chains(x, sq_gradient, diverged)
 

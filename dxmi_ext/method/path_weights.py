@@ -18,6 +18,7 @@ from dxmi_ext import ops
 from dxmi_ext.engine.compute.calls import call
 from dxmi_ext.method import noise
 from dxmi_ext.method.networks import Networks
+from dxmi_ext.method.sampler import flat
 from dxmi_ext.method.schedules import Schedule
 
 _PILOT = 4000  # paths for the choice of a backward kernel
@@ -168,7 +169,7 @@ def _all_weights(
     tables = sampler.sample_coef, sampler.output_coef, sampler.log_std.detach()
     forward = Forward(*(table[sampler.rows] for table in tables))
     start = path[0].double() / sampler.initial_std
-    log_start = -start.square().flatten(1).sum(1) / 2
+    log_start = -flat(start).square().sum(1) / 2
     log_start -= sampler.dim * (math.log(sampler.initial_std) + math.log(2 * math.pi) / 2)
     log_ends = -networks.energy(path[-1]).double() / temperature - log_start
 

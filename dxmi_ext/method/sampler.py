@@ -110,7 +110,7 @@ class GaussianSampler(nn.Module):
         self.sample_coef: Tensor
         self.output_coef: Tensor
         self.timesteps: Tensor
-        self._start_log_std(schedule.log_std.float())
+        self._start_log_std(schedule.log_std.float().clone())
         self.register_buffer("sample_coef", schedule.sample_coef.float())
         self.register_buffer("output_coef", schedule.output_coef.float())
         self.register_buffer("timesteps", torch.arange(self.steps), persistent=False)
@@ -319,7 +319,7 @@ class ExpectedStep(nn.Module):
         scale, gain = (per_row(table[timestep].to(sample.dtype), sample) for table in tables[:2])
         drift = (scale - 1) * sample + gain * output
         spread = (2 * of.log_std[timestep]).exp()
-        return step._replace(sq_displacement=drift.square().flatten(1).mean(1) + spread)
+        return step._replace(sq_displacement=flat(drift).square().mean(1) + spread)
 
 
 class Timed(nn.Module):
@@ -369,6 +369,11 @@ class Clipped(Timed):
         kept, out = (per_row(table[timestep].to(x.dtype), x) for table in (self.skip, self.out))
         data = kept * x + out * output
         return (data.clamp(-1, 1) - kept * x) / out
+
+
+def flat(x: Tensor) -> Tensor:
+    """[N, *] as [N, D]; D = 1 without data dimensions."""
+    return x[:, None].flatten(1)
 
 
 def per_row(values: Tensor, like: Tensor) -> Tensor:

@@ -161,7 +161,7 @@ class DxMISettings(Settings):
     @property
     def adam_betas(self) -> tuple[float, float]:
         """The decays of Adam's means."""
-        return self.adam_beta1, self.adam_beta2
+        return float(self.adam_beta1), float(self.adam_beta2)  # torch rejects a mixture with integers
 
     @property
     def entropy_tau(self) -> float:

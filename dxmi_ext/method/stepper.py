@@ -55,7 +55,8 @@ class Stepper:
         graphed: whether an iteration runs as one CUDA graph.
 
     Raises:
-        ConfigError: the seed is out of range, or the weights are of a dtype other than float32 and float64.
+        ConfigError: the seed is out of range, the weights are of a dtype other than float32 and float64, or
+            float64 weights are to run in bfloat16.
     """
 
     stream: ClassVar[str]
@@ -85,6 +86,8 @@ class Stepper:
                 f"networks must have float32 or float64 weights, got {self._dtype}; "
                 "ExecutionSettings(precision='bfloat16') runs them in bfloat16"
             )
+        if execution.precision == "bfloat16" and self._dtype == torch.float64:
+            raise ConfigError("precision must be float32 with float64 weights, got bfloat16")
         self.iteration, self.ranks, self.execution = 0, ranks, execution
         self._tried = execution.compile or ranks.shard  # a trial call would compile or gather once more
         self._seed, self._uses, self._device = seed, uses, device
@@ -129,14 +132,23 @@ class Stepper:
             skipped steps.
 
         Raises:
-            ConfigError: the batch does not fit the networks, or the run is at its end.
+            ConfigError: the batch does not fit the networks, the run is at its end, or one of several ranks'
+                networks has weights that a call does not use.
         """
         data, labels = self.checked(batch)
         for learner in self.learners:
             learner.rates.at(self.iteration)
         self.begin()
         with execution.running(self.execution, data.device):
-            metrics = self._iterate(self._draws.keys(self.iteration), data, labels)
+            try:
+                metrics = self._iterate(self._draws.keys(self.iteration), data, labels)
+            except RuntimeError as error:
+                if "not used in producing loss" not in str(error):  # of DistributedDataParallel
+                    raise
+                raise ConfigError(
+                    "with several ranks, networks must use all their weights in every call, got some without "
+                    "a gradient; freeze or remove them"
+                ) from error
         self.iteration += 1
         return metrics
 

@@ -5,7 +5,7 @@ close to it for a range of tau. Below that range the sampler collapses to low en
 spread beyond the data; within it, a larger tau gives a more accurate energy. So tau is the multiplier, found
 by dual ascent, of the constraint that the samples' entropy exceeds the data's by a margin. Once the energy
 has learned, the margin decays, so that samples end close to the data.
-Imports torch and the engine.
+Imports torch, the engine and ``dxmi_ext.method.sampler``.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dxmi_ext.engine.compute.ranks import Ranks
 from dxmi_ext.engine.settings import ConfigError
+from dxmi_ext.method.sampler import flat
 
 _NEIGHBOR = 3
 _GROUP = 128
@@ -92,7 +93,7 @@ def entropy_gap(data: Tensor, samples: Tensor) -> Tensor:
 
 def _mean_log_distance(rows: Tensor) -> Tensor:
     """Mean log distance to the third nearest other row of the group, or to the farthest in a small group."""
-    groups = rows.flatten(1).tensor_split(max(1, len(rows) // _GROUP))
+    groups = flat(rows).tensor_split(max(1, len(rows) // _GROUP))
     return torch.cat([_log_distances(group) for group in groups]).mean()
 
 

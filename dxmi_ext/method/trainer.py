@@ -289,9 +289,10 @@ def _check(
             raise ConfigError(f"{name} must be {wanted.__name__}, got {type(value).__name__}")
     settings.check((*RULES, *CHAIN_RULES), algorithm, langevin)
     check_graph(execution, networks.sampler.log_std.device, ranks)
-    if not _is_trainable(networks.value):
-        kind = type(networks.value).__name__
-        raise ConfigError(f"value must have weights to train, got {kind} without any that require grad")
+    for name, part in (("sampler", networks.sampler), ("value", networks.value)):
+        if not _is_trainable(part):
+            kind = type(part).__name__
+            raise ConfigError(f"{name} must have weights to train, got {kind} without any that require grad")
     if algorithm.skip_last > networks.sampler.end:
         raise ConfigError(f"skip_last must be <= T = {networks.sampler.end}, got {algorithm.skip_last}")
     if execution.cuda_graph and algorithm.tau_cooling < 1:

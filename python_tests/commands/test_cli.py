@@ -81,6 +81,7 @@ def test_a_missing_module_of_a_users_task_is_one_line(
             ["train", "8gaussians", "--output", "a=3"],
             "--output is not an option; write a setting as output=VALUE",
         ),
+        (["info", "--json"], "unexpected argument '--json'"),
         (["train", "8gaussians", "-s", "4"], "-s is not an option; write a setting as seed=3"),
         (["train", "8gaussians", "--dry"], "--dry is not an option; write a setting as dry=VALUE"),
         (["info", "x"], "unexpected argument 'x'"),

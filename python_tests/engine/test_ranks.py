@@ -82,6 +82,11 @@ def test_statistics_of_each_rank_alone_are_refused() -> None:
         Ranks(0, 2).wrap(network)
 
 
+def test_weights_that_are_not_used_are_one_line() -> None:
+    for error in spawn(2, rank_processes.train_unused_weights):
+        assert error.startswith("with several ranks, networks must use all their weights in every call")
+
+
 @pytest.mark.parametrize("control", [False, True])
 def test_a_rank_that_dies_ends_the_others(control: bool) -> None:
     spawn(2, rank_processes.leave_or_wait, control)

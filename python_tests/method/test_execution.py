@@ -154,6 +154,14 @@ def test_bfloat16_is_of_the_networks_alone(update: str) -> None:
     assert in_evaluation == {torch.float32}
 
 
+def test_bfloat16_is_refused_for_float64_weights() -> None:
+    sampler = GaussianSampler(SamplerMLP(2, T, width=4, depth=1), SCHEDULE, (2,)).double()
+    levels = uniform_levels(SCHEDULE.signal, SCHEDULE.noise)
+    settings = ExecutionSettings(precision="bfloat16")
+    with pytest.raises(ConfigError, match="precision must be float32 with float64 weights"):
+        Pretrainer(sampler.network, levels, lr=1e-3, iterations=1, seed=0, execution=settings)
+
+
 def test_bfloat16_pretraining() -> None:
     pretrainer = make_pretrainer(ExecutionSettings(precision="bfloat16"))
     seen = dtypes_seen(pretrainer.network)

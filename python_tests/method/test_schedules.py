@@ -9,6 +9,7 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -281,8 +282,13 @@ def test_tables_are_finite_float64_and_end_without_noise(name: str) -> None:
     assert schedule.time.diff().lt(0).all()
 
 
+def test_steps_may_be_an_integer_of_numpy() -> None:
+    assert torch.equal(schedules.ddim(np.int64(5)).time, schedules.ddim(5).time)
+
+
 BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "steps": (lambda: schedules.edm(1), "steps must be >= 2, got 1"),
+    "fractional number of steps": (lambda: schedules.fastdpm(2.5), "steps must be an integer >= 2, got 2.5"),
     "sigmas": (
         lambda: schedules.variance_exploding(5, sigma_max=0.4, sigma_min=0.4),
         "sigma_min, sigma_max must satisfy 0 < sigma_min < sigma_max, got 0.4, 0.4",
@@ -304,6 +310,7 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "too many": (lambda: schedules.ddim(1001), "steps must be <= 1000, the number of betas, got 1001"),
     "fractional": (lambda: schedules.ddim([999, 0.5]), "steps must be integers, got [999.0, 0.5]"),
     "betas": (lambda: schedules.ddpm(torch.tensor([0.5, 1.0])), "betas must be a vector within (0, 1), got"),
+    "list of betas": (lambda: schedules.ddpm([0.5]), "betas must be a tensor, got list"),
     "kind": (
         lambda: schedules.make_betas("sqrt"),
         "kind must be linear, scaled_linear or cosine, got 'sqrt'",
@@ -329,7 +336,7 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
 @pytest.mark.parametrize("name", BAD)
 def test_bad_input(name: str) -> None:
     make, says = BAD[name]
-    with pytest.raises(ValueError) as error:
+    with pytest.raises((TypeError, ValueError)) as error:
         make()
     assert says in str(error.value)
 

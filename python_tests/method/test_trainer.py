@@ -436,6 +436,24 @@ class Still(nn.Module):
         return 0 * x
 
 
+class Ramp(nn.Module):
+    """A network of any rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(0.5))
+
+    def forward(self, x: Tensor, timestep: Tensor) -> Tensor:
+        return self.scale * x
+
+
+class Slope(Ramp):
+    """A value of any rows."""
+
+    def forward(self, x: Tensor, timestep: Tensor) -> Tensor:
+        return super().forward(x, timestep).reshape(len(x), -1).sum(1)
+
+
 @pytest.mark.parametrize("weight", [0.5, 1.0])
 def test_returns_of_an_optimal_sampler_have_no_noise(weight: float) -> None:
     """The sampler of N(0, c) by its exact reverse steps, with its exact values up to constants."""
@@ -549,6 +567,40 @@ def test_an_average_has_the_statistics_of_batch_normalization() -> None:
     assert all(same().values())
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        DxMISettings(expected_cost=True, tau_rate=0.1),
+        DxMISettings(negatives="refined", td_order="shuffled"),
+    ],
+)
+def test_samples_may_be_scalars(settings: DxMISettings) -> None:
+    """Rows without data dimensions give what rows of one number give."""
+    metrics = []
+    for shape in ((), (1,)):
+        sampler = GaussianSampler(Ramp(), SCHEDULE, shape)
+        trainer = DxMITrainer(Networks(sampler, Slope()), settings, iterations=1, seed=SEED)
+        metrics.append(trainer.step(torch.linspace(-1, 1, B).view(B, *shape)))
+    torch.testing.assert_close(*metrics)
+
+
+def test_adam_without_momentum_may_be_an_integer() -> None:
+    wanted = make_trainer(make_settings(adam_beta1=0.0)).step(batch(0))
+    metrics = make_trainer(make_settings(adam_beta1=0)).step(batch(0))
+    torch.testing.assert_close(metrics, wanted, rtol=0, atol=0)
+
+
+def test_the_default_dtype_of_torch_does_not_matter() -> None:
+    settings, networks = make_settings(), make_networks()
+    wanted = make_trainer(settings).step(batch(0))
+    torch.set_default_dtype(torch.float64)
+    try:
+        metrics = DxMITrainer(networks, settings, iterations=ITERATIONS, seed=SEED).step(batch(0))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    torch.testing.assert_close(metrics, wanted, rtol=0, atol=0)
+
+
 # --- resuming ----------------------------------------------------------------------------------------
 
 
@@ -562,8 +614,9 @@ def test_trainer_resumes_to_the_bit(split: int, tau: dict[str, float]) -> None:
     for iteration in range(split):
         first.step(batch(iteration))
     resumed = make_trainer(settings, seed=1)  # other weights, to be overwritten
-    resumed.load_state_dict(copy.deepcopy(first.state_dict()))
+    resumed.load_state_dict(first.state_dict())
     for iteration in range(split, ITERATIONS):
+        first.step(batch(iteration))  # which shares no tensor with it
         resumed.step(batch(iteration))
     torch.testing.assert_close(resumed.state_dict(), straight.state_dict(), rtol=0, atol=0)
     assert resumed.costs.tau_factor == straight.costs.tau_factor

@@ -12,6 +12,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from dxmi_ext.engine.compute import sharding
 from dxmi_ext.engine.compute.ranks import Ranks
 from dxmi_ext.engine.learning.optim import Adam, LearningRates
+from dxmi_ext.engine.settings import ConfigError
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -37,6 +38,9 @@ class Learner:
         rates: the `LearningRates`.
         failures: number of consecutive steps skipped because they were not finite, a scalar for each loss.
         tallies: numbers of skipped steps and of all steps so far, float64 [2] for each loss.
+
+    Raises:
+        ConfigError: the network has extra state that is no tensor, which a checkpoint could not hold.
     """
 
     def __init__(
@@ -54,11 +58,13 @@ class Learner:
         warmup: int = 0,
         losses: Sequence[str] = ("network",),
     ) -> None:
+        if odd := [name for name, value in network.state_dict().items() if not isinstance(value, Tensor)]:
+            raise ConfigError(f"networks must have no state but tensors, got {odd[0]}")
         self.optimizer = Adam(network.parameters() if weights is None else weights, lr, clip, betas=betas)
         self.rates = LearningRates(self.optimizer, decay, iterations, wait=wait, warmup=warmup)
         self.network = ranks.wrap(network)
         device = next(network.parameters()).device
-        self.failures = {name: torch.zeros((), device=device) for name in losses}
+        self.failures = {name: torch.zeros((), dtype=torch.float32, device=device) for name in losses}
         self.tallies = {name: torch.zeros(2, dtype=torch.float64, device=device) for name in losses}
         self._counts = {name: tally.unbind() for name, tally in self.tallies.items()}  # views
 

@@ -57,7 +57,7 @@ class Adam(torch.optim.Adam):
         if self.clip:
             for kind in sharding.alike(weights):
                 nn.utils.clip_grads_with_norm_(kind, self.clip, norm)
-        self.found_inf = torch.where(norm < math.inf, 0.0, 1.0)  # also of NaN
+        self.found_inf = (norm < math.inf).logical_not().float()  # also of NaN
         failures.add_(1).mul_(self.found_inf)
         if any(map(sharding.is_sharded, weights)):
             self.step()
@@ -97,7 +97,7 @@ class Adam(torch.optim.Adam):
 
     def _new_state(self, weight: Tensor) -> dict[str, Tensor]:
         state = self.state[weight]
-        state["step"] = torch.zeros((), device=weight.device)
+        state["step"] = torch.zeros((), dtype=torch.float32, device=weight.device)
         state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(weight), torch.zeros_like(weight)
         return state
 
@@ -114,11 +114,12 @@ class Adam(torch.optim.Adam):
         super().load_state_dict(state)
         for group, mine in zip(self.param_groups, kept, strict=True):
             group |= mine
-        # Fused kernels require the same strides for a weight and its moments.
+        # Copies, since the state may be that of an optimizer in use. Fused kernels require the same strides
+        # for a weight and its moments.
         for weight, moments in self.state.items():
             for name, moment in moments.items():
-                if moment.shape == weight.shape:
-                    moments[name] = torch.empty_like(weight).copy_(moment)
+                same = moment.shape == weight.shape
+                moments[name] = torch.empty_like(weight).copy_(moment) if same else moment.clone()
 
     def _weights(self) -> list[Tensor]:
         return [p for group in self.param_groups for p in group["params"]]

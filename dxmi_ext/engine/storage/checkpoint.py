@@ -202,9 +202,17 @@ def nbytes(state: Any) -> int:
 
 
 def save_model(path: Path, module: nn.Module, config: dict[str, Any]) -> None:
-    """Save final networks as folder ``path``; equal tensors and configs give equal bytes."""
+    """Save final networks as folder ``path``; equal tensors and configs give equal bytes.
+
+    Raises:
+        TypeError: the module has extra state that is no tensor.
+    """
+    state = module.state_dict()
+    for name, value in state.items():
+        if not isinstance(value, Tensor):
+            raise TypeError(f"networks must have no state but tensors, got {name}, a {type(value).__name__}")
     with files.folder(Path(path), folders.MODEL) as folder:
-        _write(folder, _MODEL, module.state_dict(), config)
+        _write(folder, _MODEL, state, config)
 
 
 def load_model_state(

@@ -1,7 +1,7 @@
 """Schedules as tables for `ops.sampler_step`, from noise (t = 0) to data (t = T - 1).
 
 `tables` computes them from noise levels; `preserving` and `exploding` define the usual noise levels.
-The package imports torch alone.
+The package imports torch and ``dxmi_ext.engine.arguments``.
 """
 
 from __future__ import annotations

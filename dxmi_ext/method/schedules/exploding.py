@@ -1,4 +1,7 @@
-"""Variance-exploding schedules: x_t = data + sigma_t eps. Imports torch alone."""
+"""Variance-exploding schedules: x_t = data + sigma_t eps.
+
+Imports torch and ``dxmi_ext.engine.arguments``.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,8 @@ import math
 import torch
 from torch import Tensor
 
-from dxmi_ext.method.schedules.tables import Schedule, check_fraction, check_steps, from_levels, posterior_std
+from dxmi_ext.engine.arguments import at_least
+from dxmi_ext.method.schedules.tables import Schedule, check_fraction, from_levels, posterior_std
 
 
 def variance_exploding(
@@ -22,7 +26,7 @@ def variance_exploding(
         min_std: lower bound of the posterior's standard deviation, which is 0 at the last step.
         prediction: what the network predicts; see `from_levels`.
     """
-    check_steps(steps)
+    at_least("steps", steps, 1)
     _check_sigmas(sigma_min, sigma_max)
     sigmas = torch.linspace(math.log(sigma_max), math.log(sigma_min), steps, dtype=torch.float64).exp()
     return _ancestral(_with_zero(sigmas), sigma_max, min_std=min_std, prediction=prediction)
@@ -57,7 +61,7 @@ def edm(
         time_scale: factor of the network's time ln(sigma) / 4; 1000 for consistency models.
         min_std: lower bound of a step's standard deviation.
     """
-    check_steps(steps, 2)
+    at_least("steps", steps, 2)
     _check_sigmas(sigma_min, sigma_max)
     if not rho > 0:
         raise ValueError(f"rho must be > 0, got {rho}")

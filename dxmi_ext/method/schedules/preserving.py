@@ -1,17 +1,18 @@
 """Variance-preserving schedules: x_t = sqrt(alpha_bar) data + sqrt(1 - alpha_bar) eps.
 
-Imports torch alone.
+Imports torch and ``dxmi_ext.engine.arguments``.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
 
-from dxmi_ext.method.schedules.tables import Schedule, check_fraction, check_steps, from_levels, posterior_std
+from dxmi_ext.engine.arguments import at_least, of_type
+from dxmi_ext.method.schedules.tables import Schedule, check_fraction, from_levels, posterior_std
 
 
 def make_betas(kind: str = "linear", *, steps: int = 1000, start: float = 1e-4, end: float = 0.02) -> Tensor:
@@ -24,7 +25,7 @@ def make_betas(kind: str = "linear", *, steps: int = 1000, start: float = 1e-4, 
         start: first beta.
         end: last beta.
     """
-    check_steps(steps)
+    at_least("steps", steps, 1)
     if not 0 < start <= end < 1:
         raise ValueError(f"start, end must satisfy 0 < start <= end < 1, got {start}, {end}")
     if kind == "linear":
@@ -80,7 +81,7 @@ def ddim(
     check_fraction("eta", eta)
     betas = make_betas() if betas is None else betas
     _check_betas(betas)
-    if isinstance(steps, int):
+    if not isinstance(steps, Iterable):
         timesteps = _spaced(steps, len(betas), spacing, offset)
     else:
         given = torch.tensor([*steps])
@@ -125,7 +126,7 @@ def fastdpm(
         prediction: what the network predicts; see `from_levels`.
         min_std: lower bound of a step's standard deviation, as in `ddim`.
     """
-    check_steps(steps, 2)
+    at_least("steps", steps, 2)
     check_fraction("kappa", kappa)
     if steps > train_steps:
         raise ValueError(f"steps must be <= train_steps={train_steps}, got {steps}")
@@ -179,7 +180,7 @@ def _from_alpha_bar(
 
 def _spaced(steps: int, total: int, spacing: str, offset: int) -> Tensor:
     """Timesteps of a DDPM, int64 [steps], descending."""
-    check_steps(steps)
+    at_least("steps", steps, 1)
     if steps > total:
         raise ValueError(f"steps must be <= {total}, the number of betas, got {steps}")
     index = torch.arange(steps, dtype=torch.float64)
@@ -193,7 +194,8 @@ def _spaced(steps: int, total: int, spacing: str, offset: int) -> Tensor:
 
 
 def _check_betas(betas: Tensor) -> None:
-    if betas.ndim != 1 or not ((betas > 0) & (betas < 1)).all():
+    of_type("betas", betas, Tensor, "a tensor")
+    if betas.ndim != 1 or not len(betas) or not ((betas > 0) & (betas < 1)).all():
         raise ValueError(f"betas must be a vector within (0, 1), got {betas}")
 
 

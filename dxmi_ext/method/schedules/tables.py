@@ -164,11 +164,6 @@ def posterior_std(signal: Tensor, noise: Tensor) -> Tensor:
     return noise[1:] / noise[:-1] * (noise[:-1] ** 2 - kept**2).clamp(min=0).sqrt()
 
 
-def check_steps(steps: int, minimum: int = 1) -> None:
-    if not isinstance(steps, int) or steps < minimum:
-        raise ValueError(f"steps must be >= {minimum}, got {steps!r}")
-
-
 def check_fraction(name: str, value: float) -> None:
     if not 0 <= value <= 1:
         raise ValueError(f"{name} must be >= 0 and <= 1, got {value}")
