@@ -51,12 +51,16 @@ def driver_cuda() -> str:
 
 def build_info() -> dict[str, str]:
     """How the compiled module was built and what is available here, for `dxmi info` and bug reports."""
-    kernels = "none" if _C.cuda_left_out else f"nvcc {_C.nvcc}, architectures {_C.cuda_architectures}"
+    if _C.cuda_left_out:
+        kernels = f"none ({_C.cuda_left_out})"
+    else:
+        kernels = f"nvcc {_C.nvcc}, architectures {_C.cuda_architectures}"
+        kernels += f"; not in use: {_cuda_status}" if _cuda_status else ""
     return {
         "built with torch": _C.torch_headers,
         "compiler": _C.compiler,
         "CPU kernels": f"{cpu_variant()} (usable here: {', '.join(cpu_variants())})",
-        "CUDA kernels": f"{kernels}; not in use: {_cuda_status}" if _cuda_status else kernels,
+        "CUDA kernels": kernels,
         "CUDA of torch": torch.version.cuda or "none",
         "CUDA of the driver": driver_cuda() or "none",
     }

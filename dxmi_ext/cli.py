@@ -135,7 +135,11 @@ def _expanded(text: str) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="dxmi", description="Train few-step samplers and energies by DxMI.")
+    parser = _Parser(
+        prog="dxmi",
+        description="Train few-step samplers and energies by DxMI.",
+        epilog="dxmi COMMAND --help lists the settings of a command, dxmi train RECIPE --help of a recipe.",
+    )
     parser.add_argument("--version", action="version", version=f"dxmi_ext {__version__}")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 

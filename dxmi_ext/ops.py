@@ -238,6 +238,8 @@ def running_cost(
         sq_displacement: [N], float32 or float64, like the tables.
         timestep: int64 [N].
         log_std, velocity_var: [T]; velocity_var is s_t^2, positive.
+        tau_entropy: temperature of the entropy, tau_1 in the paper.
+        tau_velocity: temperature of the velocity cost, tau_2 in the paper.
         skip_last: number of last steps without cost.
     """
     return _gradients.call(
@@ -268,6 +270,10 @@ def td_target(
 
     Builds no graph: next_value, sq_displacement and log_std are constants here even if they require grad. A
     bfloat16 or float16 next_value is widened to sq_displacement's dtype.
+
+    Args:
+        next_value: V^{t+1}(x_{t+1}), [N].
+        time_cost: R(t), [T]; see `running_cost` for the other arguments.
     """
     _gradients.refuse_gradients(
         "td_target",

@@ -21,8 +21,8 @@ steps = 5
 # %% [markdown]
 # ## Data
 #
-# Any float tensor `[N, *]`; here points on a helix, with a little noise. Values of about unit size suit the
-# default settings.
+# Any float32 tensor `[N, *]`; here points on a helix, with a little noise. `torch.from_numpy(array).float()`
+# makes one of a numpy array. Values of about unit size suit the default settings.
 
 # %%
 angle = 4 * torch.pi * torch.rand(20_000)
@@ -33,7 +33,10 @@ data = helix + 0.05 * torch.randn_like(helix)
 # ## Networks
 #
 # The sampler's network maps `(x [N, *], timestep int64 [N])` to `[N, *]`. The value maps the same to `[N]`,
-# for timesteps 0 to T; the last one is the energy.
+# for timesteps 0 to T; the last one is the energy. The noise levels of the schedule fall from `sigma_max`,
+# where noise hides the data, to `sigma_min`, where it hides only fine detail. To train on a GPU, move the
+# networks there before you make a trainer, and draw samples with `noise_key(0, device="cuda")`; `fit` moves
+# the batches.
 
 
 # %%

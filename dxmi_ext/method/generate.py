@@ -36,7 +36,8 @@ class SampleSettings(Settings):
     )
     output: str | None = setting(
         None,
-        "FILE.npz: arrays; for images also FOLDER/: a png each, FILE.png: a grid; null: RUN/samples.npz",
+        "FILE.npz: arrays; for images also FOLDER/: a png each, FILE.png: a grid; null: RUN/samples.npz, or "
+        "NAME-samples.npz of a run that ships",
         path=True,
     )
     seed: int = seed_setting("seed of the noise")

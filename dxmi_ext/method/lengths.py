@@ -158,8 +158,8 @@ class StepLevels(nn.Module):
         sigma: levels noise / signal of the steps, [steps of all chains + 1], 0 at the end.
         inputs: [steps of all chains + 1, INPUTS], all 0 at the end. For each step: 1; the log of its level
             sigma = noise / signal, scaled to -1 .. 1 over the chains given here; the ratio of the next level
-            to it; sinusoids of both; and log10 T, for a last step has the same levels in a short chain, which
-            has to move further, as in a long one.
+            to it; sinusoids of both; and log10 T, since the last steps of all chains have the same levels,
+            although those of short chains have to move further.
     """
 
     INPUTS = 8
