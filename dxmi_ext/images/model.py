@@ -189,8 +189,8 @@ def _seen_by_encoder(schedule: Schedule, diffusion: DDPM | EDM, level: float) ->
     return torch.tensor(times), torch.ones(len(times))
 
 
-def schedule_of(cfg: Config, diffusion: DDPM | EDM, steps: int) -> Schedule:
-    """The schedule of a few-step sampler."""
+def schedule_of(cfg: Config, diffusion: DDPM | EDM, steps: int, places: Tensor | None = None) -> Schedule:
+    """The schedule of a few-step sampler; ``places`` is for EDM's levels."""
     chain = cfg.chain
     if isinstance(diffusion, EDM):
         return schedules.edm(
@@ -202,6 +202,7 @@ def schedule_of(cfg: Config, diffusion: DDPM | EDM, steps: int) -> Schedule:
             eta=chain.eta,
             sigma_data=diffusion.sigma_data,
             time_scale=diffusion.time_scale,
+            places=places,
             min_std=chain.min_std,
         )
     prediction, min_std = PREDICTIONS[diffusion.prediction], chain.min_std

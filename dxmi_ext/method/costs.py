@@ -36,7 +36,7 @@ class Costs:
         ranks: ranks whose samples the temperature follows.
 
     Attributes:
-        velocity_var: s_t^2 [T], which AVR adapts in place.
+        velocity_var: s_t^2 [T] of the usual levels, which AVR adapts in place.
         temperature: common factor of all taus, if it is automatic.
     """
 
@@ -76,14 +76,14 @@ class Costs:
             sq_displacement: [N].
             timestep: int64 [N].
         """
-        tables, skipped = (self._sampler.log_std, self.velocity_var), self._settings.skip_last
+        tables, skipped = (self._sampler.log_std, self._velocity_var()), self._settings.skip_last
         cost = ops.running_cost(sq_displacement, timestep, *tables, *self._now(loss), skip_last=skipped)
         return cost if self.temperature is None else cost * self.temperature.factor
 
     def td_target(self, next_value: Tensor, sq_displacement: Tensor, timestep: Tensor) -> Tensor:
         """The regression target of V^t, from V^{t+1}; all [N], without gradient (DxMI, eq. 9)."""
         if self.temperature is None:
-            tables = self._sampler.log_std, self.velocity_var, self.time_cost
+            tables = self._sampler.log_std, self._velocity_var(), self.time_cost
             skipped = self._settings.skip_last
             return ops.td_target(
                 next_value, sq_displacement, timestep, *tables, *self._now("value"), skip_last=skipped
@@ -124,6 +124,8 @@ class Costs:
             The metrics to log.
         """
         velocity_var = self.velocity_var[self._sampler.rows]  # a view
+        if (scale := self._sampler.displacement_scale) is not None:
+            sq_displacement = sq_displacement / scale
         moved = torch.where(
             sq_displacement < math.inf, sq_displacement, velocity_var
         )  # NaN would never leave the average
@@ -138,6 +140,15 @@ class Costs:
             "velocity_var": self.velocity_var,
             **({} if self.temperature is None else {"temperature": self.temperature.factor}),
         }
+
+    def _velocity_var(self) -> Tensor:
+        """s_t^2 for the levels of the chain in use."""
+        scale = self._sampler.displacement_scale
+        if scale is None:
+            return self.velocity_var
+        scaled = self.velocity_var.clone()
+        scaled[self._sampler.rows] *= scale
+        return scaled
 
     def _now(self, loss: str) -> Taus:
         return Taus(*(self._cooled * tau for tau in self._taus[loss]))

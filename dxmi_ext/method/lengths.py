@@ -29,7 +29,7 @@ class MultiLengthSampler(GaussianSampler):
 
     Attributes:
         steps: T of the current chain.
-        favors_short: whether training draws T in proportion to 1 / T^2; False: each as often.
+        favors_short: whether training draws T in proportion to 1 / T; False: each as often.
     """
 
     favors_short = False
@@ -76,24 +76,30 @@ class AnyLengthSampler(MultiLengthSampler):
 
     Args:
         network, data_shape: see `GaussianSampler`.
-        schedule_of: T -> the schedule of a chain of so many steps.
+        schedule_of: (T, places of the levels or None) -> the schedule of a chain of so many steps.
         lengths: T of each chain to train; `use` adds others.
         levels: levels of these chains, shared with the networks.
         train_last_std: whether the learned function also changes the sigma of last steps. It is part of how
             the sampler is built, not of its weights.
+
+    Attributes:
+        random_spacing: share of the training iterations whose chains have random levels (`respace`), so that
+            the networks learn steps between any levels, not only between those of the trained lengths.
     """
+
+    random_spacing = 0.0
 
     def __init__(
         self,
         network: nn.Module,
-        schedule_of: Callable[[int], Schedule],
+        schedule_of: Callable[[int, Tensor | None], Schedule],
         data_shape: Sequence[int],
         lengths: Sequence[int],
         levels: StepLevels,
         *,
         train_last_std: bool = True,
     ) -> None:
-        schedule = joined([schedule_of(steps) for steps in lengths])
+        schedule = joined([schedule_of(steps, None) for steps in lengths])
         super().__init__(network, schedule, data_shape, lengths)
         self.schedule_of, self.levels = schedule_of, levels
         self.std_offset = LevelFunction(1)
@@ -130,18 +136,33 @@ class AnyLengthSampler(MultiLengthSampler):
         Raises:
             ValueError: the schedule has no chain of this length.
         """
+        if self.displacement_scale is not None:
+            self._set(None)
+            self.displacement_scale = None
         if steps not in self.lengths:
             self._add(steps)
         super().use(steps)
 
+    def respace(self, places: Tensor) -> None:
+        """Moves the noise levels of the chain in use until the next `use`.
+
+        Args:
+            places: places of the levels on the schedule's scale, ascending from 0 to 1, [T].
+        """
+        usual = self.levels.drops(self.rows)
+        self._set(places)
+        self.displacement_scale = self.levels.drops(self.rows) / usual
+
+    def _set(self, places: Tensor | None) -> None:
+        schedule = self.schedule_of(self.steps, places)
+        self.levels.set(self.rows, schedule)
+        for name, rows in _tables(schedule):
+            getattr(self, name)[self.rows] = rows.to(self.sample_coef)
+
     def _add(self, steps: int) -> None:
-        schedule = self.schedule_of(steps)
+        schedule = self.schedule_of(steps, None)
         self.levels.add(schedule)
-        for name, rows in (
-            ("sample_coef", schedule.sample_coef),
-            ("output_coef", schedule.output_coef),
-            ("schedule_log_std", schedule.log_std),
-        ):
+        for name, rows in _tables(schedule):
             table = getattr(self, name)
             setattr(self, name, torch.cat((table, rows.to(table))))
         self.lengths = (*self.lengths, steps)
@@ -158,8 +179,8 @@ class StepLevels(nn.Module):
         sigma: levels noise / signal of the steps, [steps of all chains + 1], 0 at the end.
         inputs: [steps of all chains + 1, INPUTS], all 0 at the end. For each step: 1; the log of its level
             sigma = noise / signal, scaled to -1 .. 1 over the chains given here; the ratio of the next level
-            to it; sinusoids of both; and log10 T, since the last steps of all chains have the same levels,
-            although those of short chains have to move further.
+            to it; sinusoids of both; and its ratio to the previous level (1 for the first step), since the
+            last steps of all chains have the same levels, although those of short chains move further.
     """
 
     INPUTS = 8
@@ -177,15 +198,29 @@ class StepLevels(nn.Module):
 
     def add(self, schedule: Schedule) -> None:
         """Adds the steps of a chain, before the end."""
+        level, rows = self._rows(schedule)
+        self.inputs = torch.cat((self.inputs[:-1], rows, self.inputs[-1:]))
+        self.sigma = torch.cat((self.sigma[:-1], level, self.sigma[-1:]))
+
+    def set(self, rows: slice, schedule: Schedule) -> None:
+        """Replaces the steps of a chain by those of one with other levels."""
+        self.sigma[rows], self.inputs[rows] = self._rows(schedule)
+
+    def drops(self, rows: slice) -> Tensor:
+        """By how much each step of a chain lowers sigma^2, [T]; squared displacements are about proportional
+        to it."""
+        squares = self.sigma[rows].square()
+        return squares - torch.cat((squares[1:], squares.new_zeros(1)))
+
+    def _rows(self, schedule: Schedule) -> tuple[Tensor, Tensor]:
         level = _levels(schedule)
         ratio = torch.cat((level[1:], level.new_zeros(1))) / level
         place = (2 * level.log() - self.low - self.high) / max(self.high - self.low, 1e-6)
         angles = torch.pi * torch.stack((place / 2, place, ratio))
         waves = *angles[:2].sin(), *angles[1:].cos()
-        length = torch.full_like(level, math.log10(len(level)))
-        rows = torch.stack((torch.ones_like(level), place, ratio, *waves, length), dim=1)
-        self.inputs = torch.cat((self.inputs[:-1], rows.to(self.inputs), self.inputs[-1:]))
-        self.sigma = torch.cat((self.sigma[:-1], level.to(self.sigma), self.sigma[-1:]))
+        before = torch.cat((level.new_ones(1), ratio[:-1]))
+        rows = torch.stack((torch.ones_like(level), place, ratio, *waves, before), dim=1)
+        return level.to(self.sigma), rows.to(self.inputs)
 
 
 class LevelFunction(nn.Module):
@@ -218,9 +253,28 @@ def draw_length(sampler: GaussianSampler, seed: int, iteration: int) -> None:
         return
     draws, lengths = random.Random(f"{seed} {iteration}"), sampler.lengths
     if sampler.favors_short:
-        sampler.use(draws.choices(lengths, [steps**-2 for steps in lengths])[0])
+        sampler.use(draws.choices(lengths, [1 / steps for steps in lengths])[0])
     else:
         sampler.use(draws.choice(lengths))
+    if isinstance(sampler, AnyLengthSampler) and draws.random() < sampler.random_spacing:
+        sampler.respace(_random_places(draws, sampler.steps))
+
+
+def _random_places(draws: random.Random, steps: int) -> Tensor:
+    """Places of random levels, float64 [T], from 0 to 1. The fewer steps, the more their gaps vary, since
+    the trained lengths around a short one differ more."""
+    gaps = [0.02 + draws.gammavariate(max(steps - 3, 1), 1) for _ in range(steps - 1)]
+    places = torch.tensor([0.0, *gaps], dtype=torch.float64).cumsum(0)
+    return places / places[-1] if gaps else places
+
+
+def _tables(schedule: Schedule) -> tuple[tuple[str, Tensor], ...]:
+    """The tables of an `AnyLengthSampler`, by name."""
+    return (
+        ("sample_coef", schedule.sample_coef),
+        ("output_coef", schedule.output_coef),
+        ("schedule_log_std", schedule.log_std),
+    )
 
 
 def _levels(schedule: Schedule) -> Tensor:

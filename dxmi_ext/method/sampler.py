@@ -78,6 +78,8 @@ class GaussianSampler(nn.Module):
         rows: the chain's rows of the tables; some of them for a `MultiLengthSampler`.
         timesteps: those of the chain, int64 [T].
         memory_format: memory format of the samples.
+        displacement_scale: factors of the squared displacements of the chain's steps compared with those of
+            the usual chain of this length, [T]; None: it is the usual chain.
 
     Raises:
         TypeError: an argument is of another type.
@@ -86,6 +88,7 @@ class GaussianSampler(nn.Module):
 
     memory_format = torch.contiguous_format
     rows = slice(None)
+    displacement_scale: Tensor | None = None
 
     def __init__(
         self,

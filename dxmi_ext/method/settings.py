@@ -235,7 +235,7 @@ class LengthSettings(Settings):
     )
     length_draw: str = setting(
         "uniform",
-        "distribution of T if there are several lengths: uniform; short: in proportion to 1 / T^2, which "
+        "distribution of T if there are several lengths: uniform; short: in proportion to 1 / T, which "
         "suits networks that see the levels of a step",
         choices=("uniform", "short"),
     )

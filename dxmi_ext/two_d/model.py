@@ -58,6 +58,7 @@ def _of_levels(cfg: Config, chains: Sequence[schedules.Schedule]) -> Networks:
     schedule, last = functools.partial(schedule_of, cfg), cfg.algorithm.train_last_std
     lengths = cfg.chain.all_steps
     sampler = AnyLengthSampler(network, schedule, (2,), lengths, levels, train_last_std=last)
+    sampler.random_spacing = cfg.networks.random_spacing
     return Networks(sampler, value, energy)
 
 
@@ -123,8 +124,8 @@ def chains(cfg: Config) -> Langevin:
     return dataclasses.replace(Langevin.of(cfg.langevin, cfg.algorithm.tau), steps=steps)
 
 
-def schedule_of(cfg: Config, steps: int) -> schedules.Schedule:
-    """The schedule of a chain of ``steps`` steps."""
+def schedule_of(cfg: Config, steps: int, places: Tensor | None = None) -> schedules.Schedule:
+    """The schedule of a chain of ``steps`` steps; ``places`` is for variance exploding levels."""
     chain = cfg.chain
     if chain.schedule == "ddpm":
         return schedules.ddpm(schedules.make_betas(steps=steps), min_std=chain.min_std)
@@ -134,6 +135,7 @@ def schedule_of(cfg: Config, steps: int) -> schedules.Schedule:
         "sigma_max": chain.sigma_max,
         "sigma_min": chain.sigma_min,
         "min_std": chain.min_std,
+        "places": places,
     }
     if chain.schedule == "edm":
         return schedules.edm(steps, sigma_data=SIGMA_DATA, **levels)

@@ -67,8 +67,15 @@ class NetworkSettings(Settings):
     step_input: str = setting(
         "index",
         "input for the step: index: a row of a table, for the trained numbers of steps; "
-        "levels: its noise level and the next one, for any number of steps",
+        "levels: its noise level, the previous and the next one, for any number of steps",
         choices=("index", "levels"),
+    )
+    random_spacing: float = setting(
+        0.0,
+        "share of iterations with step_input=levels whose chains have random noise levels between the first "
+        "and the last one, for numbers of steps that are never trained",
+        minimum=0,
+        maximum=1,
     )
     octaves: int = setting(
         0,
@@ -155,6 +162,14 @@ class Config(RunnableConfig):
         Rule(
             "untrained_lengths must be null with step_input={step_input}, got {untrained_lengths}",
             lambda s: s.untrained_lengths is None or s.step_input == "levels",
+        ),
+        Rule(
+            "random_spacing must be 0 without step_input=levels, got {random_spacing}",
+            lambda s: not s.random_spacing or s.step_input == "levels",
+        ),
+        Rule(
+            "random_spacing must be 0 with schedule={schedule}, got {random_spacing}",
+            lambda s: not s.random_spacing or s.schedule in ("variance_exploding", "edm"),
         ),
         Rule(
             "untrained_lengths must be >= 2 with schedule=edm, got {untrained_lengths}",

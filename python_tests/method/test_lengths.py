@@ -18,8 +18,8 @@ SHAPE = (2,)
 KEY = ops.noise_key(3)
 
 
-def schedule_of(steps: int) -> Schedule:
-    return schedules.variance_exploding(steps, sigma_max=3.0, sigma_min=0.4)
+def schedule_of(steps: int, places: Tensor | None = None) -> Schedule:
+    return schedules.variance_exploding(steps, sigma_max=3.0, sigma_min=0.4, places=places)
 
 
 class OfStep(nn.Module):
@@ -79,7 +79,9 @@ def test_levels_are_those_of_each_step_and_the_next() -> None:
     middle = (3 * 0.4) ** 0.5
     assert levels.inputs[:, 0].tolist() == [1, 1, 1, 1, 1, 0] and not levels.inputs[-1].any()
     torch.testing.assert_close(levels.inputs[:-1, 1], torch.tensor([1.0, -1, 1, 0, -1]))
-    torch.testing.assert_close(levels.inputs[:-1, -1], torch.tensor([2.0, 2, 3, 3, 3]).log10())
+    torch.testing.assert_close(
+        levels.inputs[:-1, -1], torch.tensor([1, 0.4 / 3, 1, middle / 3, 0.4 / middle])
+    )
     torch.testing.assert_close(levels.inputs[:-1, 2], torch.tensor([0.4 / 3, 0, middle / 3, 0.4 / middle, 0]))
 
 
@@ -99,6 +101,38 @@ def test_a_length_is_the_same_chain_trained_or_added() -> None:
     single = GaussianSampler(nn.Identity(), schedule_of(3), SHAPE)
     torch.testing.assert_close(tables[0][:2], (single.sample_coef, single.output_coef))
     assert first.sample(4, KEY).isfinite().all()
+
+
+def test_a_chain_with_random_levels_is_the_usual_one_after_the_next_use() -> None:
+    sampler = any_length(2, 3)
+    sampler.use(3)
+    usual = [table.clone() for table in (sampler.sample_coef, sampler.log_std, sampler.levels.inputs)]
+    sampler.respace(torch.tensor([0, 0.8, 1]))
+    low = 3 * (0.4 / 3) ** 0.8
+    torch.testing.assert_close(sampler.levels.sigma[sampler.rows], torch.tensor([3.0, low, 0.4]))
+    scale = torch.tensor([(9 - low**2) / (9 - 3 * 0.4), (low**2 - 0.16) / (3 * 0.4 - 0.16), 1])
+    torch.testing.assert_close(sampler.displacement_scale, scale)
+    assert not torch.equal(sampler.log_std, usual[1])
+    sampler.use(2)
+    assert sampler.displacement_scale is None
+    for table, before in zip(
+        (sampler.sample_coef, sampler.log_std, sampler.levels.inputs), usual, strict=True
+    ):
+        assert torch.equal(table, before)
+    with pytest.raises(ValueError, match=r"places must be 2 ascending numbers within \[0, 1\], got"):
+        sampler.respace(torch.tensor([0.5, 0.2]))
+
+
+def test_half_of_the_iterations_have_random_levels() -> None:
+    sampler = any_length(2, 5)
+    sampler.random_spacing = 0.5
+    respaced = 0
+    for iteration in range(200):
+        draw_length(sampler, 0, iteration)
+        respaced += sampler.displacement_scale is not None
+        levels = sampler.levels.sigma[sampler.rows]
+        assert (levels[0], levels[-1]) == pytest.approx((3, 0.4)) and (levels.diff() < 0).all()
+    assert 70 < respaced < 130
 
 
 def test_gradients_reach_the_function_of_the_levels_but_not_a_fixed_last_sigma() -> None:
@@ -125,7 +159,7 @@ def test_lengths_are_drawn_uniformly_or_favor_short_ones() -> None:
 
     assert abs(drawn()[1] - 500) < 60
     sampler.favors_short = True
-    assert abs(drawn()[1] - 941) < 30
+    assert abs(drawn()[1] - 800) < 50
     single = GaussianSampler(nn.Identity(), schedule_of(4), SHAPE)
     draw_length(single, 0, 0)
     assert lengths_of(single) == (4,) and lengths_of(sampler) == (1, 4)

@@ -15,7 +15,13 @@ from dxmi_ext.method.schedules.tables import Schedule, check_fraction, from_leve
 
 
 def variance_exploding(
-    steps: int, *, sigma_max: float, sigma_min: float, min_std: float = 0.05, prediction: str = "eps"
+    steps: int,
+    *,
+    sigma_max: float,
+    sigma_min: float,
+    min_std: float = 0.05,
+    prediction: str = "eps",
+    places: Tensor | None = None,
 ) -> Schedule:
     """Ancestral sampling on geometric noise levels sigma_max .. sigma_min, 0.
 
@@ -25,10 +31,12 @@ def variance_exploding(
         sigma_min: noise level of the sample at the last step.
         min_std: lower bound of the posterior's standard deviation, which is 0 at the last step.
         prediction: what the network predicts; see `from_levels`.
+        places: places of the levels between the first, 0, and the last, 1, on the log scale, ascending [T];
+            None: evenly spaced.
     """
     at_least("steps", steps, 1)
     _check_sigmas(sigma_min, sigma_max)
-    sigmas = torch.linspace(math.log(sigma_max), math.log(sigma_min), steps, dtype=torch.float64).exp()
+    sigmas = _between(math.log(sigma_max), math.log(sigma_min), steps, places).exp()
     return _ancestral(_with_zero(sigmas), sigma_max, min_std=min_std, prediction=prediction)
 
 
@@ -44,6 +52,7 @@ def edm(
     sigma_data: float = 0.5,
     time_scale: float = 1.0,
     min_std: float = 1e-3,
+    places: Tensor | None = None,
 ) -> Schedule:
     """Ancestral sampling on the levels of Karras et al. 2022, eq. 5 (DxMI, sec. 5.2: ImageNet and LSUN).
 
@@ -60,13 +69,14 @@ def edm(
         sigma_data: standard deviation of the data, for the prediction "edm".
         time_scale: factor of the network's time ln(sigma) / 4; 1000 for consistency models.
         min_std: lower bound of a step's standard deviation.
+        places: places of the levels, as in `variance_exploding`, on the scale of their rho-th roots.
     """
     at_least("steps", steps, 2)
     _check_sigmas(sigma_min, sigma_max)
     if not rho > 0:
         raise ValueError(f"rho must be > 0, got {rho}")
     ends = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
-    sigmas = torch.linspace(*ends, steps + stochastic_last, dtype=torch.float64) ** rho
+    sigmas = _between(*ends, steps + stochastic_last, places) ** rho
     sigmas = sigmas if stochastic_last else _with_zero(sigmas)
     schedule = _ancestral(
         sigmas, sigma_max, eta=eta, min_std=min_std, prediction=prediction, sigma_data=sigma_data
@@ -95,6 +105,14 @@ def _ancestral(
         prediction=prediction,
         sigma_data=sigma_data,
     )
+
+
+def _between(first: float, last: float, count: int, places: Tensor | None) -> Tensor:
+    if places is None:
+        return torch.linspace(first, last, count, dtype=torch.float64)
+    if places.shape != (count,) or not (places.diff() >= 0).all() or places[0] < 0 or places[-1] > 1:
+        raise ValueError(f"places must be {count} ascending numbers within [0, 1], got {places}")
+    return first + (last - first) * places.double()
 
 
 def _with_zero(sigmas: Tensor) -> Tensor:
