@@ -88,7 +88,7 @@ def data(options: argparse.Namespace) -> None:
     yaml = None if name == "images" else tasks.find(name)
     task = images if yaml is None else tasks.task_of(yaml)
     if not hasattr(task, "read"):
-        raise ConfigError(f"recipe must be one that reads data from a path, got {name!r}")
+        raise ConfigError(f"recipe must be one of 2D points, images or anomaly detection, got {name!r}")
     read = task.read(config.load(task.Config, yaml, [*settings, f"data={options.target}"]))
     about = {"recipe": name, **read.details()}
     print(json.dumps(about, indent=2) if options.json else overview.text_of(about))

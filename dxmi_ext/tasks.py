@@ -13,7 +13,8 @@ and for some commands also
 
     pretrain(cfg, ranks), if there is a pretraining
     SAMPLES: what samples are, such as points, if they are not images
-    read(cfg) -> an images.data.overview.Overview of the settings' data, if they are files
+    read(cfg) -> an overview of the settings' data, if they are files, with details() as those of
+        images.data.overview.Overview
     load_scorer(directory, device) -> an anomaly.scores.scoring.Scorer or VectorScorer, to detect anomalies
 
 Row i of the samples depends on (seed, i) alone; guidance is the scale of value guidance, labels the text that
