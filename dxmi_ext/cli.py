@@ -6,12 +6,13 @@ import argparse
 import re
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import NoReturn
 
 from dxmi_ext import __version__, commands
 from dxmi_ext.engine.errors import UserError
 from dxmi_ext.engine.output import terminal
+from dxmi_ext.engine.runs import config
 from dxmi_ext.engine.runs.signals import Stopped
 from dxmi_ext.engine.settings import expand
 
@@ -105,10 +106,16 @@ def _is_lack_of_memory(error: Exception) -> bool:
 
 def _read(given: list[str]) -> argparse.Namespace:
     """The command's options; invalid ones end the process."""
+    if given[:1] == ["help"]:
+        given = [*given[1:], "--help"]
+    parser, names = _parser()
+    if given and not given[0].startswith("-") and given[0] not in names:
+        hint = config.did_you_mean(given[0], names)
+        parser.error(f"COMMAND must be one of {', '.join(names)}, got {given[0]!r}{hint}")
     end = given.index("--") if "--" in given else len(given)
     # Flags first: argparse accepts no optional positional arguments after them.
     flags_first = sorted(given[1:end], key=lambda text: not re.match("-.", text))
-    options, unknown = _parser().parse_known_args([*given[:1], *flags_first, *given[end:]])
+    options, unknown = parser.parse_known_args([*given[:1], *flags_first, *given[end:]])
     if unknown:
         options.parser.error(_hint(unknown[0], given))
     if options.command != "info" and options.target is None and not options.help:
@@ -134,7 +141,8 @@ def _expanded(text: str) -> str:
     return expand("path", text) if text.startswith("~") else text
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> tuple[argparse.ArgumentParser, Collection[str]]:
+    """The parser, and the names of the commands."""
     parser = _Parser(
         prog="dxmi",
         description="Train few-step samplers and energies by DxMI.",
@@ -176,7 +184,7 @@ def _parser() -> argparse.ArgumentParser:
         "data",
         commands.data,
         "Show what would be read from a path: splits, classes, masks, sizes, and what is skipped.",
-        "PATH: folder or file of images, or file of vectors",
+        "PATH: folder or file of images, or file of vectors or, with a recipe of theirs, of 2D points",
         rest="recipe=NAME or key=value",
         about="settings, explained below",
     )
@@ -227,7 +235,7 @@ def _parser() -> argparse.ArgumentParser:
         "CHECKPOINT: state dict, in safetensors or written by torch.save",
     )
     command("info", commands.info, "Show versions, and which kernels run here.")
-    return parser
+    return parser, subparsers.choices
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ def train(options: argparse.Namespace) -> None:
     from dxmi_ext.engine.run_settings import RunSettings
 
     if options.target is None:
-        common = config.describe(RunSettings(recipe="RECIPE"))
+        common = config.describe(RunSettings(recipe="RECIPE", task="TASK"))
         _show_help(
             options,
             f"recipes: {', '.join(tasks.recipes())}; for the settings of one: "
@@ -39,12 +39,12 @@ def train(options: argparse.Namespace) -> None:
     path = tasks.find(options.target)
     task = tasks.task_of(path)
     if options.help:
-        _show_help(options, config.describe(config.load(task.Config, path)))
+        _show_help(options, config.describe(tasks.settings_of(task, path)))
         return
     if not hasattr(task, options.command):
         raise ConfigError(f"RECIPE must be one with a pretraining, got {options.target!r}; use dxmi train")
     given = [*options.settings, "dry_run=true"] if options.dry_run else options.settings
-    cfg = config.load(task.Config, path, given)
+    cfg = tasks.settings_of(task, path, given)
     ranks = Ranks.from_environment()
     typed = [text.partition("=")[0] for text in options.settings]
     if ranks.first and (idle := cfg.without_effect(typed)):
@@ -88,7 +88,7 @@ def data(options: argparse.Namespace) -> None:
     yaml = None if name == "images" else tasks.find(name)
     task = images if yaml is None else tasks.task_of(yaml)
     if not hasattr(task, "read"):
-        raise ConfigError(f"recipe must be one that reads data from a path, got {name!r}")
+        raise ConfigError(f"recipe must be one of 2D points, images or anomaly detection, got {name!r}")
     read = task.read(config.load(task.Config, yaml, [*settings, f"data={options.target}"]))
     about = {"recipe": name, **read.details()}
     print(json.dumps(about, indent=2) if options.json else overview.text_of(about))

@@ -13,7 +13,8 @@ and for some commands also
 
     pretrain(cfg, ranks), if there is a pretraining
     SAMPLES: what samples are, such as points, if they are not images
-    read(cfg) -> an images.data.overview.Overview of the settings' data, if they are files
+    read(cfg) -> an overview of the settings' data, if they are files, with details() as those of
+        images.data.overview.Overview
     load_scorer(directory, device) -> an anomaly.scores.scoring.Scorer or VectorScorer, to detect anomalies
 
 Row i of the samples depends on (seed, i) alone; guidance is the scale of value guidance, labels the text that
@@ -27,17 +28,17 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from dxmi_ext.engine.run_settings import PYTHON
 from dxmi_ext.engine.runs import config
 
 _ROOT = Path(__file__).parent
 _REQUIRED = ("Config", "EvaluateSettings", "train", "load", "sample", "evaluate")
-_DEFAULT = "two_d"  # if a yaml names no task
 _OF_FIT = (
     "{folder} is a run of dxmi_ext.fit, whose networks only its script can build; in Python, "
     "dxmi_ext.load({quoted}, networks) loads their weights and "
@@ -68,7 +69,10 @@ def find(recipe: str) -> Path:
         config.ConfigError: it does not exist.
     """
     path = recipes().get(recipe) or Path(recipe)
-    if path.suffix not in (".yaml", ".yml") or not path.is_file():
+    is_yaml = path.suffix in (".yaml", ".yml")
+    if is_yaml and not path.exists():
+        raise config.ConfigError(f"recipe must be an existing yaml file, got {recipe!r}")
+    if not is_yaml or not path.is_file():
         hint = config.did_you_mean(recipe, recipes())
         raise config.ConfigError(
             f"recipe must be one of {', '.join(recipes())} or the path of a yaml file, got {recipe!r}{hint}"
@@ -83,7 +87,7 @@ def task_of(path: Path) -> ModuleType:
         config.ConfigError: there is no such task or module, the module is not a task, or the run is one of
             ``dxmi_ext.fit``.
     """
-    name = config.peek(path, "task", default=_DEFAULT)
+    name = config.peek(path, "task")
     if name == PYTHON:
         raise config.ConfigError(_OF_FIT.format(folder=path.parent, quoted=repr(str(path.parent))))
     if name in tasks():
@@ -101,6 +105,20 @@ def task_of(path: Path) -> ModuleType:
     if missing := [part for part in _REQUIRED if not hasattr(found, part)]:
         raise config.ConfigError(f"{message}, a module without {', '.join(missing)}")
     return found
+
+
+def settings_of(task: ModuleType, path: Path, overrides: Sequence[str] = ()) -> Any:
+    """The settings of a recipe, whose name is that of its file if the yaml gives none.
+
+    Args:
+        task: the module of `task_of`.
+        path: the yaml.
+        overrides: see `config.load`.
+    """
+    cfg = config.load(task.Config, path, overrides)
+    if not cfg.run.recipe:
+        cfg.put("recipe", path.stem)
+    return cfg
 
 
 def load(task: str) -> ModuleType:

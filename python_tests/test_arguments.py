@@ -65,6 +65,7 @@ def fit(given: Any = None, **options: Any) -> Any:
         (lambda: pretrainer(SCHEDULE), r"draw_levels must be a function, .* got Schedule"),
         (lambda: dxmi_ext.uniform_levels(torch.ones(3), torch.ones(4)), r"got \[3\], \[4\]"),
         (lambda: dxmi_ext.uniform_levels([1.0], [0.5]), "signal must be a tensor, got list"),
+        (lambda: dxmi_ext.uniform_levels(torch.ones(1), [0.5]), "noise must be a tensor, got list"),
         (lambda: dxmi_ext.shuffled([1.0], 8), "data must be a tensor, got list"),
         (lambda: dxmi_ext.shuffled(torch.tensor(1.0), 8), r"data must have shape \[N, \*\], .* got \[\]"),
         (lambda: dxmi_ext.shuffled(DATA, 8.0), "batch_size must be an integer >= 1, got 8.0"),

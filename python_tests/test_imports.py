@@ -35,6 +35,7 @@ ROOMS = (
     "reproduce",
     "commands",
     "cli",
+    "__main__",
 )
 # The same within rooms; modules that are not listed are above those that are.
 WITHIN = {

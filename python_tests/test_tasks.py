@@ -60,6 +60,7 @@ def test_the_current_folder_keeps_its_place_on_the_path(
         ("two_dd", "two_d or a module of your own, got 'two_dd', which is neither installed nor in"),
         ("two_d.recipes", "got 'two_d.recipes', which is neither"),
         ("../two_d", r"got '../two_d'$"),
+        ("", "task must be one of anomaly, energies, images, two_d or a module of your own, got None"),
         ("string", "got 'string', a module without Config, EvaluateSettings, train, load, sample, evaluate"),
     ],
 )

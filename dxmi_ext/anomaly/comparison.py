@@ -38,6 +38,8 @@ TITLES = {
     "gaussians": "summed Gaussians",
 }
 """Titles of methods, in the order of the table."""
+VECTOR_TITLES = TITLES | {"gaussian": "Gaussian"}
+"""The same for vectors, which have no positions."""
 
 _COLUMNS = {
     "image_auroc": "AUROC",
@@ -49,6 +51,11 @@ _COLUMNS = {
 }
 
 _SHARES = {"found": "of the defective", "false_alarms": "of the good"}
+
+
+def titles_of(*, vectors: bool) -> Mapping[str, str]:
+    """Titles of methods for vectors or images."""
+    return VECTOR_TITLES if vectors else TITLES
 
 
 def calibrate(
@@ -110,7 +117,7 @@ def measure(pictures: Tensor, scores: Tensor, tested: Examined) -> tuple[dict[st
     if tested.masks is not None:
         height, width = tested.masks.shape[1:]
         pixels = localize(scores, (height, width))
-    found = metrics.evaluate(
+    numbers, found = metrics.evaluate(
         pictures,
         tested.anomalous,
         pixels,
@@ -119,7 +126,6 @@ def measure(pictures: Tensor, scores: Tensor, tested: Examined) -> tuple[dict[st
         class_names=tested.class_names,
         say=notes.append,
     )
-    numbers = found.pop("mean")
     if len(tested.class_names) > 1:
         numbers |= {f"{k}/{name}": v for name, each in found.items() for k, v in each.items()}
     return numbers, notes
@@ -209,7 +215,8 @@ def compare(
             found["latency_ms"] = latency_ms(detector, maps, backbone, tested.images)
             return scores, pictures, found, lines
 
-        if (done := final.attempt(TITLES[name], measured, notes.append)) is None:
+        title = titles_of(vectors=backbone is None)[name]
+        if (done := final.attempt(title, measured, notes.append)) is None:
             continue
         scores, pictures, found, lines = done
         of_pictures[name] = pictures.numpy()
@@ -226,6 +233,8 @@ def table(
     numbers: Mapping[str, Any],
     first: str = "dxmi",
     published: Mapping[str, Mapping[str, float]] | None = None,
+    *,
+    titles: Mapping[str, str] = TITLES,
 ) -> str:
     """A table with one row per method and, for several classes, one row per class for the first method;
     without metrics, only the false alarms to expect.
@@ -234,6 +243,7 @@ def table(
         numbers: metrics from `compare` and thresholds from `calibrate`.
         first: see `compare`.
         published: rows of published results, by title.
+        titles: titles of methods; see `titles_of`.
     """
     columns = [name for name in _COLUMNS if name in numbers]
     lines = [f"{'':22}" + "".join(f"{_COLUMNS[name]:>12}" for name in columns)] if columns else []
@@ -244,7 +254,7 @@ def table(
                  zip(columns, cells, strict=True))  # fmt: skip
         lines.append(f"{title:22}" + "".join(f"{cell:>12}" for cell in shown).rstrip())
 
-    for name, title in TITLES.items():
+    for name, title in titles.items():
         prefix = "" if name == first else f"{name}_"
         if any(f"{prefix}{column}" in numbers for column in columns):
             row(title, numbers, prefix)
@@ -252,7 +262,7 @@ def table(
         row(title, values)
     classes = [key.partition("/")[2] for key in numbers if key.startswith("image_auroc/")]
     if classes:
-        lines.append(f"{TITLES[first]} by class")
+        lines.append(f"{titles[first]} by class")
         for name in classes:
             row(f"  {name}", numbers, suffix=f"/{name}")
     shares = [f"{numbers[key]:.3f} {what}" for key, what in _SHARES.items() if key in numbers]

@@ -103,13 +103,13 @@ def measure_of(maps: FeatureMaps, tested: Examined, top_share: float) -> Measure
     def measure(energy: nn.Module) -> float | None:
         scores = EnergyDetector(energy, device=next(energy.parameters()).device).score(maps)
         pictures = detect(scores, top_share=top_share)
-        found = metrics.evaluate(
+        means, _ = metrics.evaluate(
             pictures,
             tested.anomalous,
             classes=tested.classes,
             class_names=tested.class_names,
             say=lambda _: None,
         )
-        return found["mean"].get("image_auroc")
+        return means.get("image_auroc")
 
     return measure

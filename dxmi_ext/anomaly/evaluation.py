@@ -54,7 +54,11 @@ def table(cfg: Config, numbers: Mapping[str, Any], detector: str) -> str:
     if "dxmi" in choice.trained(cfg):
         title += f", T = {cfg.networks.steps}, tau = {cfg.algorithm.tau:g}"
     published = PAPER if cfg.run.recipe == "mvtec-ad" else None
-    return f"{title}\n{comparison.table(numbers, detector, published)}"
+    return f"{title}\n{comparison.table(numbers, detector, published, titles=_titles(cfg))}"
+
+
+def _titles(cfg: Config) -> Mapping[str, str]:
+    return comparison.titles_of(vectors=cfg.features.backbone is None)
 
 
 def announce(tested: Examined) -> None:
@@ -94,7 +98,7 @@ def methods_of(
             return True
 
         fits = name in _FITTED and detector is not networks.shipped
-        if not fits or final.attempt(comparison.TITLES[name], learned):
+        if not fits or final.attempt(_titles(cfg)[name], learned):
             methods[name] = Method(prepares, detector)
     return methods
 
@@ -147,7 +151,7 @@ def chosen(
             assert validation is not None
             return judge(detector, prepares, validation, top_share=cfg.thresholds.top_share)
 
-        if (verdict := final.attempt(comparison.TITLES[name], judged)) is not None:
+        if (verdict := final.attempt(_titles(cfg)[name], judged)) is not None:
             verdicts[name] = verdict
     if cfg.detector.detector != "auto":
         return cfg.detector.detector, verdicts
@@ -200,13 +204,13 @@ def about(methods: Mapping[str, Method], detector: str) -> dict[str, Any]:
 
 def explanation(cfg: Config, numbers: Mapping[str, Any], verdicts: Mapping[str, Verdict]) -> str:
     """A line with the detector that scores new images and the AUROCs that decided the choice."""
-    name = numbers["detector"]
-    line = f"detector: {comparison.TITLES[name]}, {numbers['preparation']} features"
+    name, titles = numbers["detector"], _titles(cfg)
+    line = f"detector: {titles[name]}, {numbers['preparation']} features"
     line += f", patch={numbers['patch']}" if "patch" in numbers else ""
     line += "" if cfg.detector.detector == "auto" else f", set by detector={name}"
     if not verdicts:
         return line
-    best = ", ".join(f"{comparison.TITLES[key]} {verdict.auroc:.3f}" for key, verdict in verdicts.items())
+    best = ", ".join(f"{titles[key]} {verdict.auroc:.3f}" for key, verdict in verdicts.items())
     return f"{line}; AUROC on synthetic defects in held-out good data: {best}"
 
 

@@ -113,8 +113,8 @@ def evaluate(
     classes: np.ndarray | None = None,
     class_names: Sequence[str] = ("all",),
     say: final.Say = runlog.note,
-) -> dict[str, dict[str, float]]:
-    """All metrics for each class, and their means over classes (DxMI, Table 5).
+) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+    """Means over classes (DxMI, Table 5), and all metrics of each class.
 
     A metric that cannot be computed for a class is skipped, also in the mean, with a note.
 
@@ -127,7 +127,7 @@ def evaluate(
         say: receives the notes.
 
     Returns:
-        Metrics by class name, with "mean" last: image_auroc, image_ap (average precision), pixel_auroc,
+        The means, and the metrics by class name: image_auroc, image_ap (average precision), pixel_auroc,
         pixel_ap, pro.
     """
     classes = np.zeros(len(image_scores), np.int64) if classes is None else classes
@@ -140,7 +140,7 @@ def evaluate(
             numbers |= _of_class(pixel_scores[rows], masks[rows], f"{name}: pixel", say)
     names = {k: None for numbers in result.values() for k in numbers}  # in their order
     means = {k: float(np.mean([each[k] for each in result.values() if k in each])) for k in names}
-    return result | {"mean": means}
+    return means, result
 
 
 def _of_class(scores: Tensor, truth: np.ndarray, what: str, say: final.Say) -> dict[str, float]:

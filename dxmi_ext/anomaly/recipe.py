@@ -20,7 +20,7 @@ from dxmi_ext.anomaly.choice import Choice
 from dxmi_ext.anomaly.comparison import TITLES, Method
 from dxmi_ext.anomaly.curve import Curve, measure_of
 from dxmi_ext.anomaly.data import overview
-from dxmi_ext.anomaly.detectors import bases
+from dxmi_ext.anomaly.detectors import bases, gaussians
 from dxmi_ext.anomaly.detectors.common import MapDetector
 from dxmi_ext.anomaly.evaluation import (
     BASELINES,
@@ -338,6 +338,10 @@ def _prepare(run: Run, cfg: Config) -> tuple[Extractor | None, Good, Examined, A
         print(read(cfg).lines())
     source = source_of(cfg, backbone, run.device, few=_TRIED if cfg.run.dry_run else None)
     good, tested = source.good(cfg.source.holdout), source.tested()
+    if cfg.detector.detector == "gaussians" and len(good.train) < gaussians.FEWEST:
+        raise ConfigError(
+            f"detector=gaussians needs >= {gaussians.FEWEST} good images for training, got {len(good.train)}"
+        )
     if run.ranks.first:
         print(f"{len(good.train)} good for training, {len(good.held_out)} good held out for thresholds; "
               f"{len(tested.maps)} for testing, {int(tested.anomalous.sum())} of them defective")  # fmt: skip

@@ -38,8 +38,12 @@ def load(name: str, dim: int, particles: int | None, scale: float) -> tuple[Targ
         ConfigError: the function does not exist, or it is not a differentiable energy.
     """
     module_name, colon, attribute = name.partition(":")
-    if not (colon and attribute and all(part.isidentifier() for part in module_name.split("."))):
-        raise ConfigError(f"target must be package.module:function, got {name!r}")
+    is_path = module_name.endswith(".py")
+    dotted = module_name.removesuffix(".py").replace("/", ".")
+    is_name = bool(colon and attribute) and all(part.isidentifier() for part in dotted.split("."))
+    if is_path or "/" in module_name or not is_name:
+        hint = f"; did you mean {dotted}:{attribute}?" if is_path and is_name else ""
+        raise ConfigError(f"target must be package.module:function, got {name!r}{hint}")
     module, source = _import(name, module_name)
     function = getattr(module, attribute, None)
     if function is None:

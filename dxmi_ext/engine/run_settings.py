@@ -17,7 +17,9 @@ class RunSettings(Settings):
     """The keys that every recipe has; a task has defaults of its own."""
 
     heading = "the run"
-    recipe: str = setting("", "name of the recipe, without a slash", pattern=r"[^/]*")
+    recipe: str = setting(
+        "", "name of the recipe, without a slash; by default that of its file", pattern=r"[^/]*"
+    )
     task: str = setting("two_d", "task that runs the recipe")
     output: str | None = setting(None, "folder of the run; null: runs/RECIPE-TIME", path=True)
     seed: int = seed_setting("seed of every random choice")

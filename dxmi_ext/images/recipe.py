@@ -64,6 +64,11 @@ def train(cfg: Config, ranks: Ranks | None = None) -> dict[str, Any]:
         if run.ranks.first:
             announce(resolved, data)
         if resolved.run.pretrained and resolved.networks.start is None:
+            if run.ranks.first and cfg.networks.start is None and "pretrain" not in run.past:
+                runlog.note(
+                    "this run pretrains a network of its own for "
+                    f"{cfg.run.pretrain_iterations:,} iterations; start= names a pretrained one instead"
+                )
             _pretrain(run, resolved, data, networks, diffusion)
         averaged = run.ranks.whole(_train(run, resolved, data, networks))
 

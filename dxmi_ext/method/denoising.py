@@ -16,7 +16,8 @@ from dxmi_ext.engine.compute.execution import ExecutionSettings, prepare
 from dxmi_ext.engine.compute.ranks import Ranks
 from dxmi_ext.engine.learning.learner import Average, Learner
 from dxmi_ext.engine.settings import ConfigError, Settings, setting
-from dxmi_ext.method import noise, schedules, trial
+from dxmi_ext.method import schedules, trial
+from dxmi_ext.method.noise import randint
 from dxmi_ext.method.sampler import per_row
 from dxmi_ext.method.schedules.tables import PREDICTIONS
 from dxmi_ext.method.stepper import Batch, Metrics, Stepper
@@ -39,26 +40,26 @@ DrawLevels = Callable[[int, Tensor, int], Levels]
 """(N, noise key, global index of the first row) -> levels to train at."""
 
 
-def uniform_levels(signal: Tensor, noise_: Tensor) -> DrawLevels:
+def uniform_levels(signal: Tensor, noise: Tensor) -> DrawLevels:
     """Levels drawn uniformly from a table, of the sampler's own steps or DDPM's; the time is the index.
 
     Args:
-        signal, noise_: [L].
+        signal, noise: [L].
 
     Raises:
         TypeError: one is not a tensor.
         ValueError: their lengths differ.
     """
-    for name, table in (("signal", signal), ("noise_", noise_)):
+    for name, table in (("signal", signal), ("noise", noise)):
         of_type(name, table, Tensor, "a tensor")
-    if signal.ndim != 1 or signal.shape != noise_.shape or not len(signal):
-        got = f"{[*signal.shape]}, {[*noise_.shape]}"
-        raise ValueError(f"signal, noise_ must have the same shape [L], L >= 1, got {got}")
-    signal, noise_ = signal.float(), noise_.float()
+    if signal.ndim != 1 or signal.shape != noise.shape or not len(signal):
+        got = f"{[*signal.shape]}, {[*noise.shape]}"
+        raise ValueError(f"signal, noise must have the same shape [L], L >= 1, got {got}")
+    signal, noise = signal.float(), noise.float()
 
     def draw(n: int, key: Tensor, sample_offset: int) -> Levels:
-        place = noise.randint(len(signal), n, key, sample_offset=sample_offset)
-        return Levels(signal.to(key.device)[place], noise_.to(key.device)[place], place)
+        place = randint(len(signal), n, key, sample_offset=sample_offset)
+        return Levels(signal.to(key.device)[place], noise.to(key.device)[place], place)
 
     return draw
 
@@ -173,10 +174,10 @@ class Pretrainer(Stepper):
         data, levels = batch.data, self._draw_levels(batch.n, batch.keys["timestep"], batch.offset)
         eps = ops.normal(data.shape, batch.keys["noise"], sample_offset=batch.offset)
         eps = eps.contiguous(memory_format=self.memory_format)
-        signal, noise_ = per_row(levels.signal, data), per_row(levels.noise, data)
-        noisy = signal * data + noise_ * eps
+        signal, noise = per_row(levels.signal, data), per_row(levels.noise, data)
+        noisy = signal * data + noise * eps
         prediction, sigma_data = self.settings.prediction, self.settings.sigma_data
-        target = schedules.target(prediction, data, eps, signal, noise_, sigma_data)
+        target = schedules.target(prediction, data, eps, signal, noise, sigma_data)
         if levels.input_scale is not None:
             noisy = per_row(levels.input_scale, data) * noisy
         output = call(self.learner.network, noisy, levels.time, batch.labels)

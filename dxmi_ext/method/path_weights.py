@@ -80,7 +80,8 @@ def of_weights(log_w: Tensor) -> dict[str, float]:
     """
     n, log_w = len(log_w), log_w.double()
     log_mean = float(log_w.logsumexp(0)) - math.log(n)
-    relative = (log_w - log_mean).exp()
+    weights = (log_w - log_w.max()).exp()  # without log_mean, which is rounded to more than 1 for huge log w
+    relative = weights / weights.mean()
     return {
         "log_partition": log_mean,
         "log_partition_std": float(relative.std() / math.sqrt(n)),

@@ -113,6 +113,7 @@ class GaussianSampler(nn.Module):
         self.sample_coef: Tensor
         self.output_coef: Tensor
         self.timesteps: Tensor
+        self._trains_last_std = True
         self._start_log_std(schedule.log_std.float().clone())
         self.register_buffer("sample_coef", schedule.sample_coef.float())
         self.register_buffer("output_coef", schedule.output_coef.float())
@@ -141,9 +142,14 @@ class GaussianSampler(nn.Module):
 
     def fix_last_std(self) -> None:
         """Freezes the sigma of the last step."""
+        self._trains_last_std = False
         trained = ~self._is_last()
         if self.log_std.requires_grad:  # else all are frozen
-            self.log_std.register_hook(lambda grad: grad * trained)
+            self.log_std.register_hook(lambda grad: grad if self._trains_last_std else grad * trained)
+
+    def train_last_std(self) -> None:
+        """Undoes `fix_last_std`."""
+        self._trains_last_std = True
 
     @torch.no_grad()
     def set_last_std(self, std: float) -> None:

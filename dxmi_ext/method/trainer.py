@@ -70,7 +70,9 @@ class DxMITrainer(Stepper):
         self.memory_format = self.sampler.memory_format
         networks.shard_(ranks)
         self.costs = Costs(algorithm, self.sampler, ranks)
-        if not algorithm.train_last_std:
+        if algorithm.train_last_std:
+            self.sampler.train_last_std()
+        else:
             self.sampler.fix_last_std()  # before the average copies it
         self.average = Average(networks, algorithm.ema_decay)
         self.averaged = self.average.module

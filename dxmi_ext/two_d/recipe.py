@@ -145,6 +145,17 @@ def _with_file(cfg: Config, file: str, directory: Path) -> Config:
     return moved
 
 
+def read(cfg: Config) -> Source:
+    """The points of the settings' file.
+
+    Raises:
+        ConfigError: the data are no file, or it cannot be read.
+    """
+    if not sources.is_file(cfg.density.data):
+        raise ConfigError(f"data must be a file of points, got the density {cfg.density.data}")
+    return sources.of(cfg.density.data)
+
+
 def _finish(
     run: Run, cfg: Config, data: Source, trainer: DxMITrainer | LangevinTrainer, averaged: Networks
 ) -> tuple[dict[str, Any], str]:

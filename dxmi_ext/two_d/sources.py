@@ -94,6 +94,17 @@ class Source:
             f"standardized to z = (x - [{center}]) / [{scale}], which networks and metrics see"
         )
 
+    def details(self) -> dict[str, Any]:
+        """An overview of the points of a file for `dxmi data`, as JSON."""
+        assert self.train is not None and self.held_out is not None
+        low, high = self.restored(self.box).tolist()
+        ranges = {
+            axis: [float(f"{end:.6g}") for end in ends] for axis, *ends in zip("xy", low, high, strict=True)
+        }
+        splits = {"train": {"points": len(self.train)}, "held out": {"points": len(self.held_out)}}
+        about = {"path": str(Path(self.name).resolve()), "layout": "points", "splits": splits}
+        return about | {"masks": 0, "skipped": [], "ranges": ranges}
+
 
 def is_file(name: str) -> bool:
     return name not in densities.DENSITIES

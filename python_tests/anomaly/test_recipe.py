@@ -251,6 +251,17 @@ def test_a_longer_run_learns_the_defects(data: Path, tmp_path: Path) -> None:
     assert not [key for key in numbers if key.startswith("knn")]
 
 
+def test_summed_gaussians_of_too_few_images_are_refused_at_the_start(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for i in range(6):  # four for training, one of them held out
+        save(tmp_path / f"parts/good/{i}.png", np.full((16, 16, 3), 40 * i, np.uint8))
+    assert run(tmp_path / "run", tmp_path / "parts", "detector=gaussians", recipe="anomaly") == 2
+    shown = capsys.readouterr()
+    assert "detector=gaussians needs >= 4 good images for training, got 3" in shown.err
+    assert "pretrain" not in shown.err
+
+
 def test_a_run_of_images_chooses_by_defects_that_it_makes(data: Path, tmp_path: Path) -> None:
     """Its heat maps, thresholds and scores are those of the detector that it chose."""
     settings = ["preparation=auto", "detector=auto", "picture_every=0", "holdout=.4", "patch=null"]

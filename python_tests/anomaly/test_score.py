@@ -334,6 +334,8 @@ def test_another_scoring_replaces_the_first(run: Path, pictures: Path) -> None:
     other.touch()
     assert cli.main(["score", str(run), str(run / "scores"), str(pictures / "b/x.png"), "worst=0"]) == 2
     assert stray.exists()  # refused before anything is touched: heat maps of this folder are no pictures
+    assert cli.main(["score", str(run), str(pictures / "a/notes.txt")]) == 2
+    assert stray.exists()
     assert cli.main(["score", str(run), str(pictures / "b/x.png"), "worst=0", "device=cpu"]) == 0
     assert not stray.exists() and other.exists() and len(table(run / "scores")) == 1
     assert Page(run / "scores/index.html").pictures == []
@@ -383,6 +385,7 @@ def test_a_score_that_is_not_finite_is_an_error_of_its_image(
         (["threshold=high"], "threshold must be float | None, got 'high'"),
         ([], "IMAGE or FOLDER must be given, got none"),
         (["empty"], "FOLDER must have images (.bmp"),
+        (["pictures/a/notes.txt"], "IMAGE must be an image, got pictures/a/notes.txt: is empty"),
         (
             ["pictures/x.webp", "output=pictures"],
             "output must be a new folder, an empty one or that of an earlier scoring",

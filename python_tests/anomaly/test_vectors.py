@@ -117,6 +117,7 @@ def test_files_that_are_no_npz(tmp_path: Path) -> None:
         ("a;b\n1;2\n", "line 2 must be separated by commas, got semicolons"),
         ("1,5;2,5\n", "line 1 must be separated by commas, got semicolons"),
         ("1\t2\n3\t4\n", "line 2 must be separated by commas, got tabs"),
+        ("a b\n1 2\n", "line 2 must be separated by commas, got spaces"),
         ("a,b,Label\n1,2,0\n", "columns must be features, got one named 'Label'; .* beside X\\)"),
         (",a,b\n0,1,2\n", "columns must be features, got one named ''; .* beside X\\)"),
     ],
@@ -262,6 +263,7 @@ def test_a_run_beats_chance(run: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert "pixel_auroc" not in numbers
     again, table = anomaly.evaluate(run, anomaly.EvaluateSettings(), torch.device("cpu"))
     assert again["image_auroc"] == numbers["image_auroc"] and "nearest neighbors" in table
+    assert "\nGaussian  " in table and "positions" not in table  # which rows do not have
     assert cli.main(["sample", str(run), "n=5", f"output={tmp_path}/s.npz"]) == 0
     assert np.load(tmp_path / "s.npz")["samples"].shape == (5, D + 1)
     x = np.insert(rows(), 2, 0.5, axis=1)

@@ -28,7 +28,12 @@ for library in ("matplotlib", "yaml", "sklearn", "tensorboard"):
     [
         (["train", "8gaussians", "iteration=3"], "iteration: unknown key; did you mean iterations?"),
         (["train", "8gaussians", "iterations=many"], "iterations must be int, got 'many'"),
-        (["train", "elsewhere/mine.yaml"], "recipe must be one of 2spirals, 8gaussians"),
+        (["train", "elsewhere/mine"], "recipe must be one of 2spirals, 8gaussians"),
+        (["train", "mine.yaml"], "recipe must be an existing yaml file, got 'mine.yaml'"),
+        (
+            ["train", "8gaussians", "output=/dev/null/x"],
+            "output must be a folder that can be written, got '/dev/null/x', which cannot be created: Not a",
+        ),
         (["train", "8gaussians", "tau=-1"], "tau must be >= 0, got -1.0"),
         (["sample", "nowhere"], "RUN must be the folder of a run, with config.yaml"),
         (["evaluate", "nowhere"], "RUN must be the folder of a run, with config.yaml"),
@@ -95,6 +100,14 @@ def test_mistake_in_flags_is_one_line(
         cli.main(arguments)
     out, err = capsys.readouterr()
     assert (exit.value.code, out, err) == (2, "", f"dxmi {arguments[0]}: {says}\n")
+
+
+def test_the_nearest_command_is_suggested(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit:
+        cli.main(["trian", "8gaussians"])
+    error = capsys.readouterr().err
+    assert exit.value.code == 2 and error.startswith("dxmi: COMMAND must be one of train, pretrain, ")
+    assert error.endswith(", got 'trian'; did you mean train?\n")
 
 
 @pytest.mark.parametrize("command", ["sample", "evaluate", "export"])
@@ -169,14 +182,17 @@ def test_help_lists_every_key_with_meaning_and_default(capsys: pytest.CaptureFix
         *(("pretrain", "8gaussians"), ("train", "--dry-run")),
     ):
         assert cli.main([command, "--help"]) == 0
-        assert key in capsys.readouterr().out
+        out = capsys.readouterr().out
+        assert key in out
+        assert cli.main(["help", command]) == 0
+        assert capsys.readouterr().out == out
 
 
 def test_module_as_a_command(finished: Path, tmp_path: Path) -> None:
     """In processes of their own: exit statuses, and the same samples."""
 
     def dxmi(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "dxmi_ext.cli", *arguments]
+        command = [sys.executable, "-m", "dxmi_ext", *arguments]
         return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
 
     mistake = dxmi("train", "8gaussians", "iteration=3")

@@ -61,9 +61,10 @@ def test_metrics_tell_each_step_and_the_pace(finished: Path) -> None:
 
 def test_default_folder_and_a_users_yaml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("mine.yaml").write_text("recipe: mine\ndata: checkerboard\nsteps: 3\npretrained: false\n")
+    Path("mine.yaml").write_text("task: two_d\ndata: checkerboard\nsteps: 3\npretrained: false\n")
     assert cli.main(["train", "mine.yaml", *SETTINGS]) == 0
     (folder,) = Path("runs").iterdir()
+    # The recipe has the name of its file.
     assert folder.name.startswith("mine-") and read(folder / "summary.json")["recipe"] == "mine"
     cfg, networks = two_d.load(folder, torch.device("cpu"))
     assert (cfg.density.data, networks.sampler.steps) == ("checkerboard", 3)

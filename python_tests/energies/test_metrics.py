@@ -30,9 +30,10 @@ def test_weights_of_normal_logs() -> None:
     assert reverse["ess_reverse"] == pytest.approx(math.exp(-0.25), abs=0.01)
 
 
-def test_equal_weights_are_exact() -> None:
-    found = of_weights(torch.full((10,), -700.0))
-    assert found == {"log_partition": pytest.approx(-700), "log_partition_std": 0, "elbo": -700, "ess": 1}
+@pytest.mark.parametrize("value", [-700.0, 2.0**60])
+def test_equal_weights_are_exact(value: float) -> None:
+    found = of_weights(torch.full((10,), value))
+    assert found == {"log_partition": pytest.approx(value), "log_partition_std": 0, "elbo": value, "ess": 1}
 
 
 def test_wasserstein_known_values() -> None:

@@ -146,6 +146,7 @@ def test_own_target_of_a_package_in_the_current_folder(module: Path) -> None:
     ("name", "message"),
     [
         ("own_energies", r"target must be package\.module:function, got 'own_energies'"),
+        ("own_energies.py:good", r"got 'own_energies\.py:good'; did you mean own_energies:good\?"),
         ("own_missing:energy", r"got 'own_missing:energy': no module 'own_missing'"),
         ("own_energies:nothing", r"own_energies\.py, got 'own_energies:nothing': no nothing"),
         ("own_energies:number", r"a function, got 'own_energies:number', an object of type int"),

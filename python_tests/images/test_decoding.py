@@ -6,6 +6,7 @@ from __future__ import annotations
 import io
 import os
 import struct
+import sys
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -516,6 +517,13 @@ def test_pointers_instead_of_files_are_named(
 def test_files_that_are_not_images_are_named(content: bytes, found: str, tmp_path: Path) -> None:
     with pytest.raises(ImageDataError, match=rf"a\.jpg: {found}"):
         pixels.decode(_file(tmp_path / "a.jpg", content), "a.jpg")
+
+
+def test_a_missing_pillow_is_no_fault_of_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = save(tmp_path / "a.png", PIXELS[0])
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    with pytest.raises(ModuleNotFoundError, match="PIL"):
+        pixels.read(str(path), "a.png")
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "latin-1", "utf-16"])

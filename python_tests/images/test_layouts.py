@@ -295,7 +295,11 @@ def test_files_are_told_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         (["nowhere"], "nowhere does not exist"),
         (["a.npz"], "a.npz: cannot be read as npz"),
         (["vectors.npz"], "arrays must be X, or X_train"),
-        ([".", "recipe=8gaussians"], "recipe must be one that reads data from a path, got '8gaussians'"),
+        ([".", "recipe=gmm25"], "recipe must be one of 2D points, images or anomaly detection, got 'gmm25'"),
+        (
+            ["checkerboard", "recipe=8gaussians"],
+            "data must be a file of points, got the density checkerboard",
+        ),
         ([".", "recipe=image"], "recipe must be one of 2spirals, "),
         ([".", "recipe=anomaly", "classes=bolt"], "got bolt; it has"),
         ([".", "recipes=anomaly"], "recipes: unknown key; did you mean recipe?"),

@@ -155,6 +155,19 @@ def test_a_frozen_sigma_stays_so() -> None:
     assert not sampler.log_std.requires_grad
 
 
+def test_the_last_sigma_is_frozen_until_it_is_trained_again() -> None:
+    sampler = make_sampler(EXAMPLES["ddpm"]())
+
+    def last_gradient() -> float:
+        (gradient,) = torch.autograd.grad(sampler.log_std.sum(), sampler.log_std)
+        return float(gradient[-1])
+
+    sampler.fix_last_std()
+    assert last_gradient() == 0
+    sampler.train_last_std()
+    assert last_gradient() == 1
+
+
 def test_a_step_compiles_as_one_graph() -> None:
     sampler, x, timestep = make_mlp_sampler(), torch.ones(5, 2), torch.arange(5)
 

@@ -41,6 +41,16 @@ def test_points_are_standardized_and_every_tenth_is_held_out(tmp_path: Path) -> 
     assert all((whole >= torch.tensor(low)).flatten()) and all((whole <= torch.tensor(high)).flatten())
 
 
+def test_points_are_previewed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "a.npy"
+    np.save(path, np.stack((np.linspace(-1, 3, 200), np.linspace(50, 60, 200)), 1))
+    assert cli.main(["data", str(path), "recipe=8gaussians"]) == 0
+    text = capsys.readouterr().out.splitlines()
+    assert text[0] == f"{path}: points, as recipe=8gaussians reads it"
+    assert text[1:3] == ["            train  held out", "    points    180        20"]
+    assert "  ranges: x from -1 to 3, y from 50 to 60" in text
+
+
 @pytest.mark.parametrize(
     ("points", "message"),
     [

@@ -10,6 +10,8 @@ from dxmi_ext.anomaly.detectors.plain import GaussianPositions
 from dxmi_ext.anomaly.features.feature_maps import FeatureMaps
 from dxmi_ext.images.metrics.features import FeatureError
 
+FEWEST = 4
+"""Number of maps that a fit requires: two for each half."""
 _SHRINKAGE = 0.01  # weight of the identity in the correlation matrix of all positions
 
 
@@ -37,8 +39,8 @@ class Gaussians(GaussianPositions):
 
     @torch.no_grad()
     def fit(self, maps: FeatureMaps) -> None:
-        if len(maps) < 4:
-            raise FeatureError(f"maps must be of >= 4 images, two of them for each half, got {len(maps)}")
+        if len(maps) < FEWEST:
+            raise FeatureError(f"maps must be of >= {FEWEST} images, two for each half, got {len(maps)}")
         fitted, others = (FeatureMaps(maps.maps[first::2], fingerprint="") for first in (0, 1))
         self._fit(fitted)
         distances = torch.cat(

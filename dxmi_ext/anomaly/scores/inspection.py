@@ -27,7 +27,8 @@ from dxmi_ext.anomaly.scores.scoring import ScoreError, Scorer, VectorScorer
 from dxmi_ext.engine.output import runlog
 from dxmi_ext.engine.settings import ConfigError, Settings, device_setting, setting
 from dxmi_ext.engine.storage import files
-from dxmi_ext.images.data import listing
+from dxmi_ext.images.data import listing, pixels
+from dxmi_ext.images.data.contents import ImageDataError
 from dxmi_ext.images.data.dataset import note_pages
 from dxmi_ext.images.data.listing import PICTURES
 
@@ -75,7 +76,7 @@ def find_pictures(given: Iterable[str], output: Path) -> list[str]:
     and without images in output. A note lists skipped files.
 
     Raises:
-        ConfigError: no images are given, or a folder has none.
+        ConfigError: no images are given, a folder has none, or a file with another suffix is none.
         ImageDataError: a folder contains results of dxmi, or cannot be read.
     """
     found = dict[str, str]()
@@ -89,6 +90,11 @@ def find_pictures(given: Iterable[str], output: Path) -> list[str]:
                 runlog.note(f"skipped in {path}: {unread}")
             if not below:
                 raise ConfigError(f"FOLDER must have images ({', '.join(PICTURES)}), got {path!r}")
+        elif not path.lower().endswith(PICTURES):
+            try:
+                pixels.read(path, path)
+            except ImageDataError as error:
+                raise ConfigError(f"IMAGE must be an image, got {error}") from error
         for name in below:
             found.setdefault(os.path.abspath(name), name)
     if not found:

@@ -41,7 +41,7 @@ def make_room(output: Path, heat_maps: Path | None) -> None:
         folders.FolderError: see `check_output`.
     """
     check_output(output)
-    output.mkdir(parents=True, exist_ok=True)
+    folders.create(output)
     folders.mark(output, "scores")
     for name in (TABLE, f"{TABLE}.unfinished", PAGE):
         files.remove(output / name)

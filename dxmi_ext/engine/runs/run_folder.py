@@ -113,11 +113,11 @@ class RunFolder:
         """Creates the folder; a default name is changed if another run has taken it."""
         while self._names is not None:
             try:
-                self.directory.mkdir(parents=True)
+                folders.create(self.directory, new=True)
                 return
             except FileExistsError:
                 self.directory = Path(next(self._names))
-        self.directory.mkdir(parents=True, exist_ok=True)
+        folders.create(self.directory)
 
     def _lock(self, stack: ExitStack) -> None:
         """Locks the folder; if it stays empty, it is removed at the end."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import zipfile
 from collections.abc import Callable
@@ -112,6 +113,28 @@ def check(
     names = content(folder)
     if names and not is_older(folder):
         raise FolderError(f"{message}, which holds {first_few(names)}")
+
+
+def create(folder: Path, *, new: bool = False, key: str = "output") -> None:
+    """Create a folder accepted by `check`.
+
+    Args:
+        new: whether it must not exist yet.
+        key: setting that names the folder.
+
+    Raises:
+        FolderError: it cannot be created, or nothing can be written in it.
+        FileExistsError: it must be new, and is not.
+    """
+    message = f"{key} must be a folder that can be written, got {str(folder)!r}"
+    try:
+        folder.mkdir(parents=True, exist_ok=not new)
+    except OSError as error:
+        if new and isinstance(error, FileExistsError):
+            raise
+        raise FolderError(f"{message}, which cannot be created: {error.strerror}") from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise FolderError(f"{message}, which is read-only")
 
 
 def content(folder: Path) -> list[str]:

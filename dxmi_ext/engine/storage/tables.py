@@ -58,8 +58,8 @@ def _fault(path: Path, names: list[str]) -> str | None:
             cells = [cell.strip() for cell in next(csv.reader([text]))]
             columns = columns or len(cells)
             bad = next((i for i, cell in enumerate(cells) if not _is_number(cell)), None)
-            if bad is not None and (other := [what for mark, what in _OTHERS.items() if mark in cells[bad]]):
-                return f"line {number} must be separated by commas, got {other[0]}"
+            if bad is not None and (other := _other_separator(cells[bad])):
+                return f"line {number} must be separated by commas, got {other}"
             if len(cells) != columns:
                 return f"line {number} must have {columns} columns, as the first line, got {len(cells)}"
             if bad is not None:
@@ -68,6 +68,14 @@ def _fault(path: Path, names: list[str]) -> str | None:
                     return f"{where} is empty; missing values are not supported"
                 return f"{where} must be a number, got {cells[bad]!r}"
     return None
+
+
+def _other_separator(cell: str) -> str | None:
+    """What separates the numbers of a cell."""
+    numbers = cell.split()
+    found = [what for mark, what in _OTHERS.items() if mark in cell]
+    found += ["spaces"] * (len(numbers) > 1 and all(map(_is_number, numbers)))
+    return next(iter(found), None)
 
 
 def _is_number(text: str) -> bool:

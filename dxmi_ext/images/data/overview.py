@@ -90,7 +90,7 @@ class Overview:
 
 
 def text_of(details: dict[str, Any]) -> str:
-    """`Overview.details` and the recipe that reads it, as text."""
+    """`Overview.details`, or those of points, and the recipe that reads the data, as text."""
     splits = details["splits"]
     labels = dict.fromkeys(label for counts in splits.values() for label in counts)
     rows = [["", *splits], *([label, *(f"{c.get(label, 0):,}" for c in splits.values())] for label in labels)]
@@ -103,16 +103,19 @@ def text_of(details: dict[str, Any]) -> str:
         lines.append(f"    {first:<{widths[0]}}{''.join(numbers)}")
     lines.append(f"  masks: {details['masks'] or 'none'}")
     for key in ("sizes", "modes"):
-        if details[key]:
+        if details.get(key):
             lines.append(f"  {key}: {_listed(details[key])}")
+    if ranges := details.get("ranges"):  # of points
+        shown = (f"{axis} from {low:.4g} to {high:.4g}" for axis, (low, high) in ranges.items())
+        lines.append(f"  ranges: {', '.join(shown)}")
     for key, title in (("unreadable", "cannot be read"), ("skipped", "skipped")):
-        named = [f"    {each['path']}: {each['reason']}" for each in details[key]]
+        named = [f"    {each['path']}: {each['reason']}" for each in details.get(key, [])]
         lines += [f"  {title}:" if named else f"  {title}: nothing", *named]
-    if details["multipage"]:
+    if details.get("multipage"):
         lines.append(f"  several pages, of which the first is used: {first_few(details['multipage'])}")
-    if details["unreadable"]:
+    if details.get("unreadable"):
         lines.append("  Training stops at files that cannot be read, which are not counted here.")
-    if details["files"]:
+    if details.get("files"):
         lines.append("  Only headers were read; training decodes whole files and names all damaged ones.")
     return listing.printable("\n".join(lines))
 

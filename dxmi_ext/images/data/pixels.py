@@ -177,6 +177,8 @@ def read(file: str | IO[bytes], name: str) -> np.ndarray:
             upper, lower = np.split(_pixels(file, "RGBA")[0].astype(np.uint16)[..., [0, 2, 1, 3]], 2, 2)
             return (upper << 8 | lower)[..., [0, 0, 0, 1]]
         return values
+    except ModuleNotFoundError:  # Pillow itself is missing
+        raise
     except Exception as error:  # Pillow raises many kinds of errors for damaged files
         what = what_it_is(file)
         if what is None:
