@@ -96,7 +96,7 @@ def test_one_run_samples_with_any_of_its_lengths(tmp_path: Path, capsys: pytest.
 def test_a_run_of_levels_samples_with_any_number_of_steps(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked = ["lengths=2,5", "step_input=levels", "length_draw=short", "untrained_lengths=3"]
+    asked = ["lengths=2,5", "step_input=levels", "random_spacing=.5", "untrained_lengths=3"]
     assert train(tmp_path / "run", *asked) == 0
     summary = read(tmp_path / "run" / "summary.json")
     assert {f"sliced_wasserstein_t{steps}" for steps in (2, 3, 5)} < summary.keys()

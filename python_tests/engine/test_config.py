@@ -164,6 +164,11 @@ def test_bad_override(recipe: Path, override: str, says: str) -> None:
             "schedule=edm step_input=levels untrained_lengths=1,7",
             "untrained_lengths must be >= 2 with schedule=edm, got 1,7",
         ),
+        ("random_spacing=.5", "random_spacing must be 0 without step_input=levels, got 0.5"),
+        (
+            "random_spacing=.5 step_input=levels schedule=ddpm",
+            "random_spacing must be 0 with schedule=ddpm, got 0.5",
+        ),
         ("skip_last=6", "skip_last must be <= steps=5, got 6"),
         ("ema_decay=1", "ema_decay must be < 1, got 1.0"),
         ("tau_rate=.1 batch_size=1", "batch_size must be >= 2 with tau_rate=0.1, got 1"),

@@ -9,10 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from dxmi_ext import ops
+from dxmi_ext.engine.compute.ranks import Ranks
 from dxmi_ext.method import schedules
+from dxmi_ext.method.costs import Costs
 from dxmi_ext.method.lengths import AnyLengthSampler, MultiLengthSampler, StepLevels, draw_length, lengths_of
 from dxmi_ext.method.sampler import GaussianSampler
 from dxmi_ext.method.schedules import Schedule
+from dxmi_ext.method.settings import DxMISettings
 
 SHAPE = (2,)
 KEY = ops.noise_key(3)
@@ -121,6 +124,20 @@ def test_a_chain_with_random_levels_is_the_usual_one_after_the_next_use() -> Non
         assert torch.equal(table, before)
     with pytest.raises(ValueError, match=r"places must be 2 ascending numbers within \[0, 1\], got"):
         sampler.respace(torch.tensor([0.5, 0.2]))
+
+
+def test_running_costs_of_random_levels_are_those_of_their_steps() -> None:
+    """s_t^2 is proportional to the expected displacement, and AVR keeps it for the usual levels."""
+    sampler = any_length(2, 3)
+    costs = Costs(DxMISettings(tau_entropy=0.0, tau_velocity=0.1), sampler, Ranks())
+    sampler.use(3)
+    usual, timesteps = costs.velocity_var.clone(), sampler.timesteps
+    before = costs.of("sampler", torch.ones(3), timesteps)
+    sampler.respace(torch.tensor([0, 0.8, 1]))
+    scale = sampler.displacement_scale
+    torch.testing.assert_close(costs.of("sampler", torch.ones(3), timesteps), before / scale)
+    costs.adapt(usual[sampler.rows] * scale, torch.zeros(1, *SHAPE), torch.zeros(1, *SHAPE))
+    torch.testing.assert_close(costs.velocity_var, usual)
 
 
 def test_half_of_the_iterations_have_random_levels() -> None:
