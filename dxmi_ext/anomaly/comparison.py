@@ -38,8 +38,6 @@ TITLES = {
     "gaussians": "summed Gaussians",
 }
 """Titles of methods, in the order of the table."""
-VECTOR_TITLES = TITLES | {"gaussian": "Gaussian"}
-"""The same for vectors, which have no positions."""
 
 _COLUMNS = {
     "image_auroc": "AUROC",
@@ -54,8 +52,8 @@ _SHARES = {"found": "of the defective", "false_alarms": "of the good"}
 
 
 def titles_of(*, vectors: bool) -> Mapping[str, str]:
-    """Titles of methods for vectors or images."""
-    return VECTOR_TITLES if vectors else TITLES
+    """Titles of methods for images, or vectors, which have no positions."""
+    return TITLES | {"gaussian": "Gaussian"} if vectors else TITLES
 
 
 def calibrate(

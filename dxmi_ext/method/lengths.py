@@ -106,7 +106,7 @@ class AnyLengthSampler(MultiLengthSampler):
         self._last_log_std: float | None = None
         for name in ("sample_coef", "output_coef"):
             self.register_buffer(name, getattr(self, name), persistent=False)
-        self._last_is_fixed = not train_last_std
+        self._trains_last_std = train_last_std
 
     def _start_log_std(self, values: Tensor) -> None:
         self.schedule_log_std: Tensor
@@ -116,7 +116,7 @@ class AnyLengthSampler(MultiLengthSampler):
     def log_std(self) -> Tensor:  # type: ignore[override]
         """log sigma of the steps of all chains, [sum of lengths]."""
         offset, last = self.std_offset(self.levels.inputs[:-1])[:, 0], self.following == self.end
-        if self._last_is_fixed:
+        if not self._trains_last_std:
             offset = offset.masked_fill(last, 0)
         values = self.schedule_log_std + offset
         return values if self._last_log_std is None else values.masked_fill(last, self._last_log_std)
@@ -125,7 +125,7 @@ class AnyLengthSampler(MultiLengthSampler):
         return list(self.std_offset.parameters())
 
     def fix_last_std(self) -> None:
-        self._last_is_fixed = True
+        self._trains_last_std = False
 
     def set_last_std(self, std: float) -> None:
         self._last_log_std = math.log(std)
