@@ -51,7 +51,7 @@ class MultiLengthSampler(GaussianSampler):
         self.lengths = tuple(lengths)
         self.following: Tensor
         self.register_buffer("following", _following(self.lengths), persistent=False)
-        self.use(self.lengths[0])
+        MultiLengthSampler.use(self, self.lengths[0])  # a subclass is not complete yet
 
     def use(self, steps: int) -> None:
         """Sets the number of steps of the chains from here on.
@@ -107,6 +107,7 @@ class AnyLengthSampler(MultiLengthSampler):
         for name in ("sample_coef", "output_coef"):
             self.register_buffer(name, getattr(self, name), persistent=False)
         self._trains_last_std = train_last_std
+        self.use(self.lengths[0])
 
     def _start_log_std(self, values: Tensor) -> None:
         self.schedule_log_std: Tensor
@@ -131,7 +132,8 @@ class AnyLengthSampler(MultiLengthSampler):
         self._last_log_std = math.log(std)
 
     def use(self, steps: int) -> None:
-        """Sets the number of steps of the chains from here on; a new one adds its chain to the tables.
+        """Sets the number of steps of the chains, and whose energy V^T is, from here on; a new one adds its
+        chain to the tables.
 
         Raises:
             ValueError: the schedule has no chain of this length.
@@ -142,6 +144,7 @@ class AnyLengthSampler(MultiLengthSampler):
         if steps not in self.lengths:
             self._add(steps)
         super().use(steps)
+        self.levels.end_of(steps)
 
     def respace(self, places: Tensor) -> None:
         """Moves the noise levels of the chain in use until the next `use`.
@@ -177,16 +180,18 @@ class StepLevels(nn.Module):
 
     Attributes:
         sigma: levels noise / signal of the steps, [steps of all chains + 1], 0 at the end.
-        inputs: [steps of all chains + 1, INPUTS], all 0 at the end. For each step: 1; the log of its level
-            sigma = noise / signal, scaled to -1 .. 1 over the chains given here; the ratio of the next level
-            to it; sinusoids of both; and its ratio to the previous level (1 for the first step), since the
-            last steps of all chains have the same levels, although those of short chains move further.
+        inputs: [steps of all chains + 1, INPUTS]. For each step: 1; 0; the log of its level sigma = noise /
+            signal, scaled to -1 .. 1 over the chains given here; the ratio of the next level to it;
+            sinusoids of both; and its ratio to the previous level (1 for the first step), since the last
+            steps of all chains have the same levels, although those of short chains move further. For the
+            end, see `end_of`.
     """
 
-    INPUTS = 8
+    INPUTS = 9
 
     def __init__(self, chains: Sequence[Schedule]) -> None:
         super().__init__()
+        self.longest = max(len(chain.noise) for chain in chains)
         logs = torch.cat([_levels(chain) for chain in chains]).log()
         self.low, self.high = float(logs.min()), float(logs.max())
         self.inputs: Tensor
@@ -206,6 +211,16 @@ class StepLevels(nn.Module):
         """Replaces the steps of a chain by those of one with other levels."""
         self.sigma[rows], self.inputs[rows] = self._rows(schedule)
 
+    def end_of(self, steps: int) -> None:
+        """Sets the inputs of the end to those of a chain of so many steps: 0; the shortness s = 1 - log T /
+        log of the largest T given at first, or 0; and sinusoids of it. So the end of the longest chain is all
+        0, and the energy of shorter chains may differ: it opposes the errors of their samples, which other
+        chains do not make.
+        """
+        short = max(0.0, 1 - math.log(steps) / math.log(max(self.longest, 2)))
+        waves = (math.sin(math.pi / 2 * k * short) for k in range(1, self.INPUTS - 1))
+        self.inputs[-1] = self.inputs.new_tensor([0, short, *waves])
+
     def drops(self, rows: slice) -> Tensor:
         """By how much each step of a chain lowers sigma^2, [T]; squared displacements are about proportional
         to it."""
@@ -219,12 +234,14 @@ class StepLevels(nn.Module):
         angles = torch.pi * torch.stack((place / 2, place, ratio))
         waves = *angles[:2].sin(), *angles[1:].cos()
         before = torch.cat((level.new_ones(1), ratio[:-1]))
-        rows = torch.stack((torch.ones_like(level), place, ratio, *waves, before), dim=1)
+        one, zero = torch.ones_like(level), torch.zeros_like(level)
+        rows = torch.stack((one, zero, place, ratio, *waves, before), dim=1)
         return level.to(self.sigma), rows.to(self.inputs)
 
 
 class LevelFunction(nn.Module):
-    """A function of the levels of a step, zero at first: inputs of `StepLevels` [N, INPUTS] -> [N, outputs].
+    """A function of the levels of a step or of a shorter chain's end, zero at first and for inputs of 0:
+    inputs of `StepLevels` [N, INPUTS] -> [N, outputs].
 
     Args:
         outputs: number of values.
@@ -239,7 +256,7 @@ class LevelFunction(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         hidden = nn.functional.silu(2 * self.first(inputs))
         # Steps of Adam change the values about as much as those of a table.
-        return self.last(hidden) / _HIDDEN**0.5
+        return inputs[:, :2].sum(1, keepdim=True) * self.last(hidden) / _HIDDEN**0.5
 
 
 def lengths_of(sampler: GaussianSampler) -> tuple[int, ...]:

@@ -42,8 +42,9 @@ class LevelSamplerMLP(nn.Module):
 
 
 class LevelValueMLP(nn.Module):
-    """V^t(x): (x [N, D], timestep [N]) -> [N]. V^T is the energy, a linear head on a trunk; the head of a
-    step adds a function of its levels, zero at first. A step's loss does not train the energy's head.
+    """V^t(x): (x [N, D], timestep [N]) -> [N]. V^T is the energy, a linear head on a trunk for the longest
+    chain; steps, and the energies of shorter chains, add a function of their inputs, zero at first, whose
+    losses do not train that head.
 
     Args:
         levels: levels of the sampler's steps.
@@ -60,9 +61,9 @@ class LevelValueMLP(nn.Module):
         self.head = LevelFunction(width + 1)
 
     def forward(self, x: Tensor, timestep: Tensor) -> Tensor:
-        is_step = self.levels.inputs[:, :1]  # 0 at the end
-        heads = is_step * self.head(self.levels.inputs)
+        inputs = self.levels.inputs
         own = torch.cat((self.energy.weight, self.energy.bias[None]), dim=1)
-        heads = torch.where(is_step > 0, own.detach() + heads, own)
+        differs = inputs[:, :2].any(1, keepdim=True)
+        heads = torch.where(differs, own.detach() + self.head(inputs), own)
         values = nn.functional.linear(self.trunk(x), heads[:, :-1], heads[:, -1])
         return values.gather(1, timestep[:, None])[:, 0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import math
 
 import pytest
 import torch
@@ -81,11 +82,19 @@ def test_levels_are_those_of_each_step_and_the_next() -> None:
     levels = StepLevels([schedule_of(2), schedule_of(3)])
     middle = (3 * 0.4) ** 0.5
     assert levels.inputs[:, 0].tolist() == [1, 1, 1, 1, 1, 0] and not levels.inputs[-1].any()
-    torch.testing.assert_close(levels.inputs[:-1, 1], torch.tensor([1.0, -1, 1, 0, -1]))
+    torch.testing.assert_close(levels.inputs[:-1, 2], torch.tensor([1.0, -1, 1, 0, -1]))
     torch.testing.assert_close(
         levels.inputs[:-1, -1], torch.tensor([1, 0.4 / 3, 1, middle / 3, 0.4 / middle])
     )
-    torch.testing.assert_close(levels.inputs[:-1, 2], torch.tensor([0.4 / 3, 0, middle / 3, 0.4 / middle, 0]))
+    torch.testing.assert_close(levels.inputs[:-1, 3], torch.tensor([0.4 / 3, 0, middle / 3, 0.4 / middle, 0]))
+    levels.end_of(2)
+    short = 1 - math.log(2) / math.log(3)
+    torch.testing.assert_close(
+        levels.inputs[-1, :3], torch.tensor([0, short, math.sin(math.pi / 2 * short)])
+    )
+    for steps in (3, 7):  # the longest chain, and one that is longer still
+        levels.end_of(steps)
+        assert not levels.inputs[-1].any()
 
 
 def test_a_length_is_the_same_chain_trained_or_added() -> None:
@@ -109,7 +118,7 @@ def test_a_length_is_the_same_chain_trained_or_added() -> None:
 def test_a_chain_with_random_levels_is_the_usual_one_after_the_next_use() -> None:
     sampler = any_length(2, 3)
     sampler.use(3)
-    usual = [table.clone() for table in (sampler.sample_coef, sampler.log_std, sampler.levels.inputs)]
+    usual = [table.clone() for table in (sampler.sample_coef, sampler.log_std, sampler.levels.inputs[:-1])]
     sampler.respace(torch.tensor([0, 0.8, 1]))
     low = 3 * (0.4 / 3) ** 0.8
     torch.testing.assert_close(sampler.levels.sigma[sampler.rows], torch.tensor([3.0, low, 0.4]))
@@ -119,7 +128,7 @@ def test_a_chain_with_random_levels_is_the_usual_one_after_the_next_use() -> Non
     sampler.use(2)
     assert sampler.displacement_scale is None
     for table, before in zip(
-        (sampler.sample_coef, sampler.log_std, sampler.levels.inputs), usual, strict=True
+        (sampler.sample_coef, sampler.log_std, sampler.levels.inputs[:-1]), usual, strict=True
     ):
         assert torch.equal(table, before)
     with pytest.raises(ValueError, match=r"places must be 2 ascending numbers within \[0, 1\], got"):

@@ -38,6 +38,20 @@ def test_a_network_of_levels_is_initially_the_same_for_all_steps() -> None:
     assert value.head.last.weight.grad.any() and not value.energy.weight.grad.any()
 
 
+def test_a_shorter_chain_has_an_energy_of_its_own() -> None:
+    networks, _ = model.build(config(), torch.device("cpu"))
+    sampler, value, x = networks.sampler, networks.value, torch.linspace(-2, 2, 12).view(6, 2)
+    assert isinstance(value, LevelValueMLP)
+    sampler.use(3)
+    longest = networks.energy(x)
+    torch.nn.init.normal_(value.head.last.weight)
+    assert torch.equal(networks.energy(x), longest)
+    sampler.use(2)
+    assert (networks.energy(x) != longest).all()
+    networks.energy(x).sum().backward()
+    assert value.energy.weight.grad is not None and not value.energy.weight.grad.any()
+
+
 @pytest.mark.parametrize("kind", ["per_step", "separate"])
 def test_training_resumes_and_its_result_serves_any_length(kind: str) -> None:
     data = torch.randn(16, 2, generator=torch.Generator().manual_seed(0))

@@ -17,21 +17,10 @@ from dxmi_ext.method.lengths import LevelFunction, StepLevels
 from dxmi_ext.method.sampler import per_row
 
 
-class StepEmbedding(nn.Module):
-    """Inputs of `StepLevels` [N, INPUTS] -> change of a time embedding, [N, width]; 0 for inputs of 0."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.function = LevelFunction(width)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        return inputs[:, :1] * self.function(inputs)
-
-
 def see_steps_(unet: UNet) -> UNet:
-    """Adds a `StepEmbedding` to an unconditional U-Net, unless it has one."""
+    """Adds a `LevelFunction` to an unconditional U-Net, unless it has one."""
     if not unet.sees_steps:
-        unet.model.class_embedding = StepEmbedding(embedding_width(unet))
+        unet.model.class_embedding = LevelFunction(embedding_width(unet))
     return unet
 
 
@@ -75,7 +64,7 @@ class LevelEncoderValue(EncoderValue):
         at_end = torch.tensor([lowest])
         super().__init__(unet, diffusion.time(at_end), diffusion.input_scale(at_end), width)
         self.levels, self.diffusion, self.lowest = levels, diffusion, lowest
-        self.steps = StepEmbedding(embedding_width(unet))
+        self.steps = LevelFunction(embedding_width(unet))
 
     def seen(self, timestep: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         sigma = self.levels.sigma[timestep].clamp(min=self.lowest)
