@@ -167,7 +167,7 @@ def sampler_step(
     *,
     sample_offset: int = 0,
 ) -> StepOutput:
-    """One reparametrized step of the sampler, with its log-probability and displacement (DxMI, sec. 1).
+    """One reparametrized step of the sampler, with its log-probability and displacement.
 
     ``next_sample = sample_coef[t] sample + output_coef[t] model_output + exp(log_std[t]) z``. The row results
     are taken before next_sample is rounded to its dtype; ``log_std = -inf`` makes a step deterministic.
@@ -229,7 +229,7 @@ def running_cost(
     *,
     skip_last: int = 0,
 ) -> Tensor:
-    """Velocity cost minus entropy bound for each row (DxMI, sec. 2), [N].
+    """Velocity cost minus entropy bound for each row (DxMI, Alg. 1), [N].
 
     ``tau_velocity sq_displacement / (2 velocity_var[t]) - tau_entropy log_std[t]``, and zero for
     t >= T - skip_last. Differentiable in sq_displacement and log_std.

@@ -169,13 +169,13 @@ def taus(settings: DxMISettings, loss: str, dim: int) -> Taus:
 
 
 def density_temperature(settings: DxMISettings, dim: int) -> float:
-    """w in exp(-E / w) / Z, the density that a sampler of `dim` dimensions is trained towards: the weight of
-    the entropy as a sum over dimensions (DxMI, sec. 2). 0 without entropy."""
+    """w in exp(-E / w) / Z, the density toward which a sampler of `dim` dimensions is trained: the weight of
+    the entropy as a sum over dimensions. 0 without entropy."""
     return settings.entropy_tau if settings.cost_reduction == "sum" else settings.entropy_tau / dim
 
 
 def time_costs(kind: str, steps: int) -> Tensor:
-    """R(t), [T]: the fixed costs of Algorithm 2 (DxMI, sec. 4). sigmoid sums to about 1 over the path."""
+    """R(t), [T]: the fixed costs of DxMI's Algorithm 2. sigmoid sums to about 1 over the path."""
     t = torch.arange(steps, dtype=torch.float64)
     return {
         "none": torch.zeros_like(t),

@@ -76,7 +76,7 @@ def batches(
         rows: consecutive indices i of the samples.
         seed: seed of noise and random labels.
         batch_size: rows per call of the networks; None: 2^20 numbers, at most 4096 rows.
-        guidance: scale lambda of value guidance (DxMI, sec. 4); 0: no guidance.
+        guidance: scale lambda of value guidance; 0: no guidance.
         labels: text for `read_labels`; None: uniform if there are classes.
         classes: number of classes; None: the networks take no labels.
         steps: T, one that the sampler has; None: the current one.

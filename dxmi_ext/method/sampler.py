@@ -63,8 +63,7 @@ class Trajectory(NamedTuple):
 
 
 class GaussianSampler(nn.Module):
-    """x_{t+1} = sample_coef[t] x_t + output_coef[t] network(x_t, t) + exp(log_std[t]) z (DxMI, sec. 1), for
-    t = 0 .. T - 1.
+    """x_{t+1} = sample_coef[t] x_t + output_coef[t] network(x_t, t) + exp(log_std[t]) z, for t = 0 .. T - 1.
 
     Args:
         network: (x [N, *], timestep int64 [N]) -> [N, *], with labels [N] as a third argument if conditional.
