@@ -94,7 +94,7 @@ def noise_key(
         raise ValueError("dxmi_ext.ops.noise_key: seed must be None with a generator, got both")
     if isinstance(seed, bool) or not hasattr(seed, "__index__"):
         raise TypeError(f"dxmi_ext.ops.noise_key: seed must be an int or None, got {type(seed).__name__}")
-    seed = operator.index(seed)  # also of numpy's integers
+    seed = operator.index(seed)  # converts numpy's integers
     if not -(2**63) <= seed < 2**64:
         raise ValueError(f"dxmi_ext.ops.noise_key: seed must be in [-2**63, 2**64), got {seed}")
     key = torch.zeros(2, dtype=torch.int64, device=device)
@@ -334,7 +334,7 @@ def update_velocity_var_(velocity_var: Tensor, sq_displacement: Tensor, decay: f
     except RuntimeError as error:
         _gradients.refuse_type("update_velocity_var_", error)
         raise
-    if not torch.compiler.is_compiling():  # which counts the write by itself
+    if not torch.compiler.is_compiling():  # torch.compile counts the write itself
         torch.autograd.graph.increment_version(velocity_var)
     return velocity_var
 

@@ -314,7 +314,7 @@ def _reader(batches: Callable[[int], Data] | Iterable[Data]) -> tuple[Data, Call
 
 
 def _fingerprints(batches: Any, ranks: Ranks) -> identity.Fingerprints | None:
-    """Those of the data, on the first rank; None if the batches have none."""
+    """The fingerprints of the data, on the first rank; None if the batches have none."""
     if not hasattr(batches, "fingerprint"):
         return None
     return {"train": batches.fingerprint()} if ranks.first else {}
@@ -341,7 +341,7 @@ def _parts(batch: Data, trainer: Stepper) -> list[Tensor]:
 
 
 def _config(trainer: Stepper, run: dict[str, Any]) -> _FitConfig:
-    """The settings of a run; those of `fit` and of the trainer.
+    """The settings of a run, which come from the arguments of `fit` and from the trainer.
 
     Raises:
         ConfigError: a setting is invalid, or the folder holds a run of another trainer.

@@ -93,9 +93,10 @@ class Costs:
         return (next_value + costs).detach()
 
     def entropy_noise(self, log_prob: Tensor, timestep: Tensor) -> Tensor:
-        """What the log probabilities of steps taken add to the entropy bound in a value's target, [N]: 0 on
-        average, but it cancels most of the noise of running cost and next value. With a sampler at its
-        optimum, nothing of the noise is left.
+        """Tau times the difference between the log probability of a step taken and its mean, [N].
+
+        In a value's target, it is 0 on average, but cancels most of the noise of the running cost and of the
+        next value; for an optimal sampler, it cancels all of it.
 
         Args:
             log_prob: [N], mean over D.
