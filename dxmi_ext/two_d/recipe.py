@@ -124,7 +124,7 @@ def evaluate(directory: Path, settings: EvaluateSettings, device: torch.device) 
     cfg.evaluation.samplings = settings.samplings or cfg.evaluation.samplings
     options = {"seed": settings.seed, "tau_factor": about.get("tau_factor", 1.0)}
     density: dict[str, Any] = {}
-    if settings.log_partition:  # first, for it may be refused
+    if settings.log_partition:  # first, since it may be refused
         density = likelihood.evaluate(cfg, networks, paths=settings.paths, **options)
     numbers = evaluate_networks(cfg, networks, **options)
     lines = [table(cfg, numbers), *([likelihood.table(density)] if density else [])]
