@@ -94,7 +94,7 @@ def test_annealed_importance_sampling_finds_a_known_log_partition() -> None:
 
 @pytest.mark.parametrize("wall", [math.inf, math.nan])
 def test_particles_behind_a_wall_have_no_weight(wall: float) -> None:
-    """The energy is inf or NaN on half of a normal density, so the ELBO is -inf; if skipped, nan is printed."""
+    """With an energy of inf or NaN on half of the plane, the ELBO is -inf; if skipped, it prints as nan."""
     half = Target("half", 2, lambda x: x.square().sum(1) / 2 + torch.where(x[:, 0] > 0, wall, 0.0))
     found = annealed(half, 1.0, 1.5, ops.noise_key(0), n=500, levels=50)
     assert found["ais_log_partition"] == pytest.approx(
