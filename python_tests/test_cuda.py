@@ -136,15 +136,6 @@ def make_trainer(**settings: Any) -> DxMITrainer:
 
 
 @pytest.mark.gpu
-def test_training_does_not_wait_for_the_device(no_sync: Callable[[], None]) -> None:
-    trainer = make_trainer()
-    data = torch.randn(16, 2, device="cuda")
-    trainer.step(data)
-    no_sync()
-    trainer.step(data)
-
-
-@pytest.mark.gpu
 def test_training_in_a_graph_equals_training_without() -> None:
     """Weights, averages and metrics have the same bits; every replay has its own learning rates and noise."""
     trainers = [make_trainer(cuda_graph=graph) for graph in (False, True)]
