@@ -241,7 +241,7 @@ def save(path: str | os.PathLike[str], networks: nn.Module, **about: Any) -> Non
         about: entries of config.json, which have to be serializable as json.
 
     Raises:
-        TypeError: an argument is of another type, or the module has extra state that is no tensor.
+        TypeError: an argument is of another type, or the module has extra state that is not a tensor.
         FolderError: the path is a file, or a folder with other content.
     """
     _check(path, networks)

@@ -120,7 +120,7 @@ def test_the_patch_is_best_for_images_and_pixels_together(monkeypatch: pytest.Mo
     pixels[3] = float("nan")  # synthetic defects too small for a mask
     found = choice._choose_patch(trials, names)
     assert found["patch"] == 5 and found["patches"]["knn"].keys() == {"1", "5", "9"}
-    json.dumps(found, allow_nan=False)  # NaN is no JSON
+    json.dumps(found, allow_nan=False)  # NaN is not valid JSON
 
 
 def test_pixels_are_judged_by_the_masks_of_defects() -> None:

@@ -97,7 +97,7 @@ def test_files_that_are_no_npz(tmp_path: Path) -> None:
         (tmp_path / f"{name}.npz").write_bytes(content)
     np.save(tmp_path / "objects.npy", np.array([{}]))
     for name, why in (
-        ("text.npz", "it is no file of numpy"),
+        ("text.npz", "it is not a numpy file"),
         ("cut.npz", "File is not a zip file"),
         ("empty.npz", "it is empty"),
         ("objects.npy", "Object arrays cannot be loaded"),

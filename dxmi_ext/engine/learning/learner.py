@@ -40,7 +40,7 @@ class Learner:
         tallies: numbers of skipped steps and of all steps so far, float64 [2] for each loss.
 
     Raises:
-        ConfigError: the network has extra state that is no tensor, which a checkpoint could not hold.
+        ConfigError: the network has extra state that is not a tensor, which a checkpoint could not hold.
     """
 
     def __init__(
