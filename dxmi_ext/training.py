@@ -371,7 +371,7 @@ def _restore(run: Run, trainer: Stepper) -> dict[str, Any]:
     if found is None:
         raise checkpoint.CheckpointError(
             f"{run.directory} holds a finished run without checkpoints, from which its trainer cannot be "
-            "restored; load its networks by dxmi_ext.load, or train again with resume='never'"
+            "restored; load its networks with dxmi_ext.load, or train again with resume='never'"
         )
     path, state = found
     try:

@@ -59,7 +59,7 @@ def separation(
     found = {}
     for kind in others.split(","):
         if (name := f"auroc_{Path(kind).stem}") in found:
-            raise ConfigError(f"against must be images of different names, got {others}")
+            raise ConfigError(f"against must name images with different names, got {others}")
         if kind == "noise":
             images = _noise(len(energies), test.shape, seed, device)
         elif kind == "blurred":

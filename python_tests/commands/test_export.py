@@ -119,8 +119,8 @@ def test_export_says_what_is_missing(
 ) -> None:
     assert cli.main(["export", str(finished), f"output={tmp_path}/a"]) == 2
     assert capsys.readouterr().err == (
-        "dxmi export: RUN must have the sampler of a U-Net, got that of SamplerMLP, "
-        "which diffusers does not know\n"
+        "dxmi export: RUN must have a sampler with a U-Net, got one with a SamplerMLP, "
+        "which diffusers does not support\n"
     )
     run_of_images(tmp_path, monkeypatch, trains_sampler=False)
     assert cli.main(["export", str(tmp_path)]) == 2

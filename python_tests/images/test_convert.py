@@ -353,7 +353,7 @@ def test_networks_without_a_counterpart_are_rejected() -> None:
         ("consistency", edm, 16, "not a checkpoint of this kind"),
         ("edm", guided, 64, "not a checkpoint of this kind"),
         ("consistency", altered(guided, input_blocks__3__0__op__weight=one), 16, "resblock_updown"),
-        ("consistency", altered(guided, extra=one), 16, "extra and 0 more entries have no place"),
+        ("consistency", altered(guided, extra=one), 16, "entries that no layer uses: extra"),
         ("consistency", altered(guided, time_embed__2__bias=None), 16, "time_embed.2.bias is missing"),
         ("consistency", altered(guided, time_embed__2__bias=one), 16, "does not describe one ADM network"),
         ("consistency", guided, 24, "head_channels must divide .* got 24"),

@@ -199,7 +199,7 @@ REFUSED = [
     ("images", "train/train/2", "train is a split and holds the splits train/; keep one level"),
     ("images", "mask/3, no_mask/3, other/3", "mask/ may be masks or a class, beside no_mask/; rename it"),
     ("images", "label/3, cap/3", "label/ may be masks or a class, beside cap/; rename it"),
-    ("images", "cat/3, dog/3, mask/a.png", "mask/ may be masks or a class: most of its names are"),
+    ("images", "cat/3, dog/3, mask/a.png", "mask/ may be masks or a class: most of its files match no image"),
     ("images", "gt/3", "gt/ may be masks or a class, beside nothing; rename it"),
     ("images", "empty/, .x/3, a/dxmi.json, a/3", "data has no images; skipped: a (results of dxmi); empty"),
     ("images", "dxmi.json, 3", "data holds results of dxmi, not data"),

@@ -65,7 +65,7 @@ def test_what_cannot_be_compared(tmp_path: Path) -> None:
     np.savez(other, test_x=np.zeros((5, 4, 4), np.uint8), train_x=np.zeros((5, 4, 4), np.uint8))
     with pytest.raises(ConfigError, match=r"against must be images of shape \[1, 8, 8\], got"):
         separation(networks(), stripes(5), str(other), 5, seed=0, device=CPU)
-    with pytest.raises(ConfigError, match="against must be images of different names, got noise,noise"):
+    with pytest.raises(ConfigError, match="against must name images with different names, got noise,noise"):
         separation(networks(), stripes(5), "noise,noise", 5, seed=0, device=CPU)
     with pytest.raises(ConfigError, match="against must be null for a run that is conditional on classes"):
         separation(networks(classes=3), stripes(5), "noise", 5, seed=0, device=CPU)
