@@ -184,7 +184,7 @@ def _parser() -> tuple[argparse.ArgumentParser, Collection[str]]:
         "data",
         commands.data,
         "Show what would be read from a path: splits, classes, masks, sizes, and what is skipped.",
-        "PATH: folder or file of images, or file of vectors or, with a recipe of theirs, of 2D points",
+        "PATH: folder or file of images, file of vectors, or, with recipe=8gaussians, file of 2D points",
         rest="recipe=NAME or key=value",
         about="settings, explained below",
     )
