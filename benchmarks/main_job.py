@@ -4,7 +4,7 @@ of the paper's Table 1.
     python benchmarks/main_job.py [--device cpu] [--no-graph] [--json FILE]
 
 On a CUDA device an iteration of DxMI is one CUDA graph (``cuda_graph=true``). Seed, data and networks are
-those of `dxmi train 8gaussians`. Imports torch, numpy, safetensors and tqdm beside ``dxmi_ext``.
+those of `dxmi train 8gaussians`. Imports torch, numpy, safetensors and tqdm besides ``dxmi_ext``.
 """
 
 from __future__ import annotations

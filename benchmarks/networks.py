@@ -15,8 +15,8 @@ class UNet(nn.Module):
     Args:
         steps: T.
         width: channels of the first level; each level has its multiple and half the resolution of the last.
-        blocks: residual blocks a level.
-        attention: the level whose blocks attend over all pixels.
+        blocks: number of residual blocks per level.
+        attention: index of the level whose blocks have self-attention.
     """
 
     def __init__(

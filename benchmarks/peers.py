@@ -279,8 +279,8 @@ class Problem:
     """An op's arguments, the same for every implementation.
 
     Args:
-        op: which.
-        shape, dtype, device: of the samples, or of the rows.
+        op: the op.
+        shape, dtype, device: shape, dtype and device of the samples, or of the rows.
         backward: whether to compute gradients too.
     """
 

@@ -65,7 +65,7 @@ class Report:
                 yield f"  {row.ratio:.2f} x {row.implementation}: {row.group}, on {row.place}"
 
     def save(self, folder: Path, environments: list[dict[str, Any]]) -> str:
-        """Writes report.json and, with matplotlib, report.png; returns which."""
+        """Writes report.json and, with matplotlib, report.png; returns a text that names them."""
         folder.mkdir(parents=True, exist_ok=True)
         rows = [
             {k: v for k, v in dataclasses.asdict(row).items() if k != "facts" and v not in (None, "")}

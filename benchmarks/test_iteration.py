@@ -28,7 +28,7 @@ from peers import OURS
 from places import Place
 from plain_iteration import PlainLoop, TorchNoise
 
-ITERATIONS = 1_000_000  # of the run whose first iterations are timed; learning rates hardly decay
+ITERATIONS = 1_000_000  # length of the run whose first iterations are timed; learning rates hardly decay
 SEED = 0
 PLAIN, FUSED, FLOOR = "plain loop", "plain loop, fused Adam", "networks alone"
 VARIANTS: dict[str, dict[str, Any]] = {

@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 sys.stdout.flush()  # so that a failed write is reported
     except OSError as error:
         terminal.discard_rest()
-        if isinstance(error, BrokenPipeError):  # such as by `| head`
+        if isinstance(error, BrokenPipeError):  # for example in `| head`
             return terminal.HUNG_UP
         print(f"dxmi: standard output: {error}", file=sys.stderr)
         return 2
@@ -75,7 +75,7 @@ def _run(given: list[str]) -> int:
         if name in ("dxmi_ext", "torch"):
             raise
         extra = next((extra for extra, modules in _EXTRAS.items() if name in modules), None)
-        if extra is None:  # of a user's own module
+        if extra is None:  # a user's own module imports it
             text = f": module {name} is not installed"
         else:
             text = f" requires {name}: pip install 'dxmi_ext[{extra}]'"
@@ -125,7 +125,7 @@ def _read(given: list[str]) -> argparse.Namespace:
 
 def _hint(unknown: str, given: list[str]) -> str:
     """The error for an unknown argument, such as ``--seed 3`` or ``--seed=3``, with the right syntax."""
-    if not unknown.startswith("-") or given[0] == "info":  # which has no settings
+    if not unknown.startswith("-") or given[0] == "info":  # info has no settings
         return f"unexpected argument {unknown!r}"
     name, equals, value = unknown.partition("=")
     example = "seed=3"
@@ -184,7 +184,7 @@ def _parser() -> tuple[argparse.ArgumentParser, Collection[str]]:
         "data",
         commands.data,
         "Show what would be read from a path: splits, classes, masks, sizes, and what is skipped.",
-        "PATH: folder or file of images, or file of vectors or, with a recipe of theirs, of 2D points",
+        "PATH: folder or file of images, file of vectors, or, with recipe=8gaussians, file of 2D points",
         rest="recipe=NAME or key=value",
         about="settings, explained below",
     )

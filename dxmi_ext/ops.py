@@ -94,7 +94,7 @@ def noise_key(
         raise ValueError("dxmi_ext.ops.noise_key: seed must be None with a generator, got both")
     if isinstance(seed, bool) or not hasattr(seed, "__index__"):
         raise TypeError(f"dxmi_ext.ops.noise_key: seed must be an int or None, got {type(seed).__name__}")
-    seed = operator.index(seed)  # also of numpy's integers
+    seed = operator.index(seed)  # converts numpy's integers
     if not -(2**63) <= seed < 2**64:
         raise ValueError(f"dxmi_ext.ops.noise_key: seed must be in [-2**63, 2**64), got {seed}")
     key = torch.zeros(2, dtype=torch.int64, device=device)
@@ -167,7 +167,7 @@ def sampler_step(
     *,
     sample_offset: int = 0,
 ) -> StepOutput:
-    """One reparametrized step of the sampler, with its log-probability and displacement (DxMI, sec. 1).
+    """One reparametrized step of the sampler, with its log-probability and displacement.
 
     ``next_sample = sample_coef[t] sample + output_coef[t] model_output + exp(log_std[t]) z``. The row results
     are taken before next_sample is rounded to its dtype; ``log_std = -inf`` makes a step deterministic.
@@ -229,7 +229,7 @@ def running_cost(
     *,
     skip_last: int = 0,
 ) -> Tensor:
-    """Velocity cost minus entropy bound for each row (DxMI, sec. 2), [N].
+    """Velocity cost minus entropy bound for each row (DxMI, Alg. 1), [N].
 
     ``tau_velocity sq_displacement / (2 velocity_var[t]) - tau_entropy log_std[t]``, and zero for
     t >= T - skip_last. Differentiable in sq_displacement and log_std.
@@ -334,7 +334,7 @@ def update_velocity_var_(velocity_var: Tensor, sq_displacement: Tensor, decay: f
     except RuntimeError as error:
         _gradients.refuse_type("update_velocity_var_", error)
         raise
-    if not torch.compiler.is_compiling():  # which counts the write by itself
+    if not torch.compiler.is_compiling():  # torch.compile counts the write itself
         torch.autograd.graph.increment_version(velocity_var)
     return velocity_var
 

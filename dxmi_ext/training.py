@@ -241,7 +241,7 @@ def save(path: str | os.PathLike[str], networks: nn.Module, **about: Any) -> Non
         about: entries of config.json, which have to be serializable as json.
 
     Raises:
-        TypeError: an argument is of another type, or the module has extra state that is no tensor.
+        TypeError: an argument is of another type, or the module has extra state that is not a tensor.
         FolderError: the path is a file, or a folder with other content.
     """
     _check(path, networks)
@@ -314,7 +314,7 @@ def _reader(batches: Callable[[int], Data] | Iterable[Data]) -> tuple[Data, Call
 
 
 def _fingerprints(batches: Any, ranks: Ranks) -> identity.Fingerprints | None:
-    """Those of the data, on the first rank; None if the batches have none."""
+    """The fingerprints of the data, on the first rank; None if the batches have none."""
     if not hasattr(batches, "fingerprint"):
         return None
     return {"train": batches.fingerprint()} if ranks.first else {}
@@ -341,7 +341,7 @@ def _parts(batch: Data, trainer: Stepper) -> list[Tensor]:
 
 
 def _config(trainer: Stepper, run: dict[str, Any]) -> _FitConfig:
-    """The settings of a run; those of `fit` and of the trainer.
+    """The settings of a run, which come from the arguments of `fit` and from the trainer.
 
     Raises:
         ConfigError: a setting is invalid, or the folder holds a run of another trainer.
@@ -371,7 +371,7 @@ def _restore(run: Run, trainer: Stepper) -> dict[str, Any]:
     if found is None:
         raise checkpoint.CheckpointError(
             f"{run.directory} holds a finished run without checkpoints, from which its trainer cannot be "
-            "restored; load its networks by dxmi_ext.load, or train again with resume='never'"
+            "restored; load its networks with dxmi_ext.load, or train again with resume='never'"
         )
     path, state = found
     try:

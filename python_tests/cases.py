@@ -1,4 +1,4 @@
-"""Example calls of every public op: arguments, layouts, expected values. May import dxmi_ext.ops."""
+"""Example calls of every public op: arguments, layouts, expected values."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ DIFFERENTIABLE = {
     "energy_loss": ("energy_data", "energy_sample"),
 }
 # Arguments that get no gradient and so must not require one. td_target and update_velocity_var_ have no
-# gradients at all; what comes from networks is a constant to them.
+# gradients at all; to them, results of networks are constants.
 CONSTANT = {
     "normal": ("timestep", "sample_offset"),
     "sampler_step": ("sample_coef", "output_coef", "sample_offset"),
@@ -53,7 +53,7 @@ OPERATORS = {
     *("running_cost_fwd", "running_cost_bwd", "energy_loss_fwd", "energy_loss_bwd"),
     *("td_target", "update_velocity_var_", "normal_"),
 }
-# Ops with arguments that may be one and the same tensor.
+# Ops with arguments that may be the same tensor.
 TWICE = ("sampler_step", "transition_log_prob", "running_cost", "td_target", "energy_loss")
 LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "contiguous": lambda x: x.contiguous(),
@@ -72,7 +72,7 @@ def arguments(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> dict[str, Any]:
-    """Valid arguments of `op`, by name: samples of this shape and dtype, everything else to match."""
+    """Valid arguments of `op`, by name: samples of this shape and dtype, and matching others."""
     rows, steps = shape[0], torch.linspace(0, 1, T, dtype=torch.float64)
     row_dtype = torch.float64 if dtype == torch.float64 else torch.float32
     generator = torch.Generator().manual_seed(0)
@@ -110,8 +110,8 @@ def arguments(
 
 
 def given_twice(op: str, device: torch.device | str = "cpu") -> list[dict[str, Any]]:
-    """Valid arguments in which one tensor stands for two, for every two that it may, and for all at once."""
-    args = arguments(op, (T,), device=device)  # so that samples, rows and tables have one shape
+    """Valid arguments that share a tensor: every pair that may be the same, and all of them together."""
+    args = arguments(op, (T,), device=device)  # samples, rows and tables then have the same shape
     floats = [name for name, a in args.items() if isinstance(a, Tensor) and a.is_floating_point()]
     cases = [
         args | dict.fromkeys(names, torch.linspace(0.2, 1.5, T, device=device))
@@ -124,7 +124,7 @@ def given_twice(op: str, device: torch.device | str = "cpu") -> list[dict[str, A
 
 
 def call(op: str, args: dict[str, Any]) -> tuple[Tensor, ...]:
-    """Outputs of the public function, as a tuple also when there is one."""
+    """Outputs of the public function, as a tuple even if there is only one."""
     outputs = getattr(ops, op)(**args)
     return outputs if isinstance(outputs, tuple) else (outputs,)
 
@@ -140,7 +140,7 @@ def expected(op: str, args: dict[str, Any]) -> tuple[Tensor, ...]:
 
 
 def drawn_noise(shape: Sequence[int], timestep: Tensor, key: Tensor, sample_offset: int) -> Tensor:
-    """The ops' own z (test_noise.py holds it to the reference), float64 [N, *], of each row's timestep."""
+    """The ops' own z at each row's timestep, float64 [N, *]; test_noise.py compares it with the reference."""
     z = torch.zeros(tuple(shape), dtype=torch.float64, device=key.device)
     for t in set(timestep.tolist()):
         drawn = ops.normal(shape, key, timestep=t, sample_offset=sample_offset).double()
@@ -165,7 +165,7 @@ def with_leaves(
 
 
 class Recorder(TorchDispatchMode):
-    """Notes every call of a dxmi_ext operator made within, as (overload, args, kwargs)."""
+    """Records every call of a dxmi_ext operator made within, as (overload, args, kwargs)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -181,7 +181,7 @@ class Recorder(TorchDispatchMode):
 def recorded_calls(
     device: torch.device | str = "cpu",
 ) -> dict[str, tuple[torch._ops.OpOverload, tuple[Any, ...], dict[str, Any]]]:
-    """A valid call of every operator behind the public functions, backward ones included, by name."""
+    """A valid call of every operator behind the public functions, including backward operators, by name."""
     with Recorder() as recorder:
         for op in PARAMETERS:
             if op not in ("noise_key", "next_key"):

@@ -18,8 +18,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """A test that takes `device` runs on its module's DEVICES, by default every device that has kernels;
-    "emulated" are the CUDA kernels on the CPU."""
+    """A test with the fixture `device` runs on its module's DEVICES, by default all devices with kernels;
+    "emulated" stands for the CUDA kernels on the CPU."""
     if "device" in metafunc.fixturenames:
         names = list(getattr(metafunc.module, "DEVICES", ("cpu", "cuda")))
         if "set_threads" in metafunc.fixturenames:
@@ -30,7 +30,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture
 def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> torch.device:
-    """Where the test's tensors lie. "emulated" puts the emulated ops under the public functions."""
+    """The device of the test's tensors. For "emulated", the public functions call the emulated ops."""
     if request.param != "emulated":
         return torch.device(request.param)
     emulation.load()

@@ -1,4 +1,4 @@
-"""Processes that die at a file operation of one's choice, and disks that are full."""
+"""Simulates processes that die at a chosen file operation, and full disks."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-# What changes files, as Python's audit hooks name it; os.fsync has no event and changes nothing.
+# Audit events of Python that change files; os.fsync has none, and changes nothing.
 _OPERATIONS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate"}
 
 
 class Killed(BaseException):
-    """Nothing in the package catches it, and whatever a ``finally`` wants to do to files raises it again."""
+    """Nothing in the package catches it; file operations of a ``finally`` raise it again."""
 
 
 class Death:
-    """Of the code within ``after``."""
+    """The state of a simulated death; see ``after``."""
 
     def __init__(self, operations: int) -> None:
         self.left, self.died = operations, False
@@ -42,12 +42,12 @@ def _writes(path: Any, mode: str | None, flags: int) -> bool:
     return bool(flags & (os.O_WRONLY | os.O_RDWR)) and not str(path).startswith("/dev/")
 
 
-sys.addaudithook(_audit)  # for good: there is no way to take it back
+sys.addaudithook(_audit)  # audit hooks cannot be removed
 
 
 @contextmanager
 def after(operations: int) -> Iterator[Death]:
-    """Code within dies when it wants to change files once more than ``operations`` times."""
+    """The code within dies at its first file operation after ``operations`` of them."""
     death = Death(operations)
     _deaths.append(death)
     try:
@@ -60,7 +60,7 @@ def after(operations: int) -> Iterator[Death]:
 
 @contextmanager
 def limited_file_size(size: int) -> Iterator[None]:
-    """Writes beyond ``size`` bytes fail, as those on a full disk do."""
+    """Writes beyond ``size`` bytes fail, as on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
@@ -70,5 +70,5 @@ def limited_file_size(size: int) -> Iterator[None]:
 
 
 def leftovers(folder: Path) -> list[str]:
-    """What a death left behind."""
+    """Temporary files that a death left behind."""
     return [p.name for p in folder.rglob("*") if p.suffix in (".unfinished", ".previous", ".removed")]

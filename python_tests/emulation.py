@@ -19,7 +19,7 @@ TORCH = Path(torch.__file__).parent
 
 @cache
 def load() -> None:
-    """Registers the emulated ops; builds them into build/ unless these very sources have been."""
+    """Registers the emulated ops; builds them into build/ unless the sources are unchanged."""
     folder = HERE.parent / "build" / "emulator"
     folder.mkdir(parents=True, exist_ok=True)
     sources = sorted(p for p in [*CSRC.rglob("*"), *(HERE / "emulator").iterdir()] if p.is_file())
@@ -34,11 +34,11 @@ def load() -> None:
 
 
 def build(library: Path, sanitize: str) -> None:
-    """Compiles the CUDA half by a C++ compiler; -ffp-contract=off as everywhere, to compare bits."""
+    """Compiles the CUDA half with a C++ compiler; -ffp-contract=off as everywhere, to compare bits."""
     compiler = os.environ.get("CXX", "g++")
     if shutil.which(compiler) is None:
         pytest.skip(f"the emulated CUDA kernels require a C++ compiler; there is no {compiler}")
-    # As a single translation unit, which takes a third of the time.
+    # A single translation unit takes a third of the time.
     sources = [*(CSRC / "ops").glob("*.cpp"), *(CSRC / "cuda").glob("*.cu")]
     unfinished = library.with_suffix(f".{os.getpid()}")
     command = [

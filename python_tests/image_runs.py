@@ -1,4 +1,4 @@
-"""A run of a task that has nothing but tiny networks of images."""
+"""A run of a task that has only tiny image networks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from dxmi_ext.method.sampler import GaussianSampler
 def run_of_images(
     folder: Path, patch: pytest.MonkeyPatch, *, trains_sampler: bool = True, classes: int | None = None
 ) -> GaussianSampler:
-    """Makes a run of a task that has nothing but tiny networks."""
+    """Makes a run of a task that has only tiny image networks."""
     pytest.importorskip("diffusers")
     network = unet(Architecture(8, (1, 2), blocks=1, attention=()), image_samplers.SHAPE, classes)
     networks = image_samplers.make_networks(network)

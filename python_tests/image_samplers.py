@@ -1,4 +1,4 @@
-"""Tiny samplers of images, and ranks that draw from them: processes import it by name."""
+"""Tiny samplers of images, and functions of ranks that draw from them, which processes import by name."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SEED = 5
 
 
 class Network(nn.Module):
-    """(x [N, 3, H, W], time [N], labels [N]) -> [N, 3, H, W], in which all of them matter."""
+    """(x [N, 3, H, W], time [N], labels [N]) -> [N, 3, H, W], which depends on all of them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class Network(nn.Module):
 
 
 def make_networks(network: nn.Module) -> Networks:
-    """A sampler of two steps, the weights random."""
+    """A sampler of two steps with random weights."""
     schedule = schedules.fastdpm(2)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -41,7 +41,7 @@ def make_networks(network: nn.Module) -> Networks:
 
 
 def write(ranks: Ranks, outputs: list[tuple[Path, str, int]], options: dict[str, Any]) -> list[str]:
-    """Writes samples of classes to each (folder, name, n); what `samples.write` says."""
+    """Writes samples of classes to each (folder, name, n); returns what `samples.write` returns."""
     torch.set_num_threads(1)
     networks, said = make_networks(Network()), []
     with ranks.joined(torch.device("cpu")):

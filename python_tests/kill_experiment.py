@@ -1,10 +1,10 @@
-"""Kills a short run by SIGKILL, again and again, and compares what it ends in with an uninterrupted one.
+"""Kills a short run with SIGKILL, again and again, and compares its result with that of an uninterrupted one.
 
     python python_tests/kill_experiment.py [--kills 50] [--seed 0]
 
 The run is 8gaussians with 300 iterations, evaluated on few points, and saves after every iteration, so that
-about every second kill hits a save. Exits with 1 if any byte of model/, or any line of metrics.jsonl but for
-its timing fields, differs, or if a kill damaged a checkpoint.
+about every second kill hits a save. Exits with 1 if any byte of model/ differs, or any line of metrics.jsonl
+except for its timing fields, or if a kill damaged a checkpoint.
 """
 
 from __future__ import annotations
@@ -39,21 +39,21 @@ _LIBRARIES = ("yaml", "pytest", "safetensors.torch", "sklearn.metrics", "torch._
 
 
 class Kill(NamedTuple):
-    """What a kill left behind."""
+    """The state that a kill left behind."""
 
     run: int
     seconds: float
-    step: int  # of the last checkpoint
+    step: int  # step of the last checkpoint
     place: str
 
 
 class Experiment:
-    """Runs in processes of their own, forked from a server that has everything imported.
+    """Runs in separate processes, forked from a server that has imported everything.
 
     Args:
-        folder: for the runs.
-        settings: of them.
-        seed: of the moments of the kills.
+        folder: folder of the runs.
+        settings: settings of the runs.
+        seed: seed of the times of the kills.
     """
 
     def __init__(self, folder: Path, settings: list[str], seed: int) -> None:
@@ -66,7 +66,7 @@ class Experiment:
         self._uninterrupted = self._seconds
 
     def kills(self, count: int) -> list[Kill]:
-        """Kills runs until each has finished and so many kills are done."""
+        """Kills runs until all have finished and the given number of kills is reached."""
         done: list[Kill] = []
         run = 0
         while len(done) < count:
@@ -83,7 +83,7 @@ class Experiment:
         return done
 
     def _session(self, folder: Path, delay: float | None) -> bool:
-        """One process; whether it came to its end before it was killed."""
+        """Runs one process; returns whether it finished before it was killed."""
         log = Path(f"{folder}.log")
         log.touch()
         size = log.stat().st_size
@@ -116,7 +116,7 @@ class Experiment:
 
 
 def _run(folder: Path, settings: list[str], log: Path) -> None:
-    tqdm.set_lock(threading.RLock())  # its own is a semaphore, which a kill leaves in the system
+    tqdm.set_lock(threading.RLock())  # its default is a semaphore, which would outlive a killed process
     with log.open("a", buffering=1) as lines, redirect_stdout(lines), redirect_stderr(lines), runs.quick():
         sys.exit(cli.main(["train", "8gaussians", f"output={folder}", *settings]))
 

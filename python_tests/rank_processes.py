@@ -1,4 +1,4 @@
-"""What the ranks of test_ranks.py and test_checkpoint.py run: processes import it by name."""
+"""Functions that the ranks of test_ranks.py and test_checkpoint.py run; processes import them by name."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ SCHEDULE = schedules.variance_exploding(T, sigma_max=2.0, sigma_min=0.4)
 
 
 def make_trainer(ranks: Ranks, *, separate: bool = False, device: str = "cpu", **changes: Any) -> Any:
-    """On networks pretrained by the same ranks, in float64."""
+    """A trainer of float64 networks, which are pretrained by the same ranks."""
     torch.manual_seed(0)
     sampler = GaussianSampler(SamplerMLP(D, T, width=8, depth=2), SCHEDULE, (D,))
     energy = EnergyMLP(D, width=8, depth=2) if separate else None
@@ -59,14 +59,14 @@ def make_trainer(ranks: Ranks, *, separate: bool = False, device: str = "cpu", *
 
 
 def batch(ranks: Ranks, iteration: int, device: str = "cpu") -> Tensor:
-    """This rank's rows."""
+    """This rank's rows of a batch."""
     count, offset = ranks.rows(B)
     key = ops.noise_key(iteration, device=device)
     return ops.normal((count, D), key, sample_offset=offset, dtype=torch.float64)
 
 
 def gathered(state: Any) -> Any:
-    """A state with all its tensors whole, on the CPU."""
+    """A state with whole tensors on the CPU."""
     if isinstance(state, dict):
         return {key: gathered(value) for key, value in state.items()}
     if isinstance(state, list):
@@ -77,11 +77,11 @@ def gathered(state: Any) -> Any:
 
 
 def trained(ranks: Ranks, changes: dict[str, Any], device: str = "cpu") -> dict[str, Any]:
-    """What has become of everything after some iterations."""
+    """The state and the metrics after some iterations."""
     trainer = make_trainer(ranks, device=device, **changes)
     metrics = [trainer.step(batch(ranks, i, device)) for i in range(ITERATIONS)]
     averaged = ranks.whole(trainer.averaged)
-    if ranks.first:  # where it is a model like any other
+    if ranks.first:  # where it is whole
         averaged.sampler.sample(2, ops.noise_key(0, device=device))
     return {"state": gathered(trainer.state_dict()), "metrics": gathered(metrics)}
 
@@ -90,7 +90,7 @@ def trained(ranks: Ranks, changes: dict[str, Any], device: str = "cpu") -> dict[
 
 
 def spawn(world_size: int, function: Callable[..., Any], *args: Any, **options: Any) -> list[Any]:
-    """What `function(ranks, *args)` returns on each of so many ranks; `options` are of `Ranks`."""
+    """The results of `function(ranks, *args)` on each rank; `options` are arguments of `Ranks`."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -116,7 +116,7 @@ def _process(
 
 
 def train(ranks: Ranks, cases: list[dict[str, Any]], kind: str = "cpu") -> list[dict[str, Any]]:
-    """What has become of each case, `shard` among its changes."""
+    """The results of `trained` for each case, which gives its changes and `shard`."""
     device = f"cuda:{ranks.local_rank}" if kind == "cuda" else kind
     results = []
     with ranks.joined(torch.device(kind)):
@@ -128,7 +128,7 @@ def train(ranks: Ranks, cases: list[dict[str, Any]], kind: str = "cpu") -> list[
 
 
 def train_unused_weights(ranks: Ranks) -> str:
-    """The error about a network of which a part is not called."""
+    """The error for a network with a part that is not called."""
     with ranks.joined(torch.device("cpu")):
         network = SamplerMLP(D, T, width=8, depth=2)
         network.idle = torch.nn.Linear(1, 1)
@@ -141,8 +141,8 @@ def train_unused_weights(ranks: Ranks) -> str:
 
 
 def train_past_nans(ranks: Ranks, cases: list[tuple[str, bool]]) -> dict[tuple[str, bool], Any]:
-    """Three iterations for each (place, shard); there rank 1 meets a NaN in the second of them. After each
-    iteration: the weights, the failures and the velocity variance."""
+    """Three iterations for each (place, shard), where rank 1 meets a NaN in the second. Returns the weights,
+    the failures and the velocity variance after each iteration."""
     results = {}
     with ranks.joined(torch.device("cpu")):
         for place, ranks.shard in cases:
@@ -170,12 +170,12 @@ def _break(patch: pytest.MonkeyPatch, trainer: DxMITrainer, place: str) -> None:
         patch.setattr(ops, "td_target", poisoned(ops.td_target))
     elif place == "sampler":
         patch.setattr(ops, "running_cost", poisoned(ops.running_cost))
-    else:  # the whole path, so all of them
+    else:  # the whole path, which affects all networks
         patch.setattr(trainer.sampler, "initial", poisoned(trainer.sampler.initial))
 
 
 def leave_or_wait(ranks: Ranks, control: bool) -> None:
-    """Rank 1 dies; rank 0 learns of it where it needs an answer."""
+    """Rank 1 dies; rank 0 notices when it waits for an answer."""
     with pytest.raises(RankError, match="rank 0 lost contact"), ranks.joined(torch.device("cpu")):
         assert ranks.agree([1, "both"]) == [1, "both"] and ranks.any(ranks.rank == 1)
         assert ranks.exchange("a" * ranks.rank) == ["", "a"]
@@ -190,8 +190,8 @@ def leave_or_wait(ranks: Ranks, control: bool) -> None:
 
 
 def vote(ranks: Ranks) -> list[int]:
-    """The iterations after which this rank has heard that rank 1 wants to stop, in iteration 3 and, in
-    another phase, in its last one. Data have no patience for the first rank, which then takes long."""
+    """The iterations after which this rank knows that rank 1 asks to stop: in iteration 3, and in the last
+    iteration of another phase, where the first rank takes longer than the timeout of data."""
     stops = []
     with ranks.joined(torch.device("cpu")):
         backend = dist.group.WORLD._get_backend(torch.device("cpu"))  # type: ignore[union-attr]
@@ -213,7 +213,7 @@ def vote(ranks: Ranks) -> list[int]:
 
 
 def stopped_run(ranks: Ranks, folder: Path, settings: list[str]) -> bool:
-    """A run of which rank 1 alone gets a signal, within its eighth iteration."""
+    """A run in which only rank 1 gets a signal, in its eighth iteration."""
     sample, calls = densities.sample, iter(range(10**9))
 
     def sampled(*args: Any, **kwargs: Any) -> Tensor:
@@ -233,8 +233,8 @@ def stopped_run(ranks: Ranks, folder: Path, settings: list[str]) -> bool:
 
 
 def run_gone_bad(ranks: Ranks, folder: Path, settings: list[str], bad_attempts: int) -> tuple[Any, str]:
-    """A run of which rank 1 alone meets NaNs, from its fourth iteration of DxMI on, in so many attempts: the
-    averaged weights, or why it stopped."""
+    """A run in which only rank 1 meets NaNs, from the fourth iteration of DxMI on, in the first attempts.
+    Returns the averaged weights, or None and the error that stopped it."""
     iterate, made = DxMITrainer._run, []
 
     def iteration(self: DxMITrainer, keys: Tensor, data: Tensor, *args: Any) -> Any:
@@ -257,7 +257,7 @@ def resumed_run(ranks: Ranks, folder: Path, settings: list[str]) -> None:
 
 
 def refused_run(ranks: Ranks, folder: Path) -> str:
-    """Why a run does not begin."""
+    """The error that refuses a run."""
     with ranks.joined(torch.device("cpu")), pytest.raises(UserError) as refused:
         two_d.train(runs.config_of(folder), ranks)
     return str(refused.value)

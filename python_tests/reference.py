@@ -1,6 +1,6 @@
 """Float64 reference of `dxmi_ext.ops`, in plain numpy (noise) and differentiable torch (ops).
 
-Written from the contract alone and imports nothing of dxmi_ext, so that a fault cannot be on both sides.
+Written from the specification alone, without importing dxmi_ext, so that both do not share a fault.
 Ops take float64 tensors under the names of the public functions; `z` stands in for `key` and `sample_offset`.
 """
 

@@ -1,4 +1,4 @@
-"""The page that `dxmi report` writes, as its tests read it."""
+"""A parser of the page that `dxmi report` writes, for its tests."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 class Page(HTMLParser):
-    """What a page says, and what it refers to."""
+    """The text of a page, and the sources that it refers to."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()

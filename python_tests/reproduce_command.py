@@ -1,4 +1,4 @@
-"""The command ``dxmi reproduce`` on tiny runs, to be started as a process: its workers import this file too.
+"""The command ``dxmi reproduce`` on tiny runs, to start as a process; its workers import this file, too.
 
 python reproduce_command.py ARGUMENTS
 """
@@ -26,7 +26,7 @@ TINY = experiments.Experiment(
     ],
 )
 
-if __name__ in ("__main__", "__mp_main__"):  # the command, its workers
+if __name__ in ("__main__", "__mp_main__"):  # the command and its workers
     metrics.evaluate = runs.FEW_POINTS
     two_d.draw_pictures = plots.gallery = lambda *_: None  # they take seconds
     EXPERIMENTS["tiny"] = TINY

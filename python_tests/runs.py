@@ -1,4 +1,4 @@
-"""Tiny runs, and whether two of them are the same; shared by the tests of a run's folder."""
+"""Tiny runs, and comparisons of two of them; shared by the tests of run folders."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ FEW_POINTS = functools.partial(metrics.evaluate, n=100, projections=10)
 
 @contextmanager
 def quick() -> Iterator[None]:
-    """Within, runs are evaluated on few points and not drawn."""
+    """Within, runs are evaluated on few points, without pictures."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(metrics, "evaluate", FEW_POINTS)
         patch.setattr(two_d, "draw_pictures", lambda *_: None)
@@ -40,7 +40,7 @@ def quick() -> Iterator[None]:
 
 
 def interrupt(patch: pytest.MonkeyPatch, step: int) -> None:
-    """Makes the next run fail as by Ctrl-C when it asks for data at a step, counted over all phases."""
+    """Makes the next run stop, as by Ctrl-C, when it asks for the data of a step, counted over all phases."""
 
     def sample(name: str, n: int, key: Any, **rest: Any) -> Any:
         nonlocal step
@@ -57,7 +57,7 @@ def train(folder: Path, *settings: str, recipe: str = "8gaussians", command: str
 
 
 def config_of(folder: Path, *settings: str) -> two_d.Config:
-    """That of `train`."""
+    """The settings of a run of `train`."""
     return config.load(two_d.Config, tasks.find("8gaussians"), [f"output={folder}", *SETTINGS, *settings])
 
 
@@ -71,7 +71,7 @@ def model(folder: Path) -> dict[str, bytes]:
 
 
 def untimed(folder: Path) -> list[str]:
-    """The lines of metrics.jsonl without what tells of the machine."""
+    """The lines of metrics.jsonl without the fields that depend on the machine."""
     rows = read_metrics(folder / "metrics.jsonl")
     return [json.dumps({k: v for k, v in row.items() if k not in TIMING_FIELDS}) for row in rows]
 

@@ -1,4 +1,4 @@
-"""A wrong argument of a public function is named in one error, without a traceback of torch's."""
+"""An error names the wrong argument of a public function, without torch's traceback."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""What only the CUDA half does. Also emulated on the CPU: unaligned accesses, NaN rows, launch errors. On a
-GPU: streams, graphs, syncs, huge tensors, several devices."""
+"""Tests of the CUDA half alone. Also emulated on the CPU: unaligned accesses, NaN rows, launch errors. On a
+GPU only: streams, graphs, syncs, huge tensors, several devices."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SAMPLES = ("next_sample", "sample", "model_output")
 
 
 def results(op: str, args: dict[str, Any]) -> list[Tensor]:
-    """Outputs, and the gradients of their sum."""
+    """The outputs, and the gradients of their sum."""
     args, leaves = with_leaves(args, DIFFERENTIABLE.get(op, ()))
     outputs = call(op, args)
     gradients = torch.autograd.grad([y.sum() for y in outputs], list(leaves.values())) if leaves else ()
@@ -49,7 +49,7 @@ def assert_same(found: list[Tensor], wanted: list[Tensor]) -> None:
 @pytest.mark.parametrize("shape", [(5, 2), (3, 64), (2, 4096), (2, 16384)])
 @pytest.mark.parametrize("op", ["sampler_step", "transition_log_prob"])
 def test_unaligned_tensors(op: str, shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> None:
-    """Dense rows off the 16 bytes that vector accesses need give the same bits."""
+    """Dense rows without the alignment to 16 bytes that vector accesses require give the same bits."""
     args = arguments(op, shape, dtype, device)
     wanted = results(op, args)
     for name in SAMPLES:
@@ -66,7 +66,7 @@ def test_unaligned_tensors(op: str, shape: tuple[int, int], dtype: torch.dtype, 
 def test_rows_of_bad_timesteps_are_nan(
     op: str, timestep: int, shape: tuple[int, int], device: torch.device
 ) -> None:
-    """Values are not checked on the host, where that would wait for the device; other rows are untouched."""
+    """Values are not checked on the host, which would have to wait for the device; other rows are correct."""
     args = arguments(op, shape, device=device)
     clean = call(op, args)
     args["timestep"][1] = timestep
@@ -113,7 +113,7 @@ def test_a_failed_launch_is_an_error_that_names_the_op(operator: str) -> None:
 
 @pytest.fixture
 def no_sync() -> Iterator[Callable[[], None]]:
-    """Calling it makes every wait for the device an error, until the test ends."""
+    """Calling it makes every synchronization with the device an error, until the test ends."""
     yield lambda: torch.cuda.set_sync_debug_mode("error")
     torch.cuda.set_sync_debug_mode("default")
 
@@ -136,17 +136,8 @@ def make_trainer(**settings: Any) -> DxMITrainer:
 
 
 @pytest.mark.gpu
-def test_training_does_not_wait_for_the_device(no_sync: Callable[[], None]) -> None:
-    trainer = make_trainer()
-    data = torch.randn(16, 2, device="cuda")
-    trainer.step(data)
-    no_sync()
-    trainer.step(data)
-
-
-@pytest.mark.gpu
 def test_training_in_a_graph_equals_training_without() -> None:
-    """Weights, averages and metrics, to the bit; the rates decay and the noise is fresh in every replay."""
+    """Weights, averages and metrics have the same bits; every replay has its own learning rates and noise."""
     trainers = [make_trainer(cuda_graph=graph) for graph in (False, True)]
     for iteration in range(8):
         data = ops.normal((16, 2), ops.noise_key(iteration, device="cuda"))
@@ -158,7 +149,7 @@ def test_training_in_a_graph_equals_training_without() -> None:
 
 @pytest.mark.gpu
 def test_a_captured_iteration_resumes_from_a_state_loaded_later() -> None:
-    """As a rollback does it: with other noise and rates, from before the first step and from the fourth."""
+    """As in a rollback: with other noise and rates, from before the first step and from the fourth."""
     trainers = [make_trainer(cuda_graph=graph) for graph in (False, True)]
     kept = [copy.deepcopy(trainers[0].state_dict())]
     for attempt in range(3):
@@ -176,7 +167,7 @@ def test_a_captured_iteration_resumes_from_a_state_loaded_later() -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("op", CALLED)
 def test_ops_run_on_the_current_stream(op: str) -> None:
-    """The inputs are written late on a side stream; an op on any other would read what was there before."""
+    """The inputs are written late on a side stream; an op on another stream would read the old values."""
     wanted = results(op, arguments(op, (3, 20_000), device="cuda"))
     args = arguments(op, (3, 20_000), device="cuda")
     late = {name: a.clone() for name, a in args.items() if isinstance(a, Tensor)}
@@ -196,7 +187,7 @@ def test_ops_run_on_the_current_stream(op: str) -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("shape", [(300, 2), (5, 3000), (3, 20_000)])
 def test_graph_replays_draw_fresh_noise(shape: tuple[int, int]) -> None:
-    """Forward and backward in a CUDA graph whose key advances on the device, as a training loop has it."""
+    """Forward and backward in a CUDA graph whose key advances on the device, as in a training loop."""
     args, leaves = with_leaves(
         arguments("sampler_step", shape, device="cuda"), DIFFERENTIABLE["sampler_step"]
     )
@@ -234,7 +225,7 @@ def test_graph_replays_draw_fresh_noise(shape: tuple[int, int]) -> None:
 def test_graph_replays_equal_the_op(op: str) -> None:
     args = arguments(op, (3, 20_000), device="cuda")
     if op == "update_velocity_var_":
-        args["decay"] = 1.0  # each replay starts from the same
+        args["decay"] = 1.0  # keeps the input of each replay the same
     wanted = results(op, args)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):

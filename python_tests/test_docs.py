@@ -1,4 +1,4 @@
-"""The documentation has every public name, tutorial and experiment."""
+"""The documentation covers every public name, tutorial and experiment."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""What `benchmarks/gpu_check.sh` runs, as far as a CPU can: its main job without the libraries that the GPU's
-machine may lack, and how results are kept."""
+"""The parts of `benchmarks/gpu_check.sh` that run on a CPU: its main job, without the libraries that a GPU
+machine may lack, and the record of results."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
     run(sys.executable, "-c", code)
     found = json.loads(numbers.read_text())
-    assert not {"entropy_excess", "coverage"} & found.keys()  # these need scikit-learn
+    assert not {"entropy_excess", "coverage"} & found.keys()  # these require scikit-learn
     assert found["iterations"] == 20 and found["seconds"].keys() == {"pretraining", "DxMI", "evaluation"}
-    # Untrained networks are 1.6 from the data, fresh data .04.
+    # The distance of untrained samples from the data is 1.6, that of fresh data .04.
     assert found["sliced_wasserstein_floor"] < found["sliced_wasserstein"] < 0.5
     assert 0 < found["auroc"] < 1
 
@@ -58,7 +58,7 @@ def test_results_of_a_second_call_join_those_of_the_first(tmp_path: Path) -> Non
     times = {"stats": {"median": 2e-6, "min": 1e-6}, "extra_info": {"implementation": "ours"}}
     add("iteration", "passed", "...", {"benchmarks": [{"group": "step", **times}]})
     add("main", "passed", "...", {"auroc": 0.9})
-    add("tests", "passed", "line\n6 passed\n")  # again, in another call
+    add("tests", "passed", "line\n6 passed\n")  # the same part in another call
 
     json_file, text_file = sorted(folder.iterdir())
     assert json_file.name == "gpu_check-A-GPU-torch-2.11.0+cu130.json"

@@ -1,4 +1,4 @@
-"""What modules may import, told by fresh processes."""
+"""What modules may import, from their source and in fresh processes."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ REFUSED = ("yaml", "sklearn", "matplotlib", "tensorboard", "diffusers", "hugging
 REFUSED += ("PIL", "torchvision", "timm", "scipy")
 
 PACKAGE = Path(dxmi_ext.__path__[0])
-# From below to above; what stands in one line may import each other.
-ROOMS = (
+# From the lowest layer to the highest; a layer may import itself and those below.
+LAYERS = (
     "_native",
     "_gradients",
     "_shapes",
@@ -37,7 +37,7 @@ ROOMS = (
     "cli",
     "__main__",
 )
-# The same within rooms; modules that are not listed are above those that are.
+# The same within layers; modules that are not listed are above those that are.
 WITHIN = {
     "engine": (
         "errors",
@@ -55,7 +55,7 @@ WITHIN = {
     "images": ("data", "networks", "metrics"),
     "anomaly": ("data", "features", "detectors", "scores"),
 }
-# These need libraries of their own, which modules of theirs inherit from.
+# These require other libraries, from whose classes they inherit.
 ADAPTERS = ("dxmi_ext.pipeline", "dxmi_ext.anomaly.anomalib", "dxmi_ext.anomaly.anomalib_parts")
 
 
@@ -73,7 +73,7 @@ def run(code: str) -> str:
 
 
 def modules() -> Iterator[tuple[str, Path]]:
-    """All but the package itself, whose names are lazy."""
+    """All modules except the package itself, which imports its public names lazily."""
     for path in sorted(PACKAGE.rglob("*.py")):
         parts = path.relative_to(PACKAGE).with_suffix("").parts
         if name := ".".join(("dxmi_ext", *(part for part in parts if part != "__init__")))[9:]:
@@ -81,7 +81,7 @@ def modules() -> Iterator[tuple[str, Path]]:
 
 
 def imported(path: Path) -> Iterator[str]:
-    """The modules and packages of ``dxmi_ext`` that a file imports anywhere, without their ``dxmi_ext.``."""
+    """The modules of ``dxmi_ext`` that a file imports anywhere, without the prefix ``dxmi_ext.``."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom):
             assert not node.level, f"{path}: a relative import"
@@ -92,28 +92,28 @@ def imported(path: Path) -> Iterator[str]:
 
 
 def height(name: str) -> tuple[int, int]:
-    """A module's place among the rooms, and within its own."""
-    room, part = [*name.split("."), ""][:2]
-    order = WITHIN.get(room, ())
-    return ROOMS.index(room), order.index(part) if part in order else len(order)
+    """The position of a module: its layer, and its place within that."""
+    layer, part = [*name.split("."), ""][:2]
+    order = WITHIN.get(layer, ())
+    return LAYERS.index(layer), order.index(part) if part in order else len(order)
 
 
 def test_imports_run_one_way() -> None:
-    """Nothing imports what is above it, among the rooms and within them, and no two modules import each
-    other, wherever the import stands."""
+    """No module imports one above it, among the layers and within them, and there are no cycles, wherever the
+    import stands."""
     homes, edges = dict(modules()), dict[str, set[str]]()
     against = []
     for name, path in homes.items():
         for target in imported(path):
             while target and target not in homes:
-                target = target.rpartition(".")[0]  # a name of the module
+                target = target.rpartition(".")[0]  # a name in a module
             if not target:
                 continue  # __version__
             edges.setdefault(name, set()).add(target)
             if height(target) > height(name):
                 against.append(f"{name} imports {target}")
     assert not against
-    list(graphlib.TopologicalSorter(edges).static_order())  # raises where there is a cycle
+    list(graphlib.TopologicalSorter(edges).static_order())  # raises an error if there is a cycle
 
 
 def test_public_names_are_there() -> None:
@@ -122,7 +122,7 @@ def test_public_names_are_there() -> None:
 
 
 def test_ops_load_nothing_but_torch_and_numpy() -> None:
-    """Beyond what these load themselves."""
+    """Besides the modules that these load themselves."""
     code = """
 import sys, numpy, torch
 before = set(sys.modules)
@@ -145,7 +145,7 @@ for name in {names}:
 
 
 def test_every_test_is_collected_without_them() -> None:
-    """On a machine that lacks them, a module that does not import would keep all others from running."""
+    """Without these libraries, a test module that fails to import would prevent all others from running."""
     folder = Path(__file__).parent
     run(f"""
 {REFUSE}

@@ -49,7 +49,7 @@ def assert_accurate(actual: Tensor, exact: Tensor, what: str) -> None:
 
 
 def cotangents(outputs: Sequence[Tensor], kind: str) -> list[Tensor]:
-    """Gradients of the outputs: an expanded scalar ("ones", as of sum()), or random in one of LAYOUTS."""
+    """Gradients of the outputs: an expanded scalar ("ones", as from sum()), or random in one of LAYOUTS."""
     if kind == "ones":
         return [y.new_ones(()).expand_as(y) for y in outputs]
     generator = torch.Generator().manual_seed(1)
@@ -60,7 +60,7 @@ def cotangents(outputs: Sequence[Tensor], kind: str) -> list[Tensor]:
 def assert_matches_reference(
     op: str, args: dict[str, Any], used: Sequence[int] | None = None, kind: str = "contiguous"
 ) -> None:
-    """All outputs agree with the reference, and the gradients of those that `used` lists (None: of all)."""
+    """All outputs agree with the reference, and so do the gradients of the outputs in `used` (None: all)."""
     names = DIFFERENTIABLE.get(op, ())
     args, leaves = with_leaves(args, names)
     wide_args, wide_leaves = with_leaves(args, names, torch.float64)
@@ -84,7 +84,7 @@ def assert_matches_reference(
 
 @pytest.mark.parametrize("op", PARAMETERS)
 def test_signature(op: str) -> None:
-    """Names, order and keyword-only parameters are the contract's."""
+    """Names, order and keyword-only parameters are those of the contract."""
     signature = inspect.signature(getattr(ops, op)).parameters.values()
     first = next((i for i, p in enumerate(signature) if p.kind is p.KEYWORD_ONLY), len(signature))
     names = [p.name for p in signature]
@@ -143,7 +143,7 @@ def test_next_sample_keeps_the_memory_format(
     shape: tuple[int, ...], memory_format: torch.memory_format, device: torch.device
 ) -> None:
     args = arguments("sampler_step", shape, device=device)
-    for name in ("sample", "model_output"):  # whatever the other's is
+    for name in ("sample", "model_output"):  # whatever the format of the other
         sample = args["sample"].contiguous(memory_format=memory_format)
         other = args["model_output"] if name == "sample" else sample
         next_sample = ops.sampler_step(**args | {"sample": sample, "model_output": other}).next_sample
@@ -160,7 +160,7 @@ def test_gradients_of_some_outputs(used: tuple[int, ...], kind: str, device: tor
 
 @pytest.mark.parametrize("op", SAMPLE_OPS)
 def test_gradient_of_log_std_gathers_the_rows_of_each_step(op: str, device: torch.device) -> None:
-    """Steps no row is at get exactly zero; one that all rows are at gets their sum."""
+    """The gradient is exactly zero at steps without rows; at the step of all rows, it is their sum."""
     for step in range(T):
         args = arguments(op, (33, 5), device=device)
         args["timestep"] = torch.full_like(args["timestep"], step)
@@ -187,7 +187,7 @@ def test_step_without_noise(device: torch.device) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("dim", [4, 5, 37, 1100, 9001])
 def test_infinite_coefficients(dim: int, dtype: torch.dtype, device: torch.device) -> None:
-    """Sums are infinite, not NaN: what rows are padded with, and 0 times infinity there, does not enter."""
+    """Sums are infinite, not NaN: the padding of rows, where 0 times infinity is NaN, does not enter."""
     args = arguments("sampler_step", (T, dim), dtype, device)
     args |= {"log_std": torch.full_like(args["log_std"], torch.inf).requires_grad_()}
     sq_displacement = ops.sampler_step(**args).sq_displacement
@@ -203,7 +203,7 @@ def test_infinite_coefficients(dim: int, dtype: torch.dtype, device: torch.devic
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_every_half_value_survives_a_step(dtype: torch.dtype, device: torch.device) -> None:
-    """a = 1, no noise: all 65,536 bit patterns are read and written back, also subnormal, infinite, NaN."""
+    """With a = 1 and no noise, all 65,536 bit patterns survive, including subnormal, infinite and NaN."""
     args = arguments("sampler_step", (8, 8192), dtype, device)
     args["sample"] = torch.arange(2**16, device=device).to(torch.int16).view(dtype).view(8, 8192)
     tables = {"sample_coef": 1.0, "output_coef": 0.0, "log_std": -torch.inf}
@@ -240,7 +240,7 @@ def test_one_tensor_as_any_two_arguments(op: str, device: torch.device) -> None:
 def test_input_changed_in_place_before_backward(
     op: str, name: str, change: Callable[[Tensor], Tensor], device: torch.device
 ) -> None:
-    """Backward is of the forward that ran, or refuses; a changed key does not replay another draw's noise."""
+    """Backward uses the inputs of forward or raises an error; a changed key does not replay other noise."""
     args, leaves = with_leaves(arguments(op, device=device), DIFFERENTIABLE[op])
     inputs = list(leaves.values())
     wanted = torch.autograd.grad([y.sum() for y in call(op, args)], inputs)
@@ -313,7 +313,7 @@ def test_update_velocity_var(rows: int, layout: str, dtype: torch.dtype, device:
 
 @pytest.mark.parametrize("compiled", [False, True])
 def test_update_velocity_var_of_views_of_one_tensor(compiled: bool, device: torch.device) -> None:
-    """The means are those of before, whatever of sq_displacement is written meanwhile."""
+    """The means are those before the update, even if it overwrites sq_displacement."""
     update = ops.update_velocity_var_
     if compiled:
         update = torch.compile(update, fullgraph=True, backend="aot_eager")
@@ -351,7 +351,7 @@ def test_bits_do_not_depend_on_the_threads(
     "shape", [(37, 4099), (5, 3, 16, 16), (300, 2), (2, 1024), (2, 1028), (2, 8192), (2, 8196)]
 )
 def test_kernels_give_the_bits_of_the_cpu(shape: tuple[int, ...], device: torch.device) -> None:
-    """The same bits of next_sample, row means within 1e-6, whatever kernels run."""
+    """All kernels give the same bits of next_sample, and row means within 1e-6."""
     found = ops.sampler_step(**arguments("sampler_step", shape, device=device))
     on_cpu = arguments("sampler_step", shape)
     offset = on_cpu.pop("sample_offset")

@@ -1,4 +1,4 @@
-"""Bad input: one error that names the op and the argument; never a crash, never silence."""
+"""Invalid input raises an error that names the op and the argument; it never crashes or passes silently."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ REFUSALS = (TypeError, ValueError, RuntimeError)
 
 
 def _filled(value: float) -> Callable[[Tensor], Tensor]:
-    """One bad value, at index 1 (a step some row is at)."""
+    """The tensor with one invalid value, at index 1, which is the step of some row."""
     return lambda x: x.index_fill(0, torch.tensor([1]), value)
 
 
-# Ways to spoil a valid argument.
+# Ways to make a valid argument invalid.
 SPOIL: dict[str, Callable[[Any], Any]] = {
     "none": lambda x: None,
     "list": lambda x: x.tolist(),
@@ -50,7 +50,7 @@ SPOIL: dict[str, Callable[[Any], Any]] = {
     "wraps": lambda x: 2**32 - 1,
     "expanded": lambda x: x[:1].expand_as(x),
 }
-VALUES = {"negative", "zero", "nan", "too_large"}  # of tensors
+VALUES = {"negative", "zero", "nan", "too_large"}  # invalid values of tensors
 FIRST_TABLE = "none extra_dim float64 int64 meta"  # its length is T
 TABLE = f"{FIRST_TABLE} longer shorter"
 ROWS = "list extra_dim int64 meta"
@@ -116,7 +116,7 @@ BAD: dict[str, dict[str, str]] = {  # op -> argument -> names in SPOIL
 
 
 def refuses(op: str, argument: str, function: Callable[[], Any]) -> None:
-    """The call raises, and the message names the op and the argument."""
+    """The call raises an error whose message names the op and the argument."""
     with pytest.raises(REFUSALS) as caught:
         function()
     message = str(caught.value)
@@ -165,7 +165,7 @@ def test_bad_argument_of_normal(argument: str, value: Any) -> None:
 def test_an_argument_without_gradient_must_not_require_one(
     op: str, argument: str, device: torch.device
 ) -> None:
-    """Also compiled and under torch.func; with grad mode off, nobody expects a gradient."""
+    """Also compiled and under torch.func; with grad mode off, no gradient is expected."""
     args = arguments(op, device=device)
     value = torch.as_tensor(args[argument], dtype=torch.float32, device=device)
     learnable = args | {argument: torch.nn.Parameter(value)}
@@ -178,7 +178,7 @@ def test_an_argument_without_gradient_must_not_require_one(
 
 
 def test_a_gradient_of_an_outer_level_of_func_is_not_lost() -> None:
-    """Within the inner level, gamma does not require grad."""
+    """At the inner level, gamma does not require grad."""
     args = arguments("energy_loss")
 
     def inner(gamma: Tensor, x: Tensor) -> Tensor:
@@ -230,14 +230,14 @@ def test_row_longer_than_the_noise_format(device: torch.device) -> None:
 
 @pytest.mark.parametrize("operator", sorted(OPERATORS))
 def test_operators_called_directly_check_every_tensor(operator: str) -> None:
-    """Also the operators behind the functions, backward ones included, refuse any one spoilt tensor."""
+    """The operators behind the functions, including backward operators, refuse any single invalid tensor."""
     function, args, kwargs = recorded_calls()[operator]
     for i, (parameter, value) in enumerate(zip(function._schema.arguments, args, strict=False)):
         if isinstance(value, Tensor):
             ways = {"complex64", "meta"}
-            if parameter.name != "out":  # of any shape
+            if parameter.name != "out":  # it may have any shape
                 ways.add("extra_dim")
-                if value.ndim and not parameter.name.startswith("energy_"):  # of any length
+                if value.ndim and not parameter.name.startswith("energy_"):  # these may have any length
                     ways.add("shorter")
             for how in ways:
                 spoilt = SPOIL[how](value)
@@ -249,7 +249,7 @@ def test_operators_called_directly_check_every_tensor(operator: str) -> None:
 @pytest.mark.skipif(not _native.cuda_status(), reason="the ops have CUDA kernels here")
 @pytest.mark.parametrize("operator", sorted(OPERATORS))
 def test_without_cuda_kernels_the_error_of_a_cuda_tensor_has_a_remedy(operator: str) -> None:
-    """Called as the dispatcher would for CUDA tensors, which need no device this way."""
+    """Called as by the dispatcher for CUDA tensors, which requires no device."""
     function, args, kwargs = recorded_calls()[operator]
     cuda = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
     with pytest.raises(RuntimeError, match=r"no kernels for CUDA tensors: .*CPU"):

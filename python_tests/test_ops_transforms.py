@@ -90,7 +90,7 @@ def test_meta_tensors_have_the_shapes_and_dtypes(op: str, shape: tuple[int, ...]
 @pytest.mark.parametrize("dynamic", [False, True])
 @pytest.mark.parametrize("op", [op for op in PARAMETERS if op != "noise_key"])
 def test_compile(op: str, dynamic: bool, device: torch.device) -> None:
-    """fullgraph, forward and backward, over two batch sizes: the same bits as without."""
+    """With fullgraph, forward and backward, and two batch sizes: the same bits as without compilation."""
     compiled = torch.compile(call, fullgraph=True, dynamic=dynamic, backend="aot_eager")
     for shape in ((5, 2, 3, 4), (7, 2, 3, 4)):
         assert_same(*(results(f, arguments(op, shape, device=device), op) for f in (compiled, call)))
@@ -99,7 +99,7 @@ def test_compile(op: str, dynamic: bool, device: torch.device) -> None:
 @pytest.mark.parametrize("mode", ["gradients", "grad mode", "no grad mode"])
 @pytest.mark.parametrize("op", TWICE)
 def test_compile_one_tensor_as_any_two_arguments(op: str, mode: str, device: torch.device) -> None:
-    """Every case in one graph; also where nothing requires grad, which Dynamo treats in another way."""
+    """Every case in one graph; also if nothing requires grad, which Dynamo treats differently."""
     names = DIFFERENTIABLE.get(op, ()) if mode == "gradients" else ()
     cases = [with_leaves(args, names) for args in given_twice(op, device)]
     leaves = [leaf for _, named in cases for leaf in named.values()]
@@ -112,10 +112,10 @@ def test_compile_one_tensor_as_any_two_arguments(op: str, mode: str, device: tor
         with torch.set_grad_enabled(mode != "no grad mode"):
             outputs = function()
         found.append([*outputs, *(torch.autograd.grad(square(tuple(outputs)), leaves) if leaves else ())])
-    torch.testing.assert_close(*found, rtol=1e-6, atol=1e-6)  # gradients may add up in another order
+    torch.testing.assert_close(*found, rtol=1e-6, atol=1e-6)  # gradients may be added in another order
 
 
-@torch._inductor.config.patch({"cpp.vec_isa_ok": False})  # or it compiles probes of the CPU for 20 s
+@torch._inductor.config.patch({"cpp.vec_isa_ok": False})  # otherwise it compiles probes of the CPU for 20 s
 def test_inductor(device: torch.device) -> None:
     """A step, its cost and an energy loss in one graph of the default backend, forward and backward."""
 
@@ -160,7 +160,7 @@ def test_vmap_equals_a_loop(op: str, name: str, device: torch.device) -> None:
 
 
 def test_compiled_func_grad_is_right_or_rejected() -> None:
-    """Dynamo looks inside an autograd.Function under torch.func and could find a gradient of zero there."""
+    """Under torch.func, Dynamo traces into an autograd.Function and could return a gradient of zero."""
     args = arguments("energy_loss")
     gradient = torch.func.grad(lambda x: ops.energy_loss(x, args["energy_sample"], args["gamma"]))
     try:
@@ -171,7 +171,7 @@ def test_compiled_func_grad_is_right_or_rejected() -> None:
 
 
 def assert_refused(second: Callable[[], Tensor], may_be_zero: bool) -> None:
-    """`second` raises the error of second derivatives, or is zero where that is right."""
+    """`second` raises the error of second derivatives, or returns zero where that is correct."""
     try:
         value = second()
     except (RuntimeError, NotImplementedError) as error:
@@ -188,7 +188,7 @@ def test_second_derivatives_are_rejected(
     args, leaves = with_leaves(arguments(op, device=device), [name])
     (wanted,) = torch.autograd.grad(loss(call(op, args)), leaves[name])
     (first,) = torch.autograd.grad(loss(call(op, args)), leaves[name], create_graph=True)
-    assert torch.equal(first, wanted)  # the first derivative does not mind create_graph
+    assert torch.equal(first, wanted)  # create_graph does not change the first derivative
 
     def penalized() -> Tensor:
         (first.sum() + leaves[name].sum()).backward()
@@ -213,7 +213,7 @@ def test_second_derivatives_are_rejected_by_func(
 @pytest.mark.parametrize("grad", [True, False])
 @pytest.mark.parametrize("op", DIFFERENTIABLE)
 def test_forward_mode_derivatives_are_rejected(op: str, grad: bool, device: torch.device) -> None:
-    """Without grad mode too, where they would be lost silently."""
+    """Even without grad mode, where they would be lost silently."""
     args = arguments(op, device=device)
     name = DIFFERENTIABLE[op][0]
     with torch.set_grad_enabled(grad), pytest.raises(NotImplementedError, match=f"ops.{op}: forward-mode"):

@@ -1,4 +1,4 @@
-"""The diffusers scheduler and pipeline against the sampler they come from, in this and a fresh process."""
+"""The diffusers scheduler and pipeline against their sampler, in this process and in a fresh one."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SCHEDULES = {"fastdpm": schedules.fastdpm(4), "edm": schedules.edm(4, rho=4.0, s
 
 
 def make_sampler(schedule: Schedule, classes: int | None = None) -> GaussianSampler:
-    """A tiny random U-Net, and sigmas as if trained."""
+    """A sampler with a tiny random U-Net and changed sigmas, as if trained."""
     torch.manual_seed(0)
     unet = make_unet(classes=classes)
     sampler = GaussianSampler(Timed(unet.eval(), schedule), schedule, SHAPE)
@@ -69,7 +69,7 @@ def test_an_image_of_the_pipeline_is_the_samplers(name: str) -> None:
 
 
 def test_a_network_of_patches() -> None:
-    """It sees 12 channels of 4 x 4; the image that it makes is 3 x 8 x 8."""
+    """The network sees 12 channels of 4 x 4; images are 3 x 8 x 8."""
     sampler = make_sampler(SCHEDULES["edm"])
     network = UNet(make_unet(channels=12, size=4), patch=2)
     sampler.network = Timed(network.eval(), SCHEDULES["edm"])
@@ -102,12 +102,12 @@ def test_output_types_and_generators() -> None:
     )
     assert torch.equal(first, again) and not torch.equal(first, other)
     half = pipeline.to(torch.bfloat16)(2, key=KEY, output_type="raw").images
-    assert half.dtype == torch.float32  # of the steps; only the network is in bfloat16
+    assert half.dtype == torch.float32  # steps are float32; only the network is bfloat16
     torch.testing.assert_close(half, raw, rtol=0.1, atol=0.1)
 
 
 def test_steps_have_rows_of_their_own_times() -> None:
-    """Against the sampler's forward, log-probability too; from generation steps in any order."""
+    """The same as the sampler's forward, including the log-probability, for steps in any order."""
     sampler = make_sampler(SCHEDULES["edm"])
     scheduler = DxMIScheduler.from_sampler(sampler)
     step, x = torch.tensor([2, 0, 3]), torch.randn(3, *SHAPE)
@@ -137,11 +137,11 @@ def test_scheduler_folder_is_json_and_keeps_every_bit(tmp_path: Path) -> None:
 
 
 def test_a_pipeline_of_diffusers_takes_the_scheduler() -> None:
-    """DDPMPipeline passes timesteps and a generator, as any pipeline does."""
+    """DDPMPipeline passes timesteps and a generator, like any pipeline."""
     sampler = make_sampler(SCHEDULES["fastdpm"])
     scheduler = DxMIScheduler.from_sampler(sampler)
     pipeline = diffusers.DDPMPipeline.__new__(diffusers.DDPMPipeline)
-    diffusers.DiffusionPipeline.__init__(pipeline)  # its own replaces the scheduler by DDPM's
+    diffusers.DiffusionPipeline.__init__(pipeline)  # DDPMPipeline's own replaces the scheduler
     pipeline.register_modules(unet=sampler.network.network, scheduler=scheduler)
     pipeline.set_progress_bar_config(disable=True)
     images = pipeline(2, num_inference_steps=4, output_type="np").images
@@ -173,7 +173,7 @@ assert ours - tables == {"_native", "_C", "_gradients", "_shapes", "ops", "pipel
 
 
 def test_folder_loads_in_a_fresh_process(tmp_path: Path) -> None:
-    """Offline and without the trainer, before dxmi_ext is imported and after; the same images for a key."""
+    """Offline and without the trainer, before and after importing dxmi_ext; a key gives the same images."""
     sampler = make_sampler(SCHEDULES["edm"])
     pipeline_module.save_pretrained(tmp_path, sampler.network.network, sampler)
     assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == {

@@ -1,4 +1,4 @@
-"""Tasks by name, and those of a user's own module."""
+"""Tasks by name, and tasks in a user's own module."""
 
 from __future__ import annotations
 

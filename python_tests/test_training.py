@@ -131,7 +131,7 @@ def test_a_pretraining_resumes_with_the_same_arguments_only(tmp_path: Path) -> N
 
 
 def test_commands_on_a_folder_of_fit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A report needs no networks; commands that do say how to load them in Python, and that works."""
+    """A report needs no networks; commands that do print Python code that loads them, which works."""
     run = tmp_path / "run"
     dxmi_ext.fit(made := trainer(), batches(), output=run, log_every=1)
     assert cli.main(["report", str(run)]) == 0
@@ -252,7 +252,7 @@ def test_fit_knows_the_data_of_shuffled(tmp_path: Path) -> None:
         learns = dxmi_ext.DxMITrainer(networks(), algorithm, iterations=iterations, seed=0)
         dxmi_ext.fit(learns, make, output=tmp_path)
 
-    unknown = dxmi_ext.shuffled(DATA + 1, 8).__call__  # has no fingerprint
+    unknown = dxmi_ext.shuffled(DATA + 1, 8).__call__  # without a fingerprint
     fit(unknown, 2)
     fit(batches(), 3)
     for iterations in (3, 4):  # finished, and to continue
@@ -293,7 +293,7 @@ def test_state_dict_continues_the_same_run(tmp_path: Path) -> None:
 def test_load_says_what_does_not_fit(tmp_path: Path) -> None:
     made, path = networks(), tmp_path / "saved"
     dxmi_ext.save(path, made, data="points")
-    dxmi_ext.save(path, made)  # again
+    dxmi_ext.save(path, made)  # replaces the first
     assert sorted(files.name for files in path.iterdir()) == ["config.json", "model.safetensors"]
     wider = networks(width=5)
     before = {name: tensor.clone() for name, tensor in wider.state_dict().items()}

@@ -1,4 +1,4 @@
-"""The tutorials run as they are, in their short form."""
+"""The tutorials run unchanged, in their short form."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_tutorial(
         pytest.importorskip(module)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DXMI_SHORT", "1")
-    monkeypatch.syspath_prepend(str(TUTORIALS))  # as python does with a script's folder
+    monkeypatch.syspath_prepend(str(TUTORIALS))  # as Python does with the folder of a script
     monkeypatch.setattr(sys, "argv", [name])
     threads = torch.get_num_threads()
     try:

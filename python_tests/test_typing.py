@@ -1,4 +1,4 @@
-"""A user's script passes mypy --strict against the package's types."""
+"""A user's script passes mypy --strict with the package's types."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_a_users_script_is_typed(tmp_path: Path) -> None:
     (tmp_path / "wrong.py").write_text(SCRIPT + WRONG)
     (tmp_path / "mypy.ini").write_text(CONFIG)
     command = [sys.executable, "-m", "mypy", "script.py", "wrong.py"]
-    # mypy finds an installed package by itself, and refuses site-packages as a path.
+    # mypy finds an installed package itself, and refuses site-packages as a path.
     installed = package.parent.name == "site-packages"
     environment = dict(os.environ) if installed else os.environ | {"MYPYPATH": str(package.parent)}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)

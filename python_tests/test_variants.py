@@ -1,4 +1,4 @@
-"""The CPU variants (baseline, AVX2, AVX-512) return the same bits; as a script, prints the digests of one."""
+"""The CPU variants (baseline, AVX2, AVX-512) give the same bits. As a script, prints the digests of one."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def digests() -> dict[str, str]:
 
 
 def run(variant: str) -> subprocess.CompletedProcess[str]:
-    """This file as a script, in a process made to take a variant."""
+    """Runs this file as a script in a process with a variant."""
     environment = os.environ | {"DXMI_CPU_VARIANT": variant}
     return subprocess.run([sys.executable, __file__], env=environment, capture_output=True, text=True)
 

@@ -7,7 +7,7 @@
 
 #if defined(__AVX2__)
 #pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wuninitialized"  // of GCC's own AVX-512 headers (GCC bug 105593)
+#pragma GCC diagnostic ignored "-Wuninitialized"  // in GCC's own AVX-512 headers (GCC bug 105593)
 #include <immintrin.h>
 #pragma GCC diagnostic pop
 #endif

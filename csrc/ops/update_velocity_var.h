@@ -1,4 +1,4 @@
-// update_velocity_var_: moves each timestep's velocity variance towards its mean squared displacement, in place.
+// update_velocity_var_: moves each timestep's velocity variance toward its mean squared displacement, in place.
 #pragma once
 
 #include "device.h"

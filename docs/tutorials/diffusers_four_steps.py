@@ -3,8 +3,8 @@
 #
 # A DDPM pipeline of diffusers becomes a sampler of four steps, is trained by DxMI, and becomes a pipeline
 # again. The data are scikit-learn's handwritten digits of 8 x 8 pixels, and the checkpoint is a small one
-# that the script trains on them; with your own, replace `checkpoint` by its folder and `data` by your images,
-# scaled to [-1, 1]. It requires the extra `images`: `pip install 'dxmi_ext[images]'`.
+# that the script trains on them; with your own, replace `checkpoint` with its folder and `data` with your
+# images, scaled to [-1, 1]. It requires the extra `images`: `pip install 'dxmi_ext[images]'`.
 
 # %%
 import copy
@@ -191,7 +191,7 @@ images = DxMIPipeline.from_pretrained("runs/digits/four-steps")(batch_size=8, ou
 
 # %%
 def energy_distance(x: Tensor, y: Tensor) -> float:
-    """Of images [N, ...] and [M, ...], without bias."""
+    """The unbiased estimate from images [N, ...] and [M, ...]."""
     x, y = x.flatten(1), y.flatten(1)
     within = [torch.cdist(a, a).sum() / (len(a) * (len(a) - 1)) for a in (x, y)]
     return float(2 * torch.cdist(x, y).mean() - sum(within)) / x.shape[1] ** 0.5

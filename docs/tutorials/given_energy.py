@@ -52,7 +52,8 @@ print(f"log Z: {summary['log_partition']:.3f} ± {summary['log_partition_std']:.
 print(f"ELBO {summary['elbo']:.3f}, effective sample size {summary['ess']:.2f}")
 
 # %% [markdown]
-# Samples, as `dxmi sample runs/wells`, with the share in each well; both wells hold half of the mass.
+# Samples, as drawn by `dxmi sample runs/wells`, and their share in the right well. Each well has half of the
+# mass.
 
 # %%
 import numpy as np

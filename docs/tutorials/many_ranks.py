@@ -40,8 +40,8 @@ class Net(nn.Module):
 # %% [markdown]
 # ## Ranks
 #
-# `Ranks.from_environment` reads what torchrun sets, and is a single rank without it. Within `joined`, the
-# process groups exist: nccl on GPUs, gloo elsewhere. Give the ranks to the trainer and to `shuffled`;
+# `Ranks.from_environment` reads what torchrun sets, and returns a single rank without it. Within `joined`,
+# the process groups exist: nccl on GPUs, gloo elsewhere. Give the ranks to the trainer and to `shuffled`;
 # `fit` writes files on the first rank only. `batch_size` is that of all ranks together.
 #
 # Initial weights are the same on all ranks because each sets the same seed.
@@ -63,7 +63,7 @@ with ranks.joined(device):
 # %% [markdown]
 # ## The result
 #
-# The data have radius 1. 3,000 iterations on one rank, 40 seconds, printed
+# The data have radius 1. After 3,000 iterations, one rank (in 40 seconds) printed
 #
 #     1 rank(s): radius 0.9909 ± 0.0635
 #

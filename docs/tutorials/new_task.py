@@ -169,8 +169,8 @@ def evaluate(directory: Path, settings: EvaluateSettings, device: torch.device) 
 # ## The result
 #
 # This is `dxmi train sphere.yaml output=runs/sphere` and `dxmi evaluate runs/sphere seed=1`. The samples of
-# four steps lie around the sphere: 3,000 iterations, 20 seconds, printed these distances to the center, the
-# second from `dxmi evaluate`:
+# four steps lie close to the sphere. With 3,000 iterations, which take 20 seconds, the two commands printed
+# these distances to the center:
 #
 #     radius 0.998 ± 0.114
 #     radius 0.991 ± 0.124

@@ -124,7 +124,7 @@ for _ in range(iterations):
 # %% [markdown]
 # ## The result
 #
-# Mean and standard deviation of the samples, beside the true ones.
+# Mean and standard deviation of the samples, compared with the true ones.
 
 # %%
 path, _ = rollout(10_000, ops.noise_key(1))

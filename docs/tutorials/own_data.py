@@ -2,7 +2,7 @@
 # # DxMI on your own data and networks
 #
 # Points in three dimensions, networks of your own, and the whole method: denoising pretraining, DxMI, a
-# sampler in five steps, an energy, and saved networks. Replace the data and the two networks by yours.
+# sampler in five steps, an energy, and saved networks. Replace the data and the two networks with yours.
 
 # %%
 import os
@@ -22,7 +22,7 @@ steps = 5
 # ## Data
 #
 # Any float32 tensor `[N, *]`; here points on a helix, with a little noise. `torch.from_numpy(array).float()`
-# makes one of a numpy array. Values of about unit size suit the default settings.
+# converts a numpy array. Values of about unit size suit the default settings.
 
 # %%
 angle = 4 * torch.pi * torch.rand(20_000)

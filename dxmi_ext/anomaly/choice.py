@@ -159,7 +159,7 @@ class Trials:
 
     Args:
         validation: good data and synthetic defects.
-        bar: is advanced by one for each verdict that is asked for.
+        bar: progress bar, which advances by one for each requested verdict.
     """
 
     def __init__(

@@ -30,8 +30,8 @@ class SourceSettings(Settings):
     heading = "data"
     data: str | None = setting(
         None,
-        "path of images: as in MVTec-AD or VisA, good/ beside DEFECT/, or an npz; for vectors, of a file "
-        "with X and y",
+        "path of images in the layout of MVTec-AD or VisA, of good/ beside DEFECT/, or of an npz; for "
+        "vectors, path of a file with X and y",
         path=True,
     )
     classes: str | None = setting(None, "names of the classes to use, such as bottle,cable; null: all")
@@ -90,8 +90,9 @@ class NetworkSettings(Settings):
     heading = "networks"
     base: str = setting(
         "none",
-        "plain detector whose energy DxMI starts from and corrects: gaussian, knn, density (of kernels) or "
-        "autoencoder, or several as knn+gaussian; none: DxMI starts from the autoencoder and trains it",
+        "plain detector whose energy DxMI starts from and corrects: gaussian, knn, density (a kernel "
+        "density), autoencoder, or several, as in knn+gaussian; none: DxMI starts from the autoencoder and "
+        "trains it",
         pattern=rf"none|({_BASE})(\+({_BASE}))*",
     )
     steps: int = setting(5, "number of sampler steps T", minimum=2, maximum=1000)

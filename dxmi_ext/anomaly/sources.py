@@ -119,7 +119,7 @@ def fingerprints(cfg: Config) -> Callable[[str], Fingerprints]:
         known = {} if cfg.run.output is None else data_of(Path(cfg.run.output))
         prints = {}
         for split, data in found.items():
-            # A single class has the name of its folder or file, which may be renamed; runs of before have it.
+            # A single class has the name of its folder or file, which may be renamed; older runs stored it.
             names = data.class_names if len(data.class_names) > 1 else []
             parts = data.fingerprint, data.labels, data.classes
             older = fingerprint(*parts, data.class_names)

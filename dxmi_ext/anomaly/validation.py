@@ -38,7 +38,7 @@ class Validation(NamedTuple):
 
     @classmethod
     def of(cls, good: Good, backbone: Extractor | None, seed: int, device: torch.device) -> Validation:
-        """Made from the held-out data, or from an evenly spaced subset of it."""
+        """Validation data from the held-out data, or from an evenly spaced subset of it."""
         count = len(good.held_out)
         rows = np.unique(np.linspace(0, count - 1, min(_ENOUGH, count)).round().astype(int))
         if backbone is None:

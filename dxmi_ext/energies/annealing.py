@@ -20,8 +20,8 @@ from dxmi_ext.method import noise
 from dxmi_ext.method.path_weights import of_weights
 
 TARGET_ACCEPTANCE = 0.57
-"""Of Metropolis-adjusted Langevin steps (Roberts & Rosenthal 1998)."""
-_MEDIAN_OF_SQUARE = 0.4549  # of a standard normal number
+"""Acceptance rate to which Metropolis-adjusted Langevin steps adapt (Roberts & Rosenthal 1998)."""
+_MEDIAN_OF_SQUARE = 0.4549  # the median of a squared standard normal
 
 
 class Shape(NamedTuple):
@@ -30,7 +30,7 @@ class Shape(NamedTuple):
     mean: Tensor
     std: Tensor
     mode_std: Tensor
-    """Of a single mode, by the median squared slope of the energy."""
+    """Standard deviation of a single mode, from the median squared slope of the energy."""
 
 
 @torch.no_grad()

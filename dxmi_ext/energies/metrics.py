@@ -15,13 +15,13 @@ from torch import Tensor
 from dxmi_ext import ops
 from dxmi_ext.energies.targets import Target, distances
 
-_BINS = 200  # of histograms
+_BINS = 200  # bins of a histogram
 _WITHIN = 4.0  # distance within which a sample belongs to a mode, in standard deviations
 _SHARE = 0.1  # smallest share of its expected samples with which a mode counts as covered
-_DIRECTIONS = 500  # of slices
+_DIRECTIONS = 500  # directions of the sliced distance
 _ALIGNED = 200  # samples that are compared after alignment; the time grows with the square
 _ALIGNMENTS = 8  # random orientations from which an alignment starts
-_ROUNDS = 3  # of permutation and rotation
+_ROUNDS = 3  # rounds of permutation and rotation
 
 
 def wasserstein(x: Tensor, y: Tensor) -> float:

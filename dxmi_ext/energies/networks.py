@@ -210,7 +210,7 @@ class Value(nn.Module):
 class Policy(nn.Module):
     """The network of a `GaussianSampler`, (y [N, free], timestep [N]) -> [N, free].
 
-    Beside y it takes the force -grad E, in standard deviations of the step and bounded, and adds it with a
+    Besides y, it takes the force -grad E, in standard deviations of the step and bounded, and adds it with a
     learned weight for each step. At first the output is this term alone, whose weights approximate the score
     of the noised target near a narrow mode.
 

@@ -17,8 +17,8 @@ class TargetSettings(Settings):
     energy: str | None = setting(None, "name of a built-in energy", choices=tuple(TARGETS))
     target: str | None = setting(
         None,
-        "your own energy in place of it, package.module:function, [N, D] -> [N]; the module is looked up in "
-        "the current folder first",
+        "your own energy instead of a built-in one: package.module:function, [N, D] -> [N]; the module is "
+        "looked up in the current folder first",
     )
     dim: int | None = setting(None, "D, dimension of target=", minimum=1, maximum=2**16)
     particles: int | None = setting(
@@ -32,7 +32,7 @@ class TargetSettings(Settings):
     temperature: float = setting(1.0, "w, the temperature of the density", minimum=1e-6)
     energy_limit: float | None = setting(
         None,
-        "energy above which training uses limit (1 + log(E / limit)) in its place; null: none",
+        "energy above which training uses limit (1 + log(E / limit)) instead; null: none",
         minimum=1e-6,
     )
 

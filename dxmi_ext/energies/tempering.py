@@ -38,8 +38,8 @@ def tempered(
         sweeps: number of sweeps, >= 2; each takes 2,000 evaluations of the energy and its gradient.
 
     Returns:
-        tempering_log_partition, from the mean density ratios of neighbors, its standard error over chains,
-        tempering_log_partition_std, and tempering_evaluations. And up to 2,000 samples of the last replica,
+        tempering_log_partition, from the mean density ratios of neighbors; tempering_log_partition_std, its
+        standard error over chains; and tempering_evaluations. Also up to 2,000 samples of the last replica,
         [m, D].
     """
     energy = TargetEnergy(target)

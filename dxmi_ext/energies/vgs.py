@@ -24,8 +24,8 @@ from dxmi_ext.method.networks import frozen
 from dxmi_ext.method.stepper import Batch, Metrics, Stepper
 
 _PATH_NOISE = 1.1  # factor of the noise of training paths
-_TARGET_DECAY = 0.9  # of the target network
-_REPLAYED = 10_000  # ends of paths that replay chooses from
+_TARGET_DECAY = 0.9  # decay of the target network's moving average
+_REPLAYED = 10_000  # ends of paths from which replay chooses
 
 
 class GradientTrainer(Stepper):

@@ -310,7 +310,7 @@ def _check_type(name: str, value: Any, wanted: Any) -> None:
     kinds = typing.get_args(wanted) or (wanted,)
     if float in kinds:
         kinds = (*kinds, int)
-    # bool is a subclass of int, but no number of a setting
+    # bool is a subclass of int, but not a number
     if not (bool in kinds if isinstance(value, bool) else isinstance(value, kinds)):
         raise ConfigError(f"{name} must be {inspect.formatannotation(wanted)}, got {value!r}")
 

@@ -158,7 +158,7 @@ def evaluate(
     if settings.neighbors is not None:
         draw_neighbors(Path(settings.neighbors), cfg, sampler, data)
     separated: dict[str, float] = {}
-    if settings.against is not None:  # first, for it may be refused
+    if settings.against is not None:  # first, since it may be refused
         separated = _separation(cfg, settings, networks, data, device)
     numbers = scores(cfg, data, sampler, seed=settings.seed) | separated
     return numbers, table(numbers)
@@ -279,7 +279,7 @@ def _pretrain(run: Run, cfg: Config, data: ImageData, networks: Networks, diffus
         run.phase("pretrain", pretrainer, cfg.run.pretrain_iterations, batches, picture)
     sharding.load_(network, pretrainer.averaged.state_dict())
     whole = run.ranks.whole(network)
-    if run.ranks.first or whole is network:  # of sharded networks, other ranks get what the first one has
+    if run.ranks.first or whole is network:  # with sharding, the others load the encoders of the first rank
         load_encoders(networks, whole)
 
 

@@ -36,18 +36,18 @@ def separation(
     size: int | None = None,
     cache: str | None = None,
 ) -> dict[str, float]:
-    """The AUROC of the energy, n test images against as many others; 1 where all of these have more energy.
+    """AUROC of the energy for n test images against as many others; 1 if all others have higher energies.
 
     Args:
         others: kinds of images, separated by commas: noise, uniform pixels; blurred, the test images blurred
             by a Gaussian of one pixel; or the path of other images of the same shape, of which the test split
             is used if there is one.
-        n: at most; all there are if fewer.
-        seed: of the noise.
-        size, cache: of images at a path; see `dataset.load`.
+        n: maximum number of images of each kind.
+        seed: seed of the noise.
+        size, cache: see `dataset.load`; for images at a path.
 
     Returns:
-        auroc_noise, auroc_blurred, and auroc_NAME of a path's last part.
+        auroc_noise, auroc_blurred, and for a path auroc_NAME, where NAME is its last part.
 
     Raises:
         ConfigError: the energy is conditional on classes, images at a path have another shape, or two kinds
@@ -59,7 +59,7 @@ def separation(
     found = {}
     for kind in others.split(","):
         if (name := f"auroc_{Path(kind).stem}") in found:
-            raise ConfigError(f"against must be images of different names, got {others}")
+            raise ConfigError(f"against must name images with different names, got {others}")
         if kind == "noise":
             images = _noise(len(energies), test.shape, seed, device)
         elif kind == "blurred":

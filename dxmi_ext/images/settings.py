@@ -218,7 +218,8 @@ class EvaluateSettings(EvaluateSettings_):
     )
     against: str | None = setting(
         None,
-        "images whose energies are compared with test images' by AUROC, as noise,blurred,PATH; null: none",
+        "images whose energies are compared with those of test images by AUROC, such as noise,blurred,PATH; "
+        "null: none",
     )
     picture: str | None = setting(None, "png file to write a grid of samples to; null: none", path=True)
     neighbors: str | None = setting(

@@ -100,7 +100,7 @@ class LangevinTrainer(Stepper):
             losses=("energy",),
         )
         self.learners = [self.learner]
-        # As the energy is called where it learns.
+        # The energy as wrapped for training.
         learning = self.learner.network
         if energy is None:
             self._learning = Networks(sampler, learning)

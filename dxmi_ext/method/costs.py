@@ -93,9 +93,10 @@ class Costs:
         return (next_value + costs).detach()
 
     def entropy_noise(self, log_prob: Tensor, timestep: Tensor) -> Tensor:
-        """What the log probabilities of steps taken add to the entropy bound in a value's target, [N]: 0 on
-        average, but it cancels most of the noise of running cost and next value. With a sampler at its
-        optimum, nothing of the noise is left.
+        """Tau times the difference between the log probability of a step taken and its mean, [N].
+
+        In a value's target, it is 0 on average, but cancels most of the noise of the running cost and of the
+        next value; for an optimal sampler, it cancels all of it.
 
         Args:
             log_prob: [N], mean over D.
@@ -169,13 +170,13 @@ def taus(settings: DxMISettings, loss: str, dim: int) -> Taus:
 
 
 def density_temperature(settings: DxMISettings, dim: int) -> float:
-    """w in exp(-E / w) / Z, the density that a sampler of `dim` dimensions is trained towards: the weight of
-    the entropy as a sum over dimensions (DxMI, sec. 2). 0 without entropy."""
+    """w in exp(-E / w) / Z, the density toward which a sampler of `dim` dimensions is trained: the weight of
+    the entropy as a sum over dimensions. 0 without entropy."""
     return settings.entropy_tau if settings.cost_reduction == "sum" else settings.entropy_tau / dim
 
 
 def time_costs(kind: str, steps: int) -> Tensor:
-    """R(t), [T]: the fixed costs of Algorithm 2 (DxMI, sec. 4). sigmoid sums to about 1 over the path."""
+    """R(t), [T]: the fixed costs of DxMI's Algorithm 2. sigmoid sums to about 1 over the path."""
     t = torch.arange(steps, dtype=torch.float64)
     return {
         "none": torch.zeros_like(t),

@@ -25,7 +25,7 @@ def energy_step(
 
     Args:
         learner: learner of the energy.
-        networks: networks as wrapped for training.
+        networks: networks wrapped for training.
         loss_fn: loss of the energies.
         batch: batch with data [N, *].
         samples: negatives [M, *].

@@ -36,17 +36,17 @@ class SampleSettings(Settings):
     )
     output: str | None = setting(
         None,
-        "FILE.npz: arrays; for images also FOLDER/: a png each, FILE.png: a grid; null: RUN/samples.npz, or "
-        "NAME-samples.npz of a run that ships",
+        "FILE.npz: arrays; for images also FOLDER/: a png for each, FILE.png: a grid; null: RUN/samples.npz, "
+        "or NAME-samples.npz for a run that ships with the package",
         path=True,
     )
     seed: int = seed_setting("seed of the noise")
     batch_size: int | None = setting(
-        None, "batch size of each rank; null: by the size of a sample, at most 4096", minimum=1
+        None, "batch size of each rank; null: chosen by the size of a sample, at most 4096", minimum=1
     )
     steps: int | None = setting(
         None,
-        "number of steps T, for a sampler of several lengths or any; null: the run's steps",
+        "number of steps T, for a sampler of several lengths or of any length; null: the run's steps",
         minimum=1,
     )
     guidance: float = setting(0.0, "scale lambda of value guidance; at most .5 in the paper", minimum=0)
@@ -76,7 +76,7 @@ def batches(
         rows: consecutive indices i of the samples.
         seed: seed of noise and random labels.
         batch_size: rows per call of the networks; None: 2^20 numbers, at most 4096 rows.
-        guidance: scale lambda of value guidance (DxMI, sec. 4); 0: no guidance.
+        guidance: scale lambda of value guidance; 0: no guidance.
         labels: text for `read_labels`; None: uniform if there are classes.
         classes: number of classes; None: the networks take no labels.
         steps: T, one that the sampler has; None: the current one.

@@ -76,7 +76,7 @@ class AnyLengthSampler(MultiLengthSampler):
 
     Args:
         network, data_shape: see `GaussianSampler`.
-        schedule_of: (T, places of the levels or None) -> the schedule of a chain of so many steps.
+        schedule_of: (T, places of the levels or None) -> the schedule of a chain of T steps.
         lengths: T of each chain to train; `use` adds others.
         levels: levels of these chains, shared with the networks.
         train_last_std: whether the learned function also changes the sigma of last steps. It is part of how
@@ -222,7 +222,7 @@ class StepLevels(nn.Module):
         self.inputs[-1] = self.inputs.new_tensor([0, short, *waves])
 
     def drops(self, rows: slice) -> Tensor:
-        """By how much each step of a chain lowers sigma^2, [T]; squared displacements are about proportional
+        """The decrease of sigma^2 in each step of a chain, [T]; squared displacements are about proportional
         to it."""
         squares = self.sigma[rows].square()
         return squares - torch.cat((squares[1:], squares.new_zeros(1)))

@@ -75,7 +75,7 @@ SamplerLoss = Callable[[Tensor, Tensor], Tensor]
 
 
 def dxdp(scene: Scene) -> SamplerLoss:
-    """Value and cost of a redrawn step; the gradient flows through that step alone (DxMI, sec. 3)."""
+    """Value and cost of a redrawn step; the gradient flows through that step alone (DxMI, Alg. 1)."""
     networks, costs, batch = scene.networks, scene.costs, scene.batch
     sampler = networks.sampler
 
@@ -106,7 +106,7 @@ def policy_gradient(scene: Scene) -> SamplerLoss:
 
 def backprop(scene: Scene) -> SamplerLoss:
     """Energy at the end of new paths plus all their costs; the gradient flows through every step, so memory
-    grows with T, which dynamic programming avoids (DxMI, sec. 3)."""
+    grows with T, which dynamic programming avoids."""
     networks, costs, batch = scene.networks, scene.costs, scene.batch
     sampler = networks.sampler
 

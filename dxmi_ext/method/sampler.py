@@ -63,8 +63,7 @@ class Trajectory(NamedTuple):
 
 
 class GaussianSampler(nn.Module):
-    """x_{t+1} = sample_coef[t] x_t + output_coef[t] network(x_t, t) + exp(log_std[t]) z (DxMI, sec. 1), for
-    t = 0 .. T - 1.
+    """x_{t+1} = sample_coef[t] x_t + output_coef[t] network(x_t, t) + exp(log_std[t]) z, for t = 0 .. T - 1.
 
     Args:
         network: (x [N, *], timestep int64 [N]) -> [N, *], with labels [N] as a third argument if conditional.
@@ -76,7 +75,7 @@ class GaussianSampler(nn.Module):
     Attributes:
         steps: T.
         rows: the chain's rows of the tables; some of them for a `MultiLengthSampler`.
-        timesteps: those of the chain, int64 [T].
+        timesteps: timesteps of the chain, int64 [T].
         memory_format: memory format of the samples.
         displacement_scale: factors of the squared displacements of the chain's steps compared with those of
             the usual chain of this length, [T]; None: it is the usual chain.
@@ -304,7 +303,7 @@ class ExpectedStep(nn.Module):
     """A sampler's reparametrized step, whose squared displacement is the mean over the step's noise given
     x_t: the gradient of a running cost is the same on average, without the noise.
 
-    Called as the sampler.
+    It is called like the sampler.
     """
 
     def __init__(self, sampler: GaussianSampler) -> None:

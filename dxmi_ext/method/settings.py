@@ -113,7 +113,7 @@ class DxMISettings(Settings):
     )
     sampler_update: str = setting(
         "dxdp",
-        "update of the sampler: dynamic programming, the policy gradient of GCD, or backpropagation through "
+        "update of the sampler: dynamic programming, the policy gradient of GCD, or back-propagation through "
         "whole paths, which does not use the value",
         choices=("dxdp", "policy_gradient", "backprop"),
     )

@@ -59,7 +59,7 @@ def dpm_solver(denoise: Denoise, x: Tensor, sigmas: Sequence[float]) -> Tensor:
 
 
 SOLVERS: dict[str, Callable[[Denoise, Tensor, Sequence[float]], Tensor]] = {"heun": heun, "dpmpp": dpm_solver}
-"""By name in `dxmi evaluate chain=`."""
+"""Solvers by their names in `dxmi evaluate chain=`."""
 
 
 class SolverSampler(nn.Module):

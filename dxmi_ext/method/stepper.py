@@ -34,7 +34,7 @@ class Batch(NamedTuple):
     offset: int
     """Global index of the first row."""
     keys: Mapping[str, Tensor]
-    """By use, each int64 [2]."""
+    """Noise keys by use, each int64 [2]."""
 
     @property
     def n(self) -> int:
@@ -143,7 +143,7 @@ class Stepper:
             try:
                 metrics = self._iterate(self._draws.keys(self.iteration), data, labels)
             except RuntimeError as error:
-                if "not used in producing loss" not in str(error):  # of DistributedDataParallel
+                if "not used in producing loss" not in str(error):  # DistributedDataParallel's message
                     raise
                 raise ConfigError(
                     "with several ranks, networks must use all their weights in every call, got some without "

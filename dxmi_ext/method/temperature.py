@@ -99,7 +99,7 @@ def _mean_log_distance(rows: Tensor) -> Tensor:
 
 def _log_distances(rows: Tensor) -> Tensor:
     k = min(_NEIGHBOR, len(rows) - 1)
-    # By matrix products, distances between near rows would be rounding errors.
+    # Computed by matrix products, distances between near rows would be rounding errors.
     distances = torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist")
     nearest = distances.topk(k + 1, largest=False).values[:, k]  # the first is the row itself
     return nearest.clamp(min=torch.finfo(nearest.dtype).tiny).log()

@@ -113,7 +113,7 @@ class DxMITrainer(Stepper):
         if energy is not None and _is_trainable(energy):
             self.energy_learner = learner(energy, s.energy_lr, clip=s.energy_clip, losses=("energy",))
             self.learners = [self.energy_learner, *self.learners]
-        # As value and energy are called where they learn.
+        # Value and energy as wrapped for training.
         learns = self.energy_learner is not self.value_learner
         self._learning = Networks(
             sampler, self.value_learner.network, self.energy_learner.network if learns else energy
@@ -204,7 +204,7 @@ class DxMITrainer(Stepper):
     def _returns(self, path: Trajectory, batch: Batch) -> Tensor:
         """The targets of all values of a path by TD(lambda), [T, B] (Sutton & Barto 2018, ch. 12).
 
-        With one-step targets, V^t learns from an error of V^{t+1}, and errors add up towards the start of a
+        With one-step targets, V^t learns from an error of V^{t+1}, and errors add up toward the start of a
         long chain. Longer returns depend on the energy at its end; they are not noisier, since the noise of
         the steps taken cancels (`Costs.entropy_noise`).
         """

@@ -65,7 +65,7 @@ def _files(folder: Path) -> Iterator[Path]:
     """The files in a folder and below, in the order of their names, without hidden ones."""
     seen = set()
     for path, inner, names in os.walk(folder, followlinks=True):
-        if (place := os.path.realpath(path)) in seen:  # such as by a link to a parent folder
+        if (place := os.path.realpath(path)) in seen:  # reached before, as by a link to a parent folder
             inner.clear()
             continue
         seen.add(place)

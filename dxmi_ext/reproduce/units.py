@@ -204,7 +204,7 @@ def _load(path: Path) -> dict[str, Any]:
 
 
 def _changes(settings: dict[str, Any], unit: Unit) -> list[str]:
-    """Those of the settings in a unit's json that differ from the current ones."""
+    """The settings in a unit's json that differ from the current ones."""
     # A setting that is newer than the json had its default then.
     defaults, now = _named(unit.task.Config.of().flat()), unit.identity()
     was = defaults | {f"start.{key}": value for key, value in defaults.items()} | _named(settings)
@@ -245,12 +245,12 @@ def _named(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def is_folder_of_unit(folder: Path) -> bool:
-    """Whether a folder is of a unit's run, also one from before folders were marked."""
+    """Whether a folder holds the run of a unit, possibly of a version that did not mark folders."""
     return "recipe" in files.read_json(folder / IDENTITY) or folders.is_unmarked_run(folder)
 
 
 def is_work(folder: Path) -> bool:
-    """Whether a folder has runs of units, also from before folders were marked."""
+    """Whether a folder holds runs of units, possibly of a version that did not mark folders."""
     logs = any(re.fullmatch(r".+-seed\d+\.log", path.name) for path in folder.iterdir())
     return logs or any(is_folder_of_unit(path.parent) for path in folder.glob(f"*/{IDENTITY}"))
 

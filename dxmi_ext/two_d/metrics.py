@@ -93,7 +93,7 @@ def energy_kl(
     *,
     device: torch.device | str = "cpu",
 ) -> float:
-    """KL(p || q), in nats, of the data's density p and q = exp(-E / temperature) / Z (DxMI, sec. 2).
+    """KL(p || q), in nats, of the data's density p and q = exp(-E / temperature) / Z.
 
     Both are truncated to [-4, 4]^2 and normalized there, on the midpoints of 200 x 200 cells. This
     direction, which training minimizes, is finite where p is 0.

@@ -39,7 +39,7 @@ class SamplerMLP(nn.Module):
 
 
 class ValueMLP(nn.Module):
-    """V^t(x): (x [N, D], timestep [N]) -> [N], for t = 0..T. V^T is the energy (DxMI, sec. 1).
+    """V^t(x): (x [N, D], timestep [N]) -> [N], for t = 0..T. V^T is the energy.
 
     All steps share a trunk; each step's linear head adds to the later ones, so that V^t is the energy plus
     the remaining cost. A step's loss trains the trunk and its own head. All heads but the energy's are

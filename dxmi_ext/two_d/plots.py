@@ -14,7 +14,7 @@ from dxmi_ext.two_d.densities import BOX
 
 EXTENT = float(BOX[1, 0])
 _LINES = 50  # particles whose path is drawn
-_MARGIN = 0.075  # of the axes, as share of the box, since samples stray beyond
+_MARGIN = 0.075  # margin of the axes, as a share of the box, since samples stray beyond it
 
 
 def samples(path: plots.File, data: Tensor, samples: Tensor, *, box: Tensor = BOX) -> None:

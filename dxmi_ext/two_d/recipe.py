@@ -124,7 +124,7 @@ def evaluate(directory: Path, settings: EvaluateSettings, device: torch.device) 
     cfg.evaluation.samplings = settings.samplings or cfg.evaluation.samplings
     options = {"seed": settings.seed, "tau_factor": about.get("tau_factor", 1.0)}
     density: dict[str, Any] = {}
-    if settings.log_partition:  # first, for it may be refused
+    if settings.log_partition:  # first, since it may be refused
         density = likelihood.evaluate(cfg, networks, paths=settings.paths, **options)
     numbers = evaluate_networks(cfg, networks, **options)
     lines = [table(cfg, numbers), *([likelihood.table(density)] if density else [])]
@@ -135,7 +135,7 @@ def _with_file(cfg: Config, file: str, directory: Path) -> Config:
     """The settings of a run on points of a file, with another place for it.
 
     Raises:
-        ConfigError: the run has a density instead, or this is no name of a file.
+        ConfigError: the run has a density instead, or this is not the name of a file.
     """
     if not sources.is_file(cfg.density.data):
         raise ConfigError(f"data must be null, as {directory} was trained on {cfg.density.data}, got {file}")
@@ -149,7 +149,7 @@ def read(cfg: Config) -> Source:
     """The points of the settings' file.
 
     Raises:
-        ConfigError: the data are no file, or it cannot be read.
+        ConfigError: the data are not a file, or it cannot be read.
     """
     if not sources.is_file(cfg.density.data):
         raise ConfigError(f"data must be a file of points, got the density {cfg.density.data}")

@@ -22,7 +22,7 @@ from dxmi_ext.engine.storage.files import UNREADABLE
 from dxmi_ext.method import noise
 from dxmi_ext.two_d import densities
 
-_STD = 2.0  # of standardized coordinates
+_STD = 2.0  # standard deviation of standardized coordinates
 _SAMPLED = 10_000  # points per sampling of the metrics
 _HELD_OUT = 10  # every tenth point
 _FEWEST = 100  # points of a file
@@ -57,17 +57,17 @@ class Source:
     fingerprints: Fingerprints = dataclasses.field(default_factory=dict)
 
     def sample(self, n: int, key: Tensor, *, sample_offset: int = 0) -> Tensor:
-        """Training data [n, 2], those of a file with replacement; see `densities.sample`."""
+        """Training data [n, 2], drawn with replacement from the points of a file; see `densities.sample`."""
         if self.train is None:
             return densities.sample(self.name, n, key, sample_offset=sample_offset)
         return self.train[noise.randint(len(self.train), n, key, sample_offset=sample_offset)]
 
     def tested(self, n: int, key: Tensor, *, trained: bool = False) -> Tensor:
-        """Fresh data [n, 2] of a density; of a file different held-out points.
+        """Fresh data [n, 2] from a density, or distinct held-out points of a file.
 
         Args:
             n: number of points, at most that of ``sampling``.
-            trained: training points of the file instead.
+            trained: whether to draw training points of the file instead.
         """
         points = self.train if trained else self.held_out
         if points is None:

@@ -1,6 +1,6 @@
 """The adapter to anomalib, with anomalib itself: its Engine and data modules against the command `dxmi`.
 
-What the adapter learns with, `anomaly.recipe.fit`, is tested without anomalib in test_recipe.py.
+`anomaly.recipe.fit`, which trains the adapter's detector, is tested without anomalib in test_recipe.py.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def save(path: Path, pixels: np.ndarray) -> None:
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """In MVTec-AD's layout, of sizes that have to shrink: bluish noise is good, a reddish corner a defect."""
+    """Images in MVTec-AD's layout, larger than `size`: bluish noise is good, a reddish corner is a defect."""
     rng, root = np.random.default_rng(0), tmp_path / "data"
     for folder, n in (("train/good", 12), ("test/good", 4), ("test/red", 4)):
         for i in range(n):
@@ -89,7 +89,7 @@ def engine(folder: Path) -> Any:
 
 @pytest.fixture
 def run(data: Path, tmp_path: Path) -> Path:
-    """A run of the recipe on these data, with its own values of all that a tiny run leaves."""
+    """A tiny run of the recipe on these data; settings that need not be small are the recipe's."""
     folder = tmp_path / "run"
     given = [f"{k}={v}" for k, v in SETTINGS.items()]
     given += [
@@ -104,7 +104,7 @@ def run(data: Path, tmp_path: Path) -> Path:
 
 
 def scores_of(run: Path, *images: Path) -> dict[str, tuple[float, bool]]:
-    """By the command ``dxmi score``: file -> score, whether it is above the threshold."""
+    """Scores of the command ``dxmi score``: file -> score, and whether it is above the threshold."""
     assert cli.main(["score", str(run), *map(str, images), "device=cpu", "heatmaps=false", "worst=0"]) == 0
     with (run / "scores/scores.csv").open() as file:
         return {r["path"]: (float(r["score"]), r["anomalous"] == "1") for r in csv.DictReader(file)}
@@ -125,7 +125,7 @@ def assert_same(found: dict[str, tuple[float, bool]], expected: dict[str, tuple[
 
 
 def test_a_run_scores_in_anomalib_as_by_the_command(run: Path, data: Path, tmp_path: Path) -> None:
-    """Through a folder of any sizes and through a data module, which resizes by itself."""
+    """With a folder of images of any size, and with a data module, which resizes them itself."""
     from dxmi_ext.anomaly.anomalib import DxMI
 
     model = DxMI.from_run(run)
@@ -146,13 +146,13 @@ def test_a_run_scores_in_anomalib_as_by_the_command(run: Path, data: Path, tmp_p
 
 
 def test_the_engine_learns_what_the_recipe_does(run: Path, data: Path, tmp_path: Path) -> None:
-    """However the loader shuffles; and a checkpoint restores all of it, thresholds too."""
+    """Whatever the order of the loader. A checkpoint restores the whole detector with its thresholds."""
     from dxmi_ext.anomaly.anomalib import DxMI
 
     torch.manual_seed(0)
     model, trains = DxMI(SETTINGS), engine(tmp_path)
     assert model.input_size == (SIZE, SIZE)
-    assert (model.cfg.tau, model.cfg.top_share) == (0.01, 0.03)  # of the recipe, not of the class
+    assert (model.cfg.tau, model.cfg.top_share) == (0.01, 0.03)  # defaults of the recipe, not of the class
     trains.train(model=model, datamodule=datamodule(data))
     (found,) = trains.test(model=model, datamodule=datamodule(data))
     assert found["image_AUROC"] == 1.0 and found["pixel_AUROC"] > 0.95

@@ -1,4 +1,4 @@
-"""Energies that begin at a plain detector's: exactly there, saved whole, resumed exactly."""
+"""Energies that start from plain detectors: exact at the start, saved completely, resumed exactly."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_a_run_with_a_base_resumes_exactly_scores_and_is_exported(
     def stop(trainer: DxMITrainer, batch: Any) -> Any:
         nonlocal steps
         steps += 1
-        if steps in (4, 8):  # among those of tau = 0, and of DxMI
+        if steps in (4, 8):  # in the phase with tau = 0, and in DxMI
             raise KeyboardInterrupt
         return original(trainer, batch)
 
@@ -102,7 +102,7 @@ def test_only_the_correction_learns(base: str, table: Path, tmp_path: Path) -> N
     x = torch.nn.functional.normalize(torch.randn(7, D, generator=torch.Generator().manual_seed(0)), dim=1)
     assert torch.equal(energy.base(x), untrained.base(x)) and torch.equal(untrained(x), untrained.base(x))
     assert energy.weight != 0
-    torch.testing.assert_close(energy(3 * x), energy(x))  # it is one of the sphere
+    torch.testing.assert_close(energy(3 * x), energy(x))  # x is projected onto the sphere
 
 
 def _energy(folder: Path) -> bases.BasedEnergy:
@@ -112,7 +112,7 @@ def _energy(folder: Path) -> bases.BasedEnergy:
 
 
 def test_a_base_is_in_nats_and_its_weight_is_not_negative() -> None:
-    """Of a Gaussian's own data: energies are its log densities."""
+    """On a Gaussian's own data, the energies are its negative log densities."""
     rng = torch.Generator().manual_seed(0)
     mean = torch.zeros(D).index_fill(0, torch.tensor(0), 1.0)
     x = mean + 0.002 * torch.randn(4000, D, generator=rng) * torch.arange(D)  # nearly on the sphere

@@ -1,4 +1,4 @@
-"""Choosing preparations and detectors by synthetic defects: the defects, the rule, and runs that choose."""
+"""Choice of preparations and detectors by synthetic defects: the defects, the rule, and whole runs."""
 
 from __future__ import annotations
 
@@ -49,9 +49,9 @@ def test_a_defect_changes_a_small_part_of_a_image() -> None:
         np.array_equal(a, b) for a, b in zip(synthetic.defective(images, seed=1), (made, masks), strict=True)
     )
     assert not np.array_equal(synthetic.defective(images, seed=2)[0], made)
-    patches = made[0][(made[0] != images)]  # of other places
+    patches = made[0][(made[0] != images)]  # pixels from other places
     assert patches.min() >= 60 and patches.max() < 180
-    synthetic.defective(images[:1, :, :1, :2])  # small ones, and one alone
+    synthetic.defective(images[:1, :, :1, :2])  # a single, tiny image
 
 
 def test_each_kind_of_synthetic_row_keeps_its_invariants() -> None:
@@ -84,7 +84,7 @@ def test_a_verdict_is_the_mean_auroc_of_its_kinds() -> None:
 
 
 def test_its_standard_error_is_the_deviation_over_samples() -> None:
-    """Of the difference of two detectors that see the same pictures."""
+    """The standard error of the difference between two detectors on the same images."""
     rng, differences, told = np.random.default_rng(0), [], []
     for _ in range(300):
         x, noise = rng.normal(size=(2, 80)), rng.normal(size=(2, 2, 80))
@@ -102,7 +102,7 @@ def test_the_simplest_that_is_not_clearly_worse_is_chosen() -> None:
 
     assert choice.simplest({"a": verdict(0.89), "b": verdict(0.9), "c": verdict(0.7)}) == "a"
     assert choice.simplest({"a": verdict(0.7), "b": verdict(0.9), "c": verdict(0.91)}) == "b"
-    assert choice.simplest({"a": verdict(0.8, n=1), "b": verdict(0.9, n=1)}) == "a"  # of one nothing is known
+    assert choice.simplest({"a": verdict(0.8, n=1), "b": verdict(0.9, n=1)}) == "a"  # no standard error
 
 
 def test_the_patch_is_best_for_images_and_pixels_together(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,7 +120,7 @@ def test_the_patch_is_best_for_images_and_pixels_together(monkeypatch: pytest.Mo
     pixels[3] = float("nan")  # synthetic defects too small for a mask
     found = choice._choose_patch(trials, names)
     assert found["patch"] == 5 and found["patches"]["knn"].keys() == {"1", "5", "9"}
-    json.dumps(found, allow_nan=False)  # NaN is no JSON
+    json.dumps(found, allow_nan=False)  # NaN is not valid JSON
 
 
 def test_pixels_are_judged_by_the_masks_of_defects() -> None:
@@ -136,7 +136,7 @@ def test_pixels_are_judged_by_the_masks_of_defects() -> None:
 
 
 def write_rows(path: Path) -> Path:
-    """Near a plane; anomalous rows are off it, with the same deviations."""
+    """Good rows near a plane, and anomalous ones off it with the same standard deviations."""
     rng = np.random.default_rng(0)
     basis = rng.normal(size=(2, 12))
     good = rng.normal(size=(600, 2)) @ basis + 0.2 * rng.normal(size=(600, 12))
@@ -251,7 +251,7 @@ def test_a_run_that_resumes_keeps_its_choice(
 def test_the_former_name_of_centered_is_read(
     rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In settings, and in the choice, checkpoints and model of runs."""
+    """In settings, and in a run's choice.json, checkpoints and model."""
     assert config.load(anomaly.Config, None, ["preparation=centred"]).features.preparation == "centered"
     names = {"gaussian": "centred", "knn": "unit", "autoencoder": "unit"}
     chosen = {"preparations": names, "patch": 5, "validation": {}}

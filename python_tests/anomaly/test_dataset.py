@@ -1,4 +1,4 @@
-"""Collections of good and defective pictures: the layouts, the splits, masks, the cache, what is refused."""
+"""Collections of good and defective images: layouts, splits, masks, the cache, and errors."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def write_folders(root: Path, masks: bool = True) -> Path:
 
 
 def write_npz(path: Path, **changes: object) -> Path:
-    """Good and bad ones in turn; nums fall, so that the last pictures train."""
+    """Good and defective images in turn; nums decrease, so the last images are for training."""
     content: dict[str, object] = {
         "x": np.stack([picture(i, channels=1) for i in range(12)]),
         "label": np.arange(12) % 2 * 2,
@@ -101,7 +101,7 @@ def test_mvtec_all_classes_in_one_size(root: Path) -> None:
     assert train.images.shape == (6, 3, 8, 8) and not train.anomalous.any() and train.masks is None
     assert train.class_names == ["bottle", "screw"] and train.classes.tolist() == [0, 0, 0, 1, 1, 1]
     assert np.array_equal(train.images[1], picture(1).transpose(2, 0, 1))
-    assert (train.images[3:, 0] == train.images[3:, 1]).all()  # gray, thrice
+    assert (train.images[3:, 0] == train.images[3:, 1]).all()  # three equal channels
     assert test.label_names == ["good", "crack", "of_bottle", "of_screw"]
     assert test.names[1] == "bottle/test/crack/000.png"
     assert sorted(zip(test.classes.tolist(), test.labels.tolist(), strict=True)) == [
@@ -109,7 +109,7 @@ def test_mvtec_all_classes_in_one_size(root: Path) -> None:
     ]  # fmt: skip
     assert test.masks is not None and not test.masks[~test.anomalous].any()
     assert np.array_equal(test.masks[1], spot() > 0)
-    assert np.array_equal(test.masks[4], spot(16)[1::2, 1::2] > 0)  # the nearest pixel of each four
+    assert np.array_equal(test.masks[4], spot(16)[1::2, 1::2] > 0)  # one pixel of each 2 x 2
 
 
 def test_decoding_into_memory_gives_the_same(root: Path) -> None:
@@ -163,7 +163,7 @@ def test_images_of_one_folder_stay_in_one_split(root: Path) -> None:
 def test_npz_is_split_by_sorted_num(root: Path) -> None:
     path = write_npz(root / "tiles.npz")
     train, test = (load(path, split, size=None) for split in ("train", "test"))
-    assert train.names == ["10", "8", "6", "4"]  # of nums 90, 92, 94, 96
+    assert train.names == ["10", "8", "6", "4"]  # their nums are 90, 92, 94, 96
     assert test.names == ["2", "0", "11", "9", "7", "5", "3", "1"]
     assert test.label_names == ["good", "defect 1", "defect 2"]
     assert np.array_equal(train.images[0], np.stack([picture(10, channels=1)] * 3))
@@ -176,7 +176,7 @@ def test_images_of_one_num_stay_together_and_train_beside_no_defect(root: Path) 
     train, test = (load(path, split, size=None, train_share=0.2) for split in ("train", "test"))
     assert sorted(train.names) == ["2", "4", "6"] and {"8", "10", "0"} < set(test.names)
     late, _ = (load(path, split, size=None, train_share=0.8) for split in ("train", "test"))
-    assert sorted(late.names) == ["2", "4", "6", "8"]  # 10 would, but shares num 4 with the defect 11
+    assert sorted(late.names) == ["2", "4", "6", "8"]  # not 10, which shares num 4 with the defect 11
 
 
 def test_decoded_once_until_a_file_changes(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -271,7 +271,7 @@ def test_bad_data_is_rejected(spoil: Callable[[Path], Path], split: str, message
     path = spoil(root)
     with pytest.raises(ImageDataError, match=f"(?s){message}"):
         load(path, split, size=None)
-    assert not list((root.parent / "cache").glob("anomaly-*[!k]"))  # but locks
+    assert not list((root.parent / "cache").glob("anomaly-*[!k]"))  # only lock files are left
 
 
 def test_one_error_names_the_damaged_images_of_both_splits(root: Path) -> None:

@@ -35,7 +35,7 @@ KEY = ops.noise_key(5)
 
 
 class Stages(nn.Module):
-    """Two maps: the picture, and what 4 x 4 pixels are on average; counts its calls."""
+    """Two maps: the image, and its means over 4 x 4 pixels; counts its calls."""
 
     def __init__(self, gain: float = 1.0) -> None:
         super().__init__()
@@ -91,7 +91,7 @@ def test_maps_are_computed_once_for_each_backbone_and_dtype(tmp_path: Path) -> N
     assert network.calls == 3 and maps.shape == (4, 4, 6) and maps.rows.shape == (80, 6)
     expected = backbone(torch.from_numpy(data.images)).permute(0, 2, 3, 1)
     assert np.array_equal(maps.maps, expected.numpy())
-    assert not maps.maps.flags.writeable  # a map of the file
+    assert not maps.maps.flags.writeable  # memory-mapped
     again = feature_maps.load(data, stages()[0], dtype="float32", cache=tmp_path)
     assert again.fingerprint == maps.fingerprint and network.calls == 4
     half = feature_maps.load(data, backbone, cache=tmp_path)
@@ -158,7 +158,8 @@ def test_lite0_has_the_stages_of_its_network() -> None:
     network._blocks[11].register_forward_hook(lambda _, inputs, __: kept.append(inputs[0]))
     with torch.no_grad():
         network.extract_features((images.float() - 127) / 128)
-    torch.testing.assert_close(maps[:, 80:], kept[0], atol=1e-4, rtol=1e-4)  # what enters reduction 32
+    # The last map has the features that enter the block with reduction 32.
+    torch.testing.assert_close(maps[:, 80:], kept[0], atol=1e-4, rtol=1e-4)
     deep = backbones.load("efflite0_deep", size=64, grid=4, normalize=False)
     assert deep.name != backbones.efflite0(size=64, grid=4, normalize=False).name
     torch.testing.assert_close(deep(images)[:, : 40 + 112], maps[:, 40:], atol=1e-4, rtol=1e-4)
@@ -276,7 +277,7 @@ def test_x_0_is_data_perturbed_in_the_latents_of_the_pretrained_autoencoder() ->
 
 
 def test_dxmi_trains_on_positions() -> None:
-    """From a minibatch on; all networks but the frozen start learn."""
+    """All networks except the frozen start are trained."""
     made, maps = small(latent_std=0.3, std=0.2, last_std=0.1), on_sphere()
     energy = made.energy_network
     assert isinstance(energy, AutoencoderEnergy) and made.sampler.start is not None
@@ -307,7 +308,8 @@ def test_langevin_chains_start_from_perturbed_data_too(negatives: str) -> None:
     settings = groups(negatives=negatives, langevin_pool=64, **still)
     metrics = LangevinTrainer(made, **settings, iterations=1, seed=0).step(maps.batch(0, 60))
     assert torch.equal(started[-1], maps.batch(0, 60))
-    assert float(metrics["sq_sample"]) * DIM == pytest.approx(1, abs=0.05)  # on the sphere; of noise about 6
+    # Points on the sphere; pure noise would have about 6.
+    assert float(metrics["sq_sample"]) * DIM == pytest.approx(1, abs=0.05)
 
 
 def test_pretraining_resumes_to_the_same_weights() -> None:

@@ -1,4 +1,4 @@
-"""A trained detector for other programs: torch.export, ONNX, the command ``export``."""
+"""Export of trained detectors: torch.export, ONNX, and the command ``export``."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SIZE = 16
 
 
 class Stages(nn.Module):
-    """Maps of 8 x 8 and 2 x 2: to be shrunk and to grow."""
+    """Maps of 8 x 8 and 2 x 2, which have to be resized down and up."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -101,7 +101,7 @@ def test_a_failed_export_is_an_error_in_one_line(
 
     monkeypatch.setattr(Stages, "forward", forward)
     assert cli.main(["export", str(run)]) == 2
-    last = capsys.readouterr().err.splitlines()[-1]  # torch tells more
+    last = capsys.readouterr().err.splitlines()[-1]  # torch prints more before
     assert last.startswith("dxmi export: torch.export cannot export these networks: ")
     assert not (run / "detector").exists()
     monkeypatch.setattr(tasks, "task_of", lambda _: SimpleNamespace())

@@ -1,4 +1,4 @@
-"""Metrics of detection and localization against definitions written out."""
+"""Metrics of detection and localization against direct implementations of their definitions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytest.importorskip("scipy")
 
 
 def scored(n: int = 4, size: int = 9, levels: int = 12) -> tuple[np.ndarray, np.ndarray]:
-    """Scores, few enough to tie, and masks of regions of any size; the last picture is good."""
+    """Scores with ties, and masks with regions of any size; the last image is good."""
     random = np.random.default_rng(0)
     masks = random.random((n, size, size)) < 0.2
     masks[-1] = False
@@ -28,7 +28,7 @@ def scored(n: int = 4, size: int = 9, levels: int = 12) -> tuple[np.ndarray, np.
 
 
 def regions(mask: np.ndarray) -> list[list[tuple[int, int]]]:
-    """Pixels connected through edges and corners, by flooding."""
+    """Regions of pixels connected through edges and corners, by flood fill."""
     left, found = set(map(tuple, np.argwhere(mask).tolist())), []
     while left:
         region = [left.pop()]
@@ -80,7 +80,7 @@ def test_auroc_and_average_precision_of_pairs() -> None:
 
 def test_each_class_by_itself_then_their_mean() -> None:
     scores, masks = scored(8)
-    masks[3] = False  # each class has a good picture
+    masks[3] = False  # each class has a good image
     images, anomalous = scores.max(axis=(1, 2)) + np.arange(8), masks.any(axis=(1, 2))
     classes = np.repeat([0, 2], 4)
     arguments = torch.from_numpy(images), anomalous, torch.from_numpy(scores), masks
@@ -105,7 +105,7 @@ def test_bad_arguments_of_metrics_are_rejected() -> None:
 
 
 def test_metrics_that_cannot_be_computed_are_left_out_of_the_mean() -> None:
-    """The screws are all defective; the mask of one marks nothing, another is not finite in its map."""
+    """All screws are defective; one has an empty mask, and another a score map that is not finite."""
     scores, masks = scored(8)
     classes, lines = np.repeat([0, 1], 4), list[str]()
     masks[3] = masks[4] = False

@@ -9,7 +9,7 @@ from dxmi_ext.anomaly.features.preparation import Whitened, make, prepared
 
 
 def _maps(n: int = 80, seed: int = 0) -> np.ndarray:
-    """More pictures than are seen at a time; channels mixed and of unequal scales, places with means."""
+    """More maps than a chunk; correlated channels of different scales, and a mean for each position."""
     rng = np.random.default_rng(seed)
     mixed = rng.normal(size=(n, 3, 4, 5)) @ np.random.default_rng(1).normal(size=(5, 5))
     place = np.arange(12).reshape(3, 4, 1)
@@ -85,7 +85,7 @@ def test_unit_and_centered_features_are_directions_of_neighborhood_means(aligned
 
 
 def test_directions_do_not_depend_on_length() -> None:
-    """Rows of any size that float64 holds; a row of zeros has none, and stays."""
+    """Rows of any magnitude in float64; a row of zeros has no direction and stays zero."""
     rows = np.array([[3.0, 4], [3e100, 4e100], [3e-100, 4e-100], [0, 0]])[:, None, None]
     unit = make("unit", (1, 1, 2))
     unit.fit(rows)

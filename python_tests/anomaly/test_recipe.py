@@ -1,4 +1,4 @@
-"""The recipes of anomaly detection, tiny: from data to a table, stopped and resumed, and what is refused."""
+"""Tiny runs of the anomaly recipes: from data to a table, stopped and resumed, and errors."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ SHORT = ["pretrain_iterations=3", "iterations=3", "checkpoint_every=2", "log_eve
 
 
 class Patches(torch.nn.Module):
-    """Colors, as means over 4 x 4 pixels, and their differences to the whole picture's."""
+    """Means over 4 x 4 pixels, and their differences from the mean of the image."""
 
     def __init__(self, gain: float = 1.0) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ def save(path: Path, pixels: np.ndarray) -> None:
 
 
 def write_mvtec(root: Path, masks: bool = True) -> Path:
-    """Two classes, plain colors with noise; screws are gray and of two sizes. Defects are bright spots."""
+    """Two classes of plain colors with noise; screws are gray, in two sizes. Defects are bright spots."""
     rng = np.random.default_rng(0)
     for name, color in (("bottle", (150, 60, 60)), ("screw", (90, 90, 90))):
         for kind, count in (("train/good", 8), ("test/good", 4), ("test/spot", 4)):
@@ -118,7 +118,7 @@ def summary(folder: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A run with all baselines; not to be changed."""
+    """A run with all baselines; tests must not modify it."""
     with pytest.MonkeyPatch.context() as patch:
         backbone.__wrapped__(patch)  # type: ignore[attr-defined]
         folder = tmp_path_factory.mktemp("finished") / "run"
@@ -179,7 +179,7 @@ def test_a_run_is_evaluated_on_its_data_wherever_they_are(
 
 
 def test_data_of_one_class_may_be_renamed(tmp_path: Path) -> None:
-    """Their only class is called like the folder. A run of before has this name in its fingerprint."""
+    """Their only class has the name of the folder, which older runs have in their fingerprint."""
     for i in range(3):
         save(tmp_path / f"parts/good/{i}.png", np.full((8, 8, 3), i, np.uint8))
     shutil.copytree(tmp_path / "parts", tmp_path / "renamed")
@@ -202,7 +202,7 @@ def test_a_run_stopped_in_every_phase_ends_in_the_same_bytes(
     def stop(trainer: Any, batch: Tensor, step: Any) -> Any:
         nonlocal steps
         steps += 1
-        if steps == 3:  # of the session: each does at least one
+        if steps == 3:  # in each session, so that all make progress
             raise KeyboardInterrupt
         return step(trainer, batch)
 
@@ -222,7 +222,7 @@ def test_a_run_stopped_in_every_phase_ends_in_the_same_bytes(
 
 
 def test_learning_without_a_folder_ends_in_the_same_scorer(finished: Path, data: Path) -> None:
-    """As the adapter to anomalib learns: into a scorer of the shape that it was made with."""
+    """As the adapter to anomalib trains, into a scorer whose shapes are fixed in advance."""
 
     class Phases:
         device, ranks, rows = CPU, Ranks(), (32, 0)
@@ -263,7 +263,7 @@ def test_summed_gaussians_of_too_few_images_are_refused_at_the_start(
 
 
 def test_a_run_of_images_chooses_by_defects_that_it_makes(data: Path, tmp_path: Path) -> None:
-    """Its heat maps, thresholds and scores are those of the detector that it chose."""
+    """Its heat maps, thresholds and scores are those of the chosen detector."""
     settings = ["preparation=auto", "detector=auto", "picture_every=0", "holdout=.4", "patch=null"]
     assert run(tmp_path / "run", data, *settings, recipe="anomaly") == 0
     found = summary(tmp_path / "run")
@@ -341,7 +341,7 @@ def test_held_out_images_are_the_last_of_each_class(data: Path) -> None:
     assert len(good.train) == 12 and len(good.held_out) == 4 and len(whole.held_out) == 2
     rows = {each.tobytes() for each in good.train}
     assert not rows & {each.tobytes() for each in good.held_out}
-    assert np.array_equal(whole.held_out[0], good.held_out[1])  # bottle's last
+    assert np.array_equal(whole.held_out[0], good.held_out[1])  # the last image of bottle
 
 
 def test_metrics_that_the_data_do_not_allow_are_left_out_with_a_note(
@@ -452,7 +452,7 @@ class Given:
 def test_the_threshold_is_the_score_of_a_rank(
     quantile: float, rank: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Of 19 pictures; another good one lies above the k-th of them with probability 1 - k / 20."""
+    """Of 19 scores; another good image scores above the k-th lowest with probability 1 - k / 20."""
     maps = np.random.default_rng(0).permutation(19).astype(np.float32)[:, None, None, None] + 1
     found = comparison.calibrate(Given(), FeatureMaps(maps), None, quantile, 0.5)
     low, high = false_alarm_interval(19, rank)
@@ -477,7 +477,7 @@ def test_classes_of_one_kind_are_left_out_and_named() -> None:
 def test_a_run_keeps_the_scale_of_its_images_and_takes_odd_names(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """12 bits in 16, names that are not UTF-8: what is scored alone is seen as what trained."""
+    """With 12 bits in 16 and names that are not UTF-8, single images are scaled like the training images."""
     data, odd = write_mvtec(tmp_path / "data"), os.fsdecode(b"caf\xe9")
     for path in (data / "screw").rglob("*.png"):
         if "ground_truth" not in path.parts:

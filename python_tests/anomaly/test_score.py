@@ -1,4 +1,4 @@
-"""Pictures through a trained detector: the scorer, its threshold, and the command ``score``."""
+"""Scores of images by a trained detector: the scorer, its threshold, and the command ``score``."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Brightness(nn.Module):
 
 
 def scorer(**options: object) -> Scorer:
-    """Scores a quarter of the pixels at a time: 10 where they are white, 0 where they are black."""
+    """A scorer with positions of 2 x 2 pixels: 10 where an image is white, 0 where it is black."""
     plain = {"mean": (0.0,) * 3, "std": (1.0,) * 3, "normalize": False}
     backbone = backbones.backbone(nn.Identity(), "pixels", size=SIZE, grid=GRID, **plain)  # type: ignore[arg-type]
     given = {"threshold": 6.0, "pixel_threshold": 4.0, "about_threshold": ABOUT} | options
@@ -51,7 +51,7 @@ def scorer(**options: object) -> Scorer:
 
 
 def brightness_of(images: np.ndarray) -> np.ndarray:
-    """uint8 [n, 3, SIZE, SIZE] -> what `scorer` wants of the maps, float64 [n, GRID, GRID]."""
+    """uint8 [n, 3, SIZE, SIZE] -> the maps expected from `scorer`, float64 [n, GRID, GRID]."""
     means = images.reshape(len(images), 3, GRID, 2, GRID, 2).mean(axis=(1, 3, 5))
     return 10 * means / 255
 
@@ -92,7 +92,7 @@ def test_good_images_exceed_the_threshold_at_most_as_often_as_its_quantile_says(
 ) -> None:
     scores = torch.randperm(n + 1, generator=torch.Generator().manual_seed(0)).float()
     below = 0
-    for i in range(n + 1):  # each in turn is the new one: all orders are as likely
+    for i in range(n + 1):  # each in turn is the new one, since all orders are equally likely
         others = torch.cat((scores[:i], scores[i + 1 :]))
         threshold = threshold_of(others, quantile)
         assert threshold == float(others.sort().values[rank - 1])
@@ -112,7 +112,7 @@ def test_the_interval_of_false_alarms_is_that_of_clopper_and_pearson(n: int, ran
 def test_the_interval_covers_the_share_of_good_scores_above_the_threshold() -> None:
     random, covered = np.random.default_rng(0), 0
     for _ in range(1000):
-        above = 1 - np.sort(random.random(67))[-3]  # of uniform scores
+        above = 1 - np.sort(random.random(67))[-3]  # for uniform scores
         low, high = scoring.false_alarm_interval(67, 65)
         covered += low <= above <= high
     assert 0.93 < covered / 1000 < 0.97
@@ -162,7 +162,7 @@ def test_heat_maps_of_a_diverging_energy_are_drawn(value: float, tmp_path: Path)
 
 
 class Page(HTMLParser):
-    """Tags that open and close in order; what their pictures are called; the text."""
+    """Checks that tags are nested, and collects alternative texts of images, links, cards and the text."""
 
     VOID = frozenset({"meta", "img", "br"})
 
@@ -211,7 +211,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
-    """In folders: scores 2, 4, 8 and 10, one damaged, one hidden."""
+    """Images in folders with scores 2, 4, 8 and 10, a damaged one and a hidden one."""
     root = tmp_path / "pictures"
     for name, value, shape in (
         ("a/x.png", 51, (30, 20)),
@@ -286,7 +286,7 @@ def test_settings_may_be_given_between_images(run: Path, pictures: Path, tmp_pat
     assert rows[1]["score"] == "10" and rows[1]["threshold"] == "10.0"
     assert [row["anomalous"] for row in rows] == ["0", "0"]  # at the threshold is not above it
     assert Page(output / "index.html").pictures == [white.name, f"heat map of {white.name}"]
-    assert ABOUT not in Page(output / "index.html").text  # it is about the run's own threshold
+    assert ABOUT not in Page(output / "index.html").text  # the sentence is about the run's own threshold
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed")
@@ -333,7 +333,7 @@ def test_another_scoring_replaces_the_first(run: Path, pictures: Path) -> None:
     stray.touch()
     other.touch()
     assert cli.main(["score", str(run), str(run / "scores"), str(pictures / "b/x.png"), "worst=0"]) == 2
-    assert stray.exists()  # refused before anything is touched: heat maps of this folder are no pictures
+    assert stray.exists()  # refused before anything is removed
     assert cli.main(["score", str(run), str(pictures / "a/notes.txt")]) == 2
     assert stray.exists()
     assert cli.main(["score", str(run), str(pictures / "b/x.png"), "worst=0", "device=cpu"]) == 0
@@ -417,7 +417,7 @@ def test_runs_of_other_tasks_score_nothing(
 
 
 def test_images_are_seen_as_in_training(run: Path, tmp_path: Path) -> None:
-    """Of any mode and size: what a collection of them gives, the network of the command gets."""
+    """For images of any mode and size, `dxmi score` gives the network what loading a collection gives."""
     rng = np.random.default_rng(0)
     colors = rng.integers(0, 256, (SIZE + 1, 5, 3), np.uint8)
     folder = tmp_path / "data/good"
@@ -428,7 +428,7 @@ def test_images_are_seen_as_in_training(run: Path, tmp_path: Path) -> None:
     for name, image in made.items():
         image.save(folder / f"{name}.png")
     exif = Image.Exif()
-    exif[274] = 6  # to be turned clockwise
+    exif[274] = 6  # orientation: rotate by 90 degrees clockwise
     made["rgb"].rotate(90, expand=True).save(folder / "turned.png", exif=exif)
     data = anomaly.load(folder.parent, split="train", size=SIZE, train_share=0.9, cache=tmp_path / "cache")
     seen = {Path(name).stem: image for name, image in zip(data.names, data.images, strict=True)}

@@ -1,4 +1,4 @@
-"""Anomalies among vectors: files, splits, the way to the sphere, and a run that beats chance."""
+"""Anomaly detection on vectors: files, splits, preparation, and a run that beats chance."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ N, D = 200, 4
 
 
 def rows(n: int = N) -> np.ndarray:
-    """Near a plane, in columns of unlike units."""
+    """Good rows near a plane, in columns of different units."""
     rng = np.random.default_rng(0)
     plane = rng.normal(size=(n, 2)) @ rng.normal(size=(2, D)) + 0.1 * rng.normal(size=(n, D))
     return plane * 10.0 ** np.arange(D) + 1000
 
 
 def off_plane(n: int) -> np.ndarray:
-    """With the same means and deviations."""
+    """Anomalous rows with the same means and standard deviations."""
     good = rows()
     return good.mean(0) + good.std(0) * np.random.default_rng(1).normal(size=(n, D))
 
@@ -97,7 +97,7 @@ def test_files_that_are_no_npz(tmp_path: Path) -> None:
         (tmp_path / f"{name}.npz").write_bytes(content)
     np.save(tmp_path / "objects.npy", np.array([{}]))
     for name, why in (
-        ("text.npz", "it is no file of numpy"),
+        ("text.npz", "it is not a numpy file"),
         ("cut.npz", "File is not a zip file"),
         ("empty.npz", "it is empty"),
         ("objects.npy", "Object arrays cannot be loaded"),
@@ -147,7 +147,7 @@ def test_one_table_in_every_kind_of_file(tmp_path: Path, first: str) -> None:
 
 
 def test_whitened_vectors_on_the_sphere_can_be_recovered() -> None:
-    """Whatever float32 would make of an offset as theirs; a vector of length sqrt(D) lies at 45 degrees."""
+    """Even with offsets that float32 does not resolve; a vector of length sqrt(D) lies at 45 degrees."""
     x = rows() + 1e9
     preparation = Whitened((1, 1, D))
     preparation.shrinkage = 1e-9
@@ -177,7 +177,7 @@ def test_a_row_that_differs_in_a_constant_column_is_found() -> None:
         (1, -0.1, True),
         (4, 1e9 + 1, True),
         (4, 0, True),
-        (0, 5e9, False),  # as far off as may be, but in a column that varies
+        (0, 5e9, False),  # a large difference, but in a column that varies
     ):
         other = good.copy()
         other[7, column] = value
@@ -192,7 +192,7 @@ def test_a_row_that_differs_in_a_constant_column_is_found() -> None:
             np.arange(18.0).reshape(9, 2) * [1, 1e-150],
             "must vary by >= 1e-100, got 1.6e-149 in column 1",
         ),
-        (np.diag([1.0, 2, 3]), "good rows must be more, or more alike, to hold some out, got 3"),
+        (np.diag([1.0, 2, 3]), "good rows must be more numerous or similar to hold some out, got 3"),
     ],
 )
 def test_tables_without_information(tmp_path: Path, x: np.ndarray, message: str) -> None:
@@ -201,9 +201,9 @@ def test_tables_without_information(tmp_path: Path, x: np.ndarray, message: str)
 
 
 def test_columns_that_vary_only_in_held_out_rows_are_used(tmp_path: Path) -> None:
-    """Else its column would be constant to those that learn, and a good row be like no good one."""
+    """Otherwise the column would be constant in the training rows, and the held-out good row anomalous."""
     x = np.insert(rows(), 0, 0.0, axis=1)
-    first = rows()[np.random.default_rng(0).permutation(N)[0]]  # which is held out
+    first = rows()[np.random.default_rng(0).permutation(N)[0]]  # the first one drawn to be held out
     x[(x[:, 1:] == first).all(1), 0] = 1
     good = Vectors(write(tmp_path / "a.npz", X=x, y=None)).good(0.1)
     assert good.columns is not None and not good.columns.constants
@@ -222,7 +222,7 @@ def test_columns_that_vary_only_in_held_out_rows_are_used(tmp_path: Path) -> Non
     ids=["fewer rows than columns", "duplicates", "integers", "scales", "one column"],
 )
 def test_odd_tables_have_points_on_the_sphere(tmp_path: Path, x: np.ndarray) -> None:
-    """And a row beyond float32's squares is as far from the pole as can be."""
+    """A row whose squares overflow float32 is at the largest distance from the pole."""
     good = Vectors(write(tmp_path / "a.npz", X=x, y=None)).good(0.1)
     preparation = Whitened(good.train.shape[1:])
     preparation.fit(good.train)
@@ -236,7 +236,7 @@ def test_odd_tables_have_points_on_the_sphere(tmp_path: Path, x: np.ndarray) -> 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """With a constant column, 2, in which one anomalous row differs that is good otherwise."""
+    """Rows with a constant column, 2; one anomalous row differs from good rows in this column only."""
     x = np.insert(np.concatenate([rows(), off_plane(39), rows(1)]), 2, 0.5, axis=1)
     x[-1, 2] = 0.25
     return write(tmp_path_factory.mktemp("data") / "a.npz", X=x)
@@ -244,7 +244,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Not to be changed, but for what commands write by default."""
+    """A run that tests must not modify, except for the default outputs of commands."""
     for library in ("yaml", "matplotlib"):
         pytest.importorskip(library)
     folder = tmp_path_factory.mktemp("run") / "run"
@@ -263,7 +263,7 @@ def test_a_run_beats_chance(run: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert "pixel_auroc" not in numbers
     again, table = anomaly.evaluate(run, anomaly.EvaluateSettings(), torch.device("cpu"))
     assert again["image_auroc"] == numbers["image_auroc"] and "nearest neighbors" in table
-    assert "\nGaussian  " in table and "positions" not in table  # which rows do not have
+    assert "\nGaussian  " in table and "positions" not in table  # rows have no positions
     assert cli.main(["sample", str(run), "n=5", f"output={tmp_path}/s.npz"]) == 0
     assert np.load(tmp_path / "s.npz")["samples"].shape == (5, D + 1)
     x = np.insert(rows(), 2, 0.5, axis=1)
@@ -324,7 +324,7 @@ def test_an_exported_run_scores_rows(
     for rows in (
         slice(-2, None),
         slice(-1, None),
-    ):  # the last has a value of its own
+    ):  # the last has another value
         names = {"rows": torch.from_numpy(np.load(data)["X"][rows])}
         exec("\n".join(usage), names)
         scores = torch.as_tensor(names["scores"])

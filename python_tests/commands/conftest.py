@@ -1,4 +1,4 @@
-"""A finished run, and quick evaluation, for the tests of the commands."""
+"""Fixtures for the tests of the commands: a finished run, and a quick evaluation."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def quick() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An uninterrupted run, drawn; not to be changed."""
+    """An uninterrupted run with pictures; tests must not modify it."""
     folder = tmp_path_factory.mktemp("finished") / "run"
     with runs.quick(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(two_d, "draw_pictures", DRAW_PICTURES)
@@ -33,5 +33,5 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def copy(finished: Path, tmp_path: Path) -> Path:
-    """The same run, free to be changed."""
+    """A copy of that run, which tests may modify."""
     return shutil.copytree(finished, tmp_path / "copy")

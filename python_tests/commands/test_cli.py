@@ -1,4 +1,4 @@
-"""The command line: mistakes of the user, terminals and pipes, help, versions."""
+"""The command line: user errors, terminals and pipes, help, versions."""
 
 from __future__ import annotations
 
@@ -189,7 +189,7 @@ def test_help_lists_every_key_with_meaning_and_default(capsys: pytest.CaptureFix
 
 
 def test_module_as_a_command(finished: Path, tmp_path: Path) -> None:
-    """In processes of their own: exit statuses, and the same samples."""
+    """In separate processes: exit statuses, and the same samples."""
 
     def dxmi(*arguments: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "dxmi_ext", *arguments]

@@ -29,7 +29,7 @@ def test_evaluate_gives_the_runs_own_numbers(
     assert "8gaussians, T = 5, tau = 0.1, pretrained" in table and "the paper" in table
     assert f"{summary['sliced_wasserstein']:.3f}" in table and f"{summary['auroc']:.3f}" in table
     assert cli.main(["evaluate", str(finished), f"output={output}", "device=cpu", "samplings=1"]) == 0
-    assert read(output)["sliced_wasserstein_std"] == 0  # of one
+    assert read(output)["sliced_wasserstein_std"] == 0  # from a single sampling
     options = ["device=cpu", "samplings=1", "log_partition=true", "paths=500"]
     for _ in range(2):  # the second overwrites the first
         assert cli.main(["evaluate", str(finished), f"output={output}", *options]) == 0

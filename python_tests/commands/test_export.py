@@ -38,7 +38,7 @@ def test_export_is_a_pipeline_of_the_runs_images(
 
 
 def test_an_export_has_a_model_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its front matter is the Hub's; paths of the machine are not on it."""
+    """Its front matter has the Hub's format; it contains no local paths."""
     yaml = pytest.importorskip("yaml")
     run_of_images(tmp_path, monkeypatch)
     about = {"recipe": "tiny", "seed": 3, "iterations": 9, "wall_seconds": 1.5, "versions": {}}
@@ -60,7 +60,7 @@ def test_an_export_has_a_model_card(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 class FakeHub:
-    """Stands for huggingface_hub.HfApi."""
+    """A stand-in for huggingface_hub.HfApi."""
 
     def __init__(self, error: Exception | None = None) -> None:
         self.error, self.calls, self.files = error, [], {}  # type: ignore[var-annotated]
@@ -93,7 +93,7 @@ def test_push_uploads_the_export(
     assert files | {"unet/config.json", "unet/diffusion_pytorch_model.safetensors"} == fake.files.keys()
     assert 'DxMIPipeline.from_pretrained("me/mine")(batch_size=16)' in fake.files["README.md"].decode()
     index = json.loads(fake.files["model_index.json"])
-    # Where a repository's components are not diffusers' own, DiffusionPipeline does not download it.
+    # DiffusionPipeline does not download a repository whose components are not diffusers' own.
     assert {value[0] for value in index.values() if isinstance(value, list)} == {"diffusers"}
 
 
@@ -119,8 +119,8 @@ def test_export_says_what_is_missing(
 ) -> None:
     assert cli.main(["export", str(finished), f"output={tmp_path}/a"]) == 2
     assert capsys.readouterr().err == (
-        "dxmi export: RUN must have the sampler of a U-Net, got that of SamplerMLP, "
-        "which diffusers does not know\n"
+        "dxmi export: RUN must have a sampler with a U-Net, got one with a SamplerMLP, "
+        "which diffusers does not support\n"
     )
     run_of_images(tmp_path, monkeypatch, trains_sampler=False)
     assert cli.main(["export", str(tmp_path)]) == 2

@@ -18,7 +18,7 @@ for library in ("matplotlib", "yaml", "sklearn", "tensorboard"):
 @pytest.mark.parametrize(
     ("interruptions", "resumed_from"),
     [
-        ([1], [0]),  # before the first checkpoint that is due
+        ([1], [0]),  # before the first periodic checkpoint
         ([3], [2]),  # in pretraining
         ([4], [4]),  # between the phases
         ([9], [8]),  # in DxMI
@@ -97,7 +97,7 @@ def test_a_run_that_went_back_resumes_from_there(
 def test_a_run_that_resumes_from_another_folder_logs_its_own_lines(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """In a new folder, and in that of a run whose lines are of other lengths."""
+    """In a new folder, and in the folder of another run, whose log lines differ in length."""
     for _ in range(2):
         assert train(tmp_path, "seed=1", f"resume={finished}/checkpoints/step_00000008") == 0
         rows = read_metrics(tmp_path / "metrics.jsonl")

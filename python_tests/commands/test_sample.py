@@ -31,7 +31,7 @@ def test_sample_is_keyed_by_seed_and_index(finished: Path, tmp_path: Path) -> No
 def test_runs_that_ship_are_found_by_name(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Its weights are halves, nothing is written to its folder, and outputs go to the current one."""
+    """The weights are float16. Outputs go to the current folder, and none to that of the run."""
     safetensors = pytest.importorskip("safetensors.torch")
     shipped = tmp_path / "package/small"
     (shipped / "model").mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""`dxmi train`: the files of a run, pictures while training, dry runs."""
+"""`dxmi train`: the files of a run, pictures during training, dry runs."""
 
 from __future__ import annotations
 
@@ -82,13 +82,13 @@ def test_pictures_while_training_change_nothing_and_are_the_same_after_an_interr
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def energy(file: Any, energies: torch.Tensor, points: torch.Tensor, **_: Any) -> None:
-        file.write(points.numpy().tobytes())  # drawing takes long
+        file.write(points.numpy().tobytes())  # instead of a plot, which takes long
 
     monkeypatch.setattr(point_plots, "energy", energy)
     monkeypatch.setattr(point_plots, "samples", lambda file, data, points, **_: energy(file, data, points))
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert train(whole, "picture_every=3") == 0
-    interrupt(monkeypatch, 10)  # sees data of the picture in pretraining too
+    interrupt(monkeypatch, 10)  # pretraining also asks for the data of pictures
     assert train(parts, "picture_every=3") == 130
     monkeypatch.setattr(data, "sample", SAMPLE_DATA)
     assert train(parts, "picture_every=3") == 0
@@ -103,7 +103,7 @@ def test_pictures_while_training_change_nothing_and_are_the_same_after_an_interr
 
 
 def test_typed_settings_without_effect_are_noted_once(capsys: pytest.CaptureFixture[str]) -> None:
-    """Not those of the recipe, whose tau_margin belongs to the tau_rate that is replaced."""
+    """Those of the recipe are not: its tau_margin belongs to its tau_rate, which is overridden."""
     typed = ["tau_rate=0", "length_draw=short", "tau_hold=.2"]
     assert cli.main(["train", "8gaussians-auto", *SETTINGS, *typed, "--dry-run"]) == 0
     assert capsys.readouterr().err == (

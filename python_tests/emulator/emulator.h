@@ -1,6 +1,6 @@
 // Runs CUDA kernels on a CPU, for tests: every thread of a block is a fiber, blocks run one after another.
 // A fiber runs until it meets a barrier or a shuffle, then the next one does; so threads see each other's
-// writes only where the kernel synchronises. Under AddressSanitizer, accesses are checked like any other.
+// writes only where the kernel synchronizes. Under AddressSanitizer, accesses are checked like any other.
 // Stands in for <cuda_runtime.h> when csrc/cuda is compiled by a C++ compiler with DXMI_EMULATE.
 #pragma once
 

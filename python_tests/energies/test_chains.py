@@ -1,4 +1,4 @@
-"""Chains: rollouts with exact values of mixtures, the Gaussian recursion, weights against brute force."""
+"""Chains: rollouts with exact values of mixtures, the Gaussian recursion, weights against quadrature."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from dxmi_ext.method.sampler import GaussianSampler
 
 
 class ExactValue(nn.Module):
-    """-log of an isotropic mixture, variance c, diffused backwards by the steps t..T - 1."""
+    """-log density of an isotropic mixture of variance c, diffused backwards by the steps t..T - 1."""
 
     def __init__(self, means: Tensor, variance: float, of: Levels) -> None:
         super().__init__()
@@ -70,7 +70,7 @@ class Quadratic(nn.Module):
 
 
 def fixed_point(of: Levels) -> list[float]:
-    """The curvatures k_0 .. k_T of VGS's values that are their own targets, for N(0, 1)."""
+    """The curvatures k_0 .. k_T of VGS's values at the fixed point of their TD targets, for N(0, 1)."""
     k = [1.0]
     for alpha, var in zip(of.growth.flip(0).tolist(), of.std.square().flip(0).tolist(), strict=True):
         c = var * k[0]
@@ -95,7 +95,7 @@ def test_one_gaussian_has_the_variance_of_the_recursion(schedule: Any, known: fl
 
 
 def test_damped_steps_keep_values_exact() -> None:
-    """With damped steps the exact curvatures 1 / (1 + noise^2) of N(0, 1) are their own TD targets."""
+    """With damped steps, the exact curvatures 1 / (1 + noise^2) of N(0, 1) are a fixed point."""
     of = levels("ve", "exp", 5, 10.0, 1.0)
     k = (1 / (1 + of.noise.square())).tolist()
     energy = TargetEnergy(targets.mixture("normal", torch.zeros(1, 2), 1.0))
@@ -125,7 +125,7 @@ def test_targets_of_values_have_their_fixed_point(schedule: Any, final: float, i
     trainer = GradientTrainer(chain, LearningSettings(), iterations=1, seed=0)
     chain.value = Quadratic(k[:-1])
     assert float(chain.rollout(20_000, ops.noise_key(0))[-1].var()) == pytest.approx(final, rel=0.02)
-    # The mean target at (1, 1) less that at 0, where constants are the same: k_t |x|^2 / 2 = k_t.
+    # The mean target at (1, 1) minus that at 0, where the constants cancel: k_t |x|^2 / 2 = k_t.
     n, t = 20_000, of.steps // 2
     timestep, ends = torch.full((n,), t), []
     for place in (torch.ones(n, 2), torch.zeros(n, 2)):
@@ -135,7 +135,7 @@ def test_targets_of_values_have_their_fixed_point(schedule: Any, final: float, i
 
 
 def test_targets_of_values_vary_less_than_the_next_values_at_the_same_mean() -> None:
-    """The noise times the gradient is subtracted, so that an affine next value leaves no variance."""
+    """The noise times the gradient is subtracted, so targets from an affine next value have no variance."""
     chain, _ = small("vgs", dim=2)
     assert isinstance(chain, GradientChain)
     trainer = GradientTrainer(chain, LearningSettings(), iterations=1, seed=0)
@@ -181,7 +181,7 @@ def test_drifts_are_bounded_by_the_score_of_a_narrow_mode(name: str) -> None:
 
 
 def test_exact_values_of_a_mixture_lead_to_its_samples_and_log_partition() -> None:
-    """Section 4 of the known figures: gmm25, VE geometric 600/T -> .4/T, T = 50: ELBO gap .23, ESS .63."""
+    """gmm25 with geometric variances 600/T -> .4/T and T = 50 has an ELBO gap of .23 and an ESS of .63."""
     target = targets.TARGETS["gmm25"]()
     assert target.modes is not None
     chain = exact(target.modes, 0.3, levels("ve", "exp", 50, 600, 0.4))
@@ -235,7 +235,7 @@ def test_log_weights_are_those_of_the_definition(sampler: str) -> None:
 
 @pytest.mark.parametrize("sampler", ["dxmi", "vgs"])
 def test_weights_integrate_to_the_partition_function_on_a_grid(sampler: str) -> None:
-    """The mean of w under pi, by brute force over (x_0, x_1) in one dimension, T = 1: w pi = exp(-E) q."""
+    """The mean of w under pi by quadrature over (x_0, x_1) in one dimension, T = 1: w pi = exp(-E) q."""
     chain, _ = small(sampler, steps=1)
     line = torch.linspace(-14, 14, 701)
     grid = torch.cartesian_prod(line, line)
@@ -292,7 +292,7 @@ def test_networks_of_particles_have_their_symmetries(name: str) -> None:
 
 
 def test_a_level_far_from_0_is_found_at_once() -> None:
-    """A constant of 500 in the energy is one in every value, and changes nothing else."""
+    """A constant of 500 in the energy shifts every value by 500 and changes nothing else."""
     target = targets.mixture("two", torch.tensor([[-1.0, 0.0], [1.5, 0.0]]), 0.3)
     losses, values = dict[float, float](), dict[float, Tensor]()
     for constant in (0.0, 500.0):
@@ -322,7 +322,7 @@ def test_values_of_runs_from_before_levels_load() -> None:
 
 @pytest.mark.parametrize("sampler", ["dxmi", "vgs"])
 def test_units_and_starts_of_dimensions_keep_the_partition_function(sampler: str) -> None:
-    """With units of coordinates and a start of its own in each dimension, the mean of w is still Z."""
+    """With a unit and a start for each dimension, the mean of w is still Z."""
     chain, target = small(sampler, dim=2, steps=3)
     chain.energy.widths.copy_(torch.tensor([1.0, 1.5]))
     chain.start = Start(torch.tensor([1.6, 1.2]), torch.tensor([0.2, -0.1]))
@@ -343,7 +343,7 @@ def test_sigmas_are_raised_to_their_floor() -> None:
 
 
 def test_sigmas_are_fitted_to_paths_backwards_from_samples() -> None:
-    """A policy whose means are exact for a normal target gets the exact reverse steps' sigmas."""
+    """A policy whose means are exact for a normal target gets the sigmas of the exact reverse steps."""
     target = targets.mixture("normal", torch.zeros(1, 2), 2.25)
     of, energy = levels("ve", "exp", 3, 3, 0.2, 1.5), TargetEnergy(target)
     network = Policy(energy, of, 1.0, 16, 2, 1)
@@ -376,7 +376,7 @@ def test_levels_add_up() -> None:
     assert torch.allclose(of.signal**2 + of.noise**2, torch.ones(21, dtype=torch.float64))
     of = levels("ve", "exp", 20, 600, 0.4, 7.0)
     assert float(of.noise[0] ** 2) == pytest.approx(float(of.variance.sum()))
-    # A policy that says nothing ends at N(0, scale^2).
+    # A policy whose network is 0 ends at N(0, scale^2).
     tables = policy_schedule(of)
     v = float(of.spread[0] ** 2)
     for t in range(20):
@@ -394,5 +394,5 @@ def test_replay_keeps_the_latest_ends() -> None:
     drawn = replay.draw(200, ops.noise_key(0))
     assert {*drawn.flatten().tolist()} == {2.0, 3.0, 4.0, 5.0, 6.0}
     torch.testing.assert_close(replay.draw(9, ops.noise_key(0), sample_offset=7), drawn[7:16])
-    replay.keep(torch.arange(10.0, 17.0)[:, None])  # more than it holds
+    replay.keep(torch.arange(10.0, 17.0)[:, None])  # more than fit
     assert {*replay.draw(200, ops.noise_key(0)).flatten().tolist()} == {12.0, 13.0, 14.0, 15.0, 16.0}

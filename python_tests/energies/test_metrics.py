@@ -1,4 +1,4 @@
-"""Numbers of samplers of an energy: known values."""
+"""Metrics of samplers of an energy against known values."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_annealed_importance_sampling_finds_a_known_log_partition() -> None:
 
 @pytest.mark.parametrize("wall", [math.inf, math.nan])
 def test_particles_behind_a_wall_have_no_weight(wall: float) -> None:
-    """Of a normal density, one half is left. The ELBO is -inf, so the printed line has nan."""
+    """With an energy of inf or NaN on half of the plane, the ELBO is -inf; if skipped, it prints as nan."""
     half = Target("half", 2, lambda x: x.square().sum(1) / 2 + torch.where(x[:, 0] > 0, wall, 0.0))
     found = annealed(half, 1.0, 1.5, ops.noise_key(0), n=500, levels=50)
     assert found["ais_log_partition"] == pytest.approx(

@@ -1,4 +1,4 @@
-"""Runs of the task from the command line: numbers, exact resume, a user's own target, settings at odds."""
+"""Runs of the task from the command line: numbers, exact resume, own targets, conflicting settings."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def test_particles_keep_their_center_of_mass(sampler: str, tmp_path: Path) -> No
 def test_own_target_belongs_to_its_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Its name and the hash of its source are kept; with another source a run neither resumes nor samples."""
+    """A run keeps the hash of its target's source; with another source, it neither resumes nor samples."""
     monkeypatch.chdir(tmp_path)
     own, run = tmp_path / "own_target.py", tmp_path / "run"
     own.write_text(OWN)

@@ -1,4 +1,4 @@
-"""Targets: log Z by grids, exact samples, particles, and errors for a user's own."""
+"""Targets: log Z from grids, exact samples, particles, and errors in a user's own target."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_exact_samples_depend_on_key_and_global_row_alone(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["gmm25", "funnel10"])
 def test_mean_energy_of_exact_samples_is_the_entropy(name: str) -> None:
-    """Where log Z = 0; the mixture's modes are far apart."""
+    """For targets with log Z = 0; the modes of the mixture are far apart."""
     target = TARGETS[name]()
     assert target.draw is not None
     entropy = {
@@ -128,7 +128,7 @@ def test_own_target(module: Path) -> None:
 
 
 def test_annotations_of_an_own_target_are_types(module: Path) -> None:
-    """As in Python itself, without the __future__ imports of this package."""
+    """They are evaluated as in Python itself, without the __future__ imports of this package."""
     module.write_text(f"{SOURCE}\ndef typed(x: int): pass\nassert typed.__annotations__['x'] is int")
     custom.load("own_energies:good", 3, None, 1.0)
 

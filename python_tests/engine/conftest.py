@@ -9,7 +9,7 @@ import runs
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An uninterrupted run; not to be changed."""
+    """An uninterrupted run; tests must not modify it."""
     pytest.importorskip("yaml")
     folder = tmp_path_factory.mktemp("finished") / "run"
     with runs.quick():

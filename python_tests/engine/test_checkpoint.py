@@ -1,4 +1,4 @@
-"""Checkpoints: exact, complete or absent, and honest about damage."""
+"""Checkpoints: exact, complete or absent, and damage is detected."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_resuming_from_an_earlier_checkpoint_removes_later_ones(tmp_path: Path) 
 # --- death and failure -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("target", [3, 2])  # a new one, and one that replaces another
+@pytest.mark.parametrize("target", [3, 2])  # a new checkpoint, and one that replaces another
 def test_an_interrupted_save_is_complete_or_absent(tmp_path: Path, target: int) -> None:
     for operation in itertools.count():
         root = tmp_path / str(operation)
@@ -162,7 +162,7 @@ def cut(file: Path) -> None:
 
 def flip(file: Path) -> None:
     content = bytearray(file.read_bytes())
-    content[len(content) * 2 // 3] ^= 1  # of tensors.safetensors, within the numbers
+    content[len(content) * 2 // 3] ^= 1  # within the numbers of tensors.safetensors
     file.write_bytes(content)
 
 
@@ -171,7 +171,7 @@ def garble(file: Path) -> None:
 
 
 def forget_files(file: Path) -> None:
-    file.write_text('{"format": 2, "files": 3}')  # of the manifest
+    file.write_text('{"format": 2, "files": 3}')  # replaces the manifest
 
 
 @pytest.mark.parametrize("damage", [Path.unlink, cut, flip, garble, forget_files])
@@ -253,11 +253,11 @@ def test_model_bytes_follow_from_its_content(tmp_path: Path) -> None:
         checkpoint.load_model_state(tmp_path / "absent")
 
 
-# --- of sharded weights ------------------------------------------------------------------------------
+# --- sharded weights ---------------------------------------------------------------------------------
 
 
 def test_any_number_of_ranks_can_load_a_checkpoint(tmp_path: Path) -> None:
-    """Two ranks save their shards, one all of it; three read theirs of both, and one all."""
+    """A sharded checkpoint of two ranks and a whole one are read by three ranks and by one."""
     end, _ = spawn(2, rank_processes.save_on_the_way, tmp_path / "shards", shard=True)
     rank_processes.save_on_the_way(Ranks(), tmp_path / "whole")
     shards, whole = (tmp_path / name / "step_00000002" for name in ("shards", "whole"))

@@ -1,4 +1,4 @@
-"""Settings: precedence, types, and errors that say what is wrong."""
+"""Settings: precedence, types, and error messages."""
 
 from __future__ import annotations
 
@@ -173,7 +173,7 @@ def test_bad_override(recipe: Path, override: str, says: str) -> None:
         ("ema_decay=1", "ema_decay must be < 1, got 1.0"),
         ("tau_rate=.1 batch_size=1", "batch_size must be >= 2 with tau_rate=0.1, got 1"),
         ("task=images", "task must be two_d, got images"),
-        # A default that is typed is seen too.
+        # A typed value counts even if it is the default.
         ("tau=.1 tau_entropy=.1 tau_velocity=.1", "tau must not be given with both"),
         ("energy_lr=.001", "energy_lr needs value_kind=separate, got energy_lr=0.001"),
     ],
@@ -263,7 +263,7 @@ def test_bad_yaml(tmp_path: Path, text: str | bytes, says: str) -> None:
     assert says in str(error.value) and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["nowhere.yaml", ""])  # the latter is the folder
+@pytest.mark.parametrize("name", ["nowhere.yaml", ""])  # the latter is the folder itself
 def test_a_yaml_that_is_no_file_is_named(tmp_path: Path, name: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(f"{tmp_path / name}: cannot be read as yaml")):
         config.load(ToyConfig, tmp_path / name)
@@ -293,7 +293,7 @@ def test_names_that_are_not_utf8_are_kept(tmp_path: Path) -> None:
 
 
 def test_every_number_of_every_command_has_a_largest_value() -> None:
-    """Nothing waits until the end of a run, or takes the machine down, to find a number too large."""
+    """So that a number that is too large fails at once, not at the end of a run or for lack of memory."""
     pending, seen = [Settings], set[type[Settings]]()
     for module in (
         "images.networks.exchange",
@@ -385,7 +385,7 @@ def test_a_removed_key_is_ignored_in_a_yaml_and_rejected_on_the_command_line(
 ) -> None:
     monkeypatch.setattr(ToyConfig, "removed", {"momentum": "decay takes its place"})
     recipe.write_text(recipe.read_text() + "momentum: 0.9\n")
-    for _ in range(2):  # said once
+    for _ in range(2):  # the note appears once
         assert config.load(ToyConfig, recipe).run.iterations == 70
     told = f"{recipe}: momentum is no longer a setting and is ignored; decay takes its place\n"
     assert capsys.readouterr().err == told

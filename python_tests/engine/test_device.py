@@ -1,4 +1,4 @@
-"""The choice of a device, on a machine that seems to have one GPU."""
+"""The choice of a device on a machine that pretends to have one GPU."""
 
 from __future__ import annotations
 

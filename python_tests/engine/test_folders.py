@@ -1,4 +1,4 @@
-"""What commands may write over: only folders and files of their own; and what is not theirs stays."""
+"""Commands overwrite only their own folders and files, and keep all others."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def quick() -> Iterator[None]:
 
 @pytest.fixture
 def copy(finished: Path, tmp_path: Path) -> Path:
-    """The same run, free to be changed."""
+    """A copy of that run, which tests may modify."""
     return shutil.copytree(finished, tmp_path / "copy")
 
 
@@ -92,7 +92,7 @@ def one_line(capsys: pytest.CaptureFixture[str]) -> str:
         (["train", "8gaussians", *runs.SETTINGS, "resume=never"], "output"),
         (["train", "8gaussians", *runs.SETTINGS, "dry_run=true"], "output"),
         (["pretrain", "8gaussians", *runs.SETTINGS], "output"),
-        (["train", "fashion-mnist-t4", "data=nowhere"], "output"),  # before data are looked for
+        (["train", "fashion-mnist-t4", "data=nowhere"], "output"),  # before the data are read
         (["reproduce", "table1", "work=work"], "output"),
         (["reproduce", "table1", "output=output"], "work"),
         (["sample", "RUN"], "output"),
@@ -117,7 +117,7 @@ def test_a_folder_of_others_is_rejected_before_anything_is_written(
     given = [text.replace("RUN", str(finished)) for text in command]
     assert cli.main([*given, f"{key}=proj{'/' * (command[0] == 'sample')}"]) == 2
     error = one_line(capsys)
-    if command[0] not in ("score", "export"):  # which want another run first
+    if command[0] not in ("score", "export"):  # these require another kind of run first
         assert key in error and "proj" in error
     assert contents(tmp_path) == before and [path.name for path in tmp_path.iterdir()] == ["proj"]
 
@@ -132,7 +132,7 @@ def test_a_folder_of_others_is_rejected_before_anything_is_written(
         ),  # a kill at the start
         ({".lock": "mine"}, False),
         ({"a.txt": ""}, False),
-        ({"config.yaml": "task: two_d\nrecipe: a\n", "checkpoints/a": ""}, False),  # not all the keys of ours
+        ({"config.yaml": "task: two_d\nrecipe: a\n", "checkpoints/a": ""}, False),  # lacks keys of a run
         ({"dxmi.json": '{"kind": "run", "format": 1}', "a.txt": ""}, True),
         ({"dxmi.json": '{"kind": "run", "format": 2}'}, False),
         ({"dxmi.json": '{"kind": "scores", "format": 1}'}, False),
@@ -152,7 +152,7 @@ def test_folders_that_a_run_may_use(tmp_path: Path, content: dict[str, str], pas
 def test_a_run_from_before_there_were_marks_resumes_and_is_marked(copy: Path) -> None:
     (copy / "dxmi.json").unlink()
     before = contents(copy)
-    assert train(copy) == 0 and contents(copy) == before  # it was finished
+    assert train(copy) == 0 and contents(copy) == before  # it is finished already
     assert train(copy, "iterations=8") == 0
     assert folders.read(copy) == {"kind": "run", "format": 1}
     assert runs.read(copy / "summary.json")["resumed_from"] == [runs.PRETRAIN + runs.DXMI]
@@ -335,7 +335,7 @@ def test_runs_that_start_in_the_same_second_have_folders_of_their_own(
             names.append(str(opened.directory))
 
     both = [run.Run(runs.config_of(Path("x"), "output=null", "device=cpu")) for _ in range(2)]
-    assert {str(each.directory) for each in both} == {"runs/8gaussians-now-2"}  # not made yet
+    assert {str(each.directory) for each in both} == {"runs/8gaussians-now-2"}  # neither exists yet
     for each in both:
         thread = threading.Thread(target=start, args=(each,))
         thread.start()
@@ -356,17 +356,17 @@ def test_a_run_that_cannot_begin_leaves_no_folder(tmp_path: Path, capsys: pytest
     [
         (True, None, "cats", None),
         (True, "cats", "dogs", "whose train split has another fingerprint"),
-        (True, "dogs", None, "whose train split has another fingerprint"),  # changed where they are
+        (True, "dogs", None, "whose train split has another fingerprint"),  # replaced in place
         (False, "cats", "cats", None),
         (False, "cats", "dogs", "whose train split has another fingerprint"),
         (False, None, "cats", "has no fingerprint of its data"),
-        (False, "dogs", None, None),  # a run from before there were marks cannot know
+        (False, "dogs", None, None),  # an older run, without fingerprints
     ],
 )
 def test_a_run_knows_its_data(
     tmp_path: Path, marked: bool, old: str | None, new: str | None, refusal: str | None
 ) -> None:
-    """They were cats; `old` is what lies there now, `new` what lies where the run is told that they are."""
+    """The data were cats; `old` is what lies at their path now, `new` what lies at the path given instead."""
     write(tmp_path, {"a": "cats"} | ({} if new is None else {"b": new}))
 
     def start(data: str) -> None:

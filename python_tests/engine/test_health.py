@@ -1,4 +1,4 @@
-"""Runs whose numbers go wrong: named, taken back, or stopped with a report."""
+"""Runs that diverge: notes, rollbacks, and a report when they stop."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def quick() -> Iterator[None]:
 
 
 def bad_while(is_bad: Callable[[DxMITrainer], bool], factor: float = math.nan) -> Callable[..., Any]:
-    """An iteration that meets the data, and so the energy's loss, times a factor while a trainer is bad."""
+    """An iteration that multiplies the data, and so the energy's loss, by a factor if `is_bad(trainer)`."""
 
     def iteration(self: DxMITrainer, keys: torch.Tensor, data: torch.Tensor, *args: Any) -> Any:
         return ITERATION(self, keys, data * factor if is_bad(self) else data, *args)
@@ -52,7 +52,7 @@ def test_a_rollback_has_other_noise_and_lower_learning_rates(
     monkeypatch.setattr(DxMITrainer, "_run", bad_while(first_attempt_after(3)))
     run = tmp_path / "run"
     assert train(run, *STEPS) == 0
-    # Steps 4 and 5 fail; the save due at 4 is left out, so the run goes back to 2.
+    # Steps 4 and 5 fail; the checkpoint due at 4 is not saved, so the run goes back to 2.
     note = "dxmi 5: steps in a row that were not finite: 2 of the energy; going back to "
     note += f"{run}/checkpoints/step_{PRETRAIN + 2:08d} with other noise and learning rates x 0.5"
     assert note in capsys.readouterr().err
@@ -96,7 +96,7 @@ def test_a_run_that_cannot_recover_stops_with_a_report_and_keeps_its_last_good_c
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
         patch.setattr(DxMITrainer, "_run", bad_while(lambda trainer: trainer.iteration >= 3))
-        for _ in range(2):  # the second start fails in the same way
+        for _ in range(2):  # the second run fails in the same way
             assert train(run, *STEPS) == 2
             last = capsys.readouterr().err.splitlines()[-1]
             assert last.startswith("dxmi train: dxmi 5: steps in a row that were not finite: 2 of the energy")
@@ -123,7 +123,7 @@ def test_without_rollbacks_a_run_continues(tmp_path: Path, monkeypatch: pytest.M
 def test_skipped_steps_are_counted_over_a_whole_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Also over a resume, and where the last step is finite."""
+    """Even if the run was resumed, and if the last step is finite."""
     monkeypatch.setattr(DxMITrainer, "_run", bad_while(lambda trainer: trainer.iteration in (1, 4)))
     runs.interrupt(monkeypatch, PRETRAIN + 3)
     assert train(tmp_path) == 130
@@ -171,5 +171,5 @@ def test_symptoms_are_logged_and_noted_when_they_appear_and_disappear(
         "dxmi 5: no more energy blow-up"
     ]
     symptoms = [row.get("symptoms") for row in read_metrics(tmp_path / "metrics.jsonl")[PRETRAIN:]]
-    both = ["energy blow-up", "sample collapse"]  # beside such data
+    both = ["energy blow-up", "sample collapse"]  # relative to such data
     assert symptoms == [None, None, both, both, None, None]

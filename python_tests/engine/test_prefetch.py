@@ -1,4 +1,4 @@
-"""Batches made ahead: the same, in order, and nothing left behind."""
+"""Prefetched batches are the same, in order, and no thread is left behind."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def no_thread_is_left() -> Iterator[None]:
 @pytest.mark.parametrize("first", [0, 7])
 @pytest.mark.parametrize("workers", [1, 3])
 def test_every_batch_once_and_in_order(first: int, workers: int) -> None:
-    """Also where later batches are done sooner, and from the iteration a resumed run starts with."""
+    """Even if later batches are ready first, and if a resumed run starts at a later iteration."""
     asked = []
 
     def batch(iteration: int) -> tuple[Tensor, Tensor]:
@@ -56,7 +56,7 @@ def test_batches_are_made_while_one_is_used() -> None:
         assert torch.equal(batches(0), data(0))
         for _ in range(3):
             assert made.acquire(timeout=60)
-        assert not made.acquire(timeout=0.05)  # and no more than that
+        assert not made.acquire(timeout=0.05)  # no more are made
 
 
 def test_a_jump_restarts() -> None:
@@ -84,7 +84,7 @@ def test_bad_numbers_are_named() -> None:
 
 @pytest.mark.gpu
 def test_batches_on_the_device_are_whole_and_stay_so() -> None:
-    """A slow stream reads each batch late, when later ones are on their way; nothing waits for the device."""
+    """A slow stream reads each batch late, while later ones are copied; nothing waits for the device."""
     device, reads = torch.device("cuda"), []
 
     def batch(iteration: int) -> Tensor:

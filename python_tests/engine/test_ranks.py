@@ -1,4 +1,4 @@
-"""Several ranks train what one would: gloo processes on the CPU against a single one."""
+"""Several ranks give the result of one: gloo processes on the CPU against a single process."""
 
 from __future__ import annotations
 
@@ -51,13 +51,13 @@ def assert_trained_as_by_one(
             torch.testing.assert_close(other, together[0], rtol=0, atol=0)
         alone = rank_processes.trained(Ranks(), {k: v for k, v in case.items() if k != "shard"}, device)
         for metrics in (*together[0]["metrics"], *alone["metrics"]):
-            for name in ("data_spread", "sample_spread", "energy_spread"):  # means of the ranks' own
+            for name in ("data_spread", "sample_spread", "energy_spread"):  # means over the ranks
                 del metrics[name]
         torch.testing.assert_close(together[0], alone, rtol=1e-6, atol=1e-7)
 
 
 def test_a_nan_on_one_rank_moves_no_weight_on_any() -> None:
-    """Of the network whose step it is in, for one iteration; the others move."""
+    """The network whose step meets the NaN does not change in that iteration; the others do."""
     networks = {"energy_network", "value", "sampler"}
     hit = {"energy": {"energy_network"}, "value": {"value"}, "sampler": {"sampler"}, "path": networks}
     cases = [(place, shard) for place in hit for shard in (False, True)]
@@ -98,7 +98,7 @@ def test_all_ranks_stop_after_the_same_iteration() -> None:
 
 @pytest.mark.parametrize("shard", ["true", "false"])
 def test_a_signal_to_one_rank_stops_all_and_any_number_resumes(tmp_path: Path, shard: str) -> None:
-    """Saved by two ranks, taken on by one, which ends where an uninterrupted one does."""
+    """Two ranks save; one rank resumes, and ends where an uninterrupted one does."""
     for library in ("yaml", "sklearn"):
         pytest.importorskip(library)
     settings = ["checkpoint_every=100", "iterations=12"]
@@ -111,7 +111,7 @@ def test_a_signal_to_one_rank_stops_all_and_any_number_resumes(tmp_path: Path, s
 
 
 def test_ranks_go_back_together_or_stop_together(tmp_path: Path) -> None:
-    """One of them meets NaNs. A checkpoint is left at a time, in the first run a sharded one."""
+    """One of them meets NaNs. One checkpoint is kept at a time; in the first run, it is sharded."""
     for library in ("yaml", "sklearn"):
         pytest.importorskip(library)
     settings = ["rollback_after=2", "rollbacks=2", "keep_checkpoints=1"]
@@ -141,7 +141,7 @@ TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
 def in_environment(monkeypatch: pytest.MonkeyPatch, variables: str) -> None:
-    """Sets NAME=VALUE variables of torchrun's, and unsets its others."""
+    """Sets torchrun's variables NAME=VALUE, and unsets its other ones."""
     for name in TORCHRUN:
         monkeypatch.delenv(name, raising=False)
     for text in variables.split():

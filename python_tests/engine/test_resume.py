@@ -1,4 +1,4 @@
-"""Runs that are killed, stopped, out of disk or given damaged checkpoints end in the same bytes."""
+"""Runs that are killed or stopped, or meet full disks or damaged checkpoints, end with the same bytes."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_processes_killed_at_any_moment(tmp_path: Path) -> None:
 
 
 def test_a_run_that_dies_at_any_file_operation(finished: Path, tmp_path: Path) -> None:
-    """Every seventh is tried; those of a save are all tried in test_checkpoint.py."""
+    """Every seventh operation is tried; test_checkpoint.py tries all operations of a save."""
     for operation in itertools.count(3, step=7):
         folder = tmp_path / str(operation)
         with deaths.after(operation) as death:
@@ -97,7 +97,7 @@ def test_a_run_that_dies_again_and_again(finished: Path, tmp_path: Path) -> None
 
 
 def test_a_crash_while_going_back_loses_no_log_line(finished: Path, tmp_path: Path) -> None:
-    """Of the checkpoints and metrics that are to go, at each death either both are there or neither."""
+    """At each death, the later checkpoints and their log lines are either both there or both removed."""
     for operation in range(4, 12):
         folder = shutil.copytree(finished, tmp_path / str(operation))
         with deaths.after(operation):
@@ -140,7 +140,7 @@ def test_a_signal_ends_the_iteration_and_tells_how_to_resume(
 def test_a_signal_within_a_save_waits_for_it(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first fsyncs are of config.yaml's folder and of the first checkpoint's files."""
+    """The first fsyncs are those of the folder of config.yaml and of the first checkpoint's files."""
     with monkeypatch.context() as patch:
         patch.setattr(files, "_fsync", nth(2, FSYNC, ask(signal.SIGTERM)))
         assert train(tmp_path) == 143

@@ -1,4 +1,4 @@
-"""The run's log: metrics once each, also after resuming; progress; json; silence where disabled."""
+"""The run's log: every metric once, also after resuming; progress; json; no output if disabled."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_a_resumed_run_logs_every_iteration_once(tmp_path: Path) -> None:
             if iteration == 2:
                 position = log.position()
     with (tmp_path / "metrics.jsonl").open("a") as file:
-        file.write('{"phase": "dx')  # torn by a kill
+        file.write('{"phase": "dx')  # cut off by a kill
     with RunLog(tmp_path) as log:
         log.truncate(position)
         for iteration in range(3, 6):
@@ -175,7 +175,7 @@ def test_without_matplotlib_a_note_says_that_there_are_no_pictures(
 
 
 class FakeWandb(ModuleType):
-    """Of wandb what a run needs: runs by id with their rows by step, online or not."""
+    """The part of wandb that a run uses: runs by id, with their rows by step, online or not."""
 
     class Error(Exception):
         pass
@@ -244,7 +244,7 @@ def test_wandb_gets_earlier_lines_and_no_step_twice(tmp_path: Path, monkeypatch:
     with RunLog(tmp_path, wandb="toys") as log:
         log.truncate(position)
         log.log("dxmi", 2, {"loss": 2.0})
-        log.truncate(position)  # within the process
+        log.truncate(position)  # in the same process
         log.log("dxmi", 2, {"loss": 3.0})
         log.log("dxmi", 3, {"loss": 4.0})
     (steps,) = wandb.rows.values()
@@ -257,7 +257,7 @@ def test_missing_wandb_is_an_error_if_requested(tmp_path: Path, monkeypatch: pyt
         UserError, match=r"wandb must be null unless wandb is installed, got 'toys': pip install wandb"
     ):
         RunLog(tmp_path, wandb="toys")
-    RunLog(tmp_path, wandb="toys", enabled=False)  # another rank's
+    RunLog(tmp_path, wandb="toys", enabled=False)  # the log of another rank
 
 
 def test_one_process_at_a_time_gets_past_a_lock(tmp_path: Path) -> None:

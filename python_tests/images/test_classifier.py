@@ -1,4 +1,4 @@
-"""The classifier whose features metrics compare: trained once, then read from the cache."""
+"""The classifier whose features are used by metrics: trained once, then read from the cache."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def two_kinds(n: int = 200) -> ImageData:
-    """Dark and bright noise."""
+    """Two classes of images: dark and bright noise."""
     draw, labels = np.random.default_rng(0), np.arange(n) // 7 % 2
     images = draw.integers(0, 120, (n, 1, 8, 8)) + 120 * labels[:, None, None, None]
     return ImageData(images.astype(np.uint8), labels.astype(np.int64))

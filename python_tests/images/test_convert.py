@@ -1,4 +1,4 @@
-"""Converted networks against plain networks of the checkpoints' layouts, with random weights."""
+"""Converted networks against plain implementations in the checkpoints' layouts, with random weights."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def randomize(network: nn.Module, seed: int = 0) -> State:
-    """Weights of which none is special; filters, which are not weights, stay."""
+    """Sets random weights, none of which is 0; resampling filters, which are buffers, stay."""
     generator = torch.Generator().manual_seed(seed)
     for p in network.double().parameters():
         fan_in = p[0].numel() if p.ndim > 1 else 10
@@ -84,7 +84,7 @@ class AttentionBlock(nn.Module):
 
 
 class GuidedDiffusion(nn.Module):
-    """UNetModel of consistency models with resblock_updown; by default of two halvings and little else."""
+    """UNetModel of consistency models with resblock_updown; by default a minimal one with two halvings."""
 
     def __init__(
         self,
@@ -153,7 +153,7 @@ def resampled(x: Tensor, how: str) -> Tensor:
 
 
 class Resample(nn.Module):
-    """A convolution, or none, that may resample with a 2 x 2 filter kept among the weights."""
+    """An optional convolution that may resample with a 2 x 2 filter, which is in the state dict."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, how: str = "") -> None:
         super().__init__()
@@ -260,7 +260,7 @@ def inputs(size: int, classes: int | None) -> tuple[Tensor, ...]:
 
 @pytest.mark.parametrize("scale_shift, classes", [(True, 5), (False, None)])
 def test_consistency_models_give_the_same(scale_shift: bool, classes: int | None) -> None:
-    """As ImageNet 64 (scale and shift, classes) and LSUN 256 (neither)."""
+    """For networks like those of ImageNet 64 (scale and shift, classes) and LSUN 256 (neither)."""
     reference = GuidedDiffusion(scale_shift, classes)
     network = convert.from_consistency(randomize(reference), image_size=16, head_channels=16)
     arguments = inputs(16, classes)
@@ -269,7 +269,7 @@ def test_consistency_models_give_the_same(scale_shift: bool, classes: int | None
 
 
 def test_published_consistency_models_have_the_papers_architectures() -> None:
-    """Told from names and shapes alone, but for the heads."""
+    """They are determined by names and shapes alone, except for the number of heads."""
     for name, size, network in [
         ("imagenet64", 64, (True, 1000, 3, (192, 384, 576, 768), (False, True, True, True), 3, 64)),
         (
@@ -287,7 +287,7 @@ def test_published_consistency_models_have_the_papers_architectures() -> None:
 
 @pytest.mark.parametrize("classes", [5, None])
 def test_edm_networks_give_the_same(classes: int | None) -> None:
-    """With the prefix of the preconditioning wrapper, and without."""
+    """With and without the prefix of the preconditioning wrapper."""
     reference = Dhariwal(classes)
     prefix = "" if classes is None else "model."
     network = convert.from_edm({prefix + name: t for name, t in randomize(reference).items()})
@@ -305,7 +305,7 @@ def test_edm_networks_give_the_same(classes: int | None) -> None:
     ],
 )
 def test_folders_of_converted_checkpoints(kind: str, suffix: str, diffusion: EDM, tmp_path: Path) -> None:
-    """They hold the network and say what it was trained for; half precision is widened."""
+    """They hold the network and its diffusion; half precision is widened."""
     reference, size, head_channels = (
         (Dhariwal(5), 8, 64) if kind == "edm" else (GuidedDiffusion(True, 5), 16, 16)
     )
@@ -338,7 +338,7 @@ def test_consistency_folder_is_a_pipeline_of_diffusers(tmp_path: Path) -> None:
 
 
 def altered(state: State, **changes: Tensor | None) -> State:
-    """Entries added, replaced or (None) removed; "__" stands for a dot."""
+    """The state with entries added, replaced or (None) removed; "__" stands for a dot."""
     named = {name.replace("__", "."): t for name, t in changes.items()}
     return {name: t for name, t in (state | named).items() if t is not None}
 
@@ -353,7 +353,7 @@ def test_networks_without_a_counterpart_are_rejected() -> None:
         ("consistency", edm, 16, "not a checkpoint of this kind"),
         ("edm", guided, 64, "not a checkpoint of this kind"),
         ("consistency", altered(guided, input_blocks__3__0__op__weight=one), 16, "resblock_updown"),
-        ("consistency", altered(guided, extra=one), 16, "extra and 0 more entries have no place"),
+        ("consistency", altered(guided, extra=one), 16, "entries that no layer uses: extra"),
         ("consistency", altered(guided, time_embed__2__bias=None), 16, "time_embed.2.bias is missing"),
         ("consistency", altered(guided, time_embed__2__bias=one), 16, "does not describe one ADM network"),
         ("consistency", guided, 24, "head_channels must divide .* got 24"),

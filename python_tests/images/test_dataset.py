@@ -1,4 +1,4 @@
-"""Image data: the order, the layouts on disk, the cache, what is refused."""
+"""Image data: the order, the layouts on disk, the cache, and errors."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from dxmi_ext.images.data import dataset as images
 from dxmi_ext.images.data import layouts as image_sources
 from dxmi_ext.images.data.dataset import ImageData, ImageDataError
 
-FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # of the Debian package dataset-fashion-mnist
+FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # from the Debian package dataset-fashion-mnist
 
 
 def numbered(n: int) -> ImageData:
-    """Image i holds i in its left column and 100 + i in its right one."""
+    """Image i has the value i in its left column and 100 + i in its right one."""
     pixels = np.arange(n, dtype=np.uint8)[:, None, None, None] + np.array([0, 100], np.uint8)
     return ImageData(np.ascontiguousarray(np.broadcast_to(pixels, (n, 3, 2, 2))), np.arange(n))
 
@@ -45,7 +45,7 @@ def test_epochs_are_permutations_of_their_own_and_batches_cross_their_ends() -> 
     assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 6
     assert order(data, range(2), 30) == seen  # a batch of three epochs
-    assert order(data, range(14, 15), 4) == seen[56:]  # without what came before
+    assert order(data, range(14, 15), 4) == seen[56:]  # without the batches before
     assert order(data, range(6), 10, seed=1) != seen
     assert order(data, range(6), 10, stream="other") != seen
 
@@ -71,7 +71,7 @@ def test_half_of_the_rows_are_mirrored() -> None:
     mirrored = (flipped == plain.flip(-1)).flatten(1).all(dim=1)
     assert torch.equal(flipped[~mirrored], plain[~mirrored])
     assert 0.45 < mirrored.double().mean() < 0.55
-    assert len({tuple(m.tolist()) for m in mirrored.split(50)}) == 20  # anew every epoch
+    assert len({tuple(m.tolist()) for m in mirrored.split(50)}) == 20  # drawn again every epoch
 
 
 def test_values_survive_conversion_to_floats_and_back() -> None:
@@ -107,7 +107,7 @@ def write_cifar10_binary(folder: Path, x: np.ndarray, y: np.ndarray) -> Path:
 
 
 def cifar10_python_batch(x: np.ndarray, y: np.ndarray) -> bytes:
-    """What Python 2 pickled, opcode by opcode."""
+    """A batch as Python 2 pickled it, opcode by opcode."""
 
     def short(text: str) -> bytes:
         return b"U" + bytes([len(text)]) + text.encode() + b"q\x01"
@@ -160,7 +160,7 @@ def write_npz_streams(folder: Path, x: np.ndarray, y: np.ndarray) -> Path:
 
 
 def write_folders(folder: Path, x: np.ndarray, y: np.ndarray) -> Path:
-    for i in np.argsort(-y, kind="stable"):  # written in another order than they are read
+    for i in np.argsort(-y, kind="stable"):  # in another order than they are read
         (folder / "train" / f"n{y[i]}").mkdir(parents=True, exist_ok=True)
         (folder / "train" / f"n{y[i]}" / f"{i}.PNG").write_bytes(encoded(x[i]))
     return folder
@@ -218,7 +218,7 @@ def test_flat_folder_and_its_splits(tmp_path: Path) -> None:
     [((32, 32), 8), ((64, 32), 8), ((32, 70), 8), ((33, 47), 16), ((8, 8), 20), ((8, 9), 8)],
 )
 def test_images_are_brought_to_a_size(shape: tuple[int, int], size: int) -> None:
-    """A ramp keeps its slope in pixels of the original, about the center; a constant stays."""
+    """A ramp is resampled around the center at the right scale; a constant stays constant."""
     pytest.importorskip("PIL")
     height, width = shape
     across, down = np.meshgrid(np.arange(width), np.arange(height))
@@ -249,7 +249,7 @@ def test_images_are_decoded_once_until_a_file_or_the_size_changes(
 
     def slow(entry: Path, *arguments: object) -> None:
         decoded.append(entry)
-        time.sleep(0.05)  # so that both threads meet where one has to wait
+        time.sleep(0.05)  # so that the other thread has to wait
         decode(entry, *arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(images, "_decode_to", slow)
@@ -413,7 +413,7 @@ def test_cache_says_what_it_holds(tmp_path: Path) -> None:
 
 
 def test_a_cache_that_cannot_be_written_to_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file in place of a folder, since root has every permission."""
+    """The cache is a file in place of a folder, since root may write anywhere."""
     (tmp_path / "file").touch()
     np.savez(tmp_path / "x.npz", x=np.zeros((4, 8, 8, 3), np.uint8))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))

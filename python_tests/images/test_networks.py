@@ -1,4 +1,4 @@
-"""Networks for images: sizes, conditions, what folders say, EDM's formulas."""
+"""Networks for images: sizes, conditions, diffusers folders, EDM's formulas."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def size(network: nn.Module) -> int:
 
 
 def shaken(network: nn.Module) -> nn.Module:
-    """With no weight at its start, many of which are zero."""
+    """The network with all weights perturbed, since many are zero at first."""
     generator = torch.Generator().manual_seed(0)
     for p in network.parameters():
         p.data.add_(torch.randn(p.shape, generator=generator), alpha=0.1)
@@ -80,8 +80,8 @@ def test_unet_starts_at_zero_and_depends_on_all_its_inputs(
         assert not network(x, time, labels).any()
         rows = shaken(network)(x, time, labels)
     assert rows.shape == x.shape
-    assert not torch.allclose(rows[0], rows[1])  # by its label
-    assert not torch.allclose(rows[0], rows[2])  # by its time
+    assert not torch.allclose(rows[0], rows[1])  # labels differ
+    assert not torch.allclose(rows[0], rows[2])  # times differ
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
@@ -92,7 +92,7 @@ def test_unet_computes_in_the_dtype_of_its_weights(dtype: torch.dtype) -> None:
 
 
 def test_a_patched_unet_sees_squares_of_pixels_as_channels() -> None:
-    """Where the network depends on a pixel alone, its output does on the pixels of its square alone."""
+    """If the network works pixel by pixel, an output depends only on the pixels of its square."""
     network, asked = unet(TINY, (1, 8, 8), patch=2), torch.zeros(4, 1, 8, 8)
     network.model.forward = lambda x, *_, **__: (x.sum(1, keepdim=True).expand_as(x),)
     asked[0, 0, 0, 0] = asked[1, 0, 1, 1] = asked[2, 0, 2, 2] = 1
@@ -132,7 +132,7 @@ def test_energy_has_the_papers_size() -> None:
 
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32), (2, 64, 64), (3, 256, 256)])
 def test_energy_of_any_images(shape: tuple[int, int, int]) -> None:
-    """It sees every pixel, those of odd edges too."""
+    """It depends on every pixel, including the last row and column of odd sizes."""
     energy = shaken(ResNetEnergy(shape[0], width=4))
     x = torch.randn(2, *shape, requires_grad=True)
     values = TimeIndependent(energy)(x, torch.tensor([0, 3]))
@@ -142,7 +142,7 @@ def test_energy_of_any_images(shape: tuple[int, int, int]) -> None:
 
 
 def reference_energy(network: ResNetEnergy, x: Tensor) -> Tensor:
-    """The module's description, from its weights by name."""
+    """The network that the module's docstring describes, computed from the weights by name."""
     w, F = {name.removeprefix("network."): p for name, p in network.named_parameters()}, nn.functional
 
     def convolution(name: str, x: Tensor) -> Tensor:
@@ -168,7 +168,7 @@ def test_energy_is_what_its_module_says() -> None:
 
 
 def test_values_depend_on_their_conditions() -> None:
-    """A condition's rows start alike: what is known of one step or class serves all."""
+    """All steps and classes have the same values at first."""
     value, energy = ResNetValue(1, steps=4, width=4, classes=3), ResNetEnergy(1, width=4, classes=3)
     x = torch.randn(1, 1, 8, 8).expand(3, 1, 8, 8)
     timestep, labels = torch.tensor([0, 4, 0]), torch.tensor([1, 1, 2])
@@ -189,7 +189,7 @@ def encoder(channels: int = 1) -> tuple[UNet, EncoderValue]:
 
 
 def test_an_encoder_is_frozen_and_that_of_the_unet() -> None:
-    """Its features are those that the U-Net computes on the way; heads alone learn."""
+    """Its features are those of the U-Net; only the heads are trained."""
     network, value = encoder()
     x, timestep, labels = torch.randn(2, 1, 8, 8), torch.tensor([1, 4]), torch.tensor([0, 2])
     seen: list[Tensor] = []
@@ -230,7 +230,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_channels_last_and_compiled_networks_give_the_same(name: str) -> None:
-    """Compiled as one graph; of channels_last also the gradients."""
+    """Compiled as one graph; with channels_last, the gradients are the same too."""
     network = shaken(NETWORKS[name]()).double()
     x, timestep = torch.randn(3, 2, 8, 8, dtype=torch.float64), torch.tensor([0, 2, 4])
     labels = torch.tensor([0, 1, 2])
@@ -260,7 +260,7 @@ def saved(path: Path, scheduler: dict[str, object] = LINEAR, classes: int | None
 
 
 def test_folders_come_back(tmp_path: Path) -> None:
-    """Named as a pipeline or as its U-Net; diffusers reads them too."""
+    """The folder of a pipeline or of its U-Net is loaded; diffusers reads it too."""
     from diffusers import DDPMPipeline
 
     network = saved(tmp_path / "ddpm", classes=3).eval()
@@ -275,7 +275,7 @@ def test_folders_come_back(tmp_path: Path) -> None:
 
 
 def test_flat_folders_and_those_without_a_scheduler(tmp_path: Path) -> None:
-    """As google/ddpm-cifar10-32: config, weights and scheduler side by side, attentions by old names."""
+    """Like google/ddpm-cifar10-32: config, weights and scheduler side by side, and old names of attention."""
     network = saved(tmp_path / "a").eval()
     (tmp_path / "a" / "unet").rename(tmp_path / "flat")
     weights = tmp_path / "flat" / "diffusion_pytorch_model.safetensors"
@@ -368,7 +368,7 @@ def test_weights_that_are_pickled_missing_or_others_are_rejected(tmp_path: Path)
 
 
 def test_the_hub_is_asked_only_when_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """For weights in safetensors and configs, of the name behind "hub:"."""
+    """Only safetensors and configs of the repository named by "hub:" are downloaded."""
     saved(tmp_path / "snapshot")
     asked = []
 

@@ -1,4 +1,4 @@
-"""Image recipes: every one of them, shrunken, and a tiny one from data to samples and metrics."""
+"""Image recipes: a shrunken version of each, and a tiny run from data to samples and metrics."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_every_recipe_tries_an_iteration(
     ],
 )
 def test_a_run_from_data_to_samples(settings: list[str], data: Path, tmp_path: Path) -> None:
-    """Stopped and resumed it ends in the same bytes; sampling takes classes and guidance."""
+    """A stopped and resumed run ends with the same bytes; sampling takes classes and guidance."""
     whole, again, final = tmp_path / "whole", tmp_path / "again", "model/model.safetensors"
     settings = ["unet=small", "steps=3", *settings]
     assert run("train", PLAIN, whole, data, *settings) == 0
@@ -151,7 +151,7 @@ def test_a_denoiser_uses_its_own_sigma_data(
 def test_a_start_that_ships_with_the_package(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It is used where it fits data and pretraining; a run that ships beside it leaves it the encoder."""
+    """It is used if it fits the data and the pretraining; runs that ship with it omit their encoder."""
 
     def phases(*settings: str) -> tuple[set[str], str]:
         output = tmp_path / "-".join(["run", *settings])
@@ -216,7 +216,7 @@ def test_few_images_end_no_run(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """What metrics lack is said before the first iteration, and they alone are left out."""
+    """Notes before the first iteration name the metrics that will be skipped; all others are computed."""
     monkeypatch.setattr(features, "load", lambda _: features.Extractor(Means(), "means"))
     monkeypatch.setattr(evaluation.plots, "curves", lambda *_: None)  # which takes seconds
     pixels = np.random.default_rng(0).integers(0, 256, (9, 8, 8, 3), dtype=np.uint8)
@@ -287,7 +287,7 @@ def test_a_run_starts_from_another_and_is_scored(
 def test_a_run_keeps_what_its_network_was_trained_for(
     schedule: str, trained_for: dict[str, object], chain: str, data: Path, tmp_path: Path
 ) -> None:
-    """From a folder of diffusers to a run, from that to another, and in another chain."""
+    """From a diffusers folder to a run, from that to another run, and in another chain."""
     pretrained.save(unet.unet("small", (3, 8, 8)), tmp_path / "folder", trained_for)
     settings = [f"schedule={schedule}", "steps=3"]
     assert run("train", "cifar10-t10", tmp_path / "first", data, f"start={tmp_path}/folder", *settings) == 0
@@ -331,7 +331,7 @@ def test_pretraining_draws_the_levels_and_rates_of_its_settings() -> None:
 
 
 class Oracle(torch.nn.Module):
-    """A network that predicts without error where all data are alike; its weight has no effect."""
+    """A network with exact predictions for data that are all the same; its weight has no effect."""
 
     def __init__(self, data: torch.Tensor, diffusion: DDPM | EDM, prediction: str) -> None:
         super().__init__()
@@ -354,7 +354,7 @@ class Oracle(torch.nn.Module):
 
 @pytest.mark.parametrize("prediction", ["eps", "v", "x", "edm"])
 def test_pretraining_predicts_what_the_samplers_steps_use(prediction: str) -> None:
-    """Noise levels, times and scales of inputs are the same for both, at eta = 0 on every step."""
+    """Noise levels, times and input scales are the same for both; with eta = 0, at every step."""
     data = torch.linspace(-1, 1, 48, dtype=torch.float64).view(3, 4, 4)
     settings = {"schedule": "edm", "sigma_data": 0.3} if prediction == "edm" else {"schedule": "ddim"}
     cfg = images.Config().replace(recipe="r", steps=4, eta=0.0, min_std=1e-6, **settings)  # type: ignore[arg-type]
@@ -403,7 +403,7 @@ def test_a_sampler_of_several_lengths_is_scored_and_samples_with_any(
     sampler = images.load(tmp_path, torch.device("cpu"))[1].sampler
     torch.nn.init.ones_(sampler.std_offset.last.bias)
     last = sampler.after(torch.arange(sampler.end)) == sampler.end
-    assert torch.equal(sampler.log_std == sampler.schedule_log_std, last)  # of train_last_std=false
+    assert torch.equal(sampler.log_std == sampler.schedule_log_std, last)  # train_last_std=false
 
 
 @pytest.mark.parametrize(
@@ -447,7 +447,7 @@ def test_a_run_without_results_takes_other_settings(
 def test_data_are_known_by_their_content_wherever_they_lie(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Resumed and evaluated from another folder, with moved data; of other data both are refused."""
+    """A run is resumed and evaluated elsewhere, with moved data; with other data, both are refused."""
     monkeypatch.chdir(tmp_path)
     with np.load(data) as arrays:
         given = dict(arrays)
@@ -467,12 +467,12 @@ def test_data_are_known_by_their_content_wherever_they_lie(
     assert cli.main(["evaluate", "moved", "data=gone.npz", "device=cpu", "n=4"]) == 2
     assert "gone.npz does not exist; data=PATH names another place" in capsys.readouterr().err
     assert cli.main(["evaluate", "moved", "data=again.npz", "device=cpu", "n=4"]) == 0
-    given["train_y"] = given["train_y"][::-1]  # the same pictures in other classes
+    given["train_y"] = given["train_y"][::-1]  # the same images in other classes
     np.savez("other.npz", **given)
     capsys.readouterr()
     before = {path: path.read_bytes() for path in moved.rglob("*") if path.is_file()}
     assert run("train", name, moved, Path("other.npz"), *settings, "iterations=4") == 2
-    assert run("train", name, moved, Path("other.npz"), *settings, "iterations=3") == 2  # it is finished
+    assert run("train", name, moved, Path("other.npz"), *settings, "iterations=3") == 2  # already finished
     assert cli.main(["evaluate", "moved", "data=other.npz", "device=cpu", "n=4"]) == 2
     errors = capsys.readouterr().err.splitlines()
     assert len(errors) == 3 and all("fingerprint" in error for error in errors)

@@ -1,4 +1,4 @@
-"""How well an energy separates test images from others."""
+"""AUROC of an energy for test images against other images."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
 
 
 class Smoothness(nn.Module):
-    """The energy of an image falls with the difference of neighboring pixels."""
+    """An energy that decreases with the differences of neighboring pixels."""
 
     def forward(self, x: Tensor) -> Tensor:
         return -x.diff(dim=-1).abs().mean((1, 2, 3))
@@ -42,7 +42,7 @@ def stripes(n: int) -> ImageData:
 
 
 def test_noise_blurred_and_other_images_are_ranked(tmp_path: Path) -> None:
-    """Stripes are rougher than noise, so noise has more energy; the same images cannot be separated."""
+    """Stripes are rougher than noise, so noise has higher energies; equal images cannot be separated."""
     same = tmp_path / "same.npz"
     np.savez(same, test_x=stripes(300).images[:, 0], train_x=stripes(4).images[:, 0])
     whole = tmp_path / "whole.npy"  # without splits
@@ -52,7 +52,7 @@ def test_noise_blurred_and_other_images_are_ranked(tmp_path: Path) -> None:
 
 
 def test_other_images_are_read_as_those_of_the_run(tmp_path: Path) -> None:
-    """At its size, through its cache."""
+    """They are resized to the run's size and cached."""
     larger, cache = tmp_path / "larger.npy", tmp_path / "cache"
     np.save(larger, stripes(5).images[:, 0].repeat(2, 1).repeat(2, 2))
     options = {"seed": 0, "device": CPU, "size": 8, "cache": str(cache)}
@@ -65,7 +65,7 @@ def test_what_cannot_be_compared(tmp_path: Path) -> None:
     np.savez(other, test_x=np.zeros((5, 4, 4), np.uint8), train_x=np.zeros((5, 4, 4), np.uint8))
     with pytest.raises(ConfigError, match=r"against must be images of shape \[1, 8, 8\], got"):
         separation(networks(), stripes(5), str(other), 5, seed=0, device=CPU)
-    with pytest.raises(ConfigError, match="against must be images of different names, got noise,noise"):
+    with pytest.raises(ConfigError, match="against must name images with different names, got noise,noise"):
         separation(networks(), stripes(5), "noise,noise", 5, seed=0, device=CPU)
     with pytest.raises(ConfigError, match="against must be null for a run that is conditional on classes"):
         separation(networks(classes=3), stripes(5), "noise", 5, seed=0, device=CPU)

@@ -26,7 +26,7 @@ def test_they_are_small_and_have_cards() -> None:
 def test_they_draw_images_that_vary(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """By name, into the current folder; the energy has the encoder of the base."""
+    """`dxmi sample NAME` writes to the current folder; the energy has the encoder of the base."""
     monkeypatch.chdir(tmp_path)
     assert cli.main(["sample", name, "n=4", "device=cpu", "output=grid.png"]) == 0
     assert (tmp_path / "grid.png").stat().st_size > 500

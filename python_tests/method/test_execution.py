@@ -1,4 +1,4 @@
-"""Settings of how the networks run: what they change, and that they change nothing else."""
+"""Execution settings: what they change, and that they change nothing else."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class Value(nn.Module):
 
 @pytest.fixture(autouse=True)
 def traced(monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch.compile traces and guards as ever, but compiles nothing; on a GPU it is whole."""
+    """Without a GPU, torch.compile traces and guards as usual, but compiles nothing."""
     if not torch.cuda.is_available():
         monkeypatch.setattr(execution, "BACKEND", "eager")
 
@@ -117,7 +117,7 @@ def batch(iteration: int, device: str = "cpu") -> Tensor:
 
 
 def dtypes_seen(*networks: nn.Module) -> set[torch.dtype]:
-    """Fills with the dtypes that the first convolutions give."""
+    """A set that collects the output dtypes of the networks' convolutions."""
     seen: set[torch.dtype] = set()
     for network in networks:
         for module in network.modules():
@@ -195,7 +195,7 @@ def test_switches_of_cuda_are_put_back() -> None:
 
 
 def test_channels_last_reaches_every_op(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the ops read and write has this format already, in a run that starts from contiguous data."""
+    """All inputs and outputs of the ops have this format, although the data are contiguous."""
     formats = []
 
     def spied(op: Callable[..., Any], inputs: slice) -> Callable[..., Any]:
@@ -254,7 +254,7 @@ def test_channels_last_is_for_images() -> None:
 def test_compiled_networks_train_alike_and_once(
     separate: bool, labeled: bool, changes: dict[str, Any]
 ) -> None:
-    """Nothing is compiled after the first iteration: frozen or not, with a graph or without, B and 2B."""
+    """Nothing is compiled after the first iteration: frozen or not, with gradients or not, B or 2B rows."""
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     settings = dict(compile=True, sampler_steps=T, **changes)
@@ -298,7 +298,7 @@ def test_a_missing_compiler_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.parametrize("changes", EVERY, ids=str)
 def test_a_resumed_trainer_continues_bit_for_bit(changes: dict[str, Any], tmp_path: Path) -> None:
-    """Through a checkpoint's files, which know no memory format."""
+    """Through the files of a checkpoint, which do not store memory formats."""
     settings = changes
     straight = make_trainer(settings)
     for iteration in range(ITERATIONS):
@@ -313,7 +313,7 @@ def test_a_resumed_trainer_continues_bit_for_bit(changes: dict[str, Any], tmp_pa
 
 
 def test_a_graph_refuses_batches_of_another_shape(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Even of one row, which a copy would repeat."""
+    """Even batches of one row, which a copy would broadcast."""
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Mock)
     graphed = Graphed(Mock())
     graphed._calls, graphed._inputs = WARM_UP + 1, (torch.zeros(B, 2), None)

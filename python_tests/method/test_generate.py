@@ -1,4 +1,4 @@
-"""Samples as files: each row the same however it is drawn, each form of the same pixels, whole or absent."""
+"""Files of samples: rows do not depend on batches, formats have the same pixels, and writes are atomic."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def test_ranks_share_the_rows() -> None:
 
 
 def test_ranks_write_what_one_would(tmp_path: Path) -> None:
-    """Three rows a rank in batches of two; and one row alone, of which the second rank has none."""
+    """Three rows per rank in batches of two; and a single row, of which the second rank has none."""
     one, two = tmp_path / "one", tmp_path / "two"
     wanted = [("a.npz", 5), ("b/", 5), ("c/", 1)]
     said = write(Ranks(), [(one, *output) for output in wanted], {"batch_size": 4})
@@ -166,7 +166,7 @@ def test_ranks_write_what_one_would(tmp_path: Path) -> None:
     with np.load(one / "a.npz") as alone, np.load(two / "a.npz") as together:
         assert alone["samples"].shape == (5, *SHAPE) and alone["samples"].std() > 30
         np.testing.assert_array_equal(together["labels"], alone["labels"])
-        # a value between two levels may be rounded to either
+        # A value halfway between two levels may be rounded to either.
         np.testing.assert_allclose(together["samples"].astype(int), alone["samples"].astype(int), atol=1)
         np.testing.assert_array_equal(pictures(two / "b"), together["samples"])
         np.testing.assert_array_equal(pictures(two / "c"), together["samples"][:1])

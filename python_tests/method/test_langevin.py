@@ -108,7 +108,7 @@ def test_chains_leave_the_weights_alone() -> None:
 
 
 def test_stationary_density_is_the_boltzmann_density() -> None:
-    """Of E/tau quadratic: mean 1.5, variance tau / (1 - step / 2), which is tau up to the step size."""
+    """For a quadratic energy: mean 1.5 and variance tau / (1 - step / 2), which tends to tau."""
     settings = LangevinSettings(langevin_steps=150, langevin_step_size=0.1)
     langevin, n = Langevin.of(settings, tau=0.25), 20_000
     samples = langevin.sample(make_networks(energy=Quadratic()), n, KEY, batch_size=7000)
@@ -153,7 +153,7 @@ def test_a_chain_that_diverges_ends_where_it_restarts() -> None:
 def test_chains_of_the_pool_continue_or_restart() -> None:
     pool, fresh = Pool(5, torch.zeros(0, D)), torch.full((2, D), 9.0)
     no, labels = torch.tensor([False, False]), torch.tensor([1, 2])
-    assert torch.equal(pool.resume(torch.tensor([3, 4]), fresh, labels, no)[0], fresh)  # never was
+    assert torch.equal(pool.resume(torch.tensor([3, 4]), fresh, labels, no)[0], fresh)  # new chains
     pool.keep(torch.tensor([3, 4]), torch.ones(2, D), labels)
     start, kept = pool.resume(torch.tensor([4, 0]), fresh, torch.tensor([0, 0]), no)
     assert start[:, 0].tolist() == [1, 9] and kept is not None and kept.tolist() == [2, 0]
@@ -174,7 +174,7 @@ def test_picks_are_distinct_and_reach_every_chain() -> None:
 
 
 def test_persistent_negatives_by_hand() -> None:
-    """Two iterations over the whole pool: the second goes on where the first ended, with those labels."""
+    """Two iterations over the whole pool: the second continues the chains of the first, with their labels."""
     trainer = make_trainer(labeled=True, langevin_pool=B, langevin_restart=0.0, gamma=0.7)
     pool = trainer.pool
     langevin, draws = (
@@ -227,7 +227,7 @@ def test_resumes_to_the_bit(negatives: str, labeled: bool) -> None:
 
 
 class Split:
-    """The ranks of a run, one after the other in this process; what others gather is handed over."""
+    """A rank of a run, simulated in this process; the rows of other ranks are given in advance."""
 
     def __init__(self, rank: int, world_size: int, rows: list[Tensor]) -> None:
         self.rank, self.world_size, self.alone, self._rows = rank, world_size, False, rows
@@ -245,8 +245,8 @@ class Split:
 
 
 def test_chains_do_not_depend_on_the_split() -> None:
-    """Of a batch over two ranks, each runs the chains that one alone would run for its rows."""
-    alone = make_trainer(value_lr=0.0)  # else each rank's energy would learn from its rows alone
+    """Each of two ranks runs the chains that a single rank would run for its rows."""
+    alone = make_trainer(value_lr=0.0)  # otherwise each energy would be trained on its own rows alone
     pools = []
     for iteration in range(3):
         before = copy.deepcopy(alone.pool)

@@ -1,4 +1,4 @@
-"""Samplers of several lengths, and of any: their tables, levels and draws."""
+"""Samplers of several lengths, and of any length: their tables, levels and draws."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def schedule_of(steps: int, places: Tensor | None = None) -> Schedule:
 
 
 class OfStep(nn.Module):
-    """Differs between steps by their levels alone."""
+    """A network whose steps differ only by their levels."""
 
     def __init__(self, levels: StepLevels) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class Sine(nn.Module):
 
 
 def test_chains_of_several_lengths() -> None:
-    """Each walks by the tables of its own schedule, and ends where all end."""
+    """Each chain follows the tables of its own schedule, and all end at the same timestep."""
     chains, network = [schedule_of(steps) for steps in (1, 3, 2)], Sine()
     sampler = MultiLengthSampler(network, schedules.joined(chains), SHAPE, (1, 3, 2))
     assert (sampler.steps, sampler.end) == (1, 6)
@@ -98,7 +98,7 @@ def test_levels_are_those_of_each_step_and_the_next() -> None:
 
 
 def test_a_length_is_the_same_chain_trained_or_added() -> None:
-    """Also in its learned sigma; its weights fit a sampler of other lengths."""
+    """Including the learned sigma; the weights fit a sampler of other lengths."""
     first, other = any_length(2, 5), any_length(5, 2, 3)
     assert first.state_dict().keys() == {f"std_offset.{n}" for n in first.std_offset.state_dict()}
     other.load_state_dict(first.state_dict())
@@ -136,7 +136,7 @@ def test_a_chain_with_random_levels_is_the_usual_one_after_the_next_use() -> Non
 
 
 def test_running_costs_of_random_levels_are_those_of_their_steps() -> None:
-    """s_t^2 is proportional to the expected displacement, and AVR keeps it for the usual levels."""
+    """s_t^2 is proportional to the expected displacement; AVR adapts it for the usual levels."""
     sampler = any_length(2, 3)
     costs = Costs(DxMISettings(tau_entropy=0.0, tau_velocity=0.1), sampler, Ranks())
     sampler.use(3)

@@ -1,4 +1,4 @@
-"""Noise: the format of the contract to the bit of its uniforms, keys, and the statistics of z."""
+"""Noise: the contract's format with exact bits of the uniforms, keys, and the statistics of z."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dxmi_ext.method import noise
 
 DEVICES = ("cpu", "emulated", "cuda")
 
-FORMAT_TOLERANCE = 2e-6  # of float32 z against its float64 evaluation, by contract
+FORMAT_TOLERANCE = 2e-6  # maximum error of float32 z relative to float64, by contract
 MAX = 0xFFFFFFFF
 KNOWN_ANSWERS = [  # Random123: counter, key, words
     ([0, 0, 0, 0], [0, 0], [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]),
@@ -58,7 +58,7 @@ def test_philox_words_equal_the_reference() -> None:
         ((2, 3, 2, 5), 2**32 + 5, 1, 7, 11),  # both key words
         ((2, 9), 2**63 - 1, 2**32 - 1, 2**31, 2**31),
         ((2, 9), -1, 2**32 + 7, 999, 5),  # a negative seed is its two's complement; draw mod 2^32
-        ((4, 9), -(2**63), -3, 2**32 - 1, 2**32 - 4),  # the last rows there are
+        ((4, 9), -(2**63), -3, 2**32 - 1, 2**32 - 4),  # the largest indices of rows
         ((4,), 3, 0, 1, 0),
         ((0, 6), 3, 0, 1, 0),
         ((3, 0), 3, 0, 1, 0),
@@ -81,7 +81,7 @@ def test_normal_format(
         (266095992, 0, 0x00000008, False),  # |z| up to 6.2
         (262844809, 1, 0x00000007, False),
         (46420298, 0, 0xFFFFFFC1, True),  # 2 pi u1 = 2 pi
-        (94212740, 0, 0x00000009, True),  # and next to 0, pi / 2, pi, 3 pi / 2
+        (94212740, 0, 0x00000009, True),  # close to 0, pi / 2, pi, 3 pi / 2
         (202769303, 0, 0x40000004, True),
         (140700811, 0, 0x80000010, True),
         (239970723, 0, 0xBFFFFFF9, True),
@@ -89,7 +89,7 @@ def test_normal_format(
 )
 def test_normal_of_extreme_words(row: int, pair: int, word: int, angle: bool, device: torch.device) -> None:
     counter = np.array([0, row, reference.RESERVED_TIMESTEP, 0])
-    assert reference.philox4x32(counter, (0, 0))[2 * pair + angle] == word  # the row is indeed such a case
+    assert reference.philox4x32(counter, (0, 0))[2 * pair + angle] == word  # the row is such a case
     z = ops.normal((1, 4), int64_key(0, 0, device), sample_offset=row)
     assert_format(z, reference.normal((1, 4), (0, 0), sample_offset=row))
 
@@ -110,7 +110,7 @@ def test_normal_converts_the_float32_values(dtype: torch.dtype, device: torch.de
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "transposed", "sliced", "expanded_rows"])
 def test_sampler_step_draws_the_same_noise(layout: str, dtype: torch.dtype, device: torch.device) -> None:
-    """With all but z removed, next_sample is `normal` of each row's step, whatever the memory layout."""
+    """With coefficients 0 and std 1, next_sample is `normal` of each row's step, in any memory layout."""
     args = arguments("sampler_step", (5, 3, 2, 7), dtype, device)
     args |= {name: torch.zeros_like(args[name]) for name in ("sample_coef", "output_coef", "log_std")}
     args["sample"] = LAYOUTS[layout](args["sample"])
@@ -184,7 +184,7 @@ def test_random_choices_have_bounds() -> None:
         with pytest.raises(RuntimeError, match=rf"sample_offset must be in 0..2\*\*32 - N.* got {offset}"):
             noise.randint(7, 3, key, sample_offset=offset)
     draws = noise.Draws(SEED, "test", ["a", "b"])
-    assert draws.keys(2**31 - 1)[:, 1].tolist() == [2**32 - 2, 2**32 - 1]  # the last draws there are
+    assert draws.keys(2**31 - 1)[:, 1].tolist() == [2**32 - 2, 2**32 - 1]  # the last possible draws
     for iteration in (-1, 2**31):
         with pytest.raises(ValueError, match=r"iteration must be in 0..2147483647, got"):
             draws.at(iteration)

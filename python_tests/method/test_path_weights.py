@@ -1,4 +1,4 @@
-"""log Z by the weights of a sampler's paths: known values, on the 8 Gaussians beside a grid."""
+"""log Z from the weights of a sampler's paths: known values, and a grid for the 8 Gaussians."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from dxmi_ext.method.schedules import Schedule
 from dxmi_ext.two_d import densities, likelihood
 from dxmi_ext.two_d.settings import Config
 
-STD = 0.5 / 1.414  # of each of the 8 Gaussians
+STD = 0.5 / 1.414  # standard deviation of each of the 8 Gaussians
 
 
 class Denoiser(nn.Module):
-    """The noise in x_t, as the exact posterior of equal Gaussians tells it."""
+    """The expected noise in x_t given the exact posterior of equal Gaussians."""
 
     def __init__(self, means: Tensor, schedule: Schedule) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class Denoiser(nn.Module):
 
 
 class Energy(nn.Module):
-    """w times -log density, and a constant."""
+    """-w log density, plus a constant."""
 
     def __init__(self, w: float, constant: float) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class Energy(nn.Module):
 
 
 def eight_gaussians(steps: int, w: float, constant: float) -> tuple[Networks, Schedule]:
-    """The exact sampler of that density, but for its steps."""
+    """The exact sampler of that density, up to the discretization in steps."""
     schedule = schedules.variance_exploding(steps, sigma_max=8.0, sigma_min=0.1, min_std=0.09)
     angles = torch.arange(8) * math.pi / 4
     means = 4 / 1.414 * torch.stack((angles.cos(), angles.sin()), 1)

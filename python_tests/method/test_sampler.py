@@ -1,4 +1,4 @@
-"""The sampler against its schedule, its ops and exact moments."""
+"""The sampler: its schedule, its ops and exact moments."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dxmi_ext.method.sampler import Clipped, GaussianSampler, Timed
 from dxmi_ext.method.schedules import Schedule
 from dxmi_ext.two_d.networks import SamplerMLP
 
-SHAPE = (3, 5)  # of a data point
+SHAPE = (3, 5)  # shape of a data point
 KEY = ops.noise_key(17)
 BETAS = torch.linspace(0.1, 0.7, 5)
 EXAMPLES: dict[str, Callable[[], Schedule]] = {
@@ -64,7 +64,7 @@ class GaussianEps(nn.Module):
 
 
 def exact_moments(schedule: Schedule, network: GaussianEps) -> tuple[float, float]:
-    """Mean and variance of x_T: every step is affine in x_t, so they follow step by step."""
+    """Mean and variance of x_T, computed step by step, since every step is affine in x_t."""
     mean, var = 0.0, schedule.initial_std**2
     for t in range(len(schedule.log_std)):
         a = (schedule.sample_coef[t] + schedule.output_coef[t] * network.slope[t]).item()
@@ -135,7 +135,7 @@ def test_samples_are_the_ends_of_the_rollouts_paths() -> None:
 
 @pytest.mark.parametrize("batch_size", [1, 4, 9, 100])
 def test_batch_size_changes_no_sample(batch_size: int) -> None:
-    """To the bit where the network has no matrix products, else to their rounding."""
+    """Exactly if the network has no matrix products, otherwise up to their rounding."""
     mlp = make_mlp_sampler()
     torch.testing.assert_close(mlp.sample(9, KEY, batch_size=batch_size), mlp.sample(9, KEY))
     exact = make_sampler(EXAMPLES["ddpm"]())
@@ -187,11 +187,11 @@ def test_gradients_reach_network_and_sigma_but_not_the_schedule() -> None:
     assert sampler.state_dict().keys() >= {"log_std", "sample_coef", "output_coef"}
 
 
-# --- networks of time --------------------------------------------------------------------------------
+# --- networks of the time ----------------------------------------------------------------------------
 
 
 class Recorder(nn.Module):
-    """Keeps what it was given; returns it the way diffusers' networks do."""
+    """Records its inputs; returns x like networks of diffusers do."""
 
     def forward(self, x: Tensor, time: Tensor, labels: Tensor | None = None, **more: Tensor) -> Tensor:
         self.given = x, time, labels, more
@@ -216,7 +216,7 @@ def test_timed_gives_the_schedules_time_and_scale() -> None:
 
 @pytest.mark.parametrize("prediction", ["eps", "v", "x", "edm"])
 def test_clipped_tells_the_nearest_data(prediction: str) -> None:
-    """Where the network tells data within [-1, 1] its output stays, elsewhere it is that of the bound."""
+    """If the predicted data are within [-1, 1], the output is unchanged; otherwise it predicts the bound."""
     schedule = schedules.edm(4) if prediction == "edm" else schedules.ddim(4, prediction=prediction)
     timestep = torch.tensor([1, 3, 2])
     signal, noise = (table[timestep, None] for table in (schedule.signal, schedule.noise))

@@ -1,4 +1,4 @@
-"""Schedules against the papers' own formulas in plain floats, the values of DxMI's setting, and diffusers."""
+"""Schedules against the papers' formulas in plain floats, known values of DxMI's setting, and diffusers."""
 
 from __future__ import annotations
 
@@ -202,8 +202,8 @@ def test_fastdpm_has_the_papers_values(steps: int, kappa: float) -> None:
     ("growth", "steps"), [("quadratic", 10), ("quadratic", 100), ("linear", 4), ("linear", 10)]
 )
 def test_fastdpm_keeps_to_the_ddpms_levels(growth: str, steps: int) -> None:
-    """A fractional timestep lies between the whole ones whose levels enclose its own; the first is the last
-    of the DDPM unless the betas' bound came first."""
+    """A fractional timestep lies between integer ones whose levels enclose its own; the first is the DDPM's
+    last one, unless the bound of the betas is reached before."""
     schedule = schedules.fastdpm(steps, growth=growth)
     products = alpha_bars(LINEAR)
     alpha_bar = (schedule.signal**2).tolist()
@@ -224,7 +224,7 @@ def test_fastdpm_keeps_to_the_ddpms_levels(growth: str, steps: int) -> None:
 
 
 def true_output(prediction: str, data: Tensor, eps: Tensor, signal: float, noise: float) -> Tensor:
-    """What a network that knows data and eps would tell."""
+    """The output of a network that knows data and eps."""
     if prediction == "eps":
         return eps
     if prediction == "x":
@@ -237,7 +237,7 @@ def true_output(prediction: str, data: Tensor, eps: Tensor, signal: float, noise
 
 @pytest.mark.parametrize("prediction", ["eps", "v", "x", "edm"])
 def test_every_step_goes_from_level_to_level(prediction: str) -> None:
-    """Given true outputs, the mean has the next level's signal, and its noise but for the std's share."""
+    """With true outputs, the mean has the next level's signal, and its noise without the std's share."""
     signal = torch.tensor([0.1, 0.4, 0.7, 0.9, 1.0], dtype=torch.float64)
     noise = torch.tensor([2.0, 1.1, 0.8, 0.3, 0.0], dtype=torch.float64)
     std = 0.7 * schedules.posterior_std(signal, noise)
@@ -357,13 +357,13 @@ def peer(name: str, **config: Any) -> Any:
 
 
 def assert_steps(schedule: Schedule, scheduler: Any, *, scale: Tensor | None = None, **options: Any) -> None:
-    """One path by both, with equal outputs and noise.
+    """Asserts that both have the same path, with equal outputs and noise.
 
     Args:
-        schedule: of ours.
-        scheduler: of theirs, which draws noise as randn_like does.
-        scale: [T + 1], theirs x_t over ours; None: ones.
-        options: of their `step`.
+        schedule: our schedule.
+        scheduler: a scheduler of diffusers, which draws noise as randn_like does.
+        scale: ratio of diffusers' x_t to ours, [T + 1]; None: ones.
+        options: arguments of the scheduler's `step`.
     """
     steps = len(OUTPUTS)
     scale = torch.ones(steps + 1, dtype=torch.float64) if scale is None else scale
@@ -389,7 +389,7 @@ def assert_steps(schedule: Schedule, scheduler: Any, *, scale: Tensor | None = N
         ("linear", "leading", 0.0),
         ("linear", "trailing", 0.5),
         ("scaled_linear", "trailing", 0.5),
-        ("cosine", "leading", 0.5),  # whose last levels are too low for an eps network in float32
+        ("cosine", "leading", 0.5),  # its last levels are too low for an eps network in float32
     ],
 )
 def test_ddim_of_diffusers(kind: str, spacing: str, eta: float, prediction: str) -> None:
@@ -414,12 +414,12 @@ def test_ddpm_of_diffusers(large: bool) -> None:
 
 @pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning")
 def test_euler_ancestral_of_diffusers() -> None:
-    """Which is DDPM in the coordinates x / signal."""
+    """It is DDPM in the coordinates x / signal."""
     schedule = schedules.ddim(10, eta=1.0, spacing="linspace", min_std=1e-20)
     scale = torch.cat((1 / schedule.signal, torch.ones(1)))
     assert_steps(schedule, peer("EulerAncestralDiscreteScheduler"), scale=scale)
 
 
 def test_edm_euler_of_diffusers() -> None:
-    """Which is deterministic."""
+    """It is deterministic."""
     assert_steps(schedules.edm(10, eta=0.0, min_std=1e-20), peer("EDMEulerScheduler"))

@@ -1,4 +1,4 @@
-"""Solvers of the probability flow: against diffusers' DPM-Solver++, and where the exact flow is known."""
+"""Solvers of the probability flow ODE, against diffusers' DPM-Solver++ and exact solutions."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ def test_the_gap_is_that_of_the_entropies() -> None:
     data = points(200, 1)
     assert entropy_gap(data, data) == 0
     torch.testing.assert_close(entropy_gap(data, 0.5 * data), torch.tensor(math.log(2)), rtol=1e-5, atol=0)
-    # Of Gaussians, log of the standard deviations' ratio in each dimension.
+    # For Gaussians, it is the mean log ratio of the standard deviations.
     gap = entropy_gap(points(2000, 1), points(2000, 2, std=2.0))
     assert gap.item() == pytest.approx(-math.log(2), abs=0.06)
 
@@ -34,8 +34,8 @@ def test_neighbors_are_sought_in_groups_of_128() -> None:
     data, samples = points(512, 1), points(512, 2, std=0.5)
     groups = [entropy_gap(*each) for each in zip(data.split(128), samples.split(128), strict=True)]
     torch.testing.assert_close(entropy_gap(data, samples), torch.stack(groups).mean())
-    # Four copies a thousandth apart are as one point where no group holds two: among all they would be the
-    # third nearest, and the gap about 4.
+    # Four copies a thousandth apart count as one point, since no group holds two of them. Among all rows they
+    # would be the third nearest neighbors, and the gap would be about 4.
     copies = points(128, 3).repeat(4, 1) + 1e-3 * torch.arange(4.0).repeat_interleave(128)[:, None]
     assert entropy_gap(points(512, 4), copies).abs() < 0.2
 
@@ -59,7 +59,7 @@ def test_non_finite_entropies_leave_tau_unchanged() -> None:
     for samples in (data * math.nan, data * math.inf):
         temperature.update(data, samples)
         assert temperature.factor == 1
-    for _ in range(10):  # all samples in one point
+    for _ in range(10):  # all samples are at one point
         temperature.update(data, torch.zeros_like(data))
     assert temperature.factor == 1000
     with pytest.raises(ValueError, match=r"data, samples must have one shape .* got \[50, 2\], \[3, 2\]"):

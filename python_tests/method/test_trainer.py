@@ -1,4 +1,4 @@
-"""Training: both algorithms written out in plain torch, gradients, guidance, resuming, pretraining."""
+"""Training: both algorithms against plain torch, gradients, guidance, resuming, pretraining."""
 
 from __future__ import annotations
 
@@ -57,12 +57,12 @@ def make_networks(seed: int = 0, kind: str = "per_step", labeled: bool = False) 
         network, value, energy = Labeled(network), Labeled(value), Labeled(energy) if energy else None
     for module in filter(None, (network, value, energy)):
         for p in module.parameters():
-            nn.init.normal_(p, std=0.4, generator=generator)  # no head starts at zero
+            nn.init.normal_(p, std=0.4, generator=generator)  # heads would start at zero
     return Networks(GaussianSampler(network, SCHEDULE, (D,)), value, energy).double()
 
 
 def make_settings(**changes: Any) -> DxMISettings:
-    """Every number differs from the others and from its default; both clips bite."""
+    """All numbers differ from each other and from their defaults; both gradient norms are clipped."""
     settings = DxMISettings(
         tau=0.3,
         gamma=0.7,
@@ -92,7 +92,7 @@ def batch(iteration: int) -> Tensor:
 
 
 def state(networks: Networks, averaged: Networks, velocity_var: Tensor) -> dict[str, Tensor]:
-    """All that an iteration changes, by name."""
+    """Everything that an iteration changes, by name."""
     now = {name: p.detach().clone() for name, p in networks.named_parameters()}
     mean = {f"average of {name}": p.detach().clone() for name, p in averaged.named_parameters()}
     return now | mean | {"velocity_var": velocity_var.clone()}
@@ -106,7 +106,7 @@ def logistic(x: float) -> float:
 
 
 def descend(loss: Tensor, optimizer: torch.optim.Optimizer, clip: float, fixed: Tensor | None = None) -> None:
-    """`fixed`: a vector whose last element is not to move."""
+    """One step on a loss. `fixed`: a vector whose last element must not change."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     gradients = list(torch.autograd.grad(loss, parameters, materialize_grads=True))
     for i, p in enumerate(parameters):
@@ -120,7 +120,7 @@ def descend(loss: Tensor, optimizer: torch.optim.Optimizer, clip: float, fixed: 
 
 
 def plain_dxmi(networks: Networks, settings: DxMISettings, labels: Tensor | None = None) -> dict[str, Tensor]:
-    """DxMI, Alg. 1 and 2, as the paper states them; noise and random choices are those of the trainer."""
+    """DxMI, Alg. 1 and 2, as stated in the paper, with the noise and random choices of the trainer."""
     sampler, value, own_energy = networks.sampler, networks.value, networks.energy_network
     net, log_std, a, b = sampler.network, sampler.log_std, sampler.sample_coef, sampler.output_coef
     classes = () if labels is None else (labels,)
@@ -176,7 +176,7 @@ def plain_dxmi(networks: Networks, settings: DxMISettings, labels: Tensor | None
         return terms.sum(1) if settings.cost_reduction == "sum" else terms.mean(1)
 
     def mean_log_distance(x: Tensor) -> Tensor:
-        """To the third nearest neighbor."""
+        """Mean log distance to the third nearest neighbor."""
         return (x[:, None] - x).square().sum(2).sqrt().sort(dim=1).values[:, 3].log().mean()
 
     factor = torch.ones(()).double()
@@ -320,7 +320,7 @@ def test_values_of_several_lengths_add_the_heads_of_their_own_chain() -> None:
 
 
 def test_each_iteration_trains_the_steps_of_one_length(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its targets at chains' ends are energies, and resuming goes on with the length that would follow."""
+    """Targets at the ends of chains are energies, and a resumed run continues the sequence of lengths."""
     trainer, seen = of_several_lengths(), set()
     value_at = Networks.value_at
     ends: list[set[int]] = []
@@ -370,7 +370,7 @@ def test_value_guidance_goes_down_the_value() -> None:
 
 
 def test_sampler_step_leaves_the_value_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its weights are frozen, not only unused, while the sampler learns; nothing is computed for them."""
+    """The value's weights are frozen during the sampler's step, so no gradient is computed for them."""
     trainer = make_trainer(make_settings())
     weights = list(trainer.value.parameters())
     frozen_at = []
@@ -437,7 +437,7 @@ class Still(nn.Module):
 
 
 class Ramp(nn.Module):
-    """A network of any rows."""
+    """A network for rows of any shape."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -448,7 +448,7 @@ class Ramp(nn.Module):
 
 
 class Slope(Ramp):
-    """A value of any rows."""
+    """A value for rows of any shape."""
 
     def forward(self, x: Tensor, timestep: Tensor) -> Tensor:
         return super().forward(x, timestep).reshape(len(x), -1).sum(1)
@@ -456,8 +456,8 @@ class Slope(Ramp):
 
 @pytest.mark.parametrize("weight", [0.5, 1.0])
 def test_returns_of_an_optimal_sampler_have_no_noise(weight: float) -> None:
-    """The sampler of N(0, c) by its exact reverse steps, with its exact values up to constants."""
-    c, kernel = 0.5, torch.tensor([2.0, 1.0, 0.3, 0.1], dtype=torch.float64)  # variances of steps
+    """The sampler takes the exact reverse steps for N(0, c), and its values are exact up to constants."""
+    c, kernel = 0.5, torch.tensor([2.0, 1.0, 0.3, 0.1], dtype=torch.float64)  # variances of the steps
     variance = c + kernel.flip(0).cumsum(0).flip(0)
     after = torch.cat((variance[1:], variance.new_tensor([c])))
     schedule = SCHEDULE._replace(
@@ -502,7 +502,7 @@ def test_expected_cost_has_the_same_mean_gradient_and_less_noise() -> None:
 def test_a_step_that_is_not_finite_moves_no_weight(
     part: str, bad: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its optimizer counts it and goes on with the next; the others are not held up."""
+    """Its optimizer counts it and takes the next step; the other networks are not affected."""
     trainer = make_trainer(make_settings(), kind="separate")
     networks = trainer.networks
     modules = {"energy": networks.energy_network, "value": networks.value, "sampler": networks.sampler}
@@ -526,7 +526,7 @@ def test_a_path_that_is_not_finite_leaves_the_velocity_as_it_is() -> None:
     bad = trainer.sampler.network.register_forward_hook(lambda *called: called[-1] * math.nan)
     trainer.step(batch(0))
     bad.remove()
-    # Decay and its complement round; nothing else moves it.
+    # It changes only by the rounding of the decay and its complement.
     torch.testing.assert_close(trainer.costs.velocity_var, before)
     trainer.step(batch(1))
     assert trainer.costs.velocity_var.isfinite().all() and not torch.allclose(
@@ -575,7 +575,7 @@ def test_an_average_has_the_statistics_of_batch_normalization() -> None:
     ],
 )
 def test_samples_may_be_scalars(settings: DxMISettings) -> None:
-    """Rows without data dimensions give what rows of one number give."""
+    """Rows without data dimensions give the same results as rows of one number."""
     metrics = []
     for shape in ((), (1,)):
         sampler = GaussianSampler(Ramp(), SCHEDULE, shape)
@@ -616,7 +616,7 @@ def test_trainer_resumes_to_the_bit(split: int, tau: dict[str, float]) -> None:
     resumed = make_trainer(settings, seed=1)  # other weights, to be overwritten
     resumed.load_state_dict(first.state_dict())
     for iteration in range(split, ITERATIONS):
-        first.step(batch(iteration))  # which shares no tensor with it
+        first.step(batch(iteration))  # to show that they share no tensors
         resumed.step(batch(iteration))
     torch.testing.assert_close(resumed.state_dict(), straight.state_dict(), rtol=0, atol=0)
     assert resumed.costs.tau_factor == straight.costs.tau_factor
@@ -624,7 +624,7 @@ def test_trainer_resumes_to_the_bit(split: int, tau: dict[str, float]) -> None:
 
 
 def test_an_optimizer_state_of_another_device_keeps_this_ones_kind_of_rates() -> None:
-    """On CUDA rates are tensors, for graphs; on a CPU numbers."""
+    """On CUDA, learning rates are tensors, for CUDA graphs; on the CPU, they are numbers."""
     trainer = make_trainer(make_settings())
     state = copy.deepcopy(trainer.value_learner.optimizer.state_dict())
     for group in state["param_groups"]:

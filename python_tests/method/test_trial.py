@@ -121,7 +121,7 @@ def test_networks_that_fit_are_trained() -> None:
 
 
 def test_a_trial_leaves_no_traces() -> None:
-    """Dropout draws nothing, running means stay, and modules are in training again."""
+    """The state of the generator and running means do not change, and modules are in training mode again."""
     parts = nn.BatchNorm1d(3), nn.Dropout(0.5)
 
     class Noisy(Net):

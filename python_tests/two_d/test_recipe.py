@@ -1,4 +1,4 @@
-"""2D data, its metrics and pictures: known values."""
+"""2D data, metrics and pictures against known values."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_unknown_density_lists_the_known() -> None:
 def test_sliced_wasserstein_known_values() -> None:
     x = torch.randn(60, 2, generator=torch.Generator().manual_seed(0))
     assert metrics.sliced_wasserstein(x, x.flip(0)) == pytest.approx(0, abs=1e-9)
-    # each direction sees the shift's projection, whose mean square is |shift|^2 / D
+    # Each direction sees the projection of the shift, whose mean square is |shift|^2 / D.
     shifted = metrics.sliced_wasserstein(x, x + torch.tensor([3.0, 4.0]), projections=10_000)
     assert shifted == pytest.approx(5 / 2**0.5, rel=0.02)
     assert metrics.sliced_wasserstein(x, x + 1, seed=1) == metrics.sliced_wasserstein(x, x + 1, seed=1)
@@ -105,7 +105,7 @@ def test_energy_auroc_known_values() -> None:
 
 @pytest.mark.parametrize("name", data.DENSITIES)
 def test_log_density_is_that_of_the_samples(name: str) -> None:
-    """It integrates to 1, and gives cells of the plane as many points as they have."""
+    """It integrates to 1, and predicts the number of points in cells of the plane."""
     line = (torch.arange(200) + 0.5) * (10 / 200) - 5
     density = data.log_density(name, torch.cartesian_prod(line, line)).exp().view(200, 200) * (10 / 200) ** 2
     assert density.sum().item() == pytest.approx(1, abs=2e-3)
@@ -124,7 +124,7 @@ def test_energy_kl_known_values() -> None:
         return metrics.energy_kl(lambda x: normal(std, x), lambda x: -normal(0.5, x), temperature)
 
     assert kl(1.0) == pytest.approx(0, abs=1e-6)
-    # Of normals in the plane: D (log s + 1 / (2 s^2) - 1/2), s the ratio of their standard deviations.
+    # For normals in the plane: D (log s + 1 / (2 s^2) - 1/2), where s is the ratio of standard deviations.
     assert kl(1.0, std=0.7) == pytest.approx(2 * (math.log(1.4) + 0.5 / 1.4**2 - 0.5), abs=1e-4)
     assert kl(1.4**2) == pytest.approx(kl(1.0, std=0.7))
     board = metrics.energy_kl(
@@ -136,7 +136,7 @@ def test_energy_kl_known_values() -> None:
 
 
 def test_evaluate_a_perfect_model_reaches_the_papers_ceiling() -> None:
-    """DxMI, Table 1: a perfect sampler stays at the floor, the true density's AUROC is about .902."""
+    """A perfect sampler is at the floor, and the AUROC of the true density is about .902 (DxMI, Table 1)."""
     pytest.importorskip("sklearn")
     angles = torch.arange(8) * math.pi / 4
     centers = 4 / 1.414 * torch.stack([angles.cos(), angles.sin()], dim=1)
@@ -157,7 +157,7 @@ def test_evaluate_a_perfect_model_reaches_the_papers_ceiling() -> None:
 
 
 def test_numbers_that_cannot_be_computed_are_left_out(capsys: pytest.CaptureFixture[str]) -> None:
-    """Samples that are not finite; then energies that are not."""
+    """Samples that are not finite, then energies that are not finite."""
     pytest.importorskip("sklearn")
 
     def draws(n: int, draw: int) -> torch.Tensor:
@@ -189,7 +189,7 @@ def test_pictures_are_drawn(tmp_path: Path) -> None:
 
 
 def test_pretraining_teaches_what_edm_reads(tmp_path: Path) -> None:
-    """A denoiser that is hardly trained is nearer the data than its noise; one that told eps is at 2.4."""
+    """A barely trained denoiser is closer to the data than the noise; an eps predictor would be at 2.4."""
     pytest.importorskip("sklearn")
     cfg = recipe.Config().replace(schedule="edm", steps=10, output=str(tmp_path / "run"), tensorboard=False)
     cfg = cfg.replace(iterations=0, pretrain_iterations=150, batch_size=64, samplings=1)

@@ -1,4 +1,4 @@
-"""Points of a file as the data of a 2D run."""
+"""Points in a file as the data of a 2D run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SHORT = ["iterations=2", "pretrain_iterations=2", "batch_size=16", "samplings=1"
 
 
 def write(path: Path, seed: int = 0) -> Path:
-    """Points of two blobs, far from standardized, with a header if it is a table."""
+    """Points in two clusters, far from standardized; a table has a header."""
     rng = np.random.default_rng(seed)
     points = rng.normal(size=(300, 2)) * [0.1, 50] + rng.choice([-1, 1], 300)[:, None] * [0.3, 200] + [7, 1e4]
     if path.suffix == ".npy":
@@ -70,7 +70,7 @@ def test_bad_points(points: np.ndarray, message: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"none\.csv does not exist"):
         sources.of(str(tmp_path / "none.csv"))
     (tmp_path / "q.csv").write_text('"x","y"\n' + "".join(f'"{i}.5","{i % 7}"\n' for i in range(100)))
-    assert sources.of(str(tmp_path / "q.csv")).units is not None  # quoted numbers, as R writes them
+    assert sources.of(str(tmp_path / "q.csv")).units is not None  # quoted numbers, as written by R
     (tmp_path / "t.csv").write_text("x,y\n1,\n")
     with pytest.raises(ConfigError, match=r"t\.csv: line 2, column 2 \(y\) is empty"):
         sources.of(str(tmp_path / "t.csv"))

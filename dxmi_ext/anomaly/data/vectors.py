@@ -24,7 +24,7 @@ LAYOUTS = """\
 _ROWS = ("x", "samples", "data", "arr_0")
 _FORMATS = ".npz, .npy or .csv"
 _LABELS = ("label", "labels", "target", "class")
-_INDICES = ("", "index", "unnamed: 0")  # of a first column, as pandas writes it
+_INDICES = ("", "index", "unnamed: 0")  # names of a column of row numbers, as pandas writes it
 _EXTREME = 1e100  # squares of larger numbers, or of differences below 1 / this, leave float64
 _SAME = 2e-12  # relative difference up to which two numbers count as equal
 

@@ -171,7 +171,7 @@ class Vectors:
         held &= (rows[:, rare] == rows[-1, rare]).all(axis=1)
         if not held.any():
             raise data_vectors.VectorDataError(
-                f"{self.path}: good rows must be more, or more alike, to hold some out, got {len(rows)}"
+                f"{self.path}: good rows must be more numerous or similar to hold some out, got {len(rows)}"
             )
         maps = rows[:, None, None]
         return Good(maps[~held], maps[held], columns)

@@ -42,7 +42,7 @@ class Graphed:
         """Calls the function, or replays its graph.
 
         Raises:
-            ConfigError: the inputs have other shapes than those of the graph, or other ones are None.
+            ConfigError: the inputs differ from those of the graph in their shapes, or in which are None.
         """
         self._calls += 1
         if self._calls <= WARM_UP:

@@ -27,7 +27,7 @@ from dxmi_ext.engine.compute import sharding
 from dxmi_ext.engine.errors import UserError
 from dxmi_ext.engine.settings import ConfigError
 
-_NEW_NAME = "forward_sync_buffers"  # of broadcast_buffers, which newer torch warns about
+_NEW_NAME = "forward_sync_buffers"  # replaces broadcast_buffers, about which newer torch warns
 _IS_NEW = _NEW_NAME in inspect.signature(DistributedDataParallel).parameters
 _SYNC_BUFFERS = _NEW_NAME if _IS_NEW else "broadcast_buffers"
 
@@ -234,7 +234,11 @@ def _has_own_statistics(module: nn.Module) -> bool:
 
 
 def _number(name: str, default: int, minimum: int, below: int) -> int:
-    """An environment variable of torchrun's."""
+    """The value of an environment variable that torchrun sets, in minimum .. below - 1.
+
+    Raises:
+        RankError: it is not such an integer.
+    """
     text = os.environ.get(name) or str(default)
     if not re.fullmatch("[0-9]{1,10}", text) or not minimum <= int(text) < below:
         limit = "WORLD_SIZE (1 if unset)" if name in ("RANK", "LOCAL_RANK") else below

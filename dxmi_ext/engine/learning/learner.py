@@ -40,7 +40,7 @@ class Learner:
         tallies: numbers of skipped steps and of all steps so far, float64 [2] for each loss.
 
     Raises:
-        ConfigError: the network has extra state that is no tensor, which a checkpoint could not hold.
+        ConfigError: the network has extra state that is not a tensor, which a checkpoint could not hold.
     """
 
     def __init__(
@@ -97,8 +97,8 @@ class Average(Generic[M]):
         self._buffers = _buffers(self.module), _buffers(module)
 
     def update(self, child: str | None = None) -> None:
-        """Moves the average towards the current weights and copies the buffers, of all submodules or one of
-        them, by its name."""
+        """Moves the average toward the current weights and copies the buffers, for all submodules or for the
+        one with a name."""
         weights, buffers = self._weights, self._buffers
         if child is not None:
             mean, source = (each.get_submodule(child) for each in (self.module, self._source))

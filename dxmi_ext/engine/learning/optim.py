@@ -57,7 +57,7 @@ class Adam(torch.optim.Adam):
         if self.clip:
             for kind in sharding.alike(weights):
                 nn.utils.clip_grads_with_norm_(kind, self.clip, norm)
-        self.found_inf = (norm < math.inf).logical_not().float()  # also of NaN
+        self.found_inf = (norm < math.inf).logical_not().float()  # 1 for NaN too
         failures.add_(1).mul_(self.found_inf)
         if any(map(sharding.is_sharded, weights)):
             self.step()
@@ -66,8 +66,8 @@ class Adam(torch.optim.Adam):
                 self._step_whole()
 
     def _step_whole(self) -> None:
-        """`step` on weights that are not sharded, without the hooks and checks of torch's, which cost as much
-        as the update of a small network."""
+        """`step` on weights that are not sharded, without torch's hooks and checks, which cost as much as the
+        update of a small network."""
         taken = 1 - self.found_inf
         for group in self.param_groups:
             weights = [p for p in group["params"] if p.grad is not None]

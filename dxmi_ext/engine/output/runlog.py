@@ -124,7 +124,7 @@ class RunLog:
             sink.picture(self._place, png.getvalue())
 
     def progress(self, phase: str, total: int, start: int = 0) -> Progress:
-        """Progress bar of a phase from iteration ``start`` to ``total``; lines if stderr is no terminal."""
+        """Progress bar of a phase from iteration ``start`` to ``total``; lines without a terminal."""
         return Progress(phase, total, start, enabled=self.enabled)
 
     def position(self) -> int:

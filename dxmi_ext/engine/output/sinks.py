@@ -155,7 +155,7 @@ class WeightsAndBiases:
             )
         except wandb.Error as error:
             raise UserError(f"wandb: {error}; WANDB_MODE=offline logs to this machine only") from error
-        if self._run.resumed:  # by the server, which knows its last step
+        if self._run.resumed:  # the server knows its last step
             self._first = self._run.starting_step
 
     def rewind(self, last: int) -> None:

@@ -104,7 +104,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 @functools.cache  # once, although a command reads a run's config.yaml several times
 def _tell_removed(path: str, name: str, instead: str) -> None:
-    from dxmi_ext.engine.output import runlog  # which needs tqdm
+    from dxmi_ext.engine.output import runlog  # imported here, since it requires tqdm
 
     runlog.note(f"{path}: {name} is no longer a setting and is ignored; {instead}")
 

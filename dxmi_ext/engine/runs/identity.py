@@ -164,7 +164,7 @@ class Earlier:
         if earlier is None or not found:
             return
         known = data_of(self._directory)
-        if isinstance(self._fingerprints, dict):  # of data in memory; a run of before has none
+        if isinstance(self._fingerprints, dict):  # data in memory; older runs have no fingerprints
             if changed(known, found):
                 raise ConfigError(
                     f"data must be what {self._directory} was trained on, got data with another fingerprint; "

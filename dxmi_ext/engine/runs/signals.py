@@ -24,7 +24,7 @@ class Stopped(KeyboardInterrupt):
 
     def __init__(self, number: int = signal.SIGTERM) -> None:
         super().__init__()
-        self.status = 128 + number  # exit status, as of a shell
+        self.status = 128 + number  # exit status, as shells report it
 
 
 class StopSignals:

@@ -205,7 +205,7 @@ def save_model(path: Path, module: nn.Module, config: dict[str, Any]) -> None:
     """Save final networks as folder ``path``; equal tensors and configs give equal bytes.
 
     Raises:
-        TypeError: the module has extra state that is no tensor.
+        TypeError: the module has extra state that is not a tensor.
     """
     state = module.state_dict()
     for name, value in state.items():

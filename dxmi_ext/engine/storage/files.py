@@ -75,7 +75,7 @@ def lock(path: Path) -> Iterator[None]:
 
 def write_text(path: Path | str, text: str) -> None:
     """Write a text file atomically."""
-    write_bytes(path, text.encode(errors="backslashreplace"))  # of names that are not UTF-8
+    write_bytes(path, text.encode(errors="backslashreplace"))  # for names that are not UTF-8
 
 
 def write_bytes(path: Path | str, content: bytes) -> None:
@@ -226,7 +226,7 @@ def locked(path: Path) -> Iterator[None]:
 
 @contextmanager
 def naming(path: Path | str) -> Iterator[None]:
-    """Adds the path to an OSError within, since errors of writes lack it."""
+    """Adds the path to an OSError raised within, since write errors lack it."""
     try:
         yield
     except OSError as error:

@@ -12,7 +12,7 @@ _OTHERS = {";": "semicolons", "\t": "tabs"}
 
 
 class TableError(ValueError):
-    """A csv file is no table of numbers; the message names the line and the column, both from 1."""
+    """A csv file is not a table of numbers; the message names the line and the column, both from 1."""
 
 
 def read_csv(path: Path) -> np.ndarray:
@@ -20,7 +20,7 @@ def read_csv(path: Path) -> np.ndarray:
     0, 1, 2, ...
 
     Raises:
-        TableError: a cell is empty or no number, or rows differ in length.
+        TableError: a cell is empty or not a number, or rows differ in length.
         OSError, UnicodeDecodeError: the file cannot be read.
     """
     first = first_line(path)

@@ -103,7 +103,7 @@ def open_tensors(path: Path, names: list[str]) -> dict[str, StoredTensor]:
             placed = json.loads((file.metadata() or {}).get("rows", "{}"))
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"{path / name}: missing or corrupt: {error}") from error
-        for key in file.keys():  # noqa: SIM118 it is no dict
+        for key in file.keys():  # noqa: SIM118 it is not a dict
             shape = list(file.get_slice(key).get_shape())
             first, total = placed.get(key, (0, shape[0] if shape else 1))
             rows = shape[0] if shape else 1

@@ -201,7 +201,7 @@ def making(entry: Path) -> Iterator[None]:
     except OSError as error:
         place = Path(os.fsdecode(error.filename or ""))
         if error.filename is None or not (cache.is_relative_to(place) or place.is_relative_to(cache)):
-            raise  # of something else, such as the images
+            raise  # another file failed, such as an image
         raise ConfigError(
             f"cache must be a folder that can be written to, got {str(cache)!r} ({error.strerror}); "
             "cache=DIR or the environment variable XDG_CACHE_HOME chooses another"

@@ -323,7 +323,7 @@ def _check_masks(folder: Folder, masks: dict[str, Folder], classes: dict[str, Fo
             stems |= {_stem(i) for other in classes.values() for part in other.walk() for i in part.images}
         own = [listing.without_mask(_stem(image)) for part in inner.walk() for image in part.images]
         if 2 * sum(stem in stems for stem in own) < len(own):
-            raise ImageDataError(f"{what}: most of its names are those of no image; rename it")
+            raise ImageDataError(f"{what}: most of its files match no image; rename it")
 
 
 def _stem(image: str) -> str:

@@ -107,7 +107,7 @@ def _reason(file: Path, error: Exception) -> Exception | str:
     what = what_it_is(file)
     if isinstance(error, OSError) or (what is not None and ("zip" in what or "numpy" in what)):
         return error
-    return "it is no file of numpy" if what is None else f"it {what}"
+    return "it is not a numpy file" if what is None else f"it {what}"
 
 
 def column(array: np.ndarray, n: int) -> np.ndarray | None:

@@ -105,7 +105,7 @@ def text_of(details: dict[str, Any]) -> str:
     for key in ("sizes", "modes"):
         if details.get(key):
             lines.append(f"  {key}: {_listed(details[key])}")
-    if ranges := details.get("ranges"):  # of points
+    if ranges := details.get("ranges"):  # points have ranges
         shown = (f"{axis} from {low:.4g} to {high:.4g}" for axis, (low, high) in ranges.items())
         lines.append(f"  ranges: {', '.join(shown)}")
     for key, title in (("unreadable", "cannot be read"), ("skipped", "skipped")):
@@ -187,7 +187,7 @@ def _read_headers(files: Sequence[str]) -> list[tuple[str, str, bool]]:
     def header(file: str) -> tuple[str, str, bool]:
         try:
             with Image.open(file) as image:
-                # Of other files, EXIF data would be found only by decoding them.
+                # In other formats, EXIF data can only be found by decoding the image.
                 has_exif = "exif" in image.info or image.format == "TIFF"
                 lies = has_exif and pixels.orientation(image) >= 5
                 width, height = image.size[::-1] if lies else image.size

@@ -22,8 +22,6 @@ class Inception(nn.Module):
     torch-fidelity share.
     """
 
-    num_features = 2048
-
     def __init__(self) -> None:
         super().__init__()
         self.Conv2d_1a_3x3 = _Conv(3, 32, 3, stride=2, padding=0)

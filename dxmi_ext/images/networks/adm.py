@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from dxmi_ext.engine.errors import UserError
+from dxmi_ext.engine.errors import UserError, first_few
 from dxmi_ext.images.networks.unet import Architecture, UNet, unet_config
 
 
@@ -68,7 +68,7 @@ class Checkpoint:
 
         config, new = self._config(), self._renamed()
         if self.left:
-            raise UserError(f"{next(iter(self.left))} and {len(self.left) - 1} more entries have no place")
+            raise UserError(f"entries that no layer uses: {first_few(self.left)}")
         new = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in new.items()}
         with torch.device("meta"):
             model: Any = UNet2DModel(**config)

@@ -43,8 +43,8 @@ def check(sampler: GaussianSampler) -> UNet:
     network = sampler.network
     if not (isinstance(network, Timed) and isinstance(network.network, UNet)):
         raise ConfigError(
-            f"RUN must have the sampler of a U-Net, got that of {type(network).__name__}, "
-            "which diffusers does not know"
+            f"RUN must have a sampler with a U-Net, got one with a {type(network).__name__}, "
+            "which diffusers does not support"
         )
     return network.network
 

@@ -117,7 +117,7 @@ def reading(
         return torch.zeros_like(signal), ones, ones
     if prediction == "v":
         return signal / total**2, -noise / total, 1 / total
-    sigma = noise / signal  # of x_t / signal
+    sigma = noise / signal  # the noise level of x_t / signal
     c_in = (sigma**2 + sigma_data**2).rsqrt()
     return (sigma_data * c_in) ** 2 / signal, sigma * sigma_data * c_in, c_in / signal
 
