@@ -89,9 +89,7 @@ def test_levels_are_those_of_each_step_and_the_next() -> None:
     torch.testing.assert_close(levels.inputs[:-1, 3], torch.tensor([0.4 / 3, 0, middle / 3, 0.4 / middle, 0]))
     levels.end_of(2)
     short = 1 - math.log(2) / math.log(3)
-    torch.testing.assert_close(
-        levels.inputs[-1, :3], torch.tensor([0, short, math.sin(math.pi / 2 * short)])
-    )
+    torch.testing.assert_close(levels.inputs[-1, :3], torch.tensor([0, short, math.sin(math.pi / 2 * short)]))
     for steps in (3, 7):  # the longest chain, and one that is longer still
         levels.end_of(steps)
         assert not levels.inputs[-1].any()
