@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -119,6 +119,11 @@ class GaussianSampler(nn.Module):
         self.register_buffer("output_coef", schedule.output_coef.float())
         self.register_buffer("timesteps", torch.arange(self.steps), persistent=False)
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if not self._trains_last_std:  # copies of a weight have no hooks
+            self.fix_last_std()
+
     def _start_log_std(self, values: Tensor) -> None:
         self.log_std = nn.Parameter(values)
 
@@ -143,9 +148,10 @@ class GaussianSampler(nn.Module):
     def fix_last_std(self) -> None:
         """Freezes the sigma of the last step."""
         self._trains_last_std = False
-        trained = ~self._is_last()
         if self.log_std.requires_grad:  # else all are frozen
-            self.log_std.register_hook(lambda grad: grad if self._trains_last_std else grad * trained)
+            self.log_std.register_hook(
+                lambda grad: grad if self._trains_last_std else grad * ~self._is_last()
+            )
 
     def train_last_std(self) -> None:
         """Undoes `fix_last_std`."""
