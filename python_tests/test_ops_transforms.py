@@ -159,6 +159,18 @@ def test_vmap_equals_a_loop(op: str, name: str, device: torch.device) -> None:
     torch.testing.assert_close([*torch.func.vmap(outputs_and_gradient)(values)], looped)
 
 
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.parametrize(("op", "name"), ARGUMENTS)
+def test_jacrev_equals_autograd(op: str, name: str, device: torch.device) -> None:
+    args = arguments(op, (T, 3), device=device)
+
+    def outputs(value: Tensor) -> tuple[Tensor, ...]:
+        return tuple(call(op, args | {name: value}))
+
+    found = torch.func.jacrev(outputs)(args[name])
+    torch.testing.assert_close(found, torch.autograd.functional.jacobian(outputs, args[name]))
+
+
 def test_compiled_func_grad_is_right_or_rejected() -> None:
     """Under torch.func, Dynamo traces into an autograd.Function and could return a gradient of zero."""
     args = arguments("energy_loss")

@@ -1,6 +1,6 @@
 """Langevin chains of an energy, for negatives by MCMC, which DxMI's sampler replaces.
 
-Imports torch, ``dxmi_ext.engine.runs.config`` and up to ``dxmi_ext.method.networks``.
+Imports torch, the engine and the method up to networks.
 """
 
 from __future__ import annotations

@@ -111,9 +111,8 @@ def log_partition(
     """log Z of the density exp(-E / temperature) / Z, from paths of the networks' own sampler.
 
     Of several backward kernels, the one with the largest effective sample size on separate paths is used: the
-    given ones; ``velocity``, N(x_{t+1}, s_t^2) with s_t^2 the mean squared
-    displacement of each step, as adaptive velocity regularization finds it; ``fitted``, N(a_t x_{t+1}, b_t^2)
-    by least squares.
+    given ones; ``velocity``, N(x_{t+1}, s_t^2) with s_t^2 the mean squared displacement of each step, as
+    adaptive velocity regularization finds it; ``fitted``, N(a_t x_{t+1}, b_t^2) by least squares.
 
     Args:
         networks: networks whose sampler starts from normal noise.
@@ -167,8 +166,7 @@ def _all_weights(
 ) -> dict[str, Tensor]:
     """log w of paths [T + 1, n, *] by each kernel."""
     sampler = networks.sampler
-    tables = sampler.sample_coef, sampler.output_coef, sampler.log_std.detach()
-    forward = Forward(*(table[sampler.rows] for table in tables))
+    forward = Forward(*(table[sampler.rows] for table in sampler.tables))
     start = path[0].double() / sampler.initial_std
     log_start = -flat(start).square().sum(1) / 2
     log_start -= sampler.dim * (math.log(sampler.initial_std) + math.log(2 * math.pi) / 2)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -102,8 +102,7 @@ class GaussianSampler(nn.Module):
         of_type("schedule", schedule, Schedule, "a Schedule of dxmi_ext.schedules")
         of_type("start", start, (nn.Module, type(None)), "a torch.nn.Module or None")
         self.network, self.start = network, start
-        if isinstance(data_shape, int):
-            raise TypeError(f"data_shape must be a sequence such as ({data_shape},), got {data_shape}")
+        of_type("data_shape", data_shape, Sequence, "a sequence such as (3,)")
         for size in data_shape:
             at_least("every entry of data_shape", size, 1)
         self.data_shape = tuple(data_shape)
@@ -117,6 +116,11 @@ class GaussianSampler(nn.Module):
         self.register_buffer("sample_coef", schedule.sample_coef.float())
         self.register_buffer("output_coef", schedule.output_coef.float())
         self.register_buffer("timesteps", torch.arange(self.steps), persistent=False)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if not self._trains_last_std:  # copies of a weight have no hooks
+            self.fix_last_std()
 
     def _start_log_std(self, values: Tensor) -> None:
         self.log_std = nn.Parameter(values)
@@ -135,6 +139,11 @@ class GaussianSampler(nn.Module):
             raise ValueError(f"steps must be {self.steps}, the sampler's only length, got {steps}")
 
     @property
+    def tables(self) -> tuple[Tensor, Tensor, Tensor]:
+        """sample_coef, output_coef and log_std, as the ops take them."""
+        return self.sample_coef, self.output_coef, self.log_std
+
+    @property
     def dim(self) -> int:
         """D, the number of dimensions of a sample."""
         return math.prod(self.data_shape)
@@ -142,9 +151,10 @@ class GaussianSampler(nn.Module):
     def fix_last_std(self) -> None:
         """Freezes the sigma of the last step."""
         self._trains_last_std = False
-        trained = ~self._is_last()
         if self.log_std.requires_grad:  # else all are frozen
-            self.log_std.register_hook(lambda grad: grad if self._trains_last_std else grad * trained)
+            self.log_std.register_hook(
+                lambda grad: grad if self._trains_last_std else grad * ~self._is_last()
+            )
 
     def train_last_std(self) -> None:
         """Undoes `fix_last_std`."""
@@ -205,8 +215,7 @@ class GaussianSampler(nn.Module):
             sample_offset: global index of the first row.
         """
         output = call(self.network, sample, timestep, labels)
-        tables = self.sample_coef, self.output_coef, self.log_std
-        return ops.sampler_step(sample, output, timestep, *tables, key, sample_offset=sample_offset)
+        return ops.sampler_step(sample, output, timestep, *self.tables, key, sample_offset=sample_offset)
 
     @torch.no_grad()
     def rollout(
@@ -218,7 +227,9 @@ class GaussianSampler(nn.Module):
         data: Tensor | None = None,
         sample_offset: int = 0,
     ) -> Trajectory:
-        """The path of n particles, on the key's device; one key gives all its noise. Data as in `initial`."""
+        """The path of n particles, on the key's device; one key gives all its noise. For the arguments and
+        errors see `sample`."""
+        self._check(n, labels, data)
         start = self.initial(n, key, data=data, sample_offset=sample_offset)
         # Each step in the memory format of the first.
         shape, strides = (self.steps + 1, *start.shape), (start.numel(), *start.stride())
@@ -260,14 +271,8 @@ class GaussianSampler(nn.Module):
         Raises:
             TypeError, ValueError: names the argument and its requirement.
         """
-        at_least("n", n, 0)
+        self._check(n, labels, data)
         at_least("batch_size", batch_size, 1)
-        for name, rows in (("labels", labels), ("data", data)):
-            of_type(name, rows, (Tensor, type(None)), "a tensor or None")
-        if labels is not None and labels.shape != (n,):
-            raise ValueError(f"labels must have shape [{n}], got {[*labels.shape]}")
-        if data is not None and data.shape != (n, *self.data_shape):
-            raise ValueError(f"data must have shape {[n, *self.data_shape]}, got {[*data.shape]}")
         batches = []
         for first in range(0, n, batch_size):
             count, offset = min(batch_size, n - first), sample_offset + first
@@ -282,6 +287,15 @@ class GaussianSampler(nn.Module):
             batches.append(x)
         return torch.cat(batches) if batches else self.initial(0, key, data=data)
 
+    def _check(self, n: int, labels: Tensor | None, data: Tensor | None) -> None:
+        at_least("n", n, 0)
+        for name, rows in (("labels", labels), ("data", data)):
+            of_type(name, rows, (Tensor, type(None)), "a tensor or None")
+        if labels is not None and labels.shape != (n,):
+            raise ValueError(f"labels must have shape [{n}], got {[*labels.shape]}")
+        if data is not None and data.shape != (n, *self.data_shape):
+            raise ValueError(f"data must have shape {[n, *self.data_shape]}, got {[*data.shape]}")
+
 
 class LogProb(nn.Module):
     """Log-probability of a sampler's transitions: (x_t [N, *], x_{t+1} [N, *], timestep [N], labels) -> [N],
@@ -295,8 +309,7 @@ class LogProb(nn.Module):
         self, sample: Tensor, next_sample: Tensor, timestep: Tensor, labels: Tensor | None = None
     ) -> Tensor:
         output = call(self.sampler.network, sample, timestep, labels)
-        tables = self.sampler.sample_coef, self.sampler.output_coef, self.sampler.log_std
-        return ops.transition_log_prob(next_sample, sample, output, timestep, *tables)
+        return ops.transition_log_prob(next_sample, sample, output, timestep, *self.sampler.tables)
 
 
 class ExpectedStep(nn.Module):
@@ -321,13 +334,11 @@ class ExpectedStep(nn.Module):
         *,
         sample_offset: int = 0,
     ) -> ops.StepOutput:
-        of, output = self.sampler, call(self.sampler.network, sample, timestep, labels)
-        tables = of.sample_coef, of.output_coef, of.log_std
+        output, tables = call(self.sampler.network, sample, timestep, labels), self.sampler.tables
         step = ops.sampler_step(sample, output, timestep, *tables, key, sample_offset=sample_offset)
-        scale, gain = (per_row(table[timestep].to(sample.dtype), sample) for table in tables[:2])
-        drift = (scale - 1) * sample + gain * output
-        spread = (2 * of.log_std[timestep]).exp()
-        return step._replace(sq_displacement=flat(drift).square().mean(1) + spread)
+        scale, gain, log_std = (table[timestep] for table in tables)
+        drift = (per_row(scale, sample) - 1) * sample + per_row(gain, sample) * output
+        return step._replace(sq_displacement=flat(drift).square().mean(1) + (2 * log_std).exp())
 
 
 class Timed(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -163,6 +164,11 @@ def test_the_last_sigma_is_frozen_until_it_is_trained_again() -> None:
         return float(gradient[-1])
 
     sampler.fix_last_std()
+    assert last_gradient() == 0
+    sampler.train_last_std()
+    assert last_gradient() == 1
+    sampler.fix_last_std()
+    sampler = copy.deepcopy(sampler)
     assert last_gradient() == 0
     sampler.train_last_std()
     assert last_gradient() == 1

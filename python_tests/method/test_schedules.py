@@ -311,6 +311,16 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "fractional": (lambda: schedules.ddim([999, 0.5]), "steps must be integers, got [999.0, 0.5]"),
     "betas": (lambda: schedules.ddpm(torch.tensor([0.5, 1.0])), "betas must be a vector within (0, 1), got"),
     "list of betas": (lambda: schedules.ddpm([0.5]), "betas must be a tensor, got list"),
+    "list of levels": (
+        lambda: schedules.from_levels(
+            torch.ones(2), [1.0, 0.0], torch.zeros(1), time=torch.ones(1), initial_std=1.0, min_std=1.0
+        ),
+        "noise must be a tensor, got list",
+    ),
+    "list of places": (
+        lambda: schedules.variance_exploding(2, sigma_max=2.0, sigma_min=1.0, places=[0.0, 1.0]),
+        "places must be a tensor or None, got list",
+    ),
     "kind": (
         lambda: schedules.make_betas("sqrt"),
         "kind must be linear, scaled_linear or cosine, got 'sqrt'",

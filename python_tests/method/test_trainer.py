@@ -623,6 +623,15 @@ def test_trainer_resumes_to_the_bit(split: int, tau: dict[str, float]) -> None:
     assert (straight.costs.tau_factor != 1) == ("tau_rate" in tau)
 
 
+def test_a_copy_of_a_trainer_continues_like_the_original() -> None:
+    trainer = make_trainer(make_settings(train_last_std=False))
+    trainer.step(batch(0))
+    other = copy.deepcopy(trainer)
+    for each in (trainer, other):
+        each.step(batch(1))
+    torch.testing.assert_close(other.state_dict(), trainer.state_dict(), rtol=0, atol=0)
+
+
 def test_an_optimizer_state_of_another_device_keeps_this_ones_kind_of_rates() -> None:
     """On CUDA, learning rates are tensors, for CUDA graphs; on the CPU, they are numbers."""
     trainer = make_trainer(make_settings())

@@ -1,7 +1,7 @@
 """How networks run: precision, memory format, compilation, and switches of the CUDA libraries.
 
-These settings only affect rounding and speed. Weights, optimizers, averages, samples, row results and losses
-are always float32. Imports torch and the engine.
+These settings only affect rounding and speed. Optimizers, averages, samples, row results and losses keep the
+dtype of the weights, float32 or float64. Imports torch and the engine.
 """
 
 from __future__ import annotations

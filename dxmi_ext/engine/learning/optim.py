@@ -41,6 +41,9 @@ class Adam(torch.optim.Adam):
                 group |= {"lr": torch.tensor(group["lr"], device=device), "capturable": True}
         self.found_inf: Tensor  # torch's fused optimizers skip a step if it is 1
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "clip": self.clip}  # for copies of a trainer
+
     def descend(self, loss: Tensor, failures: Tensor) -> None:
         """One step on a loss.
 

@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from dxmi_ext.engine.arguments import at_least
+from dxmi_ext.engine.arguments import at_least, of_type
 from dxmi_ext.method.schedules.tables import Schedule, check_fraction, from_levels, posterior_std
 
 
@@ -110,6 +110,7 @@ def _ancestral(
 def _between(first: float, last: float, count: int, places: Tensor | None) -> Tensor:
     if places is None:
         return torch.linspace(first, last, count, dtype=torch.float64)
+    of_type("places", places, Tensor, "a tensor or None")
     if places.shape != (count,) or not (places.diff() >= 0).all() or places[0] < 0 or places[-1] > 1:
         raise ValueError(f"places must be {count} ascending numbers within [0, 1], got {places}")
     return first + (last - first) * places.double()

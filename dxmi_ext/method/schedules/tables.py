@@ -1,4 +1,7 @@
-"""The tables of a schedule, from noise levels and the kind of prediction. Imports torch alone."""
+"""The tables of a schedule, from noise levels and the kind of prediction.
+
+Imports torch and ``dxmi_ext.engine.arguments``.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from dxmi_ext.engine.arguments import of_type
 
 PREDICTIONS = ("eps", "v", "x", "edm")
 
@@ -63,11 +68,13 @@ def from_levels(
         sigma_data: standard deviation of the data, for "edm".
 
     Raises:
-        ValueError: names the argument and its requirement.
+        TypeError, ValueError: names the argument and its requirement.
     """
+    given = {"signal": signal, "noise": noise, "std": std, "time": time}
+    for name, tensor in given.items():
+        of_type(name, tensor, Tensor, "a tensor")
     steps = len(std)
     wanted = {"signal": steps + 1, "noise": steps + 1, "std": steps, "time": steps}
-    given = {"signal": signal, "noise": noise, "std": std, "time": time}
     for name, tensor in given.items():
         if tensor.shape != (wanted[name],) or not tensor.isfinite().all():
             raise ValueError(f"{name} must be {wanted[name]} finite values for {steps} steps, got {tensor}")
