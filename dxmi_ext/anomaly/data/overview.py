@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from dxmi_ext.anomaly.data import layouts, vectors
+from dxmi_ext.images.data.contents import resolved
 from dxmi_ext.images.data.listing import Skipped
 from dxmi_ext.images.data.overview import Overview, by_label, relative
 
@@ -43,7 +44,7 @@ def of_anomalies(
     Raises:
         ImageDataError: as in `layouts.find`.
     """
-    path, splits, masks, files = Path(path).expanduser().resolve(), {}, 0, dict[str, tuple[str, str]]()
+    path, splits, masks, files = resolved(path), {}, 0, dict[str, tuple[str, str]]()
     arrays, skipped, layout = dict[tuple[int, ...], int](), list[Skipped](), ""
     for split in ("train", "test"):
         source = layouts.find(path, split, classes, train_share)
@@ -65,7 +66,7 @@ def of_vectors(path: Path | str, train_share: float = 0.7, seed: int = 0) -> Ove
     Raises:
         VectorDataError: as in `vectors.load`.
     """
-    path = Path(path).expanduser().resolve()
+    path = resolved(path)
     found = vectors.load(path, train_share=train_share, seed=seed)
     splits = {"train": {"good": len(found.train)}}
     if len(found.test):
