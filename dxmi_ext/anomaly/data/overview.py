@@ -5,6 +5,7 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from dxmi_ext.images.data.listing import Skipped
 from dxmi_ext.images.data.overview import Overview, by_label, relative
 
 _MASK_KEYS = {"mask", "masks", "mask_packed"}
+_ROW_KEYS = [form.format(key) for key in vectors.ROWS for form in ("{}", "{}_train", "train_{}")]
 
 
 def recipe_for(path: Path) -> str:
@@ -27,13 +29,32 @@ def recipe_for(path: Path) -> str:
     if path.suffix.lower() == ".csv":
         return "anomaly-vectors"
     try:
-        with zipfile.ZipFile(path) as file:
-            keys = {name.removesuffix(".npy") for name in file.namelist()}
-    except (OSError, zipfile.BadZipFile):
+        shapes = _shapes(path)
+    except (OSError, ValueError, zipfile.BadZipFile):
         return "images"  # its loader raises the error
-    if keys & {"X", "X_train"}:
+    if any(len(shapes.get(key, (0, 0, 0))) < 3 for key in _ROW_KEYS):
         return "anomaly-vectors"
-    return "anomaly" if keys & _MASK_KEYS else "images"
+    return "anomaly" if shapes.keys() & _MASK_KEYS else "images"
+
+
+def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """The shapes of the arrays of an .npy or .npz file by their keys in lower case, from their headers."""
+    with path.open("rb") as file:
+        if not zipfile.is_zipfile(file):
+            file.seek(0)
+            return {"arr_0": _shape(file)}
+    found = {}
+    with zipfile.ZipFile(path) as archive:
+        for name in archive.namelist():
+            with archive.open(name) as file:
+                found[name.removesuffix(".npy").lower()] = _shape(file)
+    return found
+
+
+def _shape(file: IO[bytes]) -> tuple[int, ...]:
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    return read(file)[0]
 
 
 def of_anomalies(
