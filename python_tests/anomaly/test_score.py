@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import shutil
 import subprocess
+import sys
 import urllib.parse
 from html.parser import HTMLParser
 from pathlib import Path
@@ -408,6 +409,17 @@ def test_mistakes_are_one_line(
     err = capsys.readouterr().err
     assert err.startswith(f"dxmi score: {says}") and err.count("\n") == 1
     assert not (run / "scores").exists()
+
+
+def test_without_pillow_an_earlier_scoring_is_kept(
+    run: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["score", str(run), f"{pictures}/a"]) == 0
+    monkeypatch.setitem(sys.modules, "PIL.Image", None)
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    assert cli.main(["score", str(run), f"{pictures}/a"]) == 2
+    assert "requires PIL: pip install 'dxmi_ext[images]'" in capsys.readouterr().err
+    assert (run / "scores/scores.csv").is_file()
 
 
 def test_runs_of_other_tasks_score_nothing(

@@ -201,6 +201,8 @@ def _read(path: Path) -> npz.Arrays:
         what = what_it_is(path)
         why = getattr(error, "strerror", None) or error if what is None else f"it {what}"
         raise VectorDataError(f"{printable(path)}: cannot be read as {_FORMATS} ({why})") from error
+    if not len(content["x"]):
+        raise VectorDataError(f"{printable(path)}: has no rows")
     _check_header(path)
     return npz.Arrays(path, VectorDataError, content=content)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib
 import math
 import os
 import time
@@ -121,6 +122,7 @@ def score(scorer: Scorer, paths: Sequence[str], output: Path, cfg: ScoreSettings
     """
     threshold = scorer.threshold if cfg.threshold is None else cfg.threshold
     folder = output / score_files.HEAT_MAPS if cfg.heatmaps else None
+    importlib.import_module("PIL.Image")  # before an earlier scoring is removed
     score_files.make_room(output, folder)
     seconds, started = 0.0, time.perf_counter()
     with (

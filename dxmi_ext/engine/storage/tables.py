@@ -20,24 +20,21 @@ def read_csv(path: Path) -> np.ndarray:
     0, 1, 2, ...
 
     Raises:
-        TableError: there are no rows, a cell is empty or no number, or rows differ in length.
+        TableError: a cell is empty or no number, or rows differ in length.
         OSError, UnicodeDecodeError: the file cannot be read.
     """
     first = first_line(path)
     named = not any(map(_is_number, first)) or first == [str(i) for i in range(len(first))]
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about a file without rows
-            table = np.loadtxt(
+            warnings.simplefilter("ignore")  # about an empty file, whose table has no rows
+            return np.loadtxt(
                 path, delimiter=",", quotechar='"', skiprows=int(named), ndmin=2, encoding="utf-8-sig"
             )
     except UnicodeDecodeError:
         raise
     except ValueError as error:
         raise TableError(_fault(path, first if named else []) or str(error)) from error
-    if not len(table):
-        raise TableError("has no rows")
-    return table
 
 
 def first_line(path: Path) -> list[str]:
