@@ -126,9 +126,9 @@ class DetectorSettings(Settings):
     heading = "detector"
     detector: str = setting(
         "auto",
-        "detector: DxMI's energy, its autoencoder alone, nearest neighbors, Gaussian positions or, for "
-        "images, their sum with a pooled Gaussian (gaussians); auto: the simplest of those that best detect "
-        "synthetic defects in held-out data",
+        "detector: DxMI's energy, its autoencoder alone, nearest neighbors, a Gaussian (for images "
+        "one per position) or, for images, its sum with a pooled Gaussian (gaussians); auto: the simplest of "
+        "those that best detect synthetic defects in held-out data",
         choices=("auto", "dxmi", "autoencoder", "knn", "gaussian", "gaussians"),
     )
 

@@ -252,7 +252,7 @@ class Config(RunnableConfig):
             ("sampler_width", "sampler_depth", *PolicySettings.keys()),
         ),
         Effect("sampler=vgs", lambda s: s.sampler == "vgs", ("damped_steps", *GradientSettings.keys())),
-        Effect("pretraining, which this task has none of", lambda s: False, ("pretrain_iterations",)),
+        Effect("pretraining, which this task does not have", lambda s: False, ("pretrain_iterations",)),
     )
 
 

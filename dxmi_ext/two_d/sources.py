@@ -120,7 +120,8 @@ def of(name: str, device: torch.device | str = "cpu") -> Source:
         return Source(name)
     x = _read(Path(name))
     held = np.arange(len(x)) % _HELD_OUT == 0
-    center, spread = x[~held].mean(axis=0), x[~held].std(axis=0)
+    with np.errstate(over="ignore", invalid="ignore"):  # rejected below
+        center, spread = x[~held].mean(axis=0), x[~held].std(axis=0)
     if not (np.isfinite(spread) & (spread > _LEAST * np.abs(center))).all():
         raise ConfigError(
             f"data: {name}: columns must vary by > {_LEAST:g} of their mean and be of magnitude < 1e150, got "

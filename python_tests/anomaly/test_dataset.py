@@ -287,7 +287,7 @@ def test_one_error_names_the_damaged_images_of_both_splits(root: Path) -> None:
         ) as told:
             load(root, split)
         assert all(name in str(told.value) for name in damaged)
-        assert "good/10.tif has float pixels, but the training images have integers" in str(told.value)
+        assert "good/10.tif: has float pixels, but the training images have integers" in str(told.value)
 
 
 def test_arrays_are_checked() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import shutil
 import subprocess
+import sys
 import urllib.parse
 from html.parser import HTMLParser
 from pathlib import Path
@@ -21,6 +22,7 @@ from dxmi_ext.anomaly.features import backbones
 from dxmi_ext.anomaly.scores import inspected, page, plots, score_files, scoring
 from dxmi_ext.anomaly.scores.page import Place, Shown, Worst
 from dxmi_ext.anomaly.scores.scoring import ScoreError, Scorer, TooFew, threshold_of
+from dxmi_ext.images.data.pixels import Scale
 from dxmi_ext.images.metrics.features import Extractor, FeatureError
 
 pytest.importorskip("yaml")
@@ -224,6 +226,7 @@ def pictures(tmp_path: Path) -> Path:
     (root / "b/broken.png").write_bytes((root / "b/x.png").read_bytes()[:-30])
     (root / "a/.x.png").touch()
     (root / "a/notes.txt").touch()
+    (root / "loop.png").symlink_to("loop.png")
     return root
 
 
@@ -408,12 +411,37 @@ def test_mistakes_are_one_line(
     assert not (run / "scores").exists()
 
 
+def test_without_pillow_an_earlier_scoring_is_kept(
+    run: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["score", str(run), f"{pictures}/a"]) == 0
+    monkeypatch.setitem(sys.modules, "PIL.Image", None)
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    assert cli.main(["score", str(run), f"{pictures}/a"]) == 2
+    assert "requires PIL: pip install 'dxmi_ext[images]'" in capsys.readouterr().err
+    assert (run / "scores/scores.csv").is_file()
+
+
 def test_runs_of_other_tasks_score_nothing(
     run: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(tasks, "task_of", lambda _: SimpleNamespace())
     assert cli.main(["score", str(run), str(pictures)]) == 2
     assert "RUN must be a run of anomaly detection" in capsys.readouterr().err
+
+
+def test_values_beyond_the_training_images_scale_are_noted(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.fromarray(np.full((SIZE, SIZE), 5000, np.uint16)).save(run / "a.png")
+    Image.fromarray(np.full((SIZE, SIZE), 0.5, np.float32)).save(run / "b.tif")
+    deep = SimpleNamespace(load_scorer=lambda directory, device: scorer(scale=Scale(4095)).to(device))
+    monkeypatch.setattr(tasks, "task_of", lambda _: deep)
+    assert cli.main(["score", str(run), f"{run}/a.png", f"{run}/b.tif"]) == 2
+    noted = "1 image(s) have values beyond the training images' scale (0 to 4095); these are clipped"
+    assert noted in capsys.readouterr().err
+    first, second = table(run / "scores")
+    assert first["score"] == "10" and second["error"].startswith("has float pixels")
 
 
 def test_images_are_seen_as_in_training(run: Path, tmp_path: Path) -> None:

@@ -58,6 +58,10 @@ def load(path: Path, **options: Any) -> images.ImageData:
     return images.load(path, cache=folder.parent / f"{folder.name}-cache", **options)
 
 
+def decode(file: str, name: str) -> np.ndarray:
+    return pixels.eight_bits(pixels.read(file, name), pixels.NOMINAL, name)
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_photos_are_turned_as_pillow_turns_them(orientation: int) -> None:
     exif, file = Image.Exif(), io.BytesIO()
@@ -214,9 +218,9 @@ def test_float_tiff_and_16_bit_tiff(tmp_path: Path) -> None:
     save(tmp_path / "i/a.tiff", np.resize(TWELVE, (1, 8)))
     assert np.array_equal(load(tmp_path / "i").images[0, 2, 0], AS_BYTES)
     with pytest.raises(
-        ImageDataError, match=r"a\.tiff has float pixels, but the training images .* remove it"
+        ImageDataError, match=r"a\.tiff: has float pixels, but the training images .* remove it"
     ):
-        pixels.decode(str(tmp_path / "f/a.tiff"), "a.tiff")
+        decode(str(tmp_path / "f/a.tiff"), "a.tiff")
 
 
 # --- transparency ------------------------------------------------------------------------------------
@@ -254,12 +258,12 @@ def test_files_of_several_pages_are_noted(tmp_path: Path, capsys: pytest.Capture
 
 
 def test_transparent_pixels_are_white_whatever_lies_in_them(tmp_path: Path) -> None:
-    assert pixels.decode(str(save(tmp_path / "a/a.png", HIDDEN)), "a")[0].tolist() == SEEN
+    assert decode(str(save(tmp_path / "a/a.png", HIDDEN)), "a")[0].tolist() == SEEN
     assert load(tmp_path / "a").images[0, :, 0].T.tolist() == SEEN
     np.savez(tmp_path / "a.npz", x=HIDDEN[None])
     assert load(tmp_path / "a.npz").images[0, :, 0].T.tolist() == SEEN
     wide = HIDDEN.astype(np.uint16) * 257
-    assert pixels.decode(_file(tmp_path / "w.png", png16(wide)), "w")[0].tolist() == SEEN
+    assert decode(_file(tmp_path / "w.png", png16(wide)), "w")[0].tolist() == SEEN
 
 
 def _file(path: Path, content: bytes) -> str:
@@ -276,7 +280,7 @@ def test_other_ways_to_be_transparent(mode: str, tmp_path: Path) -> None:
     if mode == "LA":
         image.putalpha(Image.fromarray(np.array([[0, 255]], np.uint8)))
         options = {}
-    found = pixels.decode(str(save(tmp_path / "a.png", image, **options)), "a")
+    found = decode(str(save(tmp_path / "a.png", image, **options)), "a")
     assert found[0, 0].tolist() == [255] * 3 and found[0, 1].tolist() == [200] * 3
 
 
@@ -516,7 +520,7 @@ def test_pointers_instead_of_files_are_named(
 )  # fmt: skip
 def test_files_that_are_not_images_are_named(content: bytes, found: str, tmp_path: Path) -> None:
     with pytest.raises(ImageDataError, match=rf"a\.jpg: {found}"):
-        pixels.decode(_file(tmp_path / "a.jpg", content), "a.jpg")
+        decode(_file(tmp_path / "a.jpg", content), "a.jpg")
 
 
 def test_a_missing_pillow_is_no_fault_of_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

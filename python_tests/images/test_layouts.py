@@ -287,6 +287,12 @@ def test_files_are_told_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     (tmp_path / "d.csv").write_text("a,b\n1,2\n3,4\n5,6\n")
     about = told(tmp_path / "d.csv", capsys)
     assert about["recipe"] == "anomaly-vectors" and about["splits"] == {"train": {"good": 3}}
+    np.save(tmp_path / "e.npy", np.ones((4, 2)))
+    assert told(tmp_path / "e.npy", capsys)["recipe"] == "anomaly-vectors"
+    np.save(tmp_path / "e.npy", np.ones((4, 8, 8)))
+    assert told(tmp_path / "e.npy", capsys)["recipe"] == "images"
+    np.savez(tmp_path / "f.npz", X=np.ones((4, 8, 8)))  # keys have any case
+    assert told(tmp_path / "f.npz", capsys)["recipe"] == "images"
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from dxmi_ext.anomaly.data.layouts import Item, Source
 from dxmi_ext.engine.output import runlog
 from dxmi_ext.engine.storage import files
 from dxmi_ext.images.data import pixels
-from dxmi_ext.images.data.contents import ImageDataError, printable
+from dxmi_ext.images.data.contents import ImageDataError, printable, resolved
 from dxmi_ext.images.data.dataset import beyond, default_cache, key_of, making, note_pages, reject_unreadable
 from dxmi_ext.images.data.pixels import NOMINAL, Scale
 
@@ -120,7 +120,7 @@ def load(
     Raises:
         ImageDataError: the path has no known layout, a file is missing or damaged, or sizes differ.
     """
-    path = Path(path).expanduser().resolve()
+    path = resolved(path)
     if size is not None and size < 1:
         raise ImageDataError(f"size must be >= 1 or None, got {size}")
     if scale is not None and split == "train":  # usually equal to their own scale, and already decoded

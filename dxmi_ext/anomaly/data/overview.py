@@ -5,14 +5,17 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
 from dxmi_ext.anomaly.data import layouts, vectors
+from dxmi_ext.images.data.contents import resolved
 from dxmi_ext.images.data.listing import Skipped
 from dxmi_ext.images.data.overview import Overview, by_label, relative
 
 _MASK_KEYS = {"mask", "masks", "mask_packed"}
+_ROW_KEYS = [form.format(key) for key in vectors.ROWS for form in ("{}", "{}_train", "train_{}")]
 
 
 def recipe_for(path: Path) -> str:
@@ -26,13 +29,32 @@ def recipe_for(path: Path) -> str:
     if path.suffix.lower() == ".csv":
         return "anomaly-vectors"
     try:
-        with zipfile.ZipFile(path) as file:
-            keys = {name.removesuffix(".npy") for name in file.namelist()}
-    except (OSError, zipfile.BadZipFile):
+        shapes = _shapes(path)
+    except (OSError, ValueError, zipfile.BadZipFile):
         return "images"  # its loader raises the error
-    if keys & {"X", "X_train"}:
+    if any(len(shapes.get(key, (0, 0, 0))) < 3 for key in _ROW_KEYS):
         return "anomaly-vectors"
-    return "anomaly" if keys & _MASK_KEYS else "images"
+    return "anomaly" if shapes.keys() & _MASK_KEYS else "images"
+
+
+def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """The shapes of the arrays of an .npy or .npz file by their keys in lower case, from their headers."""
+    with path.open("rb") as file:
+        if not zipfile.is_zipfile(file):
+            file.seek(0)
+            return {"arr_0": _shape(file)}
+    found = {}
+    with zipfile.ZipFile(path) as archive:
+        for name in archive.namelist():
+            with archive.open(name) as file:
+                found[name.removesuffix(".npy").lower()] = _shape(file)
+    return found
+
+
+def _shape(file: IO[bytes]) -> tuple[int, ...]:
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    return read(file)[0]
 
 
 def of_anomalies(
@@ -43,7 +65,7 @@ def of_anomalies(
     Raises:
         ImageDataError: as in `layouts.find`.
     """
-    path, splits, masks, files = Path(path).expanduser().resolve(), {}, 0, dict[str, tuple[str, str]]()
+    path, splits, masks, files = resolved(path), {}, 0, dict[str, tuple[str, str]]()
     arrays, skipped, layout = dict[tuple[int, ...], int](), list[Skipped](), ""
     for split in ("train", "test"):
         source = layouts.find(path, split, classes, train_share)
@@ -65,7 +87,7 @@ def of_vectors(path: Path | str, train_share: float = 0.7, seed: int = 0) -> Ove
     Raises:
         VectorDataError: as in `vectors.load`.
     """
-    path = Path(path).expanduser().resolve()
+    path = resolved(path)
     found = vectors.load(path, train_share=train_share, seed=seed)
     splits = {"train": {"good": len(found.train)}}
     if len(found.test):

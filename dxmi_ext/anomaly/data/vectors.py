@@ -21,7 +21,8 @@ LAYOUTS = """\
   X [n, d] alone (an .npz, an .npy or a .csv of features): all rows are for training, without test data
   X_train [n, d], X_test [m, d], y_test [m]; optionally y_train [n], whose anomalous rows are not used"""
 
-_ROWS = ("x", "samples", "data", "arr_0")
+ROWS = ("x", "samples", "data", "arr_0")
+"""Keys of rows, in lower case."""
 _FORMATS = ".npz, .npy or .csv"
 _LABELS = ("label", "labels", "target", "class")
 _INDICES = ("", "index", "unnamed: 0")  # names of a column of row numbers, as pandas writes it
@@ -136,8 +137,8 @@ def load(path: Path | str, *, train_share: float = 0.7, seed: int = 0, columns: 
     """
     path = Path(path).expanduser()
     arrays, random = _read(path), np.random.default_rng(seed)
-    own = arrays.has(*_ROWS, split="train")
-    stored = arrays.get(*_ROWS, split="train" if own else None)
+    own = arrays.has(*ROWS, split="train")
+    stored = arrays.get(*ROWS, split="train" if own else None)
     truth = arrays.get(*npz.LABELS, split="train" if own else None)
     if stored is None:
         raise VectorDataError(
@@ -145,8 +146,8 @@ def load(path: Path | str, *, train_share: float = 0.7, seed: int = 0, columns: 
             "`dxmi data --help` lists the layouts"
         )
     x = _rows(stored, "X_train" if own else "X", path, columns)
-    if own and arrays.has(*_ROWS, split="test"):
-        test, test_truth = arrays.get(*_ROWS, split="test"), arrays.get(*npz.LABELS, split="test")
+    if own and arrays.has(*ROWS, split="test"):
+        test, test_truth = arrays.get(*ROWS, split="test"), arrays.get(*npz.LABELS, split="test")
         if test is None or test_truth is None:
             raise VectorDataError(f"{printable(path)}: must have both X_test and y_test, got X_test alone")
         test = _rows(test, "X_test", path, x.shape[1])
@@ -156,6 +157,8 @@ def load(path: Path | str, *, train_share: float = 0.7, seed: int = 0, columns: 
             raise VectorDataError(f"{printable(path)}: X_train must have >= 2 good rows, got {len(x)}")
         return Vectors(random.permutation(x), test, _truth(test_truth, "y_test", len(test), path))
     if truth is None:
+        if len(x) < 2:
+            raise VectorDataError(f"{printable(path)}: X must have >= 2 good rows, got {len(x)}")
         return Vectors(random.permutation(x), x[:0], np.zeros(0, bool))
     anomalous = _truth(truth, "y", len(x), path)
     order = random.permutation(np.flatnonzero(~anomalous))
@@ -177,7 +180,7 @@ def rows_to_score(path: Path | str, columns: int) -> np.ndarray:
     path = Path(path).expanduser()
     arrays = _read(path)
     for name, split in (("X", None), ("X_test", "test")):
-        if (stored := arrays.get(*_ROWS, split=split)) is not None:
+        if (stored := arrays.get(*ROWS, split=split)) is not None:
             return _rows(stored, name, path, columns)
     if (alone := arrays.alone) is None:
         raise VectorDataError(
@@ -196,8 +199,10 @@ def _read(path: Path) -> npz.Arrays:
         raise VectorDataError(f"{printable(path)}: {error}") from error
     except UNREADABLE as error:
         what = what_it_is(path)
-        why = error if what is None else f"it {what}"
+        why = getattr(error, "strerror", None) or error if what is None else f"it {what}"
         raise VectorDataError(f"{printable(path)}: cannot be read as {_FORMATS} ({why})") from error
+    if not len(content["x"]):
+        raise VectorDataError(f"{printable(path)}: has no rows")
     _check_header(path)
     return npz.Arrays(path, VectorDataError, content=content)
 
@@ -220,7 +225,8 @@ def _rows(array: np.ndarray, name: str, path: Path, columns: int | None = None) 
         )
     if columns is not None and array.shape[1] != columns:
         raise VectorDataError(
-            f"{path}: {name} must have {columns} columns, as the training rows, got {array.shape[1]}"
+            f"{printable(path)}: {name} must have {columns} columns, as the training rows, "
+            f"got {array.shape[1]}"
         )
     with np.errstate(over="ignore"):  # long doubles may overflow; rejected below
         array = array.astype(np.float64)
@@ -228,13 +234,13 @@ def _rows(array: np.ndarray, name: str, path: Path, columns: int | None = None) 
         row, column = np.argwhere(~finite)[0]
         raise VectorDataError(
             f"{printable(path)}: {name} must be finite, got {(~finite).sum()} numbers that are not, the "
-            f"first in row {row}, column {column}"
+            f"first in row {row}, column {column} (from 0)"
         )
     if (large := np.abs(array) > _EXTREME).any():
         row, column = np.argwhere(large)[0]
         raise VectorDataError(
-            f"{path}: {name} must have numbers of magnitude <= {_EXTREME:g}, got {array[row, column]:.3g} in "
-            f"row {row}, column {column}"
+            f"{printable(path)}: {name} must have numbers of magnitude <= {_EXTREME:g}, "
+            f"got {array[row, column]:.3g} in row {row}, column {column} (from 0)"
         )
     return array
 

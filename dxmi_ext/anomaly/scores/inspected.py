@@ -37,17 +37,20 @@ class Picture(NamedTuple):
     error: str = ""
     has_pages: bool = False
     """Whether the file has several pages, of which this is the first."""
+    clipped: bool = False
+    """Whether it has values beyond the scale."""
 
 
 def read(path: str, size: int, shows: bool, scale: Scale = NOMINAL) -> Picture:
     """Decodes and resizes an image; one that cannot be decoded has an error instead."""
     try:
-        picture = pixels.decode(path, path, scale)
+        stored = pixels.read(path, path)
+        picture = pixels.eight_bits(stored, scale, printable(path))
     except ImageDataError as error:
         return Picture(path, None, None, str(error).removeprefix(f"{printable(path)}: "))
     image = np.ascontiguousarray(resized(picture, size).transpose(2, 0, 1))
     shown = _thumbnail(picture, _LONGEST) if shows else None
-    return Picture(path, image, shown, has_pages=pixels.has_pages(path))
+    return Picture(path, image, shown, "", pixels.has_pages(path), pixels.exceeds(stored, scale))
 
 
 def _thumbnail(picture: np.ndarray, longest: int) -> np.ndarray:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib
 import math
 import os
 import time
@@ -28,8 +29,8 @@ from dxmi_ext.engine.output import runlog
 from dxmi_ext.engine.settings import ConfigError, Settings, device_setting, setting
 from dxmi_ext.engine.storage import files
 from dxmi_ext.images.data import listing, pixels
-from dxmi_ext.images.data.contents import ImageDataError
-from dxmi_ext.images.data.dataset import note_pages
+from dxmi_ext.images.data.contents import ImageDataError, resolved
+from dxmi_ext.images.data.dataset import beyond, note_pages
 from dxmi_ext.images.data.listing import PICTURES
 
 
@@ -83,10 +84,10 @@ def find_pictures(given: Iterable[str], output: Path) -> list[str]:
     for path in given:
         below = [path]
         if os.path.isdir(path):
-            own = output.resolve()
+            own = resolved(output)
             below, skipped = listing.gather(listing.scan(path), splits=True)
-            below = [p for p in below if own not in Path(p).resolve().parents]
-            if unread := listing.summary((s for s in skipped if Path(s.path).resolve() != own), path):
+            below = [p for p in below if own not in resolved(p).parents]
+            if unread := listing.summary((s for s in skipped if resolved(s.path) != own), path):
                 runlog.note(f"skipped in {path}: {unread}")
             if not below:
                 raise ConfigError(f"FOLDER must have images ({', '.join(PICTURES)}), got {path!r}")
@@ -121,6 +122,7 @@ def score(scorer: Scorer, paths: Sequence[str], output: Path, cfg: ScoreSettings
     """
     threshold = scorer.threshold if cfg.threshold is None else cfg.threshold
     folder = output / score_files.HEAT_MAPS if cfg.heatmaps else None
+    importlib.import_module("PIL.Image")  # before an earlier scoring is removed
     score_files.make_room(output, folder)
     seconds, started = 0.0, time.perf_counter()
     with (
@@ -142,6 +144,8 @@ def score(scorer: Scorer, paths: Sequence[str], output: Path, cfg: ScoreSettings
             bar.update(len(batch))
         findings.drawn()
         note_pages(findings.paged)
+        if findings.clipped:
+            runlog.note(beyond(findings.clipped, scorer.scale))
         worst, failures = findings.worst.sorted(), findings.failures
         lead = f"{findings.anomalous} of {len(paths)} images are anomalous (score above {threshold:.4g})."
         lead += f" {scorer.about_threshold}" if cfg.threshold is None and scorer.about_threshold else ""
@@ -203,7 +207,7 @@ class _Findings:
     ) -> None:
         self.threshold, self.pixel_threshold, self.folder = threshold, pixel_threshold, folder
         self.worst, self.failures, self.anomalous = worst, dict[str, str](), 0
-        self.paged = list[str]()
+        self.paged, self.clipped = list[str](), 0
         self._threads, self._drawing = threads, list[Future[Shown | None]]()
 
     def row(self, i: int, picture: Picture, value: float, scores: Tensor, error: str) -> dict[str, object]:
@@ -213,6 +217,7 @@ class _Findings:
             return {"path": picture.path, "error": error}
         if picture.has_pages:
             self.paged.append(picture.path)
+        self.clipped += picture.clipped
         anomalous, png, place = value > self.threshold, None, None
         self.anomalous += anomalous
         if self.folder is not None:  # the index makes names unique

@@ -88,6 +88,11 @@ def refuse_pointer(file: Path, kind: type[UserError] = ImageDataError) -> None:
         raise kind(f"{printable(file)}: {found}")
 
 
+def resolved(path: str | Path) -> Path:
+    """The absolute path without links, except links to themselves, for which `Path.resolve` fails."""
+    return Path(os.path.realpath(Path(path).expanduser()))
+
+
 def printable(name: str | Path) -> str:
     r"""A file's name as text, with bytes that are not UTF-8 as \xNN."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")

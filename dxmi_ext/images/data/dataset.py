@@ -27,7 +27,7 @@ from dxmi_ext.engine.settings import ConfigError
 from dxmi_ext.engine.storage import files
 from dxmi_ext.images.data import layouts as image_sources
 from dxmi_ext.images.data import pixels
-from dxmi_ext.images.data.contents import UnreadableImages, printable
+from dxmi_ext.images.data.contents import UnreadableImages, printable, resolved
 from dxmi_ext.images.data.layouts import ImageDataError, Pictures
 from dxmi_ext.images.data.pixels import NOMINAL, Scale
 
@@ -157,7 +157,7 @@ def load(
     Raises:
         ImageDataError: the layout is unknown, or images are damaged or differ in size.
     """
-    path = Path(path).expanduser().resolve()
+    path = resolved(path)
     if size is not None and size < 1:
         raise ImageDataError(f"size must be >= 1 or None, got {size}")
     if scale is not None and split == "train":  # usually their own, and already decoded
@@ -393,7 +393,10 @@ def note_pages(paged: Collection[str]) -> None:
 
 def beyond(count: int, scale: Scale) -> str:
     """The note for images with values outside of a scale."""
-    return f"{count} image(s) have values beyond the training images' scale ({scale}); these are clipped"
+    shown = f"0 to {scale.white}"
+    if scale.floats:
+        shown += " or, of floats, {:g} to {:g}".format(*scale.floats)
+    return f"{count} image(s) have values beyond the training images' scale ({shown}); these are clipped"
 
 
 def _fit(array: np.ndarray, size: int | None) -> np.ndarray:

@@ -105,6 +105,8 @@ class Arrays:
 def _reason(file: Path, error: Exception) -> Exception | str:
     """Why numpy cannot read a file; it takes any unknown file for a pickle."""
     what = what_it_is(file)
+    if isinstance(error, OSError) and error.strerror:  # without the path, which the message names
+        return error.strerror
     if isinstance(error, OSError) or (what is not None and ("zip" in what or "numpy" in what)):
         return error
     return "it is not a numpy file" if what is None else f"it {what}"

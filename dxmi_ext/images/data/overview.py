@@ -17,7 +17,7 @@ import numpy as np
 
 from dxmi_ext.engine.errors import first_few
 from dxmi_ext.images.data import layouts, listing, pixels
-from dxmi_ext.images.data.contents import what_it_is
+from dxmi_ext.images.data.contents import resolved, what_it_is
 from dxmi_ext.images.data.layouts import SplitMissing
 from dxmi_ext.images.data.listing import Skipped
 
@@ -126,7 +126,7 @@ def of_images(path: Path | str) -> Overview:
     Raises:
         ImageDataError: see `layouts.find`; or the collection cannot be opened.
     """
-    path, found, missing = Path(path).expanduser().resolve(), {}, None
+    path, found, missing = resolved(path), {}, None
     for split in ("train", "val", "test"):
         try:
             source = layouts.find(path, split)

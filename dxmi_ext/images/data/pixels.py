@@ -132,7 +132,7 @@ def _scaled(image: np.ndarray, scale: Scale, name: str) -> np.ndarray:
         return ((values * 255 + scale.white // 2) // scale.white).astype(np.uint8)
     if scale.floats is None:
         raise ImageDataError(
-            f"{name} has float pixels, but the training images have integers, so its range is unknown; "
+            f"{name}: has float pixels, but the training images have integers, so its range is unknown; "
             "convert it or remove it"
         )
     if not np.isfinite(image).all():
@@ -199,11 +199,6 @@ def has_pages(file: str) -> bool:
 def is_first_page(image: Any) -> bool:
     """Whether a file opened by Pillow has more pages or frames; previews in photos (MPO) do not count."""
     return getattr(image, "is_animated", False) and image.format != "MPO"
-
-
-def decode(file: str | IO[bytes], name: str, scale: Scale = NOMINAL) -> np.ndarray:
-    """An image file as uint8 [H, W, 3]. See `read` and `eight_bits` for arguments and errors."""
-    return eight_bits(read(file, name), scale, printable(name))
 
 
 def marked(file: str, name: str) -> np.ndarray:
