@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from dxmi_ext import cli
 from dxmi_ext.engine.output.runlog import read_metrics
 from dxmi_ext.engine.storage import files
 from dxmi_ext.two_d import densities as data
@@ -142,4 +143,13 @@ def test_rejected_in_the_folder_of_a_run(
     before = contents(copy)
     assert train(copy, setting) == 2
     assert says in capsys.readouterr().err
+    assert contents(copy) == before
+
+
+def test_a_folder_with_a_run_of_another_task_is_rejected(
+    copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = contents(copy)
+    assert cli.main(["train", "gmm25", f"output={copy}"]) == 2
+    assert "task must be 'two_d' as in the run that" in capsys.readouterr().err
     assert contents(copy) == before

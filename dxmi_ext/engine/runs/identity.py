@@ -116,6 +116,9 @@ class Earlier:
         kept |= files.holds(directory / "checkpoints", folders.CHECKPOINTS)
         if not self._resume or not (directory / "config.yaml").is_file() or not kept:
             return None
+        task, own = config.peek(directory / "config.yaml", "task"), self._cfg.flat().get("task")
+        if None not in (task, own) and task != own:  # the settings of another task cannot be read
+            raise self._other("task", task, own)
         return settings_of(type(self._cfg), directory).flat()
 
     def check_settings(self) -> None:
@@ -132,10 +135,12 @@ class Earlier:
                 continue
             was = earlier[key]
             if was != wanted and not (key in _PATHS and _same_place(was, wanted)):
-                raise ConfigError(
-                    f"{key} must be {was!r} as in the run that {self._directory} holds, got {wanted!r}; "
-                    f"{_WAY_OUT}"
-                )
+                raise self._other(key, was, wanted)
+
+    def _other(self, key: str, was: Any, wanted: Any) -> ConfigError:
+        return ConfigError(
+            f"{key} must be {was!r} as in the run that {self._directory} holds, got {wanted!r}; {_WAY_OUT}"
+        )
 
     def had_its_data_here(self) -> bool:
         """Whether the earlier run, if any, had its data at the same path."""
