@@ -282,7 +282,7 @@ for testing. Features: those of EfficientNet-lite0 at 96 pixels, pooled, of leng
 directions in which good images have the largest squares. All methods of a run see the same features; tau = 0
 has the same base, autoencoder and settings as DxMI. In brackets: 95 % intervals of a paired bootstrap over
 test images. Synthetic defects are made from held-out good rows; settings were chosen by them as far as
-docs/anomaly.md describes.
+docs/anomaly-results.md describes.
 `data`: CIFAR-10's images, as folders or an npz.""",
     seeds=3,
     prepare=prepare,
