@@ -256,7 +256,7 @@ class LevelFunction(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         hidden = nn.functional.silu(2 * self.first(inputs))
         # Steps of Adam change the values about as much as those of a table.
-        return inputs[:, :2].sum(1, keepdim=True) * self.last(hidden) / _HIDDEN**0.5
+        return inputs[:, :2].any(1, keepdim=True) * self.last(hidden) / _HIDDEN**0.5
 
 
 def lengths_of(sampler: GaussianSampler) -> tuple[int, ...]:

@@ -235,8 +235,7 @@ class LengthSettings(Settings):
     )
     length_draw: str = setting(
         "uniform",
-        "distribution of T if there are several lengths: uniform; short: in proportion to 1 / T, which "
-        "suits networks that see the levels of a step",
+        "distribution of T if there are several lengths: uniform; short: in proportion to 1 / T",
         choices=("uniform", "short"),
     )
 
