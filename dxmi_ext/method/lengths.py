@@ -212,12 +212,13 @@ class StepLevels(nn.Module):
         self.sigma[rows], self.inputs[rows] = self._rows(schedule)
 
     def end_of(self, steps: int) -> None:
-        """Sets the inputs of the end to those of a chain of so many steps: 0; the shortness s = 1 - log T /
-        log of the largest T given at first, or 0; and sinusoids of it. So the end of the longest chain is all
-        0, and the energy of shorter chains may differ: it opposes the errors of their samples, which other
-        chains do not make.
+        """Sets the inputs of the end for a chain of ``steps`` steps.
+
+        They are 0, the shortness 1 - log T / log T_max, and sinusoids of it, where T_max is the largest T of
+        the chains given at first; all 0 for this chain and longer ones. Shorter chains thus have energies of
+        their own, which oppose errors that longer chains do not make.
         """
-        short = max(0.0, 1 - math.log(steps) / math.log(max(self.longest, 2)))
+        short = 1 - math.log(steps) / math.log(self.longest) if steps < self.longest else 0.0
         waves = (math.sin(math.pi / 2 * k * short) for k in range(1, self.INPUTS - 1))
         self.inputs[-1] = self.inputs.new_tensor([0, short, *waves])
 
@@ -256,7 +257,7 @@ class LevelFunction(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         hidden = nn.functional.silu(2 * self.first(inputs))
         # Steps of Adam change the values about as much as those of a table.
-        return inputs[:, :2].any(1, keepdim=True) * self.last(hidden) / _HIDDEN**0.5
+        return inputs.any(1, keepdim=True) * self.last(hidden) / _HIDDEN**0.5
 
 
 def lengths_of(sampler: GaussianSampler) -> tuple[int, ...]:

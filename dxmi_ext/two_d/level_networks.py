@@ -63,7 +63,7 @@ class LevelValueMLP(nn.Module):
     def forward(self, x: Tensor, timestep: Tensor) -> Tensor:
         inputs = self.levels.inputs
         own = torch.cat((self.energy.weight, self.energy.bias[None]), dim=1)
-        differs = inputs[:, :2].any(1, keepdim=True)
+        differs = inputs.any(1, keepdim=True)  # from the end of the longest chain
         heads = torch.where(differs, own.detach() + self.head(inputs), own)
         values = nn.functional.linear(self.trunk(x), heads[:, :-1], heads[:, -1])
         return values.gather(1, timestep[:, None])[:, 0]

@@ -93,6 +93,9 @@ def test_levels_are_those_of_each_step_and_the_next() -> None:
     for steps in (3, 7):  # the longest chain, and one that is longer still
         levels.end_of(steps)
         assert not levels.inputs[-1].any()
+    single = StepLevels([schedule_of(1)])
+    single.end_of(1)
+    assert not single.inputs[-1].any()
 
 
 def test_a_length_is_the_same_chain_trained_or_added() -> None:

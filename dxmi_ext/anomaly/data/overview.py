@@ -32,7 +32,7 @@ def recipe_for(path: Path) -> str:
         shapes = _shapes(path)
     except (OSError, ValueError, zipfile.BadZipFile):
         return "images"  # its loader raises the error
-    if any(len(shapes.get(key, (0, 0, 0))) < 3 for key in _ROW_KEYS):
+    if any(len(shapes[key]) < 3 for key in _ROW_KEYS if key in shapes):
         return "anomaly-vectors"
     return "anomaly" if shapes.keys() & _MASK_KEYS else "images"
 

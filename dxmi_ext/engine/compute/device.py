@@ -51,7 +51,7 @@ def versions() -> dict[str, str]:
 
 
 class Clock:
-    """Measures the speed of a phase. It never synchronizes with the device, as logging has done so.
+    """Measures the speed of a phase. It does not synchronize with the device; logging has already.
 
     Args:
         device: device of the run; on CUDA, peak memory is included.

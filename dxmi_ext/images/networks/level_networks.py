@@ -1,8 +1,10 @@
 """Networks that see the levels of a step, and so serve chains of any length, from a pretrained U-Net.
 
-The noise level is the time of the U-Net and of the encoder, as in pretraining. For the next level and T, a
-learned vector, zero at first, is added to the time embedding, as for the step size of shortcut models (Frans
-et al. 2024, arXiv 2410.12557). Imports torch, ``dxmi_ext.method.lengths`` and the networks of images.
+The noise level is the time of the U-Net and of the encoder, as in pretraining. For the previous and
+the next level, and for T at the end of a shorter chain, a learned vector, zero at first, is added to the time
+embedding, as for the step size of shortcut models (Frans et al. 2024, arXiv 2410.12557).
+
+Imports torch, ``dxmi_ext.method.lengths`` and the networks of images.
 """
 
 from __future__ import annotations
