@@ -373,7 +373,7 @@ def spoil_sizes(folder: Path) -> Path:
         (spoil_npz_to_nothing, r"a\.npz: cannot be read as npz"),
         (spoil_npz_to_an_array, r"images must be numbers .* got complex128 \[5, 8\]"),
         (spoil_gzip, r"ubyte\.gz: is damaged"),
-        (spoil_sizes, r"images have sizes \[3, 8, 8\] and \[3, 9, 9\]; give a size"),
+        (spoil_sizes, r"images must have one size unless image_size is set, got \[3, 8, 8\] and \[3, 9, 9\]"),
     ],
 )
 def test_bad_data_is_rejected(spoil: Callable[[Path], Path], message: str, tmp_path: Path) -> None:

@@ -174,8 +174,10 @@ def decoded(source: Source, split: str, size: int | None, scale: Scale | None = 
         pairs = [_decode(item, size, scale)[:2] for item in source.items]
     except pixels.Unsettled:
         return decoded(source, split, size, pixels.settled((item.image() for item in source.items), split))
-    if not pairs or len({image.shape for image, _ in pairs}) > 1:
-        raise ImageDataError(f"{split}: images must have one size, got none or several; give a size")
+    sizes = sorted({image.shape for image, _ in pairs})
+    if len(sizes) != 1:
+        got = " and ".join(str(list(shape)) for shape in sizes) or "no images"
+        raise ImageDataError(f"{split}: images must have one size unless size is set, got {got}")
     return AnomalyData(
         np.stack([image for image, _ in pairs]),
         np.array([item.label for item in source.items], np.int64),
@@ -238,7 +240,9 @@ def _write(entry: Path, source: Source, size: int | None, path: Path, scale: Sca
                 image, mask, is_beyond = _decode(item, size, scale)
                 if image.shape != shape:
                     sizes = f"{list(shape)} and {list(image.shape)}"
-                    raise ImageDataError(f"{printable(path)}: images have sizes {sizes}; give a size")
+                    raise ImageDataError(
+                        f"{printable(path)}: images must have one size unless size is set, got {sizes}"
+                    )
                 images.write(image.tobytes())
                 masks.write(mask.tobytes())
                 digest.update(image.data)

@@ -7,6 +7,7 @@ dtype of the weights, float32 or float64. Imports torch and the engine.
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -72,6 +73,8 @@ def prepare(
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if settings.compile:
         _try_compiler(next(found[0].parameters()).device)
+        # diffusers looks up torch's version through a cached function, which Dynamo may trace safely.
+        warnings.filterwarnings("ignore", "Dynamo detected a call to a `functools.lru_cache`", UserWarning)
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, VARIANTS)
         for network in found:
             network.compile(backend=BACKEND, dynamic=False)  # batches have B or 2B rows

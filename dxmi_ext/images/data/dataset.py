@@ -370,7 +370,7 @@ def _write(entry: Path, pictures: Pictures, size: int | None, path: Path, scale:
             if image.shape != shape:
                 sizes = f"{list(shape)} and {list(image.shape)}"
                 raise ImageDataError(
-                    f"{printable(path)}: images have sizes {sizes}; give a size (image_size=N)"
+                    f"{printable(path)}: images must have one size unless image_size is set, got {sizes}"
                 )
             file.write(image.tobytes())
             digest.update(image)
