@@ -23,6 +23,7 @@ from dxmi_ext.energies.targets import Energy, Target
 from dxmi_ext.engine.settings import ConfigError
 
 _PROBE = 16  # points at which an energy is tested
+_TOLERANCE = 0.01  # of a row's energy in batches of other sizes, relative to the largest
 
 
 def load(name: str, dim: int, particles: int | None, scale: float) -> tuple[Target, str]:
@@ -67,18 +68,19 @@ def _import(name: str, module_name: str) -> tuple[ModuleType, bytes]:
                     return _execute(module_name, file)
             module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        if error.name and module_name.startswith(error.name):
+        if error.name and f"{module_name}.".startswith(f"{error.name}."):
             raise ConfigError(
                 f"target must name a module in the current folder or an installed one, got {name!r}: "
                 f"no module {error.name!r} in {Path.cwd()}"
             ) from error
         raise ConfigError(f"target: {name!r} cannot be imported: {error}") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script may exit
         what = f"{type(error).__name__}: {error}"
         raise ConfigError(f"target: {name!r} cannot be imported: {what}") from error
-    if not module.__file__ or not module.__file__.endswith(".py"):
+    origin = getattr(module, "__file__", None) or ""  # built-in modules have none
+    if not origin.endswith(".py"):
         raise ConfigError(f"target must name a module with Python source, got {name!r}")
-    return module, Path(module.__file__).read_bytes()
+    return module, Path(origin).read_bytes()
 
 
 def _execute(module_name: str, file: Path) -> tuple[ModuleType, bytes]:
@@ -122,13 +124,15 @@ def _called(name: str, function: Any) -> Energy:
         if not isinstance(found, Tensor) or found.shape != x.shape[:1]:
             got = [*found.shape] if isinstance(found, Tensor) else type(found).__name__
             raise ConfigError(f"target: {name} must map {[*x.shape]} to [{len(x)}] energies, got {got}")
+        if not found.is_floating_point():
+            raise ConfigError(f"target: {name} must give floating-point energies, got {found.dtype}")
         return found.to(x.dtype)
 
     return energy
 
 
 def _try(target: Target, scale: float) -> None:
-    """Raises a ConfigError if the energy or its gradient is not finite."""
+    """Raises a ConfigError if the energy or its gradient is not finite, or a row's depends on the others."""
     y = scale * ops.normal((_PROBE, target.free), ops.noise_key(0))
     with torch.enable_grad():
         x = target.lift(y).requires_grad_()
@@ -138,6 +142,12 @@ def _try(target: Target, scale: float) -> None:
             raise ConfigError(
                 f"target: {target.name} must give finite energies, got {odd} at a normal point of standard "
                 f"deviation scale={scale:g}"
+            )
+        values, alone = energies.detach(), float(target.energy(x[:1]).detach())
+        if not abs(alone - values[0]) <= _TOLERANCE * values.abs().max():
+            raise ConfigError(
+                f"target: {target.name} must give the same energy for a row in batches of any size, got "
+                f"{alone:g} alone and {float(values[0]):g} among {_PROBE} rows"
             )
         if not energies.requires_grad:
             raise ConfigError(

@@ -139,7 +139,7 @@ def table(cfg: Config, numbers: dict[str, float | None]) -> str:
         rows.append(_row("samples of the target", {"w2": floor}, shown))
     if cfg.target.target is None:
         others = PUBLISHED.get(str(cfg.target.energy), {})
-        rows += [_row(name, values, shown) for name, values in others.items()]
+        rows += [_row(name, values, shown) for name, values in others.items() if values.keys() & own.keys()]
     return "\n".join(rows)
 
 

@@ -78,7 +78,7 @@ def _over_energy(path: plots.File, target: Target, samples: Tensor) -> None:
     with torch.no_grad():
         energies = target.energy(torch.cartesian_prod(*lines).to(samples))
     values = plots.to_numpy(energies).reshape(_GRID, _GRID).T
-    values = np.minimum(values - values.min(), 30.0)
+    values = np.minimum(values - np.fmin.reduce(values, axis=None), 30.0)  # nan outside a domain
     with plots.figure(path, 1, 1, width=4.2, height=4.2) as axes:
         axes[0].contourf(lines[0], lines[1], values, levels=30, cmap="viridis_r")
         axes[0].scatter(*plots.to_numpy(samples).T, s=2.0, c="white", alpha=0.6, linewidths=0)

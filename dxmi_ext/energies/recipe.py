@@ -45,7 +45,8 @@ def train(cfg: Config, ranks: Ranks | None = None) -> dict[str, Any]:
     """
     target, source = model.target_of(cfg)
     if cfg.target.target_source not in (None, source):
-        raise ConfigError(f"target_source must be null or {source}, got {cfg.target.target_source}")
+        wanted = "null" if source is None else f"null or {source}"
+        raise ConfigError(f"target_source must be {wanted}, got {cfg.target.target_source}")
     cfg.target.target_source = source
     run = Run(cfg, ranks)
 

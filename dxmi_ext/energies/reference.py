@@ -1,6 +1,6 @@
 """Reference samples of targets: exact ones, or for particles the ends of long Hamiltonian chains.
 
-Imports torch, ``dxmi_ext.ops`` and ``energies.targets``.
+Imports torch, ``dxmi_ext.ops``, the method and the task's networks and targets.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ _TARGET_ACCEPTANCE = 0.8
 
 
 def sampler_of(target: Target) -> Draw | None:
-    """A function that draws samples of a target; None if there is none."""
+    """A function that draws samples of a target; None if there is none. Ends of chains also depend on n,
+    through their common step size."""
     if target.draw is not None:
         return target.draw
     if target.name not in _CHAINS:

@@ -1,4 +1,5 @@
-"""Settings of the task of samplers of an energy. Imports the engine and ``energies.targets``."""
+"""Settings of the task of samplers of an energy. Imports the engine, the method and
+``energies.targets``."""
 
 from __future__ import annotations
 

@@ -64,14 +64,14 @@ class Target:
         if self.particles is None:
             return y
         basis = centered_basis(self.particles).to(y)
-        return (basis @ y.view(len(y), self.particles - 1, -1)).flatten(1)
+        return (basis @ y.unflatten(1, (self.particles - 1, -1))).flatten(1)
 
     def coordinates(self, x: Tensor) -> Tensor:
         """x [N, D] -> y [N, free]; the center of mass is lost."""
         if self.particles is None:
             return x
         basis = centered_basis(self.particles).to(x)
-        return (basis.T @ x.view(len(x), self.particles, -1)).flatten(1)
+        return (basis.T @ x.unflatten(1, (self.particles, -1))).flatten(1)
 
 
 @functools.cache
@@ -84,7 +84,7 @@ def centered_basis(n: int) -> Tensor:
 
 def distances(x: Tensor, particles: int) -> Tensor:
     """The distances of all pairs of particles, x [N, D] -> [N, n (n - 1) / 2]."""
-    points = x.view(len(x), particles, -1)
+    points = x.unflatten(1, (particles, -1))
     i, j = torch.triu_indices(particles, particles, 1, device=x.device)
     return (points[:, i] - points[:, j]).square().sum(-1).clamp(min=1e-12).sqrt()
 
@@ -185,7 +185,7 @@ def _lennard_jones() -> Target:
 
     def energy(x: Tensor) -> Tensor:
         inverse = distances(x, 13).pow(-6)
-        points = x.view(len(x), 13, 3)
+        points = x.unflatten(1, (13, 3))
         centered = points - points.mean(1, keepdim=True)
         return 2 * (inverse.square() - 2 * inverse).sum(1) + centered.square().sum((1, 2)) / 2
 

@@ -274,7 +274,9 @@ def _draw(
     picture = output / f"{experiment.name}.png"
     try:
         if (draws or not picture.exists()) and (absent := table.figure(picture, experiment, done)):
-            runlog.note(f"{picture}: the networks of {', '.join(absent)} are not in {done[0].work}")
+            runlog.note(
+                f"{picture}: the networks or pictures of {', '.join(absent)} are not in {done[0].work}"
+            )
     except UserError as error:  # networks of another version, or damaged
         runlog.note(f"no figure: {error}")
     return [*pictures, picture] if picture.is_file() else pictures

@@ -29,7 +29,8 @@ _TITLE_WIDTH = 22  # characters
 _MADE_BY = "Made by `dxmi reproduce "
 Found = Mapping[str, Sequence[Mapping[str, Any]]]
 """Row name -> the json of its units, by seed."""
-_PICTURES = {
+_DRAWN_FROM = {
+    two_d: "model",
     images: "samples.png",
     energies: "samples.png",
     anomaly: "heatmaps.png",
@@ -123,12 +124,12 @@ def figure(path: Path, experiment: Experiment, units: Sequence[Unit]) -> list[st
         units: finished units; the first of each row that has a run is drawn.
 
     Returns:
-        The names of finished rows without a run.
+        The names of finished rows of which there is nothing to draw.
     """
     shown: dict[str, Unit] = {}
     finished = dict.fromkeys(unit.row.name for unit in units)
     for unit in units:
-        if (unit.folder / "model").is_dir() or _picture(unit).is_file():
+        if _drawn_from(unit).exists():
             shown.setdefault(unit.row.name, unit)
     absent = [name for name in finished if name not in shown]
     if not shown or (absent and path.exists()):
@@ -138,15 +139,15 @@ def figure(path: Path, experiment: Experiment, units: Sequence[Unit]) -> list[st
         if drawn[0].task is two_d:
             plots.gallery(file, [_plane(unit) for unit in drawn])
         elif len(drawn) > 1:
-            plots.grids(file, [(_title(unit), _picture(unit)) for unit in drawn])
+            plots.grids(file, [(_title(unit), _drawn_from(unit)) for unit in drawn])
         else:
-            file.write(_picture(drawn[0]).read_bytes())
+            file.write(_drawn_from(drawn[0]).read_bytes())
     return absent
 
 
-def _picture(unit: Unit) -> Path:
-    """The path of the picture that a run draws; the run's folder if it draws none."""
-    return unit.folder / _PICTURES.get(unit.task, "")
+def _drawn_from(unit: Unit) -> Path:
+    """The networks of a 2D run, or the picture that a run of another task draws."""
+    return unit.folder / _DRAWN_FROM[unit.task]
 
 
 def _plane(unit: Unit) -> tuple[str, Tensor, Tensor | None]:

@@ -31,7 +31,7 @@ def run(missing: Sequence[Unit], workers: int) -> list[str]:
         runlog.note(f"{unit.name}: {number} of {len(missing)}")
         try:
             computing.compute(unit)
-        except UserError as error:
+        except (UserError, OSError) as error:
             failures.append(f"{unit.name}: {error}")
     return failures
 

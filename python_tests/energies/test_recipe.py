@@ -13,7 +13,9 @@ import torch
 
 from dxmi_ext import cli
 from dxmi_ext.energies import plots
-from dxmi_ext.energies.targets import TARGETS
+from dxmi_ext.energies.evaluation import table
+from dxmi_ext.energies.settings import Config
+from dxmi_ext.energies.targets import TARGETS, Target
 from dxmi_ext.engine.output import runlog
 from dxmi_ext.method.stepper import Stepper
 
@@ -98,6 +100,23 @@ def test_samples_that_are_not_finite_are_no_reason_to_stop(name: str, odd: int) 
     assert len(file.getvalue()) > 1000
 
 
+def test_an_energy_without_a_value_at_some_points_has_contours_at_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    axes = pytest.importorskip("matplotlib.axes")
+    drawn: list[np.ndarray] = []
+    monkeypatch.setattr(axes.Axes, "contourf", lambda self, x, y, values, **_: drawn.append(values))
+    target = Target("half a plane", 2, lambda x: -x[:, 0].log())
+    plots.samples(io.BytesIO(), target, torch.tensor([[-1.0, 0.0], [1.0, 0.0], [2.0, 0.0]]), None)
+    assert 0.5 < np.isfinite(drawn[0]).mean() < 1
+
+
+def test_the_table_has_published_rows_only_of_numbers_that_it_has() -> None:
+    cfg = Config.of({"recipe": "gmm25", "task": "energies", "pretrained": False, "energy": "gmm25"})
+    assert "PIS" in table(cfg, {"log_partition_true": 0.0, "elbo_gap": 1.0})
+    assert "PIS" not in table(cfg, {"log_partition_true": 0.0, "w2": 1.0})
+
+
 @pytest.mark.parametrize("settings", [["sampler=dxmi"], ["sampler=vgs"], ["sampler=vgs", "replay=0.7"]])
 def test_an_interrupted_run_ends_at_the_same_bytes(
     settings: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -178,6 +197,7 @@ def test_own_target_belongs_to_its_run(
         ("energy", ["target=own_missing:b", "dim=2"], "no module 'own_missing'"),
         ("gmm25", ["dim=3"], "dim must be 2 with energy=gmm25, got 3"),
         ("gmm25", ["particles=2"], "particles must be null with energy=gmm25, got 2"),
+        ("gmm25", ["target_source=x"], "target_source must be null, got x"),
         ("gmm25", ["schedule=vp"], "schedule must be ve with sampler=dxmi, got vp"),
         ("gmm25", ["sampler=vgs", "schedule=vp"], "must be < steps=3 with schedule=vp, got 150.0 and 0.4"),
         ("dw4", ["per_dimension=true"], "per_dimension must be false with particles=4, got true"),

@@ -63,8 +63,11 @@ def test_energies_of_particles_are_invariant(name: str) -> None:
     square = torch.randn(d, d, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     rotation = torch.linalg.qr(square).Q
     before = target.energy(x.flatten(1))
-    for moved in (x @ rotation, x.flip(1), x + 3.0):
+    strided = x.flatten(1).T.contiguous().T
+    for moved in (x @ rotation, x.flip(1), x + 3.0, strided):
         assert torch.allclose(target.energy(moved.flatten(1)), before)
+    assert target.energy(strided[:0]).shape == (0,)
+    assert torch.allclose(target.coordinates(strided), target.coordinates(x.flatten(1)))
 
 
 def test_coordinates_of_particles_leave_the_center_of_mass_out() -> None:
@@ -106,6 +109,10 @@ def flat(x): return x.detach().square().sum(1)
 def constant(x): return (x * 0 + 1).detach().sum(1)
 def numbers(x): return [1.0]
 def failing(x): raise KeyError("nothing")
+def counts(x): return x.square().sum(1).long()
+def turning(x): return x.square().sum(1) * 1j
+def coupled(x): return (x - x.mean(0)).square().sum(1)
+def squeezed(x): return x.square().sum(1, keepdim=True).squeeze()
 """
 
 
@@ -155,8 +162,20 @@ def test_own_target_of_a_package_in_the_current_folder(module: Path) -> None:
         ("own_energies:flat", r"differentiable by torch, got energies without a gradient"),
         ("own_energies:numbers", r"\[16\] energies, got list"),
         ("own_energies:failing", r"failed on a tensor \[16, 3\]: KeyError"),
+        ("own_energies:counts", r"floating-point energies, got torch\.int64"),
+        ("own_energies:turning", r"floating-point energies, got torch\.complex64"),
+        (
+            "own_energies:coupled",
+            r"the same energy for a row in batches of any size, got 0 alone and \S+ among 16 rows",
+        ),
+        ("own_energies:squeezed", r"must map \[1, 3\] to \[1\] energies, got \[\]"),
+        ("own_needy:energy", r"'own_needy:energy' cannot be imported: No module named 'own'"),
+        ("own_script:energy", r"'own_script:energy' cannot be imported: SystemExit: 3"),
+        ("sys:exit", r"a module with Python source, got 'sys:exit'"),
     ],
 )
 def test_bad_own_targets_are_named(module: Path, name: str, message: str) -> None:
+    module.with_name("own_needy.py").write_text("import own")
+    module.with_name("own_script.py").write_text("raise SystemExit(3)")
     with pytest.raises(ConfigError, match=message):
         custom.load(name, 3, None, 1.0)

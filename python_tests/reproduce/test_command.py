@@ -160,7 +160,7 @@ def test_a_finished_unit_is_kept_and_a_damaged_one_made_again(
     (tmp_path / "work" / "a-seed0" / "model").rename(tmp_path / "model")
     (results / "b-seed0.json").unlink()
     assert reproduce(tmp_path) == 0 and (results / "tiny.png").read_bytes() == b"of both"
-    assert "the networks of a are not in" in capsys.readouterr().err
+    assert "the networks or pictures of a are not in" in capsys.readouterr().err
     before = stamps(tmp_path)
     # Damaged: cut off, of another seed, without numbers. The run still exists, so the numbers are the same.
     whole = (results / "a-seed0.json").read_text()
@@ -453,6 +453,30 @@ def test_gallery_is_drawn(tmp_path: Path) -> None:
     assert (tmp_path / "a.png").stat().st_size > 1000
     plots.grids(tmp_path / "b.png", [("again", tmp_path / "a.png")] * 5)
     assert (tmp_path / "b.png").stat().st_size > 1000
+
+
+def test_a_run_without_its_picture_is_absent_from_the_figure(tmp_path: Path) -> None:
+    """A run has none if it could not be drawn."""
+    row = next(row for row in EXPERIMENTS["energies"].rows if row.name == "gmm25-dxmi-t20")
+    unit = Unit(row, 0, False, tmp_path, tmp_path)
+    (unit.folder / "model").mkdir(parents=True)
+    assert table.figure(tmp_path / "a.png", EXPERIMENTS["energies"], [unit]) == [row.name]
+    (unit.folder / "samples.png").write_bytes(b"picture")
+    assert table.figure(tmp_path / "a.png", EXPERIMENTS["energies"], [unit]) == []
+    assert (tmp_path / "a.png").read_bytes() == b"picture"
+
+
+def test_an_error_of_a_file_stops_no_other_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    computed: list[str] = []
+
+    def compute(unit: Unit) -> None:
+        if unit.row.name == "a":
+            raise PermissionError("no")
+        computed.append(unit.row.name)
+
+    monkeypatch.setattr(computing, "compute", compute)
+    missing = [Unit(Row(name, "", {}), 0, False, tmp_path, tmp_path) for name in "ab"]
+    assert workers.run(missing, 1) == ["a-seed0: no"] and computed == ["b"]
 
 
 def test_sweeps_of_fixed_units(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
