@@ -115,15 +115,16 @@ def export(
     Raises:
         UserError: the run cannot be exported, or the output exists.
     """
-    if run in tasks.shipped().values():
+    if run.resolve() in map(Path.resolve, tasks.shipped().values()):
         license = license or _OURS
+    name = repo or run.resolve().name
     if hasattr(task, "load_scorer"):
         scorer = task.load_scorer(run, torch.device("cpu"))
 
         def readme(usage: str) -> str:
             cfg = settings_of(task.Config, run)
             about = _card_of_detector(run, scorer, usage)
-            return card.text_of(about, run, cfg, name=repo or run.name, license=license)
+            return card.text_of(about, run, cfg, name=name, license=license)
 
         return detectors.export(scorer, output, onnx=onnx, readme=readme)
     if onnx is not None:
@@ -135,7 +136,7 @@ def export(
         raise ConfigError(f"RUN must have a trained sampler, got {str(run)!r}")
     exchange.check(networks.sampler)
     about = _card_of_sampler(cfg, networks.sampler, repo or _HERE)
-    text = card.text_of(about, run, cfg, name=repo or run.name, license=license)
+    text = card.text_of(about, run, cfg, name=name, license=license)
     return exchange.export(networks.sampler, output, text)
 
 

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dxmi_ext import ops
-from dxmi_ext.engine.arguments import at_least
+from dxmi_ext.engine.arguments import at_least, of_type
 from dxmi_ext.engine.compute.calls import call
 from dxmi_ext.method.sampler import GaussianSampler, Timed, per_row
 from dxmi_ext.method.schedules import Schedule
@@ -75,11 +75,10 @@ class DxMIScheduler(SchedulerMixin, ConfigMixin):
         initial_std: float = 1.0,
     ) -> None:
         given = dict(zip(TABLES, (sample_coef, output_coef, log_std, time, input_scale), strict=True))
+        steps = max(1, len(log_std))
         for name, table in given.items():
-            if len(table) != len(log_std) or not len(table):
-                raise ValueError(
-                    f"{name} must have {len(log_std)} values, one for each step, got {len(table)}"
-                )
+            if len(table) != steps:
+                raise ValueError(f"{name} must have {steps} values, one for each step, got {len(table)}")
         self._tables = torch.tensor(list(given.values()), dtype=torch.float64)
         self.init_noise_sigma = initial_std
         self.timesteps = self._tables[3].float()
@@ -308,6 +307,7 @@ def noise_key(key: Tensor | None, generator: torch.Generator | None, device: tor
     """The given key, or one drawn from the generator, on the device."""
     if key is not None and generator is not None:
         raise ValueError("key must be None with a generator, got both")
+    of_type("key", key, (Tensor, type(None)), "a tensor from noise_key or None")
     if isinstance(generator, list):
         raise TypeError(
             "generator must be a single one, got a list: a row's noise depends on its index already"

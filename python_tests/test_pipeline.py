@@ -214,6 +214,8 @@ def test_bad_input() -> None:
         scheduler.step(x, scheduler.timesteps[:3], x)
     with pytest.raises(ValueError, match="key must be None with a generator"):
         scheduler.step(x, time, x, torch.Generator(), key=KEY)
+    with pytest.raises(TypeError, match="key must be a tensor from noise_key or None, got int"):
+        make_pipeline(sampler)(key=3)
     with pytest.raises(TypeError, match="generator must be a single one, got a list"):
         scheduler.step(x, time, x, [torch.Generator()])
     with pytest.raises(ValueError, match="output_type must be pil, np, pt or raw, got 'jpg'"):
@@ -223,6 +225,8 @@ def test_bad_input() -> None:
     tables = {name: [0.0, 1.0] for name in pipeline_module.TABLES}
     with pytest.raises(ValueError, match="output_coef must have 2 values, one for each step, got 1"):
         DxMIScheduler(**{**tables, "output_coef": [1.0]})
+    with pytest.raises(ValueError, match="sample_coef must have 1 values, one for each step, got 0"):
+        DxMIScheduler(**{name: [] for name in tables})
     with pytest.raises(ValueError, match=r"time must have distinct values, got"):
         DxMIScheduler(**{**tables, "time": [1.0, 1.0]})
     with pytest.raises(TypeError, match="sampler must have a Timed network, got Linear"):

@@ -305,6 +305,9 @@ def test_load_says_what_does_not_fit(tmp_path: Path) -> None:
     with pytest.raises(dxmi_ext.CheckpointError, match=r"it lacks sampler.log_std.* and \d+ more"):
         dxmi_ext.load(tmp_path / "value", wider)
     assert all(torch.equal(before[name], tensor) for name, tensor in wider.state_dict().items())
+    (path / "config.json").write_text("[]")
+    with pytest.raises(dxmi_ext.CheckpointError, match=r"config.json: expected a JSON object, got list"):
+        dxmi_ext.load(path, made)
     (path / "model.safetensors").write_bytes(b"no tensors")
     for wrong, what in ((path, "missing or corrupt"), (tmp_path / "absent", "a folder of saved networks")):
         with pytest.raises(dxmi_ext.CheckpointError, match=what):
@@ -323,6 +326,16 @@ def test_state_that_is_no_tensor_is_refused(tmp_path: Path) -> None:
     with pytest.raises(dxmi_ext.ConfigError, match="no state but tensors, got _extra_state"):
         dxmi_ext.Pretrainer(WithState(2, 2), levels, lr=1e-3, iterations=1, seed=0)
     assert not [*tmp_path.iterdir()]
+
+
+def test_save_follows_a_link(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to("disk")
+    for _ in range(2):
+        dxmi_ext.save(tmp_path / "link", networks())
+    assert (tmp_path / "link").is_symlink()
+    assert sorted(path.name for path in (tmp_path / "disk").iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["disk", "link"]
 
 
 def test_save_replaces_nothing_of_others(tmp_path: Path) -> None:

@@ -48,8 +48,8 @@ class Run:
 
     Raises:
         folders.FolderError: the folder does not belong to a run.
-        ConfigError: it holds a run of other settings or data, or the batch size is not a multiple of the
-            number of ranks.
+        ConfigError: it holds a run of other settings or data, or one of more iterations; or the batch size is
+            not a multiple of the number of ranks.
         files.Locked: another process runs in the folder.
         checkpoint.CheckpointError: the checkpoint to resume from is missing or damaged.
         health.Diverged: steps are still not finite after all rollbacks.
@@ -165,7 +165,7 @@ class Run:
             return
         if name in self.past:
             return
-        resumed = self._restore(name, stepper)
+        resumed = self._restore(name, stepper, iterations)
         with self.log.progress(name, iterations, stepper.iteration) as bar, self.signals.held():
             if not resumed:
                 self._save(name, stepper)  # for a rollback
@@ -214,7 +214,7 @@ class Run:
         if many:
             self.log.note(f"{phase}: skipped steps, which were not finite: {', '.join(many)}")
 
-    def _restore(self, phase: str, stepper: Trainable) -> bool:
+    def _restore(self, phase: str, stepper: Trainable, iterations: int) -> bool:
         """Loads the state to resume from, if there is one."""
         if self._state is None:
             return False
@@ -227,6 +227,11 @@ class Run:
             stepper.load_state_dict(self._state["stepper"])
         except (KeyError, RuntimeError, ValueError) as error:
             raise checkpoint.CheckpointError(f"the checkpoint has other settings: {error}") from error
+        if stepper.iteration > iterations:
+            raise ConfigError(
+                f"iterations must be >= {stepper.iteration}, the iteration of the checkpoint to resume from, "
+                f"got {iterations}; resume=never starts afresh"
+            )
         self._state = None
         self._rollbacks.retry(phase, stepper)
         return True

@@ -225,7 +225,7 @@ class Config:
         removed: keys of earlier versions, with their replacements; see `config.load`.
 
     Raises:
-        ConfigError: see `Settings`; or a rule is broken.
+        ConfigError: see `Settings`; or a key is unknown, or a rule broken.
     """
 
     rules: ClassVar[Sequence[Rule]] = ()
@@ -254,10 +254,12 @@ class Config:
     @classmethod
     def of(cls: type[C], values: Mapping[str, Any] | None = None, given: Collection[str] | None = None) -> C:
         """Settings from values by flat keys, of which a user gave some; by default all."""
-        values = values or {}
+        values, keys = values or {}, cls.keys()
+        if unknown := [name for name in values if name not in keys]:
+            raise ConfigError(f"{unknown[0]}: unknown key")
         given = values.keys() if given is None else given
         parts: dict[str, dict[str, Any]] = {field.name: {} for field in dataclasses.fields(cls)}
-        for name, key in cls.keys().items():
+        for name, key in keys.items():
             assert key.group is not None
             parts[key.group][name] = values.get(name, key.default)
         kinds = {field.name: field.metadata["kind"] for field in dataclasses.fields(cls)}

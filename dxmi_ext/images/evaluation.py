@@ -118,7 +118,8 @@ def check_extractors(cfg: Config, data: ImageData) -> None:
 
 
 def _features(cfg: Config) -> list[str]:
-    return [] if cfg.evaluation.features is None else cfg.evaluation.features.split(",")
+    names = cfg.evaluation.features
+    return [] if names is None else [name.strip() for name in names.split(",")]
 
 
 def compared(cfg: Config, data: ImageData) -> int:

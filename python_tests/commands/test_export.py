@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from dxmi_ext import cli, ops
+from dxmi_ext import cli, ops, tasks
 from dxmi_ext.images.networks import convert, pretrained
 from image_runs import run_of_images
 from runs import contents
@@ -45,7 +45,8 @@ def test_an_export_has_a_model_card(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     about |= {"device": "cpu", "resumed_from": []}
     numbers = {"fd_8": 12.345, "thing": {"auroc": 0.5}}
     (tmp_path / "summary.json").write_text(json.dumps(about | numbers))
-    assert cli.main(["export", str(tmp_path), "license=cc-by-4.0"]) == 0
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["export", ".", "license=cc-by-4.0"]) == 0
     card = (tmp_path / "diffusers" / "README.md").read_text(encoding="utf-8")
     _, front, text = card.split("---\n", 2)
     assert yaml.safe_load(front) == {
@@ -56,7 +57,18 @@ def test_an_export_has_a_model_card(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     }
     assert "| fd_8 | 12.35 |" in text and "| thing.auroc | 0.5 |" in text and "wall_seconds" not in text
     assert "recipe `tiny`" in text and "tau: 0.2\n" in text and "from `images`" in text
+    assert f"\n# {tmp_path.name}\n" in text
     assert "/home/me" not in text and str(tmp_path) not in text
+
+
+def test_a_run_that_ships_has_its_license_by_any_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_of_images(tmp_path, monkeypatch)
+    monkeypatch.setattr(tasks, "shipped", lambda: {"tiny": tmp_path})
+    monkeypatch.chdir(tmp_path.parent)
+    assert cli.main(["export", tmp_path.name]) == 0
+    assert "license: mit\n" in (tmp_path / "diffusers" / "README.md").read_text(encoding="utf-8")
 
 
 class FakeHub:

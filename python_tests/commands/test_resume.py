@@ -78,6 +78,19 @@ def test_finished_run_resumes_to_more_iterations(copy: Path, monkeypatch: pytest
     assert len((copy / "metrics.jsonl").read_text().splitlines()) == PRETRAIN + 8
 
 
+def test_fewer_iterations_than_are_done_are_rejected(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    interrupt(monkeypatch, PRETRAIN + 5)
+    assert train(tmp_path) == 130
+    monkeypatch.setattr(data, "sample", SAMPLE_DATA)
+    assert train(tmp_path, "iterations=3") == 2
+    says = "iterations must be >= 4, the iteration of the checkpoint to resume from, got 3"
+    assert says in capsys.readouterr().err
+    assert train(tmp_path) == 0
+    assert_same_run(tmp_path, finished)
+
+
 def test_run_resumes_from_a_checkpoint_by_path(finished: Path, copy: Path) -> None:
     assert train(copy, f"resume={copy}/checkpoints/step_00000008") == 0
     assert_same_run(copy, finished)

@@ -331,6 +331,9 @@ def test_given_is_what_was_typed_or_differs_from_the_default(tmp_path: Path, rec
         "decay": 0.8,
     }
     assert ToyConfig.of({"share": 0.5}).given == {"share"} and ToyConfig().given == set()
+    for make in (lambda: ToyConfig.of({"shear": 0.5}), lambda: cfg.replace(shear=0.5)):
+        with pytest.raises(ConfigError, match=r"^shear: unknown key$"):
+            make()
 
 
 def test_rules_are_checked_whenever_settings_are_made(recipe: Path) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -411,6 +413,15 @@ def test_a_checkpoint_with_files_of_others_is_none_once_it_is_pruned(tmp_path: P
     assert contents(tmp_path).keys() >= {f"step_{i:08d}/mine.txt" for i in range(3)}
     found = checkpoint.load_latest(tmp_path, pytest.fail)
     assert found is not None and found[1] == {"i": 3}
+
+
+def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(files.fcntl, "flock", flock)
+    with files.lock(tmp_path / "a"), files.locked(tmp_path / "b"):
+        assert {path.name for path in tmp_path.iterdir()} == {"a", "b"}
 
 
 def test_settings_that_are_not_yaml_name_the_file(tmp_path: Path) -> None:

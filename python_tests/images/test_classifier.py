@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+from dxmi_ext.images import evaluation
 from dxmi_ext.images.data.dataset import ImageData
 from dxmi_ext.images.metrics import classifier, distances
 from dxmi_ext.images.metrics.features import FeatureError
+from dxmi_ext.images.settings import Config
 
 pytest.importorskip("safetensors")
 pytest.importorskip("tqdm")
@@ -57,6 +59,11 @@ def test_features_distinguish_kinds(tmp_path: Path) -> None:
     near, far = (distances.compare(other, found[0], extractor) for other in found[1:])
     assert far["fd_classifier_40"] > 20 * near["fd_classifier_40"]
     assert far["recall_classifier_40"] == 0 < near["recall_classifier_40"]
+
+
+def test_names_of_extractors_may_have_spaces_between_them(tmp_path: Path) -> None:
+    cfg = Config.of({"features": "classifier, classifier", "cache": str(tmp_path)})
+    assert [found.name for found in evaluation.extractors(cfg, two_kinds())] == ["classifier"] * 2
 
 
 @pytest.mark.parametrize("labels", [None, np.zeros(10, np.int64)])

@@ -312,7 +312,8 @@ def test_folders_of_converted_checkpoints(kind: str, suffix: str, diffusion: EDM
     state = {name: t.half() for name, t in randomize(reference).items()}
     path = tmp_path / f"checkpoint{suffix}"
     torch.save(state, path) if suffix == ".pt" else safetensors.torch.save_file(state, path)
-    convert.convert(path, kind, tmp_path / "out", image_size=size, head_channels=head_channels)
+    image_size = None if kind == "edm" else size
+    convert.convert(path, kind, tmp_path / "out", image_size=image_size, head_channels=head_channels)
 
     loaded = pretrained.load(tmp_path / "out", (3, size, size), classes=5)
     assert loaded.diffusion == diffusion
@@ -369,14 +370,20 @@ def test_networks_without_a_counterpart_are_rejected() -> None:
 def test_files_that_are_not_read(tmp_path: Path) -> None:
     torch.save(nn.Linear(1, 1), tmp_path / "pickle.pkl")
     torch.save({"state": {"a": torch.ones(1)}}, tmp_path / "nested.pt")
+    torch.save({0: torch.ones(1)}, tmp_path / "numbered.pt")
+    torch.save({"enc.8x8_block0.conv1.weight": torch.tensor(1.0)}, tmp_path / "scalar.pt")
     (tmp_path / "text.safetensors").write_text(json.dumps({}))
     for name, kind, message in [
         ("absent.pt", "edm", "no such file"),
         ("pickle.pkl", "edm", "pickled objects"),
         ("nested.pt", "edm", "expected a state dict"),
+        ("numbered.pt", "edm", "expected a state dict"),
+        ("scalar.pt", "edm", "not a checkpoint of this kind"),
         ("text.safetensors", "edm", "not a state dict"),
         ("pickle.pkl", "ddpm", "kind must be one of .* got 'ddpm'"),
     ]:
         with pytest.raises(UserError, match=message):
             convert.convert(tmp_path / name, kind, tmp_path / "out")
+    with pytest.raises(UserError, match=r"image_size must be null with kind=edm.* got 8"):
+        convert.convert(tmp_path / "scalar.pt", "edm", tmp_path / "out", image_size=8)
     assert not (tmp_path / "out").exists()

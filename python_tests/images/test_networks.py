@@ -367,6 +367,23 @@ def test_weights_that_are_pickled_missing_or_others_are_rejected(tmp_path: Path)
         pretrained.load(tmp_path / "a", (1, 8, 8))
 
 
+@pytest.mark.parametrize(
+    ("file", "entries"),
+    [
+        ("unet/config.json", {"_class_name": "UNet2DModel"}),
+        ("unet/config.json", {"_class_name": "UNet2DModel", "block_out_channels": 8}),
+        ("scheduler/scheduler_config.json", LINEAR | {"beta_start": None}),
+        ("scheduler/scheduler_config.json", LINEAR | {"num_train_timesteps": 0}),
+        ("scheduler/scheduler_config.json", {"_class_name": "EDMEulerScheduler", "sigma_data": "x"}),
+    ],
+)
+def test_a_damaged_config_is_named(tmp_path: Path, file: str, entries: dict[str, object]) -> None:
+    saved(tmp_path / "a")
+    (tmp_path / "a" / file).write_text(json.dumps(entries))
+    with pytest.raises(UserError, match=r"a: a config has a missing or invalid entry: "):
+        pretrained.load(tmp_path / "a", (1, 8, 8))
+
+
 def test_the_hub_is_asked_only_when_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only safetensors and configs of the repository named by "hub:" are downloaded."""
     saved(tmp_path / "snapshot")

@@ -236,7 +236,10 @@ def load_model_about(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: names the file and what is wrong with it.
     """
-    return tensor_files.read_json(Path(path) / _MODEL[1])
+    about = tensor_files.read_json(Path(path) / _MODEL[1])
+    if not isinstance(about, dict):
+        raise CheckpointError(f"{Path(path) / _MODEL[1]}: expected a JSON object, got {type(about).__name__}")
+    return about
 
 
 @contextmanager

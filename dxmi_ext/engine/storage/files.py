@@ -112,6 +112,8 @@ def folder(path: Path, ours: Tree | None = None) -> Iterator[Path]:
         ours: files of the old content to replace; all others stay. None: nothing is replaced, so ``path``
             must be absent or an empty folder, also at the end.
     """
+    if path.is_symlink():
+        path = path.resolve()  # replace what the link names, not the link
     making, previous = unfinished(path), _beside(path, _PREVIOUS)
     shutil.rmtree(making, ignore_errors=True)
     try:
@@ -214,13 +216,15 @@ def read_json(path: Path) -> dict[str, Any]:
 def locked(path: Path) -> Iterator[None]:
     """One process at a time within the block; others wait without a time limit.
 
-    The lock is an empty file that is left behind; the kernel releases it if the process dies.
+    The lock is an empty file that is left behind; the kernel releases it if the process dies. On a file
+    system without locks, nobody waits.
     """
     with naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = path.open("w")
     with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        with suppress(OSError):  # the file system has no locks
+            fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 

@@ -224,7 +224,7 @@ def frechet_distance(mean: Tensor, covariance: Tensor, mean_: Tensor, covariance
     """|m - m'|^2 + tr(S + S' - 2 (S S')^1/2) of two Gaussians (Heusel et al. 2017), in float64.
 
     S S' has the eigenvalues of the symmetric R S' R with R = S^1/2, which is stable for singular
-    covariances; eigenvalues below 0 by rounding are set to 0.
+    covariances; eigenvalues, and a distance, below 0 by rounding are set to 0.
 
     Args:
         mean, covariance, mean_, covariance_: [D] and [D, D] of the two Gaussians.
@@ -235,7 +235,8 @@ def frechet_distance(mean: Tensor, covariance: Tensor, mean_: Tensor, covariance
     values, vectors = torch.linalg.eigh(covariance)
     root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
     product = torch.linalg.eigvalsh(root @ covariance_ @ root).clamp(min=0).sqrt().sum()
-    return float((mean - mean_).square().sum() + covariance.trace() + covariance_.trace() - 2 * product)
+    distance = (mean - mean_).square().sum() + covariance.trace() + covariance_.trace() - 2 * product
+    return float(distance.clamp(min=0))
 
 
 def kernel_distance(

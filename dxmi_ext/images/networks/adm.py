@@ -5,6 +5,7 @@ Imports torch and ``dxmi_ext``; diffusers where used.
 
 from __future__ import annotations
 
+import textwrap
 from typing import Any, ClassVar
 
 import torch
@@ -75,7 +76,8 @@ class Checkpoint:
         try:
             model.load_state_dict(new, assign=True)
         except RuntimeError as error:
-            raise UserError(f"does not describe one ADM network: {error}") from error
+            reason = textwrap.shorten(str(error), 300)
+            raise UserError(f"does not describe one ADM network: {reason}") from error
         return UNet(model.eval())
 
     def _config(self) -> dict[str, object]:

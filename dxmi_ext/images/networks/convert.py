@@ -61,10 +61,13 @@ def convert(
         head_channels: channels of an attention head; 64 in published checkpoints.
 
     Raises:
-        UserError: the file or kind does not exist, or the network has no exact counterpart.
+        UserError: the file or kind does not exist, a size is given for an EDM network, or the network has no
+            exact counterpart.
     """
     if kind not in KINDS:
         raise UserError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
+    if kind == "edm" and image_size is not None:
+        raise UserError(f"image_size must be null with kind=edm, whose checkpoints have it, got {image_size}")
     state = _read(Path(path))
     try:
         if kind == "edm":
@@ -73,6 +76,8 @@ def convert(
             network = from_consistency(state, image_size=image_size, head_channels=head_channels)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
+    except (LookupError, RuntimeError, TypeError, ValueError) as error:  # tensors of other shapes
+        raise UserError(f"{path}: not a checkpoint of this kind: {error}") from error
     pretrained.save(network, Path(out_folder), KINDS[kind])
 
 
@@ -113,6 +118,8 @@ def _read(path: Path) -> dict[str, Tensor]:
         ) from error
     except Exception as error:  # any error for a file of another kind
         raise UserError(f"{path}: not a state dict: {error}") from error
-    if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):
+    if not isinstance(state, dict) or not all(
+        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in state.items()
+    ):
         raise UserError(f"{path}: expected a state dict, of names and tensors alone")
     return state

@@ -81,7 +81,8 @@ def convert_checkpoint(checkpoint: Path, cfg: ConvertSettings) -> Path:
     """Converts a checkpoint to a diffusers folder and returns its path; see `images.networks.convert`.
 
     Raises:
-        UserError: no kind is given, the output exists, or the network has no exact counterpart.
+        ConfigError: no kind is given.
+        UserError: the output exists; and see `images.networks.convert`.
     """
     if cfg.kind is None:
         raise ConfigError(f"kind must be one of {', '.join(convert.KINDS)}, got none")

@@ -6,6 +6,7 @@ Imports torch and ``dxmi_ext``; diffusers, and huggingface_hub for a source name
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -76,15 +77,17 @@ def load(source: str | Path, data_shape: Sequence[int], classes: int | None = No
         classes: number of classes of the data; None: unconditional.
 
     Raises:
-        UserError: the folder, its safetensors or some weights are missing, or the network is of another kind
-            or does not fit the data.
+        UserError: the folder, its safetensors or some weights are missing, a config is incomplete, or the
+            network is of another kind or does not fit the data.
     """
     root = _download(source) if isinstance(source, str) and source.startswith(HUB) else Path(source)
     folder = root / "unet" if (root / "unet").is_dir() else root
-    config = _read_config(folder)
-    _check_data(folder, config, tuple(data_shape), classes)
-    scheduler = _read_scheduler(root)
-    diffusion = None if scheduler is None else read_diffusion(scheduler)
+    config, scheduler = _read_config(folder), _read_scheduler(root)
+    try:
+        _check_data(folder, config, tuple(data_shape), classes)
+        diffusion = None if scheduler is None else read_diffusion(scheduler)
+    except (LookupError, TypeError, ValueError) as error:
+        raise UserError(f"{root}: a config has a missing or invalid entry: {error}") from error
     return Pretrained(_read_network(folder), diffusion)
 
 
@@ -216,7 +219,7 @@ def _read_network(folder: Path) -> UNet:
             output_loading_info=True,
         )
     except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"{folder}: {error}") from error
+        raise UserError(f"{folder}: {textwrap.shorten(str(error), 300)}") from error
     if wrong := [*report["missing_keys"], *report["unexpected_keys"]]:
         raise UserError(f"{folder}: weights and config.json disagree, among others on {wrong[0]}")
     return UNet(model)
@@ -233,7 +236,7 @@ def _read_scheduler(root: Path) -> dict[str, Any] | None:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not JSON: {error}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected a JSON object, got {type(content).__name__}")

@@ -159,8 +159,10 @@ def unet_config(a: Architecture, data_shape: Sequence[int], classes: int | None 
 
 
 def check_labels(labels: Tensor | None, classes: int | None) -> None:
-    """Raises:
-    ValueError: labels are given to an unconditional network, or missing for a conditional one.
+    """Checks that labels are given if the network has classes, and only then.
+
+    Raises:
+        ValueError: they are given to an unconditional network, or missing for a conditional one.
     """
     if (labels is None) != (classes is None):
         wanted = "None" if classes is None else f"one of {classes} classes for each row"
