@@ -23,6 +23,7 @@ import torch
 
 sys.path.append(str(Path(__file__).parent))
 
+from dxmi_ext.engine.compute.graphs import WARM_UP
 from peers import OURS
 from places import Place, places, why_no_cuda
 from report import Report, Row
@@ -137,7 +138,8 @@ class Measure:
 
     def _plan(self, function: Callable[[], Any]) -> tuple[int, int]:
         """The number of calls per round and of rounds that fit the budget; also warms up."""
-        function()
+        for _ in range(WARM_UP + 1 if self._place.graph else 1):  # the trainer captures its graph in the last
+            function()
         seconds = self._seconds(function, 1)
         if seconds < self._round_seconds:
             seconds = self._seconds(function, 10)

@@ -11,6 +11,7 @@ of the same name, which is replaced.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import os
@@ -61,9 +62,8 @@ def add(folder: Path, work: Path, name: str, status: str, seconds: int) -> Path:
         record = json.loads(path.read_text(encoding="utf-8"))
     part = {"status": status, "seconds": seconds, "date": datetime.date.today().isoformat(), **about}
     part["detail"] = detail(work / f"{name}.log", failed=status == "failed")
-    numbers = work / f"{name}.json"
-    if numbers.exists():
-        part["numbers"] = compact(json.loads(numbers.read_text(encoding="utf-8")))
+    with contextlib.suppress(OSError, ValueError):  # absent, or cut off by the time limit
+        part["numbers"] = compact(json.loads((work / f"{name}.json").read_text(encoding="utf-8")))
     record["parts"][name] = part
     folder.mkdir(parents=True, exist_ok=True)
     write(path, json.dumps(record, indent=1))

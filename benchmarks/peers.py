@@ -88,13 +88,14 @@ def exact_sampler_step(arguments: tuple[Tensor, ...], results: tuple[Tensor, ...
     x, out, t, a, b, log_std = (x.detach() for x in arguments[:6])
     mean = _column(a, t, x) * x + _column(b, t, x) * out
     z = (results[0].detach().double() - mean) / _column(log_std, t, x).exp()
-    _assert_standard_normal(z)
+    # On the CPU, torch 2.11 draws bfloat16 noise from few bits; its variance is .98.
+    _assert_standard_normal(z, slack=0.03 if results[0].dtype == torch.bfloat16 else 0.0)
     return reference.sampler_step(*arguments[:6], z)
 
 
-def _assert_standard_normal(z: Tensor) -> None:
+def _assert_standard_normal(z: Tensor, slack: float = 0.0) -> None:
     assert abs(z.mean()) < 5 / math.sqrt(z.numel()), f"mean of z: {z.mean()}"
-    assert abs(z.var() - 1) < 5 * math.sqrt(2 / z.numel()), f"variance of z: {z.var()}"
+    assert abs(z.var() - 1) < 5 * math.sqrt(2 / z.numel()) + slack, f"variance of z: {z.var()}"
 
 
 def _make_transition(shape: Shape, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:

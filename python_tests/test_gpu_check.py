@@ -59,12 +59,15 @@ def test_results_of_a_second_call_join_those_of_the_first(tmp_path: Path) -> Non
     add("iteration", "passed", "...", {"benchmarks": [{"group": "step", **times}]})
     add("main", "passed", "...", {"auroc": 0.9})
     add("tests", "passed", "line\n6 passed\n")  # the same part in another call
+    (work / "ops.json").write_text('{"benchmarks": [')  # cut off
+    add("ops", "stopped after 5 s", "...")
 
     json_file, text_file = sorted(folder.iterdir())
     assert json_file.name == "gpu_check-A-GPU-torch-2.11.0+cu130.json"
     record = json.loads(json_file.read_text())
     assert (record["device"], record["torch"], record["CUDA of torch"]) == ("A GPU", "2.11.0+cu130", "13.0")
     parts = record["parts"]
+    assert parts["ops"].pop("status") == "stopped after 5 s" and "numbers" not in parts.pop("ops")
     assert {name: part["status"] for name, part in parts.items()} == dict.fromkeys(
         ("build", "tests", "iteration", "main"), "passed"
     )
