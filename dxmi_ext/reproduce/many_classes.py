@@ -70,12 +70,12 @@ TRIED = "even"
 """Split on which the other candidates run, with seed 0; its test labels have no part in the choice."""
 _WITHOUT_A_BASE = {"gamma": 0.1, "energy_lr": 1e-5}
 CURVE = "curve"
-"""Row of a longer run of split TRIED without a base, with all trained baselines, for a curve."""
+"""Rows of longer runs without a base, with all trained baselines, for curves."""
 _PICTURE = "anomaly-curve.png"
 _LONGER: dict[str, Any] = {
     "baselines": "all",
     "curve_every": 100,
-    "iterations": 1200,
+    "iterations": 3600,
     "tau": 0.1,
     "gamma": 0.1,
     "scaled_steps": True,
@@ -104,11 +104,13 @@ def _rows() -> list[Row]:
     plain = [_row(split, "dxmi", seeds=1, **_WITHOUT_A_BASE) for split in SPLITS]
     others = {name: settings for name, settings in CANDIDATES.items() if name != CHOSEN}
     tried = [_row(TRIED, f"dxmi-{name}", seeds=1, **settings) for name, settings in others.items()]
-    longer = dataclasses.replace(
-        _row(TRIED, CURVE, seeds=1, **_LONGER),
-        label=f"{TRIED}, DxMI for {_LONGER['iterations']:,} iterations",
-    )
-    return [*ours, *parts, *plain, *tried, longer]
+    longer = [
+        dataclasses.replace(
+            _row(split, CURVE, **_LONGER), label=f"{split}, DxMI for {_LONGER['iterations']:,} iterations"
+        )
+        for split in SPLITS
+    ]
+    return [*ours, *parts, *plain, *tried, *longer]
 
 
 def _row(split: str, run: str, seeds: int | None = None, **settings: Any) -> Row:
@@ -217,7 +219,7 @@ def _chosen(aurocs: Mapping[str, float]) -> str:
 
 
 def _is_longer(unit: Any) -> bool:
-    return bool(unit.row.name == f"{TRIED}_{CURVE}")
+    return bool(unit.row.name.endswith(f"_{CURVE}"))
 
 
 def curves_of(numbers: Mapping[str, float]) -> dict[str, dict[int, float]]:
@@ -231,32 +233,53 @@ def curves_of(numbers: Mapping[str, float]) -> dict[str, dict[int, float]]:
 
 
 def _curves(units: Sequence[Any], output: Path) -> str:
-    """Draws the curves of the longer run, and describes them in Markdown; empty if it has not run."""
-    unit = next((unit for unit in units if _is_longer(unit) and unit.seed == 0), None)
-    found = curves_of(files.read_json(unit.path)["numbers"]) if unit is not None else {}
-    if not found:
+    """Draws the mean curves of the longer runs, and describes them in Markdown; empty if none has run."""
+    runs: dict[str, list[dict[str, dict[int, float]]]] = {split: [] for split in SPLITS}
+    for unit in filter(_is_longer, units):
+        runs[unit.row.name.partition("_")[0]].append(curves_of(files.read_json(unit.path)["numbers"]))
+    runs = {split: found for split, found in runs.items() if found}
+    if not runs:
         return ""
+    means = {split: _mean_curves(found) for split, found in runs.items()}
+    mean = _mean_curves([*means.values()])
     with files.file(output / _PICTURE) as file:
-        plots.curves(file, {TITLES[name]: curve for name, curve in found.items()}, "AUROC")
-    said = []
-    for name, curve in found.items():
-        late = [value for i, value in curve.items() if 2 * i >= max(curve)]
-        said.append(f"{TITLES[name]}: {curve[max(curve)]:.3f} ({min(late):.3f} to {max(late):.3f})")
+        plots.curves(file, {TITLES[name]: curve for name, curve in mean.items()}, "AUROC")
+    heads = ["without a base", *runs, "mean", "at first", "lowest", "highest"]
+    lines = [heads, ["---", *["---:"] * (len(heads) - 1)]]
+    for name, curve in mean.items():
+        end = max(curve)
+        late = [value for i, value in curve.items() if 2 * i >= end]
+        ends = [means[split][name][end] for split in runs]
+        cells = (*ends, curve[end], curve[min(curve)], min(late), max(late))
+        lines.append([TITLES[name], *(f"{value:.3f}" for value in cells)])
+    seeds = ", ".join(f"{split}: {len(found)}" for split, found in runs.items())
     return (
-        f"AUROC of a run without a base (split {TRIED}, seed 0, tau = {_LONGER['tau']}) at its end, and in "
-        f"brackets the lowest and highest in its second half: {'; '.join(said)}.\n\n"
-        f"![AUROC over iterations]({_PICTURE})"
+        f"AUROC after {end:,} iterations without a base, tau = {_LONGER['tau']}: means over seeds ({seeds}). "
+        "Last columns: the mean of the splits before training, and its range in the second half.\n\n"
+        f"{_table(lines)}\n\n![AUROC over iterations]({_PICTURE})"
     )
 
 
+def _mean_curves(runs: Sequence[Mapping[str, Mapping[int, float]]]) -> dict[str, dict[int, float]]:
+    """The mean of the runs' curves, by method."""
+    return {
+        name: {i: float(np.mean([run[name][i] for run in runs])) for i in curve}
+        for name, curve in runs[0].items()
+    }
+
+
 def _shown(found: Mapping[str, Any]) -> str:
-    others = list(next(iter(found["gains"].values())))
+    others = list(next(iter(found["gains"].values()), ()))
     heads = ["mean of the splits", "AUROC", *(f"ahead of {_title(name)}" for name in others)]
     lines = [heads, ["---", *["---:"] * (len(heads) - 1)]]
     for name, mean in found["mean"].items():
         differences = found["gains"].get(name, {}).values()
         cells = [f"{gain:+.3f} ({low:+.3f} to {high:+.3f})" for gain, low, high in differences]
         lines.append([_title(name), f"{mean:.3f}", *(cells or [""] * len(others))])
+    return _table(lines)
+
+
+def _table(lines: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 

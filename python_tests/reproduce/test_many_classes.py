@@ -89,17 +89,33 @@ def test_gains_are_paired_and_survive_their_scores(tmp_path: Path) -> None:
     assert many_classes.summary([], tmp_path / "other") == ""
 
 
-def test_the_longer_run_becomes_a_figure_and_stays_out_of_the_means(tmp_path: Path) -> None:
+def test_a_single_method_has_a_mean_and_no_gains(tmp_path: Path) -> None:
+    units = []
+    for split in many_classes.SPLITS:
+        folder = tmp_path / f"{split}_dxmi"
+        folder.mkdir()
+        np.savez(folder / "test_scores.npz", anomalous=np.arange(M) % 2 == 1, dxmi=np.arange(M) % 2)
+        units.append(SimpleNamespace(folder=folder, row=SimpleNamespace(name=folder.name)))
+    assert "| DxMI | 1.000 |" in many_classes.summary(units, tmp_path).splitlines()
+
+
+def test_longer_runs_become_a_figure_and_stay_out_of_the_means(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    numbers = {"curve/tau0/0": 0.7, "curve/tau0/200": 0.6, "curve/tau0/100": 0.9, "curve/dxmi/0": 0.7}
-    numbers |= {"curve/dxmi/200": 0.8, "curve/dxmi/100": 0.75, "image_auroc": 0.8}
-    row = next(row for row in many_classes.ANOMALY.rows if row.name == "even_curve")
-    assert Unit(row, 0, False, tmp_path, tmp_path).config().networks.scaled_steps
-    (tmp_path / "unit.json").write_text(json.dumps({"numbers": numbers}))
-    unit = SimpleNamespace(row=row, seed=0, path=tmp_path / "unit.json", folder=tmp_path / "none")
-    shown = many_classes.summary([unit], tmp_path)
+    rows = {row.name: row for row in many_classes.ANOMALY.rows}
+    assert Unit(rows["odd_curve"], 0, False, tmp_path, tmp_path).config().networks.scaled_steps
+    units = []
+    for name, seed, shift in (("odd_curve", 0, 0.0), ("even_curve", 0, 0.1), ("odd_curve", 1, 0.02)):
+        numbers = {"curve/tau0/0": 0.7, "curve/tau0/200": 0.6, "curve/tau0/100": 0.8, "curve/dxmi/0": 0.7}
+        numbers |= {"curve/dxmi/200": 0.8, "curve/dxmi/100": 0.75}
+        path = tmp_path / f"{name}{seed}.json"
+        shifted = {key: value + shift for key, value in numbers.items()} | {"image_auroc": 0.8}
+        path.write_text(json.dumps({"numbers": shifted}))
+        units.append(SimpleNamespace(row=rows[name], seed=seed, path=path, folder=tmp_path / "none"))
+    shown = many_classes.summary(units, tmp_path)
+    assert "means over seeds (even: 1, odd: 2)" in shown
+    assert "| DxMI | 0.900 | 0.810 | 0.855 | 0.755 | 0.805 | 0.855 |" in shown
+    assert "| DxMI, tau = 0 | 0.700 | 0.610 | 0.655 | 0.755 | 0.655 | 0.855 |" in shown
     assert shown.endswith("![AUROC over iterations](anomaly-curve.png)")
-    assert "DxMI: 0.800 (0.750 to 0.800); DxMI, tau = 0: 0.600 (0.600 to 0.900)." in shown
     assert (tmp_path / "anomaly-curve.png").stat().st_size
     assert not (tmp_path / many_classes.GAINS).exists()
 
