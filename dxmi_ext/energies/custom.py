@@ -132,7 +132,7 @@ def _called(name: str, function: Any) -> Energy:
 
 
 def _try(target: Target, scale: float) -> None:
-    """Raises a ConfigError if the energy or its gradient is not finite, or a row's depends on the others."""
+    """Raises a ConfigError if the energy or its gradient is not finite, or a row depends on others."""
     y = scale * ops.normal((_PROBE, target.free), ops.noise_key(0))
     with torch.enable_grad():
         x = target.lift(y).requires_grad_()

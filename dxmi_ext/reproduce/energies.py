@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from dxmi_ext.energies.evaluation import PUBLISHED
-from dxmi_ext.reproduce.experiments import Experiment, Row
+from dxmi_ext.reproduce.experiments import Experiment, Row, markdown_table
 
 _SAMPLERS = {"dxmi": "DxMI", "vgs": "VGS"}
 _SWEPT = (10, 20, 30, 50)  # T of the targets with a sweep
@@ -58,12 +58,12 @@ _COLUMNS = {
 def _published() -> str:
     """Published figures as a table."""
     keys = ("elbo_gap", "log_partition_error", "w2")
-    lines = ["| published | " + " | ".join(_COLUMNS[key] for key in keys) + " |", "|---|---:|---:|---:|"]
-    for target, methods in PUBLISHED.items():
-        for method, numbers in methods.items():
-            cells = (f"{numbers[key]:.3f}" if key in numbers else "" for key in keys)
-            lines.append(f"| {target}, {method} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    rows = [
+        [f"{target}, {method}", *(f"{numbers[key]:.3f}" if key in numbers else "" for key in keys)]
+        for target, methods in PUBLISHED.items()
+        for method, numbers in methods.items()
+    ]
+    return markdown_table(["published", *(_COLUMNS[key] for key in keys)], rows)
 
 
 ENERGIES = Experiment(

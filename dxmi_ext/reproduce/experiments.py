@@ -67,3 +67,9 @@ class Experiment:
     """What the prepared data depend on besides ``data``; data prepared with other values are replaced."""
     summary: Callable[[Sequence[Any], Path], str] | None = None
     """Text about all units, from the finished ones and the folder of the page."""
+
+
+def markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown whose columns, except the first, are aligned to the right."""
+    rule = ["---", *["---:"] * (len(heads) - 1)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (heads, rule, *rows))

@@ -23,7 +23,7 @@ from dxmi_ext.engine.storage import files
 from dxmi_ext.images.data import dataset
 from dxmi_ext.images.metrics import features
 from dxmi_ext.reproduce import gains, plots
-from dxmi_ext.reproduce.experiments import Experiment, Row
+from dxmi_ext.reproduce.experiments import Experiment, Row, markdown_table
 
 SPLITS = {"0-4": (0, 1, 2, 3, 4), "5-9": (5, 6, 7, 8, 9), "even": (0, 2, 4, 6, 8), "odd": (1, 3, 5, 7, 9)}
 """The good classes of each split."""
@@ -245,18 +245,18 @@ def _curves(units: Sequence[Any], output: Path) -> str:
     with files.file(output / _PICTURE) as file:
         plots.curves(file, {TITLES[name]: curve for name, curve in mean.items()}, "AUROC")
     heads = ["without a base", *runs, "mean", "at first", "lowest", "highest"]
-    lines = [heads, ["---", *["---:"] * (len(heads) - 1)]]
+    rows = []
     for name, curve in mean.items():
         end = max(curve)
         late = [value for i, value in curve.items() if 2 * i >= end]
         ends = [means[split][name][end] for split in runs]
         cells = (*ends, curve[end], curve[min(curve)], min(late), max(late))
-        lines.append([TITLES[name], *(f"{value:.3f}" for value in cells)])
+        rows.append([TITLES[name], *(f"{value:.3f}" for value in cells)])
     seeds = ", ".join(f"{split}: {len(found)}" for split, found in runs.items())
     return (
         f"AUROC after {end:,} iterations without a base, tau = {_LONGER['tau']}: means over seeds ({seeds}). "
         "Last columns: the mean of the splits before training, and its range in the second half.\n\n"
-        f"{_table(lines)}\n\n![AUROC over iterations]({_PICTURE})"
+        f"{markdown_table(heads, rows)}\n\n![AUROC over iterations]({_PICTURE})"
     )
 
 
@@ -271,16 +271,12 @@ def _mean_curves(runs: Sequence[Mapping[str, Mapping[int, float]]]) -> dict[str,
 def _shown(found: Mapping[str, Any]) -> str:
     others = list(next(iter(found["gains"].values()), ()))
     heads = ["mean of the splits", "AUROC", *(f"ahead of {_title(name)}" for name in others)]
-    lines = [heads, ["---", *["---:"] * (len(heads) - 1)]]
+    rows = []
     for name, mean in found["mean"].items():
         differences = found["gains"].get(name, {}).values()
         cells = [f"{gain:+.3f} ({low:+.3f} to {high:+.3f})" for gain, low, high in differences]
-        lines.append([_title(name), f"{mean:.3f}", *(cells or [""] * len(others))])
-    return _table(lines)
-
-
-def _table(lines: Sequence[Sequence[str]]) -> str:
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+        rows.append([_title(name), f"{mean:.3f}", *(cells or [""] * len(others))])
+    return markdown_table(heads, rows)
 
 
 def _title(run: str) -> str:

@@ -19,7 +19,7 @@ from dxmi_ext.energies import recipe as energies
 from dxmi_ext.engine.storage import files
 from dxmi_ext.images import recipe as images
 from dxmi_ext.reproduce import plots
-from dxmi_ext.reproduce.experiments import Experiment
+from dxmi_ext.reproduce.experiments import Experiment, markdown_table
 from dxmi_ext.reproduce.units import Unit
 from dxmi_ext.two_d import recipe as two_d
 from dxmi_ext.two_d.plots import grid
@@ -76,7 +76,7 @@ def markdown(
         parts.append(
             "**Runs with a tenth of the iterations, to show that the experiment works, not results.**"
         )
-    parts += [*([summary] if summary else []), _table([*heads, "seeds"], rows)]
+    parts += [*([summary] if summary else []), markdown_table([*heads, "seeds"], rows)]
     notes = [
         "Mean ± standard deviation over seeds; the runs of a row differ only in their seeds.",
         *([experiment.notes] if experiment.notes else []),
@@ -124,7 +124,7 @@ def figure(path: Path, experiment: Experiment, units: Sequence[Unit]) -> list[st
         units: finished units; the first of each row that has a run is drawn.
 
     Returns:
-        The names of finished rows of which there is nothing to draw.
+        The names of finished rows with nothing to draw.
     """
     shown: dict[str, Unit] = {}
     finished = dict.fromkeys(unit.row.name for unit in units)
@@ -162,11 +162,6 @@ def _plane(unit: Unit) -> tuple[str, Tensor, Tensor | None]:
 
 def _title(unit: Unit) -> str:
     return textwrap.fill(unit.row.label, _TITLE_WIDTH)
-
-
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    rule = ["---", *["---:"] * (len(heads) - 1)]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (heads, rule, *rows))
 
 
 def _floors(experiment: Experiment, found: Found) -> str:
