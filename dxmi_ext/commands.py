@@ -55,7 +55,7 @@ def train(options: argparse.Namespace) -> None:
     except Stopped:
         if ranks.first:
             settings = [s for s in options.settings if s.partition("=")[0] not in ("output", "resume")]
-            _tell_how_to_go_on(options, f"output={cfg.run.output}", *settings)
+            _tell_how_to_resume(options, f"output={cfg.run.output}", *settings)
         raise
 
 
@@ -140,16 +140,19 @@ def evaluate(options: argparse.Namespace) -> None:
     folder, task = _run_of(options)
     if (cfg := _settings(options, task.EvaluateSettings)) is None:
         return
-    if cfg.output:
-        folders.check_file(Path(cfg.output), folders.is_numbers, "one of a run's numbers")
-    for key in ("picture", "neighbors"):
-        if picture := getattr(cfg, key, None):
-            folders.check_file(Path(picture), folders.is_picture, "a grid of samples", key=key)
-            Path(picture).parent.mkdir(parents=True, exist_ok=True)
+    kinds = {"output": (folders.is_numbers, "one of a run's numbers")}
+    kinds |= dict.fromkeys(("picture", "neighbors"), (folders.is_picture, "a grid of samples"))
+    outputs = {key: Path(path) for key in kinds if (path := getattr(cfg, key, None))}
+    for key, path in outputs.items():
+        folders.check_file(path, *kinds[key], key=key)
+    if len({path.resolve() for path in outputs.values()}) < len(outputs):
+        got = ", ".join(repr(str(path)) for path in outputs.values())
+        raise ConfigError(f"{' and '.join(outputs)} must be different files, got {got}")
+    for path in outputs.values():
+        path.parent.mkdir(parents=True, exist_ok=True)
     numbers, table = task.evaluate(folder, cfg, choose_device(cfg.device))
     print(table)
     if cfg.output:
-        Path(cfg.output).parent.mkdir(parents=True, exist_ok=True)
         write_json(cfg.output, folders.NUMBERS_ENTRY | numbers)
 
 
@@ -202,7 +205,7 @@ def reproduce(options: argparse.Namespace) -> None:
     try:
         reproduce.run(experiment, config.load(reproduce.ReproduceSettings, None, given))
     except Stopped:
-        _tell_how_to_go_on(options, *given)
+        _tell_how_to_resume(options, *given)
         raise
 
 
@@ -258,7 +261,7 @@ def info(options: argparse.Namespace) -> None:
         print(f"{name:<{width}}  {value}")
 
 
-def _tell_how_to_go_on(options: argparse.Namespace, *settings: str) -> None:
+def _tell_how_to_resume(options: argparse.Namespace, *settings: str) -> None:
     again = shlex.join(["dxmi", options.command, options.target, *settings])
     print(f"stopped; to resume: {again}", file=sys.stderr)
 

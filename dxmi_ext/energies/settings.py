@@ -253,6 +253,7 @@ class Config(RunnableConfig):
             ("sampler_width", "sampler_depth", *PolicySettings.keys()),
         ),
         Effect("sampler=vgs", lambda s: s.sampler == "vgs", ("damped_steps", *GradientSettings.keys())),
+        Effect("steps > 1", lambda s: s.steps > 1, ("var_last",)),
         Effect("pretraining, which this task does not have", lambda s: False, ("pretrain_iterations",)),
     )
 

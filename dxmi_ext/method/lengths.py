@@ -266,14 +266,17 @@ def lengths_of(sampler: GaussianSampler) -> tuple[int, ...]:
 
 
 def draw_length(sampler: GaussianSampler, seed: int, iteration: int) -> None:
-    """Sets the length of an iteration at random, the same on all ranks and after a resume."""
+    """Sets the length of an iteration at random, the same on all ranks and after a resume: each length once
+    in every `len(lengths)` iterations, or in proportion to 1 / T where the sampler favors short chains."""
     if not isinstance(sampler, MultiLengthSampler):
         return
     draws, lengths = random.Random(f"{seed} {iteration}"), sampler.lengths
     if sampler.favors_short:
         sampler.use(draws.choices(lengths, [1 / steps for steps in lengths])[0])
     else:
-        sampler.use(draws.choice(lengths))
+        # Shuffled blocks, so that no length waits long for its next iteration.
+        block, place = divmod(iteration, len(lengths))
+        sampler.use(random.Random(f"{seed} block {block}").sample(lengths, len(lengths))[place])
     if isinstance(sampler, AnyLengthSampler) and draws.random() < sampler.random_spacing:
         sampler.respace(_random_places(draws, sampler.steps))
 

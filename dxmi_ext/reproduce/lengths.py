@@ -15,6 +15,7 @@ def _any_length(recipe: str = "8gaussians") -> Row:
     settings: dict[str, Any] = {"lengths": ",".join(map(str, _SEVERAL)), "step_input": "levels"}
     settings |= {"random_spacing": 0.25, "untrained_lengths": ",".join(map(str, _UNTRAINED))}
     settings |= {"iterations": 10_000, "batch_size": 256, "sampler_lr": 1e-3}
+    settings |= {"td_lambda": 0.9, "expected_cost": True}
     label = "one network that sees noise levels, trained with 2, 4, 5 and 10 steps"
     return _of_lengths("levels", label, recipe, **settings)
 

@@ -51,6 +51,17 @@ def test_a_picture_replaces_no_other_file(
     assert mine.read_text() == "mine"
 
 
+def test_outputs_of_one_evaluation_are_different_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("diffusers")
+    monkeypatch.chdir(tmp_path)
+    given = ["output=numbers.json", "picture=grid.png", f"neighbors={tmp_path}/grid.png"]
+    assert cli.main(["evaluate", "fashion-mnist-t4", *given]) == 2
+    wanted = "output and picture and neighbors must be different files, got 'numbers.json', 'grid.png', "
+    assert wanted in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
 def test_kl_with_an_automatic_tau_uses_its_last_value(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -195,6 +195,7 @@ def test_settings_without_effect_are_rejected(overrides: str, says: str) -> None
         (images, "rho=5", "rho has no effect without schedule=edm"),
         (images, "prediction=v schedule=edm", "prediction has no effect without schedule=fastdpm or ddim"),
         (anomaly, "langevin_steps=9 baselines=all", None),
+        (energies, "var_last=.5 steps=1", "var_last has no effect without steps > 1"),
         (energies, "replay=.5", "replay has no effect without sampler=vgs"),
         (energies, "sampler_lr=1e-4 sampler=vgs", "sampler_lr has no effect without sampler=dxmi"),
     ],

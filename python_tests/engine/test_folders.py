@@ -20,7 +20,7 @@ import runs
 from dxmi_ext import cli
 from dxmi_ext.engine import run
 from dxmi_ext.engine.output import plots
-from dxmi_ext.engine.runs import identity, report, run_folder
+from dxmi_ext.engine.runs import config, identity, report, run_folder
 from dxmi_ext.engine.settings import ConfigError
 from dxmi_ext.engine.storage import checkpoint, files, folders
 from dxmi_ext.engine.storage.folders import FolderError
@@ -319,6 +319,18 @@ def test_commands_overwrite_only_their_own_files(
     assert cli.main([command, str(finished), f"output={output}", *settings]) == 2
     assert f"got '{output}', which has other content" in one_line(capsys)
     assert output.read_text() == "mine"
+
+
+def test_paths_of_settings_become_absolute_also_in_lists(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("inception.pth").touch()
+    given = ["features=efflite0, inception.pth,missing.pth", "start=none", "cache=."]
+    cfg = config.load(images.Config, None, given)
+    identity.make_paths_absolute(cfg)
+    assert cfg.evaluation.features == f"efflite0,{tmp_path}/inception.pth,missing.pth"
+    assert (cfg.flat()["start"], cfg.source.cache) == ("none", str(tmp_path))
 
 
 # --- names -------------------------------------------------------------------------------------------

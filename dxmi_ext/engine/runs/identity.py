@@ -24,6 +24,7 @@ _MAY_CHANGE = {"output", "iterations", "device", "threads", "shard", "resume", "
 _MAY_CHANGE |= {"checkpoint_every", "keep_checkpoints", "log_every", "picture_every", "dry_run", "cache"}
 # Settings that may be paths: absolute in config.yaml, so that a run can be read from any working directory.
 _PATHS = ("start", "weights", "cache", "features")
+_LISTS = ("features",)  # several, separated by commas
 _KEYS_OF_A_SUMMARY = {"iterations": int, "device": str, "wall_seconds": float, "resumed_from": list}
 _KEYS_OF_A_SUMMARY |= {"versions": dict}
 _WAY_OUT = "choose another output, or resume=never to overwrite it"
@@ -86,12 +87,20 @@ def data_of(directory: Path) -> Fingerprints:
 
 
 def make_paths_absolute(cfg: Config, *more: str) -> None:
-    """Makes settings that are existing paths absolute, in place."""
+    """Makes settings that are existing paths, or lists with such paths, absolute, in place."""
     values = cfg.flat()
     for key in (*_PATHS, *more):
         value = values.get(key)
-        if isinstance(value, str) and key in cfg.given and os.path.exists(os.path.expanduser(value)):
-            cfg.put(key, os.path.abspath(os.path.expanduser(value)))
+        if isinstance(value, str) and key in cfg.given:
+            parts = value.split(",") if key in _LISTS else [value]
+            if (absolute := ",".join(map(_absolute, parts))) != value:
+                cfg.put(key, absolute)
+
+
+def _absolute(value: str) -> str:
+    """An existing path made absolute; other values unchanged."""
+    path = os.path.expanduser(value.strip())
+    return os.path.abspath(path) if path and os.path.exists(path) else value
 
 
 class Earlier:
