@@ -65,7 +65,7 @@ def test_two_ranks_train_what_one_does(tmp_path: Path) -> None:
         command = [sys.executable, *before, script]
         done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
         assert done.returncode == 0, done.stdout + done.stderr
-        printed[ranks] = done.stdout.strip()
+        *_, printed[ranks] = done.stdout.splitlines()  # gloo of torch 2.10 prints its connections before
     one, two = (re.findall(r"\d\.\d+", printed[ranks]) for ranks in (1, 2))
     assert printed[2].startswith("2 rank(s)") and len(two) == 2
     assert [float(x) for x in one] == pytest.approx([float(x) for x in two], abs=2e-4)

@@ -46,9 +46,10 @@ LENGTHS = Experiment(
     columns={f"sliced_wasserstein_t{t}": f"SW, T = {t}" for t in (1, 2, 3, 4, 5, 7, 10)} | {"auroc": "AUROC"},
     notes="""\
 SW and AUROC as in `table1`, on the 8 Gaussians unless noted. Networks that see noise levels
-(`step_input=levels`) are never trained with T = 3 and 7. They have 10,000 iterations with batches of 256 and
-twice the sampler's learning rate, a quarter of them with chains of random levels, and AUROC is that of the
-energy for T = 5. All other rows have 5,000 iterations with batches of 128. The network with a table row per
-step is trained with T = 1, 2, 4, 5 and 10, each in about a fifth of the iterations.""",
+(`step_input=levels`) are never trained with T = 3 and 7. They have 10,000 iterations with batches of 256,
+twice the sampler's learning rate, `td_lambda=.9` and `expected_cost=true`, a quarter of the iterations with
+chains of random levels, and AUROC is that of the energy for T = 5. All other rows have 5,000 iterations with
+batches of 128. The network with a table row per step is trained with T = 1, 2, 4, 5 and 10, each in a fifth
+of the iterations.""",
     seeds=3,
 )
