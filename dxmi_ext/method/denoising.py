@@ -172,7 +172,7 @@ class Pretrainer(Stepper):
 
     def iterate(self, batch: Batch) -> Metrics:
         data, levels = batch.data, self._draw_levels(batch.n, batch.keys["timestep"], batch.offset)
-        eps = ops.normal(data.shape, batch.keys["noise"], sample_offset=batch.offset)
+        eps = ops.normal(data.shape, batch.keys["noise"], sample_offset=batch.offset, dtype=data.dtype)
         eps = eps.contiguous(memory_format=self.memory_format)
         signal, noise = per_row(levels.signal, data), per_row(levels.noise, data)
         noisy = signal * data + noise * eps

@@ -19,7 +19,8 @@ def _fashion(name: str, label: str, steps: int, seeds: int | None = None, **sett
 
 
 _NO_TAU: dict[str, Any] = {"tau_entropy": 0.0, "tau_velocity": 0.0}
-_ANY: dict[str, Any] = {"lengths": "2,4,10", "iterations": 3000}
+_ANY: dict[str, Any] = {"lengths": "2,4,10", "iterations": 3000, "rho": 5.0, "adam_beta2": 0.99}
+_ANY |= {"td_lambda": 0.9, "expected_cost": True}
 _MORE_TAU: dict[str, Any] = {"tau_entropy": 0.1, "tau_velocity": 0.01}
 _RESNET: dict[str, Any] = {"energy_network": "resnet", "energy_width": 48, "energy_level": 0.1}
 
