@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from dxmi_ext.engine.compute.execution import ExecutionSettings, check_graph
+from dxmi_ext.engine.compute.execution import ExecutionSettings, check_graph, emulates_bfloat16
+from dxmi_ext.engine.output import runlog
 from dxmi_ext.engine.run import Run
 
 Finish = Callable[[], tuple[dict[str, Any], str]]
@@ -32,8 +33,7 @@ def train(
     """
     if run.finished():
         return {}
-    if execution is not None:
-        check_graph(execution, run.device, run.ranks)
+    _check(run, execution)
     with run:
         finish = learn()
         if run.settings.dry_run or not run.ranks.first:
@@ -63,8 +63,7 @@ def pretrain(
     """
     if run.finished():
         return
-    if execution is not None:
-        check_graph(execution, run.device, run.ranks)
+    _check(run, execution)
     with run:
         if "pretrain" in run.past:
             print(f"{run.directory} is past its pretraining; nothing to do")
@@ -74,3 +73,15 @@ def pretrain(
             return
         save()
         print(f"{run.directory}: {text.format(directory=run.directory)}")
+
+
+def _check(run: Run, execution: ExecutionSettings | None) -> None:
+    """Raises what `check_graph` raises, and notes a precision that is slow on this processor."""
+    if execution is None:
+        return
+    check_graph(execution, run.device, run.ranks)
+    if run.ranks.first and execution.precision == "bfloat16" and emulates_bfloat16(run.device):
+        runlog.note(
+            "precision=bfloat16 is emulated on this processor, many times slower than float32: "
+            "it has neither AVX-512 nor bfloat16 instructions"
+        )

@@ -71,6 +71,15 @@ def test_default_folder_and_a_users_yaml(tmp_path: Path, monkeypatch: pytest.Mon
     assert "pretrain" not in (folder / "metrics.jsonl").read_text()
 
 
+@pytest.mark.parametrize("native", [False, True])
+def test_slow_bfloat16_is_noted(
+    native: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: native)
+    assert train(tmp_path, "precision=bfloat16", "dry_run=true") == 0
+    assert ("precision=bfloat16 is emulated on this processor" in capsys.readouterr().err) != native
+
+
 def test_the_largest_seed_trains_to_the_end(tmp_path: Path) -> None:
     seed = LARGEST_SEED
     assert train(tmp_path, f"seed={seed}", "samplings=2") == 0

@@ -38,7 +38,9 @@ class ExecutionSettings(Settings):
 
     heading = "how the networks run"
     precision: str = setting(
-        "float32", "precision of the networks; bfloat16 uses torch.autocast", choices=("float32", "bfloat16")
+        "float32",
+        "precision of the networks; bfloat16 uses torch.autocast, and is slow on CPUs without AVX-512",
+        choices=("float32", "bfloat16"),
     )
     channels_last: bool = setting(False, "channels_last memory format for images and convolutions")
     compile: bool = setting(False, "torch.compile for the networks; requires a C++ compiler, on CUDA Triton")
@@ -92,6 +94,12 @@ def check_graph(settings: ExecutionSettings, device: torch.device, ranks: Ranks)
             "cuda_graph must be false without a CUDA device or with several ranks, got true on "
             f"{device.type} with {ranks.world_size} rank(s)"
         )
+
+
+def emulates_bfloat16(device: torch.device) -> bool:
+    """Whether a CPU lacks the instructions that bfloat16 networks need to be as fast as float32 ones: AVX-512
+    on x86-64, BF16 on aarch64. oneDNN then falls back to its reference kernels."""
+    return device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 @contextmanager
