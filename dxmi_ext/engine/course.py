@@ -76,12 +76,16 @@ def pretrain(
 
 
 def _check(run: Run, execution: ExecutionSettings | None) -> None:
-    """Raises what `check_graph` raises, and notes a precision that is slow on this processor."""
+    """Raises what `check_graph` raises, and notes what makes a run slow or appear to hang."""
     if execution is None:
         return
     check_graph(execution, run.device, run.ranks)
-    if run.ranks.first and execution.precision == "bfloat16" and emulates_bfloat16(run.device):
+    if not run.ranks.first:
+        return
+    if execution.precision == "bfloat16" and emulates_bfloat16(run.device):
         runlog.note(
             "precision=bfloat16 is emulated on this processor, many times slower than float32: "
             "it has neither AVX-512 nor bfloat16 instructions"
         )
+    if execution.compile:
+        runlog.note("compile=true compiles the networks in the first iterations, which can take minutes")
