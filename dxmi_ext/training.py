@@ -20,6 +20,7 @@ import numpy
 import torch
 from torch import Tensor, nn
 
+from dxmi_ext.engine import course
 from dxmi_ext.engine.arguments import at_least, of_type
 from dxmi_ext.engine.compute.execution import ExecutionSettings
 from dxmi_ext.engine.compute.ranks import Ranks
@@ -141,6 +142,7 @@ def fit(
     )
     if run.finished():
         return _restore(run, trainer)
+    course.check_execution(run, trainer.execution)
 
     def batch(iteration: int) -> Any:
         data, *labels = _parts(source(iteration), trainer)

@@ -29,11 +29,12 @@ def train(
         The summary; empty if the run was finished already, in a dry run, and on ranks other than the first.
 
     Raises:
-        ConfigError: see `check_graph`; and what ``learn`` and `Run` raise.
+        ConfigError: see `check_execution`; and what ``learn`` and `Run` raise.
     """
     if run.finished():
         return {}
-    _check(run, execution)
+    if execution is not None:
+        check_execution(run, execution)
     with run:
         finish = learn()
         if run.settings.dry_run or not run.ranks.first:
@@ -63,7 +64,8 @@ def pretrain(
     """
     if run.finished():
         return
-    _check(run, execution)
+    if execution is not None:
+        check_execution(run, execution)
     with run:
         if "pretrain" in run.past:
             print(f"{run.directory} is past its pretraining; nothing to do")
@@ -75,10 +77,12 @@ def pretrain(
         print(f"{run.directory}: {text.format(directory=run.directory)}")
 
 
-def _check(run: Run, execution: ExecutionSettings | None) -> None:
-    """Raises what `check_graph` raises, and notes what makes a run slow or appear to hang."""
-    if execution is None:
-        return
+def check_execution(run: Run, execution: ExecutionSettings) -> None:
+    """Checks how networks are to run, and notes what makes the run slow or appear to hang.
+
+    Raises:
+        ConfigError: see `check_graph`.
+    """
     check_graph(execution, run.device, run.ranks)
     if not run.ranks.first:
         return
