@@ -97,9 +97,11 @@ def check_graph(settings: ExecutionSettings, device: torch.device, ranks: Ranks)
 
 
 def emulates_bfloat16(device: torch.device) -> bool:
-    """Whether a CPU lacks the instructions that bfloat16 networks need to be as fast as float32 ones: AVX-512
-    on x86-64, BF16 on aarch64. oneDNN then falls back to its reference kernels."""
-    return device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    """Whether a CPU lacks what bfloat16 networks need to be as fast as float32 ones: oneDNN, and AVX-512 on
+    x86-64 or BF16 on aarch64."""
+    if device.type != "cpu":
+        return False
+    return not torch.backends.mkldnn.is_available() or not torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 @contextmanager
