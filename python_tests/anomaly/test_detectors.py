@@ -409,12 +409,18 @@ def test_a_greedy_coreset_covers_what_a_random_one_misses() -> None:
     chosen = farthest_points(points, 4)
     assert sorted(chosen.tolist())[1:] == [500, 501, 502] and chosen[0] == 0
     assert len(set(farthest_points(torch.zeros(5, 2), 5).tolist())) == 5  # none twice
-    distance = torch.cdist(points.double(), points.double())
+
+
+@pytest.mark.parametrize(("count", "size", "dimensions"), [(500, 10, 3), (2000, 1500, 2), (2000, 200, 16)])
+def test_a_greedy_coreset_is_that_of_all_distances(count: int, size: int, dimensions: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    points = torch.randn(count, dimensions, generator=generator, dtype=torch.float64)
+    distance = torch.cdist(points, points)
     expected, nearest = [3], distance[3].clone()
-    for _ in range(9):
+    for _ in range(size - 1):
         expected.append(int(nearest.argmax()))
         nearest = torch.minimum(nearest, distance[expected[-1]])
-    assert farthest_points(points.double(), 10, first=3).tolist() == expected
+    assert farthest_points(points, size, first=3).tolist() == expected
 
 
 def test_mahalanobis_distances_by_numpys_covariance() -> None:

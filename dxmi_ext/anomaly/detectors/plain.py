@@ -15,6 +15,8 @@ from dxmi_ext.images.metrics.features import FeatureError
 
 _PATCH = 3
 """Side of the neighborhood over which nearest neighbors average features, as in PatchCore."""
+_CANDIDATES = 1024  # for a coreset, at least
+_PRODUCTS = 2**22  # of points and centers, at a time
 
 
 class NearestNeighbors(MapDetector):
@@ -167,16 +169,35 @@ class GaussianPositions(MapDetector):
 def farthest_points(points: Tensor, size: int, first: int = 0) -> Tensor:
     """Indices of a greedy k-center coreset, int64 [size]: each point is the farthest from those before.
 
+    Distances to the nearest center only shrink, so earlier ones are upper bounds. Centers are selected from
+    the farthest points, the candidates, while one of them is at least as far as the bound of all others;
+    then the distances of all points are updated, with all new centers in one matrix product.
+
     Args:
         points: [N, D].
         first: index of the first point.
     """
-    sq, chosen = points.square().sum(1), torch.empty(size, dtype=torch.int64, device=points.device)
-    nearest, last = torch.full_like(sq, torch.inf), torch.tensor(first, device=points.device)
-    for i in range(size):
-        chosen[i] = last
-        distance = torch.addmv(sq, points, points[last], alpha=-2).add_(sq[last])
-        nearest = torch.minimum(nearest, distance)
-        nearest[last] = -torch.inf  # so that rounding errors cannot select it again
-        last = nearest.argmax()
+    squares, chosen = points.square().sum(1), torch.empty(size, dtype=torch.int64, device=points.device)
+    nearest = torch.full_like(squares, torch.inf)
+    chosen[0], nearest[first] = first, -torch.inf  # so that rounding errors cannot select it again
+    known, count = 0, 1  # number of centers in `nearest`, and in `chosen`
+    while count < size:
+        centers = chosen[known:count]
+        parts = (each.split(max(1, _PRODUCTS // len(centers))) for each in (points, squares, nearest))
+        for part, part_squares, distances in zip(*parts, strict=True):
+            products = torch.addmm(squares[centers], part, points[centers].T, alpha=-2)
+            torch.minimum(distances, products.amin(1) + part_squares, out=distances)
+        known = count
+        candidates = min(len(points), max(_CANDIDATES, len(points) // 32))
+        found = nearest.topk(min(len(points), candidates + 1))
+        bound = found.values[-1] if candidates < len(points) else -torch.inf
+        rows, distances = found.indices[:candidates], found.values[:candidates]
+        near, near_squares = points[rows], squares[rows]
+        while count < size and not distances[last := distances.argmax()] < bound:  # also if it is NaN
+            chosen[count] = rows[last]
+            distance = torch.addmv(near_squares, near, near[last], alpha=-2).add_(near_squares[last])
+            distances = torch.minimum(distances, distance)
+            distances[last] = -torch.inf
+            count += 1
+        nearest[rows] = distances
     return chosen
