@@ -198,7 +198,7 @@ def compare(
     notes: list[str] = []
     of_first: Tensor | None = None
     of_pictures: dict[str, np.ndarray] = {}
-    for name in (first, *(name for name in methods if name != first)):
+    for name in runlog.each("test data", [first, *(name for name in methods if name != first)]):
         prepares, detector = methods[name]
 
         def measured(

@@ -83,7 +83,7 @@ def methods_of(
             skipped unless the networks contain one.
     """
     methods: dict[str, Method] = {}
-    for name in (name for name in comparison.TITLES if name in names):
+    for name in runlog.each("detectors", [name for name in comparison.TITLES if name in names]):
         if name == "patchcore":
             if (found := _patchcore(cfg, methods)) is not None:
                 methods[name] = found
@@ -145,7 +145,8 @@ def chosen(
         validation: good data and synthetic defects; None: the settings name the detector, without verdicts.
     """
     verdicts: dict[str, Verdict] = {}
-    for name, (prepares, detector) in methods.items() if validation is not None else ():
+    judging = runlog.each("choice of the detector", methods.items()) if validation is not None else ()
+    for name, (prepares, detector) in judging:
 
         def judged(prepares: nn.Module = prepares, detector: Detector = detector) -> Verdict:
             assert validation is not None

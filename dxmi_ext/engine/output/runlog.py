@@ -10,9 +10,9 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from tqdm import tqdm
 
@@ -25,6 +25,8 @@ TIMING_FIELDS = ("iterations_per_second", "samples_per_second", "peak_memory_mib
 
 Metric = float | Sequence[float]
 """A number, or a list of one for each step of the sampler."""
+
+Item = TypeVar("Item")
 
 _SECONDS_BETWEEN_LINES = 5.0
 
@@ -247,6 +249,14 @@ class Progress:
     def __exit__(self, *exception: object) -> None:
         self._bar.refresh()
         self._bar.close()
+
+
+def each(phase: str, items: Collection[Item]) -> Iterator[Item]:
+    """The items, one by one, under a progress bar; for items that take seconds or minutes each."""
+    with Progress(phase, len(items), 0, enabled=True) as bar:
+        for item in items:
+            yield item
+            bar.update()
 
 
 class _Lines(tqdm):
