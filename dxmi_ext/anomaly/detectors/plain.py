@@ -182,11 +182,7 @@ def farthest_points(points: Tensor, size: int, first: int = 0) -> Tensor:
     chosen[0], nearest[first] = first, -torch.inf  # so that rounding errors cannot select it again
     known, count = 0, 1  # number of centers in `nearest`, and in `chosen`
     while count < size:
-        centers = chosen[known:count]
-        parts = (each.split(max(1, _PRODUCTS // len(centers))) for each in (points, squares, nearest))
-        for part, part_squares, distances in zip(*parts, strict=True):
-            products = torch.addmm(squares[centers], part, points[centers].T, alpha=-2)
-            torch.minimum(distances, products.amin(1) + part_squares, out=distances)
+        _approach(nearest, points, squares, chosen[known:count])
         known = count
         candidates = min(len(points), max(_CANDIDATES, len(points) // 32))
         found = nearest.topk(min(len(points), candidates + 1))
@@ -201,3 +197,17 @@ def farthest_points(points: Tensor, size: int, first: int = 0) -> Tensor:
             count += 1
         nearest[rows] = distances
     return chosen
+
+
+def _approach(nearest: Tensor, points: Tensor, squares: Tensor, centers: Tensor) -> None:
+    """Lowers squared distances to the nearest center [N], in place, to those from new centers.
+
+    Args:
+        points: [N, D].
+        squares: their squared lengths [N].
+        centers: indices of the new centers.
+    """
+    parts = (each.split(max(1, _PRODUCTS // len(centers))) for each in (nearest, points, squares))
+    for distances, some, some_squares in zip(*parts, strict=True):
+        products = torch.addmm(squares[centers], some, points[centers].T, alpha=-2)
+        torch.minimum(distances, products.amin(1) + some_squares, out=distances)
