@@ -118,6 +118,21 @@ def test_pretraining_then_dxmi(tmp_path: Path) -> None:
     assert same(dxmi_ext.load(tmp_path / "pretrain", Field(3)), first.network)
 
 
+def test_fit_notes_what_makes_it_slow_or_appear_to_hang(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    options: dict[str, Any] = {"execution": dxmi_ext.ExecutionSettings(precision="bfloat16")}
+    slow, plain = pretrainer(**options), pretrainer()
+    slow.execution.compile = True  # noted, but networks are compiled only when a trainer is made
+    dxmi_ext.fit(slow, batches(), output=tmp_path / "slow")
+    told = capsys.readouterr().err
+    assert "precision=bfloat16 is emulated" in told and "compile=true compiles the networks" in told
+    dxmi_ext.fit(plain, batches(), output=tmp_path / "plain")
+    told = capsys.readouterr().err
+    assert "bfloat16" not in told and "compile" not in told
+
+
 def test_a_pretraining_resumes_with_the_same_arguments_only(tmp_path: Path) -> None:
     dxmi_ext.fit(pretrainer(sigma_data=DATA.double().numpy().std()), batches(), output=tmp_path / "run")
     with pytest.raises(dxmi_ext.ConfigError, match=r"sigma_data must be 0\.57\d+ as in the run"):
