@@ -31,7 +31,7 @@ from dxmi_ext.method.costs import density_temperature
 from dxmi_ext.method.networks import Networks
 
 _NETWORK_KEYS = ["steps", "latent_dim", "energy_width", "value_width", "sampler_width", "depth"]
-_NETWORK_KEYS += ["latent_std", "std", "last_std", "residual", "scaled_steps", "project"]
+_NETWORK_KEYS += ["latent_std", "std", "last_std", "max_std", "residual", "scaled_steps", "project"]
 _SHIPPED = "shipped."
 _BACKBONE_KEYS = ("backbone", "weights", "size", "grid")
 

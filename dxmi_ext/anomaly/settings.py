@@ -104,6 +104,12 @@ class NetworkSettings(Settings):
     latent_std: float = setting(0.05, "noise on the latents, of length 1, that samples start from", minimum=0)
     std: float = setting(0.03, "initial sigma of the sampler's first step, per dimension", minimum=1e-6)
     last_std: float = setting(0.01, "initial sigma of the sampler's last step, per dimension", minimum=1e-6)
+    max_std: float | None = setting(
+        None,
+        "upper bound of sigma in training, per dimension; null: 1/sqrt(C), where noise is as long as the "
+        "unit vectors that it is added to, or std if larger",
+        minimum=1e-6,
+    )
     residual: bool = setting(
         True, "prediction of the step from x by the sampler's network; false: prediction of the next x"
     )
@@ -214,6 +220,10 @@ class Config(RunnableConfig):
         ),
         Rule("patch must be odd, got {patch}", lambda s: s.patch is None or s.patch % 2 == 1),
         Rule("last_std must be <= std={std}, got {last_std}", lambda s: s.last_std <= s.std),
+        Rule(
+            "max_std must be >= std={std}, got {max_std}",
+            lambda s: s.max_std is None or s.max_std >= s.std,
+        ),
         Rule("skip_last must be <= steps={steps}, got {skip_last}", lambda s: s.skip_last <= s.steps),
         Rule(
             "base must be none where the temperature of the entropy is 0, got {base}",

@@ -71,6 +71,7 @@ class GaussianSampler(nn.Module):
         data_shape: shape (*) of a sample.
         start: module that computes x_0 from data, (data [N, *], key, sample_offset=) -> [N, *], with noise
             keyed by the global row. None: x_0 is normal noise.
+        max_std: upper bound of sigma in training; None: no bound.
 
     Attributes:
         steps: T.
@@ -82,7 +83,7 @@ class GaussianSampler(nn.Module):
 
     Raises:
         TypeError: an argument is of another type.
-        ValueError: ``data_shape`` has an entry < 1.
+        ValueError: ``data_shape`` has an entry < 1, or ``max_std`` is <= 0.
     """
 
     memory_format = torch.contiguous_format
@@ -96,15 +97,18 @@ class GaussianSampler(nn.Module):
         data_shape: Sequence[int],
         *,
         start: nn.Module | None = None,
+        max_std: float | None = None,
     ) -> None:
         super().__init__()
         of_type("network", network, nn.Module, "a torch.nn.Module")
         of_type("schedule", schedule, Schedule, "a Schedule of dxmi_ext.schedules")
         of_type("start", start, (nn.Module, type(None)), "a torch.nn.Module or None")
-        self.network, self.start = network, start
+        self.network, self.start, self.max_std = network, start, max_std
         of_type("data_shape", data_shape, Sequence, "a sequence such as (3,)")
         for size in data_shape:
             at_least("every entry of data_shape", size, 1)
+        if max_std is not None and not max_std > 0:
+            raise ValueError(f"max_std must be > 0, got {max_std}")
         self.data_shape = tuple(data_shape)
         self.initial_std = schedule.initial_std
         self.steps = len(schedule.log_std)
@@ -164,6 +168,12 @@ class GaussianSampler(nn.Module):
     def set_last_std(self, std: float) -> None:
         """Sets the sigma of the last step."""
         self.log_std[self._is_last()] = math.log(std)
+
+    @torch.no_grad()
+    def bound_std(self) -> None:
+        """Lowers each sigma above ``max_std`` to it; the trainer does so after each update."""
+        if self.max_std is not None:
+            self.log_std.clamp_(max=math.log(self.max_std))
 
     def _is_last(self) -> Tensor:
         timesteps = torch.arange(self.end, device=self.log_std.device)

@@ -242,6 +242,7 @@ class DxMITrainer(Stepper):
             for i in range(self.algorithm.sampler_steps):
                 at = loss((first + i) % steps, batch.keys[f"redraw{i}"])
                 losses.append(self.sampler_learner.descend("sampler", at))
+                self.sampler.bound_std()
         return torch.stack(losses)
 
     def _logged(self, metrics: Metrics) -> Metrics:

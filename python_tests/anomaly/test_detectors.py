@@ -211,7 +211,7 @@ def test_the_papers_networks() -> None:
     assert parameters(made.value) == count(272 + 128, 1024, 1024, 1024, 1)
     autoencoder = count(272, 1024, 1024, 1024, 128) + count(128, 1024, 1024, 1024, 272)
     assert parameters(made.energy_network) == autoencoder + 1
-    assert made.sampler.steps == 5
+    assert made.sampler.steps == 5 and made.sampler.max_std == pytest.approx(1 / math.sqrt(272))
     assert made.sampler.sample_coef.tolist() == [0] * 5 and made.sampler.output_coef.tolist() == [1] * 5
 
 

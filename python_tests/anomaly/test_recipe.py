@@ -420,6 +420,7 @@ def test_bad_data_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         (["classes=bottle,bottle"], "classes must be distinct, got bottle, bottle"),
         (["patch=4"], "patch must be odd, got 4"),
         (["last_std=1"], "last_std must be <= std=0.03, got 1.0"),
+        (["max_std=.02"], "max_std must be >= std=0.03, got 0.02"),
         (["shard=true"], "shard must be false: these networks are small, got true"),
         (
             ["backbone=null", "weights=file"],

@@ -632,6 +632,18 @@ def test_a_copy_of_a_trainer_continues_like_the_original() -> None:
     torch.testing.assert_close(other.state_dict(), trainer.state_dict(), rtol=0, atol=0)
 
 
+def test_sigma_stays_within_its_bound() -> None:
+    bound, trainers = 0.3, [make_trainer(make_settings(tau=10.0, log_std_lr=0.5)) for _ in range(2)]
+    assert (trainers[0].sampler.log_std.exp() < bound).any()
+    trainers[0].sampler.max_std = bound
+    for trainer in trainers:
+        for iteration in range(ITERATIONS):
+            trainer.step(batch(iteration))
+    bounded, free = (trainer.sampler.log_std.exp() for trainer in trainers)
+    assert (free > bound).all()
+    torch.testing.assert_close(bounded, torch.full_like(bounded, bound))
+
+
 def test_an_optimizer_state_of_another_device_keeps_this_ones_kind_of_rates() -> None:
     """On CUDA, learning rates are tensors, for CUDA graphs; on the CPU, they are numbers."""
     trainer = make_trainer(make_settings())

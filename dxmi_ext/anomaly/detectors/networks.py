@@ -192,13 +192,20 @@ def build(
     latent_std: float = 0.05,
     std: float = 0.05,
     last_std: float = 0.01,
+    max_std: float | None = None,
     residual: bool = True,
     scaled_steps: bool = False,
     project: bool = True,
 ) -> Networks:
-    """All networks for C = dim, by default with the paper's widths; for the arguments see the classes above.
+    """All networks for C = dim, by default with the paper's widths. Pretrain
+    ``networks.energy_network.autoencoder``, then copy it to ``networks.sampler.start``.
 
-    Pretrain ``networks.energy_network.autoencoder``, then copy it to ``networks.sampler.start``.
+    Args:
+        std, last_std: see `schedule`.
+        max_std: upper bound of sigma in training, since the energy sees only directions, while the entropy
+            would grow without bound with the length of the noise. None: 1 / sqrt(C), where the noise is as
+            long as the data, or ``std`` if larger.
+        others: see the classes above.
     """
     autoencoder = SphereAutoencoder(dim, latent_dim, energy_width, depth)
     network = SphereSampler(
@@ -209,6 +216,7 @@ def build(
         schedule(steps, std=std, last_std=last_std),
         (dim,),
         start=LatentStart(autoencoder, latent_std),
+        max_std=max(std, 1 / math.sqrt(dim)) if max_std is None else max_std,
     )
     value = SphereValue(dim, steps, value_width, depth, time_dim=time_dim)
     return Networks(sampler, value, AutoencoderEnergy(autoencoder, project=project))
