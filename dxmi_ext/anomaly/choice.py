@@ -1,8 +1,9 @@
 """The choice of preparation, patch and detector by synthetic defects, never by a test set.
 
 Detectors are compared by their AUROC on held-out good images or rows against the same with synthetic
-defects. The best preparation is chosen, then the patch that is best for images and pixels together, and the
-simplest detector that is not clearly worse than the best. Imports torch, numpy and ``dxmi_ext``.
+defects. The best preparation is chosen (for rows, whitening unless another is clearly better), then the patch
+that is best for images and pixels together, and the simplest detector that is not clearly worse than the
+best. Imports torch, numpy and ``dxmi_ext``.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ PATCHES = (1, 3, 5, 9)
 """Sides of the neighborhood to choose from."""
 _USUAL = 5  # the patch with which preparations are compared if it is chosen too
 _KEPT = 10_000  # positions, up to which no coreset is needed
+_CLEARLY = 3  # standard errors
 _FILE = "choice.json"
 
 Choice = dict[str, Any]
@@ -55,8 +57,13 @@ def trained(cfg: Config) -> tuple[str, ...]:
     return tuple(name for name in NETWORKS if name == cfg.detector.detector)
 
 
-def _best(verdicts: Mapping[str, Verdict]) -> str:
-    return max(verdicts, key=lambda name: verdicts[name].auroc)
+def _best(verdicts: Mapping[str, Verdict], usual: str | None = None) -> str:
+    """The name with the highest AUROC, but ``usual`` unless the highest is clearly better."""
+    best = max(verdicts, key=lambda name: verdicts[name].auroc)
+    if usual is None or usual not in verdicts:
+        return best
+    a, b = verdicts[best], verdicts[usual]
+    return best if a.auroc - b.auroc > _CLEARLY * _standard_error(a.influence - b.influence) else usual
 
 
 def simplest(verdicts: Mapping[str, Verdict]) -> str:
@@ -127,9 +134,11 @@ def _chosen(cfg: Config, trials: Trials, methods: tuple[str, ...], tries_patches
     if given == "auto":
         verdicts = {name: trials.of(name, choice["patch"], methods) for name in PREPARATIONS}
         chosen = choice["preparations"]
+        # Where the columns of a table are independent, synthetic defects of rows look like good rows.
+        usual = "whitened" if cfg.features.backbone is None else None
         for method in methods:
             found = {name: each[method] for name, each in verdicts.items() if method in each}
-            chosen[method] = _best(found) if found else PREPARATIONS[0]
+            chosen[method] = _best(found, usual) if found else PREPARATIONS[0]
             choice["validation"][method] = {name: round(v.auroc, 4) for name, v in found.items()}
         chosen["autoencoder"] = chosen[_leads(cfg)]
     if tries_patches:

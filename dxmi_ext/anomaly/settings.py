@@ -60,7 +60,8 @@ class FeatureSettings(Settings):
     preparation: str = setting(
         "auto",
         "preparation of features: unit: scaled to length 1; centered: the mean subtracted first; whitened: "
-        "by the covariance; auto: for each method, what detects synthetic defects in held-out data best",
+        "by the covariance; auto: for each method, what detects synthetic defects in held-out data best, for "
+        "vectors whitened unless another is clearly better",
         choices=("auto", *PREPARATIONS),
     )
     patch: int | None = setting(

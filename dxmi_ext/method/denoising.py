@@ -165,13 +165,19 @@ class Pretrainer(Stepper):
         )
 
     def try_networks(self, data: Tensor, labels: Tensor | None) -> None:
-        levels = self._draw_levels(len(data), ops.noise_key(0, device=data.device), 0)
-        if not isinstance(levels, Levels):
-            raise ConfigError(f"draw_levels must return Levels, got {type(levels).__name__}")
+        levels = self._levels(data, ops.noise_key(0, device=data.device), 0)
         trial.check("network", self.network, data, levels.time, labels, shape=data.shape)
 
+    def _levels(self, data: Tensor, key: Tensor, offset: int) -> Levels:
+        """The levels of a batch, in the dtype of its data."""
+        levels = self._draw_levels(len(data), key, offset)
+        if not isinstance(levels, Levels):
+            raise ConfigError(f"draw_levels must return Levels, got {type(levels).__name__}")
+        given = {name: x for name, x in levels._asdict().items() if x is not None and x.is_floating_point()}
+        return levels._replace(**{name: x.to(data.dtype) for name, x in given.items()})
+
     def iterate(self, batch: Batch) -> Metrics:
-        data, levels = batch.data, self._draw_levels(batch.n, batch.keys["timestep"], batch.offset)
+        data, levels = batch.data, self._levels(batch.data, batch.keys["timestep"], batch.offset)
         eps = ops.normal(data.shape, batch.keys["noise"], sample_offset=batch.offset, dtype=data.dtype)
         eps = eps.contiguous(memory_format=self.memory_format)
         signal, noise = per_row(levels.signal, data), per_row(levels.noise, data)

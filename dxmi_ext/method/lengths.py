@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from dxmi_ext.method.sampler import GaussianSampler
+from dxmi_ext.method.sampler import GaussianSampler, log_of
 from dxmi_ext.method.schedules import Schedule, joined
 
 _HIDDEN = 64
@@ -129,7 +129,7 @@ class AnyLengthSampler(MultiLengthSampler):
         self._trains_last_std = False
 
     def set_last_std(self, std: float) -> None:
-        self._last_log_std = math.log(std)
+        self._last_log_std = log_of(std)
 
     def use(self, steps: int) -> None:
         """Sets the number of steps of the chains, and whose energy V^T is, from here on; a new one adds its

@@ -63,10 +63,11 @@ class Networks(nn.Module):
         """Value guidance for `GaussianSampler.sample`: x - guidance sigma_t grad V^{t+1}(x), after step t."""
 
         def move(x: Tensor, timestep: Tensor, labels: Tensor | None) -> Tensor:
-            with torch.enable_grad(), frozen(self):
-                x = x.detach().requires_grad_()
-                reached = self.sampler.after(timestep)
-                (slope,) = torch.autograd.grad(self.value_at(x, reached, labels).sum(), x)
+            with torch.inference_mode(False), torch.enable_grad(), frozen(self):
+                # Copies, because autograd takes no tensors of inference mode.
+                x, reached = x.detach().clone().requires_grad_(), self.sampler.after(timestep.clone())
+                classes = None if labels is None else labels.clone()
+                (slope,) = torch.autograd.grad(self.value_at(x, reached, classes).sum(), x)
             std = self.sampler.log_std.detach().exp()[timestep]
             return (x - guidance * per_row(std, x) * slope).detach()
 

@@ -71,7 +71,7 @@ class GaussianSampler(nn.Module):
         data_shape: shape (*) of a sample.
         start: module that computes x_0 from data, (data [N, *], key, sample_offset=) -> [N, *], with noise
             keyed by the global row. None: x_0 is normal noise.
-        max_std: upper bound of sigma in training; None: no bound.
+        max_std: upper bound of sigma, at the start and in training; None: no bound.
 
     Attributes:
         steps: T.
@@ -86,7 +86,6 @@ class GaussianSampler(nn.Module):
         ValueError: ``data_shape`` has an entry < 1, or ``max_std`` is <= 0.
     """
 
-    memory_format = torch.contiguous_format
     rows = slice(None)
     displacement_scale: Tensor | None = None
 
@@ -115,16 +114,26 @@ class GaussianSampler(nn.Module):
         self.sample_coef: Tensor
         self.output_coef: Tensor
         self.timesteps: Tensor
-        self._trains_last_std = True
-        self._start_log_std(schedule.log_std.float().clone())
-        self.register_buffer("sample_coef", schedule.sample_coef.float())
-        self.register_buffer("output_coef", schedule.output_coef.float())
+        self._trains_last_std, self._channels_last = True, False
+        dtype = torch.get_default_dtype()
+        self._start_log_std(schedule.log_std.to(dtype, copy=True))
+        self.register_buffer("sample_coef", schedule.sample_coef.to(dtype))
+        self.register_buffer("output_coef", schedule.output_coef.to(dtype))
         self.register_buffer("timesteps", torch.arange(self.steps), persistent=False)
+        self.bound_std()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         if not self._trains_last_std:  # copies of a weight have no hooks
             self.fix_last_std()
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        return torch.channels_last if self._channels_last else torch.contiguous_format
+
+    @memory_format.setter
+    def memory_format(self, value: torch.memory_format) -> None:
+        self._channels_last = value == torch.channels_last  # torch.save cannot store a memory format
 
     def _start_log_std(self, values: Tensor) -> None:
         self.log_std = nn.Parameter(values)
@@ -166,8 +175,12 @@ class GaussianSampler(nn.Module):
 
     @torch.no_grad()
     def set_last_std(self, std: float) -> None:
-        """Sets the sigma of the last step."""
-        self.log_std[self._is_last()] = math.log(std)
+        """Sets the sigma of the last step; 0: it adds no noise.
+
+        Raises:
+            ValueError: ``std`` is < 0.
+        """
+        self.log_std[self._is_last()] = log_of(std)
 
     @torch.no_grad()
     def bound_std(self) -> None:
@@ -398,6 +411,17 @@ class Clipped(Timed):
         kept, out = (per_row(table[timestep].to(x.dtype), x) for table in (self.skip, self.out))
         data = kept * x + out * output
         return (data.clamp(-1, 1) - kept * x) / out
+
+
+def log_of(std: float) -> float:
+    """log sigma, -inf for 0.
+
+    Raises:
+        ValueError: ``std`` is < 0.
+    """
+    if not std >= 0:
+        raise ValueError(f"std must be >= 0, got {std}")
+    return math.log(std) if std else -math.inf
 
 
 def flat(x: Tensor) -> Tensor:

@@ -167,6 +167,10 @@ class Stepper:
         if not data.ndim or not len(data) or (shape is not None and data.shape[1:] != shape):
             wanted = "*" if shape is None else ", ".join(map(str, shape))
             raise ConfigError(f"a batch must have data of shape [B, {wanted}], B >= 1, got {[*data.shape]}")
+        if self.memory_format == torch.channels_last and data.ndim != 4:
+            raise ConfigError(
+                f"channels_last must be false unless data are images [B, C, H, W], got {[*data.shape]}"
+            )
         if data.dtype != self._dtype:
             raise ConfigError(f"a batch must have data of the networks' {self._dtype}, got {data.dtype}")
         if labels is not None and labels.shape != data.shape[:1]:
@@ -204,7 +208,8 @@ class Stepper:
         return {name: tally for learner in self.learners for name, tally in learner.tallies.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """The state required to resume; noise keys follow from the iteration."""
+        """The state required to resume exactly; noise keys follow from the iteration. Networks that draw from
+        torch's generator themselves, as dropout does, resume with other draws."""
         return {"iteration": self.iteration, **_saved(self.parts()), "tallies": self.tallies()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -296,8 +296,18 @@ def _check(
         if not _is_trainable(part):
             kind = type(part).__name__
             raise ConfigError(f"{name} must have weights to train, got {kind} without any that require grad")
+    if shared := _shared(networks):
+        raise ConfigError(
+            f"sampler must share no weights with value or energy, which its loss does not train, got {shared}"
+        )
     if algorithm.skip_last > networks.sampler.end:
         raise ConfigError(f"skip_last must be <= T = {networks.sampler.end}, got {algorithm.skip_last}")
+    costly = networks.sampler.log_std[: networks.sampler.end - algorithm.skip_last]
+    if (still := costly.detach().isneginf()).any():
+        raise ConfigError(
+            f"sigma must be > 0 in steps with a cost, got 0 at timestep {int(still.nonzero()[0])}; the "
+            f"last skip_last={algorithm.skip_last} steps have none"
+        )
     if execution.cuda_graph and algorithm.tau_cooling < 1:
         raise ConfigError(f"tau_cooling must be 1 with cuda_graph, got {algorithm.tau_cooling}")
     if not algorithm.trains_sampler:
@@ -308,6 +318,13 @@ def _check(
 
 def _is_trainable(network: nn.Module) -> bool:
     return any(p.requires_grad for p in network.parameters())
+
+
+def _shared(networks: Networks) -> str:
+    """Names of trained weights of the sampler that are also those of the value or the energy."""
+    others = {id(p) for part in (networks.value, networks.energy_network) if part for p in part.parameters()}
+    trained = networks.sampler.network.named_parameters()
+    return ", ".join(name for name, p in trained if p.requires_grad and id(p) in others)
 
 
 def _uses(s: DxMISettings) -> list[str]:

@@ -70,7 +70,7 @@ TRIED = "even"
 """Split on which the other candidates run, with seed 0; its test labels have no part in the choice."""
 _WITHOUT_A_BASE = {"gamma": 0.1, "energy_lr": 1e-5}
 CURVE = "curve"
-"""Rows of longer runs without a base, with all trained baselines, for curves."""
+"""Rows of longer runs without a base, with all trained baselines, for curves. All splits have them."""
 _PICTURE = "anomaly-curve.png"
 _LONGER: dict[str, Any] = {
     "baselines": "all",
@@ -85,6 +85,20 @@ _LONGER: dict[str, Any] = {
     "energy_lr": 1e-4,
     "ema_decay": 0.99,
 }
+_NEAR: dict[str, Any] = {
+    "tau": 0.001,
+    "max_std": 0.0125,
+    "sampler_lr": 5e-5,
+    "sampler_wait": 300,
+    "td_lambda": 0.9,
+    "expected_cost": True,
+}
+LONGER: dict[str, tuple[str, dict[str, Any]]] = {
+    CURVE: ("DxMI for 3,600 iterations", _LONGER),
+    "long": ("DxMI for 10,800 iterations", _LONGER | {"iterations": 10_800, "baselines": "tau0"}),
+    "near": ("DxMI with samples near the data", _LONGER | _NEAR | {"baselines": "tau0"}),
+}
+"""Titles and settings of runs without a base that train the autoencoder."""
 _BASES = {"knn": TITLES["knn"], "density": "kernel density", "knn+gaussian": "nearest neighbors and Gaussian"}
 
 
@@ -104,13 +118,15 @@ def _rows() -> list[Row]:
     plain = [_row(split, "dxmi", seeds=1, **_WITHOUT_A_BASE) for split in SPLITS]
     others = {name: settings for name, settings in CANDIDATES.items() if name != CHOSEN}
     tried = [_row(TRIED, f"dxmi-{name}", seeds=1, **settings) for name, settings in others.items()]
-    longer = [
+    longer = [_row(split, CURVE, **_LONGER) for split in SPLITS]
+    further = [_row(TRIED, name, seeds=1, **LONGER[name][1]) for name in LONGER if name != CURVE]
+    tau0 = [
         dataclasses.replace(
-            _row(split, CURVE, **_LONGER), label=f"{split}, DxMI for {_LONGER['iterations']:,} iterations"
+            row, name=f"{row.name}_tau0", label=f"{row.label}, tau = 0", of=row.name, prefix="tau0_"
         )
-        for split in SPLITS
+        for row in further
     ]
-    return [*ours, *parts, *plain, *tried, *longer]
+    return [*ours, *parts, *plain, *tried, *longer, *further, *tau0]
 
 
 def _row(split: str, run: str, seeds: int | None = None, **settings: Any) -> Row:
@@ -194,11 +210,11 @@ def summary(units: Sequence[Any], output: Path) -> str:
 def _scores(units: Sequence[Any]) -> gains.Scores:
     """The scores of all units; empty if a run's folder is missing."""
     found: gains.Scores = {}
-    for unit in (unit for unit in units if not _is_longer(unit)):
+    for unit in (unit for unit in units if _run_of(unit) not in LONGER):
         path = unit.folder / "test_scores.npz"
         if not path.is_file():
             return {}
-        split, _, run = unit.row.name.partition("_")
+        split, run = unit.row.name.partition("_")[0], _run_of(unit)
         of_split = found.setdefault(split, {})
         with np.load(path) as arrays:
             own = {key: arrays[key] for key in arrays.files if key not in ("dxmi", "anomalous")}
@@ -218,8 +234,9 @@ def _chosen(aurocs: Mapping[str, float]) -> str:
     return line + ("" if best == CHOSEN else f" The rows of all splits use {CHOSEN}, not {best}.")
 
 
-def _is_longer(unit: Any) -> bool:
-    return bool(unit.row.name.endswith(f"_{CURVE}"))
+def _run_of(unit: Any) -> str:
+    """A unit's row without its split."""
+    return str(unit.row.name.partition("_")[2])
 
 
 def curves_of(numbers: Mapping[str, float]) -> dict[str, dict[int, float]]:
@@ -235,7 +252,7 @@ def curves_of(numbers: Mapping[str, float]) -> dict[str, dict[int, float]]:
 def _curves(units: Sequence[Any], output: Path) -> str:
     """Draws the mean curves of the longer runs, and describes them in Markdown; empty if none has run."""
     runs: dict[str, list[dict[str, dict[int, float]]]] = {split: [] for split in SPLITS}
-    for unit in filter(_is_longer, units):
+    for unit in (unit for unit in units if _run_of(unit) == CURVE):
         runs[unit.row.name.partition("_")[0]].append(curves_of(files.read_json(unit.path)["numbers"]))
     runs = {split: found for split, found in runs.items() if found}
     if not runs:
@@ -281,8 +298,9 @@ def _shown(found: Mapping[str, Any]) -> str:
 
 def _title(run: str) -> str:
     """Title of a method, or of DxMI from a base: ``dxmi-BASE``."""
+    if run in LONGER:
+        return LONGER[run][0]
     method, _, base = run.partition("-")
-    method = "dxmi" if method == CURVE else method
     name, comma, change = base.partition(",")
     if not base:
         return TITLES[method]

@@ -105,6 +105,18 @@ def test_the_simplest_that_is_not_clearly_worse_is_chosen() -> None:
     assert choice.simplest({"a": verdict(0.8, n=1), "b": verdict(0.9, n=1)}) == "a"  # no standard error
 
 
+def test_rows_are_whitened_unless_another_preparation_is_clearly_better() -> None:
+    """With independent columns, synthetic defects look like good rows, and the best AUROC is chance."""
+
+    def verdict(auroc: float) -> validation.Verdict:
+        noise = np.random.default_rng(int(1000 * auroc)).normal(size=100)
+        return validation.Verdict(auroc, 2 * auroc + 0.2 * noise)
+
+    by_chance = {"unit": verdict(0.505), "centered": verdict(0.49), "whitened": verdict(0.5)}
+    assert choice._best(by_chance) == "unit" and choice._best(by_chance, "whitened") == "whitened"
+    assert choice._best(by_chance | {"unit": verdict(0.7)}, "whitened") == "unit"
+
+
 def test_the_patch_is_best_for_images_and_pixels_together(monkeypatch: pytest.MonkeyPatch) -> None:
     images = {1: 0.7, 3: 0.8, 5: 0.85, 9: 0.9}
     pixels = {1: 0.9, 3: 0.88, 5: 0.8, 9: 0.7}

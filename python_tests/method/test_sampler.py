@@ -156,6 +156,32 @@ def test_a_frozen_sigma_stays_so() -> None:
     assert not sampler.log_std.requires_grad
 
 
+def test_sigma_starts_within_its_bound() -> None:
+    schedule = EXAMPLES["variance_exploding"]()
+    sampler = GaussianSampler(Elementwise(), schedule, SHAPE, max_std=1.0)
+    torch.testing.assert_close(sampler.log_std, schedule.log_std.clamp(max=0).float())
+    with pytest.raises(ValueError, match="max_std must be > 0, got 0"):
+        GaussianSampler(Elementwise(), schedule, SHAPE, max_std=0)
+
+
+def test_the_last_step_may_add_no_noise() -> None:
+    sampler = make_mlp_sampler()
+    sampler.set_last_std(0)
+    path = sampler.rollout(3, KEY)
+    last = sampler(path.samples[-2], sampler.timestep(4, 3), ops.noise_key(18)).next_sample
+    assert torch.equal(last, path.samples[-1])  # whatever the key
+    with pytest.raises(ValueError, match="std must be >= 0, got -1"):
+        sampler.set_last_std(-1)
+
+
+def test_tables_have_the_default_dtype() -> None:
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert make_mlp_sampler().sample(3, KEY).dtype == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_the_last_sigma_is_frozen_until_it_is_trained_again() -> None:
     sampler = make_sampler(EXAMPLES["ddpm"]())
 

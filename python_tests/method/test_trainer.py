@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import io
 import math
 from typing import Any
 
@@ -12,11 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from dxmi_ext import ops
+from dxmi_ext.engine.compute.execution import ExecutionSettings
 from dxmi_ext.engine.learning import health
 from dxmi_ext.engine.learning.learner import Average
 from dxmi_ext.engine.settings import ConfigError
 from dxmi_ext.method import noise, schedules
-from dxmi_ext.method.denoising import Pretrainer, uniform_levels
+from dxmi_ext.method.denoising import Levels, Pretrainer, lognormal_levels, uniform_levels
 from dxmi_ext.method.lengths import MultiLengthSampler
 from dxmi_ext.method.networks import Networks, TimeIndependent
 from dxmi_ext.method.sampler import ExpectedStep, GaussianSampler
@@ -357,6 +359,8 @@ def test_value_guidance_goes_down_the_value() -> None:
     std = networks.sampler.log_std.detach().exp()[timestep][:, None]
     moved = networks.guide(0.3)(x, timestep, None)
     torch.testing.assert_close(moved, x - 0.3 * std * slope)
+    with torch.inference_mode():
+        assert torch.equal(networks.guide(0.3)(x.clone(), timestep.clone(), None), moved)
     key = ops.noise_key(1)
     plain, guided = (
         networks.sampler.sample(200, key),
@@ -644,6 +648,12 @@ def test_sigma_stays_within_its_bound() -> None:
     torch.testing.assert_close(bounded, torch.full_like(bounded, bound))
 
 
+def test_trained_networks_can_be_saved_as_modules() -> None:
+    trainer = make_trainer(make_settings())
+    for each in (trainer.networks, trainer.averaged):
+        torch.save(each, io.BytesIO())
+
+
 def test_an_optimizer_state_of_another_device_keeps_this_ones_kind_of_rates() -> None:
     """On CUDA, learning rates are tensors, for CUDA graphs; on the CPU, they are numbers."""
     trainer = make_trainer(make_settings())
@@ -688,6 +698,31 @@ def test_pretraining_lowers_its_loss_and_leaves_sigma() -> None:
     losses = torch.stack([pretrainer.step(points(iteration))["loss"] for iteration in range(150)])
     assert losses[-20:].mean() < 0.75 * losses[:5].mean()
     assert torch.equal(sampler.log_std, log_std)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_levels_get_the_dtype_of_the_data(dtype: torch.dtype) -> None:
+    """A schedule's tables are float64, log-normal levels float32."""
+
+    class Timed(nn.Linear):
+        def forward(self, x: Tensor, time: Tensor) -> Tensor:
+            return super().forward(torch.cat((x, time.to(x.dtype)[:, None]), 1))
+
+    def uniform(n: int, key: Tensor, sample_offset: int) -> Levels:
+        t = noise.randint(T, n, key, sample_offset=sample_offset)
+        return Levels(SCHEDULE.signal[t], SCHEDULE.noise[t], t)
+
+    for draw in (uniform, lognormal_levels()):
+        pretrainer = Pretrainer(Timed(3, 2).to(dtype), draw, lr=1e-3, iterations=1, seed=SEED)
+        assert pretrainer.step(points(0).to(dtype))["loss"].isfinite()
+
+
+def test_channels_last_needs_images() -> None:
+    sampler, _ = make_pretrainer(1)
+    levels, execution = uniform_levels(SCHEDULE.signal, SCHEDULE.noise), ExecutionSettings(channels_last=True)
+    pretrainer = Pretrainer(sampler.network, levels, lr=1, iterations=1, seed=SEED, execution=execution)
+    with pytest.raises(ConfigError, match=r"channels_last must be false unless .* got \[128, 2\]"):
+        pretrainer.step(points(0))
 
 
 def test_pretraining_resumes_to_the_bit() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -99,6 +100,22 @@ def test_a_misfit_is_named_before_anything_is_trained(networks: dict[str, Any], 
     with pytest.raises(ConfigError, match=message):
         made.step(DATA)
     assert made.iteration == 0
+
+
+def test_a_sampler_that_cannot_be_trained_is_named() -> None:
+    network, value = Net(), Value()
+    value.linear = network.linear
+    with pytest.raises(
+        ConfigError, match=r"share no weights with value or energy, .* got linear\.weight, linear"
+    ):
+        trainer(network=network, value=value)
+    still = SCHEDULE._replace(log_std=torch.tensor([-1.0, -1.0, -math.inf]))
+    networks = Networks(GaussianSampler(Net(), still, (3,)), Value())
+    with pytest.raises(ConfigError, match="sigma must be > 0 in steps with a cost, got 0 at timestep 2"):
+        DxMITrainer(networks, DxMISettings(train_last_std=False), iterations=1, seed=0)
+    settings = DxMISettings(train_last_std=False, skip_last=1)
+    metrics = DxMITrainer(networks, settings, iterations=1, seed=0).step(DATA)
+    assert all(v.isfinite().all() for name, v in metrics.items() if name != "log_prob")
 
 
 @pytest.mark.parametrize("energy", [Quadratic(), Energy().requires_grad_(False)])
