@@ -240,6 +240,12 @@ def spoil_folders(root: Path) -> Path:
     return root
 
 
+def unread_suffixes(root: Path) -> Path:
+    (root / "good").mkdir()
+    (root / "good/a.gif").touch()
+    return root
+
+
 def npz(**changes: object) -> Callable[[Path], Path]:
     return lambda root: write_npz(root / "a.npz", **changes)
 
@@ -249,6 +255,10 @@ def npz(**changes: object) -> Callable[[Path], Path]:
     [
         (lambda root: root / "none", "train", r"none does not exist; `dxmi data --help` lists the layouts$"),
         (lambda root: root, "train", r"data: has no good/, train/good/ or CLASS/train/good/ with images"),
+        (
+            unread_suffixes, "train",
+            r"with images; skipped: good \(a folder without images; in it, skipped: a\.gif \(not an image"
+        ),
         (remove("screw/test/good/000.png"), "test", r"screw/test: has no good images \(test/good\); `dxmi"),
         (remove("bottle/ground_truth/crack/000_mask.png"), "test", r"crack/000\.png: its mask is missing"),
         (spoil_picture, "train", r"bottle/train/good/001\.png: cannot be decoded"),

@@ -22,6 +22,7 @@ from dxmi_ext.anomaly.features import backbones
 from dxmi_ext.anomaly.scores import inspected, page, plots, score_files, scoring
 from dxmi_ext.anomaly.scores.page import Place, Shown, Worst
 from dxmi_ext.anomaly.scores.scoring import ScoreError, Scorer, TooFew, threshold_of
+from dxmi_ext.engine.storage import files
 from dxmi_ext.images.data.pixels import Scale
 from dxmi_ext.images.metrics.features import Extractor, FeatureError
 
@@ -328,6 +329,16 @@ def test_the_worst_are_the_first_of_all_sorted(n: int) -> None:
             worst.add(shown)
     expected = sorted(range(15), key=lambda row: (-scores[row], row))[:n]
     assert [shown.place.row for shown in worst.sorted()] == expected
+
+
+def test_two_scorings_do_not_share_a_folder(
+    run: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (run / "scores").mkdir()
+    with files.lock(run / "scores/.lock"):
+        assert cli.main(["score", str(run), str(pictures / "b/x.png"), "device=cpu"]) == 2
+    assert "another process is at work in this folder" in capsys.readouterr().err
+    assert not [*(run / "scores").iterdir()]
 
 
 def test_another_scoring_replaces_the_first(run: Path, pictures: Path) -> None:

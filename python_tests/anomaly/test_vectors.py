@@ -122,6 +122,8 @@ def test_files_that_are_no_npz(tmp_path: Path) -> None:
         ("a,b,Label\n1,2,0\n", "columns must be features, got one named 'Label'; .* beside X\\)"),
         ("", "has no rows"),
         ("a,b\n", "has no rows"),
+        ("a,b,y\n1,2,0\n", "columns must be features, got one named 'y'; .* beside X\\)"),
+        ("id,a,b\n0,1,2\n", "columns must be features, got one named 'id'; .* beside X\\)"),
         (",a,b\n0,1,2\n", "columns must be features, got one named ''; .* beside X\\)"),
     ],
 )

@@ -19,7 +19,7 @@ import rank_processes
 import runs
 from dxmi_ext import cli
 from dxmi_ext.engine import run
-from dxmi_ext.engine.output import plots
+from dxmi_ext.engine.output import plots, samples
 from dxmi_ext.engine.runs import config, identity, report, run_folder
 from dxmi_ext.engine.settings import ConfigError
 from dxmi_ext.engine.storage import checkpoint, files, folders
@@ -273,8 +273,9 @@ def test_an_edited_config_is_one_line(
 
 
 def test_files_that_may_be_overwritten(tmp_path: Path, finished: Path) -> None:
-    np.savez(tmp_path / "ours.npz", samples=np.zeros(3), labels=np.zeros(3))
-    np.savez(tmp_path / "theirs.npz", samples=np.zeros(3), weights=np.zeros(3))
+    drawn = samples.Batch(torch.zeros(3, 2), torch.zeros(3, dtype=torch.int64))
+    samples.write(str(tmp_path / "ours.npz"), 3, [drawn])
+    np.savez(tmp_path / "theirs.npz", samples=np.zeros(3), labels=np.zeros(3))
     plots.images(tmp_path / "ours.png", torch.zeros(1, 1, 2, 2))
     point_plots.samples(tmp_path / "theirs.png", torch.zeros(3, 2), torch.zeros(3, 2))
     (tmp_path / "ours.html").write_text(report.page("a", "b", "c"))
@@ -282,9 +283,8 @@ def test_files_that_may_be_overwritten(tmp_path: Path, finished: Path) -> None:
     (tmp_path / "theirs.html").write_text("<!doctype html>\n<title>a</title>")
     odd = {"kernel": "fitted", "true": None, "w2": math.inf, "classes": {"a": 1}}
     (tmp_path / "ours.json").write_text(json.dumps(folders.NUMBERS_ENTRY | odd))
-    (tmp_path / "old.json").write_text('{"sliced_wasserstein": 0.1, "auroc": 0.9}')
     shutil.copy(finished / "summary.json", tmp_path / "theirs.json")
-    (tmp_path / "numbers.json").write_text('{"price": 0.1}')
+    (tmp_path / "numbers.json").write_text('{"auroc": 0.9}')
     kinds = {".npz": folders.is_samples, ".png": folders.is_picture, ".html": folders.is_page}
     kinds[".json"] = folders.is_numbers
     for path in sorted(tmp_path.iterdir()):

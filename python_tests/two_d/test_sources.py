@@ -71,6 +71,9 @@ def test_bad_points(points: np.ndarray, message: str, tmp_path: Path) -> None:
         sources.of(str(tmp_path / "none.csv"))
     (tmp_path / "q.csv").write_text('"x","y"\n' + "".join(f'"{i}.5","{i % 7}"\n' for i in range(100)))
     assert sources.of(str(tmp_path / "q.csv")).units is not None  # quoted numbers, as written by R
+    (tmp_path / "i.csv").write_text(",x\n" + "".join(f"{i},{i % 7}\n" for i in range(100)))  # as pandas
+    with pytest.raises(ConfigError, match=r"i\.csv: columns must be features, got one named ''; remove or"):
+        sources.of(str(tmp_path / "i.csv"))
     (tmp_path / "t.csv").write_text("x,y\n1,\n")
     with pytest.raises(ConfigError, match=r"t\.csv: line 2, column 2 \(y\) is empty"):
         sources.of(str(tmp_path / "t.csv"))

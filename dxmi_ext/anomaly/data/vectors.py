@@ -24,8 +24,6 @@ LAYOUTS = """\
 ROWS = ("x", "samples", "data", "arr_0")
 """Keys of rows, in lower case."""
 _FORMATS = ".npz, .npy or .csv"
-_LABELS = ("label", "labels", "target", "class")
-_INDICES = ("", "index", "unnamed: 0")  # names of a column of row numbers, as pandas writes it
 _EXTREME = 1e100  # squares of larger numbers, or of differences below 1 / this, leave float64
 _SAME = 2e-12  # relative difference up to which two numbers count as equal
 
@@ -195,6 +193,8 @@ def _read(path: Path) -> npz.Arrays:
         return npz.Arrays(path, VectorDataError, formats=_FORMATS)
     try:
         content = {"x": tables.read_csv(path)}
+    except tables.UnwantedColumn as error:
+        raise VectorDataError(f"{printable(path)}: {error} (labels may be y in an .npz, beside X)") from error
     except tables.TableError as error:
         raise VectorDataError(f"{printable(path)}: {error}") from error
     except UNREADABLE as error:
@@ -203,18 +203,7 @@ def _read(path: Path) -> npz.Arrays:
         raise VectorDataError(f"{printable(path)}: cannot be read as {_FORMATS} ({why})") from error
     if not len(content["x"]):
         raise VectorDataError(f"{printable(path)}: has no rows")
-    _check_header(path)
     return npz.Arrays(path, VectorDataError, content=content)
-
-
-def _check_header(path: Path) -> None:
-    """Rejects a csv file whose header names a column of labels or of row numbers, which would be learned."""
-    for i, name in enumerate(tables.first_line(path)):
-        if name.lower() in (_LABELS if i else _LABELS + _INDICES):
-            raise VectorDataError(
-                f"{printable(path)}: columns must be features, got one named {name!r}; remove or rename it "
-                "(labels may be y in an .npz, beside X)"
-            )
 
 
 def _rows(array: np.ndarray, name: str, path: Path, columns: int | None = None) -> np.ndarray:

@@ -118,14 +118,14 @@ def score(scorer: Scorer, paths: Sequence[str], output: Path, cfg: ScoreSettings
         A summary of the scores, and the number of images without a score, whose rows give the error.
 
     Raises:
-        UserError: the output contains something else.
+        UserError: the output contains something else, or another process is scoring into it.
     """
     threshold = scorer.threshold if cfg.threshold is None else cfg.threshold
     folder = output / score_files.HEAT_MAPS if cfg.heatmaps else None
     importlib.import_module("PIL.Image")  # before an earlier scoring is removed
-    score_files.make_room(output, folder)
     seconds, started = 0.0, time.perf_counter()
     with (
+        score_files.room(output, folder),
         score_files.table(output / score_files.TABLE) as table,
         inspected.threads() as threads,
         runlog.Progress("score", len(paths), 0, enabled=True) as bar,
@@ -171,7 +171,7 @@ def score_vectors(scorer: VectorScorer, given: Sequence[str], output: Path, cfg:
         ConfigError: there is not exactly one file, or settings are for images.
         VectorDataError: the file is damaged or has other columns.
         ScoreError: scores are NaN.
-        UserError: the output contains something else.
+        UserError: the output contains something else, or another process is scoring into it.
     """
     if len(given) != 1:
         raise ConfigError(f"FILE must be one file of vectors (.npz, .npy or .csv), got {len(given)}")
@@ -183,8 +183,10 @@ def score_vectors(scorer: VectorScorer, given: Sequence[str], output: Path, cfg:
     scores = scorer.scores(rows).tolist()
     if any(map(math.isnan, scores)):
         raise ScoreError("scores must be numbers, got NaN: the run's networks are damaged")
-    score_files.make_room(output, None)
-    with score_files.table(output / score_files.TABLE, score_files.VECTOR_COLUMNS) as table:
+    with (
+        score_files.room(output, None),
+        score_files.table(output / score_files.TABLE, score_files.VECTOR_COLUMNS) as table,
+    ):
         for i, value in enumerate(scores):
             row = {"row": i, "score": f"{value:.9g}", "anomalous": int(value > threshold)}
             table.writerow(row | {"threshold": threshold})

@@ -34,19 +34,24 @@ def _is_unmarked(output: Path) -> bool:
     return any(table.read_bytes().startswith(head) for table in tables if table.is_file())
 
 
-def make_room(output: Path, heat_maps: Path | None) -> None:
-    """Creates an output folder, and heatmaps/ if it is given, and removes the results of an earlier scoring.
+@contextlib.contextmanager
+def room(output: Path, heat_maps: Path | None) -> Iterator[None]:
+    """Creates an output folder, and heatmaps/ if it is given, removes the results of an earlier scoring, and
+    locks the folder within the block.
 
     Raises:
         folders.FolderError: see `check_output`.
+        files.Locked: another process is scoring into the folder.
     """
     check_output(output)
     folders.create(output)
-    folders.mark(output, "scores")
-    for name in (TABLE, f"{TABLE}.unfinished", PAGE):
-        files.remove(output / name)
-    files.remove(output / HEAT_MAPS, _OURS)
-    (heat_maps or output).mkdir(parents=True, exist_ok=True)
+    with files.lock(output / ".lock"):
+        folders.mark(output, "scores")
+        for name in (TABLE, f"{TABLE}.unfinished", PAGE):
+            files.remove(output / name)
+        files.remove(output / HEAT_MAPS, _OURS)
+        (heat_maps or output).mkdir(parents=True, exist_ok=True)
+        yield
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ written.
 from __future__ import annotations
 
 import math
+import zipfile
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -98,6 +99,8 @@ def write(output: str, n: int, drawn: Iterable[Batch], ranks: Ranks | None = Non
             return f"a grid of {n}"
         arrays = _joined(n, parts)
         np.savez(file, **arrays)
+        with zipfile.ZipFile(file, "a") as archive:
+            archive.comment = folders.ARCHIVE_COMMENT
     return ", ".join(f"{name} {list(array.shape)} {array.dtype}" for name, array in arrays.items())
 
 

@@ -90,7 +90,7 @@ def file(path: Path) -> Iterator[IO[bytes]]:
     everything as it was."""
     making = unfinished(path)
     try:
-        with naming(path), making.open("wb") as new:
+        with naming(path), making.open("w+b") as new:
             yield new
             new.flush()
             os.fsync(new.fileno())

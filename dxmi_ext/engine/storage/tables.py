@@ -8,11 +8,17 @@ from pathlib import Path
 
 import numpy as np
 
+_LABELS = {"y", "label", "labels", "target", "class", "anomaly", "anomalous", "is_anomaly"}
+_INDICES = {"", "index", "unnamed: 0", "id", "row"}  # names of a column of row numbers; pandas writes ""
 _OTHERS = {";": "semicolons", "\t": "tabs"}
 
 
 class TableError(ValueError):
     """A csv file is not a table of numbers; the message names the line and the column, both from 1."""
+
+
+class UnwantedColumn(TableError):
+    """The header names a column of labels or of row numbers."""
 
 
 def read_csv(path: Path) -> np.ndarray:
@@ -21,28 +27,37 @@ def read_csv(path: Path) -> np.ndarray:
 
     Raises:
         TableError: a cell is empty or not a number, or rows differ in length.
+        UnwantedColumn: the header names labels or row numbers, which would be learned.
         OSError, UnicodeDecodeError: the file cannot be read.
     """
-    first = first_line(path)
+    first = _first_line(path)
     named = not any(map(_is_number, first)) or first == [str(i) for i in range(len(first))]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about an empty file, whose table has no rows
-            return np.loadtxt(
+            rows = np.loadtxt(
                 path, delimiter=",", quotechar='"', skiprows=int(named), ndmin=2, encoding="utf-8-sig"
             )
     except UnicodeDecodeError:
         raise
     except ValueError as error:
         raise TableError(_fault(path, first if named else []) or str(error)) from error
+    if named and len(rows) and (unwanted := _not_a_feature(first)) is not None:
+        raise UnwantedColumn(f"columns must be features, got one named {unwanted!r}; remove or rename it")
+    return rows
 
 
-def first_line(path: Path) -> list[str]:
-    """The cells of the first line of a csv file, without quotes.
+def _not_a_feature(names: list[str]) -> str | None:
+    """The name in a header that means labels or, in the first column, row numbers."""
+    labels = _LABELS - {"y"} if "x" in map(str.lower, names) else _LABELS  # y beside x is a coordinate
+    for i, name in enumerate(names):
+        if name.lower() in (labels if i else labels | _INDICES):
+            return name
+    return None
 
-    Raises:
-        OSError, UnicodeDecodeError: the file cannot be read.
-    """
+
+def _first_line(path: Path) -> list[str]:
+    """The cells of the first line of a csv file, without quotes."""
     with path.open(encoding="utf-8-sig") as file:
         return [cell.strip().strip('"') for cell in file.readline().split(",")]
 

@@ -175,7 +175,10 @@ def _enter(folder: Folder, entry: os.DirEntry[str], above: tuple[tuple[int, int]
     if holds_results:
         return "results of dxmi"
     if not (inner.images or inner.folders):
-        return "a folder without images"
+        left_out = summary(inner.skipped, entry.path)
+        return (
+            f"a folder without images; in it, skipped: {left_out}" if left_out else "a folder without images"
+        )
     folder.folders[entry.name] = inner
     return None
 

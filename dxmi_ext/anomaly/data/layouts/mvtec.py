@@ -45,7 +45,9 @@ def read(root: Folder, split: str, classes: Sequence[str] | None) -> Source:
         return _with_split([_mvtec_class(root, split)], split, _MVTEC)
     found = {name: f for name, f in root.folders.items() if "train" in listing.parts(f).splits}
     if not found:
-        raise unknown(root, "has no good/, train/good/ or CLASS/train/good/ with images")
+        left_out = listing.summary(root.skipped, root.path)
+        why = "has no good/, train/good/ or CLASS/train/good/ with images"
+        raise unknown(root, f"{why}{left_out and f'; skipped: {left_out}'}")
     chosen = [found[name] for name in chosen_classes([*found], classes, Path(root.path))]
     skipped = root.skipped + [Skipped(image, "beside the classes") for image in root.images]
     unused = {name: f for name, f in root.folders.items() if name not in found}
