@@ -298,6 +298,14 @@ def test_files_that_may_be_overwritten(tmp_path: Path, finished: Path) -> None:
             folders.check_file(tmp_path / name, folders.is_page, "a page")
 
 
+def test_a_link_to_a_file_keeps_its_target(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("disk/a")
+    (tmp_path / "disk").mkdir()
+    with files.file(tmp_path / "link") as file:
+        file.write(b"a")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "disk/a").read_bytes() == b"a"
+
+
 @pytest.mark.parametrize(
     ("command", "name", "settings"),
     [("sample", "a.npz", ["n=2"]), ("evaluate", "a.json", ["samplings=1"]), ("report", "a.html", [])],

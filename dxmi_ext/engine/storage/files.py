@@ -86,8 +86,9 @@ def write_bytes(path: Path | str, content: bytes) -> None:
 
 @contextmanager
 def file(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write to, which atomically becomes ``path`` at the end. A failure within the block leaves
-    everything as it was."""
+    """A file to write to, which atomically becomes ``path``, or what it links to, at the end. A failure
+    within the block leaves everything as it was."""
+    path = path.resolve()
     making = unfinished(path)
     try:
         with naming(path), making.open("w+b") as new:
