@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import NoReturn
 
 from dxmi_ext import __version__, commands
+from dxmi_ext.engine.compute import memory
 from dxmi_ext.engine.errors import UserError
 from dxmi_ext.engine.output import terminal
 from dxmi_ext.engine.runs import config
@@ -53,6 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(given: list[str]) -> int:
     options = _read(given)
+    memory.keep_freed()
     try:
         if getattr(options, "target", None) is not None:
             options.target = expand(options.target_name, options.target)
