@@ -72,7 +72,7 @@ _WITHOUT_A_BASE = {"gamma": 0.1, "energy_lr": 1e-5}
 CURVE = "curve"
 """Rows of longer runs without a base, with all trained baselines, for curves. All splits have them."""
 _PICTURE = "anomaly-curve.png"
-_LONGER: dict[str, Any] = {
+_CURVE: dict[str, Any] = {
     "baselines": "all",
     "curve_every": 100,
     "iterations": 3600,
@@ -94,9 +94,9 @@ _NEAR: dict[str, Any] = {
     "expected_cost": True,
 }
 LONGER: dict[str, tuple[str, dict[str, Any]]] = {
-    CURVE: ("DxMI for 3,600 iterations", _LONGER),
-    "long": ("DxMI for 10,800 iterations", _LONGER | {"iterations": 10_800, "baselines": "tau0"}),
-    "near": ("DxMI with samples near the data", _LONGER | _NEAR | {"baselines": "tau0"}),
+    CURVE: (f"DxMI for {_CURVE['iterations']:,} iterations", _CURVE),
+    "long": ("DxMI for 10,800 iterations", _CURVE | {"iterations": 10_800, "baselines": "tau0"}),
+    "near": ("DxMI with samples near the data", _CURVE | _NEAR | {"baselines": "tau0"}),
 }
 """Titles and settings of runs without a base that train the autoencoder."""
 _BASES = {"knn": TITLES["knn"], "density": "kernel density", "knn+gaussian": "nearest neighbors and Gaussian"}
@@ -118,7 +118,7 @@ def _rows() -> list[Row]:
     plain = [_row(split, "dxmi", seeds=1, **_WITHOUT_A_BASE) for split in SPLITS]
     others = {name: settings for name, settings in CANDIDATES.items() if name != CHOSEN}
     tried = [_row(TRIED, f"dxmi-{name}", seeds=1, **settings) for name, settings in others.items()]
-    longer = [_row(split, CURVE, **_LONGER) for split in SPLITS]
+    longer = [_row(split, CURVE, **_CURVE) for split in SPLITS]
     further = [_row(TRIED, name, seeds=1, **LONGER[name][1]) for name in LONGER if name != CURVE]
     tau0 = [
         dataclasses.replace(
@@ -271,7 +271,7 @@ def _curves(units: Sequence[Any], output: Path) -> str:
         rows.append([TITLES[name], *(f"{value:.3f}" for value in cells)])
     seeds = ", ".join(f"{split}: {len(found)}" for split, found in runs.items())
     return (
-        f"AUROC after {end:,} iterations without a base, tau = {_LONGER['tau']}: means over seeds ({seeds}). "
+        f"AUROC after {end:,} iterations without a base, tau = {_CURVE['tau']}: means over seeds ({seeds}). "
         "Last columns: the mean of the splits before training, and its range in the second half.\n\n"
         f"{markdown_table(heads, rows)}\n\n![AUROC over iterations]({_PICTURE})"
     )

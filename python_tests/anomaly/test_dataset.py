@@ -257,7 +257,7 @@ def npz(**changes: object) -> Callable[[Path], Path]:
         (lambda root: root, "train", r"data: has no good/, train/good/ or CLASS/train/good/ with images"),
         (
             unread_suffixes, "train",
-            r"with images; skipped: good \(a folder without images; in it, skipped: a\.gif \(not an image"
+            r"with images; skipped: good \(a folder without images of a type that is read\); `dxmi data"
         ),
         (remove("screw/test/good/000.png"), "test", r"screw/test: has no good images \(test/good\); `dxmi"),
         (remove("bottle/ground_truth/crack/000_mask.png"), "test", r"crack/000\.png: its mask is missing"),

@@ -41,6 +41,7 @@ _MASKS |= {"groundtruth", "groundtruths", "gt", "gts", "mask", "masks", "truth",
 _MASKS |= {"segmentation", "segmentations", "segmentationclass", "segmentationobject"}
 _OF_MASKS = _MASKS | _IMAGES | _SPLITS.keys() | {"anomaly", "binary", "class", "color", "defect", "defects"}
 _OF_MASKS |= {"ground", "map", "maps", "object", "pixel", "png"}
+_UNREAD = "not an image of a type that is read"
 _REASONS = 8  # maximum number in a summary
 _YEAR = re.compile(r"(19|20)\d\d$")
 _MASK_OF = re.compile(
@@ -131,7 +132,7 @@ def _scan(path: str, above: tuple[tuple[int, int], ...]) -> tuple[Folder, bool]:
         elif not _is(entry.is_file):
             reason = "a broken link" if entry.is_symlink() else "not a regular file"
         elif not entry.name.lower().endswith(PICTURES):
-            reason = "not an image of a type that is read"
+            reason = _UNREAD
         else:
             names[entry.name] = entry.path
         if reason is not None:
@@ -175,10 +176,8 @@ def _enter(folder: Folder, entry: os.DirEntry[str], above: tuple[tuple[int, int]
     if holds_results:
         return "results of dxmi"
     if not (inner.images or inner.folders):
-        left_out = summary(inner.skipped, entry.path)
-        return (
-            f"a folder without images; in it, skipped: {left_out}" if left_out else "a folder without images"
-        )
+        unread = any(reason == _UNREAD for _, reason in inner.skipped)
+        return "a folder without images" + (" of a type that is read" if unread else "")
     folder.folders[entry.name] = inner
     return None
 
