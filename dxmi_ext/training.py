@@ -86,10 +86,10 @@ def fit(
     iteration and save a checkpoint.
 
     A run is known by the trainer's settings, such as `DxMISettings` or the numbers given to a `Pretrainer`,
-    the seed, the batch size and the fingerprint of data given by `shuffled`, which have to be the same when
-    it resumes; a higher number of iterations continues it. Batches without a fingerprint, such as a
-    DataLoader's, are not compared: use a new folder for other data. Nor are functions such as
-    ``draw_levels``, nor networks, except that the weights must fit.
+    the trainer's seed, the batch size and the fingerprint of data given by `shuffled`, which have to be the
+    same when it resumes; a higher number of iterations continues it. Batches without a fingerprint, such as a
+    DataLoader's, are not compared: use a new folder for other data. Nor are the order of `shuffled`,
+    functions such as ``draw_levels``, and networks, except that the weights and the schedule must fit.
 
     Args:
         trainer: `Pretrainer`, `DxMITrainer` or another `Stepper`; its ``ranks`` share the batches.
@@ -129,6 +129,13 @@ def fit(
             raise ConfigError(f"{name} must be a path, got ''")
     if not (picture is None or callable(picture)):
         raise TypeError(f"picture must be a function of a file, got {type(picture).__name__}")
+    if isinstance(batches, Shuffled):
+        if (batches.count, batches.offset) != trainer.ranks.rows(batches.batch_size):
+            raise ConfigError(
+                "batches must be shuffled(..., ranks=) with the trainer's ranks, got rows "
+                f"{batches.offset} to {batches.offset + batches.count - 1} of each batch on rank "
+                f"{trainer.ranks.rank} of {trainer.ranks.world_size}"
+            )
     first, source = _reader(batches)
     rows = len(_parts(first, trainer)[0]) * trainer.ranks.world_size
     settings: dict[str, Any] = {"output": os.fspath(output), "resume": os.fspath(resume)}
@@ -200,7 +207,7 @@ def shuffled(
     except ValueError as error:
         raise ConfigError(str(error)) from error
 
-    return Shuffled(data, labels, batch_size, count, offset, seed)
+    return Shuffled(data.detach(), labels, batch_size, count, offset, seed)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -274,7 +281,8 @@ def load(path: str | os.PathLike[str], networks: M) -> M:
     Raises:
         TypeError: an argument is of another type.
         CheckpointError: the folder has no saved networks, they are damaged, or names or shapes of their
-            tensors differ from those of ``networks``, which are then unchanged.
+            tensors differ from those of ``networks``, which are then unchanged, or a sampler has another
+            schedule.
     """
     _check(path, networks)
     folder = Path(path)
@@ -296,7 +304,10 @@ def load(path: str | os.PathLike[str], networks: M) -> M:
     ]
     if faults := faults + shapes[:_SHOWN]:
         raise checkpoint.CheckpointError(f"{folder} does not fit the networks: {'; '.join(faults)}")
-    networks.load_state_dict(tensors)
+    try:
+        networks.load_state_dict(tensors)
+    except ValueError as error:  # a sampler of another schedule
+        raise checkpoint.CheckpointError(f"{folder} does not fit the networks: {error}") from error
     return networks
 
 
@@ -323,13 +334,17 @@ def _fingerprints(batches: Any, ranks: Ranks) -> identity.Fingerprints | None:
 
 
 def _repeated(batches: Iterable[Data]) -> Iterator[Data]:
+    total = 0
     while True:
-        count = 0
+        before = total
         for batch in batches:
-            count += 1
+            total += 1
             yield batch
-        if not count:
-            raise ConfigError("batches must yield a batch each time they are iterated, got none")
+        if total == before:
+            raise ConfigError(
+                "batches must yield batches each time they are iterated, or enough for all iterations, got "
+                f"{total} in total"
+            )
 
 
 def _parts(batch: Data, trainer: Stepper) -> list[Tensor]:
@@ -338,8 +353,7 @@ def _parts(batch: Data, trainer: Stepper) -> list[Tensor]:
     Raises:
         ConfigError: they do not fit the trainer.
     """
-    parts = [part for part in trainer.checked(batch) if part is not None]
-    return [part.to(trainer.device) for part in parts]
+    return [part for part in trainer.checked(batch) if part is not None]
 
 
 def _config(trainer: Stepper, run: dict[str, Any]) -> _FitConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -175,7 +176,7 @@ def test_labels_and_loaders(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ([], "batches must yield a batch"),
+        ([], "batches must yield batches each time they are iterated, .* got 0 in total"),
         (7, "batches must be a function of the iteration, .* or an iterable of batches, got int"),
         (DATA, "batches must be a function of the iteration, .* or an iterable of batches, got Tensor"),
         ([DATA[:8, :2]], r"data of shape \[B, 3\], B >= 1, got \[8, 2\]"),
@@ -191,6 +192,44 @@ def test_bad_batches(tmp_path: Path, given: Any, message: str) -> None:
     with pytest.raises(dxmi_ext.ConfigError, match=message):
         dxmi_ext.fit(trainer(), given, output=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_generator_must_last(tmp_path: Path) -> None:
+    few = (DATA[:8] for _ in range(ITERATIONS - 1))
+    with pytest.raises(
+        dxmi_ext.ConfigError, match=f"or enough for all iterations, got {ITERATIONS - 1} in total"
+    ):
+        dxmi_ext.fit(trainer(), few, output=tmp_path / "run")
+
+
+def test_data_are_constants() -> None:
+    """No gradient reaches the network that computed them, and those of inference mode are copied."""
+    encoder, made = nn.Linear(3, 3), trainer()
+    for batch in (dxmi_ext.shuffled(encoder(DATA), 8)(0), encoder(DATA)):
+        made.step(batch)
+    assert encoder.weight.grad is None
+    with torch.inference_mode():
+        data, labels = DATA.clone(), torch.zeros(len(DATA), dtype=torch.int64)
+        with pytest.raises(dxmi_ext.ConfigError, match=r"outside torch\.inference_mode"):
+            made.step(data)
+    with torch.no_grad():
+        made.step((data, labels))
+
+
+def test_ranks_get_rows_of_their_own(tmp_path: Path) -> None:
+    first = dataclasses.replace(dxmi_ext.Ranks(), world_size=2)
+    batches_of_one = dxmi_ext.shuffled(DATA, 8, ranks=first)
+    with pytest.raises(dxmi_ext.ConfigError, match="got rows 0 to 3 of each batch on rank 0 of 1"):
+        dxmi_ext.fit(trainer(), batches_of_one, output=tmp_path / "run")
+
+
+def test_another_schedule_does_not_fit(tmp_path: Path) -> None:
+    dxmi_ext.fit(trainer(), batches(), output=tmp_path / "run")
+    other = dxmi_ext.schedules.variance_exploding(STEPS, sigma_max=2.0, sigma_min=0.1)
+    sampler = dxmi_ext.GaussianSampler(Field(3), other, (3,))
+    message = r"schedule must be that of the saved sampler, whose output_coef\[0\] is -0\.7846"
+    with pytest.raises(dxmi_ext.CheckpointError, match=message):
+        dxmi_ext.load(tmp_path / "run", dxmi_ext.Networks(sampler, Value()))
 
 
 def test_a_folder_of_another_run_or_of_others_is_rejected(tmp_path: Path) -> None:

@@ -23,14 +23,19 @@ def of_type(name: str, value: Any, kind: type | tuple[type, ...], wanted: str) -
         raise TypeError(f"{name} must be {wanted}, got {got}")
 
 
+def is_integer(value: Any) -> bool:
+    """Whether a value is an integer of Python or numpy."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
 def at_least(name: str, value: Any, minimum: int) -> None:
-    """Checks that an argument is an integer (of Python or numpy) and not too small.
+    """Checks that an argument is an integer and not too small.
 
     Raises:
         TypeError: it is not an integer.
         ValueError: it is smaller than ``minimum``.
     """
-    if not isinstance(value, Integral) or isinstance(value, bool):
+    if not is_integer(value):
         raise TypeError(f"{name} must be an integer >= {minimum}, got {value!r}")
     if value < minimum:
         raise ValueError(f"{name} must be >= {minimum}, got {value}")

@@ -17,6 +17,8 @@ from dxmi_ext.engine.arguments import at_least, of_type
 from dxmi_ext.engine.compute.calls import call, output_of
 from dxmi_ext.method.schedules import Schedule, reading
 
+_TABLE_PRECISION = 2e-3  # of tables that were saved in float16
+
 
 class Guide(Protocol):
     """(x [N, *], timestep int64 [N] of the step that led to x, labels [N] or None) -> x to continue from."""
@@ -126,6 +128,21 @@ class GaussianSampler(nn.Module):
         super().__setstate__(state)
         if not self._trains_last_std:  # copies of a weight have no hooks
             self.fix_last_std()
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        # x_0 and T follow from the schedule given, so tables of another one do not fit.
+        for name in ("sample_coef", "output_coef"):
+            saved, own = state_dict.get(prefix + name), getattr(self, name)
+            if saved is None or saved.shape != own.shape:
+                continue
+            differ = ~saved.to(own).isclose(own, rtol=_TABLE_PRECISION, atol=_TABLE_PRECISION)
+            if len(places := differ.nonzero()):
+                t = int(places[0])
+                raise ValueError(
+                    f"schedule must be that of the saved sampler, whose {name}[{t}] is {saved[t]:.4g}, got "
+                    f"{own[t]:.4g}"
+                )
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     @property
     def memory_format(self) -> torch.memory_format:

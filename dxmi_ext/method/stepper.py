@@ -11,6 +11,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from dxmi_ext.engine.arguments import is_integer
 from dxmi_ext.engine.compute import execution, sharding
 from dxmi_ext.engine.compute.execution import ExecutionSettings
 from dxmi_ext.engine.compute.graphs import Graphed
@@ -55,8 +56,8 @@ class Stepper:
         graphed: whether an iteration runs as one CUDA graph.
 
     Raises:
-        ConfigError: the seed is out of range, the weights are of a dtype other than float32 and float64, or
-            float64 weights are to run in bfloat16.
+        ConfigError: the seed is out of range, the trained weights have several dtypes or another than float32
+            and float64, or float64 weights are to run in bfloat16.
     """
 
     stream: ClassVar[str]
@@ -79,8 +80,9 @@ class Stepper:
         uses: Sequence[str] = (),
         graphed: bool = False,
     ) -> None:
-        if type(seed) is not int or not 0 <= seed <= LARGEST_SEED:
+        if not is_integer(seed) or not 0 <= seed <= LARGEST_SEED:
             raise ConfigError(f"seed must be an integer from 0 to {LARGEST_SEED}, got {seed!r}")
+        self._dtype = _dtype_of(self.learners)
         if self._dtype not in (torch.float32, torch.float64):
             raise ConfigError(
                 f"networks must have float32 or float64 weights, got {self._dtype}; "
@@ -88,11 +90,12 @@ class Stepper:
             )
         if execution.precision == "bfloat16" and self._dtype == torch.float64:
             raise ConfigError("precision must be float32 with float64 weights, got bfloat16")
-        self.iteration, self.ranks, self.execution = 0, ranks, execution
+        self.iteration, self.iterations = 0, int(self.iterations)
+        self.ranks, self.execution = ranks, execution
         self._tried = execution.compile or ranks.shard  # a trial call would compile or gather once more
-        self._seed, self._uses, self._device = seed, uses, device
+        self._seed, self._uses, self._device = int(seed), uses, device
         self._iterate: Callable[..., Metrics] = Graphed(self._run) if graphed else self._run
-        self._draws = noise.Draws(seed, self.stream, uses, device)
+        self._draws = noise.Draws(self._seed, self.stream, uses, device)
 
     @property
     def seed(self) -> int:
@@ -125,21 +128,26 @@ class Stepper:
         """One iteration.
 
         Args:
-            batch: this rank's rows: data [B, *], or data and labels [B].
+            batch: this rank's rows: data [B, *], or data and labels [B]. They are moved to the trainer's
+                device, and are constants: no gradient reaches what they were computed from.
 
         Returns:
             The metrics, on the device; for each loss also ``NAME_failures``, the number of consecutive
-            skipped steps.
+            skipped steps. A `DxMITrainer` has the scalars energy_loss, energy_data, energy_sample,
+            energy_spread, data_spread and sample_spread, value_loss, log_prob, sq_displacement, std and
+            velocity_var [T], and sampler_loss [sampler_steps].
 
         Raises:
-            ConfigError: the batch does not fit the networks, the run is at its end, or one of several ranks'
-                networks has weights that a call does not use.
+            ConfigError: the batch does not fit the networks, the run is at its end, one of several ranks'
+                networks has weights that a call does not use, or inference mode is on.
         """
+        if torch.is_inference_mode_enabled():
+            raise ConfigError("step must be called outside torch.inference_mode(), which has no gradients")
         data, labels = self.checked(batch)
         for learner in self.learners:
             learner.rates.at(self.iteration)
         self.begin()
-        with execution.running(self.execution, data.device):
+        with execution.running(self.execution, data.device), torch.enable_grad():
             try:
                 metrics = self._iterate(self._draws.keys(self.iteration), data, labels)
             except RuntimeError as error:
@@ -153,7 +161,7 @@ class Stepper:
         return metrics
 
     def checked(self, batch: Tensor | Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
-        """The data and labels of a batch. The first one is also tried on the networks.
+        """The data and labels of a batch, on the trainer's device. The first is also tried on the networks.
 
         Raises:
             ConfigError: they do not fit the networks.
@@ -175,17 +183,17 @@ class Stepper:
             raise ConfigError(f"a batch must have data of the networks' {self._dtype}, got {data.dtype}")
         if labels is not None and labels.shape != data.shape[:1]:
             raise ConfigError(f"the labels of a batch must have shape [{len(data)}], got {[*labels.shape]}")
+        data, labels = self._here(data), None if labels is None else self._here(labels)
         if not self._tried:
             with execution.running(self.execution, self.device):
-                self.try_networks(data.to(self.device), None if labels is None else labels.to(self.device))
+                self.try_networks(data, labels)
             self._tried = True
         return data, labels
 
-    @property
-    def _dtype(self) -> torch.dtype:
-        """The dtype of the trained weights, and so of the data."""
-        weights: list[Tensor] = self.learners[0].optimizer.param_groups[0]["params"]
-        return weights[0].dtype
+    def _here(self, part: Tensor) -> Tensor:
+        """A part of a batch on the device, as a constant that autograd can save."""
+        part = part.detach().to(self.device)
+        return part.clone() if part.is_inference() else part
 
     def _run(self, keys: Tensor, data: Tensor, labels: Tensor | None) -> Metrics:
         """`iterate` as a function of tensors, for a CUDA graph."""
@@ -230,6 +238,19 @@ class Stepper:
             _load(self.tallies(), state["tallies"])
         if isinstance(self._iterate, Graphed):
             self._iterate.forget()  # the optimizers' moments are new tensors
+
+
+def _dtype_of(learners: Sequence[Learner]) -> torch.dtype:
+    """The dtype of the trained weights, and so of the data."""
+    groups = [group["params"] for learner in learners for group in learner.optimizer.param_groups]
+    weights = [weight for group in groups for weight in group]
+    dtypes = {weight.dtype for weight in weights if weight.requires_grad} or {weights[0].dtype}
+    if len(dtypes) > 1:
+        names = " and ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
+        raise ConfigError(
+            f"networks must have weights of one dtype, got {names}; networks.to(dtype) converts all"
+        )
+    return dtypes.pop()
 
 
 def _saved(part: Any) -> Any:

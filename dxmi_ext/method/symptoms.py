@@ -20,7 +20,8 @@ def of(numbers: Mapping[str, Any], initial_std: Sequence[float]) -> dict[str, st
         initial_std: sigma [T] at the start of the run; empty without a sampler.
     """
     data, sample = numbers["energy_data"], numbers["energy_sample"]
-    spread = numbers["sample_spread"] / max(numbers["data_spread"], 1e-30)
+    # The data of a single row have no spread.
+    spread = numbers["sample_spread"] / numbers["data_spread"] if numbers["data_spread"] else 1.0
     pairs = zip(numbers.get("std", ()), initial_std, strict=True)
     ratios = [now / before for now, before in pairs] or [1.0]
     energies, spreads = f"data {data:.3g}, samples {sample:.3g}", f"{spread:.3g} of the data's spread"

@@ -20,6 +20,8 @@ from dxmi_ext.method.sampler import flat
 _NEIGHBOR = 3
 _GROUP = 128
 _LARGEST = 1000.0  # the factor stays within this and its inverse
+_RESOLUTION = 1e-3  # of distances, in units of the data's spread: a few copies would outweigh all other rows
+_REPEATED = 0.05  # largest share of rows with copies
 
 
 class Temperature:
@@ -47,6 +49,19 @@ class Temperature:
     ) -> None:
         self.rate, self.factor, self.ranks = rate, factor, ranks or Ranks()
         self._margin, self._hold, self._wanted = margin, hold, factor.new_tensor(margin)
+
+    def check(self, data: Tensor) -> None:
+        """Checks that data have an entropy to follow.
+
+        Raises:
+            ConfigError: many of the rows [N, *] have copies, as the points of a small data set or of a grid.
+        """
+        repeated = int((_nearest(data) == 0).sum())
+        if repeated > _REPEATED * len(data):
+            raise ConfigError(
+                "tau_rate must be 0 for data with repeated points, whose entropy is not finite, got "
+                f"{self.rate:g} and a batch with copies of {repeated} of its {len(data)} rows"
+            )
 
     def at(self, done: float) -> None:
         """Sets the margin for the progress of the run, 0 at its start and 1 at its end."""
@@ -88,18 +103,20 @@ def entropy_gap(data: Tensor, samples: Tensor) -> Tensor:
         raise ValueError(
             f"data, samples must have one shape [n >= 2, *], got {[*data.shape]}, {[*samples.shape]}"
         )
-    return _mean_log_distance(data) - _mean_log_distance(samples)
+    spread = flat(data).std(dim=0, correction=0).norm()
+    resolution = (_RESOLUTION * spread).clamp(min=torch.finfo(spread.dtype).tiny)
+    return (_nearest(data).maximum(resolution).log() - _nearest(samples).maximum(resolution).log()).mean()
 
 
-def _mean_log_distance(rows: Tensor) -> Tensor:
-    """Mean log distance to the third nearest other row of the group, or to the farthest in a small group."""
+def _nearest(rows: Tensor) -> Tensor:
+    """Distance of each row to the third nearest other row of its group, or to the farthest in a small group,
+    [N]."""
     groups = flat(rows).tensor_split(max(1, len(rows) // _GROUP))
-    return torch.cat([_log_distances(group) for group in groups]).mean()
+    return torch.cat([_nearest_in(group) for group in groups])
 
 
-def _log_distances(rows: Tensor) -> Tensor:
+def _nearest_in(rows: Tensor) -> Tensor:
     k = min(_NEIGHBOR, len(rows) - 1)
     # Computed by matrix products, distances between near rows would be rounding errors.
     distances = torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist")
-    nearest = distances.topk(k + 1, largest=False).values[:, k]  # the first is the row itself
-    return nearest.clamp(min=torch.finfo(nearest.dtype).tiny).log()
+    return distances.topk(k + 1, largest=False).values[:, k]  # the first is the row itself

@@ -131,6 +131,8 @@ class DxMITrainer(Stepper):
             trial.check(name, network, x, time, labels, shape=shape, why=why)
         if energy is not None:
             trial.check("energy", energy, x, None, labels, shape=(n,))
+        if self.costs.temperature is not None:
+            self.costs.temperature.check(data)
 
     def begin(self) -> None:
         self.costs.begin(self.iteration / self.iterations)
@@ -322,7 +324,8 @@ def _is_trainable(network: nn.Module) -> bool:
 
 def _shared(networks: Networks) -> str:
     """Names of trained weights of the sampler that are also those of the value or the energy."""
-    others = {id(p) for part in (networks.value, networks.energy_network) if part for p in part.parameters()}
+    parts = [part for part in (networks.value, networks.energy_network) if part is not None]
+    others = {id(p) for part in parts for p in part.parameters()}
     trained = networks.sampler.network.named_parameters()
     return ", ".join(name for name, p in trained if p.requires_grad and id(p) in others)
 

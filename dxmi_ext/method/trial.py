@@ -39,18 +39,21 @@ def check(
         why: what the timesteps mean, for errors.
 
     Raises:
-        ConfigError: the call raises an error, or the output is not a tensor of that shape that depends on the
-            network's weights.
+        ConfigError: the call raises an error or changes ``x``, or the output is not a tensor of that shape
+            that depends on the network's weights.
     """
+    given = x.clone()
     with _without_traces(network, x.device), torch.enable_grad():
         try:
-            output = call(network, x.clone(), time, labels)
+            output = call(network, given, time, labels)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
             takes = ", ".join(_inputs(x, time, labels))
             got = f"{type(error).__name__}{_where(network, x, time, labels)}: {error}"
             raise ConfigError(f"{name} must take ({takes}){why}, got {got}") from error
+    if given._version:
+        raise ConfigError(f"{name} must not change its input in place, got a call that changes x")
     if output.shape != torch.Size(shape):
         raise ConfigError(f"{name} must return shape {[*shape]}, got {[*output.shape]}")
     if not output.requires_grad and any(p.requires_grad for p in network.parameters()):

@@ -54,12 +54,24 @@ def test_tau_rises_where_samples_are_too_close_and_falls_where_they_are_not() ->
         torch.testing.assert_close(roomier.factor, torch.tensor(math.exp(total)))
 
 
+def test_a_few_copies_in_the_data_do_not_outweigh_the_other_rows() -> None:
+    data, samples = points(100, 1), points(100, 2)
+    gap = entropy_gap(data, samples)
+    data[:4] = data[0]
+    assert (entropy_gap(data, samples) - gap).abs() < 0.3
+    Temperature(0.1, torch.tensor(1.0)).check(data)
+    with pytest.raises(
+        ConfigError, match=r"tau_rate must be 0 .* repeated points, .* copies of 100 of its 100"
+    ):
+        Temperature(0.1, torch.tensor(1.0)).check(data[:20].repeat(5, 1))
+
+
 def test_non_finite_entropies_leave_tau_unchanged() -> None:
     data, temperature = points(50, 1), Temperature(0.1, torch.tensor(1.0))
     for samples in (data * math.nan, data * math.inf):
         temperature.update(data, samples)
         assert temperature.factor == 1
-    for _ in range(10):  # all samples are at one point
+    for _ in range(15):  # all samples are at one point
         temperature.update(data, torch.zeros_like(data))
     assert temperature.factor == 1000
     with pytest.raises(ValueError, match=r"data, samples must have one shape .* got \[50, 2\], \[3, 2\]"):

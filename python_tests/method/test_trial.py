@@ -49,6 +49,13 @@ class Value(Net):
         return self.ending(super().forward(x, timestep))
 
 
+class InPlace(Net):
+    """(x [N, 3], timestep [N]) -> [N, 3]; changes x."""
+
+    def forward(self, x: Tensor, timestep: Tensor) -> Tensor:
+        return super().forward(x.mul_(2), timestep)
+
+
 class Energy(nn.Linear):
     """(x [N, 3]) -> [N]"""
 
@@ -70,7 +77,8 @@ def trainer(
     network: nn.Module | None = None, value: nn.Module | None = None, energy: nn.Module | None = None
 ) -> DxMITrainer:
     sampler = GaussianSampler(network or Net(), SCHEDULE, (3,))
-    return DxMITrainer(Networks(sampler, value or Value(), energy), DxMISettings(), iterations=1, seed=0)
+    networks = Networks(sampler, Value() if value is None else value, energy)
+    return DxMITrainer(networks, DxMISettings(), iterations=1, seed=0)
 
 
 @pytest.mark.parametrize(
@@ -86,7 +94,7 @@ def trainer(
             r"network of the sampler .* 0 to 2 \(T - 1\), got IndexError at timestep 2",
         ),
         ({"network": Net(2)}, r"network of the sampler must return shape \[4, 3\], got \[4, 2\]"),
-        ({"network": Net().double()}, "network of the sampler must take .* got RuntimeError: .* dtype"),
+        ({"network": InPlace()}, "network of the sampler must not change its input in place"),
         ({"network": Energy()}, r"network of the sampler must take .* got TypeError: Energy\.forward"),
         ({"value": Value(ending=lambda y: y)}, r"value must return shape \[4\], got \[4, 1\]"),
         ({"value": Value(ending=lambda y: (y, y))}, "TypeError: the output of a network must be a tensor"),
@@ -116,6 +124,18 @@ def test_a_sampler_that_cannot_be_trained_is_named() -> None:
     settings = DxMISettings(train_last_std=False, skip_last=1)
     metrics = DxMITrainer(networks, settings, iterations=1, seed=0).step(DATA)
     assert all(v.isfinite().all() for name, v in metrics.items() if name != "log_prob")
+
+
+def test_trained_weights_have_one_dtype() -> None:
+    with pytest.raises(ConfigError, match="networks must have weights of one dtype, got float32 and float64"):
+        trainer(value=Value().double())
+    value = Value()
+    value.frozen = nn.Linear(1, 1).bfloat16().requires_grad_(False)
+    trainer(value=value).step(DATA)
+
+
+def test_a_compiled_value_is_trained() -> None:
+    trainer(value=torch.compile(Value(), backend="eager")).step(DATA)
 
 
 @pytest.mark.parametrize("energy", [Quadratic(), Energy().requires_grad_(False)])

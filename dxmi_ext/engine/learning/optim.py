@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dxmi_ext.engine.arguments import is_integer
 from dxmi_ext.engine.compute import sharding
 from dxmi_ext.engine.settings import ConfigError
 
@@ -148,9 +149,9 @@ class LearningRates:
     def __init__(
         self, optimizer: torch.optim.Optimizer, decay: str, iterations: int, *, wait: int = 0, warmup: int = 0
     ) -> None:
-        if not isinstance(iterations, int) or iterations < 0:
+        if not is_integer(iterations) or iterations < 0:
             raise ConfigError(f"iterations must be an integer >= 0, got {iterations!r}")
-        self._optimizer, self._decay, self._iterations = optimizer, decay, iterations
+        self._optimizer, self._decay, self._iterations = optimizer, decay, int(iterations)
         self._wait, self._warmup, self.scale = wait, warmup, 1.0
         self._initial = [float(group["lr"]) for group in optimizer.param_groups]
 
