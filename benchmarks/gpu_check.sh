@@ -17,6 +17,7 @@
 #     settings        iterations in other precisions and memory formats
 #     memcheck        some of the tests under compute-sanitizer
 #     racecheck
+#     compile         training with torch.compile
 #
 # Each part has a time limit, at which it keeps what it has measured, and none begins when the 8 minutes are
 # nearly over: it is then "not run", as is a part that the machine cannot do, with the reason. A second call
@@ -30,9 +31,9 @@
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 2
 
-parts=(build tests main iteration step-float32 step-bfloat16 ops settings memcheck racecheck)
+parts=(build tests main iteration step-float32 step-bfloat16 ops settings memcheck racecheck compile)
 declare -A limits=([build]=110 [tests]=110 [main]=80 [iteration]=70 [step-float32]=80 [step-bfloat16]=50 [ops]=50
-  [settings]=50 [memcheck]=60 [racecheck]=60)
+  [settings]=50 [memcheck]=60 [racecheck]=60 [compile]=110)
 budget=465 # seconds in total; the last part may take 15 more to stop
 
 is_part() { [[ -v "limits[$1]" ]]; }
@@ -60,7 +61,8 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 export PYTHONPATH="$site${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 export PATH="$PATH:/usr/local/cuda/bin"
-export python device root site work
+not_run=77 # exit status of a part that cannot run here; pytest's own end at 5
+export python device root site work not_run
 
 "$python" benchmarks/gpu_results.py environment "$device" >"$work/environment.json" 2>"$work/error" || {
   echo "gpu_check: $python has no torch that sees a CUDA device; there is nothing to check" >&2
@@ -69,7 +71,7 @@ export python device root site work
 }
 
 # wants COMMAND: ends a part as not run if the command is missing.
-wants() { command -v "$1" >/dev/null || { echo "no $1 on PATH" && exit 3; }; }
+wants() { command -v "$1" >/dev/null || { echo "no $1 on PATH" && exit "$not_run"; }; }
 
 build() {
   local files
@@ -95,10 +97,12 @@ build() {
   echo "$files" >"$site/built-from"
 }
 
-# From their own folder, since python -m puts the current one, with its unbuilt dxmi_ext, before the build.
-tests() {
+# From their own folder, since python -m puts the current one, with its unbuilt dxmi_ext, before the build. The
+# kernels' tests first, in case the time does not suffice for all.
+tests() { # EXPRESSION
   cd python_tests || exit 1
-  "$python" -m pytest -q -p no:cacheprovider -m gpu .
+  "$python" -m pytest -q -p no:cacheprovider -m gpu -k "$1" test_cuda.py test_ops.py method/test_noise.py \
+    test_ops_errors.py test_ops_transforms.py engine method/test_execution.py
 }
 
 main_job() {
@@ -120,14 +124,14 @@ sanitizer() { # TOOL
     "$python" -m pytest -q -p no:cacheprovider -m gpu test_cuda.py test_ops.py \
     -k "(unaligned or nan or costs or energy or velocity_var) and not graph" # these need the cache
   local code=$?
-  grep -qs "Device not supported" "$work/$1.log" && exit 3
+  grep -qs "Device not supported" "$work/$1.log" && exit "$not_run"
   exit "$code"
 }
 
 benchmarks() { # PART EXPRESSION FILE...
   local part=$1 expression=$2
   shift 2
-  "$python" -c "import pytest_benchmark" 2>/dev/null || { echo "$python has no pytest-benchmark" && exit 3; }
+  "$python" -c "import pytest_benchmark" 2>/dev/null || { echo "$python has no pytest-benchmark" && exit "$not_run"; }
   cd benchmarks || exit 1
   "$python" -m pytest -q -p no:cacheprovider --benchmark-only --quick -k "$device and ($expression)" \
     --benchmark-json "$work/$part.json" "$@"
@@ -136,13 +140,14 @@ benchmarks() { # PART EXPRESSION FILE...
 run_part() {
   case $1 in
     build) build ;;
-    tests) tests ;;
+    tests) tests "not (test_execution and compile)" ;; # compiling takes minutes
+    compile) tests "test_execution and compile" ;;
     main) main_job ;;
     iteration) benchmarks "$1" "not settings" test_iteration.py ;;
     step-float32) benchmarks "$1" "roof or sampler_step and not bfloat16" test_roof.py test_ops.py ;;
     step-bfloat16) benchmarks "$1" "roof or sampler_step and bfloat16" test_roof.py test_ops.py ;;
     ops) benchmarks "$1" "not sampler_step" test_ops.py ;;
-    settings) benchmarks "$1" "settings and not compiled" test_iteration.py ;; # compiling takes minutes
+    settings) benchmarks "$1" "settings and not compiled" test_iteration.py ;;
     memcheck | racecheck) sanitizer "$1" ;;
   esac
 }
@@ -162,7 +167,7 @@ for name in "${wanted[@]}"; do
       bash -c 'run_part "$1"' bash "$name" 2>&1 | tee "$work/$name.log"
     case ${PIPESTATUS[0]} in
       0) status=passed ;;
-      3) status="not run" ;; # a command of ours that says why
+      "$not_run") status="not run" ;; # a command of ours that says why
       124 | 137) status="stopped after $limit s" ;;
       *) status=failed ;;
     esac

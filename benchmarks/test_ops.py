@@ -94,6 +94,25 @@ def test_parts_of_sampler_step(measure: Any, place: Place, name: str) -> None:
     measure(place.prepare(part), group, name, ours=ours, **facts)
 
 
+@pytest.mark.parametrize("name", [OURS, "contiguous", "eager"])
+def test_sampler_step_channels_last(measure: Any, place: Place, name: str) -> None:
+    """Samples in channels_last; ours on contiguous ones, and eager torch."""
+    shape = (128, 3, 64, 64)
+    problems = [
+        Problem(OPS["sampler_step"], shape, torch.float32, place.device, backward=False) for _ in range(2)
+    ]
+    last, contiguous = problems
+    last.arguments = tuple(
+        x.contiguous(memory_format=torch.channels_last) if i < 2 else x for i, x in enumerate(last.arguments)
+    )
+    ours = place.prepare(last.call(OURS))
+    call = place.prepare(contiguous.call(OURS) if name == "contiguous" else last.call(name))
+    last.check(call)
+    group = f"{title('sampler_step', shape, torch.float32, False)}, channels_last"
+    facts = {"bytes": last.bytes, "shape": list(shape), "dtype": "torch.float32"}
+    measure(call, group, name, ours=None if name == OURS else ours, **facts)
+
+
 @pytest.mark.parametrize("place", places()[:1], ids=["cpu"])
 @pytest.mark.parametrize("name", [OURS, "1 thread", "eager", "lean eager"])
 def test_two_threads(measure: Any, place: Place, name: str) -> None:

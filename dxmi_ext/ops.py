@@ -209,7 +209,11 @@ def transition_log_prob(
 
     Differentiable in next_sample, sample, model_output and log_std. Unlike `sampler_step`'s log_prob, it
     treats the next sample as fixed, as policy gradients require (GCD, arXiv 2312.03397). A step with std 0
-    has no density; its rows are not finite. See `sampler_step` for the arguments.
+    has no density; its rows are not finite, nor are those where 1 / std overflows (float32: log_std < -88).
+
+    Args:
+        next_sample: x_{t+1} [N, *], like sample.
+        sample, model_output, timestep, sample_coef, output_coef, log_std: see `sampler_step`.
     """
     return _gradients.call(
         _gradients.LOG_PROB, next_sample, sample, model_output, timestep, sample_coef, output_coef, log_std

@@ -130,12 +130,7 @@ def fit(
     if not (picture is None or callable(picture)):
         raise TypeError(f"picture must be a function of a file, got {type(picture).__name__}")
     if isinstance(batches, Shuffled):
-        if (batches.count, batches.offset) != trainer.ranks.rows(batches.batch_size):
-            raise ConfigError(
-                "batches must be shuffled(..., ranks=) with the trainer's ranks, got rows "
-                f"{batches.offset} to {batches.offset + batches.count - 1} of each batch on rank "
-                f"{trainer.ranks.rank} of {trainer.ranks.world_size}"
-            )
+        _check_rows(batches, trainer.ranks)
     first, source = _reader(batches)
     rows = len(_parts(first, trainer)[0]) * trainer.ranks.world_size
     settings: dict[str, Any] = {"output": os.fspath(output), "resume": os.fspath(resume)}
@@ -324,6 +319,15 @@ def _reader(batches: Callable[[int], Data] | Iterable[Data]) -> tuple[Data, Call
     first = next(stream)
     all_of_them = itertools.chain([first], stream)
     return first, lambda _: next(all_of_them)
+
+
+def _check_rows(batches: Shuffled, ranks: Ranks) -> None:
+    if (batches.count, batches.offset) != ranks.rows(batches.batch_size):
+        raise ConfigError(
+            "batches must be shuffled(..., ranks=) with the trainer's ranks, got rows "
+            f"{batches.offset} to {batches.offset + batches.count - 1} of each batch on rank {ranks.rank} of "
+            f"{ranks.world_size}"
+        )
 
 
 def _fingerprints(batches: Any, ranks: Ranks) -> identity.Fingerprints | None:

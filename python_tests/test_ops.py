@@ -93,7 +93,7 @@ def test_signature(op: str) -> None:
 
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize(
-    "shape", [(1, 1), (0, 3), (0, 20_003), (4,), (1, 129), (1027, 2), (5, 3, 7, 5), (2, 1, 3, 2, 3)]
+    "shape", [(1, 1), (0, 3), (0, 20_003), (4,), (1, 129), (9001, 2), (5, 3, 7, 5), (2, 1, 3, 2, 3)]
 )
 @pytest.mark.parametrize("op", SAMPLE_OPS)
 def test_sample_ops(op: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
@@ -107,11 +107,20 @@ def test_sample_ops_on_long_rows(op: str, dtype: torch.dtype, device: torch.devi
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    ("layout", "shape"),
+    # Whether channels consist of whole units of the CUDA kernels, in one block or several.
+    [
+        *((layout, (3, 23, 31)) for layout in LAYOUTS),
+        *(("channels_last", s) for s in [(3, 8, 8), (3, 48, 64)]),
+    ],
+)
 @pytest.mark.parametrize("op", SAMPLE_OPS)
-def test_memory_layouts(op: str, layout: str, dtype: torch.dtype, device: torch.device) -> None:
+def test_memory_layouts(
+    op: str, layout: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
+) -> None:
     """All samples in one layout; one in that layout and the others contiguous, and the other way round."""
-    args = arguments(op, (3, 3, 23, 31), dtype, device)
+    args = arguments(op, (3, *shape), dtype, device)
     samples = [name for name in args if name in SAMPLES]
     strided = {name: LAYOUTS[layout](args[name]) for name in samples}
     assert_matches_reference(op, args | strided, kind="channels_last")
@@ -256,7 +265,7 @@ def test_input_changed_in_place_before_backward(
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("skip_last", [0, 1, T])
-@pytest.mark.parametrize("rows", [0, 1, 1027])
+@pytest.mark.parametrize("rows", [0, 1, 9001])
 @pytest.mark.parametrize("op", ["running_cost", "td_target"])
 def test_costs(op: str, rows: int, skip_last: int, dtype: torch.dtype, device: torch.device) -> None:
     assert_matches_reference(op, arguments(op, (rows,), dtype, device) | {"skip_last": skip_last})

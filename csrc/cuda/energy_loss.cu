@@ -4,25 +4,26 @@
 #include <algorithm>
 
 #include "../core/costs.h"
-#include "launch.h"
-#include "sums.h"
+#include "row_layout.h"
 
 namespace dxmi {
 namespace cuda {
 
-// One block: there are only as many energies as rows in a batch.
 template <class R>
-DXMI_KERNEL energy_loss_fwd_kernel(EnergyLossInputs a, AnyVector loss) {
+DXMI_KERNEL energy_loss_fwd_kernel(EnergyLossInputs a, AnyVector loss, RowLayout layout,
+                                   SplitMemory<2, R> memory) {
+  const RowSlice slice = slice_of(layout);
   const R gamma = static_cast<R>(a.gamma);
   R data = 0, sample = 0;
-  for (int64_t n = threadIdx.x; n < a.data_rows; n += blockDim.x)
-    data += energy_term(a.energy_data.as<const R>()[n], R(1), gamma);
-  for (int64_t n = threadIdx.x; n < a.sample_rows; n += blockDim.x)
-    sample += energy_term(a.energy_sample.as<const R>()[n], R(-1), gamma);
-  data = block_sum(data);
-  sample = block_sum(sample);
-  if (threadIdx.x == 0)
-    loss.as<R>()[0] = data / static_cast<R>(a.data_rows) + sample / static_cast<R>(a.sample_rows);
+  for (int i = slice.first; i < slice.count; i += slice.stride) {
+    const int64_t n = slice.begin + i;
+    if (n < a.data_rows) data += energy_term(a.energy_data.as<const R>()[n], R(1), gamma);
+    if (n < a.sample_rows) sample += energy_term(a.energy_sample.as<const R>()[n], R(-1), gamma);
+  }
+  R sums[2] = {block_sum(data), block_sum(sample)};
+  if (complete_sums(layout, slice, sums, memory) && threadIdx.x == 0)
+    loss.as<R>()[0] =
+        sums[0] / static_cast<R>(a.data_rows) + sums[1] / static_cast<R>(a.sample_rows);
 }
 
 template <class R>
@@ -45,9 +46,12 @@ namespace loops {
 using namespace cuda;
 
 void energy_loss_fwd(Device& device, const EnergyLossInputs& a, AnyVector loss) {
+  const char* const op = "energy_loss";
   with_vector_type(a.is_float64, [&](auto tag) {
     using R = decltype(tag);
-    launch("energy_loss", device, energy_loss_fwd_kernel<R>, 1, kMaxThreads, a, loss);
+    const RowGrid grid = sums_grid(1, std::max(a.data_rows, a.sample_rows));
+    launch(op, device, energy_loss_fwd_kernel<R>, grid.blocks, grid.threads, a, loss, grid.layout,
+           split_memory<2, R>(op, device, grid.layout));
   });
 }
 

@@ -19,8 +19,8 @@
 namespace dxmi::cuda {
 
 inline constexpr int kWarp = 32;
-inline constexpr int kMaxThreads = 512;  // per block; leaves 128 registers per thread
-inline constexpr int kThreads = 256;     // per block whose threads work on several rows
+inline constexpr int kThreads = 256;  // per block, at most
+inline constexpr int64_t kMaxBlocks = 0x7FFFFFFF;
 
 inline int64_t blocks_for(int64_t count, int64_t per_block) {
   return (count + per_block - 1) / per_block;
@@ -34,13 +34,16 @@ inline void check_cuda(cudaError_t error, const char* op) {
 
 // Kernels take structs with SampleViews as `const __grid_constant__`. Otherwise, passing one by reference to a
 // function that is not inlined would copy all of it to local memory.
-#define DXMI_KERNEL __global__ void __launch_bounds__(dxmi::cuda::kMaxThreads, 1)
+// At least two blocks fit on a multiprocessor, which leaves 128 registers per thread.
+#define DXMI_KERNEL __global__ void __launch_bounds__(dxmi::cuda::kThreads, 2)
 
 // Launches a kernel and reports errors of the launch itself, without waiting for the kernel.
 template <class... Parameters, class... Arguments>
 void launch(const char* op, [[maybe_unused]] const Device& device, void (*kernel)(Parameters...),
             int64_t blocks, int threads, const Arguments&... arguments) {
   if (blocks == 0) return;
+  if (blocks > kMaxBlocks)
+    throw std::runtime_error(std::string("dxmi_ext.ops.") + op + ": too many rows for a grid");
 #ifdef DXMI_EMULATE
   emulate(blocks, threads, [&] { kernel(arguments...); });
 #else

@@ -16,6 +16,7 @@ struct RowLayout {
   int team;        // threads per short row, a power of two; 0: rows have their own blocks
   int64_t splits;  // blocks per long row
   int64_t units_per_split;
+  int64_t channels;  // of channels_last rows, see unit_at; otherwise 1
 };
 
 // --- on the host -------------------------------------------------------------------------------------------
@@ -36,6 +37,14 @@ bool has_whole_units(const SampleView& view, int64_t dim) {
                                   reinterpret_cast<uintptr_t>(view.data) % 16 == 0);
 }
 
+// The number of channels of a row whose channels are neighbors in memory and consist of whole units; otherwise 1.
+template <class T>
+int64_t channels_of(const SampleView& view) {
+  const bool last = view.data != nullptr && !view.dense && view.dims == 2 && view.stride[0] == 1 &&
+                    view.size[1] % kUnit<T> == 0 && view.size[1] <= INT32_MAX / view.size[0];
+  return last ? view.size[0] : 1;
+}
+
 template <class T>
 RowGrid row_grid(int64_t rows, int64_t dim, std::initializer_list<const SampleView*> views) {
   constexpr int64_t units_of_team = 8;   // maximum per thread of a team
@@ -45,6 +54,9 @@ RowGrid row_grid(int64_t rows, int64_t dim, std::initializer_list<const SampleVi
   layout.dim = dim;
   layout.units = blocks_for(dim, kUnit<T>);
   layout.splits = 1;
+  layout.channels = 1;
+  for (const SampleView* view : views)
+    layout.channels = std::max(layout.channels, channels_of<T>(*view));
   const bool vector = std::all_of(views.begin(), views.end(), [&](const SampleView* view) {
     return has_whole_units<T>(*view, dim);
   });
@@ -54,28 +66,39 @@ RowGrid row_grid(int64_t rows, int64_t dim, std::initializer_list<const SampleVi
     return {layout, blocks_for(rows * layout.team, kThreads), kThreads, vector};
   }
   const int threads =
-      static_cast<int>(std::min<int64_t>(kMaxThreads, blocks_for(layout.units, kWarp) * kWarp));
+      static_cast<int>(std::min<int64_t>(kThreads, blocks_for(layout.units, kWarp) * kWarp));
   layout.units_per_split = threads * units_of_block;
   layout.splits = blocks_for(layout.units, layout.units_per_split);
   return {layout, rows * layout.splits, threads, vector};
 }
 
-// Memory for sum_splits if rows are split over blocks: K sums per split, and the number of splits that have
+// The layout of `count` sums over the same `items`, which take the places of rows and units.
+inline RowGrid sums_grid(int64_t count, int64_t items) {
+  constexpr int64_t items_of_block = 16 * kThreads;
+  RowLayout layout{};
+  layout.rows = count;
+  layout.units = items;
+  layout.units_per_split = items_of_block;
+  layout.splits = std::max<int64_t>(1, blocks_for(items, items_of_block));
+  return {layout, count * layout.splits, kThreads, false};
+}
+
+// Memory for complete_sums if rows are split over blocks: K sums per split, and the number of splits that have
 // arrived. Null if rows are not split.
 template <int K, class R>
-struct SplitSums {
+struct SplitMemory {
   R* sums = nullptr;            // [rows, splits, K]
   unsigned* arrived = nullptr;  // [rows]
 };
 
 template <int K, class R>
-SplitSums<K, R> split_sums(Device& device, const RowLayout& layout) {
+SplitMemory<K, R> split_memory(const char* op, Device& device, const RowLayout& layout) {
   if (layout.splits == 1 || layout.rows == 0) return {};
-  const SplitSums<K, R> memory{device.workspace<R>(layout.rows * layout.splits * K),
-                               device.workspace<unsigned>(layout.rows)};
+  const SplitMemory<K, R> memory{device.workspace<R>(layout.rows * layout.splits * K),
+                                 device.workspace<unsigned>(layout.rows)};
   check_cuda(cudaMemsetAsync(memory.arrived, 0, layout.rows * sizeof(unsigned),
                              static_cast<cudaStream_t>(device.stream())),
-             "workspace");
+             op);
   return memory;
 }
 
@@ -106,7 +129,7 @@ __device__ inline RowSlice slice_of(const RowLayout& layout) {
 
 // Whether this thread writes the sum of its team or block.
 __device__ inline bool leads(const RowLayout& layout) {
-  return threadIdx.x % (layout.team > 0 ? layout.team : kMaxThreads) == 0;
+  return threadIdx.x % (layout.team > 0 ? layout.team : kThreads) == 0;
 }
 
 // The index of the team's or block's sum in an array [rows, splits].
@@ -122,8 +145,8 @@ __device__ R row_sum(const RowLayout& layout, R value) {
 // Completes the K sums of a split row: every block stores its own, and the last to arrive adds them in an order that
 // does not depend on which block is last. True in that block, and if rows are not split.
 template <int K, class R>
-__device__ bool sum_splits(const RowLayout& layout, const RowSlice& slice, R (&sums)[K],
-                           const SplitSums<K, R>& memory) {
+__device__ bool complete_sums(const RowLayout& layout, const RowSlice& slice, R (&sums)[K],
+                              const SplitMemory<K, R>& memory) {
   if (layout.splits == 1) return true;
   __shared__ bool last;
   if (threadIdx.x == 0) {

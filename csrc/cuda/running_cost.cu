@@ -1,7 +1,7 @@
 // running_cost on CUDA.
 #include "running_cost.h"
 
-#include "sums.h"
+#include "table_sums.h"
 
 namespace dxmi {
 namespace cuda {
@@ -33,12 +33,14 @@ DXMI_KERNEL running_cost_bwd_kernel(RunningCostInputs a, RunningCostGradients g)
 }
 
 template <class R>
-DXMI_KERNEL running_cost_log_std_kernel(RunningCostInputs a, RunningCostGradients g) {
-  sum_into_table<R>(g.grad_log_std, a.steps, a.rows, a.timestep, [&](int64_t n) {
+DXMI_KERNEL running_cost_log_std_kernel(RunningCostInputs a, RunningCostGradients g,
+                                        RowLayout layout, SplitMemory<1, R> memory) {
+  const auto value = [&](int64_t n) {
     R ignored, grad_log_std;
     cost_grad_of_row(a, g.grad, n, ignored, grad_log_std);
     return grad_log_std;
-  });
+  };
+  sum_into_table<R>(g.grad_log_std, layout, a.timestep, value, memory);
 }
 
 }  // namespace cuda
@@ -62,8 +64,10 @@ void running_cost_bwd(Device& device, const RunningCostInputs& a, const RunningC
     using R = decltype(tag);
     if (g.grad_sq_displacement.data)
       launch(op, device, running_cost_bwd_kernel<R>, blocks_for(a.rows, kThreads), kThreads, a, g);
-    if (g.grad_log_std.data)
-      launch(op, device, running_cost_log_std_kernel<R>, a.steps, kMaxThreads, a, g);
+    if (!g.grad_log_std.data) return;
+    const RowGrid table = sums_grid(a.steps, a.rows);
+    launch(op, device, running_cost_log_std_kernel<R>, table.blocks, table.threads, a, g,
+           table.layout, split_memory<1, R>(op, device, table.layout));
   });
 }
 

@@ -14,10 +14,10 @@ template <class R>
 __device__ bool valid(const RunningCostInputs& a, int64_t timestep) {
   const bool in_range = timestep >= 0 && timestep < a.steps;
   assert(in_range && "dxmi_ext: timestep must be in 0..T-1");
-  const bool valid = in_range && (timestep >= a.steps - a.skip_last ||
-                                  a.velocity_var.as<const R>()[timestep] > R(0));
-  assert(valid && "dxmi_ext: velocity_var must be > 0");
-  return valid;
+  const bool has_cost = in_range && timestep < a.steps - a.skip_last;
+  const bool divides = !has_cost || a.velocity_var.as<const R>()[timestep] > R(0);
+  assert(divides && "dxmi_ext: velocity_var must be > 0");
+  return in_range && divides;
 }
 
 template <class R>

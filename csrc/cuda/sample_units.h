@@ -7,15 +7,40 @@
 
 namespace dxmi::cuda {
 
+// The unit at a place of a slice. In channels_last rows, neighboring threads process the channels of the same pixels,
+// which are neighbors in memory.
+template <bool kVector>
+__device__ int unit_at(const RowLayout& layout, const RowSlice& slice, int place) {
+  if (kVector || layout.channels == 1) return place;
+  const uint32_t index = static_cast<uint32_t>(slice.begin) + place;
+  const uint32_t channels = static_cast<uint32_t>(layout.channels);
+  const uint32_t per_channel = static_cast<uint32_t>(layout.units) / channels;
+  return static_cast<int>(index % channels * per_channel + index / channels -
+                          static_cast<uint32_t>(slice.begin));
+}
+
 // Not inlined: its divisions, repeated eight times, would spill sums from registers.
-__device__ __noinline__ inline int64_t offset_of(const SampleView& view, int64_t i) {
-  if (view.dense) return i;
+__device__ __noinline__ inline int64_t strided_offset(const SampleView& view, int64_t i) {
   int64_t offset = 0;
   for (int d = view.dims - 1; d >= 0; --d) {
     offset += i % view.size[d] * view.stride[d];
     i /= view.size[d];
   }
   return offset;
+}
+
+// body(i, offset in the row) for each element i of a unit that is in the row.
+template <int n, class Body>
+__device__ void for_elements(const SampleView& view, const RowLayout& layout, int64_t first,
+                             const Body& body) {
+  const int innermost = view.dims - 1;
+  if (view.dense || view.size[innermost] % n == 0) {  // the unit's elements are equally spaced
+    const int64_t offset = view.dense ? first : strided_offset(view, first);
+    const int64_t stride = view.dense ? 1 : view.stride[innermost];
+    for (int i = 0; i < n && first + i < layout.dim; ++i) body(i, offset + i * stride);
+  } else {
+    for (int i = 0; i < n && first + i < layout.dim; ++i) body(i, strided_offset(view, first + i));
+  }
 }
 
 // Unit `unit` of the slice, widened; zeros beyond the row's end.
@@ -28,9 +53,9 @@ __device__ void load(const SampleView& view, const RowLayout& layout, const RowS
     Unit<T> values = reinterpret_cast<const Unit<T>*>(row + slice.begin * n)[unit];
     widen(values, out);
   } else {
-    const int64_t first = (slice.begin + unit) * n;
-    for (int i = 0; i < n; ++i)
-      out[i] = first + i < layout.dim ? widen(row[offset_of(view, first + i)]) : ComputeType<T>(0);
+    for (int i = 0; i < n; ++i) out[i] = 0;
+    for_elements<n>(view, layout, (slice.begin + unit) * n,
+                    [&](int i, int64_t offset) { out[i] = widen(row[offset]); });
   }
 }
 
@@ -54,9 +79,8 @@ __device__ void store(const SampleView& view, const RowLayout& layout, const Row
     narrow(values, out);
     reinterpret_cast<Unit<T>*>(row + slice.begin * n)[unit] = out;
   } else {
-    const int64_t first = (slice.begin + unit) * n;
-    for (int i = 0; i < n && first + i < layout.dim; ++i)
-      narrow(values[i], row[offset_of(view, first + i)]);
+    for_elements<n>(view, layout, (slice.begin + unit) * n,
+                    [&](int i, int64_t offset) { narrow(values[i], row[offset]); });
   }
 }
 

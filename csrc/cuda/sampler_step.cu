@@ -3,6 +3,7 @@
 
 #include "row_transition.h"
 #include "sample_units.h"
+#include "table_sums.h"
 
 namespace dxmi {
 namespace cuda {
@@ -10,7 +11,7 @@ namespace cuda {
 template <class T, bool kVector>
 DXMI_KERNEL sampler_step_fwd_kernel(const __grid_constant__ SamplerStepInputs a,
                                     const __grid_constant__ SamplerStepResults r, RowLayout layout,
-                                    SplitSums<2, ComputeType<T>> split_memory) {
+                                    SplitMemory<2, ComputeType<T>> memory) {
   using L = LaneOf<T>;
   using R = ComputeType<T>;
   constexpr int n = kUnit<T>;
@@ -18,7 +19,8 @@ DXMI_KERNEL sampler_step_fwd_kernel(const __grid_constant__ SamplerStepInputs a,
   const RowTransition<R> row = row_transition<R>(a, slice);
   const NoiseKey key = read_key(a.key);
   R noise_sq = 0, displacement_sq = 0;
-  for (int unit = slice.first; unit < slice.count; unit += slice.stride) {
+  for (int place = slice.first; place < slice.count; place += slice.stride) {
+    const int unit = unit_at<kVector>(layout, slice, place);
     R x[n], output[n], z[n];
     load<T, kVector>(a.sample, layout, slice, unit, x);
     load<T, kVector>(a.model_output, layout, slice, unit, output);
@@ -30,7 +32,7 @@ DXMI_KERNEL sampler_step_fwd_kernel(const __grid_constant__ SamplerStepInputs a,
     store<T, kVector>(r.next_sample, layout, slice, unit, x);
   }
   R sums[2] = {row_sum(layout, noise_sq), row_sum(layout, displacement_sq)};
-  if (!sum_splits(layout, slice, sums, split_memory) || !slice.active || !leads(layout)) return;
+  if (!complete_sums(layout, slice, sums, memory) || !slice.active || !leads(layout)) return;
   const R dim = static_cast<R>(layout.dim);
   r.log_prob.as<R>()[slice.row] = log_prob_row(sums[0], dim, row.log_std);
   r.sq_displacement.as<R>()[slice.row] = sums[1] / dim;
@@ -53,7 +55,8 @@ DXMI_KERNEL sampler_step_bwd_kernel(const __grid_constant__ SamplerStepInputs a,
                                            : R(0);
   const bool needs_noise = has_sq || g.grad_log_std.data != nullptr;
   R sum = 0;
-  for (int unit = slice.first; unit < slice.count; unit += slice.stride) {
+  for (int place = slice.first; place < slice.count; place += slice.stride) {
+    const int unit = unit_at<kVector>(layout, slice, place);
     R x[n], output[n], z[n] = {}, grad_next[n], grad_x[n], grad_output[n];
     load<T, kVector>(a.sample, layout, slice, unit, x);
     load<T, kVector>(a.model_output, layout, slice, unit, output);
@@ -74,12 +77,14 @@ DXMI_KERNEL sampler_step_bwd_kernel(const __grid_constant__ SamplerStepInputs a,
 
 template <class R>
 DXMI_KERNEL sampler_step_log_std_kernel(SamplerStepInputs a, SamplerStepGradients g,
-                                        const R* grad_std, int64_t splits) {
-  sum_into_table<R>(g.grad_log_std, a.steps, a.rows, a.timestep, [&](int64_t n) {
+                                        const R* grad_std, int64_t splits, RowLayout layout,
+                                        SplitMemory<1, R> memory) {
+  const auto value = [&](int64_t n) {
     const R std = dxmi::exp(a.log_std.as<const R>()[a.timestep[n]]);
     const R grad_log_prob = g.grad_log_prob.data ? g.grad_log_prob.as<const R>()[n] : R(0);
     return step_grad_log_std_row(std, sum_of_splits(grad_std, n, splits), grad_log_prob);
-  });
+  };
+  sum_into_table<R>(g.grad_log_std, layout, a.timestep, value, memory);
 }
 
 }  // namespace cuda
@@ -89,13 +94,14 @@ namespace loops {
 using namespace cuda;
 
 void sampler_step_fwd(Device& device, const SamplerStepInputs& a, const SamplerStepResults& r) {
+  const char* const op = "sampler_step";
   with_sample_type(a.dtype, [&](auto tag) {
     using T = decltype(tag);
     const RowGrid grid = row_grid<T>(a.rows, a.dim, {&a.sample, &a.model_output, &r.next_sample});
-    launch("sampler_step", device,
+    launch(op, device,
            grid.vector ? sampler_step_fwd_kernel<T, true> : sampler_step_fwd_kernel<T, false>,
            grid.blocks, grid.threads, a, r, grid.layout,
-           split_sums<2, ComputeType<T>>(device, grid.layout));
+           split_memory<2, ComputeType<T>>(op, device, grid.layout));
   });
 }
 
@@ -112,9 +118,10 @@ void sampler_step_bwd(Device& device, const SamplerStepInputs& a, const SamplerS
     launch(op, device,
            grid.vector ? sampler_step_bwd_kernel<T, true> : sampler_step_bwd_kernel<T, false>,
            grid.blocks, grid.threads, a, g, grid.layout, grad_std);
-    if (g.grad_log_std.data)
-      launch(op, device, sampler_step_log_std_kernel<R>, a.steps, kMaxThreads, a, g, grad_std,
-             splits);
+    if (!g.grad_log_std.data) return;
+    const RowGrid table = sums_grid(a.steps, a.rows);
+    launch(op, device, sampler_step_log_std_kernel<R>, table.blocks, table.threads, a, g, grad_std,
+           splits, table.layout, split_memory<1, R>(op, device, table.layout));
   });
 }
 

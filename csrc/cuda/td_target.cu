@@ -10,9 +10,10 @@ template <class R>
 DXMI_KERNEL td_target_kernel(TdTargetInputs a, AnyVector target) {
   const int64_t n = thread_of_grid();
   if (n >= a.rows) return;
-  const R cost = cost_of_row<R>(a, a.sq_displacement, n);  // NaN if the timestep is out of range
-  const R time = cost == cost ? a.time_cost.as<const R>()[a.timestep[n]] : cost;
-  target.as<R>()[n] = a.next_value.as<const R>()[n] + cost + time;
+  const int64_t t = a.timestep[n];
+  const R time = t >= 0 && t < a.steps ? a.time_cost.as<const R>()[t] : static_cast<R>(NAN);
+  target.as<R>()[n] =
+      a.next_value.as<const R>()[n] + cost_of_row<R>(a, a.sq_displacement, n) + time;
 }
 
 }  // namespace cuda

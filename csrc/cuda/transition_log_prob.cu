@@ -3,6 +3,7 @@
 
 #include "row_transition.h"
 #include "sample_units.h"
+#include "table_sums.h"
 
 namespace dxmi {
 namespace cuda {
@@ -10,7 +11,7 @@ namespace cuda {
 template <class T, bool kVector>
 DXMI_KERNEL transition_log_prob_fwd_kernel(const __grid_constant__ TransitionLogProbInputs a,
                                            AnyVector log_prob, RowLayout layout,
-                                           SplitSums<1, ComputeType<T>> split_memory) {
+                                           SplitMemory<1, ComputeType<T>> memory) {
   using L = LaneOf<T>;
   using R = ComputeType<T>;
   constexpr int n = kUnit<T>;
@@ -18,7 +19,8 @@ DXMI_KERNEL transition_log_prob_fwd_kernel(const __grid_constant__ TransitionLog
   const RowTransition<R> row = row_transition<R>(a, slice);
   const R inverse_std = dxmi::exp(-row.log_std);
   R sum = 0;
-  for (int unit = slice.first; unit < slice.count; unit += slice.stride) {
+  for (int place = slice.first; place < slice.count; place += slice.stride) {
+    const int unit = unit_at<kVector>(layout, slice, place);
     R next[n], x[n], output[n];
     load<T, kVector>(a.next_sample, layout, slice, unit, next);
     load<T, kVector>(a.sample, layout, slice, unit, x);
@@ -30,7 +32,7 @@ DXMI_KERNEL transition_log_prob_fwd_kernel(const __grid_constant__ TransitionLog
     }
   }
   R sums[1] = {row_sum(layout, sum)};
-  if (!sum_splits(layout, slice, sums, split_memory) || !slice.active || !leads(layout)) return;
+  if (!complete_sums(layout, slice, sums, memory) || !slice.active || !leads(layout)) return;
   log_prob.as<R>()[slice.row] = log_prob_row(sums[0], static_cast<R>(layout.dim), row.log_std);
 }
 
@@ -48,7 +50,8 @@ DXMI_KERNEL transition_log_prob_bwd_kernel(const __grid_constant__ TransitionLog
   const R grad = slice.active ? g.grad_log_prob.as<const R>()[slice.row] : R(0);
   const R scale = grad * inverse_std / static_cast<R>(layout.dim);
   R sum = 0;
-  for (int unit = slice.first; unit < slice.count; unit += slice.stride) {
+  for (int place = slice.first; place < slice.count; place += slice.stride) {
+    const int unit = unit_at<kVector>(layout, slice, place);
     R next[n], x[n], output[n];
     load<T, kVector>(a.next_sample, layout, slice, unit, next);
     load<T, kVector>(a.sample, layout, slice, unit, x);
@@ -71,11 +74,13 @@ DXMI_KERNEL transition_log_prob_bwd_kernel(const __grid_constant__ TransitionLog
 template <class R>
 DXMI_KERNEL transition_log_prob_log_std_kernel(TransitionLogProbInputs a,
                                                TransitionLogProbGradients g, const R* noise_sq,
-                                               int64_t splits) {
-  sum_into_table<R>(g.grad_log_std, a.steps, a.rows, a.timestep, [&](int64_t n) {
+                                               int64_t splits, RowLayout layout,
+                                               SplitMemory<1, R> memory) {
+  const auto value = [&](int64_t n) {
     return log_prob_grad_log_std_row(sum_of_splits(noise_sq, n, splits), static_cast<R>(a.dim),
                                      g.grad_log_prob.as<const R>()[n]);
-  });
+  };
+  sum_into_table<R>(g.grad_log_std, layout, a.timestep, value, memory);
 }
 
 }  // namespace cuda
@@ -85,14 +90,15 @@ namespace loops {
 using namespace cuda;
 
 void transition_log_prob_fwd(Device& device, const TransitionLogProbInputs& a, AnyVector log_prob) {
+  const char* const op = "transition_log_prob";
   with_sample_type(a.dtype, [&](auto tag) {
     using T = decltype(tag);
     const RowGrid grid = row_grid<T>(a.rows, a.dim, {&a.next_sample, &a.sample, &a.model_output});
-    launch("transition_log_prob", device,
+    launch(op, device,
            grid.vector ? transition_log_prob_fwd_kernel<T, true>
                        : transition_log_prob_fwd_kernel<T, false>,
            grid.blocks, grid.threads, a, log_prob, grid.layout,
-           split_sums<1, ComputeType<T>>(device, grid.layout));
+           split_memory<1, ComputeType<T>>(op, device, grid.layout));
   });
 }
 
@@ -111,9 +117,10 @@ void transition_log_prob_bwd(Device& device, const TransitionLogProbInputs& a,
            grid.vector ? transition_log_prob_bwd_kernel<T, true>
                        : transition_log_prob_bwd_kernel<T, false>,
            grid.blocks, grid.threads, a, g, grid.layout, noise_sq);
-    if (g.grad_log_std.data)
-      launch(op, device, transition_log_prob_log_std_kernel<R>, a.steps, kMaxThreads, a, g,
-             noise_sq, splits);
+    if (!g.grad_log_std.data) return;
+    const RowGrid table = sums_grid(a.steps, a.rows);
+    launch(op, device, transition_log_prob_log_std_kernel<R>, table.blocks, table.threads, a, g,
+           noise_sq, splits, table.layout, split_memory<1, R>(op, device, table.layout));
   });
 }
 

@@ -29,7 +29,7 @@ void loops::update_velocity_var_(Device& device, const UpdateVelocityVarArgument
   using namespace cuda;
   with_vector_type(a.is_float64, [&](auto tag) {
     using R = decltype(tag);
-    launch("update_velocity_var_", device, update_velocity_var_kernel<R>, a.steps, kMaxThreads, a);
+    launch("update_velocity_var_", device, update_velocity_var_kernel<R>, a.steps, kThreads, a);
   });
 }
 
