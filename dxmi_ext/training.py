@@ -366,7 +366,7 @@ def _config(trainer: Stepper, run: dict[str, Any]) -> _FitConfig:
     Raises:
         ConfigError: a setting is invalid, or the folder holds a run of another trainer.
     """
-    run |= {"recipe": trainer.stream, "iterations": trainer.iterations, "device": str(trainer.device)}
+    run |= {"recipe": trainer.stream, "iterations": int(trainer.iterations), "device": str(trainer.device)}
     run |= {"pretrained": False, "shard": trainer.ranks.shard}
     groups: dict[str, Any] = {"run": RunSettings.of({"task": PYTHON, **run}, run)}
     groups |= {"execution": trainer.execution}

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dxmi_ext import ops
-from dxmi_ext.energies.networks import TargetEnergy, slope
+from dxmi_ext.energies.networks import TargetEnergy, input_gradient
 from dxmi_ext.energies.targets import Target
 from dxmi_ext.method import noise
 from dxmi_ext.method.path_weights import of_weights
@@ -66,7 +66,7 @@ def shape_of(energy: TargetEnergy, temperature: float, std: float, key: Tensor) 
         key: key of all noise.
     """
     _, y = _anneal(energy, temperature, std, key, n=256, levels=200)
-    force = slope(energy, y) / temperature
+    force = input_gradient(energy, y) / temperature
     # In a normal mode of variance m^2 the slope is normal with variance 1 / m^2.
     curvature = force.square().median(0).values / _MEDIAN_OF_SQUARE
     return Shape(y.mean(0), y.std(0), curvature.clamp(min=1e-12).rsqrt())
@@ -163,7 +163,7 @@ class Walk:
 
 def line(found: dict[str, float], levels: int) -> str:
     """The numbers of `annealed` as a line of text; nan for skipped ones."""
-    of = collections.defaultdict(lambda: math.nan, found)
-    log_z = f"{of['ais_log_partition']:.3f} ± {of['ais_log_partition_std']:.3f}"
+    numbers = collections.defaultdict(lambda: math.nan, found)
+    log_z = f"{numbers['ais_log_partition']:.3f} ± {numbers['ais_log_partition_std']:.3f}"
     title = f"annealed importance sampling, {levels} levels: log Z {log_z}"
-    return f"{title}, ELBO {of['ais_elbo']:.3f}, ESS {of['ais_ess']:.3g}"
+    return f"{title}, ELBO {numbers['ais_elbo']:.3f}, ESS {numbers['ais_ess']:.3g}"

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from dxmi_ext import ops
-from dxmi_ext.energies.networks import Start, TargetEnergy, slope
+from dxmi_ext.energies.networks import Start, TargetEnergy, input_gradient
 from dxmi_ext.energies.schedule import Levels
 from dxmi_ext.engine.compute.calls import call
 from dxmi_ext.method.networks import Networks
@@ -180,10 +180,9 @@ class PolicyChain(Chain):
         return self.networks.sampler.log_std
 
     def tables(self) -> Tables:
-        of, var = self.networks.sampler, self.velocity_var
-        return Tables(
-            of.sample_coef, of.output_coef, of.log_std.detach(), torch.ones_like(var), var.log() / 2
-        )
+        sampler, var = self.networks.sampler, self.velocity_var
+        coefficients, log_std = (sampler.sample_coef, sampler.output_coef), sampler.log_std.detach()
+        return Tables(*coefficients, log_std, torch.ones_like(var), var.log() / 2)
 
     def output(self, x: Tensor, timestep: Tensor) -> Tensor:
         return call(self.networks.sampler.network, x, timestep)
@@ -264,7 +263,7 @@ class GradientChain(Chain):
     def output(self, x: Tensor, timestep: Tensor) -> Tensor:
         tables = self.tables()
         y = tables.sample_coef[timestep, None] * x
-        gradient = slope(_At(self), y, timestep + 1).nan_to_num()  # where an energy overflows
+        gradient = input_gradient(_At(self), y, timestep + 1).nan_to_num()  # where an energy overflows
         largest = self.largest_gradient[timestep, None]
         if self.particles is None:
             return gradient.clamp(-largest, largest)

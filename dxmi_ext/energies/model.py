@@ -60,37 +60,37 @@ def build(cfg: Config, target: Target, device: torch.device, *, looks: bool = Tr
         looks: whether units and start of per_dimension are found by annealing; if not, they are loaded
             afterwards.
     """
-    of, temperature = levels_of(cfg), cfg.target.temperature
+    levels, temperature = levels_of(cfg), cfg.target.temperature
     energy = TargetEnergy(target, cfg.target.energy_limit)
-    start = Start(float(of.spread[0]))
+    start = Start(float(levels.spread[0]))
     if cfg.chain.per_dimension:
-        start = _start_of(cfg, energy, of, looks=looks)
+        start = _start_of(cfg, energy, levels, looks=looks)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cfg.run.seed)
         s = cfg.networks
-        value = Value(energy, of, temperature, s.value_width, s.value_depth, s.octaves)
+        value = Value(energy, levels, temperature, s.value_width, s.value_depth, s.octaves)
         if cfg.chain.sampler == "vgs":
             damped = cfg.chain.damped_steps
-            chain = GradientChain(start, value, energy, of, target.free, temperature, damped=damped)
+            chain = GradientChain(start, value, energy, levels, target.free, temperature, damped=damped)
             return chain.to(device)
-        network: nn.Module = Policy(energy, of, temperature, s.sampler_width, s.sampler_depth, s.octaves)
-    sampler = GaussianSampler(network, policy_schedule(of), (target.free,), start=start)
-    raise_stds_(sampler.log_std, of.variance.float(), cfg.policy.std_floor)
+        network: nn.Module = Policy(energy, levels, temperature, s.sampler_width, s.sampler_depth, s.octaves)
+    sampler = GaussianSampler(network, policy_schedule(levels), (target.free,), start=start)
+    raise_stds_(sampler.log_std, levels.variance.float(), cfg.policy.std_floor)
     # Steps do not use the start, and DistributedDataParallel would wait for its gradient.
     sampler._ddp_params_and_buffers_to_ignore = ["start.log_std"]  # type: ignore[assignment]
     networks = Networks(sampler, value, energy).to(device)
-    return PolicyChain(networks, of.variance.float().to(device), temperature)
+    return PolicyChain(networks, levels.variance.float().to(device), temperature)
 
 
-def _start_of(cfg: Config, energy: TargetEnergy, of: Levels, *, looks: bool) -> Start:
+def _start_of(cfg: Config, energy: TargetEnergy, levels: Levels, *, looks: bool) -> Start:
     """The start of each dimension; the energy gets its units."""
-    free, spread = energy.target.free, float(of.spread[0])
+    free, spread = energy.target.free, float(levels.spread[0])
     if not looks:
         return Start(torch.full((free,), spread), torch.zeros(free))
     key = noise.Draws(cfg.run.seed, "shape of the target", ["all"], torch.device("cpu")).at(0)["all"]
     shape = shape_of(energy, cfg.target.temperature, cfg.chain.scale, key)
     energy.widths.copy_(shape.mode_std / shape.mode_std.min())
-    std = (shape.std / energy.widths).square() + float(of.noise[0]) ** 2
+    std = (shape.std / energy.widths).square() + float(levels.noise[0]) ** 2
     return Start(std.sqrt(), shape.mean / energy.widths)
 
 

@@ -90,7 +90,7 @@ class TargetEnergy(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
-def slope(function: nn.Module, x: Tensor, *conditions: Tensor) -> Tensor:
+def input_gradient(function: nn.Module, x: Tensor, *conditions: Tensor) -> Tensor:
     """The gradient in x [N, *] of a function [N, *] -> [N], detached."""
     with torch.enable_grad():
         x = x.detach().requires_grad_()
@@ -175,24 +175,26 @@ class Value(nn.Module):
         self.share = nn.Parameter(levels.detail[:-1].float())
         self.level: Tensor
         self.register_buffer("level", torch.zeros(levels.steps))
-        self.centre: Tensor
-        self.register_buffer("centre", torch.zeros(()))
+        self.center: Tensor
+        self.register_buffer("center", torch.zeros(()))
 
     @torch.no_grad()
-    def raise_level(self, lack: Tensor, iteration: int) -> None:
-        """Raises the level of each step in place, by all of ``lack`` in the first iteration of a run and by a
-        decreasing share of it later.
+    def raise_level(self, residual: Tensor, iteration: int) -> None:
+        """Raises the level of each step in place, by the whole ``residual`` in the first iteration of a run
+        and by a decreasing share of it later.
 
         Args:
-            lack: mean over paths of the energy and the costs from step t on, minus V^t(x_t), [T]. Values that
-                are not finite count as 0.
+            residual: mean over paths of the return from step t on minus V^t(x_t), [T]; values that are not
+                finite count as 0.
             iteration: from 0.
         """
         rate = max(1 / (iteration + 1), _LEVEL_RATE)
-        self.level += rate * lack.nan_to_num(0.0, 0.0, 0.0)
+        self.level += rate * residual.nan_to_num(0.0, 0.0, 0.0)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        for name in ("level", "centre"):  # older runs have none
+        if (former := state_dict.pop(f"{prefix}centre", None)) is not None:
+            state_dict[f"{prefix}center"] = former
+        for name in ("level", "center"):  # older runs have none
             state_dict.setdefault(f"{prefix}{name}", torch.zeros_like(getattr(self, name)))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
@@ -204,7 +206,7 @@ class Value(nn.Module):
         learned = self.level[timestep] + self.temperature * learned
         normal = self.temperature * y.square().sum(1) / (2 * self.features.spread[timestep].square())
         share = self.share[timestep]
-        return learned + (1 - share) * normal + share * (self.energy(y) - self.centre)
+        return learned + (1 - share) * normal + share * (self.energy(y) - self.center)
 
 
 class Policy(nn.Module):
@@ -231,7 +233,7 @@ class Policy(nn.Module):
         self.motion = kind(energy.target, levels, width, depth, octaves)
 
     def forward(self, y: Tensor, timestep: Tensor) -> Tensor:
-        force = -slope(self.energy, y) * (self.std[timestep, None] / self.temperature)
+        force = -input_gradient(self.energy, y) * (self.std[timestep, None] / self.temperature)
         size = force.square()
         if self.energy.target.particles is not None:  # one bound for all directions keeps the symmetry
             size = size.mean(1, keepdim=True)

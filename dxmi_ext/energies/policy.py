@@ -19,7 +19,7 @@ from dxmi_ext.engine.compute.ranks import Ranks
 from dxmi_ext.engine.learning.learner import Learner
 from dxmi_ext.method import symptoms
 from dxmi_ext.method.energy_step import spread
-from dxmi_ext.method.losses import Scene, advantages
+from dxmi_ext.method.losses import LossInputs, advantages
 from dxmi_ext.method.networks import Networks
 from dxmi_ext.method.sampler import Trajectory
 from dxmi_ext.method.stepper import Batch, Metrics
@@ -76,8 +76,7 @@ class PolicyTrainer(DxMITrainer):
         super()._make_learners(ranks)
         start, s = self.sampler.start, self._learning_settings
         assert isinstance(start, Start) and isinstance(self.networks.energy_network, TargetEnergy)
-        over: tuple[Any, ...] = s.lr_decay, self.iterations, ranks
-        self.start_learner = Learner(start, s.start_lr, *over, losses=("start",))
+        self.start_learner = Learner(start, s.start_lr, s.lr_decay, self.iterations, ranks, losses=("start",))
         self.learners = [*self.learners, self.start_learner]
 
     def iterate(self, batch: Batch) -> Metrics:
@@ -100,9 +99,9 @@ class PolicyTrainer(DxMITrainer):
         if self.iteration == 0:
             with torch.no_grad():
                 energy = self.networks.energy(path.samples[-1]).mean()
-            self.value.centre.copy_(self.ranks.mean({"energy": energy})["energy"].nan_to_num())
-        lack = advantages(Scene(self.networks, self.sampler, self.costs, path, batch)).mean(1)
-        self.value.raise_level(self.ranks.mean({"lack": lack})["lack"], self.iteration)
+            self.value.center.copy_(self.ranks.mean({"energy": energy})["energy"].nan_to_num())
+        residual = advantages(LossInputs(self.networks, self.sampler, self.costs, path, batch)).mean(1)
+        self.value.raise_level(self.ranks.mean({"residual": residual})["residual"], self.iteration)
         return super()._value_steps(path, batch).mean()
 
     def _sampler_steps(self, path: Trajectory, batch: Batch) -> Tensor:

@@ -144,17 +144,18 @@ def _compare(
 ) -> Iterator[str]:
     """A line for each method without a trained sampler that the settings ask for; adds to the numbers."""
     keys = noise.Draws(settings.seed, "annealing", ["all", "tempering"], device).at(0)
-    which = target, cfg.target.temperature, float(model.levels_of(cfg).spread[0])
+    temperature, std = cfg.target.temperature, float(model.levels_of(cfg).spread[0])
     if (levels := settings.annealing) is not None:
         found = final.numbers(
             "annealed importance sampling",
-            lambda: annealing.annealed(*which, keys["all"], n=_ANNEALED, levels=levels),
+            lambda: annealing.annealed(target, temperature, std, keys["all"], n=_ANNEALED, levels=levels),
         )
         numbers |= found
         yield annealing.line(found, levels)
     if (sweeps := settings.tempering) is not None:
         found = final.numbers(
-            "parallel tempering", lambda: _tempered(*which, keys["tempering"], sweeps, data)
+            "parallel tempering",
+            lambda: _tempered(target, temperature, std, keys["tempering"], sweeps, data),
         )
         numbers |= found
         yield tempering.line(found, sweeps)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dxmi_ext import ops
-from dxmi_ext.energies.networks import TargetEnergy, slope
+from dxmi_ext.energies.networks import TargetEnergy, input_gradient
 from dxmi_ext.energies.targets import TARGETS, Draw, Target
 from dxmi_ext.method import noise
 
@@ -61,9 +61,9 @@ def hamiltonian(target: Target, n: int, key: Tensor, chains: _Chains, *, sample_
     soft = TargetEnergy(target, 1e3)  # overlapping particles are pushed apart at a finite speed
     y = chains.start * ops.normal(shape, key, sample_offset=sample_offset)
     for _ in range(200):  # down to where an energy is finite
-        force = slope(soft, y)
+        force = input_gradient(soft, y)
         y = y - 0.02 * force / (1 + force.norm(dim=1, keepdim=True) / 5)
-    size, now, force = torch.tensor(0.02), energy(y), slope(energy, y)
+    size, now, force = torch.tensor(0.02), energy(y), input_gradient(energy, y)
     for step in range(chains.steps):
         p = ops.normal(shape, key, timestep=2 * step, sample_offset=sample_offset)
         u = noise.uniform((n,), key, timestep=2 * step + 1, sample_offset=sample_offset).float()
@@ -71,7 +71,7 @@ def hamiltonian(target: Target, n: int, key: Tensor, chains: _Chains, *, sample_
         for _ in range(chains.leaps):
             p = p - size / 2 * push
             x = x + size * p
-            push = slope(energy, x)
+            push = input_gradient(energy, x)
             p = p - size / 2 * push
         reached = energy(x)
         change = (before - reached - p.square().sum(1) / 2).nan_to_num(nan=-1e30)

@@ -95,16 +95,16 @@ def levels(kind: str, spacing: str, steps: int, first: float, last: float, scale
     return Levels(variance, growth, signal, noise, scale)
 
 
-def policy_schedule(of: Levels) -> Schedule:
+def policy_schedule(levels: Levels) -> Schedule:
     """The tables of a policy whose network predicts x_T with EDM's preconditioning. If the network is 0, the
     chain ends at N(0, scale^2)."""
-    std = schedules.posterior_std(of.signal, of.noise)
+    std = schedules.posterior_std(levels.signal, levels.noise)
     made = schedules.from_levels(
-        *(of.signal, of.noise, std),
-        time=torch.zeros_like(of.variance),
-        initial_std=float(of.spread[0]),
+        *(levels.signal, levels.noise, std),
+        time=torch.zeros_like(levels.variance),
+        initial_std=float(levels.spread[0]),
         min_std=1e-6,
         prediction="edm",
-        sigma_data=of.scale,
+        sigma_data=levels.scale,
     )
-    return made._replace(log_std=(of.std * of.spread[1:] / of.spread[:-1] / of.growth).log())
+    return made._replace(log_std=(levels.std * levels.spread[1:] / levels.spread[:-1] / levels.growth).log())

@@ -96,8 +96,8 @@ def _exchanged(at: Particles, betas: Tensor, advance: Tensor, log_u: Tensor, fir
 
 def line(found: dict[str, float], sweeps: int) -> str:
     """The numbers of `tempered` as a line of text; nan for skipped ones."""
-    of = collections.defaultdict(lambda: math.nan, found)
-    log_z = f"{of['tempering_log_partition']:.3f} ± {of['tempering_log_partition_std']:.3f}"
+    numbers = collections.defaultdict(lambda: math.nan, found)
+    log_z = f"{numbers['tempering_log_partition']:.3f} ± {numbers['tempering_log_partition_std']:.3f}"
     shown = {"W2": "tempering_w2", "modes": "tempering_modes"}
     rest = "".join(f", {title} {found[key]:.3f}" for title, key in shown.items() if key in found)
     return f"parallel tempering, {sweeps} sweeps: log Z {log_z}{rest}"

@@ -3,6 +3,7 @@ task's networks and chains."""
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -66,12 +67,10 @@ class GradientTrainer(Stepper):
         self.target = Average(self.online, _TARGET_DECAY)
         self._target_value = chain.value = self.target.module
         self.online.energy = self._target_value.energy = chain.energy  # one count of evaluations
-        over: tuple[Any, ...] = learning.lr_decay, iterations, ranks
+        learner = functools.partial(Learner, decay=learning.lr_decay, iterations=iterations, ranks=ranks)
         value_lr = 1e-3 if learning.value_lr is None else learning.value_lr
-        self.value_learner = Learner(
-            self.online, value_lr, *over, clip=learning.value_clip, losses=("value",)
-        )
-        self.start_learner = Learner(chain.start, learning.start_lr, *over, losses=("start",))
+        self.value_learner = learner(self.online, value_lr, clip=learning.value_clip, losses=("value",))
+        self.start_learner = learner(chain.start, learning.start_lr, losses=("start",))
         self.learners = [self.value_learner, self.start_learner]
         self.evaluations = torch.tensor(chain.energy.count)
         device, self._replay_share = chain.start.log_std.device, (gradient or GradientSettings()).replay
@@ -92,7 +91,7 @@ class GradientTrainer(Stepper):
         before = self.chain.energy.count
         path, outputs = self._replayed(batch) if self._replays(batch) else self._rollout(batch)
         if self.iteration == 0:
-            self._centre(path[-1])
+            self._center(path[-1])
         metrics = {"value_loss": self._value_steps(path, outputs, batch)}
         metrics |= starts.descend(
             self.start_learner, self.chain, self.chain.value, self.chain.value_at, batch
@@ -104,10 +103,10 @@ class GradientTrainer(Stepper):
         return self.ranks.mean(metrics)
 
     @torch.no_grad()
-    def _centre(self, ends: Tensor) -> None:
+    def _center(self, ends: Tensor) -> None:
         """Centers the energy in values by its mean over the first paths' ends [N, D]."""
         mean = self.ranks.mean({"energy": self.chain.energy(ends).mean()})["energy"].nan_to_num()
-        self.online.centre.copy_(mean)
+        self.online.center.copy_(mean)
         self.target.copy_buffers()
 
     @torch.no_grad()
@@ -149,7 +148,7 @@ class GradientTrainer(Stepper):
     def _value_steps(self, path: Tensor, outputs: Tensor, batch: Batch) -> Tensor:
         """A pass over all steps of all paths; each row starts at a random step, so that a batch has all."""
         losses, rows = [], torch.arange(batch.n, device=path.device)
-        lack = torch.zeros(self.chain.steps, device=path.device)
+        residual = torch.zeros(self.chain.steps, device=path.device)
         first = noise.randint(self.chain.steps, batch.n, batch.keys["order0"], sample_offset=batch.offset)
         for shift in range(self.chain.steps):
             t = (first + shift) % self.chain.steps
@@ -157,10 +156,10 @@ class GradientTrainer(Stepper):
             value = self.value_learner.network(path[t, rows], t)
             loss = mse_loss(value / self.chain.dim, target / self.chain.dim)
             losses.append(self.value_learner.descend("value", loss))
-            lack.index_add_(0, t, (target - value.detach()) / batch.n)
+            residual.index_add_(0, t, (target - value.detach()) / batch.n)
         # TD errors add up along the path to the error of the whole return.
-        lack = self.ranks.mean({"lack": lack.flip(0).cumsum(0).flip(0)})["lack"]
-        self.online.raise_level(lack, self.iteration)
+        residual = self.ranks.mean({"residual": residual.flip(0).cumsum(0).flip(0)})["residual"]
+        self.online.raise_level(residual, self.iteration)
         self.target.copy_buffers()  # before the start's step
         return torch.stack(losses).mean()
 

@@ -226,7 +226,7 @@ class Run:
         try:
             stepper.load_state_dict(self._state["stepper"])
         except (KeyError, RuntimeError, ValueError) as error:
-            raise checkpoint.CheckpointError(f"the checkpoint has other settings: {error}") from error
+            raise checkpoint.CheckpointError(f"the checkpoint does not fit the networks: {error}") from error
         if stepper.iteration > iterations:
             raise ConfigError(
                 f"iterations must be >= {stepper.iteration}, the iteration of the checkpoint to resume from, "

@@ -42,7 +42,7 @@ class Costs:
 
     def __init__(self, settings: DxMISettings, sampler: GaussianSampler, ranks: Ranks) -> None:
         self._sampler, self._settings = sampler, settings
-        dim = math.prod(sampler.data_shape)
+        dim = sampler.dim
         self._taus = {loss: taus(settings, loss, dim) for loss in ("value", "sampler")}
         log_std = sampler.log_std.detach()
         self.velocity_var = (2 * log_std).exp()  # s_t^2 starts at sigma_t^2

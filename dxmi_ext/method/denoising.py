@@ -67,7 +67,13 @@ def uniform_levels(signal: Tensor, noise: Tensor) -> DrawLevels:
 def lognormal_levels(
     *, mean: float = -1.2, std: float = 1.2, sigma_data: float = 0.5, time_scale: float = 1.0
 ) -> DrawLevels:
-    """data + sigma eps, ln sigma ~ N(mean, std^2), with the loss's weight of Karras et al. 2022, Table 1."""
+    """data + sigma eps, ln sigma ~ N(mean, std^2), with the loss's weight of Karras et al. 2022, Table 1.
+
+    Args:
+        mean, std: of ln sigma.
+        sigma_data: standard deviation of the data.
+        time_scale: factor of the time ln(sigma) / 4 that the network gets.
+    """
 
     def draw(n: int, key: Tensor, sample_offset: int) -> Levels:
         log_sigma = mean + std * ops.normal((n, 1), key, sample_offset=sample_offset)[:, 0]

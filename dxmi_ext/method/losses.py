@@ -58,7 +58,7 @@ def noise_contrastive_loss(
 # --- the sampler's -----------------------------------------------------------------------------------
 
 
-class Scene(NamedTuple):
+class LossInputs(NamedTuple):
     """Inputs of the sampler's loss in one iteration."""
 
     networks: Networks
@@ -74,40 +74,40 @@ SamplerLoss = Callable[[Tensor, Tensor], Tensor]
 """(step of each particle, int64 [N] in 0..T - 1; noise key) -> a scalar."""
 
 
-def dxdp(scene: Scene) -> SamplerLoss:
+def dxdp(inputs: LossInputs) -> SamplerLoss:
     """Value and cost of a redrawn step; the gradient flows through that step alone (DxMI, Alg. 1)."""
-    networks, costs, batch = scene.networks, scene.costs, scene.batch
+    networks, costs, batch = inputs.networks, inputs.costs, inputs.batch
     sampler = networks.sampler
 
     def loss(t: Tensor, key: Tensor) -> Tensor:
-        step, timestep = scene.path.at(t), sampler.timesteps[t]
-        redrawn = scene.sampler(step.sample, timestep, key, batch.labels, sample_offset=batch.offset)
+        step, timestep = inputs.path.at(t), sampler.timesteps[t]
+        redrawn = inputs.sampler(step.sample, timestep, key, batch.labels, sample_offset=batch.offset)
         value = networks.value_at(redrawn.next_sample, sampler.after(timestep), batch.labels)
         return (value + costs.of("sampler", redrawn.sq_displacement, timestep)).mean()
 
     return loss
 
 
-def policy_gradient(scene: Scene) -> SamplerLoss:
+def policy_gradient(inputs: LossInputs) -> SamplerLoss:
     """Score of the steps taken, weighted by their advantage (GCD, arXiv 2312.03397)."""
-    sampler, labels = scene.networks.sampler, scene.batch.labels
-    advantage = advantages(scene)
-    dim = math.prod(sampler.data_shape)
+    sampler, labels = inputs.networks.sampler, inputs.batch.labels
+    advantage = advantages(inputs)
+    dim = sampler.dim
 
     def loss(t: Tensor, key: Tensor) -> Tensor:
-        step, timestep = scene.path.at(t), sampler.timesteps[t]
-        log_prob = scene.sampler(step.sample, step.next_sample, timestep, labels)
+        step, timestep = inputs.path.at(t), sampler.timesteps[t]
+        log_prob = inputs.sampler(step.sample, step.next_sample, timestep, labels)
         # The entropy bound depends on sigma directly, not only through the next sample.
-        cost = scene.costs.of("sampler", step.sq_displacement, timestep)
+        cost = inputs.costs.of("sampler", step.sq_displacement, timestep)
         return (advantage.gather(0, t[None])[0] * dim * log_prob + cost).mean()
 
     return loss
 
 
-def backprop(scene: Scene) -> SamplerLoss:
+def backprop(inputs: LossInputs) -> SamplerLoss:
     """Energy at the end of new paths plus all their costs; the gradient flows through every step, so memory
     grows with T, which dynamic programming avoids."""
-    networks, costs, batch = scene.networks, scene.costs, scene.batch
+    networks, costs, batch = inputs.networks, inputs.costs, inputs.batch
     sampler = networks.sampler
 
     def loss(t: Tensor, key: Tensor) -> Tensor:
@@ -115,7 +115,7 @@ def backprop(scene: Scene) -> SamplerLoss:
         spent: list[Tensor] = []
         for i in range(sampler.steps):
             timestep = sampler.timestep(i, batch.n)
-            step = scene.sampler(sample, timestep, key, batch.labels, sample_offset=batch.offset)
+            step = inputs.sampler(sample, timestep, key, batch.labels, sample_offset=batch.offset)
             spent.append(costs.of("sampler", step.sq_displacement, timestep))
             sample = step.next_sample
         return (networks.energy(sample, batch.labels) + torch.stack(spent).sum(0)).mean()
@@ -123,7 +123,7 @@ def backprop(scene: Scene) -> SamplerLoss:
     return loss
 
 
-SAMPLER_LOSSES: dict[str, Callable[[Scene], SamplerLoss]] = {
+SAMPLER_LOSSES: dict[str, Callable[[LossInputs], SamplerLoss]] = {
     "dxdp": dxdp,
     "policy_gradient": policy_gradient,
     "backprop": backprop,
@@ -131,12 +131,12 @@ SAMPLER_LOSSES: dict[str, Callable[[Scene], SamplerLoss]] = {
 
 
 @torch.no_grad()
-def advantages(scene: Scene) -> Tensor:
+def advantages(inputs: LossInputs) -> Tensor:
     """[T, N]: each particle's final energy plus its costs from step t on, minus V^t(x_t)."""
-    networks, path, labels = scene.networks, scene.path, scene.batch.labels
+    networks, path, labels = inputs.networks, inputs.path, inputs.batch.labels
     steps, n = path.sq_displacement.shape
     timesteps = [networks.sampler.timestep(t, n) for t in range(steps)]
     values = [networks.value_at(path.samples[t], timesteps[t], labels) for t in range(steps)]
-    costs = [scene.costs.of("sampler", path.sq_displacement[t], timesteps[t]) for t in range(steps)]
+    costs = [inputs.costs.of("sampler", path.sq_displacement[t], timesteps[t]) for t in range(steps)]
     remaining = torch.stack(costs).flip(0).cumsum(0).flip(0)
     return networks.energy(path.samples[-1], labels) + remaining - torch.stack(values)

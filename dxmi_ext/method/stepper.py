@@ -90,8 +90,7 @@ class Stepper:
             )
         if execution.precision == "bfloat16" and self._dtype == torch.float64:
             raise ConfigError("precision must be float32 with float64 weights, got bfloat16")
-        self.iteration, self.iterations = 0, int(self.iterations)
-        self.ranks, self.execution = ranks, execution
+        self.iteration, self.ranks, self.execution = 0, ranks, execution
         self._tried = execution.compile or ranks.shard  # a trial call would compile or gather once more
         self._seed, self._uses, self._device = int(seed), uses, device
         self._iterate: Callable[..., Metrics] = Graphed(self._run) if graphed else self._run

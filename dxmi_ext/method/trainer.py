@@ -21,7 +21,7 @@ from dxmi_ext.method.costs import Costs, density_temperature
 from dxmi_ext.method.energy_step import energy_step
 from dxmi_ext.method.langevin import Langevin, LangevinSettings
 from dxmi_ext.method.lengths import draw_length, lengths_of
-from dxmi_ext.method.losses import SAMPLER_LOSSES, Scene, energy_loss
+from dxmi_ext.method.losses import SAMPLER_LOSSES, LossInputs, energy_loss
 from dxmi_ext.method.networks import Networks, frozen, prepare
 from dxmi_ext.method.sampler import ExpectedStep, LogProb, Trajectory, Transition
 from dxmi_ext.method.settings import CHAIN_RULES, RULES, DxMISettings
@@ -239,8 +239,8 @@ class DxMITrainer(Stepper):
         # First step of each particle.
         first = noise.randint(steps, batch.n, batch.keys["choice"], sample_offset=batch.offset)
         with frozen(self.value, self.networks.energy_network):
-            scene = Scene(self.networks, self.sampler_learner.network, self.costs, path, batch)
-            loss = SAMPLER_LOSSES[self.algorithm.sampler_update](scene)
+            inputs = LossInputs(self.networks, self.sampler_learner.network, self.costs, path, batch)
+            loss = SAMPLER_LOSSES[self.algorithm.sampler_update](inputs)
             for i in range(self.algorithm.sampler_steps):
                 at = loss((first + i) % steps, batch.keys[f"redraw{i}"])
                 losses.append(self.sampler_learner.descend("sampler", at))

@@ -315,9 +315,12 @@ def test_a_level_far_from_0_is_found_at_once() -> None:
 def test_values_of_runs_from_before_levels_load() -> None:
     chain, _ = small("dxmi")
     assert isinstance(chain, PolicyChain)
-    state = {key: value for key, value in chain.state_dict().items() if not key.endswith(("level", "centre"))}
+    state = {key: value for key, value in chain.state_dict().items() if not key.endswith(("level", "center"))}
     assert len(state) == len(chain.state_dict()) - 2
     chain.load_state_dict(state)
+    (name,) = (key for key in chain.state_dict() if key.endswith("center"))
+    chain.load_state_dict(state | {name.replace("center", "centre"): torch.tensor(3.0)})
+    assert chain.state_dict()[name] == 3
 
 
 @pytest.mark.parametrize("sampler", ["dxmi", "vgs"])
