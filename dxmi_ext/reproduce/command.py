@@ -152,6 +152,10 @@ def run(experiment: Experiment, cfg: ReproduceSettings) -> None:
         ]
         missing = [unit for unit in chosen if not (_is_done(unit) or _is_elsewhere(unit, experiment))]
         print(f"{experiment.name}: {len(chosen)} units, {len(chosen) - len(missing)} done")
+        if cfg.output is None and not (before or cfg.quick):
+            runlog.note(
+                f"{output} has no results, so all are computed; those of the repository are in its checkout"
+            )
         missing = _with_starts(missing)
         if missing:
             preparation.prepare(experiment, cfg.data, source, work / _DATA)

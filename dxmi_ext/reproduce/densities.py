@@ -6,6 +6,9 @@ from typing import Any
 
 from dxmi_ext.reproduce.experiments import COLUMNS, Row
 
+COOLED: dict[str, Any] = {"tau": 0.1, "tau_hold": 0.7, "tau_cooling": 0.25}
+"""A tau that falls to a quarter in the last 30 % of a run."""
+
 SPREAD_COLUMNS = COLUMNS | {"entropy_excess": "entropy", "coverage": "coverage"}
 
 SCORES = """\

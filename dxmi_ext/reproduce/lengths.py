@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dxmi_ext.reproduce.densities import variant
+from dxmi_ext.reproduce.densities import COOLED, variant
 from dxmi_ext.reproduce.experiments import Experiment, Row
 
 _SEVERAL = (2, 4, 5, 10)
@@ -24,10 +24,10 @@ def _one_length(steps: int, recipe: str = "8gaussians") -> Row:
     return _of_lengths(f"t{steps}", f"one network for T = {steps}", recipe, steps=steps, lengths=str(steps))
 
 
-def _of_lengths(name: str, label: str, recipe: str, **settings: Any) -> Row:
+def _of_lengths(name: str, label: str, recipe: str = "8gaussians", **settings: Any) -> Row:
     if recipe != "8gaussians":
         name, label = f"{recipe}-{name}", f"{recipe}, {label}"
-    return variant(name, label, recipe, **settings)
+    return variant(name, label, recipe, **settings, **COOLED)
 
 
 LENGTHS = Experiment(
@@ -35,7 +35,7 @@ LENGTHS = Experiment(
     "One network for any number of steps",
     [
         _any_length(),
-        variant("any", "one network with a table row per step", lengths="1,2,4,5,10"),
+        _of_lengths("any", "one network with a table row per step", lengths="1,2,4,5,10"),
         *(_one_length(steps) for steps in (1, 2, 3, 4, 5, 7, 10)),
         *(
             row
@@ -50,6 +50,7 @@ SW and AUROC as in `table1`, on the 8 Gaussians unless noted. Networks that see 
 twice the sampler's learning rate, `td_lambda=.9` and `expected_cost=true`, a quarter of the iterations with
 chains of random levels, and AUROC is that of the energy for T = 5. All other rows have 5,000 iterations with
 batches of 128. The network with a table row per step is trained with T = 1, 2, 4, 5 and 10, each in a fifth
-of the iterations.""",
+of the iterations. In all rows, tau is .1 for 70 % of the run and then falls to a quarter, as in
+`temperature`.""",
     seeds=3,
 )

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from dxmi_ext.reproduce.densities import SCORES, SPREAD_COLUMNS, SPREADS, variant
+from dxmi_ext.reproduce.densities import COOLED, SCORES, SPREAD_COLUMNS, SPREADS, variant
 from dxmi_ext.reproduce.experiments import Experiment
 
 _STEADY: dict[str, Any] = {"batch_size": 256, "sampler_lr": 1e-3, "value_lr": 5e-4, "ema_decay": 0.998}
 _AUTOMATIC: dict[str, Any] = {"tau": 1.0, "tau_rate": 0.03, "tau_margin": 0.1}
-_COOLED: dict[str, Any] = {"tau": 0.1, "tau_hold": 0.7, "tau_cooling": 0.25}
 _LARGE: dict[str, Any] = {"tau": 1.0, "tau_rate": 0.01, "tau_margin": 0.3, "batch_size": 1024}
 _STEADY_8: dict[str, Any] = _STEADY | {"octaves": 2}
 _TEMPERATURES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -31,7 +30,7 @@ TEMPERATURE = Experiment(
         row
         for name, (recipe, base) in _TEMPERATURES.items()
         for row in (
-            variant(f"{name}-cooled", f"{name}, tau = 0.1, cooled", recipe, **base, **_COOLED),
+            variant(f"{name}-cooled", f"{name}, tau = 0.1, cooled", recipe, **base, **COOLED),
             variant(f"{name}-auto", f"{name}, automatic tau", recipe, **base, **_AUTOMATIC),
             *(
                 variant(f"{name}-tau{tau:g}", f"{name}, tau = {tau:g}", recipe, **base, tau=tau)
