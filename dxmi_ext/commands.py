@@ -18,6 +18,7 @@ from dxmi_ext.engine.runs.signals import Stopped
 from dxmi_ext.engine.settings import ConfigError, Settings
 
 S = TypeVar("S", bound=Settings)
+_TASKS = {"two_d": "2D densities", "anomaly": "anomaly detection", "energies": "given energies"}
 
 
 def train(options: argparse.Namespace) -> None:
@@ -25,11 +26,12 @@ def train(options: argparse.Namespace) -> None:
     from dxmi_ext.engine.run_settings import RunSettings
 
     if options.target is None:
-        common = config.describe(RunSettings(recipe="RECIPE", task="TASK"))
+        _, _, common = config.describe(RunSettings(recipe="RECIPE", task="TASK")).partition("\n")
         _show_help(
             options,
             f"recipes: {', '.join(tasks.recipes())}; for the settings of one: "
-            f"dxmi {options.command} RECIPE --help\n\n{common}",
+            f"dxmi {options.command} RECIPE --help\n\n"
+            f"settings of every recipe, which may have other defaults:\n{common}",
         )
         return
     from dxmi_ext.engine.compute.device import choose as choose_device
@@ -133,7 +135,8 @@ def evaluate(options: argparse.Namespace) -> None:
 
     if options.target is None:
         shown = (
-            f"{name} runs:\n{config.describe(tasks.load(name).EvaluateSettings())}" for name in tasks.tasks()
+            f"runs of {_TASKS.get(name, name)}:\n{config.describe(tasks.load(name).EvaluateSettings())}"
+            for name in tasks.tasks()
         )
         _show_help(options, "\n\n".join(shown))
         return

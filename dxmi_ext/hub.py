@@ -56,7 +56,7 @@ class HubError(UserError):
 @dataclasses.dataclass
 class _FileSettings(Settings):
     onnx: bool | None = setting(
-        None, "save a detector as ONNX too; null: if onnx and onnxscript are installed"
+        None, "whether a detector is also saved as ONNX; null: if onnx and onnxscript are installed"
     )
     license: str | None = setting(
         None,
@@ -157,7 +157,7 @@ def push(run: Path, task: ModuleType, cfg: PushSettings, api: Any = None) -> str
         HubError: the Hub refuses the upload or cannot be reached.
     """
     if cfg.repo is None:
-        raise ConfigError("repo must be OWNER/NAME, got none")
+        raise ConfigError("repo must be OWNER/NAME, got null")
     import huggingface_hub
     from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 

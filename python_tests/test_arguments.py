@@ -47,8 +47,8 @@ def fit(given: Any = None, **options: Any) -> Any:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: DxMISettings(tau="0.1"), "tau must be float, got '0.1'"),
-        (lambda: DxMISettings(td_redraw=1), "td_redraw must be bool, got 1"),
+        (lambda: DxMISettings(tau="0.1"), "tau must be a number, got '0.1'"),
+        (lambda: DxMISettings(td_redraw=1), "td_redraw must be true or false, got 1"),
         (lambda: trainer(seed=-1), "seed must be an integer from 0 to"),
         (lambda: trainer(seed=True), "seed must be an integer from 0 to .*, got True"),
         (lambda: trainer_with(ranks=2), "ranks must be Ranks, got int"),

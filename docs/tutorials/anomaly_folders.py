@@ -3,7 +3,7 @@
 #
 # You need one folder of good images. Folders of defective ones beside it are only used for testing. This
 # tutorial makes such folders first; with your own, set `parts` to their path. It requires the extra
-# `images`: `pip install 'dxmi_ext[images]'`.
+# `images`: `pip install '.[images]'`.
 
 # %%
 import csv

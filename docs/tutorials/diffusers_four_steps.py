@@ -4,7 +4,7 @@
 # A DDPM pipeline of diffusers becomes a sampler of four steps, is trained by DxMI, and becomes a pipeline
 # again. The data are scikit-learn's handwritten digits of 8 x 8 pixels, and the checkpoint is a small one
 # that the script trains on them; with your own, replace `checkpoint` with its folder and `data` with your
-# images, scaled to [-1, 1]. It requires the extra `images`: `pip install 'dxmi_ext[images]'`.
+# images, scaled to [-1, 1]. It requires the extra `images`: `pip install '.[images]'`.
 
 # %%
 import copy

@@ -281,5 +281,5 @@ class EvaluateSettings(EvaluateSettings_):
 
     data: str | None = setting(None, "data to test on; null: the run's own test data", path=True)
     baselines: str | None = setting(
-        None, "all, tau0, quick or none; null: as in the run", choices=("all", "tau0", "quick", "none")
+        None, "methods in the table; null: as in the run", choices=("all", "tau0", "quick", "none")
     )

@@ -38,7 +38,7 @@ def target_of(cfg: Config) -> tuple[Target, str | None]:
         assert s.dim is not None
         return custom.load(s.target, s.dim, s.particles, cfg.chain.scale)
     if s.energy is None:
-        raise ConfigError("target=MODULE:FUNCTION must be given")
+        raise ConfigError("target must be MODULE:FUNCTION, got null")
     target = TARGETS[s.energy]()
     if s.dim not in (None, target.dim):
         raise ConfigError(f"dim must be {target.dim} with energy={s.energy}, got {s.dim}")

@@ -7,7 +7,6 @@ fields in any group, and unique within a task. Imports ``engine.errors``.
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import json
 import math
 import os
@@ -23,6 +22,7 @@ C = TypeVar("C", bound="Config")
 
 LARGEST_SEED = 2**63 - 1
 """Largest seed; it and its successor fit noise keys and torch's generators."""
+_TYPES = {int: "an integer", float: "a number", bool: "true or false", str: "text", type(None): "null"}
 _LARGEST_INT, _LARGEST_FLOAT = 10**9, 1e30  # defaults of ``maximum``; both fit float32
 
 
@@ -308,13 +308,18 @@ def expand(name: str, path: str) -> str:
     return expanded
 
 
+def named(wanted: Any) -> str:
+    """A type of settings in words: "an integer or null"."""
+    return " or ".join(_TYPES[kind] for kind in typing.get_args(wanted) or (wanted,))
+
+
 def _check_type(name: str, value: Any, wanted: Any) -> None:
     kinds = typing.get_args(wanted) or (wanted,)
     if float in kinds:
         kinds = (*kinds, int)
     # bool is a subclass of int, but not a number
     if not (bool in kinds if isinstance(value, bool) else isinstance(value, kinds)):
-        raise ConfigError(f"{name} must be {inspect.formatannotation(wanted)}, got {value!r}")
+        raise ConfigError(f"{name} must be {named(wanted)}, got {'null' if value is None else repr(value)}")
 
 
 def _check_bounds(name: str, value: float, bounds: Mapping[str, Any]) -> None:

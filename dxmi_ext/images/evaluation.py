@@ -176,5 +176,5 @@ def load_data(cfg: Config, split: str = "train", scale: Scale | None = None) -> 
 
 def path_of(cfg: Config) -> str:
     if cfg.source.data is None:
-        raise ConfigError("data must be the path of images, got none; see `dxmi train RECIPE --help`")
+        raise ConfigError("data must be the path of images, got null; see `dxmi train RECIPE --help`")
     return cfg.source.data

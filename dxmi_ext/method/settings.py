@@ -123,12 +123,15 @@ class DxMISettings(Settings):
         "taken, as in the paper, whose gradient is noisier",
     )
     sampler_steps: int = setting(
-        2, "number of sampler steps per iteration; T uses the whole path", minimum=1, maximum=1000
+        2,
+        "number of updates of the sampler per iteration, each on another step of the paths; T: on all steps",
+        minimum=1,
+        maximum=1000,
     )
     sampler_wait: int = setting(
         0, "number of first iterations in which the sampler is frozen while a new energy learns", minimum=0
     )
-    train_last_std: bool = setting(True, "train the sigma of the last step; false: it is frozen")
+    train_last_std: bool = setting(True, "whether the last step's sigma is trained; false: it is frozen")
     sampler_lr: float = setting(5e-4, "learning rate of the sampler's network", minimum=0)
     log_std_lr: float = setting(1.5e-3, "learning rate of log sigma", minimum=0)
     value_lr: float = setting(

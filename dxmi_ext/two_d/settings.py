@@ -207,6 +207,8 @@ class EvaluateSettings(EvaluateSettings_):
         None, "number of samplings over which metrics are averaged; null: as in training", minimum=1
     )
     log_partition: bool = setting(
-        False, "also log Z of the learned density exp(-E / w) / Z, and the log-likelihood of test data"
+        False,
+        "whether to estimate log Z of the learned density exp(-E / w) / Z, and the log-likelihood of test "
+        "data",
     )
     paths: int = setting(100_000, "paths of the sampler whose weights give log Z", minimum=2, maximum=10**7)

@@ -396,7 +396,7 @@ def test_a_score_that_is_not_finite_is_an_error_of_its_image(
             "IMAGE, FOLDER or FILE must exist, or an argument must be key=value, got 'none.png'",
         ),
         (["treshold=3"], "treshold: unknown key; did you mean threshold?"),
-        (["threshold=high"], "threshold must be float | None, got 'high'"),
+        (["threshold=high"], "threshold must be a number or null, got 'high'"),
         ([], "IMAGE or FOLDER must be given, got none"),
         (["empty"], "FOLDER must have images (.bmp"),
         (["pictures/a/notes.txt"], "IMAGE must be an image, got pictures/a/notes.txt: is empty"),

@@ -27,7 +27,7 @@ for library in ("matplotlib", "yaml", "sklearn", "tensorboard"):
     ("arguments", "says"),
     [
         (["train", "8gaussians", "iteration=3"], "iteration: unknown key; did you mean iterations?"),
-        (["train", "8gaussians", "iterations=many"], "iterations must be int, got 'many'"),
+        (["train", "8gaussians", "iterations=many"], "iterations must be an integer, got 'many'"),
         (["train", "elsewhere/mine"], "recipe must be one of 2spirals, 8gaussians"),
         (["train", "mine.yaml"], "recipe must be an existing yaml file, got 'mine.yaml'"),
         (
@@ -41,7 +41,7 @@ for library in ("matplotlib", "yaml", "sklearn", "tensorboard"):
         (["export", "nowhere"], "RUN must be the folder of a run, with config.yaml"),
         (["convert", "nowhere", "kind=edm"], "nowhere"),
         (["train", "~nobody-of-that-name/a.yaml"], "RECIPE must not begin with ~ where its home folder is"),
-        (["train", "8gaussians", "seed=2**64"], "seed must be int, got '2**64'"),
+        (["train", "8gaussians", "seed=2**64"], "seed must be an integer, got '2**64'"),
         (["sample", ".", "n=10000000000000"], "n must be <= 100000000, got 10000000000000"),
     ],
 )

@@ -115,7 +115,7 @@ def test_push_that_fails_is_one_line(
     hub = pytest.importorskip("huggingface_hub")
     run_of_images(tmp_path, monkeypatch)
     for settings, error, says in (
-        ([], None, "repo must be OWNER/NAME, got none"),
+        ([], None, "repo must be OWNER/NAME, got null"),
         (["repo=mine"], None, "repo must be OWNER/NAME of the repository on the Hub; required, got 'mine'"),
         (["repo=me/mine"], hub.errors.LocalTokenNotFoundError(), "the Hub requires a login"),
         (["repo=me/mine"], ConnectionError("no\nroute"), "me/mine: no route"),

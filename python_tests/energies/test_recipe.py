@@ -192,7 +192,7 @@ def test_own_target_belongs_to_its_run(
 @pytest.mark.parametrize(
     ("recipe", "settings", "message"),
     [
-        ("energy", [], "target=MODULE:FUNCTION must be given"),
+        ("energy", [], "target must be MODULE:FUNCTION, got null"),
         ("energy", ["target=a:b"], "dim must be given with target=a:b, got null"),
         ("energy", ["target=own_missing:b", "dim=2"], "no module 'own_missing'"),
         ("gmm25", ["dim=3"], "dim must be 2 with energy=gmm25, got 3"),

@@ -446,5 +446,5 @@ def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_settings_that_are_not_yaml_name_the_file(tmp_path: Path) -> None:
     write(tmp_path, {"config.yaml": "steps: many\n"})
-    with pytest.raises(ConfigError, match=rf"{tmp_path}/config\.yaml: steps must be int, got 'many'"):
+    with pytest.raises(ConfigError, match=rf"{tmp_path}/config\.yaml: steps must be an integer, got 'many'"):
         identity.settings_of(two_d.Config, tmp_path)

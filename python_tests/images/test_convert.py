@@ -374,7 +374,7 @@ def test_files_that_are_not_read(tmp_path: Path) -> None:
     torch.save({"enc.8x8_block0.conv1.weight": torch.tensor(1.0)}, tmp_path / "scalar.pt")
     (tmp_path / "text.safetensors").write_text(json.dumps({}))
     for name, kind, message in [
-        ("absent.pt", "edm", "no such file"),
+        ("absent.pt", "edm", "does not exist"),
         ("pickle.pkl", "edm", "pickled objects"),
         ("nested.pt", "edm", "expected a state dict"),
         ("numbered.pt", "edm", "expected a state dict"),

@@ -411,7 +411,7 @@ def test_a_sampler_of_several_lengths_is_scored_and_samples_with_any(
     [
         (["schedule=edm", "lengths=2,4", "steps=3"], "lengths must include steps=3, got 2,4"),
         (["lengths=2,4", "steps=2"], "lengths must be null unless schedule=edm, conditional=false, and"),
-        (["data=null"], "data must be the path of images, got none"),
+        (["data=null"], "data must be the path of images, got null"),
         (["unet=cifar10", "image_size=12"], "data_shape must be (C, H, W) with H and W multiples of "),
         (["steps=1001"], "steps must be <= train_steps=1000, got 1001"),
         (["sigma_min=90"], "sigma_min must be < sigma_max=80.0, got 90.0"),

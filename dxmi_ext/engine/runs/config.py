@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import functools
-import inspect
 import json
 import typing
 from collections.abc import Callable, Iterable, Sequence
@@ -98,7 +97,7 @@ def describe(cfg: Settings | Config) -> str:
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """The end of an error about an unknown name, with the nearest known one; empty if none is near."""
-    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     return f"; did you mean {nearest[0]}?" if nearest else ""
 
 
@@ -159,7 +158,7 @@ def _read_override(override: str) -> tuple[str, str | None]:
 def _read_value(name: str, text: str | None, keys: dict[str, settings.Key]) -> Any:
     """A value of a key's type: one of ``_READERS``, possibly optional."""
     if name not in keys:
-        hint = did_you_mean(name, keys) or f"; the keys are {', '.join(keys)}"
+        hint = did_you_mean(name, keys) or "; --help lists the keys"
         raise ConfigError(f"{name if name.isprintable() else repr(name)}: unknown key{hint}")
     wanted = keys[name].type
     kind, *others = typing.get_args(wanted) or (wanted,)
@@ -170,7 +169,8 @@ def _read_value(name: str, text: str | None, keys: dict[str, settings.Key]) -> A
             return _READERS[kind](text)
     except ValueError:
         pass
-    raise ConfigError(f"{name} must be {inspect.formatannotation(wanted)}, got {text!r}")
+    got = "null" if text is None else repr(text)
+    raise ConfigError(f"{name} must be {settings.named(wanted)}, got {got}")
 
 
 def _read_int(text: str) -> int:

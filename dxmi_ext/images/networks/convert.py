@@ -102,7 +102,7 @@ def from_edm(state: dict[str, Tensor], *, head_channels: int = 64) -> UNet:
 
 def _read(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
-        raise UserError(f"{path}: no such file")
+        raise UserError(f"{path}: does not exist")
     refuse_pointer(path, UserError)
     try:
         if path.suffix == ".safetensors":

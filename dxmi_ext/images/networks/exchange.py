@@ -85,7 +85,7 @@ def convert_checkpoint(checkpoint: Path, cfg: ConvertSettings) -> Path:
         UserError: the output exists; and see `images.networks.convert`.
     """
     if cfg.kind is None:
-        raise ConfigError(f"kind must be one of {', '.join(convert.KINDS)}, got none")
+        raise ConfigError(f"kind must be one of {', '.join(convert.KINDS)}, got null")
     output = Path(cfg.output) if cfg.output else checkpoint.with_suffix("")
     folders.check_new(output)
     convert.convert(

@@ -29,4 +29,5 @@ def read(root: Folder, good: Folder, split: str, train_share: float) -> Source:
                 found |= {} if mask is None else {f: mask}
     items = [picture_item(os.path.relpath(f, path), 0, label, f, found.get(f)) for label, f in wanted]
     files = [f for _, f in wanted] + [*found.values()]
-    return Source(files, items, [root.name], [GOOD, *kinds], bool(found), "good and defects", skipped)
+    layout = "good and defects" if kinds else "good, without defects"
+    return Source(files, items, [root.name], [GOOD, *kinds], bool(found), layout, skipped)
