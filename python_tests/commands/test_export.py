@@ -166,7 +166,7 @@ def test_convert_makes_a_folder_of_a_checkpoint(
     (tmp_path / "ct").write_text("mine")
     for mistake, says in (
         (settings, f"output must be a new or empty folder, got '{tmp_path}/ct', which already exists"),
-        (["image_size=16"], "kind must be one of edm, consistency, consistency-teacher, got none"),
+        (["image_size=16"], "kind must be one of edm, consistency, consistency-teacher, got null"),
         (["kind=ddpm"], "kind must be one of edm, consistency, consistency-teacher, got 'ddpm'"),
     ):
         assert cli.main(["convert", str(checkpoint), *mistake]) == 2
