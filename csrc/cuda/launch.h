@@ -34,8 +34,8 @@ inline void check_cuda(cudaError_t error, const char* op) {
 
 // Kernels take structs with SampleViews as `const __grid_constant__`. Otherwise, passing one by reference to a
 // function that is not inlined would copy all of it to local memory.
-// At least two blocks fit on a multiprocessor, which leaves 128 registers per thread.
-#define DXMI_KERNEL __global__ void __launch_bounds__(dxmi::cuda::kThreads, 2)
+// One block is the least that must fit on a multiprocessor: kernels of unaligned rows need up to 153 registers.
+#define DXMI_KERNEL __global__ void __launch_bounds__(dxmi::cuda::kThreads, 1)
 
 // Launches a kernel and reports errors of the launch itself, without waiting for the kernel.
 template <class... Parameters, class... Arguments>
