@@ -204,4 +204,5 @@ def _card_of_detector(run: Path, scorer: Scorer | VectorScorer, usage: str) -> C
         usage=f"`detector.json` describes inputs, outputs and thresholds.\n\n```python\n{usage}\n```",
         tags=["anomaly-detection", *(["image-anomaly-detection"] if images else ["tabular"])],
         library="pytorch",
+        by_dxmi=detector == "dxmi",
     )

@@ -47,10 +47,11 @@ from dxmi_ext.anomaly.scores.scoring import Scorer, VectorScorer
 from dxmi_ext.anomaly.settings import Config, EvaluateSettings
 from dxmi_ext.anomaly.sources import (
     backbone_of,
+    check_own,
     classes_of,
     columns_of,
     fingerprints,
-    has_moved,
+    holds_own,
     path_of,
     source_of,
 )
@@ -169,7 +170,8 @@ def sample(
 
 
 def evaluate(directory: Path, settings: EvaluateSettings, device: torch.device) -> tuple[dict[str, Any], str]:
-    """Metrics of a run's final networks and their table, on its own or other test data.
+    """Metrics of a run's final networks and their table, on its own test data or on other data. Good images
+    or rows of other data are all for testing, unless these have a split.
 
     Raises:
         ConfigError: the run's data no longer exist, or its good data are needed and these are others.
@@ -179,10 +181,10 @@ def evaluate(directory: Path, settings: EvaluateSettings, device: torch.device) 
     detector, good, others = model["detector"], None, settings.data
     if untrained := [TITLES[name] for name in TRAINED if name in {*BASELINES[which]} - {*networks.baselines}]:
         runlog.note(f"baselines={which}: {directory} has not trained {' and '.join(untrained)}")
-    if others is not None and has_moved(cfg, directory, others, needed=which != "none"):
+    if others is not None and holds_own(cfg, directory, others, needed=which != "none"):
         cfg, others = cfg.replace(data=others), None
-    if others is None and not Path(path_of(cfg)).exists():
-        raise ConfigError(f"data: {path_of(cfg)} does not exist; data=PATH names another place")
+    if others is None:
+        check_own(cfg, directory)
     if which != "none":
         good = source_of(cfg, backbone, device, about=model).good(cfg.source.holdout).train
     tested = source_of(cfg, backbone, device, data=others, about=model).tested()

@@ -14,9 +14,9 @@ from dxmi_ext.anomaly.features import backbones
 from dxmi_ext.anomaly.features.collection import Pictures, Source, Vectors
 from dxmi_ext.anomaly.settings import Config
 from dxmi_ext.engine.output import runlog
-from dxmi_ext.engine.runs.identity import Fingerprints, changed, data_of, fingerprint
+from dxmi_ext.engine.runs.identity import Fingerprints, changed, data_of, fingerprint, same_place
 from dxmi_ext.engine.settings import ConfigError
-from dxmi_ext.images.data.contents import ImageDataError, UnreadableImages
+from dxmi_ext.images.data.contents import ImageDataError, UnreadableImages, VectorDataError
 from dxmi_ext.images.data.pixels import Scale
 from dxmi_ext.images.metrics.features import Extractor
 
@@ -53,18 +53,17 @@ def source_of(
     about: dict[str, Any] | None = None,
     few: int | None = None,
 ) -> Source:
-    """The source of the settings' data, or of all classes of other data.
+    """The source of the settings' data, or of all classes of other data, which are all for testing unless
+    they have a split.
 
     Args:
         data: path of other data; None: the settings' data.
         about: description of a model, whose scale or columns are used; None: those of the data.
         few: see `Pictures`.
     """
-    path = data or path_of(cfg)
+    path, train_share = data or path_of(cfg), 0.0 if data else cfg.source.train_share
     if backbone is None:
-        return Vectors(
-            path, cfg.source.train_share, cfg.run.seed, None if about is None else columns_of(about)
-        )
+        return Vectors(path, train_share, cfg.run.seed, None if about is None else columns_of(about))
     classes = None if data else classes_of(cfg)
     scale = None if about is None else Scale.of(about.get("scale"))
     return Pictures(
@@ -72,7 +71,7 @@ def source_of(
         backbone,
         cfg.features.size,
         classes,
-        cfg.source.train_share,
+        train_share,
         cfg.source.cache,
         device,
         few,
@@ -87,7 +86,7 @@ def path_of(cfg: Config) -> str:
 
 
 def classes_of(cfg: Config) -> list[str] | None:
-    return None if cfg.source.classes is None else cfg.source.classes.split(",")
+    return None if cfg.source.classes is None else [name.strip() for name in cfg.source.classes.split(",")]
 
 
 def columns_of(about: dict[str, Any]) -> Columns:
@@ -129,24 +128,55 @@ def fingerprints(cfg: Config) -> Callable[[str], Fingerprints]:
     return of_vectors if cfg.features.backbone is None else of_pictures
 
 
-def has_moved(cfg: Config, directory: Path, data: str, *, needed: bool) -> bool:
-    """Whether ``data`` are the run's data, which no longer exist at their path.
+def holds_own(cfg: Config, directory: Path, data: str, *, needed: bool) -> bool:
+    """Whether ``data`` are a run's own data, at their path or at another.
 
     Args:
         needed: whether the run's good data are needed to fit baselines.
 
     Raises:
-        ConfigError: the run's data are needed, and these are others.
+        ConfigError: the run's data are needed but no longer exist at their path, and these are others.
     """
-    if cfg.source.data is None or Path(cfg.source.data).exists() or not needed:
+    own, known = path_of(cfg), data_of(directory)
+    if same_place(data, own):
+        return True
+    if known and not _changed_training(cfg, known, data):
+        return True
+    if Path(own).exists() or not needed:
         return False
-    known = data_of(directory)
-    if "train" in changed(known, fingerprints(cfg)(data)):
+    if known:
         raise ConfigError(
-            f"data must have the good data on which {directory} was trained (no longer at "
-            f"{cfg.source.data!r}), got {data!r}, which has another fingerprint; baselines=none "
-            "does not require them"
+            f"data must have the good data on which {directory} was trained (no longer at {own!r}), got "
+            f"{data!r}, which has another fingerprint; baselines=none does not require them"
         )
-    if not known:
-        runlog.note(f"{directory} has no fingerprint of its data; {data} is assumed to contain them")
+    runlog.note(f"{directory} has no fingerprint of its data; {data} is assumed to contain them")
     return True
+
+
+def check_own(cfg: Config, directory: Path) -> None:
+    """Checks that the settings' data are those of a run. Test data may have changed, with a note.
+
+    Raises:
+        ConfigError: the data do not exist, or the run was trained on others.
+    """
+    path, known = path_of(cfg), data_of(directory)
+    if not Path(path).exists():
+        raise ConfigError(f"data: {path} does not exist; data=PATH names another place")
+    splits = changed(known, fingerprints(cfg)(path)) if known else []
+    if "train" in splits:
+        raise ConfigError(
+            f"data must have the good data on which {directory} was trained, got {path!r}, which has another "
+            "fingerprint; data=PATH names a copy of them, or other data to test on"
+        )
+    if splits:
+        runlog.note(f"the test data at {path} have changed since {directory} was trained")
+
+
+def _changed_training(cfg: Config, known: Fingerprints, data: str) -> bool:
+    """Whether other good data would be trained on if a run read these data."""
+    try:
+        return "train" in changed(known, fingerprints(cfg)(data))
+    except UnreadableImages:
+        raise
+    except (ImageDataError, VectorDataError):  # in another layout, or without data for training
+        return True

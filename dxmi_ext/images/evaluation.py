@@ -81,7 +81,7 @@ def scores(
 
     def of_samples() -> dict[str, float]:
         found: dict[str, float] = {}
-        drawn = distances.statistics(_samples(cfg, sampler, n, seed), *networks, keep=options["keep"])
+        drawn = distances.statistics(_samples(cfg, data, sampler, n, seed), *networks, keep=options["keep"])
         for samples, network in zip(drawn, networks, strict=True):
             found |= distances.compare(samples, distances.reference(data, network, n, **options), network)
             if test is not None:
@@ -137,11 +137,14 @@ def test_images(cfg: Config, data: ImageData) -> ImageData | None:
     return test
 
 
-def _samples(cfg: Config, sampler: Sampler, n: int, seed: int) -> Iterator[Tensor]:
-    """n samples of random classes in batches, as uint8."""
-    classes = classes_of(sampler)
+def _samples(cfg: Config, data: ImageData, sampler: Sampler, n: int, seed: int) -> Iterator[Tensor]:
+    """n samples in batches, as uint8; of a conditional sampler, with the labels of random training images."""
     draws = noise.Draws(seed, "evaluate", ["sample", "labels"], next(sampler.parameters()).device).at(0)
-    labels = None if classes is None else noise.randint(classes, n, draws["labels"])
+    labels = None
+    if classes_of(sampler) is not None:
+        assert data.labels is not None
+        rows = noise.randint(len(data), n, draws["labels"])
+        labels = torch.from_numpy(data.labels[rows.cpu().numpy()]).to(rows.device)
     for first in range(0, n, cfg.evaluation.sample_batch):
         count = min(cfg.evaluation.sample_batch, n - first)
         part = None if labels is None else labels[first : first + count]
@@ -161,7 +164,7 @@ def draw_samples(file: IO[bytes] | Path, cfg: Config, sampler: Sampler, classes:
 
 def draw_neighbors(file: Path, cfg: Config, sampler: Sampler, data: ImageData) -> None:
     """Draws samples with their nearest training images, to reveal copies."""
-    samples = next(_samples(cfg, sampler, _COMPARED, cfg.run.seed)).cpu()
+    samples = next(_samples(cfg, data, sampler, _COMPARED, cfg.run.seed)).cpu()
     count = min(_NEIGHBORS, len(data))
     nearest = torch.from_numpy(data.images[distances.nearest(samples, data.images, count).flatten()])
     rows = torch.cat((samples[:, None], nearest.view(len(samples), count, *data.shape)), dim=1)

@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -42,7 +41,7 @@ def separation(
         others: kinds of images, separated by commas: noise, uniform pixels; blurred, the test images blurred
             by a Gaussian of one pixel; or the path of other images of the same shape, of which the test split
             is used if there is one.
-        n: maximum number of images of each kind.
+        n: maximum number of images of each kind; of more, a fixed random subset is used.
         seed: seed of the noise.
         size, cache: see `dataset.load`; for images at a path.
 
@@ -57,7 +56,7 @@ def separation(
         raise ConfigError("against must be null for a run that is conditional on classes")
     energies = _energies(networks, _images(test, n, device))
     found = {}
-    for kind in others.split(","):
+    for kind in map(str.strip, others.split(",")):
         if (name := f"auroc_{Path(kind).stem}") in found:
             raise ConfigError(f"against must name images with different names, got {others}")
         if kind == "noise":
@@ -65,7 +64,7 @@ def separation(
         elif kind == "blurred":
             images = map(_blurred, _images(test, n, device))
         else:
-            images = _images(_load(kind, test.shape, size, cache), n, device)
+            images = _images(_load(kind, test, size, cache), n, device)
         found[name] = energy_auroc(energies, _energies(networks, images))
     return found
 
@@ -76,9 +75,10 @@ def _energies(networks: Networks, batches: Iterator[Tensor]) -> Tensor:
 
 
 def _images(data: ImageData, n: int, device: torch.device) -> Iterator[Tensor]:
-    for first in range(0, min(n, len(data)), _BATCH):
-        rows = torch.from_numpy(np.array(data.images[first : min(first + _BATCH, n)]))
-        yield dataset.to_dtype(rows.to(device), torch.float32)
+    n = min(n, len(data))
+    for i in range(-(-n // _BATCH)):
+        count = min(_BATCH, n - i * _BATCH)
+        yield data.batch(i, _BATCH, count=count, stream="metrics", device=device)[0]
 
 
 def _noise(n: int, shape: tuple[int, ...], seed: int, device: torch.device) -> Iterator[Tensor]:
@@ -99,11 +99,12 @@ def _blurred(images: Tensor) -> Tensor:
     return F.conv2d(across, kernel.transpose(2, 3), groups=images.shape[1])
 
 
-def _load(path: str, shape: tuple[int, ...], size: int | None, cache: str | None) -> ImageData:
+def _load(path: str, test: ImageData, size: int | None, cache: str | None) -> ImageData:
+    """Other images, as in the test images' shape and scale."""
     try:
-        data = dataset.load(path, split="test", size=size, cache=cache)
+        data = dataset.load(path, split="test", size=size, cache=cache, scale=test.scale)
     except SplitMissing:  # a collection without splits
-        data = dataset.load(path, size=size, cache=cache)
-    if data.shape != shape:
-        raise ConfigError(f"against must be images of shape {[*shape]}, got {path} of {[*data.shape]}")
+        data = dataset.load(path, size=size, cache=cache, scale=test.scale)
+    if data.shape != test.shape:
+        raise ConfigError(f"against must be images of shape {[*test.shape]}, got {path} of {[*data.shape]}")
     return data

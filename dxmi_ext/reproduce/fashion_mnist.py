@@ -24,6 +24,8 @@ _ANY |= {"td_lambda": 0.9, "expected_cost": True}
 _MORE_TAU: dict[str, Any] = {"tau_entropy": 0.1, "tau_velocity": 0.01}
 _FLOAT32: dict[str, Any] = {"precision": "float32", "compile": False}
 _UNTIMED = {"time_cost": "none"} | _FLOAT32
+_LONG: dict[str, Any] = {"iterations": 4800, "precision": "float32"}
+_ANY_LONG = _ANY | _LONG | {"compile": False}
 
 
 FASHION_MNIST = Experiment(
@@ -47,8 +49,10 @@ FASHION_MNIST = Experiment(
         _fashion("dxmi-t4", "DxMI", 4),
         _fashion("dxmi-t4-tau0", "DxMI, tau = 0", 4, **_NO_TAU),
         _fashion("dxmi-t4-tau.1", "DxMI, tau = 0.1, in float32", 4, seeds=1, **_MORE_TAU, **_FLOAT32),
+        _fashion("dxmi-t4-long", "DxMI, 4,800 iterations in float32", 4, seeds=1, **_LONG),
         _fashion("dxmi-t2", "DxMI", 2, seeds=1),
         _fashion("dxmi-any", "DxMI, one network for T = 2, 4 and 10", 4, seeds=1, **_ANY),
+        _fashion("dxmi-any-long", "DxMI, one network, 4,800 iterations in float32", 4, seeds=1, **_ANY_LONG),
         _fashion("dxmi-t4-linear", "DxMI, linear time cost", 4, seeds=1, time_cost="linear"),
         _fashion("dxmi-t4-untimed", "DxMI, no time cost, in float32", 4, seeds=1, **_UNTIMED),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -131,6 +132,13 @@ def test_mvtec_one_class(root: Path) -> None:
         load(whole, "test", classes=["nut"])
 
 
+def test_mvtec_without_any_masks(root: Path) -> None:
+    shutil.rmtree(write_mvtec(root) / "bottle/ground_truth")
+    with pytest.raises(ImageDataError, match=r"crack/000\.png: its mask is missing, .*/000\.png$"):
+        load(root, "test", size=8)  # the screws have masks
+    assert load(root / "bottle", "test", size=8).masks is None
+
+
 def test_visa_follows_its_csv(root: Path) -> None:
     train, test = (load(write_visa(root / split), split, size=None) for split in ("train", "test"))
     assert (len(train), len(test)) == (2, 4) and test.class_names == ["candle", "pcb1"]
@@ -158,6 +166,14 @@ def test_images_of_one_folder_stay_in_one_split(root: Path) -> None:
     for share, trained in ((0.1, 4), (0.5, 8), (0.9, 8)):
         train, test = (load(root, split, train_share=share) for split in ("train", "test"))
         assert (len(train), (~test.anomalous).sum()) == (trained, 10 - trained)
+
+
+def test_folders_whose_numbers_are_equal_stay_apart(tmp_path: Path) -> None:
+    for name in ("s1/1", "s01/1", "s1/2", "s01/2"):
+        save(tmp_path / f"good/{name}.png", np.zeros((8, 8, 3), np.uint8))
+    found = [anomaly_sources.find(tmp_path, split, None, 0.5) for split in ("train", "test")]
+    names = [[item.name for item in source.items] for source in found]
+    assert names == [["good/s01/1.png", "good/s01/2.png"], ["good/s1/1.png", "good/s1/2.png"]]
 
 
 def test_npz_is_split_by_sorted_num(root: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import math
 import os
@@ -84,7 +85,7 @@ def save(path: Path, pixels: np.ndarray) -> None:
     Image.fromarray(pixels).save(path)
 
 
-def write_mvtec(root: Path, masks: bool = True) -> Path:
+def write_mvtec(root: Path) -> Path:
     """Two classes of plain colors with noise; screws are gray, in two sizes. Defects are bright spots."""
     rng = np.random.default_rng(0)
     for name, color in (("bottle", (150, 60, 60)), ("screw", (90, 90, 90))):
@@ -95,8 +96,7 @@ def write_mvtec(root: Path, masks: bool = True) -> Path:
                 mask = np.zeros((size, size), np.uint8)
                 if "spot" in kind:
                     pixels[4:9, 4:9], mask[4:9, 4:9] = (20, 160, 250), 255
-                    if masks:
-                        save(root / name / f"ground_truth/spot/{i:03}_mask.png", mask)
+                    save(root / name / f"ground_truth/spot/{i:03}_mask.png", mask)
                 save(root / name / kind / f"{i:03}.png", pixels if name == "bottle" else pixels[..., 2])
     return root
 
@@ -176,6 +176,29 @@ def test_a_run_is_evaluated_on_its_data_wherever_they_are(
     assert "fingerprint" in capsys.readouterr().err and path.read_bytes() == before
     assert run(folder, moved, "curve_every=2") == 0
     assert "finished; nothing to do" in capsys.readouterr().out
+
+
+def test_the_split_of_other_data_is_not_that_of_the_run(
+    finished: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Other good images are all tested. Changed good data of the run itself are an error, changed test data a
+    note."""
+    folder, own = shutil.copytree(finished, tmp_path / "run"), shutil.copytree(data, tmp_path / "own")
+    path = folder / "config.yaml"
+    path.write_text(path.read_text().replace(f"data: {data}", f"data: {own}"))
+    plain = anomaly.EvaluateSettings(baselines="none")
+    save(own / "bottle/test/good/900.png", np.full((16, 16, 3), 99, np.uint8))
+    anomaly.evaluate(folder, plain, CPU)
+    assert f"the test data at {own} have changed" in capsys.readouterr().err
+    save(own / "bottle/train/good/000.png", np.zeros((16, 16, 3), np.uint8))
+    for given in (plain, dataclasses.replace(plain, data=str(own))):
+        with pytest.raises(ConfigError, match=f"the good data on which {folder} was trained, got"):
+            anomaly.evaluate(folder, given, CPU)
+    for i in range(6):
+        save(tmp_path / f"parts/good/{i}.png", np.full((16, 16, 3), 40 * i, np.uint8))
+    cfg, _, _ = model.load_model(folder, CPU)
+    backbone = sources.backbone_of(cfg, CPU)
+    assert len(sources.source_of(cfg, backbone, CPU, data=str(tmp_path / "parts")).tested().maps) == 6
 
 
 def test_data_of_one_class_may_be_renamed(tmp_path: Path) -> None:
@@ -400,7 +423,8 @@ def test_masks_that_mark_nothing_end_no_run(
 
 
 def test_bad_data_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    missing, corrupt = write_mvtec(tmp_path / "a", masks=False), write_mvtec(tmp_path / "b")
+    missing, corrupt = write_mvtec(tmp_path / "a"), write_mvtec(tmp_path / "b")
+    shutil.rmtree(missing / "screw/ground_truth")
     (corrupt / "screw/train/good/003.png").write_bytes(b"no picture")
     for data, message in (
         (missing, "spot/000.png: its mask is missing, expected"),

@@ -63,6 +63,16 @@ def test_a_file_may_have_its_own_split_or_no_truth(tmp_path: Path) -> None:
     assert len(train) == N + 40 and len(test) == len(anomalous) == 0
 
 
+def test_all_rows_of_other_data_are_tested(tmp_path: Path) -> None:
+    _, test, anomalous = vectors.load(write(tmp_path / "a.npz"), train_share=0)
+    assert len(test) == N + 40 and anomalous.sum() == 40
+    alone = write(tmp_path / "alone.npz", X=None, y=None, X_test=off_plane(3), y_test=[0.0, 1.0, 0.0])
+    train, test, anomalous = vectors.load(alone, train_share=0)
+    assert len(train) == 0 and len(test) == 3 and anomalous.sum() == 1
+    with pytest.raises(VectorDataError, match="arrays must be X, or X_train"):
+        vectors.load(alone)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -310,8 +320,8 @@ def test_a_file_of_vectors_becomes_a_table(
     given = [str(tmp_path / "a.csv"), "threshold=1e30", f"output={tmp_path / 'out'}"]
     assert cli.main(["score", str(run), *given]) == 0
     assert capsys.readouterr().out == (
-        f"{tmp_path / 'out'}: 1 of 240 rows are anomalous (score above 1e+30). 1 differ in column 2 of 5 "
-        "(from 0), constant in training.\n"
+        f"{tmp_path / 'out'}: 1 of 240 rows are anomalous (score above 1e+30). 1 row differs in column 2 "
+        "of 5 (from 0), constant in training.\n"
     )
 
 
@@ -345,7 +355,7 @@ def test_an_exported_run_scores_rows(
         (["a.npy"], "a.npy: X must have 5 columns, as the training rows, got 4"),
         (
             ["hole.csv"],
-            "hole.csv: X must be finite, got 1 numbers that are not, the first in row 1, column 3",
+            "hole.csv: line 2, column 4 must be finite, got 'nan'",
         ),
         (["a.npy", "hole.csv"], "FILE must be one file of vectors (.npz, .npy or .csv), got 2"),
         ([], "FILE must be one file of vectors (.npz, .npy or .csv), got 0"),

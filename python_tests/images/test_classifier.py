@@ -61,6 +61,16 @@ def test_features_distinguish_kinds(tmp_path: Path) -> None:
     assert far["recall_classifier_40"] == 0 < near["recall_classifier_40"]
 
 
+def test_periodic_labels_keep_every_class_in_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(classifier, "_HELD_OUT", 2)
+    images = two_kinds(60).images
+    images[::2], images[1::2] = images[::2] // 3, 160 + images[1::2] // 3
+    classifier.extractor(ImageData(images, np.arange(60) % 2), cache=tmp_path)
+    assert "accuracy 100.0% on held-out images" in capsys.readouterr().err
+
+
 def test_names_of_extractors_may_have_spaces_between_them(tmp_path: Path) -> None:
     cfg = Config.of({"features": "classifier, classifier", "cache": str(tmp_path)})
     assert [found.name for found in evaluation.extractors(cfg, two_kinds())] == ["classifier"] * 2

@@ -107,7 +107,7 @@ def test_unet_names_what_is_wrong() -> None:
         (("cifar", (3, 32, 32)), "did you mean cifar10"),
         (("cifar10", (3, 28, 28)), "multiples of 8"),
         (("small", (28, 28)), "data_shape must be .C, H, W."),
-        (("small", (1, 28, 28), None, 3), "patch must divide the image size, 28 x 28, got 3"),
+        (("small", (1, 28, 28), None, 3), "H and W multiples of 12, got .1, 28, 28."),
         ((Architecture(50, (1,), 1, ()), (1, 8, 8)), "width must be a multiple of .* got 50"),
         (
             (Architecture(32, (1, 2), 1, (8,), head_channels=24), (1, 8, 8)),

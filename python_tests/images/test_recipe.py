@@ -473,7 +473,11 @@ def test_data_are_known_by_their_content_wherever_they_lie(
     before = {path: path.read_bytes() for path in moved.rglob("*") if path.is_file()}
     assert run("train", name, moved, Path("other.npz"), *settings, "iterations=4") == 2
     assert run("train", name, moved, Path("other.npz"), *settings, "iterations=3") == 2  # already finished
+    Path("again.npz").rename("kept.npz")
+    Path("other.npz").rename("there.npz")  # other data at the path of the run's own
+    assert run("train", name, moved, Path("there.npz"), *settings, "iterations=3") == 2
+    Path("there.npz").rename("other.npz")
     assert cli.main(["evaluate", "moved", "data=other.npz", "device=cpu", "n=4"]) == 2
     errors = capsys.readouterr().err.splitlines()
-    assert len(errors) == 3 and all("fingerprint" in error for error in errors)
+    assert len(errors) == 4 and all("fingerprint" in error for error in errors)
     assert {path: path.read_bytes() for path in moved.rglob("*") if path.is_file()} == before

@@ -51,6 +51,14 @@ def test_noise_blurred_and_other_images_are_ranked(tmp_path: Path) -> None:
     assert found == {"auroc_noise": 1.0, "auroc_blurred": 1.0, "auroc_same": 0.5, "auroc_whole": 0.5}
 
 
+def test_a_subset_of_sorted_images_is_random() -> None:
+    """The first half of the test images is flat: blurring leaves these as they are."""
+    images = stripes(300).images
+    images[:150] = 0
+    found = separation(networks(), ImageData(images), "noise, blurred", 100, seed=0, device=CPU)
+    assert found.keys() == {"auroc_noise", "auroc_blurred"} and found["auroc_blurred"] > 0.55
+
+
 def test_other_images_are_read_as_those_of_the_run(tmp_path: Path) -> None:
     """They are resized to the run's size and cached."""
     larger, cache = tmp_path / "larger.npy", tmp_path / "cache"

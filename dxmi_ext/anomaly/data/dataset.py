@@ -20,7 +20,7 @@ from dxmi_ext.anomaly.data.layouts import Item, Source
 from dxmi_ext.engine.output import runlog
 from dxmi_ext.engine.storage import files
 from dxmi_ext.images.data import pixels
-from dxmi_ext.images.data.contents import ImageDataError, printable, resolved
+from dxmi_ext.images.data.contents import ImageDataError, UnequalSizes, printable, resolved
 from dxmi_ext.images.data.dataset import beyond, default_cache, key_of, making, note_pages, reject_unreadable
 from dxmi_ext.images.data.pixels import NOMINAL, Scale
 
@@ -111,7 +111,7 @@ def load(
             pixel), without cropping, so that defects at the border count. None keeps the images, which must
             then have equal sizes.
         classes: names of the classes to load; None: all.
-        train_share: share of the good images to train on if the layout has no split.
+        train_share: share of the good images to train on if the layout has no split; 0: all are for testing.
         cache: folder of the decoded arrays, by default ``images.default_cache()``. An entry depends on the
             names, sizes and times of the files and on the arguments; it may be deleted.
         scale: scale of a run's training set for images that are not of 8 bits; None: that of the training
@@ -142,6 +142,8 @@ def load(
             if not entry.is_dir():  # another process may have been first
                 try:
                     _decode_to(entry, source, size, path, scale, trained)
+                except UnequalSizes:
+                    raise
                 except ImageDataError:
                     splits = [source]
                     with suppress(ImageDataError):  # there may be no other split
@@ -240,7 +242,7 @@ def _write(entry: Path, source: Source, size: int | None, path: Path, scale: Sca
                 image, mask, is_beyond = _decode(item, size, scale)
                 if image.shape != shape:
                     sizes = f"{list(shape)} and {list(image.shape)}"
-                    raise ImageDataError(
+                    raise UnequalSizes(
                         f"{printable(path)}: images must have one size unless size is set, got {sizes}"
                     )
                 images.write(image.tobytes())

@@ -126,7 +126,8 @@ def load(path: Path | str, *, train_share: float = 0.7, seed: int = 0, columns: 
     """Loads the vectors of a file in one of LAYOUTS.
 
     Args:
-        train_share: share of the good rows to train on if the file has no split.
+        train_share: share of the good rows to train on if the file has no split; 0: all are for testing, and
+            a file may have X_test and y_test alone.
         seed: seed of that split and of the order of the training rows.
         columns: required d; None: any.
 
@@ -135,6 +136,9 @@ def load(path: Path | str, *, train_share: float = 0.7, seed: int = 0, columns: 
     """
     path = Path(path).expanduser()
     arrays, random = _read(path), np.random.default_rng(seed)
+    if not train_share and arrays.has(*ROWS, split="test"):
+        test, anomalous = _tested(arrays, path, columns)
+        return Vectors(test[:0], test, anomalous)
     own = arrays.has(*ROWS, split="train")
     stored = arrays.get(*ROWS, split="train" if own else None)
     truth = arrays.get(*npz.LABELS, split="train" if own else None)
@@ -145,20 +149,19 @@ def load(path: Path | str, *, train_share: float = 0.7, seed: int = 0, columns: 
         )
     x = _rows(stored, "X_train" if own else "X", path, columns)
     if own and arrays.has(*ROWS, split="test"):
-        test, test_truth = arrays.get(*ROWS, split="test"), arrays.get(*npz.LABELS, split="test")
-        if test is None or test_truth is None:
-            raise VectorDataError(f"{printable(path)}: must have both X_test and y_test, got X_test alone")
-        test = _rows(test, "X_test", path, x.shape[1])
+        test, anomalous = _tested(arrays, path, x.shape[1])
         if truth is not None:
             x = x[~_truth(truth, "y_train", len(x), path)]
         if len(x) < 2:
             raise VectorDataError(f"{printable(path)}: X_train must have >= 2 good rows, got {len(x)}")
-        return Vectors(random.permutation(x), test, _truth(test_truth, "y_test", len(test), path))
+        return Vectors(random.permutation(x), test, anomalous)
     if truth is None:
         if len(x) < 2:
             raise VectorDataError(f"{printable(path)}: X must have >= 2 good rows, got {len(x)}")
         return Vectors(random.permutation(x), x[:0], np.zeros(0, bool))
     anomalous = _truth(truth, "y", len(x), path)
+    if not train_share:
+        return Vectors(x[:0], x, anomalous)
     order = random.permutation(np.flatnonzero(~anomalous))
     if len(order) < 2:
         raise VectorDataError(
@@ -167,6 +170,15 @@ def load(path: Path | str, *, train_share: float = 0.7, seed: int = 0, columns: 
     end = min(max(1, round(train_share * len(order))), len(order) - 1)
     rest = np.sort(np.concatenate((order[end:], np.flatnonzero(anomalous))))
     return Vectors(x[order[:end]], x[rest], anomalous[rest])
+
+
+def _tested(arrays: npz.Arrays, path: Path, columns: int | None) -> tuple[np.ndarray, np.ndarray]:
+    """X_test and y_test."""
+    rows, truth = arrays.get(*ROWS, split="test"), arrays.get(*npz.LABELS, split="test")
+    if rows is None or truth is None:
+        raise VectorDataError(f"{printable(path)}: must have both X_test and y_test, got X_test alone")
+    rows = _rows(rows, "X_test", path, columns)
+    return rows, _truth(truth, "y_test", len(rows), path)
 
 
 def rows_to_score(path: Path | str, columns: int) -> np.ndarray:

@@ -193,7 +193,10 @@ def score_vectors(scorer: VectorScorer, given: Sequence[str], output: Path, cfg:
     anomalous, apart = sum(value > threshold for value in scores), scores.count(math.inf)
     lead = f"{anomalous} of {len(scores)} rows are anomalous (score above {threshold:.4g})."
     lead += f" {scorer.about_threshold}" if cfg.threshold is None and scorer.about_threshold else ""
-    return lead + (f" {apart} differ in {scorer.columns.described()}, constant in training." if apart else "")
+    if not apart:
+        return lead
+    differ = "row differs" if apart == 1 else "rows differ"
+    return f"{lead} {apart} {differ} in {scorer.columns.described()}, constant in training."
 
 
 class _Findings:

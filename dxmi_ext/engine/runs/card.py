@@ -21,11 +21,10 @@ _NO_FIGURES |= {"rollbacks", "skipped_steps"}
 _LOCAL = {"recipe", "task", "seed", "device", "threads", "wandb", "tensorboard", "dry_run"}
 _LOCAL |= {"checkpoint_every", "keep_checkpoints", "log_every", "picture_every"}
 
-_METHOD = """\
-{method}
-
+_BY_DXMI = """\
 Trained by DxMI, Diffusion by Maximum Entropy Inverse Reinforcement Learning (Yoon et al., [NeurIPS
-2024](https://arxiv.org/abs/2407.00626)), with dxmi_ext {version}, recipe `{recipe}`, seed {seed}."""
+2024](https://arxiv.org/abs/2407.00626)), with"""
+_PLAIN = "Fitted with"
 _NO_LICENSE = """\
 No license of these weights has been stated. The code of dxmi_ext, which loads them, has the MIT license."""
 _CITATION = """\
@@ -53,6 +52,8 @@ class Card(NamedTuple):
     """The Hub's library_name."""
     pipeline: str | None = None
     """The Hub's pipeline_tag."""
+    by_dxmi: bool = True
+    """Whether the model was trained by DxMI."""
 
 
 def text_of(card: Card, run: Path, cfg: RunnableConfig, *, name: str, license: str | None) -> str:
@@ -71,14 +72,15 @@ def text_of(card: Card, run: Path, cfg: RunnableConfig, *, name: str, license: s
     front: dict[str, Any] = {"license": license, "library_name": card.library, "pipeline_tag": card.pipeline}
     front = {key: value for key, value in front.items() if value is not None}
     front["tags"] = ["dxmi", *card.tags]
-    method = _METHOD.format(method=card.method, version=__version__, recipe=cfg.run.recipe, seed=cfg.run.seed)
+    by = _BY_DXMI if card.by_dxmi else _PLAIN
+    by += f" dxmi_ext {__version__}, recipe `{cfg.run.recipe}`, seed {cfg.run.seed}."
     sections = {
         "Use": card.usage,
-        "Method": f"{method}\n\n{_settings(cfg)}",
+        "Method": f"{card.method}\n\n{by}\n\n{_settings(cfg)}",
         "Data": card.data,
         "Figures": _figures(run),
         "License": _NO_LICENSE if license is None else f"`{license}`",
-        "Citation": _CITATION,
+        **({"Citation": _CITATION} if card.by_dxmi else {}),
     }
     body = "\n\n".join(f"## {title}\n\n{text}" for title, text in sections.items())
     return f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n\n# {name}\n\n{body}\n"

@@ -143,7 +143,7 @@ class Earlier:
             if key in _MAY_CHANGE or (key == "data" and self._fingerprints is not None):
                 continue
             was = earlier[key]
-            if was != wanted and not (key in _PATHS and _same_place(was, wanted)):
+            if was != wanted and not (key in _PATHS and same_place(was, wanted)):
                 raise self._other(key, was, wanted)
 
     def _other(self, key: str, was: Any, wanted: Any) -> ConfigError:
@@ -151,12 +151,17 @@ class Earlier:
             f"{key} must be {was!r} as in the run that {self._directory} holds, got {wanted!r}; {_WAY_OUT}"
         )
 
+    def can_compare_data(self) -> bool:
+        """Whether the data of a finished run have to be compared: not if they were removed since."""
+        path = self._cfg.flat().get("data")
+        return not self.had_its_data_here() or (path is not None and os.path.exists(path))
+
     def had_its_data_here(self) -> bool:
         """Whether the earlier run, if any, had its data at the same path."""
         if isinstance(self._fingerprints, dict):
             return False
         earlier = self.settings()
-        return earlier is None or _same_place(earlier.get("data"), self._cfg.flat().get("data"))
+        return earlier is None or same_place(earlier.get("data"), self._cfg.flat().get("data"))
 
     def data(self) -> Fingerprints:
         """The fingerprints of the data; empty if there are none."""
@@ -204,7 +209,8 @@ class Earlier:
             )
 
 
-def _same_place(path: str | None, other: str | None) -> bool:
+def same_place(path: str | None, other: str | None) -> bool:
+    """Whether two paths, or None, are of the same file or folder."""
     if path is None or other is None:
         return path == other
     return os.path.realpath(os.path.expanduser(path)) == os.path.realpath(os.path.expanduser(other))

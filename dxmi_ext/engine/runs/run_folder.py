@@ -89,7 +89,7 @@ class RunFolder:
         if not self._settings.dry_run and self._settings.resume == "auto":
             done = identity.summary_of(self.directory).get("iterations", -1) >= self._settings.iterations
         done = self._ranks.agree(done)
-        if done and not self._ranks.agree(self._data is None or self._earlier.had_its_data_here()):
+        if done and self._ranks.agree(self._data is not None and self._earlier.can_compare_data()):
             self._check_data()
         if done and self._ranks.first:
             print(f"{self.directory} already holds this run, finished; nothing to do")

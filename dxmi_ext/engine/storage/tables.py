@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import warnings
 from pathlib import Path
 
@@ -26,7 +27,7 @@ def read_csv(path: Path) -> np.ndarray:
     0, 1, 2, ...
 
     Raises:
-        TableError: a cell is empty or not a number, or rows differ in length.
+        TableError: a cell is empty, not a number or not finite, or rows differ in length.
         UnwantedColumn: the header names labels or row numbers, which would be learned.
         OSError, UnicodeDecodeError: the file cannot be read.
     """
@@ -42,6 +43,8 @@ def read_csv(path: Path) -> np.ndarray:
         raise
     except ValueError as error:
         raise TableError(_fault(path, first if named else []) or str(error)) from error
+    if not np.isfinite(rows).all():
+        raise TableError(_fault(path, first if named else []) or "numbers must be finite")
     if named and len(rows) and (unwanted := _not_a_feature(first)) is not None:
         raise UnwantedColumn(f"columns must be features, got one named {unwanted!r}; remove or rename it")
     return rows
@@ -72,7 +75,7 @@ def _fault(path: Path, names: list[str]) -> str | None:
                 continue
             cells = [cell.strip() for cell in next(csv.reader([text]))]
             columns = columns or len(cells)
-            bad = next((i for i, cell in enumerate(cells) if not _is_number(cell)), None)
+            bad = next((i for i, cell in enumerate(cells) if not _is_finite(cell)), None)
             if bad is not None and (other := _other_separator(cells[bad])):
                 return f"line {number} must be separated by commas, got {other}"
             if len(cells) != columns:
@@ -81,7 +84,8 @@ def _fault(path: Path, names: list[str]) -> str | None:
                 where = f"line {number}, column {bad + 1}" + (f" ({names[bad]})" if names else "")
                 if not cells[bad]:
                     return f"{where} is empty; missing values are not supported"
-                return f"{where} must be a number, got {cells[bad]!r}"
+                what = "finite" if _is_number(cells[bad]) else "a number"
+                return f"{where} must be {what}, got {cells[bad]!r}"
     return None
 
 
@@ -91,6 +95,10 @@ def _other_separator(cell: str) -> str | None:
     found = [what for mark, what in _OTHERS.items() if mark in cell]
     found += ["spaces"] * (len(numbers) > 1 and all(map(_is_number, numbers)))
     return next(iter(found), None)
+
+
+def _is_finite(text: str) -> bool:
+    return _is_number(text) and math.isfinite(float(text))
 
 
 def _is_number(text: str) -> bool:

@@ -40,6 +40,10 @@ class ImageDataError(DataError):
     """Images are missing, damaged or of an unknown layout."""
 
 
+class UnequalSizes(ImageDataError):
+    """Images have several sizes, and no size to fit them to is given."""
+
+
 class UnreadableImages(ImageDataError):
     """Some images of a collection are damaged.
 

@@ -27,7 +27,7 @@ from dxmi_ext.engine.settings import ConfigError
 from dxmi_ext.engine.storage import files
 from dxmi_ext.images.data import layouts as image_sources
 from dxmi_ext.images.data import pixels
-from dxmi_ext.images.data.contents import UnreadableImages, printable, resolved
+from dxmi_ext.images.data.contents import UnequalSizes, UnreadableImages, printable, resolved
 from dxmi_ext.images.data.layouts import ImageDataError, Pictures
 from dxmi_ext.images.data.pixels import NOMINAL, Scale
 
@@ -292,6 +292,8 @@ def _decode_to(entry: Path, pictures: Pictures, size: int | None, path: Path, sc
             with ThreadPoolExecutor(os.cpu_count()) as threads:
                 found = pixels.settled(_ahead(threads, pictures.get, pictures.n), printable(path))
             _write(entry, pictures, size, path, found)
+    except UnequalSizes:
+        raise
     except ImageDataError:
         reject_unreadable(pictures.n, lambda i: _read(pictures, i, path, scale))
         raise
@@ -369,7 +371,7 @@ def _write(entry: Path, pictures: Pictures, size: int | None, path: Path, scale:
         for image in _ahead(threads, fitted, pictures.n):
             if image.shape != shape:
                 sizes = f"{list(shape)} and {list(image.shape)}"
-                raise ImageDataError(
+                raise UnequalSizes(
                     f"{printable(path)}: images must have one size unless image_size is set, got {sizes}"
                 )
             file.write(image.tobytes())

@@ -26,7 +26,7 @@ NAME = "classifier"
 _FORMAT = 1  # format of a cached classifier: architecture and training
 _WIDTHS = (32, 64, 128)
 _STEPS, _BATCH, _LR = 1500, 128, 2e-3
-_HELD_OUT = 10  # every tenth image is held out to measure the accuracy
+_HELD_OUT = 10  # a tenth of the images is held out to measure the accuracy
 
 
 class Features(nn.Module):
@@ -70,7 +70,8 @@ def extractor(data: ImageData, *, cache: Path | str | None = None) -> Extractor:
             network.load_state_dict(weights)
         else:
             network, accuracy = _trained(data)
-            runlog.note(f"features=classifier: accuracy {accuracy:.1%} on held-out images")
+            if accuracy is not None:
+                runlog.note(f"features=classifier: accuracy {accuracy:.1%} on held-out images")
             _write(entry, network, belongs | {"accuracy": accuracy})
     return Extractor(network, NAME)
 
@@ -88,10 +89,12 @@ def check(data: ImageData) -> None:
         )
 
 
-def _trained(data: ImageData) -> tuple[Features, float]:
-    """The trained features, without the linear layer, and the accuracy on held-out images."""
+def _trained(data: ImageData) -> tuple[Features, float | None]:
+    """The trained features, without the linear layer, and the accuracy on held-out images, if any."""
     assert data.labels is not None
     held_out = np.arange(len(data)) % _HELD_OUT == _HELD_OUT - 1
+    if len(np.unique(data.labels[~held_out])) < len(np.unique(data.labels)):  # the labels are periodic
+        held_out = np.random.default_rng(0).permutation(held_out)
     train = ImageData(data.images[~held_out], data.labels[~held_out])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -112,14 +115,16 @@ def _trained(data: ImageData) -> tuple[Features, float]:
 
 
 @torch.no_grad()
-def _accuracy(classifier: nn.Module, data: ImageData, rows: np.ndarray) -> float:
-    """Accuracy on some rows."""
+def _accuracy(classifier: nn.Module, data: ImageData, rows: np.ndarray) -> float | None:
+    """Accuracy on some rows; None if there are none."""
     assert data.labels is not None
+    if not len(rows):
+        return None
     right = 0
     for part in np.array_split(rows, max(1, len(rows) // 500)):
         logits: Tensor = classifier(torch.from_numpy(data.images[part]).expand(-1, 3, -1, -1))
         right += int((logits.argmax(1).numpy() == data.labels[part]).sum())
-    return right / max(1, len(rows))
+    return right / len(rows)
 
 
 def _read(entry: Path, belongs: dict[str, Any]) -> dict[str, Tensor] | None:

@@ -101,22 +101,11 @@ def unet(
 
     if isinstance(architecture, str):
         architecture = _named(architecture)
-    shape = patched_shape(data_shape, patch)
+    channels, height, width = check_shape(data_shape, len(architecture.multipliers), patch)
+    shape = channels * patch**2, height // patch, width // patch
     network = UNet(UNet2DModel(**unet_config(architecture, shape, classes)), patch)
     _start_at_zero(network)
     return network
-
-
-def patched_shape(data_shape: Sequence[int], patch: int) -> tuple[int, int, int]:
-    """(C, H, W) of an image -> (C patch^2, H / patch, W / patch).
-
-    Raises:
-        ValueError: H and W are not multiples of patch.
-    """
-    channels, height, width = check_shape(data_shape, 1)
-    if height % patch or width % patch:
-        raise ValueError(f"patch must divide the image size, {height} x {width}, got {patch}")
-    return channels * patch**2, height // patch, width // patch
 
 
 def unet_config(a: Architecture, data_shape: Sequence[int], classes: int | None = None) -> dict[str, object]:
@@ -169,13 +158,13 @@ def check_labels(labels: Tensor | None, classes: int | None) -> None:
         raise ValueError(f"labels must be {wanted}, got {'None' if labels is None else 'some'}")
 
 
-def check_shape(data_shape: Sequence[int], levels: int) -> tuple[int, int, int]:
+def check_shape(data_shape: Sequence[int], levels: int, patch: int = 1) -> tuple[int, int, int]:
     """The shape (C, H, W), checked for a U-Net with some number of levels.
 
     Raises:
-        ValueError: H or W is not a multiple of 2^(levels - 1).
+        ValueError: H or W is not a multiple of patch 2^(levels - 1).
     """
-    shape, factor = tuple(data_shape), 2 ** (levels - 1)
+    shape, factor = tuple(data_shape), patch * 2 ** (levels - 1)
     if len(shape) != 3 or min(shape) < 1 or shape[1] % factor or shape[2] % factor:
         raise ValueError(
             f"data_shape must be (C, H, W) with H and W multiples of {factor}, got {shape}; recipes set "

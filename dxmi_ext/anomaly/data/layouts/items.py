@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -110,14 +111,21 @@ def images_of(folder: Folder, skipped: list[Skipped], *, holds_directly: bool = 
     return sorted(files, key=natural)
 
 
-def natural(name: str) -> list[tuple[int, int, str]]:
-    """Sorting key of natural order."""
-    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", name)]
+def natural(name: str) -> list[tuple[list[tuple[int, int, str]], str]]:
+    """Sorting key of natural order of paths, which keeps the files of a folder together."""
+
+    def numbers(part: str) -> list[tuple[int, int, str]]:
+        parts = re.split(r"(\d+)", part)
+        return [(0, int(each), "") if each.isdecimal() else (1, 0, each) for each in parts]
+
+    return [(numbers(part), part) for part in name.split(os.sep)]  # s1 and s01 differ
 
 
 def leading(groups: Sequence[Any], share: float, path: Path | str) -> list[bool]:
-    """Which of the good images are for training: the first ``share``, extended to the end of its last group.
-    Images of a group must be consecutive."""
+    """Which of the good images are for training: the first ``share``, extended to the end of its last group;
+    none if ``share`` is 0. Images of a group must be consecutive."""
+    if not share:
+        return [False] * len(groups)
     if len(set(groups)) < 2:
         raise ImageDataError(f"{path}: a split requires >= 2 good images or groups, got {len(set(groups))}")
     end = min(max(1, round(share * len(groups))), len(groups) - 1)

@@ -27,8 +27,7 @@ class Masks:
             names = listing.listed(folders)
             raise ImageDataError(f"data: {where}: {names} could all be masks; keep one")
         self._folder = next(iter(folders.values()), None)
-        if self._folder is None and required:
-            self._folder = Folder(os.path.join(where, "ground_truth"), [], {}, [])
+        self._expected = os.path.join(where, "ground_truth") if required and self._folder is None else None
         self._found, self._used = dict[str, str](), dict[str, str]()
         if self._folder is not None:
             for file in sorted(file for inner in self._folder.walk() for file in inner.images):
@@ -42,20 +41,26 @@ class Masks:
         Raises:
             ImageDataError: the mask is missing, or also belongs to another image.
         """
+        name = listing.stem_of(image, folder.path)
+        if self._expected is not None:
+            raise missing_mask(image, _names(self._expected, kind, name))
         if self._folder is None:
             return None
-        name = listing.stem_of(image, folder.path)
         candidates = [os.path.join(kind, name), name, os.path.join(kind, os.path.basename(name))]
         mask = next((found for c in candidates if (found := self._found.get(c.lower()))), None)
         if mask is None:
-            wanted = [os.path.join(self._folder.path, f"{kind}/{name}{end}.png") for end in ("_mask", "")]
             by = f"; {os.path.basename(self._folder.path)}/ is for masks; rename it if it is a kind of defect"
-            raise ImageDataError(f"{missing_mask(image, wanted)}{by}")
+            raise ImageDataError(f"{missing_mask(image, _names(self._folder.path, kind, name))}{by}")
         if (other := self._used.setdefault(mask, image)) != image:
             raise ImageDataError(
                 f"{mask}: a mask must be of one image (MASKS/KIND/NAME.png), got {image} and {other}"
             )
         return mask
+
+
+def _names(masks: str, kind: str, name: str) -> list[str]:
+    """The usual paths of the mask of an image."""
+    return [os.path.join(masks, f"{kind}/{name}{end}.png") for end in ("_mask", "")]
 
 
 def missing_mask(image: str, wanted: Sequence[str]) -> ImageDataError:

@@ -97,9 +97,10 @@ def _with_split(
     kinds = {kind for inner in folders for kind in inner}
     label_names = [GOOD, *sorted(kinds - {GOOD})]
     items, files, masked = [], list[str](), False
+    required = any(one.masks for one in classes)
     for object_class, (one, inner) in enumerate(zip(classes, folders, strict=True)):
         where = os.path.join(one.base, one.name) if layout == _MVTEC else one.base
-        masks = Masks(one.masks, where, required=layout == _MVTEC)
+        masks = Masks(one.masks, where, required=required)
         for kind in sorted(inner, key=label_names.index):
             for file in images_of(inner[kind], skipped, holds_directly=kind != GOOD):
                 mask = masks.of(file, kind, inner[kind]) if kind != GOOD else None
@@ -117,7 +118,7 @@ def _kinds(one: _Class, split: str, skipped: list[Skipped]) -> dict[str, Folder]
         return {} if one.train is None else {GOOD: one.train}
     where = os.path.join(one.base, one.name)
     if one.test is None:
-        raise ImageDataError(f"data: {where}: has no good images in test (test/good)")
+        raise ImageDataError(f"data: {where}: has train/ but no test/ with good images (test/good)")
     parts = listing.parts(one.test)
     good = good_of(one.test, parts.others)
     if good is None:

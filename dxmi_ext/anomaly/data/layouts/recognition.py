@@ -12,7 +12,8 @@ from dxmi_ext.images.data.contents import ImageDataError, printable, what_it_is
 
 LAYOUTS = """\
   MVTec-AD    [CLASS/]train/good/*.png, [CLASS/]test/good|DEFECT/NAME.png,
-              [CLASS/]ground_truth/DEFECT/NAME_mask.png (or NAME.png); the folder of all classes or of one
+              [CLASS/]ground_truth/DEFECT/NAME_mask.png (or NAME.png) for localization; the folder of all
+              classes or of one
   VisA        split_csv/1cls.csv (object,split,label,image,mask), and the files that it names
   folders     good/**/*.jpg; any other folder of images is a kind of defect: DEFECT/*.jpg;
               for localization masks/[DEFECT/]NAME.png for every defective image (or ground_truth/, ...);
@@ -31,15 +32,15 @@ def find(path: Path, split: str, classes: Sequence[str] | None, train_share: flo
     Args:
         split: "train" or "test".
         classes: names of the classes to use; None: all.
-        train_share: share of the good images to train on if the layout has no split.
+        train_share: share of the good images to train on if the layout has no split; 0: all are for testing.
 
     Raises:
         ImageDataError: the layout is unknown, or files are missing.
     """
     if split not in SPLITS:
         raise ImageDataError(f"split must be train or test, got {split!r}")
-    if not 0 < train_share < 1:
-        raise ImageDataError(f"train_share must be > 0 and < 1, got {train_share}")
+    if not 0 <= train_share < 1:
+        raise ImageDataError(f"train_share must be >= 0 and < 1, got {train_share}")
     if path.suffix.lower() in npz.SUFFIXES and path.is_file():
         chosen_classes([path.stem], classes, path)
         return archive.read(path, split, train_share)

@@ -28,7 +28,9 @@ def read(path: Path, split: str, classes: Sequence[str] | None) -> Source:
         image = str(_named(path, row["image"]))
         if not os.path.isfile(image):
             raise ImageDataError(f"{table}: names {row['image']}, which is missing in {path}")
-        mask = str(_named(path, row["mask"] or "Masks/(none is named)")) if defect else None
+        if defect and not row["mask"]:
+            raise ImageDataError(f"{table}: every anomaly must have a mask, got none for {row['image']}")
+        mask = str(_named(path, row["mask"])) if defect else None
         if mask is not None and not os.path.isfile(mask):
             raise missing_mask(image, [mask])
         files += [image, *([mask] if mask else [])]
