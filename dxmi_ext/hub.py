@@ -159,7 +159,7 @@ def push(run: Path, task: ModuleType, cfg: PushSettings, api: Any = None) -> str
     if cfg.repo is None:
         raise ConfigError("repo must be OWNER/NAME, got null")
     import huggingface_hub
-    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+    from huggingface_hub.errors import LocalTokenNotFoundError
 
     api = huggingface_hub.HfApi() if api is None else api
     with tempfile.TemporaryDirectory() as temporary:
@@ -170,7 +170,7 @@ def push(run: Path, task: ModuleType, cfg: PushSettings, api: Any = None) -> str
             api.upload_folder(repo_id=cfg.repo, folder_path=folder, commit_message=cfg.message)
         except LocalTokenNotFoundError as error:
             raise HubError("the Hub requires a login: run `hf auth login`, or set HF_TOKEN") from error
-        except (HfHubHTTPError, OSError) as error:
+        except Exception as error:  # its transport's errors have no type of its own
             raise HubError(f"{cfg.repo}: {' '.join(str(error).split())}") from error
     return str(address)
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from dxmi_ext.engine import course
 from dxmi_ext.engine.arguments import at_least, of_type
+from dxmi_ext.engine.compute import sharding
 from dxmi_ext.engine.compute.execution import ExecutionSettings
 from dxmi_ext.engine.compute.ranks import Ranks
 from dxmi_ext.engine.errors import first_few
@@ -137,7 +138,8 @@ def fit(
     settings |= {"seed": trainer.seed}
     settings |= {"checkpoint_every": checkpoint_every, "keep_checkpoints": keep_checkpoints}
     settings |= {"log_every": log_every, "tensorboard": tensorboard, "wandb": wandb}
-    settings |= {"picture_every": picture_every if picture is not None else 0}
+    # Only the first rank draws.
+    settings |= {"picture_every": trainer.ranks.agree(0 if picture is None else picture_every)}
     settings |= {"batch_size": rows}
     run = Run(
         _config(trainer, settings), trainer.ranks, _fingerprints(batches, trainer.ranks), trainer.device
@@ -245,7 +247,8 @@ def save(path: str | os.PathLike[str], networks: nn.Module, **about: Any) -> Non
         about: entries of config.json, which have to be serializable as json.
 
     Raises:
-        TypeError: an argument is of another type, or the module has extra state that is not a tensor.
+        TypeError: an argument is of another type, or the module has extra state that is not a tensor, or
+            sharded weights.
         FolderError: the path is a file, or a folder with other content.
     """
     _check(path, networks)
@@ -260,6 +263,8 @@ def save(path: str | os.PathLike[str], networks: nn.Module, **about: Any) -> Non
     others = folders.content(folder) if folder.is_dir() else []
     if others := [name for name in others if not files.named(Path(name), folders.MODEL)]:
         raise folders.FolderError(f"{message}, which holds {first_few(others)}")
+    if checkpoint.is_model_of_others(folder):
+        raise folders.FolderError(f"{message}, which holds a model that another library saved")
     checkpoint.save_model(folder, networks, about)
 
 
@@ -276,8 +281,8 @@ def load(path: str | os.PathLike[str], networks: M) -> M:
     Raises:
         TypeError: an argument is of another type.
         CheckpointError: the folder has no saved networks, they are damaged, or names or shapes of their
-            tensors differ from those of ``networks``, which are then unchanged, or a sampler has another
-            schedule.
+            tensors differ from those of ``networks``, or a sampler has another schedule; the networks are
+            then unchanged.
     """
     _check(path, networks)
     folder = Path(path)
@@ -299,9 +304,11 @@ def load(path: str | os.PathLike[str], networks: M) -> M:
     ]
     if faults := faults + shapes[:_SHOWN]:
         raise checkpoint.CheckpointError(f"{folder} does not fit the networks: {'; '.join(faults)}")
+    before = {name: tensor.detach().clone() for name, tensor in wanted.items()}
     try:
         networks.load_state_dict(tensors)
     except ValueError as error:  # a sampler of another schedule
+        networks.load_state_dict(before)
         raise checkpoint.CheckpointError(f"{folder} does not fit the networks: {error}") from error
     return networks
 
@@ -425,3 +432,5 @@ def _order(n: int, seed: int, epoch: int) -> numpy.ndarray:
 def _check(path: Any, networks: Any) -> None:
     of_type("path", path, (str, os.PathLike), "a str or PathLike")
     of_type("networks", networks, nn.Module, "a torch.nn.Module")
+    if any(map(sharding.is_sharded, networks.parameters())):
+        raise TypeError("networks must be whole, got sharded weights; Ranks.whole gathers them on a rank")

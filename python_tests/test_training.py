@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import math
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import dxmi_ext
@@ -224,12 +226,15 @@ def test_ranks_get_rows_of_their_own(tmp_path: Path) -> None:
 
 
 def test_another_schedule_does_not_fit(tmp_path: Path) -> None:
-    dxmi_ext.fit(trainer(), batches(), output=tmp_path / "run")
-    other = dxmi_ext.schedules.variance_exploding(STEPS, sigma_max=2.0, sigma_min=0.1)
-    sampler = dxmi_ext.GaussianSampler(Field(3), other, (3,))
+    dxmi_ext.save(tmp_path / "saved", nn.ModuleDict({"first": Value(), "networks": networks()}))
+    schedule = dxmi_ext.schedules.variance_exploding(STEPS, sigma_max=2.0, sigma_min=0.1)
+    sampler = dxmi_ext.GaussianSampler(Field(3), schedule, (3,))
+    others = nn.ModuleDict({"first": Value(), "networks": dxmi_ext.Networks(sampler, Value())})
+    before = copy.deepcopy(others)
     message = r"schedule must be that of the saved sampler, whose output_coef\[0\] is -0\.7846"
     with pytest.raises(dxmi_ext.CheckpointError, match=message):
-        dxmi_ext.load(tmp_path / "run", dxmi_ext.Networks(sampler, Value()))
+        dxmi_ext.load(tmp_path / "saved", others)
+    assert same(others, before)
 
 
 def test_a_folder_of_another_run_or_of_others_is_rejected(tmp_path: Path) -> None:
@@ -273,6 +278,21 @@ def test_resume_from_a_checkpoint_of_another_phase(tmp_path: Path) -> None:
     source = tmp_path / "pretrain" / "checkpoints" / "step_00000003"
     with pytest.raises(dxmi_ext.CheckpointError, match="must be of the phase 'dxmi', got one of 'pretrain'"):
         dxmi_ext.fit(trainer(), batches(), output=tmp_path / "dxmi", resume=source)
+
+
+def test_a_checkpoint_that_does_not_fit_leaves_the_folder_as_it_is(tmp_path: Path) -> None:
+    dxmi_ext.fit(trainer(), batches(), output=tmp_path / "run")
+    wider = networks()
+    wider.value.field = Field(5)
+    other = dxmi_ext.DxMITrainer(wider, dxmi_ext.DxMISettings(), iterations=ITERATIONS, seed=0)
+    dxmi_ext.fit(other, batches(), output=tmp_path / "other", checkpoint_every=2)
+    folder = tmp_path / "run"
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    before = {path: path.read_bytes() for path in files}
+    source = tmp_path / "other" / "checkpoints" / "step_00000004"
+    with pytest.raises(dxmi_ext.CheckpointError, match=r"^the checkpoint does not fit the networks: [^\n]*$"):
+        dxmi_ext.fit(trainer(), batches(), output=folder, resume=source)
+    assert {path: path.read_bytes() for path in files} == before
 
 
 def test_shuffled_passes_every_row_once_an_epoch_on_any_number_of_ranks() -> None:
@@ -396,6 +416,10 @@ def test_save_replaces_nothing_of_others(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").touch()
     (tmp_path / "file").touch()
-    for path, what in (("mine", "notes.txt"), ("file", "which is a file")):
+    (tmp_path / "vit").mkdir()
+    (tmp_path / "vit" / "config.json").write_text('{"model_type": "vit"}')
+    save_file({"weight": torch.zeros(2)}, tmp_path / "vit" / "model.safetensors", {"format": "pt"})
+    others = "which holds a model that another library saved"
+    for path, what in (("mine", "notes.txt"), ("file", "which is a file"), ("vit", others)):
         with pytest.raises(folders.FolderError, match=what):
             dxmi_ext.save(tmp_path / path, networks())

@@ -131,7 +131,7 @@ class Chain(nn.Module):
             true_energy: energy whose Z is estimated, if the chain's own is limited; None: the chain's own.
         """
         tables = self.tables()
-        energy = (true_energy or self.energy)(path[-1]).double()
+        energy = (self.energy(path[-1]) if true_energy is None else true_energy.exact(path[-1])).double()
         forward = Forward(tables.sample_coef, tables.output_coef, tables.log_std)
         back = log_ratio(path, self.output, forward, Kernel(tables.back_coef, tables.back_log_std))
         units = self.energy.widths.double().log().sum()  # the density of y is that of x times these

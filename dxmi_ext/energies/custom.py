@@ -110,6 +110,8 @@ def _current_folder_first() -> Iterator[None]:
         yield
     finally:
         sys.path.remove(folder)
+        if folder not in sys.path:
+            sys.path.append(folder)  # for imports within functions
 
 
 def _called(name: str, function: Any) -> Energy:
@@ -126,7 +128,7 @@ def _called(name: str, function: Any) -> Energy:
             raise ConfigError(f"target: {name} must map {[*x.shape]} to [{len(x)}] energies, got {got}")
         if not found.is_floating_point():
             raise ConfigError(f"target: {name} must give floating-point energies, got {found.dtype}")
-        return found.to(x.dtype)
+        return found if found.dtype == torch.float64 else found.to(x.dtype)
 
     return energy
 

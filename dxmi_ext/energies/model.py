@@ -77,7 +77,8 @@ def build(cfg: Config, target: Target, device: torch.device, *, looks: bool = Tr
     sampler = GaussianSampler(network, policy_schedule(levels), (target.free,), start=start)
     raise_stds_(sampler.log_std, levels.variance.float(), cfg.policy.std_floor)
     # Steps do not use the start, and DistributedDataParallel would wait for its gradient.
-    sampler._ddp_params_and_buffers_to_ignore = ["start.log_std"]  # type: ignore[assignment]
+    own = [f"start.{name}" for name, _ in start.named_parameters()]
+    sampler._ddp_params_and_buffers_to_ignore = own  # type: ignore[assignment]
     networks = Networks(sampler, value, energy).to(device)
     return PolicyChain(networks, levels.variance.float().to(device), temperature)
 

@@ -68,9 +68,13 @@ class TargetEnergy(nn.Module):
         self.widths: Tensor
         self.register_buffer("widths", torch.ones(target.free) if widths is None else widths.float())
 
-    def forward(self, y: Tensor) -> Tensor:
+    def exact(self, y: Tensor) -> Tensor:
+        """The energy without a limit, in the target's precision, which may be float64."""
         self.count += len(y)
-        energy = self.target.energy(self.lift(y))
+        return self.target.energy(self.lift(y))
+
+    def forward(self, y: Tensor) -> Tensor:
+        energy = self.exact(y).to(y.dtype)
         if self.limit is None:
             return energy
         above = self.limit * (1 + (energy.clamp(min=self.limit) / self.limit).log())

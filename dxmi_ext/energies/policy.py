@@ -99,7 +99,7 @@ class PolicyTrainer(DxMITrainer):
         if self.iteration == 0:
             with torch.no_grad():
                 energy = self.networks.energy(path.samples[-1]).mean()
-            self.value.center.copy_(self.ranks.mean({"energy": energy})["energy"].nan_to_num())
+            self.value.center.copy_(self.ranks.mean({"energy": energy})["energy"].nan_to_num(0.0, 0.0, 0.0))
         residual = advantages(LossInputs(self.networks, self.sampler, self.costs, path, batch)).mean(1)
         self.value.raise_level(self.ranks.mean({"residual": residual})["residual"], self.iteration)
         return super()._value_steps(path, batch).mean()

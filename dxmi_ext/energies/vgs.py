@@ -105,8 +105,8 @@ class GradientTrainer(Stepper):
     @torch.no_grad()
     def _center(self, ends: Tensor) -> None:
         """Centers the energy in values by its mean over the first paths' ends [N, D]."""
-        mean = self.ranks.mean({"energy": self.chain.energy(ends).mean()})["energy"].nan_to_num()
-        self.online.center.copy_(mean)
+        mean = self.ranks.mean({"energy": self.chain.energy(ends).mean()})["energy"]
+        self.online.center.copy_(mean.nan_to_num(0.0, 0.0, 0.0))
         self.target.copy_buffers()
 
     @torch.no_grad()

@@ -6,6 +6,7 @@ Imports torch and ``dxmi_ext``; independent of what the phases train.
 from __future__ import annotations
 
 import dataclasses
+import textwrap
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -79,7 +80,7 @@ class Run:
         self._steps_past = 0  # number of their iterations
         self._rollbacks = Rollbacks(self._folder, self.settings, self.ranks)
         self._symptoms: set[str] = set()  # at the last log
-        self._state: dict[str, Any] | None = None  # to resume from, until its phase has loaded it
+        self._found: Found | None = None  # checkpoint to resume from, until its phase has loaded it
         self._earlier_seconds = 0.0
         self._started = time.monotonic()
 
@@ -122,15 +123,20 @@ class Run:
         self._exit(*exception)
 
     def _resume(self, found: Found | None) -> None:
-        """Continues from a checkpoint, or starts the run if there is none."""
-        if found is not None:
-            source, state = found
-            self._state = state
-            self._earlier_seconds = state["wall_seconds"]
-            self.resumed_from = [*state["resumed_from"], state["step"]]
-            self.past, self._steps_past = state["past"], state["steps_past"]
-            self._skipped = state.get("skipped", {})  # older runs have none
-            self._rollbacks.resume(state, here=self._folder.holds(source))
+        """Continues from a checkpoint, or starts the run if there is none. The folder is kept until the
+        checkpoint has been loaded, which may not fit."""
+        self._found = found
+        if found is None:
+            self._take_over(None)
+            return
+        source, state = found
+        self._earlier_seconds = state["wall_seconds"]
+        self.resumed_from = [*state["resumed_from"], state["step"]]
+        self.past, self._steps_past = state["past"], state["steps_past"]
+        self._skipped = state.get("skipped", {})  # older runs have none
+        self._rollbacks.resume(state, here=self._folder.holds(source))
+
+    def _take_over(self, found: Found | None) -> None:
         if self.ranks.first:
             self._folder.take_over(found, self._rollbacks.done, self._rollbacks.good)
 
@@ -174,8 +180,8 @@ class Run:
                 metrics = stepper.step(batch(stepper.iteration))
                 now, last = stepper.iteration, stepper.iteration == iterations
                 losses, saved = {}, False
-                draws = picture if _due(self.settings.picture_every, now) else None
-                logs = last or _due(self.settings.log_every, now) or draws is not None
+                draws = _due(self.settings.picture_every, now)  # on all ranks, though one has the function
+                logs = last or _due(self.settings.log_every, now) or draws
                 saves = last or _due(self.settings.checkpoint_every, now)
                 stops = self._stops(now)
                 if logs or saves or stops:
@@ -190,8 +196,8 @@ class Run:
                     if logs:
                         self._log(name, stepper, numbers | clock.lap(now))
                         losses = steps.losses(numbers)
-                    if draws is not None:
-                        self.log.picture(name, now, draws)
+                    if draws and picture is not None:
+                        self.log.picture(name, now, picture)
                     saved = last or ((saves or stops) and not failures)
                     if saved:
                         self._save(name, stepper, good=saves)
@@ -216,23 +222,26 @@ class Run:
 
     def _restore(self, phase: str, stepper: Trainable, iterations: int) -> bool:
         """Loads the state to resume from, if there is one."""
-        if self._state is None:
+        if self._found is None:
             return False
-        if (saved := self._state["phase"]) != phase:  # phases before it are in `past`
+        state = self._found[1]
+        if (saved := state["phase"]) != phase:  # phases before it are in `past`
             raise checkpoint.CheckpointError(
                 f"the checkpoint to resume from must be of the phase {phase!r}, got one of {saved!r}; "
                 "resume=never starts afresh"
             )
         try:
-            stepper.load_state_dict(self._state["stepper"])
+            stepper.load_state_dict(state["stepper"])
         except (KeyError, RuntimeError, ValueError) as error:
-            raise checkpoint.CheckpointError(f"the checkpoint does not fit the networks: {error}") from error
+            why = textwrap.shorten(str(error), 300)  # torch's errors have several lines
+            raise checkpoint.CheckpointError(f"the checkpoint does not fit the networks: {why}") from error
         if stepper.iteration > iterations:
             raise ConfigError(
                 f"iterations must be >= {stepper.iteration}, the iteration of the checkpoint to resume from, "
                 f"got {iterations}; resume=never starts afresh"
             )
-        self._state = None
+        self._take_over(self._found)
+        self._found = None
         self._rollbacks.retry(phase, stepper)
         return True
 

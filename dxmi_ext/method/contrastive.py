@@ -64,6 +64,7 @@ class LangevinTrainer(Stepper):
         self.networks, self.algorithm, self.langevin = networks, algorithm, langevin
         self.iterations = iterations
         prepare(execution, networks)
+        ranks.equalize_(networks)
         self.average = Average(networks, algorithm.ema_decay)
         self.averaged = self.average.module
         self._make_learner(iterations, ranks)

@@ -157,6 +157,7 @@ class Pretrainer(Stepper):
         ranks, execution = ranks or Ranks(), execution or ExecutionSettings()
         prepared = prepare(execution, network)
         self.memory_format = prepared if memory_format is None else memory_format
+        ranks.equalize_(network)
         ranks.shard_(network)
         self.average = Average(network, ema_decay) if ema_decay else None
         self.averaged = network if self.average is None else self.average.module

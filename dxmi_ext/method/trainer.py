@@ -68,6 +68,7 @@ class DxMITrainer(Stepper):
         self.data_shape = self.sampler.data_shape
         prepare(execution, networks)
         self.memory_format = self.sampler.memory_format
+        ranks.equalize_(networks)
         networks.shard_(ranks)
         self.costs = Costs(algorithm, self.sampler, ranks)
         if algorithm.train_last_std:
@@ -304,11 +305,10 @@ def _check(
         )
     if algorithm.skip_last > networks.sampler.end:
         raise ConfigError(f"skip_last must be <= T = {networks.sampler.end}, got {algorithm.skip_last}")
-    costly = networks.sampler.log_std[: networks.sampler.end - algorithm.skip_last]
-    if (still := costly.detach().isneginf()).any():
+    if (still := networks.sampler.log_std.detach().isneginf()).any():
         raise ConfigError(
-            f"sigma must be > 0 in steps with a cost, got 0 at timestep {int(still.nonzero()[0])}; the "
-            f"last skip_last={algorithm.skip_last} steps have none"
+            f"sigma must be > 0 for training, got 0 at timestep {int(still.nonzero()[0])}; "
+            "set_last_std(1e-6) adds almost no noise"
         )
     if execution.cuda_graph and algorithm.tau_cooling < 1:
         raise ConfigError(f"tau_cooling must be 1 with cuda_graph, got {algorithm.tau_cooling}")

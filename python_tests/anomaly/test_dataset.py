@@ -60,7 +60,7 @@ def write_visa(root: Path) -> Path:
                 save(root / mask, spot(value=2))
             rows.append(f"{name},{split},{kind.lower()},{image},{mask}")
     (root / "split_csv").mkdir()
-    (root / "split_csv/1cls.csv").write_text("\n".join(rows) + "\n")
+    (root / "split_csv/1cls.csv").write_text("\n".join(rows) + "\n,,,,\n")
     return root
 
 

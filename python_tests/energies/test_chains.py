@@ -231,6 +231,9 @@ def test_log_weights_are_those_of_the_definition(sampler: str) -> None:
         wanted += log_normal(x, tables.back_coef[t] * following, tables.back_log_std[t])
         wanted -= log_normal(following, mean, tables.log_std[t])
     assert torch.allclose(chain.log_weights(path), wanted.detach(), atol=2e-4)
+    # An energy in float64 keeps its precision.
+    far = TargetEnergy(Target("far", 3, lambda x: target.energy(x.double()) + 1e7))
+    assert torch.allclose(chain.log_weights(path, far) + 1e7, wanted.detach(), atol=2e-4)
 
 
 @pytest.mark.parametrize("sampler", ["dxmi", "vgs"])

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from dxmi_ext import cli
 from dxmi_ext.energies import plots
@@ -161,6 +162,20 @@ def test_particles_keep_their_center_of_mass(sampler: str, tmp_path: Path) -> No
     samples = np.load(output)["samples"]
     assert samples.shape == (5, 6)
     np.testing.assert_allclose(samples.reshape(5, 3, 2).mean(1), 0, atol=1e-5)
+
+
+@pytest.mark.parametrize("sampler", ["dxmi", "vgs"])
+def test_an_infinite_energy_is_no_center_of_values(
+    sampler: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    own = "import torch\ndef energy(x): return x.square().sum(1).where(x.abs().amax(1) < 3, torch.inf)\n"
+    (tmp_path / "walled.py").write_text(own)
+    settings = ["target=walled:energy", "dim=2", "scale=.5", "var_first=40", f"sampler={sampler}"]
+    assert train("energy", tmp_path / "run", *settings, "rollback_after=0") == 0
+    tensors = load_file(tmp_path / "run/model/model.safetensors")
+    centers = [tensor for name, tensor in tensors.items() if name.endswith("center")]
+    assert centers and all(center.abs().max() < 100 for center in centers)
 
 
 def test_own_target_belongs_to_its_run(

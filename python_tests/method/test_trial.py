@@ -119,11 +119,8 @@ def test_a_sampler_that_cannot_be_trained_is_named() -> None:
         trainer(network=network, value=value)
     still = SCHEDULE._replace(log_std=torch.tensor([-1.0, -1.0, -math.inf]))
     networks = Networks(GaussianSampler(Net(), still, (3,)), Value())
-    with pytest.raises(ConfigError, match="sigma must be > 0 in steps with a cost, got 0 at timestep 2"):
+    with pytest.raises(ConfigError, match="sigma must be > 0 for training, got 0 at timestep 2"):
         DxMITrainer(networks, DxMISettings(train_last_std=False), iterations=1, seed=0)
-    settings = DxMISettings(train_last_std=False, skip_last=1)
-    metrics = DxMITrainer(networks, settings, iterations=1, seed=0).step(DATA)
-    assert all(v.isfinite().all() for name, v in metrics.items() if name != "log_prob")
 
 
 def test_trained_weights_have_one_dtype() -> None:

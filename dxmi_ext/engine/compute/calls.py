@@ -13,8 +13,8 @@ _autocast: torch.dtype | None = None  # not a ContextVar, which torch.compile ca
 
 @contextmanager
 def networks_in(dtype: torch.dtype | None) -> Iterator[None]:
-    """Within, networks run under torch.autocast to dtype, or without it if dtype is None. Backward passes and
-    optimizers are not affected."""
+    """Within, networks run under torch.autocast to dtype; if dtype is None, only under an autocast of the
+    caller. Backward passes and optimizers are not affected."""
     global _autocast
     before, _autocast = _autocast, dtype
     try:

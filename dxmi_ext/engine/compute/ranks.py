@@ -94,11 +94,13 @@ class Ranks:
         """Within, the process groups of all ranks exist.
 
         Raises:
-            RankError: another rank has left, or does not respond in time.
+            RankError: another rank has left, or does not respond in time, or a process group exists already.
         """
         if self.alone:
             yield
             return
+        if dist.is_initialized():
+            raise RankError("ranks must be joined before any process group exists, got one of the caller")
         on_cuda = device.type == "cuda"
         if on_cuda and device.index is None:
             device = torch.device("cuda", self.local_rank)
@@ -140,6 +142,15 @@ class Ranks:
         count = batch_size // self.world_size
         return count, self.rank * count
 
+    @torch.no_grad()
+    def equalize_(self, module: nn.Module) -> None:
+        """Copies the first rank's weights and buffers to all ranks, in place; sharded ones are not copied."""
+        if self.alone:
+            return
+        for tensor in module.state_dict(keep_vars=True).values():
+            if not sharding.is_sharded(tensor):
+                dist.broadcast(tensor.detach(), 0)
+
     def shard_(self, network: nn.Module) -> None:
         """Shards a network over the ranks, in place, if ``shard``; call it before creating an optimizer."""
         if self.shard and not self.alone:
@@ -169,7 +180,8 @@ class Ranks:
         for p in module.parameters():
             if not sharding.is_sharded(p):
                 dist.broadcast(p.detach(), 0)
-                p.register_hook(self._mean_of)
+                if p.requires_grad:
+                    p.register_hook(self._mean_of)
         return module
 
     def _mean_of(self, grad: Tensor) -> Tensor:

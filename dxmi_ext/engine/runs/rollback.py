@@ -60,8 +60,8 @@ class Rollbacks:
                 write_json(self._folder.directory / "failure.json", report)
             raise health.Diverged(
                 f"{what}, after {self._settings.rollbacks} rollbacks; see failure.json. {source} is good: "
-                f"resume={source} with another output resumes from it, perhaps with lower learning rates, "
-                "clipped gradients or a larger gamma"
+                f"resume={source} with another output resumes from it, perhaps with lower learning rates "
+                "or clipped gradients"
             )
         stepper.load_state_dict(state["stepper"])
         self.retry(phase, stepper)

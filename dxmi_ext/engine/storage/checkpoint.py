@@ -215,6 +215,12 @@ def save_model(path: Path, module: nn.Module, config: dict[str, Any]) -> None:
         _write(folder, _MODEL, state, config)
 
 
+def is_model_of_others(path: Path) -> bool:
+    """Whether another library saved the model.safetensors in a folder: ours have no metadata."""
+    file = Path(path) / _MODEL[0]
+    return file.is_file() and bool(tensor_files.metadata_of(file))
+
+
 def load_model_state(
     path: Path, device: torch.device | str = "cpu"
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -115,6 +115,14 @@ def open_tensors(path: Path, names: list[str]) -> dict[str, StoredTensor]:
     return tensors
 
 
+def metadata_of(path: Path) -> dict[str, str]:
+    """The metadata of a file; empty if it has none, or cannot be read."""
+    try:
+        return dict(_safe_open(path).metadata() or {})
+    except (OSError, SafetensorError):
+        return {}
+
+
 def _safe_open(path: Path) -> Any:
     try:
         str(path).encode()

@@ -59,7 +59,7 @@ def _rows(table: Path, columns: Sequence[str]) -> list[dict[str, str]]:
     for i, row in enumerate(rows, 2):
         if short := [name for name in columns[:-1] if row[name] is None]:
             raise ImageDataError(f"{table}: row {i} must have {','.join(columns)}, {short[0]} is missing")
-    return rows
+    return [row for row in rows if any(row[name] for name in columns)]  # spreadsheets add empty rows
 
 
 def _named(path: Path, name: str) -> Path:
