@@ -6,6 +6,7 @@ backward kernel q(x_t | x_{t+1}). Imports torch, ``dxmi_ext.ops``, the method an
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -133,6 +134,7 @@ class Chain(nn.Module):
         tables = self.tables()
         energy = (self.energy(path[-1]) if true_energy is None else true_energy.exact(path[-1])).double()
         forward = Forward(tables.sample_coef, tables.output_coef, tables.log_std)
+        energy = energy.masked_fill(energy.isnan(), math.inf)  # points without an energy have no weight
         back = log_ratio(path, self.output, forward, Kernel(tables.back_coef, tables.back_log_std))
         units = self.energy.widths.double().log().sum()  # the density of y is that of x times these
         return units + back - energy / self.temperature - self.start.log_prob(path[0]).double()

@@ -55,7 +55,8 @@ class TargetEnergy(nn.Module):
 
     Args:
         target: target whose energy it is.
-        limit: energy above which it grows as its logarithm only, limit (1 + log(E / limit)); None: none.
+        limit: energy above which it grows as its logarithm only, limit (1 + log(E / limit)), so that it is
+            finite where E is infinite; None: none.
         widths: unit of each coordinate y, [free]; None: 1.
 
     Attributes:
@@ -77,7 +78,8 @@ class TargetEnergy(nn.Module):
         energy = self.exact(y).to(y.dtype)
         if self.limit is None:
             return energy
-        above = self.limit * (1 + (energy.clamp(min=self.limit) / self.limit).log())
+        most = torch.finfo(energy.dtype).max  # for infinite energies
+        above = self.limit * (1 + (energy.clamp(self.limit, most) / self.limit).log())
         return torch.where(energy > self.limit, above, energy)
 
     def lift(self, y: Tensor) -> Tensor:
