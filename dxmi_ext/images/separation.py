@@ -100,7 +100,7 @@ def _blurred(images: Tensor) -> Tensor:
 
 
 def _load(path: str, test: ImageData, size: int | None, cache: str | None) -> ImageData:
-    """Other images, as in the test images' shape and scale."""
+    """Other images of the same shape, read with the scale of the test images."""
     try:
         data = dataset.load(path, split="test", size=size, cache=cache, scale=test.scale)
     except SplitMissing:  # a collection without splits
