@@ -34,7 +34,7 @@ inline void check_cuda(cudaError_t error, const char* op) {
 
 // Kernels take structs with SampleViews as `const __grid_constant__`. Otherwise, passing one by reference to a
 // function that is not inlined would copy all of it to local memory.
-// One block is the least that must fit on a multiprocessor: kernels of unaligned rows need up to 153 registers.
+// One block is the least that must fit on a multiprocessor: kernels of unaligned rows need up to 156 registers.
 #define DXMI_KERNEL __global__ void __launch_bounds__(dxmi::cuda::kThreads, 1)
 
 // Launches a kernel and reports errors of the launch itself, without waiting for the kernel.

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from dxmi_ext import ops
 from dxmi_ext.energies import metrics, targets
 from dxmi_ext.energies.chains import GradientChain, PolicyChain
-from dxmi_ext.energies.networks import Policy, Start, TargetEnergy, Value
+from dxmi_ext.energies.networks import Policy, Start, TargetEnergy, Value, input_gradient
 from dxmi_ext.energies.policy import PolicyTrainer, raise_stds_
 from dxmi_ext.energies.replay import Replay
 from dxmi_ext.energies.schedule import Levels, levels, policy_schedule
@@ -364,6 +364,19 @@ def test_sigmas_are_fitted_to_paths_backwards_from_samples() -> None:
     assert torch.allclose(made.log_std, exact, atol=0.03)
     log_w.append(chain.log_weights(chain.rollout(4000, ops.noise_key(0))))
     assert of_weights(log_w[1])["ess"] > of_weights(log_w[0])["ess"]
+
+
+def test_energies_that_are_not_finite_have_no_weight_and_a_finite_limit() -> None:
+    walls = Target("walls", 1, lambda x: x[:, 0].square().where(x[:, 0] < 0, torch.inf))
+    gaps = Target("gaps", 1, lambda x: x[:, 0].square().where(x[:, 0] < 0, torch.nan))
+    chain, _ = small("dxmi")
+    path = chain.rollout(50, ops.noise_key(0))
+    for target in (walls, gaps):
+        log_w = chain.log_weights(path, TargetEnergy(target))
+        assert torch.equal(log_w.isneginf(), path[-1][:, 0] >= 0) and log_w.isfinite().any()
+    limited, x = TargetEnergy(walls, 50.0), torch.tensor([[-1.0], [1.0]])
+    assert limited(x).isfinite().all() and limited(x)[0] == 1
+    assert input_gradient(limited, x).tolist() == [[-2.0], [0.0]]
 
 
 def test_samples_without_the_last_noise_are_means_of_the_last_step() -> None:

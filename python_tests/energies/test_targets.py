@@ -10,6 +10,7 @@ import torch
 
 from dxmi_ext import ops
 from dxmi_ext.energies import custom, reference, targets
+from dxmi_ext.energies.networks import TargetEnergy
 from dxmi_ext.energies.targets import TARGETS
 from dxmi_ext.engine.settings import ConfigError
 
@@ -103,6 +104,7 @@ class Holder:
     pass
 number = 3
 def good(x): return x.square().sum(1) / 2
+def double(x): return x.double().square().sum(1) / 2 + 1e8
 def wide(x): return x.square()
 def odd(x): return x.square().sum(1) * float("nan")
 def flat(x): return x.detach().square().sum(1)
@@ -129,6 +131,9 @@ def test_own_target(module: Path) -> None:
     assert target.energy(torch.ones(2, 3)).tolist() == [1.5, 1.5]
     assert target.draw is None and target.log_partition is None
     assert custom.load("own_energies:good", 3, None, 1.0)[1] == source
+    double = TargetEnergy(custom.load("own_energies:double", 3, None, 1.0)[0])
+    assert double.exact(torch.ones(1, 3)).item() == 1e8 + 1.5
+    assert double(torch.ones(1, 3)).dtype == torch.float32
     module.write_text(SOURCE.replace("/ 2", "/ 3"))
     target, changed = custom.load("own_energies:good", 3, None, 1.0)
     assert changed != source and target.energy(torch.ones(1, 3)).item() == pytest.approx(1)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 
 import rank_processes
 import runs
@@ -129,6 +130,17 @@ def test_ranks_go_back_together_or_stop_together(tmp_path: Path) -> None:
     assert report["last_checkpoint"].endswith("step_00000006") and len(report["rollbacks"]) == 3
     (left,) = (tmp_path / "bad" / "checkpoints").iterdir()
     assert left.name == "step_00000006"
+
+
+def test_a_process_group_of_the_caller_is_kept(tmp_path: Path) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        joined = Ranks(0, 2).joined(torch.device("cpu"))
+        with pytest.raises(RankError, match="before any process group exists"), joined:
+            pass
+        assert dist.is_initialized()
+    finally:
+        dist.destroy_process_group()
 
 
 def test_rows_of_a_batch() -> None:
